@@ -1,0 +1,125 @@
+"""What every token generator offers. An engine speaks token ids; text travels beside them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw the next token. The defaults are the paper's rollout settings (section 4)."""
+
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means no limit."""
+    min_p: float = 0.0
+    seed: int | None = None
+    """The same seed, prompt and weights give the same tokens, whatever else shares the batch."""
+    max_tokens: int = 8000
+    top_logprobs: int = 0
+    """How many alternatives to report beside each sampled token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """One alternative at a position."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChunk:
+    """One or more sampled tokens, in order.
+
+    ``text`` is what these ids add to the decoded text. A token that ends in the middle of a UTF-8 character
+    adds nothing until the character is whole, so the text of a chunk may belong to earlier ids.
+    ``logprobs`` are taken after the temperature and before top-p, top-k and min-p.
+    A stop token is delivered too: its id, its text (special tokens included) and its logprob.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
+    finish_reason: FinishReason | None = None
+    """Set on the last chunk: ``stop`` when the last id is a stop token, ``length`` at ``max_tokens`` or at
+    the model's context length."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since start. ``cached_tokens`` are prompt tokens whose keys and values were reused."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    running: int = 0
+    waiting: int = 0
+
+
+class EngineError(Exception):
+    """The engine could not serve a request."""
+
+
+class ContextLengthExceededError(EngineError):
+    """The prompt leaves no room for one token in the model's context."""
+
+
+class Tokenizer(Protocol):
+    """The few things that the service asks of a tokenizer."""
+
+    def encode(self, text: str, *, allow_special: bool) -> list[int]:
+        """Token ids of ``text``; with ``allow_special`` false, text that spells a special token stays text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens included."""
+        ...
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one special token by name, or None where the vocabulary lacks it."""
+        ...
+
+    def render_chat(
+        self, messages: Sequence[dict[str, object]], *, template_kwargs: dict[str, object] | None = None
+    ) -> list[int]:
+        """Ids of the prompt that the chat template makes of ``messages``, generation prompt included."""
+        ...
+
+
+class Engine(Protocol):
+    """A token generator."""
+
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
+    ) -> AsyncIterator[TokenChunk]:
+        """Sample until a stop token, ``max_tokens`` or the context's end. Closing the iterator cancels.
+
+        A prompt that goes on from an earlier call (its prompt, what it sampled, then new tokens) is not
+        prefilled again: engines keep a prefix cache.
+
+        Raises:
+            ContextLengthExceededError: the prompt leaves no room.
+            EngineError: the engine failed; nothing more will come.
+        """
+        ...
+
+    def stats(self) -> EngineStats: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
