@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol
-
-if TYPE_CHECKING:
-    from service.sandbox.base import ExecutionResult
+from typing import Final, Protocol
 
 MAX_CHARS: Final = 512
 MAX_TOKENS: Final = 256
@@ -23,7 +20,20 @@ class ObservationTokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-def result_text(result: ExecutionResult) -> str:
+class FlushResult(Protocol):
+    """What the formatter reads of a sandbox's result."""
+
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def signal(self) -> int | None: ...
+
+
+def result_text(result: FlushResult) -> str:
     """What a flush says: stdout if stderr is empty, else the last line of stderr (algorithm.md, section 1).
 
     A kill has no traceback to show, so it is named.

@@ -14,13 +14,14 @@ Solve the problem below step by step. You may write Python while you reason, and
 Put the final answer in \\boxed{}.
 
 How the Python works:
-- Write a block between ```python and ```. All blocks share one namespace, like the cells of one notebook: \
-a later block can use the names of the earlier ones.
-- A block does not run when you close it. It is delayed, so it needs no print; go on reasoning with the names \
-of its variables instead of their values.
-- Write <tool_call> right after a closing ``` to run all delayed blocks in order. You are then shown what they \
-printed.
-- Delay by default. Run only where you must read a value to go on; above all, run before you state the final value.
+- Write a block between ```python and ```. All blocks share one namespace, like the cells of one \
+notebook: a later block can use the names of the earlier ones.
+- A block does not run when you close it. It is delayed, so it needs no print; go on reasoning with the \
+names of its variables instead of their values.
+- Write <tool_call> right after a closing ``` to run all delayed blocks in order. You are then shown what \
+they printed.
+- Delay by default. Run only where you must read a value to go on; above all, run before you state \
+the final value.
 - Print what you must see, and nothing else. Never make up an output: a value that has not been shown to you \
 is not known.
 - Never write the same block twice, nor two blocks with no reasoning between them.

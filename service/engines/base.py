@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -76,7 +76,7 @@ class Tokenizer(Protocol):
     """The few things that the service asks of a tokenizer."""
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
-        """Token ids of ``text``; with ``allow_special`` false, text that spells a special token stays text."""
+        """Token ids of ``text``; with ``allow_special`` false, a special token spelled out stays text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -108,7 +108,7 @@ class Engine(Protocol):
 
     def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
-    ) -> AsyncIterator[TokenChunk]:
+    ) -> AsyncGenerator[TokenChunk, None]:
         """Sample until a stop token, ``max_tokens`` or the context's end. Closing the iterator cancels.
 
         A prompt that goes on from an earlier call (its prompt, what it sampled, then new tokens) is not

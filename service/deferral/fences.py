@@ -1,0 +1,111 @@
+"""Find code blocks and execute markers in text that arrives in pieces cut anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+FENCE: Final = "```"
+LANGUAGES: Final = frozenset({"python", "py"})
+
+
+@dataclass(frozen=True, slots=True)
+class BlockClosed:
+    """A closed Python block. ``start`` and ``end`` are offsets in the scanned text, fences included."""
+
+    code: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkerSeen:
+    """An execute marker outside every fence; ``end`` is the offset just after it."""
+
+    end: int
+
+
+ScanEvent = BlockClosed | MarkerSeen
+
+
+class _State(Enum):
+    TEXT = auto()
+    PYTHON = auto()
+    OTHER = auto()
+
+
+class FenceScanner:
+    """Incremental scanner of one turn's text.
+
+    A fence opens on a line that holds three backticks and a language, and closes at the first three backticks
+    that start a line, so a string in the code may hold backticks. Blocks in other languages are skipped.
+    As in CommonMark, the indentation of the opening fence is taken off each line of code. A marker inside a
+    fence is code. Feeding the same text in any cut yields the same events.
+    """
+
+    def __init__(self, marker: str) -> None:
+        self._marker = marker
+        self._state = _State.TEXT
+        self._line = ""
+        self._can_open = True  # false on the line that closed a block
+        self._closes_other = False
+        self._code: list[str] = []
+        self._indent = 0
+        self._start = 0
+        self._line_start = 0
+        self._offset = 0
+
+    @property
+    def in_code(self) -> bool:
+        """Whether a Python block is open."""
+        return self._state is _State.PYTHON
+
+    def feed(self, text: str) -> list[ScanEvent]:
+        """Take more text; give the events that it completes, in order."""
+        events: list[ScanEvent] = []
+        for char in text:
+            self._offset += 1
+            if char == "\n":
+                self._end_line()
+            else:
+                self._line += char
+                event = self._look()
+                if event is not None:
+                    events.append(event)
+        return events
+
+    def _look(self) -> ScanEvent | None:
+        """Act on what the line, not yet ended, already shows."""
+        if self._state is _State.TEXT:
+            return MarkerSeen(self._offset) if self._line.endswith(self._marker) else None
+        if self._line.lstrip(" \t") != FENCE:
+            return None
+        if self._state is _State.PYTHON:
+            self._can_open = False
+            block = BlockClosed("\n".join(self._code), self._start, self._offset)
+            self._state, self._code = _State.TEXT, []
+            return block
+        self._state, self._closes_other = _State.TEXT, True
+        return None
+
+    def _end_line(self) -> None:
+        if self._state is _State.PYTHON:
+            margin = len(self._line) - len(self._line.lstrip(" \t"))
+            self._code.append(self._line[min(margin, self._indent) :])
+        elif self._state is _State.TEXT and self._can_open:
+            self._open_fence()
+        self._line, self._line_start = "", self._offset
+        self._can_open, self._closes_other = True, False
+
+    def _open_fence(self) -> None:
+        stripped = self._line.strip()
+        if not stripped.startswith(FENCE):
+            return
+        info = stripped.removeprefix(FENCE).strip().lower()
+        if info in LANGUAGES:
+            self._state = _State.PYTHON
+            self._start = self._line_start
+            self._indent = len(self._line) - len(self._line.lstrip(" \t"))
+        elif "`" not in info and self._marker not in info and not self._closes_other:
+            self._state = _State.OTHER

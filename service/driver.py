@@ -1,0 +1,120 @@
+"""Run an episode: the one loop, behind every served request and every training rollout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from service.deferral.episode import Episode, Flush
+from service.engines.base import Engine, Sampling
+from service.events import (
+    EpisodeEvent,
+    ExecutedTool,
+    Finished,
+    FlushFinished,
+    FlushStarted,
+    Invoked,
+    InvokedBlock,
+    Observed,
+    Sampled,
+)
+from service.invocations import Invocations
+from service.sandbox.base import ExecutionResult, Session
+
+
+async def run_episode(
+    episode: Episode,
+    engine: Engine,
+    session: Session,
+    sampling: Sampling,
+    *,
+    episode_id: str,
+    clock: Callable[[], float] = time.time,
+) -> AsyncGenerator[EpisodeEvent, None]:
+    """Drive ``episode`` to its outcome. Closing the generator cancels the engine and closes the session.
+
+    Args:
+        episode: a fresh episode.
+        engine: samples the tokens.
+        session: the episode's own namespace; closed at the end, whatever happens.
+        sampling: ``max_tokens`` bounds what is sampled in the whole episode. A seed gives each turn its own.
+        episode_id: prefix of the flushes' ids.
+        clock: Unix time.
+
+    Raises:
+        EngineError: the engine failed. A sandbox that fails is not raised: the model reads of it.
+    """
+    marker = engine.tokenizer.token_id(episode.policy.marker)
+    stop_ids = engine.eos_token_ids | ({marker} if marker is not None else set())
+    invocations = Invocations(session)
+    flushes = 0
+    left = sampling.max_tokens
+    try:
+        while episode.outcome is None and (budget := min(episode.turn_budget(), left)) > 0:
+            tool_id = f"{episode_id}_{flushes}"
+            blocks: list[InvokedBlock] = []
+            hit_length = False
+            stream = engine.generate(
+                episode.context_ids, _for_turn(sampling, episode.turn, budget), stop_token_ids=stop_ids
+            )
+            async with aclosing(stream):
+                async for chunk in stream:
+                    yield Sampled(chunk)
+                    left -= len(chunk.ids)
+                    for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):
+                        block = InvokedBlock(invocation.code, invocation.at_token, clock())
+                        invocations.add(block.code)
+                        blocks.append(block)
+                        yield Invoked(tool_id, len(blocks) - 1, block)
+                    hit_length = chunk.finish_reason == "length"
+                    if episode.turn_over:
+                        break
+            flush = episode.end_turn(hit_length=hit_length)
+            if flush is None:
+                break
+            result: ExecutionResult | None = None
+            tool: ExecutedTool | None = None
+            if flush.blocks:
+                yield FlushStarted(tool_id, tuple(blocks))
+                flushed_at = clock()
+                result = await invocations.flush()
+                flushes += 1
+            observation = episode.observe(result)
+            if result is not None:
+                tool = _executed(tool_id, blocks, flush, observation.output, result, flushed_at)
+                yield FlushFinished(tool)
+            if observation.ids:
+                yield Observed(observation.ids, observation.text)
+        yield Finished(episode.finish())
+    finally:
+        await invocations.close()
+
+
+def _for_turn(sampling: Sampling, turn: int, budget: int) -> Sampling:
+    # The same seed in every turn would draw the same random numbers again.
+    seed = None if sampling.seed is None else (sampling.seed * 1_000_003 + turn - 1) % 2**63
+    return replace(sampling, max_tokens=budget, seed=seed)
+
+
+def _executed(
+    tool_id: str,
+    blocks: list[InvokedBlock],
+    flush: Flush,
+    output: str,
+    result: ExecutionResult,
+    flushed_at: float,
+) -> ExecutedTool:
+    return ExecutedTool(
+        id=tool_id,
+        blocks=tuple(blocks),
+        delayed=flush.delayed,
+        output=output,
+        status=result.status,
+        started_at=result.started_at,
+        finished_at=result.finished_at,
+        flushed_at=flushed_at,
+        wall_ms=result.wall_seconds * 1000,
+        waited_ms=result.waited_seconds * 1000,
+    )

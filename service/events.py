@@ -1,0 +1,87 @@
+"""What a running episode tells its audience: the API, the trainer, a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.deferral.episode import Outcome
+from service.engines.base import TokenChunk
+from service.sandbox.base import Status
+
+
+@dataclass(frozen=True, slots=True)
+class InvokedBlock:
+    """A block that the model closed; ``invoked_at`` is Unix time."""
+
+    code: str
+    invoked_at_token: int
+    invoked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutedTool:
+    """One flush and what came of it. Times are Unix seconds, None where nothing ran."""
+
+    id: str
+    blocks: tuple[InvokedBlock, ...]
+    delayed: int
+    """Delayed calls among the blocks, 0 if the flush games the count."""
+    output: str
+    status: Status
+    started_at: float | None
+    finished_at: float | None
+    flushed_at: float
+    """When the model asked for the output."""
+    wall_ms: float
+    """How long the code ran."""
+    waited_ms: float
+    """How long the model waited for it; the rest of ``wall_ms`` was hidden behind its writing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The model wrote these tokens."""
+
+    chunk: TokenChunk
+
+
+@dataclass(frozen=True, slots=True)
+class Invoked:
+    """A block became pending in the flush-to-be ``tool_id``."""
+
+    tool_id: str
+    index: int
+    block: InvokedBlock
+
+
+@dataclass(frozen=True, slots=True)
+class FlushStarted:
+    """The model asked for all that is pending and now waits."""
+
+    tool_id: str
+    blocks: tuple[InvokedBlock, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlushFinished:
+    """The result is there; the observation follows."""
+
+    tool: ExecutedTool
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """These tokens were appended for the model to read."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The episode is over."""
+
+    outcome: Outcome
+
+
+EpisodeEvent = Sampled | Invoked | FlushStarted | FlushFinished | Observed | Finished

@@ -1,0 +1,48 @@
+"""Hand blocks to a session in order, without making the model wait for a container."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from service.sandbox.base import ExecutionResult, SandboxError, Session
+
+
+class Invocations:
+    """The pending blocks of one episode on their way to its session.
+
+    A session may have to wait for a container at its first block. The blocks queue here, so that the engine
+    writes on meanwhile; a sandbox that fails tells so at the flush.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._tail: asyncio.Task[None] | None = None
+
+    def add(self, code: str) -> None:
+        """Invoke ``code`` after those before it; returns at once."""
+        self._tail = asyncio.create_task(self._invoke(self._tail, code))
+
+    async def _invoke(self, before: asyncio.Task[None] | None, code: str) -> None:
+        if before is not None:
+            await before
+        await self._session.invoke(code)
+
+    async def flush(self) -> ExecutionResult:
+        """The result of all that was added since the last flush; ``sandbox_error`` if the sandbox failed."""
+        began = time.monotonic()
+        tail, self._tail = self._tail, None
+        try:
+            if tail is not None:
+                await tail
+            return await self._session.flush()
+        except SandboxError as error:
+            waited = time.monotonic() - began
+            return ExecutionResult("", str(error), "sandbox_error", wall_seconds=0.0, waited_seconds=waited)
+
+    async def close(self) -> None:
+        """Drop what is pending and close the session."""
+        if self._tail is not None:
+            self._tail.cancel()
+            await asyncio.gather(self._tail, return_exceptions=True)
+        await self._session.close()
