@@ -1,0 +1,38 @@
+# The two commands are `make serve` and `make test`; each prepares what it needs and costs nothing to run again.
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-fast check fmt setup stop-docker clean
+
+ARGS ?=
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+serve: ## Serve the quickstart model on http://127.0.0.1:8000 (ARGS="--port 9000" adds options)
+	@scripts/with-setup cpu ih-grpo serve --sandbox in-process $(ARGS)
+
+test: ## Check formatting, lint and types, then run every test (ARGS="-k name" selects)
+	@scripts/with-setup dev scripts/run-tests $(ARGS)
+
+test-fast: ## Only the quick tests that need no Docker
+	@scripts/ensure-venv dev
+	@.venv/bin/python -m pytest -m "not docker and not slow and not gpu" $(ARGS)
+
+check: ## Check formatting, lint and types
+	@scripts/ensure-venv dev
+	@scripts/check
+
+fmt: ## Format the code and mend what ruff can mend
+	@scripts/ensure-venv dev
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+setup: ## Prepare all and start nothing
+	@scripts/with-setup cpu true
+
+stop-docker: ## Stop the Docker daemon, if it was started by these commands
+	@scripts/stop-docker
+
+clean: ## Remove .venv and the caches of this folder (not Docker's images, not your runs)
+	@rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	@find service trainer tests sandbox_image benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
