@@ -1,0 +1,166 @@
+"""The IH-GRPO loss: GRPO with clip-higher and dual clip, plus the term that makes the hierarchy explicit.
+
+A language model is implicitly a two-level policy: with ``x`` the execute marker and
+``logZ = logsumexp of z_v over v != x``, the decision has the logit ``z_x - logZ`` and the writing is the
+softmax over the rest. Its gradient is not the two-level policy's: through ``logZ`` each level pushes on the
+other. The hierarchy term removes that push (IH-GRPO, arXiv 2605.18500).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MAX_LOG_RATIO = 20.0
+"""Beyond this a ratio is clipped anyway, and its exponential would soon overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class IHGRPOLoss:
+    """Scalars, each a sum over the mask divided by ``num_tokens``, so that micro-batches simply add up.
+
+    Only ``loss`` carries a gradient; the rest is there to be logged.
+    """
+
+    loss: Tensor
+    """``policy_loss + hierarchy_weight * hierarchy_loss``."""
+    policy_loss: Tensor
+    """GRPO's clipped surrogate."""
+    hierarchy_loss: Tensor
+    """The decoupling term before its weight. Its gradient is what counts; its value means little."""
+    clip_fraction: Tensor
+    """Share of tokens whose ratio left the clip range on the side where clipping acts."""
+    dual_clip_fraction: Tensor
+    """Share of tokens with a negative advantage that the dual clip caught."""
+    approx_kl: Tensor
+    """KL(old || new) by the estimator ``(r - 1) - log r``, which is never negative."""
+
+
+def ih_grpo_loss(
+    *,
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    execute_log_probs: Tensor,
+    execute_logits: Tensor,
+    advantages: Tensor,
+    is_execute: Tensor,
+    mask: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    dual_clip: float = 3.0,
+    hierarchy_weight: float = 0.001,
+    num_tokens: Tensor | float | None = None,
+) -> IHGRPOLoss:
+    """Mean loss over the unmasked tokens. Tensors are [B, T], float32 or float64, unless said.
+
+    With ``l`` the clipped loss of a token, ``p_x`` the marker's probability and ``n`` 0 where the marker was
+    sampled and 1 elsewhere::
+
+        loss = mean(l) + hierarchy_weight * mean((stop(1 - p_x) - n) * logZ * stop(l))
+
+    At weight 1 and a ratio inside the clip range this has the gradient of the explicit two-level policy,
+    whose decision moves ``z_x`` alone. At weight 0 it is GRPO (DAPO) itself. Where the ratio is clipped, ``l``
+    has no gradient but keeps its value, so the hierarchy term still acts there, as in the paper.
+
+    Args:
+        log_probs: log-probability of each sampled token under the policy being trained.
+        old_log_probs: the same under the policy that sampled it; carries no gradient.
+        execute_log_probs: log-probability of the execute marker at each position.
+        execute_logits: logit of the marker, ``z_x``, after the temperature.
+        advantages: [B], one a sample, or [B, T].
+        is_execute: bool; the sampled token is the marker.
+        mask: bool, or numbers of which 0 means masked. What masked positions hold is ignored, NaN included.
+        clip_low: the ratio is clipped below at ``1 - clip_low``.
+        clip_high: the ratio is clipped above at ``1 + clip_high``.
+        dual_clip: with a negative advantage a token's loss is at most ``dual_clip * -advantage``; above 1.
+        hierarchy_weight: lambda of the paper.
+        num_tokens: what the sums are divided by; the mask's sum if not given. When one optimiser step is made
+            of several micro-batches, give each the unmasked tokens of all of them and add up the losses. When
+            gradients are also averaged over processes, give all processes' tokens divided by their number.
+
+    Raises:
+        ValueError: a shape, a dtype or ``dual_clip`` does not fit; the message names the argument.
+    """
+    mask = mask.bool()
+    if advantages.dim() == 1:
+        advantages = advantages[:, None]
+    _check(log_probs, old_log_probs, execute_log_probs, execute_logits, advantages, is_execute, mask)
+    if dual_clip <= 1:
+        raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
+
+    # Padding may hold anything. Replaced before any arithmetic, a NaN there reaches no loss and no gradient.
+    log_probs, execute_log_probs, execute_logits = (
+        t.masked_fill(~mask, fill)
+        for t, fill in ((log_probs, 0.0), (execute_log_probs, -1.0), (execute_logits, 0.0))
+    )
+    old_log_probs = old_log_probs.detach().masked_fill(~mask, 0.0)
+    advantages = advantages.detach().expand_as(log_probs).masked_fill(~mask, 0.0)
+
+    log_ratio = (log_probs - old_log_probs).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    unclipped = -ratio * advantages
+    clipped = torch.maximum(unclipped, -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    ceiling = -dual_clip * advantages
+    token_loss = torch.where(advantages < 0, torch.minimum(clipped, ceiling), clipped)
+
+    # float32 cannot tell a probability nearer to 1 than this from 1.
+    log_p_execute = execute_log_probs.clamp(max=-torch.finfo(execute_log_probs.dtype).eps)
+    not_execute = -torch.expm1(log_p_execute)
+    log_z = execute_logits - log_p_execute + not_execute.log()
+    coupling = (not_execute.detach() - (~is_execute).to(log_z.dtype)) * log_z
+    hierarchy = coupling * token_loss.detach()
+
+    count = torch.as_tensor(mask.sum() if num_tokens is None else num_tokens, device=log_probs.device)
+    count = count.to(log_probs.dtype).clamp(min=torch.finfo(log_probs.dtype).tiny)
+
+    def mean(values: Tensor) -> Tensor:
+        return values.to(log_probs.dtype).masked_fill(~mask, 0.0).sum() / count
+
+    policy_loss, hierarchy_loss = mean(token_loss), mean(hierarchy)
+    with torch.no_grad():
+        clip_fraction = mean(clipped > unclipped)
+        dual_clip_fraction = mean((advantages < 0) & (clipped > ceiling))
+        approx_kl = mean(torch.expm1(log_ratio) - log_ratio)
+    return IHGRPOLoss(
+        loss=policy_loss + hierarchy_weight * hierarchy_loss,
+        policy_loss=policy_loss.detach(),
+        hierarchy_loss=hierarchy_loss.detach(),
+        clip_fraction=clip_fraction,
+        dual_clip_fraction=dual_clip_fraction,
+        approx_kl=approx_kl,
+    )
+
+
+def _check(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    execute_log_probs: Tensor,
+    execute_logits: Tensor,
+    advantages: Tensor,
+    is_execute: Tensor,
+    mask: Tensor,
+) -> None:
+    """Raise ValueError for the first argument that does not fit ``log_probs``."""
+    if log_probs.dim() != 2 or log_probs.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"log_probs must be [B, T] in float32 or float64, got {list(log_probs.shape)} {log_probs.dtype}"
+        )
+    if is_execute.dtype != torch.bool:
+        raise ValueError(f"is_execute must be bool, got {is_execute.dtype}")
+    same_dtype = {
+        "old_log_probs": old_log_probs,
+        "execute_log_probs": execute_log_probs,
+        "execute_logits": execute_logits,
+    }
+    for name, tensor in same_dtype.items():
+        if tensor.dtype != log_probs.dtype:
+            raise ValueError(f"{name} must be {log_probs.dtype} as log_probs is, got {tensor.dtype}")
+    for name, tensor in {**same_dtype, "is_execute": is_execute, "mask": mask}.items():
+        if tensor.shape != log_probs.shape:
+            raise ValueError(
+                f"{name} must be {list(log_probs.shape)} as log_probs is, got {list(tensor.shape)}"
+            )
+    if advantages.shape not in (log_probs.shape, (log_probs.shape[0], 1)):
+        raise ValueError(f"advantages must be [B] or [B, T], got {list(advantages.shape)}")
