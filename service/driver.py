@@ -75,7 +75,6 @@ async def run_episode(
             if flush is None:
                 break
             result: ExecutionResult | None = None
-            tool: ExecutedTool | None = None
             if flush.blocks:
                 yield FlushStarted(tool_id, tuple(blocks))
                 flushed_at = clock()

@@ -39,7 +39,8 @@ class FenceScanner:
     """Incremental scanner of one turn's text.
 
     A fence opens on a line that holds three backticks and a language, and closes at the first three backticks
-    that start a line, so a string in the code may hold backticks. Blocks in other languages are skipped.
+    that start a line, so a string in the code may hold backticks. Blocks in other languages are skipped, but
+    a Python fence inside one opens a block: models forget to close.
     As in CommonMark, the indentation of the opening fence is taken off each line of code. A marker inside a
     fence is code. Feeding the same text in any cut yields the same events.
     """

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.deferral.episode import Episode, Flush, Invocation, Outcome
+from service.deferral.policy import DeferralPolicy
+from service.sandbox.base import ExecutionResult
+from tests.support.char_tokenizer import CharTokenizer
+
+TOKENIZER = CharTokenizer()
+MARKER = TOKENIZER.token_id("<tool_call>")
+assert MARKER is not None
+PROMPT = [ord(char) for char in "2+2?"]
+BLOCK = "```python\nx = 1\n```"
+
+
+def make(immediate: bool = False, **policy: Any) -> Episode:
+    return Episode(PROMPT, DeferralPolicy(**policy), TOKENIZER, MARKER, immediate=immediate)
+
+
+def write(episode: Episode, text: str, *, hit_length: bool = False) -> Flush | None:
+    """Feed a turn token by token, as an engine would, and end it."""
+    for token in TOKENIZER.encode(text, allow_special=True):
+        episode.feed([token], TOKENIZER.decode([token]), [-0.5])
+        if episode.turn_over:
+            break
+    return episode.end_turn(hit_length=hit_length)
+
+
+def result(stdout: str) -> ExecutionResult:
+    return ExecutionResult(stdout, "", "ok", wall_seconds=0.0, waited_seconds=0.0)
+
+
+def test_pending_until_the_marker_then_observed() -> None:
+    episode = make()
+    flush = write(episode, f"Let\n{BLOCK}\nso\n```py\nprint(x)\n```<tool_call>never read")
+    assert flush is not None
+    assert [block.code for block in flush.blocks] == ["x = 1", "print(x)"]
+    assert flush.delayed == 1
+    assert episode.outcome is None
+    observation = episode.observe(result("1\n"))
+    assert observation.text == "\nCode execution result: 1\n</tool_call>\n"
+    assert write(episode, "It is \\boxed{1}") is None
+    assert episode.outcome is Outcome.ANSWER
+    assert episode.answer == "1"
+    assert episode.turn == 2
+
+
+def test_invocation_counts_tokens_up_to_its_fence() -> None:
+    episode = make()
+    text = f"a\n{BLOCK}"
+    assert episode.feed([1] * 7, text, [0.0] * 7) == [Invocation("x = 1", at_token=7)]
+
+
+def test_tokens_are_kept_as_sampled_and_observations_masked() -> None:
+    episode = make()
+    write(episode, f"{BLOCK}<tool_call>")
+    written = len(episode.transcript.ids)
+    observation = episode.observe(result("1"))
+    write(episode, "ok")
+    transcript = episode.transcript
+    assert transcript.mask == [1] * written + [0] * len(observation.ids) + [1, 1]
+    assert transcript.ids[written : written + len(observation.ids)] == list(observation.ids)
+    assert transcript.context_ids[: len(PROMPT)] == PROMPT
+    assert TOKENIZER.decode(transcript.ids) == transcript.text
+
+
+def test_empty_flush_counts_a_turn_and_goes_on() -> None:
+    episode = make()
+    flush = write(episode, "hm <tool_call>")
+    assert flush == Flush((), 0)
+    assert "no code is pending" in episode.observe(None).text
+    assert (episode.turn, episode.outcome) == (2, None)
+
+
+def test_blocks_flushed_once() -> None:
+    episode = make()
+    write(episode, f"{BLOCK}<tool_call>")
+    episode.observe(result(""))
+    assert write(episode, "again <tool_call>") == Flush((), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("The answer is \\boxed{4}", Outcome.ANSWER),
+        (f"{BLOCK}\nso \\boxed{{4}}", Outcome.ANSWER),
+        (f"\\boxed{{4}} or\n{BLOCK}\n", Outcome.VOID),
+        ("no box", Outcome.VOID),
+        (BLOCK, Outcome.VOID),
+        ("\\boxed{}", Outcome.VOID),
+        ("\\boxed{4} <tool_call>", Outcome.ANSWER),
+    ],
+)
+def test_how_a_turn_ends(text: str, outcome: Outcome) -> None:
+    episode = make()
+    assert write(episode, text) is None
+    assert episode.outcome is outcome
+
+
+def test_marker_inside_an_open_fence_loses_that_block() -> None:
+    flush = write(make(), f"{BLOCK}\nthen\n```python\ny = 2<tool_call>")
+    assert flush is not None
+    assert [block.code for block in flush.blocks] == ["x = 1"]
+
+
+def test_box_in_the_output_ends_the_episode() -> None:
+    episode = make()
+    write(episode, f"{BLOCK}<tool_call>")
+    episode.observe(result("\\boxed{4}\n"))
+    assert episode.outcome is Outcome.BOXED_OUTPUT
+    assert episode.answer == "4"
+    assert not episode.outcome.is_void
+
+
+def test_last_turn_has_no_flush() -> None:
+    episode = make(max_turns=2)
+    assert write(episode, f"{BLOCK}<tool_call>") is not None
+    episode.observe(result(""))
+    assert write(episode, f"{BLOCK}<tool_call>") is None
+    assert episode.outcome is Outcome.TURN_LIMIT
+    assert episode.outcome.is_void
+    assert episode.outcome.is_truncated
+
+
+def test_length() -> None:
+    episode = make()
+    assert write(episode, "so long", hit_length=True) is None
+    assert episode.outcome is Outcome.LENGTH
+
+
+def test_token_budgets() -> None:
+    episode = make(max_turn_tokens=50, max_episode_tokens=50)
+    assert episode.turn_budget() == 46
+    write(episode, f"{BLOCK}<tool_call>")
+    assert episode.turn_budget() == 50 - len(PROMPT) - len(BLOCK) - 1
+    observation = episode.observe(result("1"))
+    assert observation.ids == ()
+    assert observation.output == "1"
+    assert episode.outcome is Outcome.LENGTH
+
+
+def test_no_room_for_the_prompt() -> None:
+    episode = make(max_episode_tokens=len(PROMPT))
+    assert episode.turn_budget() == 0
+    assert episode.finish() is Outcome.LENGTH
+
+
+def test_immediate_mode_flushes_at_every_block() -> None:
+    episode = make(immediate=True)
+    flush = write(episode, f"a\n{BLOCK}\nnever read")
+    assert flush is not None
+    assert flush.delayed == 0
+    assert episode.transcript.text == f"a\n{BLOCK}"
+
+
+@given(st.data())
+def test_chunking_changes_nothing(data: st.DataObject) -> None:
+    pieces = st.sampled_from(["text ", f"\n{BLOCK}\n", "\\boxed{1}", "\n```python\n", "é"])
+    ids = TOKENIZER.encode(
+        "".join(data.draw(st.lists(pieces, max_size=8))) + "<tool_call>", allow_special=True
+    )
+    whole, cut = make(), make()
+    whole.feed(ids, TOKENIZER.decode(ids), [0.0] * len(ids))
+    while ids:
+        size = data.draw(st.integers(1, len(ids)))
+        cut.feed(ids[:size], TOKENIZER.decode(ids[:size]), [0.0] * size)
+        ids = ids[size:]
+
+    def outcome(episode: Episode) -> object:
+        flush = episode.end_turn()
+        codes = flush and [block.code for block in flush.blocks]
+        return codes, flush and flush.delayed, episode.outcome, episode.transcript.ids, episode.turn_over
+
+    assert outcome(whole) == outcome(cut)

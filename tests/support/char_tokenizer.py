@@ -1,0 +1,30 @@
+"""A tokenizer simple enough to read: one id a character, one id a special token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+SPECIALS = ("<tool_call>", "</tool_call>", "<|im_end|>")
+_FIRST_SPECIAL = 0x110000  # above every Unicode code point
+_PATTERN = re.compile("|".join(map(re.escape, SPECIALS)) + "|.", re.DOTALL)
+
+
+class CharTokenizer:
+    """Implements `service.engines.base.Tokenizer`."""
+
+    def encode(self, text: str, *, allow_special: bool) -> list[int]:
+        if not allow_special:
+            return [ord(char) for char in text]
+        return [self.token_id(piece) or ord(piece) for piece in _PATTERN.findall(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(SPECIALS[i - _FIRST_SPECIAL] if i >= _FIRST_SPECIAL else chr(i) for i in ids)
+
+    def token_id(self, token: str) -> int | None:
+        return _FIRST_SPECIAL + SPECIALS.index(token) if token in SPECIALS else None
+
+    def render_chat(
+        self, messages: Sequence[dict[str, object]], *, template_kwargs: dict[str, object] | None = None
+    ) -> list[int]:
+        return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages), allow_special=True)

@@ -1,0 +1,104 @@
+"""An engine that says what it is told and a sandbox that answers what it is told, for unit tests only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+
+from service.engines.base import EngineStats, Sampling, TokenChunk
+from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from tests.support.char_tokenizer import CharTokenizer
+
+EOS = "<|im_end|>"
+
+
+class ScriptedEngine:
+    """Says the next of ``turns`` at each call, a token a chunk, and the last one ever after."""
+
+    model_name = "scripted"
+    context_length = 10_000
+
+    def __init__(self, *turns: str, delay_s: float = 0.0) -> None:
+        self.tokenizer = CharTokenizer()
+        self.eos_token_ids = frozenset(self.tokenizer.encode(EOS, allow_special=True))
+        self.calls: list[tuple[list[int], Sampling]] = []
+        self.open_streams = 0
+        self._turns = list(turns)
+        self._delay_s = delay_s
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
+    ) -> AsyncGenerator[TokenChunk, None]:
+        self.calls.append((list(prompt_ids), sampling))
+        turn = self._turns.pop(0) if len(self._turns) > 1 else self._turns[0]
+        self.open_streams += 1
+        try:
+            for count, token in enumerate(self.tokenizer.encode(turn, allow_special=True), start=1):
+                await asyncio.sleep(self._delay_s)
+                stops = token in stop_token_ids
+                cut = count == sampling.max_tokens
+                text = self.tokenizer.decode([token])
+                yield TokenChunk(
+                    (token,), text, (-0.5,), finish_reason="stop" if stops else "length" if cut else None
+                )
+                if stops or cut:
+                    return
+        finally:
+            self.open_streams -= 1
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=self.open_streams)
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class ScriptedSession:
+    """Answers each flush with ``answer(pending blocks)``."""
+
+    def __init__(self, answer: Callable[[list[str]], ExecutionResult], delay_s: float = 0.0) -> None:
+        self.pending: list[str] = []
+        self.closed = False
+        self._answer = answer
+        self._delay_s = delay_s
+
+    async def invoke(self, code: str) -> None:
+        await asyncio.sleep(self._delay_s)
+        self.pending.append(code)
+
+    async def flush(self) -> ExecutionResult:
+        await asyncio.sleep(self._delay_s)
+        blocks, self.pending = self.pending, []
+        return self._answer(blocks)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class ScriptedSandbox:
+    """Gives scripted sessions and remembers them."""
+
+    def __init__(self, answer: Callable[[list[str]], ExecutionResult], delay_s: float = 0.0) -> None:
+        self.sessions: list[ScriptedSession] = []
+        self.limits: list[SessionLimits] = []
+        self.is_ready = True
+        self._answer = answer
+        self._delay_s = delay_s
+
+    def session(self, limits: SessionLimits) -> Session:
+        self.limits.append(limits)
+        self.sessions.append(ScriptedSession(self._answer, self._delay_s))
+        return self.sessions[-1]
+
+    async def ready(self) -> bool:
+        return self.is_ready
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+def printed(stdout: str) -> ExecutionResult:
+    """The result of a script that printed ``stdout`` and ended well."""
+    return ExecutionResult(
+        stdout, "", "ok", wall_seconds=0.2, waited_seconds=0.1, started_at=1.0, finished_at=1.2
+    )

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from service.invocations import Invocations
+from service.sandbox.base import ExecutionResult, SandboxError
+from tests.support.scripted import ScriptedSession, printed
+
+
+async def test_blocks_arrive_in_order() -> None:
+    seen: list[list[str]] = []
+
+    def answer(blocks: list[str]) -> ExecutionResult:
+        seen.append(blocks)
+        return printed("")
+
+    invocations = Invocations(ScriptedSession(answer, delay_s=0.001))
+    for code in "abc":
+        invocations.add(code)
+    await invocations.flush()
+    invocations.add("d")
+    await invocations.flush()
+    assert seen == [["a", "b", "c"], ["d"]]
+
+
+async def test_a_failed_invoke_is_told_at_the_flush_and_forgotten_after_it() -> None:
+    class Broken(ScriptedSession):
+        async def invoke(self, code: str) -> None:
+            if code == "a":
+                raise SandboxError("gone")
+            await super().invoke(code)
+
+    invocations = Invocations(Broken(lambda blocks: printed("".join(blocks))))
+    invocations.add("a")
+    invocations.add("b")
+    result = await invocations.flush()
+    assert (result.status, result.stderr) == ("sandbox_error", "gone")
+    invocations.add("c")
+    assert (await invocations.flush()).stdout == "c"
+
+
+async def test_close_drops_what_is_pending() -> None:
+    session = ScriptedSession(lambda blocks: printed(""), delay_s=30)
+    invocations = Invocations(session)
+    invocations.add("a")
+    await invocations.close()
+    assert session.closed
+    assert session.pending == []
