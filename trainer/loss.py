@@ -61,7 +61,7 @@ def ih_grpo_loss(
         loss = mean(l) + hierarchy_weight * mean((stop(1 - p_x) - n) * logZ * stop(l))
 
     At weight 1 and a ratio inside the clip range this has the gradient of the explicit two-level policy,
-    whose decision moves ``z_x`` alone. At weight 0 it is GRPO (DAPO) itself. Where the ratio is clipped, ``l``
+    whose decision moves ``z_x`` alone. At weight 0 it is GRPO itself. Where the ratio is clipped, ``l``
     has no gradient but keeps its value, so the hierarchy term still acts there, as in the paper.
 
     Args:
