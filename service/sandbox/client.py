@@ -1,0 +1,173 @@
+"""The runner as a ``Sandbox``: what the API and the trainer hold in place of the Docker socket."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from typing import TypeVar
+from weakref import WeakSet
+
+import httpx
+from pydantic import SecretStr
+
+from service.sandbox import wire
+from service.sandbox.address import Address
+from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.connection import ConnectionLostError, RunnerConnection
+
+_READY_TIMEOUT_S = 2.0
+R = TypeVar("R", bound=wire.Reply)
+_NOTHING = ExecutionResult("", "", "ok", wall_seconds=0.0, waited_seconds=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerClientSettings:
+    """Where the runner is, and how long to wait for it. Times in seconds."""
+
+    address: str
+    """``unix:/path/to.sock`` or ``host:port``."""
+    token: SecretStr
+    connect_timeout_s: float = 10.0
+    """How long to try to reach a runner that is away, as while it restarts."""
+    invoke_timeout_s: float = 60.0
+    """How long a block may wait for a container; more than the runner's ``queue_timeout_s``."""
+    flush_margin_s: float = 10.0
+    """How much later than the run limit the reply to a flush may come."""
+    close_timeout_s: float = 10.0
+
+
+class RunnerClient:
+    """A ``Sandbox`` that is a runner elsewhere. Sessions connect at their first block, not before."""
+
+    def __init__(self, settings: RunnerClientSettings) -> None:
+        self._settings = settings
+        self._address = Address.parse(settings.address)
+        self._http: httpx.AsyncClient | None = None
+        self._sessions: WeakSet[RunnerSession] = WeakSet()
+
+    async def start(self) -> None:
+        """Wait up to ``connect_timeout_s`` for the runner to be ready; raises SandboxError when it is not."""
+        trouble = "no answer"
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                while trouble := await self._trouble():  # noqa: ASYNC110  (another process: nothing to wait on)
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise SandboxError(f"the runner at {self._address} is not ready: {trouble}") from None
+
+    def session(self, limits: SessionLimits) -> RunnerSession:
+        """A session that takes its container at the first ``invoke``, not before."""
+        session = RunnerSession(self._address, limits, self._settings)
+        self._sessions.add(session)
+        return session
+
+    async def ready(self) -> bool:
+        """Whether the runner has containers to give; answers within two seconds and never raises."""
+        return not await self._trouble()
+
+    async def stop(self) -> None:
+        """Close the sessions still open."""
+        await asyncio.gather(*(session.close() for session in list(self._sessions)))
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
+
+    async def _trouble(self) -> str:
+        """Why the runner is not ready; empty if it is."""
+        if self._http is None:
+            uds = None if self._address.path is None else str(self._address.path)
+            self._http = httpx.AsyncClient(
+                base_url=f"http://{self._address.authority}",
+                transport=httpx.AsyncHTTPTransport(uds=uds),
+                headers={"Authorization": f"Bearer {self._settings.token.get_secret_value()}"},
+                trust_env=False,
+            )
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                answer = await self._http.get("/ready")
+        except (httpx.HTTPError, TimeoutError) as error:
+            return f"{error or type(error).__name__}"
+        return "" if answer.status_code == 200 else f"status {answer.status_code} {answer.text}"
+
+
+class RunnerSession:
+    """One episode's namespace, in the runner.
+
+    When the connection breaks, the namespace is gone. The next flush tells so, once, by a ``sandbox_error``;
+    blocks before that flush are dropped, since they may rest on what is gone. The next one connects anew.
+    """
+
+    def __init__(self, address: Address, limits: SessionLimits, settings: RunnerClientSettings) -> None:
+        self._address = address
+        self._limits = limits
+        self._settings = settings
+        self._run_limit_s = limits.run_limit_s
+        self._connection: RunnerConnection | None = None
+        self._lost: str | None = None
+        self._closed = False
+
+    async def invoke(self, code: str) -> None:
+        """Add a pending block; waits until a container has it.
+
+        Raises:
+            QueueTimeoutError: no container came free in time.
+            SandboxError: the runner can't be reached or refuses the block. Nothing was run.
+        """
+        if self._closed:
+            raise SandboxError("the session is closed")
+        if self._lost is not None:
+            return
+        try:
+            request = wire.invoke(code)
+            if self._connection is None:
+                self._connection = await self._connect()
+            await self._ask(request, wire.Invoked, self._settings.invoke_timeout_s)
+        except ConnectionLostError as error:
+            self._lost = str(error)
+        except wire.MessageError as error:
+            raise SandboxError(str(error)) from None
+
+    async def flush(self) -> ExecutionResult:
+        """Run all that is pending; see ``Session.flush``. ``waited_seconds`` is what this side waited."""
+        began = time.monotonic()
+        if self._connection is None and self._lost is None:
+            return _NOTHING
+        try:
+            if self._lost is not None:
+                raise ConnectionLostError(self._lost)
+            timeout_s = self._run_limit_s + self._settings.flush_margin_s
+            result = (await self._ask(wire.Flush(), wire.Flushed, timeout_s)).result
+        except SandboxError as error:
+            if isinstance(error, ConnectionLostError):
+                self._connection, self._lost = None, None
+            result = ExecutionResult("", str(error), "sandbox_error", wall_seconds=0.0, waited_seconds=0.0)
+        return replace(result, waited_seconds=time.monotonic() - began)
+
+    async def close(self) -> None:
+        """Kill what runs and give the container up. Never raises; may be called twice."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close(timeout_s=self._settings.close_timeout_s)
+
+    async def _connect(self) -> RunnerConnection:
+        connection, granted = await RunnerConnection.open(
+            self._address,
+            self._settings.token.get_secret_value(),
+            self._limits,
+            timeout_s=self._settings.connect_timeout_s,
+        )
+        if self._closed:
+            connection.drop()
+            raise SandboxError("the session is closed")
+        self._run_limit_s = granted.run_limit_s
+        return connection
+
+    async def _ask(self, request: wire.Request, expected: type[R], timeout_s: float) -> R:
+        assert self._connection is not None  # noqa: S101
+        try:
+            return await self._connection.ask(request, expected, timeout_s=timeout_s)
+        except asyncio.CancelledError:
+            self._lost = "an earlier call was cancelled, which ended its session"
+            raise

@@ -1,0 +1,65 @@
+"""What the runner counts, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from service.sandbox.admission import Admission
+from service.sandbox.base import Sandbox
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class RunnerMetrics:
+    """One registry per runner, so that two in one process don't mix.
+
+    Args:
+        admission: its places and its queue are read at each scrape.
+        connections: how many clients are connected.
+        sandbox: the numbers of its ``stats()``, if it has that, become ``ihgrpo_sandbox_<name>``.
+    """
+
+    def __init__(self, admission: Admission, connections: Callable[[], int], sandbox: Sandbox) -> None:
+        registry = CollectorRegistry()
+        self._registry = registry
+        self.flushes = Counter("ihgrpo_runner_flushes", "Flushes by status.", ["status"], registry=registry)
+        self.refused = Counter(
+            "ihgrpo_runner_refused", "Requests refused, by reason.", ["reason"], registry=registry
+        )
+        self.admission_seconds = Histogram(
+            "ihgrpo_runner_admission_seconds", "Wait for a place.", buckets=_SECONDS, registry=registry
+        )
+        self.waited_seconds = Histogram(
+            "ihgrpo_runner_flush_waited_seconds", "Wait at a flush.", buckets=_SECONDS, registry=registry
+        )
+        self.wall_seconds = Histogram(
+            "ihgrpo_runner_flush_wall_seconds", "Run time of a flush.", buckets=_SECONDS, registry=registry
+        )
+        for name, text, read in (
+            ("connections", "Open connections.", connections),
+            ("sessions", "Sessions that hold a place.", lambda: admission.active),
+            ("waiting", "Sessions that wait for a place.", lambda: admission.waiting),
+        ):
+            Gauge(f"ihgrpo_runner_{name}", text, registry=registry).set_function(read)
+        registry.register(_SandboxStats(sandbox))
+        ProcessCollector(registry=registry)
+
+    def render(self) -> bytes:
+        """The text format of Prometheus."""
+        return generate_latest(self._registry)
+
+
+class _SandboxStats(Collector):
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        stats = getattr(self._sandbox, "stats", None)
+        if stats is None:
+            return
+        for name, value in stats().items():
+            yield GaugeMetricFamily(f"ihgrpo_sandbox_{name}", f"{name} of the sandbox.", value=value)

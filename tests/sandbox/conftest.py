@@ -1,0 +1,61 @@
+"""A runner in this process, on a Unix socket, around a fake sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.sandbox.address import Address
+from service.sandbox.base import Sandbox
+from service.sandbox.client import RunnerClient, RunnerClientSettings
+from service.sandbox.runner import RunnerServer
+from service.sandbox.runner_settings import RunnerSettings
+from tests.support.fake_sandbox import TOKEN, FakeSandbox
+
+
+@dataclass
+class Served:
+    """A runner that answers at ``settings.bind``, and a client of it."""
+
+    sandbox: Any
+    settings: RunnerSettings
+    client: RunnerClient
+    server: RunnerServer
+
+
+@contextlib.asynccontextmanager
+async def served(sandbox: Sandbox, bind: str, **options: Any) -> AsyncGenerator[Served]:
+    """Serve ``sandbox`` until the block ends; ``options`` are fields of RunnerSettings."""
+    settings = RunnerSettings(bind=bind, token=TOKEN, **options)
+    listener = Address.parse(bind).listen(settings.socket_mode)
+    server = RunnerServer(sandbox, settings)
+    client = RunnerClient(RunnerClientSettings(bind, TOKEN, connect_timeout_s=5.0))
+    with server.capture_signals():
+        task = asyncio.create_task(server._serve([listener]))
+        try:
+            await client.start()
+            yield Served(sandbox, settings, client, server)
+        finally:
+            await client.stop()
+            server.should_exit = True
+            await task
+
+
+ServeFake = Callable[..., AbstractAsyncContextManager[Served]]
+
+
+@pytest.fixture
+def serve_fake(tmp_path: Path) -> ServeFake:
+    """``async with serve_fake(**options) as runner``: a runner around a FakeSandbox."""
+
+    def serve(**options: Any) -> AbstractAsyncContextManager[Served]:
+        return served(FakeSandbox(), f"unix:{tmp_path}/r.sock", **options)
+
+    return serve

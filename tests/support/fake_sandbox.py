@@ -1,0 +1,104 @@
+"""An in-memory sandbox that obeys four commands, alone or behind a runner in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+
+TOKEN = SecretStr("a token for the tests only")
+
+
+class FakeSession:
+    """Runs its blocks at the flush.
+
+    ``print TEXT`` prints, ``sleep SECONDS`` waits, ``set TEXT`` stores and ``get`` prints what is stored;
+    ``break`` is a sandbox error, ``refuse`` raises one at the invocation, ``bug`` raises what no session may.
+    """
+
+    def __init__(self, sandbox: FakeSandbox, limits: SessionLimits) -> None:
+        self.limits = limits
+        self.closed = False
+        self._sandbox = sandbox
+        self._pending: list[str] = []
+        self._stored = "nothing"
+
+    async def invoke(self, code: str) -> None:
+        if code == "refuse":
+            raise SandboxError("no container")
+        self._sandbox.active.add(self)
+        self._pending.append(code)
+
+    async def flush(self) -> ExecutionResult:
+        began = time.time()
+        blocks, self._pending = self._pending, []
+        out = ""
+        for block in blocks:
+            verb, _, rest = block.partition(" ")
+            self._sandbox.record(block)
+            if verb == "print":
+                out += rest + "\n"
+            elif verb == "sleep":
+                await asyncio.sleep(float(rest))
+            elif verb == "set":
+                self._stored = rest
+            elif verb == "get":
+                out += self._stored + "\n"
+            elif verb == "bug":
+                raise RuntimeError("a bug")
+            else:
+                return ExecutionResult("", "broken", "sandbox_error", 0.0, 0.0)
+        took = time.time() - began
+        return ExecutionResult(
+            out, "", "ok", took, took, exit_code=0, started_at=began, finished_at=time.time()
+        )
+
+    async def close(self) -> None:
+        self.closed = True
+        self._sandbox.active.discard(self)
+
+
+class FakeSandbox:
+    """Remembers its sessions. ``log`` is a file that gets a line for each block that ran."""
+
+    def __init__(self, log: Path | None = None) -> None:
+        self.sessions: list[FakeSession] = []
+        self.active: set[FakeSession] = set()
+        self.is_ready = True
+        self.running = False
+        self.ran: list[str] = []
+        self._log = log
+
+    def record(self, block: str) -> None:
+        self.ran.append(block)
+        if self._log is not None:
+            with self._log.open("a") as file:
+                file.write(block + "\n")
+
+    def session(self, limits: SessionLimits) -> FakeSession:
+        self.sessions.append(FakeSession(self, limits))
+        return self.sessions[-1]
+
+    def stats(self) -> dict[str, float]:
+        return {"active": len(self.active)}
+
+    async def ready(self) -> bool:
+        return self.is_ready
+
+    async def start(self) -> None:
+        self.running = True
+
+    async def stop(self) -> None:
+        self.running = False
+
+
+if __name__ == "__main__":
+    from service.sandbox.runner import serve_runner
+    from service.sandbox.runner_settings import RunnerSettings
+
+    serve_runner(RunnerSettings(bind=sys.argv[1], token=TOKEN), FakeSandbox(Path(sys.argv[2])))
