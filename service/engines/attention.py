@@ -1,0 +1,123 @@
+"""Attention over slots: the function that the model's layers call in place of their own.
+
+All tokens of a step, of all sequences, go through the model as one row [1, T] without padding. Only attention
+must know which token belongs to whom; it reads that from the ``Step`` that travels beside the inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from service.engines.base import EngineError
+from service.engines.cache import KVCache
+
+NAME = "slots"
+
+
+@dataclass(frozen=True, slots=True)
+class Singles:
+    """The first ``count`` tokens of the step: one of each decoding sequence, all attended in one call.
+
+    ``rows`` selects cache rows: a slice (a view, no copy) that may span rows of others, or the exact ones.
+    ``index`` [count] says where in the selection each token's row is; ``mask`` is [rows, 1, 1, length].
+    """
+
+    count: int
+    rows: slice | Tensor
+    selected: int
+    index: Tensor | None
+    length: int
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens ``start:stop`` of the step: a piece of one prompt. ``mask`` is [groups * tokens, length]."""
+
+    start: int
+    stop: int
+    slot: int
+    length: int
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where the T tokens of one forward pass belong: ``slots`` [T] and ``positions`` [T], int64."""
+
+    cache: KVCache
+    slots: Tensor
+    positions: Tensor
+    singles: Singles | None
+    chunks: tuple[Chunk, ...]
+
+
+def slot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    step: Step,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_kwargs: object,
+) -> tuple[Tensor, None]:
+    """Write ``key`` and ``value`` [1, kv_heads, T, head_dim] to the cache, then attend.
+
+    ``query`` is [1, heads, T, head_dim]. Query heads that share a key head are laid side by side as if they
+    were positions, so that keys and values are never repeated.
+
+    Returns:
+        [1, T, heads, head_dim] and no weights, as transformers' attention functions do.
+
+    Raises:
+        EngineError: the model asks for a kind of attention that this is not.
+    """
+    if (
+        attention_mask is not None
+        or sliding_window is not None
+        or softcap is not None
+        or hasattr(module, "sinks")
+    ):
+        raise EngineError("the embedded engine serves plain causal attention only; use the vLLM engine")
+    layer = cast(int, module.layer_idx)
+    keys, values = step.cache.write(layer, key[0], value[0], step.slots, step.positions)
+    _, heads, tokens, width = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.view(kv_heads, heads // kv_heads, tokens, width)
+    output = query.new_empty(tokens, kv_heads, heads // kv_heads, value.shape[-1])
+    if (singles := step.singles) is not None:
+        output[: singles.count] = _attend_singles(
+            grouped[:, :, : singles.count], keys, values, singles, scaling
+        )
+    for chunk in step.chunks:
+        rows = grouped[:, :, chunk.start : chunk.stop].reshape(1, kv_heads, -1, width)
+        k, v = (stored[chunk.slot : chunk.slot + 1, :, : chunk.length] for stored in (keys, values))
+        attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=chunk.mask, scale=scaling)
+        output[chunk.start : chunk.stop] = attended.view(*grouped.shape[:2], -1, v.shape[-1]).permute(
+            2, 0, 1, 3
+        )
+    return output.view(1, tokens, heads, -1), None
+
+
+def _attend_singles(
+    query: Tensor, keys: Tensor, values: Tensor, singles: Singles, scaling: float | None
+) -> Tensor:
+    """``query`` [kv_heads, groups, count, head_dim] -> [count, kv_heads, groups, head_dim]."""
+    rows = query.permute(2, 0, 1, 3)
+    if singles.index is not None:
+        rows = rows.new_zeros(singles.selected, *rows.shape[1:]).index_copy_(0, singles.index, rows)
+    k, v = (stored[singles.rows, :, : singles.length] for stored in (keys, values))
+    attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=singles.mask, scale=scaling)
+    return attended if singles.index is None else attended[singles.index]
+
+
+AttentionInterface.register(NAME, slot_attention)

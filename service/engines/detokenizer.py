@@ -1,0 +1,81 @@
+"""Token ids to text, one token at a time."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Protocol
+
+import tokenizers
+from tokenizers import decoders
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer(Protocol):
+    """State of one stream. The texts of all calls, joined, are the decoded text of all ids."""
+
+    def add(self, token_id: int) -> str:
+        """The text that this id completes; empty in the middle of a UTF-8 character."""
+        ...
+
+    def finish(self) -> str:
+        """What is left at the end: a replacement character where the last character is incomplete."""
+        ...
+
+
+class DetokenizerFactory:
+    """Makes detokenizers for one tokenizer. What depends on the vocabulary alone is computed once."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
+        self._table = _byte_table(tokenizer) if byte_level else None
+
+    def __call__(self) -> Detokenizer:
+        return _Stream(self._tokenizer) if self._table is None else _Bytes(self._table)
+
+
+class _Bytes:
+    """Byte-level BPE: every id stands for bytes, so a UTF-8 decoder is all the state there is."""
+
+    def __init__(self, table: list[bytes]) -> None:
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token_id: int) -> str:
+        # A model's embedding may be padded beyond the tokenizer's vocabulary; those ids have no text.
+        return self._decoder.decode(self._table[token_id] if token_id < len(self._table) else b"")
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _Stream:
+    """Any other tokenizer, through the tokenizers library's own stream."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=False)
+
+    def add(self, token_id: int) -> str:
+        return self._stream.step(self._tokenizer, token_id) or ""
+
+    def finish(self) -> str:
+        return ""
+
+
+def _byte_table(tokenizer: tokenizers.Tokenizer) -> list[bytes]:
+    """Bytes of every id as the ByteLevel decoder reads it: by character, or as UTF-8 where one is foreign."""
+    byte_of = _byte_of_character()
+    table = []
+    for token_id in range(tokenizer.get_vocab_size(with_added_tokens=True)):
+        token = tokenizer.id_to_token(token_id) or ""
+        known = all(character in byte_of for character in token)
+        table.append(bytes(byte_of[character] for character in token) if known else token.encode())
+    return table
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 stands for itself, every other byte for a character from U+0100."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

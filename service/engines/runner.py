@@ -1,0 +1,155 @@
+"""The model and its forward passes: from planned work to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from service.engines.attention import NAME, Chunk, Singles, Step
+from service.engines.base import EngineError
+from service.engines.cache import KVCache
+from service.engines.scheduler import Work
+from service.engines.settings import EngineSettings
+
+
+class ModelRunner:
+    """One causal LM on one device with its KV cache. Used by one thread, in inference mode.
+
+    Raises:
+        EngineError: the checkpoint needs more than full causal attention in every layer.
+    """
+
+    def __init__(self, settings: EngineSettings, config: PretrainedConfig, max_length: int) -> None:
+        text_config = config.get_text_config()
+        kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"}:
+            raise EngineError(
+                f"model {settings.model!r} has {', '.join(sorted(kinds))} layers; the embedded engine serves "
+                "full attention only: use the vLLM engine"
+            )
+        self.device = _device(settings.device)
+        dtype = "float32" if settings.dtype == "auto" and self.device.type == "cpu" else settings.dtype
+        self._source: dict[str, Any] = {"dtype": dtype, "attn_implementation": NAME}
+        model: Any = AutoModelForCausalLM.from_pretrained(settings.model, **self._source)
+        self._model = model.to(self.device).eval().requires_grad_(False)
+        self._dtype: torch.dtype = self._model.dtype
+        self.vocab_size: int = self._model.get_input_embeddings().num_embeddings
+        heads = text_config.num_attention_heads
+        self._groups = heads // (getattr(text_config, "num_key_value_heads", None) or heads)
+        self.cache = KVCache(settings.max_slots, max_length)
+
+    def forward(self, plan: Sequence[Work]) -> tuple[list[Work], Tensor]:
+        """Run one step.
+
+        Returns:
+            The works whose request is to get a token now, and their logits [len(works), V], float32.
+        """
+        works = sorted(plan, key=lambda work: (work.stop - work.start > 1, work.slot.index))
+        ids: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        ends: list[int] = []
+        for work in works:
+            ids += work.request.tokens[work.start : work.stop]
+            slots += [work.slot.index] * (work.stop - work.start)
+            positions += range(work.start, work.stop)
+            ends.append(len(ids) - 1)
+        self.cache.reserve(max(work.stop for work in works))
+        sampling = [(work, end) for work, end in zip(works, ends, strict=True) if work.samples]
+        step = Step(
+            self.cache,
+            self._tensor(slots),
+            self._tensor(positions),
+            self._singles(works),
+            self._chunks(works),
+        )
+        output = self._model(
+            input_ids=self._tensor(ids)[None],
+            position_ids=step.positions[None],
+            use_cache=False,
+            logits_to_keep=self._tensor([end for _, end in sampling]),
+            step=step,
+        )
+        return [work for work, _ in sampling], output.logits[0].float()
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Copy new weights over the old ones; nothing is changed unless all of them fit.
+
+        Raises:
+            EngineError: names or shapes differ from the model's.
+        """
+        own: dict[str, Tensor] = self._model.state_dict()
+        if unknown := sorted(state.keys() - own.keys()):
+            raise EngineError(
+                f"new weights: {unknown[0]!r} is not a parameter of the model ({len(unknown)} unknown)"
+            )
+        for name, tensor in state.items():
+            if tensor.shape != own[name].shape:
+                raise EngineError(
+                    f"new weights: {name!r} is {list(tensor.shape)}, not {list(own[name].shape)}"
+                )
+        given = {own[name].data_ptr() for name in state}  # a tied weight has two names and one storage
+        if missing := [name for name, tensor in own.items() if tensor.data_ptr() not in given]:
+            raise EngineError(f"new weights: {missing[0]!r} is missing ({len(missing)} missing)")
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+        self.cache.clear()
+
+    def read_weights(self, model: str) -> Mapping[str, Tensor]:
+        """The weights of another checkpoint of the same architecture, on the CPU."""
+        state: Mapping[str, Tensor] = AutoModelForCausalLM.from_pretrained(model, **self._source).state_dict()
+        return state
+
+    def _singles(self, works: Sequence[Work]) -> Singles | None:
+        singles = [work for work in works if work.stop - work.start == 1]
+        if not singles:
+            return None
+        rows = [work.slot.index for work in singles]
+        first, span = rows[0], rows[-1] - rows[0] + 1
+        length = self._aligned(max(work.stop for work in singles))
+        if span > 2 * len(rows):  # far apart: copying the rows is cheaper than attending all between them
+            stops, selected, index = [work.stop for work in singles], len(rows), None
+            selection: slice | Tensor = self._tensor(rows)
+        else:
+            stops, selected, selection = [1] * span, span, slice(first, first + span)
+            for work in singles:
+                stops[work.slot.index - first] = work.stop
+            index = None if span == len(rows) else self._tensor([row - first for row in rows])
+        mask = self._mask(self._tensor(stops)[:, None], length)[:, None, None]
+        return Singles(len(rows), selection, selected, index, length, mask)
+
+    def _chunks(self, works: Sequence[Work]) -> tuple[Chunk, ...]:
+        chunks = []
+        offset = 0
+        for work in works:
+            count = work.stop - work.start
+            if count > 1:
+                length = self._aligned(work.stop)
+                stops = torch.arange(work.start + 1, work.stop + 1, device=self.device)
+                mask = self._mask(stops.repeat(self._groups)[:, None], length)[None, None]
+                chunks.append(Chunk(offset, offset + count, work.slot.index, length, mask))
+            offset += count
+        return tuple(chunks)
+
+    def _mask(self, stops: Tensor, length: int) -> Tensor:
+        """Additive mask [N, length]: row n sees the positions before ``stops`` [N, 1]."""
+        hidden = torch.arange(length, device=self.device) >= stops
+        return torch.zeros(hidden.shape, dtype=self._dtype, device=self.device).masked_fill_(
+            hidden, -torch.inf
+        )
+
+    def _aligned(self, length: int) -> int:
+        return min(length + 15 & ~15, self.cache.capacity)
+
+    def _tensor(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

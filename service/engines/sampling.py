@@ -1,0 +1,112 @@
+"""Logits to tokens, for a whole batch at once, each row with its own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from service.engines.base import Sampling, TopLogprob
+
+GREEDY_BELOW = 1e-5
+"""Temperatures under this are taken as 0: dividing by them would overflow."""
+
+_SORTED_WIDTH = 1024
+"""Candidates sorted at first for a filter; the whole vocabulary only if they don't reach the cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sampled token. ``logprob`` is after the temperature (1 where greedy) and before the filters."""
+
+    token_id: int
+    logprob: float
+    top_logprobs: tuple[TopLogprob, ...] = ()
+
+
+def sample(logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence[float]) -> list[Draw]:
+    """Draw one token per row.
+
+    A row's draw is the inverse of its cumulative distribution at its uniform number, in the order of the
+    vocabulary. So rows don't influence each other, and the rounding noise that differs between batch
+    sizes changes a draw only if the number falls within that noise of a boundary.
+
+    Args:
+        logits: [B, V], float32.
+        settings: B of them.
+        uniforms: B numbers in [0, 1), one per row (unused where greedy).
+    """
+    greedy = [s.temperature < GREEDY_BELOW for s in settings]
+    temperatures = [1.0 if g else s.temperature for g, s in zip(greedy, settings, strict=True)]
+    if any(t != 1.0 for t in temperatures):
+        logits = logits / _column(temperatures, logits)
+    logprobs = torch.log_softmax(logits, dim=-1)
+    if all(greedy):
+        ids = logprobs.argmax(dim=-1)
+    else:
+        ids = _invert(_weights(logprobs, settings, greedy), uniforms)
+        if any(greedy):
+            ids = torch.where(torch.tensor(greedy, device=ids.device), logprobs.argmax(dim=-1), ids)
+    chosen = logprobs.gather(1, ids[:, None])[:, 0]
+    tops = _top_logprobs(logprobs, settings)
+    return [Draw(*row) for row in zip(ids.tolist(), chosen.tolist(), tops, strict=True)]
+
+
+def _weights(logprobs: Tensor, settings: Sequence[Sampling], greedy: Sequence[bool]) -> Tensor:
+    """Probabilities [B, V] with what the filters take out set to zero; not normalised."""
+    weights = logprobs.exp()
+    filtered = [
+        row
+        for row, s in enumerate(settings)
+        if not greedy[row] and (s.top_p < 1 or s.min_p > 0 or 0 < s.top_k < logprobs.shape[1])
+    ]
+    if filtered:
+        weights[filtered] *= keep_mask(logprobs[filtered], [settings[row] for row in filtered])
+    return weights
+
+
+def keep_mask(logprobs: Tensor, settings: Sequence[Sampling]) -> Tensor:
+    """Which tokens [R, V] pass: top-k, then top-p of what is left, and min-p relative to the likeliest."""
+    vocabulary = logprobs.shape[1]
+    top_k = [s.top_k if 0 < s.top_k < vocabulary else vocabulary for s in settings]
+    limit = _column(top_k, logprobs)
+    top_p = _column(
+        [s.top_p if s.top_p < 1 else 2.0 for s in settings], logprobs
+    )  # 2: rounding takes nothing
+    min_p = _column([s.min_p for s in settings], logprobs)
+    width = min(vocabulary, max([_SORTED_WIDTH, *(k + 1 for k in top_k if k < vocabulary)]))
+    while True:
+        candidates, order = logprobs.topk(width)
+        inside = torch.arange(width, device=logprobs.device) < limit
+        probabilities = candidates.exp() * inside
+        mass_before = probabilities.cumsum(dim=-1) - probabilities
+        total = torch.where(limit < vocabulary, probabilities.sum(dim=-1, keepdim=True), 1.0)
+        keep = inside & (mass_before < top_p * total) & (candidates >= candidates[:, :1] + min_p.log())
+        if width == vocabulary or not keep[:, -1].any():
+            return torch.zeros_like(logprobs, dtype=torch.bool).scatter_(1, order, keep)
+        width = vocabulary
+
+
+def _invert(weights: Tensor, uniforms: Sequence[float]) -> Tensor:
+    """First id [B] at which the cumulative weight exceeds uniform x total; it has weight itself."""
+    cumulative = weights.double().cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    target = torch.tensor(uniforms, dtype=torch.float64, device=weights.device)[:, None] * total
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    ids = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return ids.clamp_(max=weights.shape[1] - 1)  # out of range only where the logits are not finite
+
+
+def _top_logprobs(logprobs: Tensor, settings: Sequence[Sampling]) -> list[tuple[TopLogprob, ...]]:
+    most = min(max(s.top_logprobs for s in settings), logprobs.shape[1])
+    if most == 0:
+        return [()] * len(settings)
+    values, ids = logprobs.topk(most)
+    rows = zip(ids.tolist(), values.tolist(), settings, strict=True)
+    return [tuple(map(TopLogprob, i[: s.top_logprobs], v[: s.top_logprobs])) for i, v, s in rows]
+
+
+def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device)[:, None]

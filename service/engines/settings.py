@@ -1,0 +1,33 @@
+"""Settings of the embedded engine; light to import, so that the command line can read them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EngineSettings(BaseModel):
+    """What the embedded engine loads, where, and how much it may run at once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """Directory of a checkpoint in the Hugging Face format, or a hub id."""
+    model_name: str | None = None
+    """Name that clients see. Default: the last part of ``model``."""
+    device: str = "auto"
+    """``auto`` takes the GPU where there is one; else a torch device such as ``cpu`` or ``cuda:1``."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """``auto`` keeps the checkpoint's dtype on a GPU and takes float32 on the CPU."""
+    max_slots: int = Field(default=16, ge=1)
+    """Sequences that run at once, each in a row of the KV cache. Idle rows are the prefix cache, so a few
+    more than the expected number of episodes keeps those that wait for a tool call cached. Rows are as
+    long as the longest sequence so far: memory grows to ``max_slots`` x that length."""
+    prefill_chunk: int = Field(default=256, ge=1)
+    """Prompt tokens read per step, over all prompts. Smaller: running streams stutter less while a long
+    prompt is read. Larger: the prompt is read sooner."""
+    max_context: int | None = Field(default=None, ge=2)
+    """Upper bound on prompt + completion, in tokens. Default: the model's own."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of one CPU operator, for the whole process. Default: torch's choice."""

@@ -1,0 +1,167 @@
+"""The embedded engine: a Hugging Face causal LM on the CPU or one GPU, with continuous batching."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from service.engines.base import ContextLengthExceededError, EngineError, EngineStats, Sampling, TokenChunk
+from service.engines.detokenizer import DetokenizerFactory
+from service.engines.request import Request
+from service.engines.runner import ModelRunner
+from service.engines.scheduler import Scheduler
+from service.engines.settings import EngineSettings
+from service.engines.tokenizer import HFTokenizer
+from service.engines.worker import Worker
+
+
+class TransformersEngine:
+    """Implements ``service.engines.base.Engine``.
+
+    Requests join and leave a running batch between steps, long prompts are read in chunks beside the
+    streams, and each sequence stays in its cache row after its end, so that a prompt that goes on from it
+    costs only its new tokens.
+
+    A request's random numbers are its own, so with a seed its tokens don't depend on what shares the batch,
+    up to rounding: matrix products of different batch sizes differ in the last bits, and a draw or an
+    argmax that falls within that of a boundary (about one in a million in float32, far more often in
+    bfloat16) can go the other way.
+
+    The constructor reads configuration and tokenizer; ``start`` reads the weights.
+
+    Raises:
+        EngineError: the checkpoint can't be served; the message says why.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._tokenizer = HFTokenizer(settings.model)
+        self._detokenizer = DetokenizerFactory(self._tokenizer.backend)
+        self._config = AutoConfig.from_pretrained(settings.model)
+        limits = [self._config.get_text_config().max_position_embeddings, settings.max_context]
+        self._context_length: int = min(limit for limit in limits if limit is not None)
+        self._eos_token_ids = _eos_token_ids(settings.model, self._tokenizer)
+        self._runner: ModelRunner | None = None
+        self._worker: Worker | None = None
+
+    @property
+    def model_name(self) -> str:
+        return self._settings.model_name or Path(self._settings.model).name
+
+    @property
+    def tokenizer(self) -> HFTokenizer:
+        return self._tokenizer
+
+    @property
+    def context_length(self) -> int:
+        return self._context_length
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return self._eos_token_ids
+
+    @property
+    def healthy(self) -> bool:
+        """Started, not stopped, not given up after failures."""
+        return self._worker is not None and self._worker.end is None
+
+    async def start(self) -> None:
+        """Load the weights and start the worker thread. An engine starts once."""
+        if self._worker is not None:
+            raise EngineError("the engine was started before: make a new one")
+        settings = self._settings
+        runner = await asyncio.to_thread(ModelRunner, settings, self._config, self._context_length)
+        scheduler = Scheduler(max_slots=settings.max_slots, prefill_chunk=settings.prefill_chunk)
+        self._runner = runner
+        self._worker = Worker(runner, scheduler, threads=settings.threads)
+        self._worker.start()
+
+    async def stop(self) -> None:
+        """End the worker; requests that are not done get an EngineError. Does nothing if not started."""
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.stop)
+
+    def stats(self) -> EngineStats:
+        return EngineStats() if self._worker is None else self._worker.stats()
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
+    ) -> AsyncGenerator[TokenChunk, None]:
+        """See ``Engine.generate``. Only ``stop_token_ids`` stop: pass ``eos_token_ids`` among them."""
+        runner, worker = self._started()
+        self._check(prompt_ids, sampling, runner.vocab_size)
+        request = Request(
+            tokens=list(prompt_ids),
+            sampling=sampling,
+            stop_token_ids=frozenset(stop_token_ids),
+            context_length=self._context_length,
+            detokenizer=self._detokenizer(),
+            loop=asyncio.get_running_loop(),
+        )
+        worker.submit(request)
+        try:
+            while True:
+                item = await request.queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            request.cancelled = True  # of no effect where it is done
+
+    async def load_weights(self, source: str | Path | Mapping[str, torch.Tensor]) -> None:
+        """Serve new weights of the same architecture: a checkpoint's, or tensors by parameter name.
+
+        They are taken between two steps, all or none. The prefix cache is dropped. Requests that are
+        running go on under the new weights, as if these had read all their tokens so far.
+
+        Raises:
+            EngineError: names or shapes differ; the old weights stay.
+        """
+        runner, worker = self._started()
+        if not isinstance(source, Mapping):
+            source = await asyncio.to_thread(runner.read_weights, str(source))
+        await asyncio.wrap_future(worker.swap_weights(source))
+
+    def _started(self) -> tuple[ModelRunner, Worker]:
+        if self._runner is None or self._worker is None:
+            raise EngineError("the engine is not started: await start() first")
+        return self._runner, self._worker
+
+    def _check(self, prompt_ids: Sequence[int], sampling: Sampling, vocab_size: int) -> None:
+        """Refuse what would fail inside a step, where it would hurt the other requests."""
+        if len(prompt_ids) >= self._context_length:
+            raise ContextLengthExceededError(
+                f"the prompt has {len(prompt_ids)} tokens and leaves no room in the context of "
+                f"{self._context_length}: shorten it"
+            )
+        if not prompt_ids:
+            raise EngineError("the prompt is empty: it needs at least one token")
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab_size:
+            raise EngineError(f"the prompt holds a token id outside of 0..{vocab_size - 1}")
+        for name, right, wanted in (
+            ("temperature", 0 <= sampling.temperature < float("inf"), "0 or more"),
+            ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", sampling.top_k >= 0, "0 (no limit) or more"),
+            ("min_p", 0 <= sampling.min_p <= 1, "between 0 and 1"),
+            ("max_tokens", sampling.max_tokens >= 1, "1 or more"),
+            ("top_logprobs", sampling.top_logprobs >= 0, "0 or more"),
+        ):
+            if not right:
+                raise EngineError(f"{name} is {getattr(sampling, name)}, must be {wanted}")
+
+
+def _eos_token_ids(model: str, tokenizer: HFTokenizer) -> frozenset[int]:
+    """The tokenizer's end token and those of the generation config, which may name several or be missing."""
+    ids = {tokenizer.eos_token_id}
+    try:
+        eos = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:
+        eos = None
+    ids.update(eos if isinstance(eos, list) else [eos])
+    return frozenset(token_id for token_id in ids if token_id is not None)

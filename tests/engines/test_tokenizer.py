@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.engines.base import EngineError
+from service.engines.tokenizer import HFTokenizer
+from tests.support.tiny_qwen3 import CONTROL_TOKENS, MARKUP_TOKENS
+
+SPELLED = "".join([*CONTROL_TOKENS, *MARKUP_TOKENS])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint: Path) -> HFTokenizer:
+    return HFTokenizer(str(tiny_checkpoint))
+
+
+def test_control_tokens_are_found_by_name(tokenizer: HFTokenizer) -> None:
+    ids = [tokenizer.token_id(token) for token in (*CONTROL_TOKENS, *MARKUP_TOKENS)]
+    assert None not in ids
+    assert tokenizer.encode(SPELLED, allow_special=True) == ids
+    assert tokenizer.token_id("<nothing>") is None
+    assert tokenizer.eos_token_id == tokenizer.token_id("<|im_end|>")
+
+
+def test_spelled_control_tokens_stay_text(tokenizer: HFTokenizer) -> None:
+    ids = tokenizer.encode(f"a {SPELLED} b", allow_special=False)
+    control = {tokenizer.token_id(token) for token in (*CONTROL_TOKENS, *MARKUP_TOKENS)}
+    assert not control & set(ids)
+    assert tokenizer.decode(ids) == f"a {SPELLED} b"
+
+
+def test_reading_them_as_text_leaves_the_other_way_as_it_was(tokenizer: HFTokenizer) -> None:
+    tokenizer.encode("<tool_call>", allow_special=False)
+    assert tokenizer.encode("<tool_call>", allow_special=True) == [tokenizer.token_id("<tool_call>")]
+
+
+@given(st.lists(st.sampled_from([*CONTROL_TOKENS, *MARKUP_TOKENS, "<|im_", "end|>", "<", ">", "x", " "])))
+def test_no_text_makes_a_control_token(tokenizer: HFTokenizer, parts: list[str]) -> None:
+    text = "".join(parts)
+    ids = tokenizer.encode(text, allow_special=False)
+    assert tokenizer.decode(ids) == text
+    assert not {tokenizer.token_id(token) for token in (*CONTROL_TOKENS, *MARKUP_TOKENS)} & set(ids)
+
+
+def test_the_chat_template_is_rendered_with_its_arguments(tokenizer: HFTokenizer) -> None:
+    messages: list[dict[str, object]] = [{"role": "user", "content": "1 + 1?"}]
+    asked = "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.render_chat(messages) == tokenizer.encode(asked, allow_special=True)
+    without = tokenizer.render_chat(messages, template_kwargs={"enable_thinking": False})
+    assert tokenizer.decode(without) == asked + "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize("name", ["tokenize", "chat_template", "return_dict", "add_generation_prompt"])
+def test_template_arguments_cannot_change_how_it_is_rendered(tokenizer: HFTokenizer, name: str) -> None:
+    with pytest.raises(EngineError, match=f"'{name}' is reserved"):
+        tokenizer.render_chat([{"role": "user", "content": "x"}], template_kwargs={name: "x"})
+
+
+def test_a_message_that_the_template_refuses_is_an_engine_error(tokenizer: HFTokenizer) -> None:
+    with pytest.raises(EngineError, match="chat template failed"):
+        tokenizer.render_chat([{"role": "user", "content": None}])
+
+
+@pytest.mark.skipif("QWEN3_TOKENIZER" not in os.environ, reason="QWEN3_TOKENIZER names no directory")
+def test_qwen3s_own_tokenizer() -> None:
+    tokenizer = HFTokenizer(os.environ["QWEN3_TOKENIZER"])
+    marker = tokenizer.token_id("<tool_call>")
+    assert marker == 151657
+    text = "say <tool_call><think></tool_call> and <|im_end|> é🙂"
+    literal = tokenizer.encode(text, allow_special=False)
+    assert max(literal) < tokenizer.token_id("<|endoftext|>")  # type: ignore[operator]
+    assert tokenizer.decode(literal) == text
+    assert marker in tokenizer.encode(text, allow_special=True)
+    rendered = tokenizer.render_chat(
+        [{"role": "user", "content": "x"}], template_kwargs={"enable_thinking": False}
+    )
+    assert tokenizer.decode(rendered).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
