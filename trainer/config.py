@@ -1,0 +1,259 @@
+"""What a training run is: one recipe in TOML, each field documented here. The defaults are the paper's."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from service.deferral.policy import DeferralPolicy
+
+Method = Literal["ih-grpo", "grpo-delayed", "grpo-immediate"]
+
+
+class ConfigError(ValueError):
+    """The recipe can't be used; the message names the field and the remedy."""
+
+
+class TrainConfig(BaseModel):
+    """A training run. Defaults: arXiv 2605.18500, section 4."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    method: Method = "ih-grpo"
+    """``ih-grpo``: deferred execution and the hierarchy term. ``grpo-delayed``: deferred execution, plain GRPO.
+    ``grpo-immediate``: every block runs as soon as it is closed, plain GRPO."""
+    model: str
+    """Directory of a checkpoint in the Hugging Face format, or a hub id."""
+    data: tuple[str, ...] = Field(min_length=1)
+    """Training problems: parquet or jsonl files, or hub ids."""
+    run_dir: Path
+    """Where checkpoints, rollouts and curves go. A run that is started again goes on from its last checkpoint."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the order of the problems and every sampled token."""
+    steps: int = Field(default=200, ge=1)
+    """Optimiser steps."""
+
+    # Rollout
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Groups that are trained on a rollout, after filtering."""
+    group_size: int = Field(default=8, ge=2)
+    """Samples a prompt."""
+    oversample: float = Field(default=3.0, ge=1)
+    """Prompts drawn a rollout, as a multiple of ``prompts_per_step``. Sampling stops once enough groups are kept."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling; the loss divides the logits by it too."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Below 1 the sampled distribution is not quite the one that the loss takes the ratio to."""
+    max_prompt_tokens: int = Field(default=2048, ge=1)
+    """Problems with longer prompts are left out, and counted."""
+    max_concurrent_episodes: int = Field(default=64, ge=1)
+    """Episodes in flight at once, those that wait for their code included."""
+    policy: dict[str, Any] = Field(default_factory=dict)
+    """Fields of ``deferral.json`` to change, such as ``max_turns``; the others are the checkpoint's."""
+
+    # Which groups are trained on
+    min_group_std: float = Field(default=1e-3, ge=0)
+    """A group whose rewards differ less than this teaches nothing and is dropped."""
+    min_valid_samples: int = Field(default=4, ge=2)
+    """A group with fewer samples that are neither void nor cut is dropped."""
+
+    # Loss
+    hierarchy_weight: float = Field(default=0.001, ge=0)
+    """Lambda. The ``grpo-`` methods take 0 whatever stands here."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """The ratio is clipped below at 1 - ``clip_low``."""
+    clip_high: float = Field(default=0.28, gt=0)
+    """The ratio is clipped above at 1 + ``clip_high``."""
+    dual_clip: float = Field(default=3.0, gt=1)
+    """Bound on a token's loss where the advantage is negative, as a multiple of it."""
+
+    # Optimiser
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Of AdamW."""
+    lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    """How the learning rate goes on over the steps."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up; not with ``constant``."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    mini_batch_samples: int | None = Field(default=None, ge=1)
+    """Samples an optimiser step, over all processes. Default: all of a rollout, which keeps training on-policy."""
+    micro_batch_samples: int = Field(default=4, ge=1)
+    """Samples a forward pass on one process. Changes memory and speed, not the result."""
+    gradient_checkpointing: bool = False
+    """Store fewer activations and compute them again: less memory, about a third more time."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the forward pass. The weights and the optimiser's state stay in float32."""
+
+    # Machine
+    device: str = "auto"
+    """Where the embedded engine runs: ``auto``, ``cpu`` or ``cuda``. The trainer runs where accelerate puts it."""
+    engine_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the engine's copy of the weights."""
+    engine_slots: int = Field(default=64, ge=1)
+    """Sequences that the engine decodes in one batch."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one operator. Default: torch's choice."""
+
+    # Sandbox
+    sandbox: Literal["runner", "in-process"] = "in-process"
+    """``in-process``: this process starts the containers. ``runner``: a runner service does."""
+    runner_address: str = "127.0.0.1:8100"
+    """Address of the runner service: ``host:port`` or ``unix:/path``."""
+    runner_token_file: Path | None = None
+    """File with the secret shared with the runner."""
+    sandbox_image: str = "ih-grpo-sandbox:latest"
+    """Image of the containers, for ``in-process``."""
+    max_containers: int = Field(default=16, ge=1)
+    """Containers at once, for ``in-process``."""
+    eager: bool = True
+    """Start a block in the background as soon as it is closed. The result is the same; the wait is shorter."""
+
+    # What is kept
+    save_every: int = Field(default=10, ge=1)
+    """Steps between checkpoints; the last step always leaves one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Older ones are removed."""
+    save_rollouts: bool = True
+    """Write every step's episodes to ``rollouts/`` as parquet."""
+    tensorboard: bool = True
+    """Write curves to ``tensorboard/``."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to; needs the package ``wandb``."""
+
+    @field_validator("policy")
+    @classmethod
+    def _policy_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            DeferralPolicy.model_validate(value)
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(error))) from None
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_valid_samples > self.group_size:
+            raise ValueError(
+                f"min_valid_samples is {self.min_valid_samples}, more than group_size {self.group_size}: "
+                f"every group would be dropped"
+            )
+        if self.rollout_samples % self.mini_batch:
+            raise ValueError(
+                f"mini_batch_samples is {self.mini_batch}: it must divide the {self.rollout_samples} samples of a "
+                f"rollout (prompts_per_step x group_size)"
+            )
+        if self.mini_batch % self.micro_batch_samples:
+            raise ValueError(
+                f"micro_batch_samples is {self.micro_batch_samples}: it must divide the {self.mini_batch} samples of "
+                f"an optimiser step"
+            )
+        for name, value in (("save_every", self.save_every), ("steps", self.steps)):
+            if value % self.updates_per_rollout:
+                raise ValueError(
+                    f"{name} is {value}: it must be a multiple of the {self.updates_per_rollout} optimiser steps "
+                    f"that share a rollout, or a resumed run would not be the same"
+                )
+        if self.sandbox == "runner" and self.runner_token_file is None:
+            raise ValueError(
+                "runner_token_file is missing: sandbox 'runner' needs the secret shared with the runner"
+            )
+        if self.warmup_steps and self.lr_schedule == "constant":
+            raise ValueError("warmup_steps needs lr_schedule 'constant_with_warmup', 'linear' or 'cosine'")
+        return self
+
+    @property
+    def rollout_samples(self) -> int:
+        """Samples that a rollout trains on, over all processes."""
+        return self.prompts_per_step * self.group_size
+
+    @property
+    def mini_batch(self) -> int:
+        """Samples an optimiser step, over all processes."""
+        return self.mini_batch_samples or self.rollout_samples
+
+    @property
+    def updates_per_rollout(self) -> int:
+        return self.rollout_samples // self.mini_batch
+
+    @property
+    def draws_per_rollout(self) -> int:
+        """Prompts drawn a rollout, over all processes."""
+        return round(self.prompts_per_step * self.oversample)
+
+    @property
+    def immediate(self) -> bool:
+        return self.method == "grpo-immediate"
+
+    @property
+    def effective_hierarchy_weight(self) -> float:
+        return self.hierarchy_weight if self.method == "ih-grpo" else 0.0
+
+    def resolve_policy(self) -> DeferralPolicy:
+        """The checkpoint's policy with this recipe's changes."""
+        return DeferralPolicy.model_validate(
+            {**DeferralPolicy.load(Path(self.model)).model_dump(), **self.policy}
+        )
+
+
+def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a recipe.
+
+    Args:
+        recipe: a TOML file of ``TrainConfig``'s fields.
+        overrides: ``key=value`` each, the value in TOML or a bare word; ``policy.max_turns=3`` reaches inside.
+
+    Raises:
+        ConfigError: the file, a field or a value can't be used.
+    """
+    try:
+        values = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"recipe {recipe} can't be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {recipe} is not TOML: {error}") from None
+    for override in overrides:
+        _set(values, override)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in _explain(error))
+        ) from None
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"--set {override!r} is not of the form key=value")
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: {name} has no fields")
+    values[path[-1]] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word: a path, a name
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line a mistake, led by the field's name."""
+    lines = []
+    for item in error.errors(include_url=False):
+        field = ".".join(map(str, item["loc"]))
+        message = item["msg"].removeprefix("Value error, ")
+        given = "" if item["type"] in ("missing", "value_error") else f", got {item['input']!r}"
+        lines.append(f"{field}: {message}{given}" if field else message)
+    return lines

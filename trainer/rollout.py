@@ -1,0 +1,170 @@
+"""Play many episodes at once. The loop is the server's own, so what is trained is what is served."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+
+from service.deferral.episode import Episode, Outcome
+from service.deferral.policy import DeferralPolicy
+from service.driver import run_episode
+from service.engines.base import Engine, Sampling
+from service.events import ExecutedTool, FlushFinished
+from service.sandbox.base import Sandbox, SessionLimits
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSettings:
+    """How episodes are played. ``max_concurrent`` counts episodes, those that wait for their code included."""
+
+    policy: DeferralPolicy
+    sampling: Sampling
+    """Its seed is not used: each sample has its own."""
+    group_size: int = 8
+    immediate: bool = False
+    """Run every block as soon as it is closed, marker or not (the baseline ``grpo-immediate``)."""
+    eager: bool = True
+    max_concurrent: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One episode. ``ids``, ``sampled`` and ``logprobs`` are aligned, one item a response token.
+
+    ``sampled`` is 1 where the model wrote the token and 0 on observations; ``logprobs`` are the engine's, as it
+    drew the tokens, and 0.0 on observations. Times are seconds.
+    """
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    sampled: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    outcome: Outcome
+    answer: str | None
+    tools: tuple[ExecutedTool, ...]
+    seconds: float
+    seed: int
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it may be trained on: not void, not cut, and no sandbox failed under it."""
+        return not self.outcome.is_void and all(tool.status != "sandbox_error" for tool in self.tools)
+
+    @property
+    def mask(self) -> tuple[int, ...]:
+        """1 on the tokens that the loss counts; all 0 where the sample is not valid."""
+        return self.sampled if self.is_valid else (0,) * len(self.ids)
+
+    @property
+    def executed(self) -> int:
+        """Blocks that ran."""
+        return sum(len(tool.blocks) for tool in self.tools)
+
+    @property
+    def delayed(self) -> int:
+        """Those of them that were delayed calls; their share is the delay rate."""
+        return sum(tool.delayed for tool in self.tools)
+
+    @property
+    def tool_seconds(self) -> float:
+        """Time that code ran."""
+        return sum(tool.wall_ms for tool in self.tools) / 1000
+
+    @property
+    def hidden_seconds(self) -> float:
+        """The part of ``tool_seconds`` that passed while the model wrote on."""
+        return sum(max(tool.wall_ms - tool.waited_ms, 0.0) for tool in self.tools) / 1000
+
+
+def sample_seed(run_seed: int, *indices: int) -> int:
+    """A seed in [0, 2^63) for one sample of a run; the same arguments always give the same one."""
+    text = ",".join(map(str, (run_seed, *indices)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+async def rollout(
+    prompts: Sequence[Sequence[int]],
+    engine: Engine,
+    sandbox: Sandbox,
+    settings: RolloutSettings,
+    *,
+    seeds: Sequence[Sequence[int]],
+) -> AsyncGenerator[tuple[Sample, ...], None]:
+    """Play ``group_size`` episodes a prompt, all at once, and yield the groups in the prompts' order.
+
+    An episode that waits for its code holds up nothing but itself. Closing the generator cancels the episodes that
+    still run, so a caller that has enough pays for no more.
+
+    Args:
+        prompts: rendered prompts, as token ids.
+        engine: started.
+        sandbox: started.
+        seeds: one a sample, [len(prompts)][group_size].
+
+    Raises:
+        ValueError: the seeds' shape does not fit, or the tokenizer has no execute marker.
+        EngineError: the engine failed.
+    """
+    if [len(row) for row in seeds] != [settings.group_size] * len(prompts):
+        raise ValueError(f"seeds must be [{len(prompts)}][{settings.group_size}]")
+    slots = asyncio.Semaphore(settings.max_concurrent)
+    numbers = itertools.count()
+
+    async def play(prompt: Sequence[int], seed: int, number: int) -> Sample:
+        async with slots:
+            return await play_episode(prompt, engine, sandbox, settings, seed=seed, episode_id=f"s{number}")
+
+    groups = [
+        [asyncio.create_task(play(prompt, seed, next(numbers))) for seed in row]
+        for prompt, row in zip(prompts, seeds, strict=True)
+    ]
+    try:
+        for group in groups:
+            yield tuple(await asyncio.gather(*group))
+    finally:
+        tasks = [task for group in groups for task in group]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def play_episode(
+    prompt_ids: Sequence[int],
+    engine: Engine,
+    sandbox: Sandbox,
+    settings: RolloutSettings,
+    *,
+    seed: int,
+    episode_id: str,
+) -> Sample:
+    """Play one episode to its end. Raises as ``rollout`` does."""
+    # An episode must not outgrow the model: the engine would refuse its next turn.
+    limit = min(settings.policy.max_episode_tokens, engine.context_length)
+    policy = settings.policy.model_copy(update={"max_episode_tokens": limit})
+    marker_id = engine.tokenizer.token_id(policy.marker)
+    if marker_id is None:
+        raise ValueError(f"the model's tokenizer has no token {policy.marker!r}, so it can't defer")
+    episode = Episode(prompt_ids, policy, engine.tokenizer, marker_id, immediate=settings.immediate)
+    session = sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=settings.eager))
+    sampling = replace(settings.sampling, seed=seed, max_tokens=policy.max_episode_tokens)
+    began = time.monotonic()
+    events = run_episode(episode, engine, session, sampling, episode_id=episode_id)
+    tools = [event.tool async for event in events if isinstance(event, FlushFinished)]
+    transcript = episode.transcript
+    return Sample(
+        prompt_ids=transcript.prompt_ids,
+        ids=tuple(transcript.ids),
+        sampled=tuple(transcript.mask),
+        logprobs=tuple(transcript.logprobs),
+        text=transcript.text,
+        outcome=episode.finish(),
+        answer=episode.answer,
+        tools=tuple(tools),
+        seconds=time.monotonic() - began,
+        seed=seed,
+    )
