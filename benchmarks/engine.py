@@ -1,0 +1,116 @@
+"""Tokens per second of the embedded engine beside transformers' own ``generate``, in one run.
+
+    python benchmarks/engine.py                   # a random model of the quickstart's size
+    python benchmarks/engine.py --model DIR --streams 1 8 --prompt 512
+
+Both decode the same random prompts to the same length with temperature 1. Every figure is the median of
+``--repeat`` runs that take turns, so that a busy machine slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from service.engines.base import Sampling
+from service.engines.settings import EngineSettings
+from service.engines.transformers import TransformersEngine
+from tests.support.tiny_qwen3 import make_checkpoint
+
+QUICKSTART_SIZE = {
+    "vocab_size": 1536,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.02,
+}
+
+
+async def run_engine(engine: TransformersEngine, prompts: list[list[int]], new: int) -> float:
+    """Output tokens per second, prompts included in the time."""
+
+    async def one(ids: list[int]) -> int:
+        return sum([len(chunk.ids) async for chunk in engine.generate(ids, Sampling(max_tokens=new))])
+
+    begin = time.perf_counter()
+    counts = await asyncio.gather(*(one(ids) for ids in prompts))
+    return sum(counts) / (time.perf_counter() - begin)
+
+
+@torch.inference_mode()
+def run_generate(model: transformers.GenerationMixin, prompts: list[list[int]], new: int) -> float:
+    ids = torch.tensor(prompts, device=model.device)
+    begin = time.perf_counter()
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=new,
+        max_new_tokens=new,
+        pad_token_id=0,
+    )
+    return output[:, ids.shape[1] :].numel() / (time.perf_counter() - begin)
+
+
+async def compare(arguments: argparse.Namespace, model: str) -> None:
+    settings = EngineSettings(model=model, max_slots=max(arguments.streams), threads=arguments.threads)
+    engine = TransformersEngine(settings)
+    await engine.start()
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    if torch.cuda.is_available():
+        reference = reference.cuda()
+    size = sum(parameter.numel() for parameter in reference.parameters()) / 1e6
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"GPU {torch.cuda.is_available()}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
+    print(
+        f"model of {size:.1f}M parameters; prompts of {arguments.prompt} tokens, {arguments.new} new tokens\n"
+    )
+    print("| streams | engine tok/s | generate tok/s | ratio |\n| ---: | ---: | ---: | ---: |")
+    rng = random.Random(0)
+    for streams in arguments.streams:
+        ours, theirs = [], []
+        for _ in range(arguments.repeat + 1):  # the first round warms up
+            prompts = [rng.choices(range(300), k=arguments.prompt) for _ in range(streams)]
+            ours.append(await run_engine(engine, prompts, arguments.new))
+            theirs.append(await asyncio.to_thread(run_generate, reference, prompts, arguments.new))
+        a, b = statistics.median(ours[1:]), statistics.median(theirs[1:])
+        print(f"| {streams} | {a:,.0f} | {b:,.0f} | {a / b:.2f} |", flush=True)
+    await engine.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="checkpoint directory; default: random weights")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32])
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        model = arguments.model or str(make_checkpoint(Path(directory), **QUICKSTART_SIZE))
+        asyncio.run(compare(arguments, model))
+
+
+if __name__ == "__main__":
+    main()
