@@ -1,0 +1,44 @@
+"""``executed_tools``: how a deferred call is shown to clients. The name follows Groq's precedent.
+
+It is never put into ``tool_calls``: clients would run the code themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.api.wire import Json
+from service.events import ExecutedTool, InvokedBlock
+
+
+def executed_tool(tool: ExecutedTool, index: int) -> Json:
+    """A flush that is done. Times ending in ``_at`` are Unix seconds, those in ``_ms`` milliseconds."""
+    return {
+        **_head(index, tool.id, tool.blocks, tool.status),
+        "output": tool.output,
+        "delayed": tool.delayed,
+        "flushed_at": tool.flushed_at,
+        "started_at": tool.started_at,
+        "finished_at": tool.finished_at,
+        "wall_ms": round(tool.wall_ms, 3),
+        "waited_ms": round(tool.waited_ms, 3),
+        "hidden_ms": round(max(tool.wall_ms - tool.waited_ms, 0.0), 3),
+    }
+
+
+def waiting_tool(tool_id: str, index: int, blocks: Sequence[InvokedBlock], status: str) -> Json:
+    """A flush to be: ``pending`` until the marker, then ``running`` until its result is there."""
+    return _head(index, tool_id, blocks, status)
+
+
+def _head(index: int, tool_id: str, blocks: Sequence[InvokedBlock], status: str) -> Json:
+    return {
+        "index": index,
+        "id": tool_id,
+        "type": "python",
+        "status": status,
+        "blocks": [
+            {"code": block.code, "invoked_at_token": block.invoked_at_token, "invoked_at": block.invoked_at}
+            for block in blocks
+        ],
+    }

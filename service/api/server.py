@@ -1,0 +1,39 @@
+"""What the routes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.api.admission import Admission
+from service.api.metrics import Metrics
+from service.backend import Backend
+from service.settings import Settings
+
+
+@dataclass(slots=True)
+class Server:
+    """One running server; on ``app.state.server`` from start to stop."""
+
+    backend: Backend
+    settings: Settings
+    admission: Admission
+    metrics: Metrics
+    started_at: int
+    """Unix time."""
+    draining: bool = field(default=False)
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients ask for."""
+        return self.settings.served_model_name or self.backend.engine.model_name
+
+
+def server_of(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+CurrentServer = Annotated[Server, Depends(server_of)]

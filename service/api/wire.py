@@ -1,0 +1,22 @@
+"""JSON as it goes over the wire."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+Json = dict[str, object]
+
+
+def dumps(payload: object) -> bytes:
+    """Compact JSON, escaped to ASCII: no output of a sandbox, lone surrogates included, can break it."""
+    return json.dumps(payload, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+class JsonResponse(JSONResponse):
+    """A response of `dumps`."""
+
+    def render(self, content: Any) -> bytes:
+        return dumps(content)

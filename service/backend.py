@@ -1,0 +1,99 @@
+"""What a server serves: an engine, a sandbox, a checkpoint's policy. Every API starts its episodes here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from service.deferral.episode import Episode
+from service.deferral.policy import DeferralPolicy
+from service.deferral.prompt import instruct
+from service.driver import run_episode
+from service.engines.base import Engine, Sampling
+from service.events import EpisodeEvent
+from service.plain import run_plain
+from service.sandbox.base import Sandbox, SessionLimits
+
+Messages = Sequence[dict[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Engine, sandbox and policy, and how they become an episode."""
+
+    engine: Engine
+    sandbox: Sandbox
+    policy: DeferralPolicy
+    sampling: Sampling
+    """What a request that says nothing is sampled with."""
+
+    def render(self, messages: Messages, *, deferral: bool, thinking: bool = False) -> list[int]:
+        """Prompt ids of ``messages``; with ``deferral`` the last user turn carries the instruction.
+
+        Raises:
+            ValueError: there is no user turn to carry it.
+        """
+        turns = list(messages)
+        if deferral:
+            last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+            if last is None:
+                raise ValueError("there is no user message to answer")
+            turns[last] = {
+                **turns[last],
+                "content": instruct(str(turns[last]["content"]), self.policy.prompt),
+            }
+        return self.engine.tokenizer.render_chat(turns, template_kwargs={"enable_thinking": thinking})
+
+    def room(self, prompt_ids: Sequence[int], *, deferral: bool) -> int:
+        """Tokens that may follow the prompt."""
+        limit = min(self.engine.context_length, self.policy.max_episode_tokens if deferral else 2**62)
+        return limit - len(prompt_ids)
+
+    def plain(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[EpisodeEvent, None]:
+        """Generation without deferral."""
+        return run_plain(prompt_ids, self.engine, sampling)
+
+    def episode(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        policy: DeferralPolicy,
+        *,
+        eager: bool,
+        episode_id: str,
+    ) -> AsyncGenerator[EpisodeEvent, None]:
+        """A deferred episode under ``policy``.
+
+        Raises:
+            ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
+        """
+        tokenizer = self.engine.tokenizer
+        marker_id = tokenizer.token_id(policy.marker)
+        if marker_id is None:
+            raise ValueError(f"the model's tokenizer has no token {policy.marker!r}, so it can't defer")
+        # An episode must not outgrow the model: the engine would refuse its next turn.
+        limit = min(policy.max_episode_tokens, self.engine.context_length)
+        episode = Episode(
+            prompt_ids, policy.model_copy(update={"max_episode_tokens": limit}), tokenizer, marker_id
+        )
+        session = self.sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=eager))
+        return run_episode(episode, self.engine, session, sampling, episode_id=episode_id)
+
+
+def default_sampling(model_dir: Path) -> Sampling:
+    """What the checkpoint's ``generation_config.json`` asks for; where silent, temperature 1.0 and no cuts.
+
+    ``do_sample: false`` means greedy.
+    """
+    path = model_dir / "generation_config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = {
+        name: config[name]
+        for name in ("temperature", "top_p", "top_k", "min_p")
+        if config.get(name) is not None
+    }
+    sampling = replace(Sampling(), **known)
+    return replace(sampling, temperature=0.0) if config.get("do_sample") is False else sampling

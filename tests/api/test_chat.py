@@ -1,0 +1,307 @@
+"""Chat completions through a real socket and the real SDK, over a scripted engine and sandbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from service.deferral.policy import DeferralPolicy
+from service.deferral.prompt import instruct
+from service.engines.base import EngineError
+from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
+from tests.support.serving import Served, eventually, make_app, serve
+
+ASK = "Let\n```python\nx = 6 * 7\n```\nand then\n```python\nprint(x)\n```<tool_call>"
+SEEN = "\nCode execution result: 42\n</tool_call>\n"
+ANSWER = "It is \\boxed{42}"
+MESSAGES: Any = [{"role": "user", "content": "6 * 7?"}]
+
+
+def engine() -> ScriptedEngine:
+    return ScriptedEngine(ASK, ANSWER + EOS)
+
+
+def sandbox(delay_s: float = 0.0) -> ScriptedSandbox:
+    return ScriptedSandbox(lambda blocks: printed("42\n"), delay_s)
+
+
+async def ask(served: Served, **options: Any) -> Any:
+    return await served.openai.chat.completions.create(
+        **{"model": "scripted", "messages": MESSAGES, **options}
+    )
+
+
+async def test_a_deferred_episode() -> None:
+    async with serve(make_app(engine(), sandbox())) as served:
+        completion = await ask(served)
+    [choice] = completion.choices
+    assert choice.message.content == ASK + SEEN + ANSWER
+    assert choice.finish_reason == "stop"
+    assert choice.message.tool_calls is None
+    [tool] = choice.message.executed_tools
+    assert [block["code"] for block in tool["blocks"]] == ["x = 6 * 7", "print(x)"]
+    assert tool["blocks"][0]["invoked_at_token"] < tool["blocks"][1]["invoked_at_token"]
+    assert (tool["status"], tool["output"], tool["delayed"]) == ("ok", "42", 1)
+    assert (tool["started_at"], tool["finished_at"]) == (1.0, 1.2)
+    assert (tool["wall_ms"], tool["waited_ms"], tool["hidden_ms"]) == (200, 100, 100)
+    usage = completion.usage
+    assert usage.completion_tokens_details.observation_tokens == len("\nCode execution result: 42\n") + 2
+    # The scripted tokenizer has one token a character, and one for each of the two markers.
+    assert usage.completion_tokens == len(ASK + SEEN + ANSWER) - len("<tool_call>") - len("</tool_call>") + 2
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+async def test_the_prompt_is_the_messages_with_the_instruction_in_the_last_user_turn() -> None:
+    scripted = engine()
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": [{"type": "text", "text": "sec"}, {"type": "text", "text": "ond"}]},
+    ]
+    async with serve(make_app(scripted, sandbox(), DeferralPolicy(prompt="brief-v1"))) as served:
+        await ask(served, messages=messages)
+    prompt = scripted.tokenizer.decode(scripted.calls[0][0])
+    second = instruct("second", "brief-v1")
+    assert prompt == f"system: Be brief.\nuser: first\nassistant: yes\nuser: {second}\n"
+
+
+async def test_streaming_adds_up_to_the_same() -> None:
+    async with serve(make_app(engine(), sandbox())) as served:
+        stream = await ask(served, stream=True, stream_options={"include_usage": True})
+        chunks = [chunk async for chunk in stream]
+    *body, last = chunks
+    assert body[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in body) == ASK + SEEN + ANSWER
+    assert [chunk.choices[0].finish_reason for chunk in body if chunk.choices[0].finish_reason] == ["stop"]
+    assert body[-1].choices[0].finish_reason == "stop"
+    assert last.choices == []
+    assert last.usage.completion_tokens_details.observation_tokens > 0
+    assert len({chunk.id for chunk in chunks}) == 1
+    tools = [tool for chunk in body for tool in getattr(chunk.choices[0].delta, "executed_tools", None) or []]
+    assert [tool["status"] for tool in tools] == ["pending", "pending", "running", "ok"]
+    assert [len(tool["blocks"]) for tool in tools] == [1, 2, 2, 2]
+    assert len({tool["id"] for tool in tools}) == 1
+    assert tools[-1]["output"] == "42"
+
+
+async def test_a_block_is_shown_as_pending_before_the_model_writes_on() -> None:
+    async with serve(make_app(engine(), sandbox())) as served:
+        stream = await ask(served, stream=True)
+        text = ""
+        async for chunk in stream:
+            delta = chunk.choices[0].delta
+            if getattr(delta, "executed_tools", None):
+                break
+            text += delta.content or ""
+    assert text == "Let\n```python\nx = 6 * 7\n```"
+
+
+async def test_the_sdks_own_accumulator_takes_the_stream() -> None:
+    async with (
+        serve(make_app(engine(), sandbox())) as served,
+        served.openai.chat.completions.stream(model="scripted", messages=MESSAGES) as stream,
+    ):
+        completion: Any = await stream.get_final_completion()
+    assert completion.choices[0].message.content == ASK + SEEN + ANSWER
+    assert completion.choices[0].message.executed_tools[-1]["status"] == "ok"
+
+
+async def test_silence_is_filled_with_comments_and_the_stream_ends_with_done() -> None:
+    app = make_app(engine(), sandbox(delay_s=0.2), keep_alive_s=0.05)
+    async with serve(app) as served, httpx.AsyncClient() as client:
+        body = {"model": "scripted", "messages": MESSAGES, "stream": True}
+        reply = await client.post(f"{served.url}/v1/chat/completions", json=body)
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    events = reply.text.split("\n\n")
+    assert ": keep-alive" in events
+    assert events[-2:] == ["data: [DONE]", ""]
+    running = next(i for i, event in enumerate(events) if '"running"' in event)
+    assert events[running + 1] == ": keep-alive"
+
+
+async def test_plain_generation_runs_no_code() -> None:
+    scripted, box = ScriptedEngine(ASK + " and on" + EOS), sandbox()
+    async with serve(make_app(scripted, box)) as served:
+        completion = await ask(served, extra_body={"deferral": {"enabled": False}})
+    assert completion.choices[0].message.content == ASK + " and on"
+    assert completion.choices[0].message.executed_tools == []
+    assert box.sessions == []
+    assert scripted.tokenizer.decode(scripted.calls[0][0]) == "user: 6 * 7?\n"
+
+
+async def test_several_choices_have_their_own_sessions_and_seeds() -> None:
+    scripted, box = ScriptedEngine(ASK + EOS), sandbox()
+    async with serve(make_app(scripted, box, DeferralPolicy(max_turns=1))) as served:
+        completion = await ask(served, n=3, seed=5)
+        stream = await ask(served, n=2, stream=True)
+        texts = {0: "", 1: ""}
+        async for chunk in stream:
+            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert [choice.index for choice in completion.choices] == [0, 1, 2]
+    assert [choice.finish_reason for choice in completion.choices] == ["length"] * 3
+    assert texts == {0: ASK, 1: ASK}
+    assert len(box.sessions) == 5
+    assert len({sampling.seed for _, sampling in scripted.calls[:3]}) == 3
+
+
+async def test_what_the_client_asks_of_sampling_and_sandbox_arrives() -> None:
+    scripted, box = engine(), sandbox()
+    extra = {"top_k": -1, "min_p": 0.1, "deferral": {"eager": False, "run_limit_s": 0.5}}
+    async with serve(make_app(scripted, box)) as served:
+        await ask(served, temperature=0, top_p=0.5, seed=1, max_completion_tokens=7, extra_body=extra)
+    _, sampling = scripted.calls[0]
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0, 0.5, 0, 0.1)
+    assert sampling.max_tokens == 7
+    assert box.limits[0].run_limit_s == 0.5
+    assert box.limits[0].eager is False
+
+
+async def test_the_token_limit_is_of_sampled_tokens_in_the_whole_episode() -> None:
+    sampled = len(ASK) - len("<tool_call>") + 1
+    async with serve(make_app(engine(), sandbox())) as served:
+        completion = await ask(served, max_tokens=sampled + 2)
+    assert completion.choices[0].message.content == ASK + SEEN + ANSWER[:2]
+    assert completion.choices[0].finish_reason == "length"
+
+
+async def test_logprobs_are_of_sampled_tokens_only() -> None:
+    async with serve(make_app(engine(), sandbox())) as served:
+        completion = await ask(served, logprobs=True)
+        stream = await ask(served, logprobs=True, stream=True)
+        streamed = [
+            item
+            async for chunk in stream
+            if chunk.choices[0].logprobs
+            for item in chunk.choices[0].logprobs.content
+        ]
+    content = completion.choices[0].logprobs.content
+    assert "".join(item.token for item in content) == ASK + ANSWER
+    assert streamed[-len(ANSWER) :] == content[-len(ANSWER) :]
+    assert content[0].bytes == [ord("L")]
+    assert content[0].logprob == -0.5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_cancels_engine_and_session(stream: bool) -> None:
+    scripted, box = ScriptedEngine(ASK, "x" * 10_000, delay_s=0.005), sandbox()
+    async with serve(make_app(scripted, box)) as served:
+        if stream:
+            chunks = await ask(served, stream=True)
+            async for chunk in chunks:
+                if getattr(chunk.choices[0].delta, "executed_tools", None):
+                    break
+            await chunks.response.aclose()
+        else:
+            with pytest.raises(openai.APITimeoutError):
+                await ask(served, timeout=0.5)
+        await eventually(lambda: not scripted.open_streams and all(s.closed for s in box.sessions))
+        assert box.sessions
+        assert served.app.state.server.admission.running == 0
+
+
+class BrokenEngine(ScriptedEngine):
+    """Fails after a few tokens."""
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        stream = super().generate(*args, **kwargs)
+
+        async def broken() -> Any:
+            for _ in range(3):
+                yield await anext(stream)
+            raise EngineError("out of memory")
+
+        return broken()
+
+
+async def test_an_engine_that_fails_is_told_before_and_in_the_stream() -> None:
+    async with serve(make_app(BrokenEngine(ASK), sandbox())) as served:
+        with pytest.raises(openai.InternalServerError, match="out of memory") as caught:
+            await ask(served)
+        assert caught.value.type == "server_error"
+        stream = await ask(served, stream=True)
+        with pytest.raises(openai.APIError, match="out of memory"):
+            async for _ in stream:
+                pass
+
+
+BAD: list[tuple[dict[str, Any], str | None, str]] = [
+    ({"temperature": 3}, "temperature", "invalid_value"),
+    ({"top_p": 0}, "top_p", "invalid_value"),
+    ({"n": 99}, "n", "invalid_value"),
+    ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+    ({"stop": ["x"]}, "stop", "unsupported_parameter"),
+    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+    ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
+    ({"logit_bias": {"1": 2}}, "logit_bias", "unsupported_parameter"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"extra_body": {"nonsense": 1}}, "nonsense", "unknown_parameter"),
+    ({"extra_body": {"deferral": {"max_turns": 99}}}, "deferral.max_turns", "invalid_value"),
+    ({"extra_body": {"deferral": {"run_limit_s": 99}}}, "deferral.run_limit_s", "invalid_value"),
+    ({"extra_body": {"deferral": {"lazy": True}}}, "deferral.lazy", "unknown_parameter"),
+    (
+        {"extra_body": {"chat_template_kwargs": {"tools": 1}}},
+        "chat_template_kwargs.tools",
+        "unknown_parameter",
+    ),
+    ({"top_logprobs": 2}, None, "invalid_value"),
+    ({"messages": []}, "messages", "invalid_value"),
+    ({"messages": [{"role": "system", "content": "x"}]}, "messages", "invalid_value"),
+    ({"messages": [{"role": "user", "content": "x" * 20_000}]}, "messages", "context_length_exceeded"),
+    ({"messages": [{"role": "user"}]}, "messages[0]", "invalid_value"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),
+    ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content", "invalid_value"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages[0].content",
+        "unsupported_parameter",
+    ),
+]
+
+
+async def test_what_cannot_be_honoured_is_refused_by_name() -> None:
+    async with serve(make_app(engine(), sandbox())) as served:
+        for options, param, code in BAD:
+            with pytest.raises(openai.BadRequestError) as caught:
+                await ask(served, **options)
+            assert (caught.value.param, caught.value.code) == (param, code), options
+            assert caught.value.type == "invalid_request_error"
+
+
+async def test_fields_that_ask_for_nothing_are_accepted() -> None:
+    neutral = {
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "tools": [],
+        "response_format": {"type": "text"},
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": False,
+    }
+    async with serve(make_app(engine(), sandbox())) as served:
+        first = await ask(served, **neutral)
+        again: list[Any] = [*MESSAGES, first.choices[0].message, MESSAGES[0]]
+        assert (await ask(served, messages=again)).choices
+
+
+async def test_an_unknown_model_is_404() -> None:
+    async with serve(make_app(engine(), sandbox())) as served:
+        with pytest.raises(openai.NotFoundError) as caught:
+            await ask(served, model="gpt-5")
+    assert caught.value.code == "model_not_found"
+
+
+async def test_beyond_the_queue_is_429_with_retry_after() -> None:
+    scripted = ScriptedEngine("x" * 10_000, delay_s=0.005)
+    app = make_app(scripted, sandbox(), max_concurrent_episodes=1, max_queued_episodes=0)
+    async with serve(app) as served:
+        stream = await ask(served, stream=True)
+        await anext(aiter(stream))
+        for options in ({}, {"stream": True}):
+            with pytest.raises(openai.RateLimitError) as caught:
+                await ask(served, **options)
+            assert int(caught.value.response.headers["retry-after"]) > 0
+        await stream.response.aclose()

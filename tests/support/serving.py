@@ -1,0 +1,73 @@
+"""A real HTTP server in this very event loop, around a scripted engine and sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import openai
+import uvicorn
+from fastapi import FastAPI
+
+from service.app import create_app_from
+from service.backend import Backend
+from service.deferral.policy import DeferralPolicy
+from service.engines.base import Engine, Sampling
+from service.sandbox.base import Sandbox
+from service.settings import Settings
+
+
+def settings(**overrides: object) -> Settings:
+    """Settings that need no file and read no environment."""
+    return Settings(**{"sandbox": "in-process", "port": 0, **overrides})  # type: ignore[arg-type]
+
+
+def make_app(
+    engine: Engine, sandbox: Sandbox, policy: DeferralPolicy | None = None, **options: object
+) -> FastAPI:
+    """The app around ``engine`` and ``sandbox``; ``options`` are settings."""
+    return create_app_from(
+        Backend(engine, sandbox, policy or DeferralPolicy(), Sampling()), settings(**options)
+    )
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait until ``condition`` holds; TimeoutError if it does not in time."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server that runs."""
+
+    url: str
+    openai: openai.AsyncOpenAI
+    app: FastAPI
+
+
+@asynccontextmanager
+async def serve(app: FastAPI, key: str = "none") -> AsyncGenerator[Served, None]:
+    """Serve ``app`` on a free port of the loopback; the SDK's client retries nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", log_config=None))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            if task.done():
+                await task
+            await asyncio.sleep(0.01)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        # Without TLS there is nothing to verify, and reading the certificates takes a third of a second.
+        plain = openai.DefaultAsyncHttpxClient(verify=False)
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=plain)
+        try:
+            yield Served(url, client, app)
+        finally:
+            await client.close()
+            server.should_exit = True
+            await task
