@@ -4,6 +4,7 @@
 # shellcheck shell=bash disable=SC2034
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${IHGRPO_CACHE:-$REPO/.cache}
+PATH=$PATH:/usr/sbin:/sbin # where Debian keeps dockerd, ip and iptables; not in every root's PATH
 
 # The daemon that scripts/ensure-docker starts, and all that belongs to it.
 DOCKER_ROOT=${IHGRPO_DOCKER_ROOT:-/var/lib/ih-grpo/docker}
@@ -64,8 +65,8 @@ apt_get() {
   local level=()
   [ -d /run/systemd/system ] || level=(RUNLEVEL=1)
   if ! env DEBIAN_FRONTEND=noninteractive "${level[@]}" \
-    apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null >&2; then
-    dpkg --configure -a --force-confold </dev/null >&2 || true
+    apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null >/dev/null; then
+    dpkg --configure -a --force-confold </dev/null >/dev/null || true
     return 1
   fi
 }
