@@ -18,7 +18,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read ``unix:PATH``, ``HOST:PORT`` or ``[IPV6]:PORT``, with or without ``ws://``; raises ValueError."""
+        """Read ``unix:PATH``, ``HOST:PORT`` or ``[IPV6]:PORT``, or ``ws://HOST:PORT``; raises ValueError."""
         if text.startswith("unix:"):
             path = Path(text.removeprefix("unix:").removeprefix("//"))
             if not path.is_absolute():

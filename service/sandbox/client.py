@@ -48,10 +48,10 @@ class RunnerClient:
 
     async def start(self) -> None:
         """Wait up to ``connect_timeout_s`` for the runner to be ready; raises SandboxError when it is not."""
-        trouble = "no answer"
+        trouble: str | None = "no answer"
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s):
-                while trouble := await self._trouble():  # noqa: ASYNC110  (another process: nothing to wait on)
+                while (trouble := await self._trouble()) is not None:  # noqa: ASYNC110  (another process: nothing to wait on)
                     await asyncio.sleep(0.1)
         except TimeoutError:
             raise SandboxError(f"the runner at {self._address} is not ready: {trouble}") from None
@@ -64,7 +64,7 @@ class RunnerClient:
 
     async def ready(self) -> bool:
         """Whether the runner has containers to give; answers within two seconds and never raises."""
-        return not await self._trouble()
+        return await self._trouble() is None
 
     async def stop(self) -> None:
         """Close the sessions still open."""
@@ -73,8 +73,8 @@ class RunnerClient:
             await self._http.aclose()
             self._http = None
 
-    async def _trouble(self) -> str:
-        """Why the runner is not ready; empty if it is."""
+    async def _trouble(self) -> str | None:
+        """Why the runner is not ready; None if it is."""
         if self._http is None:
             uds = None if self._address.path is None else str(self._address.path)
             self._http = httpx.AsyncClient(
@@ -87,8 +87,8 @@ class RunnerClient:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 answer = await self._http.get("/ready")
         except (httpx.HTTPError, TimeoutError) as error:
-            return f"{error or type(error).__name__}"
-        return "" if answer.status_code == 200 else f"status {answer.status_code} {answer.text}"
+            return str(error) or type(error).__name__
+        return None if answer.status_code == 200 else f"status {answer.status_code} {answer.text}"
 
 
 class RunnerSession:
@@ -120,9 +120,8 @@ class RunnerSession:
             return
         try:
             request = wire.invoke(code)
-            if self._connection is None:
-                self._connection = await self._connect()
-            await self._ask(request, wire.Invoked, self._settings.invoke_timeout_s)
+            connection = self._connection or await self._connect()
+            await self._ask(connection, request, wire.Invoked, self._settings.invoke_timeout_s)
         except ConnectionLostError as error:
             self._lost = str(error)
         except wire.MessageError as error:
@@ -131,13 +130,14 @@ class RunnerSession:
     async def flush(self) -> ExecutionResult:
         """Run all that is pending; see ``Session.flush``. ``waited_seconds`` is what this side waited."""
         began = time.monotonic()
-        if self._connection is None and self._lost is None:
+        connection = self._connection
+        if connection is None and self._lost is None:
             return _NOTHING
         try:
-            if self._lost is not None:
-                raise ConnectionLostError(self._lost)
+            if connection is None or self._lost is not None:
+                raise ConnectionLostError(self._lost or "the session is closed")
             timeout_s = self._run_limit_s + self._settings.flush_margin_s
-            result = (await self._ask(wire.Flush(), wire.Flushed, timeout_s)).result
+            result = (await self._ask(connection, wire.Flush(), wire.Flushed, timeout_s)).result
         except SandboxError as error:
             if isinstance(error, ConnectionLostError):
                 self._connection, self._lost = None, None
@@ -158,16 +158,18 @@ class RunnerSession:
             self._limits,
             timeout_s=self._settings.connect_timeout_s,
         )
-        if self._closed:
+        if self._closed:  # meanwhile, by another task
             connection.drop()
             raise SandboxError("the session is closed")
+        self._connection = connection
         self._run_limit_s = granted.run_limit_s
         return connection
 
-    async def _ask(self, request: wire.Request, expected: type[R], timeout_s: float) -> R:
-        assert self._connection is not None  # noqa: S101
+    async def _ask(
+        self, connection: RunnerConnection, request: wire.Request, expected: type[R], timeout_s: float
+    ) -> R:
         try:
-            return await self._connection.ask(request, expected, timeout_s=timeout_s)
+            return await connection.ask(request, expected, timeout_s=timeout_s)
         except asyncio.CancelledError:
             self._lost = "an earlier call was cancelled, which ended its session"
             raise

@@ -125,7 +125,9 @@ async def _connect(address: Address, token: str) -> ClientConnection:
         remedy = "check that both have the same token" if status in (401, 403) else "is it a runner?"
         raise SandboxError(f"the runner at {address} refused with status {status}; {remedy}") from None
     except (OSError, InvalidHandshake) as error:
-        raise UnreachableError(f"no runner answers at {address}: {error or type(error).__name__}") from None
+        raise UnreachableError(
+            f"no runner answers at {address}: {str(error) or type(error).__name__}"
+        ) from None
 
 
 def _why(error: ConnectionClosed) -> str:

@@ -62,7 +62,7 @@ def _digest(text: str) -> bytes:
 
 
 def read_token(file: Path | None = None, env: Mapping[str, str] | None = None) -> SecretStr:
-    """The runner's token: the first line of ``file`` if one is named, else ``IHGRPO_RUNNER_TOKEN``.
+    """The runner's token: the content of ``file`` if one is named, else ``IHGRPO_RUNNER_TOKEN``.
 
     Raises:
         ValueError: there is none, or it is too short to be a secret.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -59,3 +60,15 @@ def serve_fake(tmp_path: Path) -> ServeFake:
         return served(FakeSandbox(), f"unix:{tmp_path}/r.sock", **options)
 
     return serve
+
+
+@contextlib.asynccontextmanager
+async def process(module: str, *arguments: object) -> AsyncGenerator[asyncio.subprocess.Process]:
+    """``python -m module arguments...``, killed at the end of the block if it still runs."""
+    child = await asyncio.create_subprocess_exec(sys.executable, "-m", module, *map(str, arguments))
+    try:
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
