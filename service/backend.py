@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from service.deferral.episode import Episode
 from service.deferral.policy import DeferralPolicy
@@ -81,19 +78,3 @@ class Backend:
         )
         session = self.sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=eager))
         return run_episode(episode, self.engine, session, sampling, episode_id=episode_id)
-
-
-def default_sampling(model_dir: Path) -> Sampling:
-    """What the checkpoint's ``generation_config.json`` asks for; where silent, temperature 1.0 and no cuts.
-
-    ``do_sample: false`` means greedy.
-    """
-    path = model_dir / "generation_config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known = {
-        name: config[name]
-        for name in ("temperature", "top_p", "top_k", "min_p")
-        if config.get(name) is not None
-    }
-    sampling = replace(Sampling(), **known)
-    return replace(sampling, temperature=0.0) if config.get("do_sample") is False else sampling

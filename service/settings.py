@@ -9,14 +9,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.checkpoint import quickstart
+
 SandboxBackend = Literal["runner", "in-process"]
-
-
-def default_model() -> str:
-    """The quickstart checkpoint: inside the installed package, or beside it in the repository."""
-    package = Path(__file__).resolve().parent
-    places = [package / "checkpoints" / "quickstart", package.parent / "checkpoints" / "quickstart"]
-    return str(next((place for place in places if place.is_dir()), places[-1]))
 
 
 class Settings(BaseSettings):
@@ -31,7 +26,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port; 0 takes a free one."""
 
-    model: str = Field(default_factory=default_model)
+    model: str = Field(default_factory=lambda: str(quickstart()))
     """Directory of a checkpoint, or its Hugging Face id."""
     served_model_name: str | None = None
     """The name that clients ask for; the checkpoint's own where unset."""
@@ -47,10 +42,10 @@ class Settings(BaseSettings):
     sandbox: SandboxBackend = "runner"
     """Where code runs. ``runner``: a runner service, which alone holds the Docker socket. ``in-process``:
     this very process holds it, so whoever breaks the API owns the machine; for a loopback address only."""
-    runner_url: str = "ws://127.0.0.1:8100"
-    """Address of the runner service."""
+    runner_url: str = "unix:/run/ih-grpo/runner.sock"
+    """Where the runner listens: ``unix:/path/to.sock`` or ``host:port``."""
     runner_token_file: Path | None = None
-    """File that holds the secret shared with the runner."""
+    """File with the secret shared with the runner; ``IHGRPO_RUNNER_TOKEN`` holds it where unset."""
     sandbox_image: str = "ih-grpo-sandbox:latest"
     """Image of the containers, for ``in-process``."""
     warm_containers: int = Field(default=2, ge=0)
@@ -60,12 +55,13 @@ class Settings(BaseSettings):
 
     max_turns: int | None = Field(default=None, ge=1)
     """Most turns a client may ask for; the checkpoint's own number where unset."""
-    run_limit_s: float | None = Field(default=None, gt=0)
+    run_limit_s: float | None = Field(default=None, gt=0, le=600)
     """Most seconds a flush may run; the checkpoint's own number where unset."""
     max_n: int = Field(default=16, ge=1)
     """Most choices (``n``) a request."""
-    max_concurrent_episodes: int = Field(default=64, ge=1)
-    """Episodes that run at once; each choice of a request is one."""
+    max_concurrent_episodes: int = Field(default=32, ge=1)
+    """Episodes that run at once; each choice of a request is one. More than there are containers makes
+    episodes wait for one."""
     max_queued_episodes: int = Field(default=128, ge=0)
     """Episodes that wait for their turn; beyond it a request gets 429."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
@@ -103,11 +99,6 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"sandbox 'in-process' gives this process the Docker socket, so it serves a loopback address "
                 f"only, not host {self.host!r}: start `ih-grpo runner` and use sandbox 'runner'"
-            )
-        if self.sandbox == "runner" and self.runner_token_file is None:
-            raise ValueError(
-                "sandbox 'runner' needs runner_token_file, the file with the secret shared with the runner. "
-                "On a machine of your own, sandbox 'in-process' runs containers without a runner"
             )
         if not local and not self.keys() and not self.allow_anonymous:
             raise ValueError(

@@ -20,8 +20,7 @@ async def health() -> dict[str, str]:
 @router.get("/ready", response_class=JSONResponse)
 async def ready(server: CurrentServer) -> JSONResponse:
     """Whether engine and sandbox can serve; 503 tells which one can't."""
-    # An engine that could not start ends the server, so one that serves is there.
-    parts = {"engine": True, "sandbox": await server.backend.sandbox.ready()}
+    parts = {"engine": server.backend.engine.healthy, "sandbox": await server.backend.sandbox.ready()}
     is_ready = all(parts.values())
     told = {name: "ready" if part else "not ready" for name, part in parts.items()}
     return JSONResponse({"status": "ready" if is_ready else "not ready", **told}, 200 if is_ready else 503)

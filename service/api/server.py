@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -23,12 +23,11 @@ class Server:
     metrics: Metrics
     started_at: int
     """Unix time."""
-    draining: bool = field(default=False)
 
     @property
     def model_name(self) -> str:
         """The name that clients ask for."""
-        return self.settings.served_model_name or self.backend.engine.model_name
+        return self.backend.engine.model_name
 
 
 def server_of(request: Request) -> Server:

@@ -105,6 +105,10 @@ class Engine(Protocol):
     def context_length(self) -> int: ...
     @property
     def eos_token_ids(self) -> frozenset[int]: ...
+    @property
+    def healthy(self) -> bool:
+        """Started, and able to serve."""
+        ...
 
     def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()

@@ -17,6 +17,7 @@ class ScriptedEngine:
 
     model_name = "scripted"
     context_length = 10_000
+    healthy = True
 
     def __init__(self, *turns: str, delay_s: float = 0.0) -> None:
         self.tokenizer = CharTokenizer()

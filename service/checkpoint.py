@@ -1,0 +1,55 @@
+"""Find a checkpoint, and read what it says about how it wants to be sampled."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from service.engines.base import Sampling
+
+_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+
+
+def quickstart() -> Path:
+    """Where the quickstart checkpoint is: inside the installed package, or beside it in the repository."""
+    package = Path(__file__).resolve().parent
+    places = [package / "checkpoints" / "quickstart", package.parent / "checkpoints" / "quickstart"]
+    return next((place for place in places if place.is_dir()), places[-1])
+
+
+def locate(model: str) -> Path:
+    """The directory of ``model``: a path, or a Hugging Face id, which is downloaded if it is not cached.
+
+    Raises:
+        ValueError: there is no such checkpoint, with the remedy.
+    """
+    path = Path(model).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if path.exists() or not _HUB_ID.fullmatch(model):
+        raise ValueError(
+            f"model {model!r} is no checkpoint: give a directory with config.json, or a hub id"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_FILES)))
+    except Exception as error:  # the hub client has no common base class for what can go wrong
+        raise ValueError(f"model {model!r} can't be downloaded: {error}") from error
+
+
+def default_sampling(model_dir: Path) -> Sampling:
+    """What the checkpoint's ``generation_config.json`` asks for; where silent, temperature 1.0 and no cuts.
+
+    ``do_sample: false`` means greedy.
+    """
+    path = model_dir / "generation_config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = ("temperature", "top_p", "top_k", "min_p")
+    known = {name: config[name] for name in names if config.get(name) is not None}
+    sampling = replace(Sampling(), **known)
+    return replace(sampling, temperature=0.0) if config.get("do_sample") is False else sampling
