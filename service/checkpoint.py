@@ -31,9 +31,7 @@ def locate(model: str) -> Path:
     if (path / "config.json").is_file():
         return path
     if path.exists() or not _HUB_ID.fullmatch(model):
-        raise ValueError(
-            f"model {model!r} is no checkpoint: give a directory with config.json, or a hub id"
-        )
+        raise ValueError(f"model {model!r} is no checkpoint: give a directory with config.json, or a hub id")
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,0 +1,179 @@
+"""The command line, ``ih-grpo``. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+app = typer.Typer(
+    name="ih-grpo",
+    help="Serve, train and try models that decide themselves when their code runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_console = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"ih-grpo {installed_version('ih-grpo')}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        raise typer.Exit(2)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint directory or hub id. Default: the quickstart checkpoint.")
+    ] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="The name that clients ask for.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. Default: 8000.")] = None,
+    sandbox: Annotated[
+        str | None,
+        typer.Option(
+            help="'runner': a runner service holds the Docker socket. 'in-process': this process does."
+        ),
+    ] = None,
+    runner_url: Annotated[str | None, typer.Option(help="unix:/path/to.sock or host:port.")] = None,
+    runner_token_file: Annotated[Path | None, typer.Option(help="The secret shared with the runner.")] = None,
+    sandbox_image: Annotated[str | None, typer.Option(help="Image of the containers (in-process).")] = None,
+    warm_containers: Annotated[int | None, typer.Option(help="Idle containers kept (in-process).")] = None,
+    max_containers: Annotated[int | None, typer.Option(help="Containers at once (in-process).")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    max_slots: Annotated[int | None, typer.Option(help="Sequences in one batch.")] = None,
+    max_concurrent_episodes: Annotated[int | None, typer.Option(help="Episodes that run at once.")] = None,
+    api_keys_file: Annotated[Path | None, typer.Option(help="File with one API key a line.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
+) -> None:
+    """Serve a checkpoint over an OpenAI-compatible API.
+
+    Every setting, these and more, is also read from the environment, as IHGRPO_PORT.
+    """
+    flags = {name: value for name, value in locals().items() if value is not None}
+    from service.serve import StartupError, serve_forever
+    from service.settings import Settings
+
+    try:
+        serve_forever(Settings(**flags))
+    except ValidationError as error:
+        _fail(*(_complaint(item) for item in error.errors()))
+    except StartupError as error:
+        _fail(str(error))
+
+
+@app.command()
+def chat(
+    question: Annotated[
+        str | None, typer.Argument(help="Ask this and leave. Default: a conversation.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="The server.", envvar="IHGRPO_URL")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Default: the first that the server has.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="API key.", envvar="IHGRPO_API_KEY")] = None,
+    eager: Annotated[bool, typer.Option(help="Let blocks start before they are asked for.")] = True,
+) -> None:
+    """Talk to a server; see its blocks wait, run and deliver, and a timeline of each episode."""
+    from service.terminal.chat import ChatError, converse
+
+    try:
+        converse(url, question=question, model=model, api_key=api_key, eager=eager)
+    except ChatError as error:
+        _fail(str(error))
+
+
+@app.command()
+def runner(
+    bind: Annotated[
+        str, typer.Option(help="unix:/path/to.sock or host:port.", envvar="IHGRPO_RUNNER_BIND")
+    ] = "unix:/run/ih-grpo/runner.sock",
+    token_file: Annotated[
+        Path | None, typer.Option(help="The shared secret. Default: the variable IHGRPO_RUNNER_TOKEN.")
+    ] = None,
+    image: Annotated[
+        str, typer.Option(help="Image of the containers.", envvar="IHGRPO_SANDBOX_IMAGE")
+    ] = "ih-grpo-sandbox:latest",
+    runtime: Annotated[
+        str | None, typer.Option(help="OCI runtime, as runsc.", envvar="IHGRPO_RUNNER_RUNTIME")
+    ] = None,
+    max_sessions: Annotated[
+        int, typer.Option(help="Containers at once.", envvar="IHGRPO_RUNNER_MAX_SESSIONS")
+    ] = 32,
+    warm_containers: Annotated[
+        int, typer.Option(help="Idle containers kept.", envvar="IHGRPO_RUNNER_WARM_CONTAINERS")
+    ] = 4,
+    max_run_limit_s: Annotated[
+        float, typer.Option(help="Most seconds a flush may run.", envvar="IHGRPO_RUNNER_MAX_RUN_LIMIT_S")
+    ] = 30.0,
+    log_level: Annotated[str, typer.Option(envvar="IHGRPO_LOG_LEVEL")] = "info",
+    log_format: Annotated[str, typer.Option(envvar="IHGRPO_LOG_FORMAT")] = "console",
+) -> None:
+    """Start the runner: the one process that holds the Docker socket."""
+    from service import logs
+    from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
+    from service.sandbox.runner import serve_runner
+    from service.sandbox.runner_settings import RunnerSettings, read_token
+
+    logs.configure(log_level, "json" if log_format == "json" else "console")
+    try:
+        docker: dict[str, Any] = {
+            "image": image,
+            "runtime": runtime,
+            "pool_size": min(warm_containers, max_sessions),
+            # A container that is being removed still counts.
+            "max_containers": 2 * max_sessions,
+            "run_limit_ceiling_s": max_run_limit_s,
+        }
+        settings = RunnerSettings(
+            token=read_token(token_file),
+            bind=bind,
+            max_sessions=max_sessions,
+            max_run_limit_s=max_run_limit_s,
+        )
+        serve_runner(settings, DockerSandbox(DockerSandboxSettings(**docker)))
+    except ValidationError as error:
+        _fail(*(_complaint(item) for item in error.errors()))
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+
+
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def train(ctx: typer.Context) -> None:
+    """Train, evaluate and warm-start checkpoints (`ih-grpo train --help`)."""
+    try:
+        from trainer.cli import app as trainer
+    except ModuleNotFoundError as error:
+        _fail(f"training needs packages that are not installed ({error.name}): pip install 'ih-grpo[train]'")
+    trainer(args=ctx.args, prog_name="ih-grpo train")
+
+
+def _complaint(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _fail(*complaints: str) -> NoReturn:
+    for complaint in complaints:
+        _console.print(f"[bold red]error[/] {complaint}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2)

@@ -1,0 +1,114 @@
+"""Run the server in this process, and say what it does while it starts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from rich.console import Console
+from rich.markup import escape
+
+from service import logs
+from service.engines.base import EngineError
+from service.sandbox.base import SandboxError
+from service.settings import Settings
+
+_console = Console(stderr=True)
+
+
+class StartupError(Exception):
+    """The server could not start; the message says why."""
+
+
+def serve_forever(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; requests in flight then get ``settings.drain_s`` seconds to end.
+
+    Raises:
+        StartupError: the address is taken, or the checkpoint, the engine or the sandbox is not right.
+    """
+    logs.configure(settings.log_level, settings.log_format)
+    with _listen(settings.host, settings.port) as listener:
+        _console.print(f"Model    {escape(settings.model)}", highlight=False)
+        _console.print(f"Sandbox  {_sandbox_words(settings)}", highlight=False)
+        app = _build(settings)
+        server = _Server(app, settings, listener.getsockname()[1])
+        try:
+            server.run(sockets=[listener])
+        except SystemExit:
+            failure = getattr(app.state, "failure", None)
+            if isinstance(failure, (EngineError, SandboxError, OSError)):
+                raise StartupError(str(failure)) from failure
+            raise
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that tells where it listens, and leaves telling why it could not start to its caller."""
+
+    def __init__(self, app: FastAPI, settings: Settings, port: int) -> None:
+        self._app = app
+        self._settings = settings
+        self._port = port
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=settings.drain_s,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        logger = logging.getLogger("uvicorn.error")
+        try:
+            logger.disabled = True
+            with _console.status("Starting the sandbox and loading the model"):
+                await super().startup(sockets)
+        finally:
+            logger.disabled = False
+        _console.print(_welcome(self._app, self._settings, self._port), highlight=False, soft_wrap=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartupError(
+            f"can't listen on {host}:{port}: {error.strerror}. Another --port may be free"
+        ) from None
+
+
+def _build(settings: Settings) -> FastAPI:
+    from service.app import create_app
+
+    try:
+        with _console.status("Reading the checkpoint"):
+            return create_app(settings)
+    except ModuleNotFoundError as error:
+        raise StartupError(f"the embedded engine needs {error.name}: pip install 'ih-grpo[cpu]'") from None
+    except (ValueError, EngineError) as error:
+        raise StartupError(str(error)) from error
+
+
+def _sandbox_words(settings: Settings) -> str:
+    if settings.sandbox == "runner":
+        return f"runner at {escape(settings.runner_url)}"
+    return "containers started by this process, which holds the Docker socket (for this machine alone)"
+
+
+def _welcome(app: FastAPI, settings: Settings, port: int) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}"
+    body: dict[str, Any] = {
+        "model": app.state.server.model_name,
+        "messages": [{"role": "user", "content": "What is 739184 times 52967?"}],
+    }
+    key = ' -H "Authorization: Bearer $KEY"' if settings.keys() else ""
+    curl = f"curl {url}/v1/chat/completions{key} \\\n  -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    return f"\n[bold green]Ready[/] on [bold]{url}[/]. Try it:\n\n{escape(curl)}\n"
