@@ -48,9 +48,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. Default: 8000.")] = None,
     sandbox: Annotated[
         str | None,
-        typer.Option(
-            help="'runner': a runner service holds the Docker socket. 'in-process': this process does."
-        ),
+        typer.Option(help="Who holds the Docker socket: 'runner', or 'in-process' for this machine alone."),
     ] = None,
     runner_url: Annotated[str | None, typer.Option(help="unix:/path/to.sock or host:port.")] = None,
     runner_token_file: Annotated[Path | None, typer.Option(help="The secret shared with the runner.")] = None,
@@ -83,9 +81,7 @@ def serve(
 
 @app.command()
 def chat(
-    question: Annotated[
-        str | None, typer.Argument(help="Ask this and leave. Default: a conversation.")
-    ] = None,
+    question: Annotated[str | None, typer.Argument(help="Ask this and leave. Else: converse.")] = None,
     url: Annotated[str, typer.Option(help="The server.", envvar="IHGRPO_URL")] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Default: the first that the server has.")] = None,
     api_key: Annotated[str | None, typer.Option(help="API key.", envvar="IHGRPO_API_KEY")] = None,

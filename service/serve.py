@@ -32,8 +32,8 @@ def serve_forever(settings: Settings) -> None:
     """
     logs.configure(settings.log_level, settings.log_format)
     with _listen(settings.host, settings.port) as listener:
-        _console.print(f"Model    {escape(settings.model)}", highlight=False)
-        _console.print(f"Sandbox  {_sandbox_words(settings)}", highlight=False)
+        for name, value in (("Model", escape(settings.model)), ("Sandbox", _sandbox_words(settings))):
+            _console.print(f"{name:8} {value}", highlight=False, soft_wrap=True)
         app = _build(settings)
         server = _Server(app, settings, listener.getsockname()[1])
         try:
@@ -110,5 +110,6 @@ def _welcome(app: FastAPI, settings: Settings, port: int) -> str:
         "messages": [{"role": "user", "content": "What is 739184 times 52967?"}],
     }
     key = ' -H "Authorization: Bearer $KEY"' if settings.keys() else ""
-    curl = f"curl {url}/v1/chat/completions{key} \\\n  -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    content = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    curl = f"curl {url}/v1/chat/completions{key} \\\n  {content}"
     return f"\n[bold green]Ready[/] on [bold]{url}[/]. Try it:\n\n{escape(curl)}\n"
