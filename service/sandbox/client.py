@@ -6,7 +6,6 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 from typing import TypeVar
-from weakref import WeakSet
 
 import httpx
 from pydantic import SecretStr
@@ -30,8 +29,8 @@ class RunnerClientSettings:
     token: SecretStr
     connect_timeout_s: float = 10.0
     """How long to try to reach a runner that is away, as while it restarts."""
-    invoke_timeout_s: float = 60.0
-    """How long a block may wait for a container; more than the runner's ``queue_timeout_s``."""
+    invoke_timeout_s: float = 90.0
+    """How long a block may wait for a container; more than the runner's and its pool's queues take."""
     flush_margin_s: float = 10.0
     """How much later than the run limit the reply to a flush may come."""
     close_timeout_s: float = 10.0
@@ -44,7 +43,7 @@ class RunnerClient:
         self._settings = settings
         self._address = Address.parse(settings.address)
         self._http: httpx.AsyncClient | None = None
-        self._sessions: WeakSet[RunnerSession] = WeakSet()
+        self._connected: set[RunnerSession] = set()
 
     async def start(self) -> None:
         """Wait up to ``connect_timeout_s`` for the runner to be ready; raises SandboxError when it is not."""
@@ -58,9 +57,7 @@ class RunnerClient:
 
     def session(self, limits: SessionLimits) -> RunnerSession:
         """A session that takes its container at the first ``invoke``, not before."""
-        session = RunnerSession(self._address, limits, self._settings)
-        self._sessions.add(session)
-        return session
+        return RunnerSession(self._address, limits, self._settings, self._connected)
 
     async def ready(self) -> bool:
         """Whether the runner has containers to give; answers within two seconds and never raises."""
@@ -68,7 +65,7 @@ class RunnerClient:
 
     async def stop(self) -> None:
         """Close the sessions still open."""
-        await asyncio.gather(*(session.close() for session in list(self._sessions)))
+        await asyncio.gather(*(session.close() for session in list(self._connected)))
         if self._http is not None:
             await self._http.aclose()
             self._http = None
@@ -98,10 +95,18 @@ class RunnerSession:
     blocks before that flush are dropped, since they may rest on what is gone. The next one connects anew.
     """
 
-    def __init__(self, address: Address, limits: SessionLimits, settings: RunnerClientSettings) -> None:
+    def __init__(
+        self,
+        address: Address,
+        limits: SessionLimits,
+        settings: RunnerClientSettings,
+        connected: set[RunnerSession],
+    ) -> None:
         self._address = address
         self._limits = limits
         self._settings = settings
+        self._connected = connected
+        """The client's sessions that may have a container: it closes them when it stops."""
         self._run_limit_s = limits.run_limit_s
         self._connection: RunnerConnection | None = None
         self._lost: str | None = None
@@ -147,6 +152,7 @@ class RunnerSession:
     async def close(self) -> None:
         """Kill what runs and give the container up. Never raises; may be called twice."""
         self._closed = True
+        self._connected.discard(self)
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close(timeout_s=self._settings.close_timeout_s)
@@ -162,6 +168,7 @@ class RunnerSession:
             connection.drop()
             raise SandboxError("the session is closed")
         self._connection = connection
+        self._connected.add(self)
         self._run_limit_s = granted.run_limit_s
         return connection
 

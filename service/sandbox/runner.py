@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator
 
 import structlog
 import uvicorn
@@ -86,22 +85,14 @@ class Runner:
 
 
 def create_runner_app(sandbox: Sandbox, settings: RunnerSettings) -> FastAPI:
-    """The runner as an ASGI app; it starts and stops ``sandbox``. ``app.state.runner`` is the Runner."""
+    """The routes, over a sandbox that somebody else starts and stops. ``app.state.runner`` is the Runner."""
     runner = Runner(sandbox, settings)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        await sandbox.start()
-        try:
-            yield
-        finally:
-            await sandbox.stop()
 
     def authorized(request: Request) -> None:
         if not settings.admits(request.headers.get("authorization")):
             raise HTTPException(401, "wrong or missing token", {"WWW-Authenticate": "Bearer"})
 
-    app = FastAPI(title="ih-grpo runner", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="ih-grpo runner", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.runner = runner
 
     @app.get("/health")
@@ -122,7 +113,10 @@ def create_runner_app(sandbox: Sandbox, settings: RunnerSettings) -> FastAPI:
 
 
 class RunnerServer(uvicorn.Server):
-    """Uvicorn that drains before it closes connections. A second SIGINT stops at once."""
+    """Uvicorn that starts the sandbox first and stops it last, and drains before it closes connections.
+
+    A second SIGINT ends the drain.
+    """
 
     def __init__(self, sandbox: Sandbox, settings: RunnerSettings) -> None:
         app = create_runner_app(sandbox, settings)
@@ -135,13 +129,18 @@ class RunnerServer(uvicorn.Server):
                 ws_per_message_deflate=False,
                 ws_ping_interval=settings.ping_interval_s,
                 ws_ping_timeout=settings.ping_interval_s,
-                lifespan="on",
+                lifespan="off",
                 access_log=False,
                 log_level="warning",
                 server_header=False,
                 timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the sandbox, then answer; raises SandboxError when it does not start."""
+        await self._runner.sandbox.start()
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let the sessions end, then close what is left."""
@@ -153,6 +152,7 @@ class RunnerServer(uvicorn.Server):
         if address.path is not None:
             address.path.unlink(missing_ok=True)  # here: uvicorn raises the signal again when it has closed
         await super().shutdown(sockets)
+        await self._runner.sandbox.stop()
 
 
 async def serve(sandbox: Sandbox, settings: RunnerSettings) -> None:
@@ -170,6 +170,6 @@ def serve_runner(settings: RunnerSettings, sandbox: Sandbox) -> None:
 
     Raises:
         OSError: the address is in use or not allowed.
-        SystemExit: the sandbox did not start; the reason is in the log.
+        SandboxError: the sandbox did not start, or does not hold.
     """
     asyncio.run(serve(sandbox, settings))

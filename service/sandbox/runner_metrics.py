@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.sandbox.admission import Admission
 from service.sandbox.base import Sandbox
+from service.sandbox.pool import PoolStats
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_PRESENT = {"idle", "leased", "starting", "waiting"}
+
+
+@runtime_checkable
+class _Pooled(Protocol):
+    def stats(self) -> PoolStats: ...
 
 
 class RunnerMetrics:
@@ -20,7 +29,7 @@ class RunnerMetrics:
     Args:
         admission: its places and its queue are read at each scrape.
         connections: how many clients are connected.
-        sandbox: the numbers of its ``stats()``, if it has that, become ``ihgrpo_sandbox_<name>``.
+        sandbox: if it keeps a pool (has ``stats()``), its numbers become ``ihgrpo_pool_<name>``.
     """
 
     def __init__(self, admission: Admission, connections: Callable[[], int], sandbox: Sandbox) -> None:
@@ -45,7 +54,8 @@ class RunnerMetrics:
             ("waiting", "Sessions that wait for a place.", lambda: admission.waiting),
         ):
             Gauge(f"ihgrpo_runner_{name}", text, registry=registry).set_function(read)
-        registry.register(_SandboxStats(sandbox))
+        if isinstance(sandbox, _Pooled):
+            registry.register(_PoolCollector(sandbox.stats))
         ProcessCollector(registry=registry)
 
     def render(self) -> bytes:
@@ -53,13 +63,20 @@ class RunnerMetrics:
         return generate_latest(self._registry)
 
 
-class _SandboxStats(Collector):
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
+class _PoolCollector(Collector):
+    """The pool's own numbers, read at each scrape."""
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        stats = getattr(self._sandbox, "stats", None)
-        if stats is None:
-            return
-        for name, value in stats().items():
-            yield GaugeMetricFamily(f"ihgrpo_sandbox_{name}", f"{name} of the sandbox.", value=value)
+    def __init__(self, stats: Callable[[], PoolStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = asdict(self._stats())
+        kills = CounterMetricFamily(
+            "ihgrpo_pool_kills", "Workers or scripts killed, by reason.", labels=["reason"]
+        )
+        for reason, count in stats.pop("kills").items():
+            kills.add_metric([reason], count)
+        yield kills
+        for name, value in stats.items():
+            family = GaugeMetricFamily if name in _PRESENT else CounterMetricFamily
+            yield family(f"ihgrpo_pool_{name}", f"Pool: {name.replace('_', ' ')}.", value=value)

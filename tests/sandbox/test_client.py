@@ -90,20 +90,28 @@ async def test_the_runner_refuses_a_block(serve_fake: ServeFake) -> None:
         assert (await session.flush()).stdout == "still here\n"
 
 
-async def test_queue_overflow_and_queue_timeout(serve_fake: ServeFake) -> None:
-    async with serve_fake(max_sessions=1, max_waiting=1, queue_timeout_s=0.5) as runner:
-        holder = runner.client.session(LIMITS)
+async def test_a_full_queue_is_told_at_once(serve_fake: ServeFake) -> None:
+    async with serve_fake(max_sessions=1, max_waiting=1, queue_timeout_s=3600) as runner:
+        holder, waiting, late = (runner.client.session(LIMITS) for _ in range(3))
         await holder.invoke("set held")
-        waiter = asyncio.create_task(runner.client.session(LIMITS).invoke("print 1"))
+        waiter = asyncio.create_task(waiting.invoke("print waited"))
         await until(lambda: runner.server._runner.admission.waiting == 1)
-        late = runner.client.session(LIMITS)
         with pytest.raises(QueueTimeoutError, match="full"):
             await late.invoke("print 1")
-        with pytest.raises(QueueTimeoutError, match="came free"):
-            await waiter
         await holder.close()
+        await waiter
+        assert (await waiting.flush()).stdout == "waited\n"
+        await waiting.close()
         await late.invoke("print my turn")  # the same session may try again
         assert (await late.flush()).stdout == "my turn\n"
+
+
+async def test_who_waits_too_long_is_told_so(serve_fake: ServeFake) -> None:
+    async with serve_fake(max_sessions=1, queue_timeout_s=0.1) as runner:
+        await runner.client.session(LIMITS).invoke("set held")
+        late = runner.client.session(LIMITS)
+        with pytest.raises(QueueTimeoutError, match="came free"):
+            await late.invoke("print 1")
 
 
 async def test_a_cancelled_flush_kills_what_runs(serve_fake: ServeFake) -> None:

@@ -14,8 +14,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from service.sandbox import wire
 from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.client import RunnerClient, RunnerClientSettings
+from service.sandbox.runner import serve
+from service.sandbox.runner_settings import RunnerSettings
 from tests.sandbox.conftest import Served, ServeFake, process
-from tests.support.fake_sandbox import TOKEN
+from tests.support.fake_sandbox import TOKEN, FakeSandbox
 from tests.support.until import until
 
 BEARER = {"Authorization": f"Bearer {TOKEN.get_secret_value()}"}
@@ -73,7 +75,9 @@ async def test_metrics_count_and_never_hold_code(serve_fake: ServeFake) -> None:
         text = (await client.get("/metrics", headers=BEARER)).text
         assert 'ihgrpo_runner_flushes_total{status="ok"} 1.0' in text
         assert "ihgrpo_runner_sessions 1.0" in text
-        assert "ihgrpo_sandbox_active 1.0" in text
+        assert "ihgrpo_pool_leased 1.0" in text
+        assert "ihgrpo_pool_started_total 1.0" in text
+        assert 'ihgrpo_pool_kills_total{reason="timeout"} 3.0' in text
         assert "secret" not in text
 
 
@@ -164,9 +168,13 @@ async def test_close_is_answered_when_the_container_is_gone(serve_fake: ServeFak
 
 async def test_a_lease_ends(serve_fake: ServeFake) -> None:
     async with serve_fake(lease_s=0.2) as runner, dial(runner) as socket:
-        await say(socket, OPEN, '{"type": "invoke", "code": "print 1"}')
-        with pytest.raises(ConnectionClosed) as closed:
+
+        async def hold() -> None:
+            await say(socket, OPEN, '{"type": "invoke", "code": "print 1"}')
             await socket.recv()
+
+        with pytest.raises(ConnectionClosed) as closed:
+            await hold()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == wire.CLOSE_LEASE_OVER
         assert runner.sandbox.active == set()
@@ -219,3 +227,14 @@ async def test_sigterm_lets_the_session_end_and_admits_no_other(tmp_path: Path) 
         assert not (tmp_path / "r.sock").exists()
         await client.stop()
     assert log.read_text().splitlines() == ["set kept", "get"]
+
+
+async def test_a_sandbox_that_does_not_hold_is_not_served(tmp_path: Path) -> None:
+    class Leaky(FakeSandbox):
+        async def start(self) -> None:
+            raise SandboxError("the sandbox does not hold: network")
+
+    settings = RunnerSettings(bind=f"unix:{tmp_path}/r.sock", token=TOKEN)
+    with pytest.raises(SandboxError, match="network"):
+        await serve(Leaky(), settings)
+    assert not await RunnerClient(RunnerClientSettings(settings.bind, TOKEN)).ready()

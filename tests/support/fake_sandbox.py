@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.pool import PoolStats
 
 TOKEN = SecretStr("a token for the tests only")
 
@@ -84,8 +85,21 @@ class FakeSandbox:
         self.sessions.append(FakeSession(self, limits))
         return self.sessions[-1]
 
-    def stats(self) -> dict[str, float]:
-        return {"active": len(self.active)}
+    def stats(self) -> PoolStats:
+        return PoolStats(
+            idle=0,
+            leased=len(self.active),
+            starting=0,
+            waiting=0,
+            started=len(self.sessions),
+            destroyed=0,
+            start_failures=0,
+            queue_timeouts=0,
+            lease_wait_seconds=0.0,
+            leases=len(self.sessions),
+            kills={"timeout": 3},
+            orphans_reaped=0,
+        )
 
     async def ready(self) -> bool:
         return self.is_ready
