@@ -1,0 +1,216 @@
+"""Problems with gold answers: reading them, checking them, and an order that can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class DataError(Exception):
+    """A source can't be read or a row does not fit; the message names the file, the row and the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem. ``id`` is ``source:row``, rows counted from 0."""
+
+    id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    """Problems in the order of their source, and how many were left out."""
+
+    problems: tuple[Problem, ...]
+    too_long: int = 0
+    """Prompts over the token limit."""
+    without_answer: int = 0
+    """Rows whose gold answer is empty: no response to them could be rewarded."""
+
+
+class _Row(BaseModel):
+    """A row in either layout: verl's (``prompt[0].content``, ``reward_model.ground_truth``) or a flat one."""
+
+    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, str_strip_whitespace=True)
+
+    question: str = Field(min_length=1, validation_alias=AliasChoices("question", "problem"))
+    answer: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flatten(cls, row: Any) -> Any:
+        if not isinstance(row, Mapping) or "prompt" not in row:
+            return row
+        prompt, judged = row["prompt"], row.get("reward_model")
+        if not isinstance(prompt, list) or not prompt or not isinstance(prompt[0], Mapping):
+            raise ValueError("prompt must be a list of messages with role and content")
+        if len(prompt) != 1 or prompt[0].get("role", "user") != "user":
+            raise ValueError("prompt must be one user message: the protocol's instruction is added to it")
+        if not isinstance(judged, Mapping) or "ground_truth" not in judged:
+            raise ValueError("reward_model.ground_truth is missing")
+        return {"question": prompt[0].get("content"), "answer": judged["ground_truth"]}
+
+
+def load_problems(
+    source: str | Path,
+    *,
+    split: str = "train",
+    count_tokens: Callable[[str], int] | None = None,
+    max_prompt_tokens: int | None = None,
+) -> ProblemSet:
+    """Read problems from a ``.parquet`` or ``.jsonl`` file, or from a data set on the Hugging Face hub.
+
+    Args:
+        source: a path, or a hub id such as ``owner/name``.
+        split: of a hub data set; files have none.
+        count_tokens: tokens of the prompt that a question becomes, instruction and chat template included.
+        max_prompt_tokens: problems with more are left out and counted; above 0; needs ``count_tokens``.
+
+    Raises:
+        DataError: the source can't be read, holds nothing, or a row does not fit.
+        ValueError: ``max_prompt_tokens`` below 1, or without ``count_tokens``.
+    """
+    if max_prompt_tokens is not None and (count_tokens is None or max_prompt_tokens < 1):
+        raise ValueError("max_prompt_tokens must be at least 1 and needs count_tokens")
+    problems: list[Problem] = []
+    too_long = without_answer = 0
+    for number, row in enumerate(_rows(source, split)):
+        try:
+            checked = _Row.model_validate(row)
+        except ValidationError as error:
+            raise DataError(f"{source}, row {number}: {_explain(error)}") from None
+        if not checked.answer:
+            without_answer += 1
+            continue
+        if count_tokens and max_prompt_tokens and count_tokens(checked.question) > max_prompt_tokens:
+            too_long += 1
+            continue
+        problems.append(Problem(f"{source}:{number}", checked.question, checked.answer))
+    if not problems:
+        raise DataError(
+            f"{source}: no problem left: {without_answer} have no answer, {too_long} prompts are too long"
+        )
+    return ProblemSet(tuple(problems), too_long, without_answer)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {first['msg']}" if field else first["msg"]
+
+
+def _rows(source: str | Path, split: str) -> Iterator[Any]:
+    path = Path(source)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    if path.suffix == ".jsonl":
+        return _jsonl_rows(path)
+    if path.exists() or isinstance(source, Path) or source.count("/") != 1:
+        raise DataError(f"{source}: must be a .parquet or .jsonl file, or a hub id such as owner/name")
+    return _hub_rows(source, split)
+
+
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise DataError(f"{path}: {error}") from error
+
+
+def _jsonl_rows(path: Path) -> Iterator[Any]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(line for line in lines if line.strip()):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{path}, row {number}: not JSON: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _hub_rows(name: str, split: str) -> Iterator[Any]:
+    import datasets  # takes seconds to import
+
+    try:
+        yield from datasets.load_dataset(name, split=split)
+    except Exception as error:  # hub, network, cache and parsing each raise their own
+        raise DataError(f"{name} ({split}): {error}") from error
+
+
+class ProblemStream(Iterator[Problem]):
+    """Problems for ever, each once an epoch, in an order that depends on the seed and the epoch alone.
+
+    ``state()`` is small and plain JSON; after ``restore`` the next problem is the one that would have come.
+    """
+
+    def __init__(self, problems: Iterable[Problem], *, seed: int) -> None:
+        """``problems``: at least one."""
+        self._problems = tuple(problems)
+        if not self._problems:
+            raise ValueError("problems must not be empty")
+        self._seed = seed
+        self._place(epoch=0, position=0)
+
+    def __next__(self) -> Problem:
+        if self._position == len(self._problems):
+            self._place(epoch=self._epoch + 1, position=0)
+        problem = self._problems[self._order[self._position]]
+        self._position += 1
+        return problem
+
+    def take(self, count: int) -> list[Problem]:
+        """The next ``count`` problems; may reach into the next epoch."""
+        return [next(self) for _ in range(count)]
+
+    def state(self) -> dict[str, int | str]:
+        """Where the stream stands."""
+        return {
+            "seed": self._seed,
+            "epoch": self._epoch,
+            "position": self._position,
+            "fingerprint": self.fingerprint,
+        }
+
+    def restore(self, state: Mapping[str, int | str]) -> None:
+        """Go on from ``state``.
+
+        Raises:
+            ValueError: it belongs to other problems or another seed: going on would repeat or skip some.
+        """
+        if state["fingerprint"] != self.fingerprint:
+            raise ValueError("the problems differ from those of the saved run: resume with the same data")
+        if state["seed"] != self._seed:
+            raise ValueError(f"the saved run has seed {state['seed']}, this one {self._seed}")
+        self._place(epoch=int(state["epoch"]), position=int(state["position"]))
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self._epoch
+
+    @property
+    def fingerprint(self) -> str:
+        """Of questions and answers in their order; not of the path that they were read from."""
+        digest = hashlib.sha256()
+        for problem in self._problems:
+            digest.update(json.dumps([problem.question, problem.answer]).encode())
+        return digest.hexdigest()[:16]
+
+    def _place(self, *, epoch: int, position: int) -> None:
+        self._epoch, self._position = epoch, position
+        self._order = list(range(len(self._problems)))
+        # A string seed goes through SHA-512: the same order on every platform and in every process.
+        random.Random(f"{self._seed}/{epoch}").shuffle(self._order)  # noqa: S311 - not for secrets
