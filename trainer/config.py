@@ -26,14 +26,15 @@ class TrainConfig(BaseModel):
     )
 
     method: Method = "ih-grpo"
-    """``ih-grpo``: deferred execution and the hierarchy term. ``grpo-delayed``: deferred execution, plain GRPO.
-    ``grpo-immediate``: every block runs as soon as it is closed, plain GRPO."""
+    """``ih-grpo``: deferred execution and the hierarchy term. ``grpo-delayed``: deferred execution, plain
+    GRPO. ``grpo-immediate``: every block runs as soon as it is closed, plain GRPO."""
     model: str
     """Directory of a checkpoint in the Hugging Face format, or a hub id."""
     data: tuple[str, ...] = Field(min_length=1)
     """Training problems: parquet or jsonl files, or hub ids."""
     run_dir: Path
-    """Where checkpoints, rollouts and curves go. A run that is started again goes on from its last checkpoint."""
+    """Where checkpoints, rollouts and curves go. A run that is started again goes on from its last
+    checkpoint."""
     seed: int = Field(default=0, ge=0)
     """Decides the order of the problems and every sampled token."""
     steps: int = Field(default=200, ge=1)
@@ -45,7 +46,8 @@ class TrainConfig(BaseModel):
     group_size: int = Field(default=8, ge=2)
     """Samples a prompt."""
     oversample: float = Field(default=3.0, ge=1)
-    """Prompts drawn a rollout, as a multiple of ``prompts_per_step``. Sampling stops once enough groups are kept."""
+    """Prompts drawn a rollout, as a multiple of ``prompts_per_step``. Sampling stops once enough groups are
+    kept."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling; the loss divides the logits by it too."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -85,7 +87,8 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     mini_batch_samples: int | None = Field(default=None, ge=1)
-    """Samples an optimiser step, over all processes. Default: all of a rollout, which keeps training on-policy."""
+    """Samples an optimiser step, over all processes. Default: all of a rollout, which keeps training
+    on-policy."""
     micro_batch_samples: int = Field(default=4, ge=1)
     """Samples a forward pass on one process. Changes memory and speed, not the result."""
     gradient_checkpointing: bool = False
@@ -95,7 +98,8 @@ class TrainConfig(BaseModel):
 
     # Machine
     device: str = "auto"
-    """Where the embedded engine runs: ``auto``, ``cpu`` or ``cuda``. The trainer runs where accelerate puts it."""
+    """Where the embedded engine runs: ``auto``, ``cpu`` or ``cuda``. The trainer runs where accelerate puts
+    it."""
     engine_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the engine's copy of the weights."""
     engine_slots: int = Field(default=64, ge=1)
@@ -115,7 +119,8 @@ class TrainConfig(BaseModel):
     max_containers: int = Field(default=16, ge=1)
     """Containers at once, for ``in-process``."""
     eager: bool = True
-    """Start a block in the background as soon as it is closed. The result is the same; the wait is shorter."""
+    """Start a block in the background as soon as it is closed. The result is the same; the wait is
+    shorter."""
 
     # What is kept
     save_every: int = Field(default=10, ge=1)
@@ -147,19 +152,19 @@ class TrainConfig(BaseModel):
             )
         if self.rollout_samples % self.mini_batch:
             raise ValueError(
-                f"mini_batch_samples is {self.mini_batch}: it must divide the {self.rollout_samples} samples of a "
-                f"rollout (prompts_per_step x group_size)"
+                f"mini_batch_samples is {self.mini_batch}: it must divide the {self.rollout_samples} samples "
+                f"of a rollout (prompts_per_step x group_size)"
             )
         if self.mini_batch % self.micro_batch_samples:
             raise ValueError(
-                f"micro_batch_samples is {self.micro_batch_samples}: it must divide the {self.mini_batch} samples of "
-                f"an optimiser step"
+                f"micro_batch_samples is {self.micro_batch_samples}: it must divide the {self.mini_batch} "
+                f"samples of an optimiser step"
             )
         for name, value in (("save_every", self.save_every), ("steps", self.steps)):
             if value % self.updates_per_rollout:
                 raise ValueError(
-                    f"{name} is {value}: it must be a multiple of the {self.updates_per_rollout} optimiser steps "
-                    f"that share a rollout, or a resumed run would not be the same"
+                    f"{name} is {value}: it must be a multiple of the {self.updates_per_rollout} optimiser "
+                    f"steps that share a rollout, or a resumed run would not be the same"
                 )
         if self.sandbox == "runner" and self.runner_token_file is None:
             raise ValueError(
@@ -196,11 +201,9 @@ class TrainConfig(BaseModel):
     def effective_hierarchy_weight(self) -> float:
         return self.hierarchy_weight if self.method == "ih-grpo" else 0.0
 
-    def resolve_policy(self) -> DeferralPolicy:
-        """The checkpoint's policy with this recipe's changes."""
-        return DeferralPolicy.model_validate(
-            {**DeferralPolicy.load(Path(self.model)).model_dump(), **self.policy}
-        )
+    def resolve_policy(self, model_dir: Path) -> DeferralPolicy:
+        """The policy of the checkpoint in ``model_dir`` with this recipe's changes."""
+        return DeferralPolicy.model_validate({**DeferralPolicy.load(model_dir).model_dump(), **self.policy})
 
 
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -208,7 +211,8 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Args:
         recipe: a TOML file of ``TrainConfig``'s fields.
-        overrides: ``key=value`` each, the value in TOML or a bare word; ``policy.max_turns=3`` reaches inside.
+        overrides: ``key=value`` each, the value in TOML or a bare word; ``policy.max_turns=3`` reaches
+            inside.
 
     Raises:
         ConfigError: the file, a field or a value can't be used.

@@ -19,7 +19,8 @@ from service.sandbox.base import Sandbox, SessionLimits
 
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
-    """How episodes are played. ``max_concurrent`` counts episodes, those that wait for their code included."""
+    """How episodes are played. ``max_concurrent`` counts episodes, those that wait for their code
+    included."""
 
     policy: DeferralPolicy
     sampling: Sampling
@@ -35,8 +36,8 @@ class RolloutSettings:
 class Sample:
     """One episode. ``ids``, ``sampled`` and ``logprobs`` are aligned, one item a response token.
 
-    ``sampled`` is 1 where the model wrote the token and 0 on observations; ``logprobs`` are the engine's, as it
-    drew the tokens, and 0.0 on observations. Times are seconds.
+    ``sampled`` is 1 where the model wrote the token and 0 on observations; ``logprobs`` are the engine's,
+    as it drew the tokens, and 0.0 on observations. Times are seconds.
     """
 
     prompt_ids: tuple[int, ...]
@@ -97,8 +98,8 @@ async def rollout(
 ) -> AsyncGenerator[tuple[Sample, ...], None]:
     """Play ``group_size`` episodes a prompt, all at once, and yield the groups in the prompts' order.
 
-    An episode that waits for its code holds up nothing but itself. Closing the generator cancels the episodes that
-    still run, so a caller that has enough pays for no more.
+    An episode that waits for its code holds up nothing but itself. Closing the generator cancels the
+    episodes that still run, so a caller that has enough pays for no more.
 
     Args:
         prompts: rendered prompts, as token ids.

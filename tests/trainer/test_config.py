@@ -26,7 +26,7 @@ def test_the_defaults_are_the_papers(recipe: Path) -> None:
     assert (config.clip_low, config.clip_high, config.dual_clip) == (0.2, 0.28, 3.0)
     assert (config.learning_rate, config.max_grad_norm, config.mini_batch) == (1e-6, 1.0, 128)
     assert config.effective_hierarchy_weight == 0.001
-    assert config.resolve_policy() == DeferralPolicy()
+    assert config.resolve_policy(Path("m")) == DeferralPolicy()
 
 
 @pytest.mark.parametrize(("method", "weight", "immediate"), [
@@ -44,12 +44,12 @@ def test_set_takes_toml_values_bare_words_and_inner_fields(recipe: Path) -> None
     )
     assert (config.steps, config.model, config.data) == (7, "/some/where", ("a.jsonl", "b.jsonl"))
     assert config.eager is False
-    assert config.resolve_policy().max_turns == 3
+    assert config.resolve_policy(Path("m")).max_turns == 3
 
 
 def test_the_policy_starts_from_the_checkpoints(recipe: Path, tmp_path: Path) -> None:
     DeferralPolicy(prompt="brief-v1", max_turns=4).save(tmp_path)
-    policy = load_config(recipe, [f"model={tmp_path}", "policy.max_turns=2"]).resolve_policy()
+    policy = load_config(recipe, [f"model={tmp_path}", "policy.max_turns=2"]).resolve_policy(tmp_path)
     assert (policy.prompt, policy.max_turns) == ("brief-v1", 2)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -15,32 +15,13 @@ from service.engines.base import Sampling, TokenChunk
 from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, ScriptedSession, printed
 from trainer.head import PolicyModel
 from trainer.rollout import RolloutSettings, Sample, rollout, sample_seed
 
 ASK = "Let\n```python\nx = 6 * 7\n```\nthen\n```python\nprint(x)\n```<tool_call>"
 ANSWER = f"It is \\boxed{{42}}{EOS}"
-
-
-class ReplyEngine(ScriptedEngine):
-    """Says ``reply(context so far)``, so that many episodes can run at once."""
-
-    def __init__(self, reply: Callable[[str], str]) -> None:
-        super().__init__("")
-        self._reply = reply
-
-    async def generate(
-        self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
-    ) -> AsyncGenerator[TokenChunk, None]:
-        speaker = ScriptedEngine(self._reply(self.tokenizer.decode(prompt_ids)))
-        self.open_streams += 1
-        try:
-            async with aclosing(speaker.generate(prompt_ids, sampling, stop_token_ids)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        finally:
-            self.open_streams -= 1
 
 
 def ask_then_answer(context: str) -> str:

@@ -1,0 +1,66 @@
+"""A recipe in the words of TRL."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from accelerate import PartialState
+from trl.trainer.grpo_config import GRPOConfig
+
+from trainer.config import ConfigError, TrainConfig
+
+
+def grpo_arguments(config: TrainConfig) -> GRPOConfig:
+    """TRL's arguments for ``config``. Those of sampling, rewards and the loss are not used: we have our own.
+
+    Raises:
+        ConfigError: the processes do not divide the batch, or a wanted package is missing.
+    """
+    processes = PartialState(cpu=config.device == "cpu").num_processes
+    if config.prompts_per_step % processes:
+        raise ConfigError(
+            f"prompts_per_step is {config.prompts_per_step}: it must be a multiple of the {processes} "
+            f"processes"
+        )
+    if config.mini_batch % (config.micro_batch_samples * processes):
+        raise ConfigError(
+            f"micro_batch_samples is {config.micro_batch_samples}: on {processes} processes it must divide "
+            f"{config.mini_batch} / {processes}"
+        )
+    passes = config.mini_batch // (config.micro_batch_samples * processes)
+    return GRPOConfig(
+        output_dir=str(config.run_dir),
+        seed=config.seed,
+        max_steps=config.steps,
+        num_generations=config.group_size,
+        per_device_train_batch_size=config.micro_batch_samples,
+        gradient_accumulation_steps=passes,
+        steps_per_generation=passes * config.updates_per_rollout,
+        temperature=config.temperature,
+        beta=0.0,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.dtype == "bfloat16",
+        activation_checkpointing=config.gradient_checkpointing,
+        use_cpu=config.device == "cpu",
+        save_strategy="steps",
+        save_steps=config.save_every,
+        logging_strategy="steps",
+        logging_steps=1,
+        report_to=_reporters(config),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def _reporters(config: TrainConfig) -> list[str]:
+    reporters = ["tensorboard"] if config.tensorboard else []
+    if config.wandb_project is not None:
+        if importlib.util.find_spec("wandb") is None:
+            raise ConfigError("wandb_project is set but wandb is not installed: pip install wandb")
+        reporters.append("wandb")
+    return reporters

@@ -1,0 +1,106 @@
+"""The commands under `ih-grpo train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="train",
+    help="Train models to defer their code, and start small ones from nothing.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_console = Console(stderr=True)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    recipe: Annotated[Path | None, typer.Option(help="TOML file of the run.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would happen and what memory it needs.")
+    ] = False,
+) -> None:
+    """Train a checkpoint with IH-GRPO. A run that was cut off goes on from its last checkpoint.
+
+    \b
+      ih-grpo train --recipe recipes/quickstart.toml
+      ih-grpo train --recipe recipes/quickstart.toml --set method=grpo-delayed --set run_dir=runs/delayed
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if recipe is None:
+        _fail("--recipe is missing: give a TOML file, such as recipes/quickstart.toml")
+    from service.engines.base import EngineError
+    from service.sandbox.base import SandboxError
+    from trainer.checkpoint import CheckpointError
+    from trainer.config import load_config
+    from trainer.data import DataError
+
+    try:
+        config = load_config(recipe, overrides or ())
+        if dry_run:
+            from trainer.plan import describe_run
+
+            describe_run(config, _console)
+        else:
+            from trainer.run import train
+
+            checkpoint = train(config, _console)
+            _console.print(f"done: ih-grpo serve --model {checkpoint}", highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint")
+    except (ValueError, DataError, CheckpointError, EngineError, SandboxError) as error:
+        _fail(str(error))
+
+
+def _fail(complaint: str) -> NoReturn:
+    _console.print(f"[bold red]error[/] {complaint}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+@app.command("warm-start")
+def warm_start(
+    recipe: Annotated[Path, typer.Option(help="TOML file; every field has a default.")] = Path(
+        "recipes/quickstart-warm-start.toml"
+    ),
+    out: Annotated[
+        Path, typer.Option(help="Directory for the checkpoint. A run that was cut off there goes on.")
+    ] = Path("checkpoints/quickstart"),
+    steps: Annotated[
+        int | None, typer.Option(help="Stop after so many steps, on the recipe's schedule: a weaker model.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all cores.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and two traces, train nothing.")
+    ] = False,
+) -> None:
+    """Train a small Qwen3 from nothing on written-down episodes of the deferred protocol.
+
+    The model learns to copy numbers from a problem into Python, to delay blocks, to run them with the execute
+    marker and to read what comes back. Takes about a quarter of an hour on 2 cores, and no network.
+
+    \b
+      ih-grpo train warm-start --out my-checkpoint
+      ih-grpo serve --model my-checkpoint
+    """
+    from trainer.quickstart.config import RecipeError
+    from trainer.quickstart.progress import describe, train_with_progress, with_overrides
+
+    try:
+        config = with_overrides(recipe, steps=steps, threads=threads)
+        if dry_run:
+            describe(config, out, _console)
+        else:
+            train_with_progress(config, out, _console)
+    except RecipeError as error:
+        _fail(str(error))

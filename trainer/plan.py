@@ -1,0 +1,146 @@
+"""``--dry-run``: what a run will do, and about how much memory it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from service.checkpoint import locate
+from service.deferral.policy import DeferralPolicy
+from service.engines.tokenizer import HFTokenizer
+from trainer.checkpoint import latest
+from trainer.config import TrainConfig
+from trainer.head import MAX_TILE_ELEMENTS
+from trainer.setup import load_training_problems
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one process, at the longest episodes that the policy allows."""
+
+    weights_and_optimizer: int
+    """float32 weights, gradients and AdamW's two moments: 16 bytes a parameter."""
+    activations: int
+    """Of one micro-batch: 34 bytes a token, layer and hidden unit in half precision (arXiv 2205.05198,
+    section 4.1; attention is not stored). With gradient checkpointing one layer of that, and each layer's input."""
+    head: int
+    """Two tiles of logits, and the gradient of the head's weight."""
+    engine_weights: int
+    kv_cache: int
+    """All of the engine's slots at full length."""
+
+    @property
+    def total(self) -> int:
+        return self.weights_and_optimizer + self.activations + self.head + self.engine_weights + self.kv_cache
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Parameters of the model that ``config`` describes; tied ones count once. No weight is made."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def estimate_memory(
+    config: TrainConfig, model: PretrainedConfig, policy: DeferralPolicy, *, gpu: bool
+) -> Memory:
+    """About what one process needs. Real use is off by a fifth or so: allocators, and shorter episodes."""
+    text: Any = model.get_text_config()
+    parameters = count_parameters(model)
+    train_bytes = 2 if config.dtype == "bfloat16" else 4
+    engine_bytes = 4 if config.engine_dtype == "float32" or (config.engine_dtype == "auto" and not gpu) else 2
+    length = min(policy.max_episode_tokens, text.max_position_embeddings)
+    layer = config.micro_batch_samples * length * text.hidden_size * train_bytes
+    stored = text.num_hidden_layers + 17 if config.gradient_checkpointing else 17 * text.num_hidden_layers
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * engine_bytes
+    return Memory(
+        weights_and_optimizer=16 * parameters,
+        activations=stored * layer,
+        head=2 * 4 * MAX_TILE_ELEMENTS + 4 * text.vocab_size * text.hidden_size,
+        engine_weights=engine_bytes * parameters,
+        kv_cache=config.engine_slots * length * kv_token,
+    )
+
+
+def describe_run(config: TrainConfig, console: Console) -> None:
+    """Print the plan. Reads the tokenizer, the model's configuration and the problems, but no weights.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, ValueError: the run would not start; the message says why.
+    """
+    model_dir = locate(config.model)
+    policy = config.resolve_policy(model_dir)
+    model = AutoConfig.from_pretrained(model_dir)
+    problems, too_long = load_training_problems(
+        config.data, HFTokenizer(str(model_dir)), policy.prompt, config.max_prompt_tokens
+    )
+    checkpoint = latest(config.run_dir / "checkpoints")
+    gpu = config.device != "cpu" and torch.cuda.is_available()
+    memory = estimate_memory(config, model, policy, gpu=gpu)
+    console.print(_plan(config, model_dir, policy, model, len(problems), too_long, checkpoint))
+    console.print(_memory_table(memory))
+
+
+def _plan(
+    config: TrainConfig,
+    model_dir: Path,
+    policy: DeferralPolicy,
+    model: PretrainedConfig,
+    problems: int,
+    too_long: int,
+    checkpoint: Path | None,
+) -> Table:
+    table = Table(title="The run", show_header=False)
+    weight = config.effective_hierarchy_weight
+    for name, value in (
+        ("method", f"{config.method}, hierarchy weight {weight}"),
+        ("model", f"{model_dir}, {count_parameters(model) / 1e6:,.1f} M parameters"),
+        ("starts from", str(checkpoint or "the model's own weights")),
+        ("problems", f"{problems:,} ({too_long:,} left out: prompt over {config.max_prompt_tokens} tokens)"),
+        (
+            "rollout",
+            f"up to {config.draws_per_rollout} prompts x {config.group_size} samples, "
+            f"{config.prompts_per_step} groups kept",
+        ),
+        (
+            "episode",
+            f"up to {policy.max_turns} turns, {policy.max_episode_tokens} tokens, "
+            f"{policy.run_limit_s:g} s a flush; code runs at "
+            f"{'every block' if config.immediate else 'the marker'}",
+        ),
+        (
+            "steps",
+            f"{config.steps}, each of {config.mini_batch} samples in passes of {config.micro_batch_samples}",
+        ),
+        ("optimiser", f"AdamW, learning rate {config.learning_rate:g} ({config.lr_schedule})"),
+        ("sandbox", config.sandbox),
+        (
+            "output",
+            f"{config.run_dir}: a checkpoint every {config.save_every} steps, {config.keep_checkpoints} kept",
+        ),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _memory_table(memory: Memory) -> Table:
+    table = Table(title="Memory, about, on one process", show_header=False)
+    for name, size in (
+        ("weights, gradients, optimiser", memory.weights_and_optimizer),
+        ("activations", memory.activations),
+        ("LM head", memory.head),
+        ("engine: weights", memory.engine_weights),
+        ("engine: KV cache, all slots full", memory.kv_cache),
+        ("in all", memory.total),
+    ):
+        table.add_row(name, f"{size / GIB:,.2f} GiB")
+    return table

@@ -1,0 +1,87 @@
+"""What a person sees of a run: a bar with the figures that matter, or a line a step where nobody watches."""
+
+# ruff: noqa: ARG002 - transformers names the arguments of a callback
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class RunProgress(TrainerCallback):
+    """Shows steps, reward, delay rate, tokens a second and the time left, on ``console``."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]{task.fields[phase]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, phase="start", figures="")
+
+    def on_group(self, kept: int, wanted: int) -> None:
+        """A group of the rollout is done."""
+        phase = "train" if kept == wanted else f"rollout {kept}/{wanted}"
+        self._bar.update(self._task, phase=phase)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
+        self._bar.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        figures = summary(logs or {})
+        if not figures:
+            return
+        self._bar.update(self._task, completed=state.global_step, figures=figures)
+        if not self._console.is_terminal:
+            self._console.print(f"step {state.global_step}/{state.max_steps}  {figures}", highlight=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._bar.update(self._task, phase="done")
+        self._bar.stop()
+
+
+_FIGURES = (
+    ("reward", "reward {:.3f}"),
+    ("delay_rate", "delay {:.0%}"),
+    ("groups/kept", "kept {:.0%}"),
+    ("response_tokens", "{:.0f} tok"),
+    ("tokens_per_second", "{:.0f} tok/s"),
+    ("skipped_steps", "{:.0f} skipped"),
+)
+
+
+def summary(logs: dict[str, float]) -> str:
+    """The figures of one step, in words; what a step has not is left out."""
+    known = ((logs.get(name), template) for name, template in _FIGURES)
+    # A count of skipped steps is worth a word only when there are some.
+    return "  ".join(
+        template.format(v) for v, template in known if v is not None and (v or "skipped" not in template)
+    )

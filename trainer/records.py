@@ -1,0 +1,85 @@
+"""Rollouts on disk: a parquet file a rollout, a row a sample."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.checkpoint import write_atomically
+from trainer.data import Problem
+from trainer.rollout import Sample
+
+SCHEMA = pa.schema(
+    [
+        ("rollout", pa.int64()),
+        ("problem_id", pa.string()),
+        ("question", pa.string()),
+        ("gold", pa.string()),
+        ("text", pa.string()),
+        ("answer", pa.string()),
+        ("outcome", pa.string()),
+        ("reward", pa.float64()),  # null where the sample could not be judged
+        ("reason", pa.string()),
+        ("advantage", pa.float64()),  # null where the sample is not trained on
+        ("executed", pa.int32()),
+        ("delayed", pa.int32()),
+        ("tools", pa.string()),  # JSON: the flushes, as service.events.ExecutedTool
+        ("seconds", pa.float64()),
+        ("seed", pa.int64()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("ids", pa.list_(pa.int32())),
+        ("mask", pa.list_(pa.int8())),
+        ("logprobs", pa.list_(pa.float32())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A sample, its problem and what came of it."""
+
+    problem: Problem
+    sample: Sample
+    reward: float | None
+    """None where it could not be judged: the sandbox or the judge failed."""
+    reason: str
+    advantage: float | None = None
+    """None where it is not trained on."""
+
+
+def write_rollout(path: Path, index: int, judged: Sequence[Judged]) -> None:
+    """Write rollout number ``index``, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist([_record(index, item) for item in judged], SCHEMA)
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def _record(index: int, item: Judged) -> dict[str, object]:
+    sample = item.sample
+    return {
+        "rollout": index,
+        "problem_id": item.problem.id,
+        "question": item.problem.question,
+        "gold": item.problem.answer,
+        "text": sample.text,
+        "answer": sample.answer,
+        "outcome": str(sample.outcome),
+        "reward": item.reward,
+        "reason": item.reason,
+        "advantage": item.advantage,
+        "executed": sample.executed,
+        "delayed": sample.delayed,
+        "tools": json.dumps([asdict(tool) for tool in sample.tools]),
+        "seconds": sample.seconds,
+        "seed": sample.seed,
+        "prompt_ids": sample.prompt_ids,
+        "ids": sample.ids,
+        "mask": sample.mask,
+        "logprobs": sample.logprobs,
+    }

@@ -1,0 +1,93 @@
+"""A training run from recipe to checkpoint: builds everything, goes on where it was, cleans up."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers.utils import logging as transformers_logging
+
+from service.checkpoint import locate
+from service.sandbox.base import Sandbox
+from trainer.background import BackgroundLoop
+from trainer.checkpoint import latest
+from trainer.collect import Collector, Share
+from trainer.config import TrainConfig
+from trainer.progress import RunProgress
+from trainer.resume import check_resumable
+from trainer.reward import RewardScorer
+from trainer.setup import load_training_problems, make_engine, make_sandbox, start_all
+from trainer.trainer import IHGRPOTrainer
+
+
+def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = None) -> Path:
+    """Train to ``config.steps``, from the last checkpoint in ``config.run_dir`` if there is one.
+
+    Args:
+        config: the recipe.
+        console: where progress goes.
+        sandbox: not started; the recipe's if not given.
+
+    Returns:
+        The last checkpoint, ready to be served.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, ValueError: the recipe can't be run; the message says why.
+        EngineError, SandboxError: one did not start, or the engine failed.
+    """
+    processes = PartialState(cpu=config.device == "cpu")
+    model_dir = locate(config.model)
+    policy = config.resolve_policy(model_dir)
+    sandbox = sandbox or make_sandbox(config, policy)
+    engine = make_engine(config, model_dir, policy, str(processes.device))
+    problems, too_long = load_training_problems(
+        config.data, engine.tokenizer, policy.prompt, config.max_prompt_tokens
+    )
+    progress = RunProgress(console if processes.is_main_process else Console(quiet=True))
+    if processes.is_main_process:
+        console.print(f"{len(problems)} problems, {too_long} left out for their length", highlight=False)
+    transformers_logging.disable_progress_bar()
+    with BackgroundLoop() as loop:
+        stack = AsyncExitStack()
+        try:
+            scorer = loop.run(stack.enter_async_context(RewardScorer()))
+            loop.run(start_all(stack, engine, sandbox))
+            source = Collector(
+                config,
+                policy,
+                problems,
+                engine,
+                sandbox,
+                scorer,
+                loop,
+                share=Share(processes.process_index, processes.num_processes),
+                on_group=progress.on_group,
+            )
+            checkpoint = latest(config.run_dir / "checkpoints")
+            skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.run_dir / "tensorboard"))
+            if config.wandb_project is not None:
+                os.environ.setdefault("WANDB_PROJECT", config.wandb_project)
+            dtype = AutoConfig.from_pretrained(model_dir).dtype
+            trainer = IHGRPOTrainer(
+                AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32),
+                AutoTokenizer.from_pretrained(model_dir),
+                config,
+                policy,
+                source,
+                [progress],
+                serve_dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
+            )
+            trainer.skipped_steps = skipped
+            trainer.remove_callback(PrinterCallback)  # type: ignore[no-untyped-call]
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            loop.run(stack.aclose())
+    final = latest(config.run_dir / "checkpoints")
+    assert final is not None  # noqa: S101 - the last step leaves one
+    return final
