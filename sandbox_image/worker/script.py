@@ -1,0 +1,113 @@
+"""Compile and run the blocks of one script in a namespace, as a notebook would."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sys
+import traceback
+from types import CodeType, TracebackType
+from typing import Any, TextIO
+
+
+class Script:
+    """One flush: blocks that run in order in the same namespace, as if they were one file.
+
+    Line numbers count on from block to block, so a traceback reads the same whether the blocks are run one
+    by one or joined by newlines.
+    """
+
+    def __init__(self, name: str, namespace: dict[str, Any]) -> None:
+        self.name = name
+        self.namespace = namespace
+        self.value: object = None
+        """Value of the last statement so far, if it is an expression."""
+        self._source = ""
+        self._lines = 0
+
+    def run(self, block: str) -> None:
+        """Run the next block. Raises whatever it raises, SyntaxError included."""
+        self.value = None
+        body, last = self._compile(block)
+        exec(body, self.namespace)  # noqa: S102  the sandbox's whole purpose
+        if last is not None:
+            self.value = eval(last, self.namespace)  # noqa: S307
+
+    def show(self) -> None:
+        """Print the last value, as a notebook does."""
+        if self.value is not None:
+            text = repr(self.value)
+            if sys.stdout is not None:
+                sys.stdout.write(text + "\n")
+        self.value = None
+
+    def _compile(self, block: str) -> tuple[CodeType, CodeType | None]:
+        first = not self._source
+        block = block.replace("\r\n", "\n").replace("\r", "\n")
+        self._source += block if first else "\n" + block
+        linecache.cache[self.name] = (
+            len(self._source),
+            None,
+            self._source.splitlines(keepends=True),
+            self.name,
+        )
+        tree = ast.parse("\n" * self._lines + block, self.name)
+        self._lines += block.count("\n") + 1
+        last = None
+        if tree.body and isinstance(tree.body[-1], ast.Expr):
+            expression = tree.body.pop()
+            last = compile(ast.Expression(expression.value), self.name, "eval")  # type: ignore[attr-defined]
+        if not first and tree.body and is_string(tree.body[0]):
+            del tree.body[0]  # not the script's docstring, though the compiler would take it for one
+        return compile(tree, self.name, "exec"), last
+
+    def report(self, error: BaseException, stream: TextIO) -> None:
+        """Write the traceback without the frames of this module."""
+        frames: TracebackType | None = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename != self.name:
+            frames = frames.tb_next
+        traceback.print_exception(type(error), error, frames, file=stream)
+
+
+def is_string(statement: ast.stmt) -> bool:
+    """Is this statement a bare string, as a docstring is?"""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def separable(blocks: list[str]) -> bool:
+    """Is running ``blocks`` one by one the same as running them joined by newlines?
+
+    Each block must compile alone and the whole must compile too: then the tokens of the whole are the tokens
+    of the blocks, one after the other, and no statement spans two blocks. What is left are the few constructs
+    whose meaning reaches over the whole file.
+    """
+    try:
+        trees = [ast.parse(block) for block in blocks]
+        compile("\n".join(blocks), "<whole>", "exec", dont_inherit=True)
+        for block in blocks:
+            compile(block, "<block>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
+        return False
+    bodies = [tree.body for tree in trees]
+    # A lone leading string is the docstring of the whole, but the displayed value of its block.
+    first = next((body for body in bodies if body), [])
+    if len(first) == 1 and is_string(first[0]):
+        return False
+    if first is not bodies[0] and first and is_string(first[0]):
+        return False
+    return not any(_reaches_over_blocks(node) for tree in trees for node in ast.walk(tree))
+
+
+def _reaches_over_blocks(node: ast.AST) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "__future__"
+    if isinstance(node, ast.Compare):
+        # Equal constants of one file are one object; those of two blocks are not.
+        operands = [node.left, *node.comparators]
+        singleton = any(isinstance(o, ast.Constant) and o.value in (None, True, False, ...) for o in operands)
+        return any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops) and not singleton
+    return isinstance(node, ast.Name) and node.id == "id"

@@ -1,0 +1,121 @@
+"""The three verbs on a leased worker; the same for every backend."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from .base import ExecutionResult, SandboxError, SessionLimits
+from .frames import MAX_CODE_BYTES, Result
+from .pool import Pool
+from .worker import Worker
+
+_GRACE_S = 1.0
+"""What the supervisor gets beyond the run limit to kill, clean up and answer."""
+
+
+class PooledSession:
+    """One episode's namespace, in a worker of its own that is taken at the first ``invoke``."""
+
+    def __init__(self, pool: Pool, limits: SessionLimits) -> None:
+        self._pool = pool
+        self._limits = limits
+        self._worker: Worker | None = None
+        self._pending_bytes = 0
+        self._pending_blocks = 0
+        self._failure: str | None = None
+        """Why the pending blocks can't run; told once, at the flush."""
+        self._closed = False
+        self._lock = asyncio.Lock()
+
+    async def invoke(self, code: str) -> None:
+        async with self._lock:
+            if self._closed:
+                raise SandboxError("the session is closed")
+            self._pending_blocks += 1
+            self._pending_bytes += len(code.encode("utf-8", "surrogatepass")) + 1
+            if self._failure is not None or self._pending_bytes > MAX_CODE_BYTES:
+                return
+            try:
+                if self._worker is None:
+                    self._worker = await self._pool.lease()
+                    await self._worker.send(
+                        {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
+                    )
+                await self._worker.send({"op": "invoke", "code": code})
+            except SandboxError as error:
+                if self._worker is None:
+                    self._pending_blocks, self._pending_bytes = 0, 0
+                    raise  # nothing was leased: the caller decides
+                self._lose(str(error))
+            except asyncio.CancelledError:
+                self._drop_worker("cancelled")
+                raise
+
+    async def flush(self) -> ExecutionResult:
+        async with self._lock:
+            began = time.monotonic()
+            blocks, size = self._pending_blocks, self._pending_bytes
+            self._pending_blocks, self._pending_bytes = 0, 0
+            if not blocks:
+                return _nothing_ran("ok", "", 0.0)
+            if size > MAX_CODE_BYTES:
+                self._drop_worker(None)  # the blocks that it got belong to a script that never was
+                return _nothing_ran(
+                    "error", f"MemoryError: the code is larger than {MAX_CODE_BYTES} bytes", 0.0, exit_code=1
+                )
+            result: Result | None = None
+            if self._failure is None:
+                result = await self._result()
+            if result is None:
+                reason, self._failure = self._failure or "", None
+                return _nothing_ran("sandbox_error", reason, time.monotonic() - began)
+            if result.status in ("timeout", "oom", "output_limit"):
+                self._pool.count_kill(result.status)
+            return result.execution_result(time.monotonic() - began)
+
+    async def _result(self) -> Result | None:
+        """The supervisor's result; None, with the worker lost, if none comes."""
+        assert self._worker is not None  # noqa: S101  blocks are pending, so one was leased
+        try:
+            async with asyncio.timeout(self._limits.run_limit_s + _GRACE_S):
+                await self._worker.send({"op": "flush"})
+                frame = await self._worker.receive()
+        except TimeoutError:
+            self._lose("the worker did not answer in time")
+        except SandboxError as error:
+            self._lose(str(error))
+        except asyncio.CancelledError:
+            self._drop_worker("cancelled")
+            raise
+        else:
+            if isinstance(frame, Result):
+                return frame
+            self._lose(f"the worker answered {frame.op!r} to a flush")
+        return None
+
+    def _lose(self, reason: str) -> None:
+        self._failure = reason
+        self._drop_worker("sandbox_error")
+
+    def _drop_worker(self, reason: str | None) -> None:
+        if self._worker is not None:
+            self._pool.discard(self._worker, reason)
+            self._worker = None
+
+    async def close(self) -> None:
+        self._closed = True
+        self._drop_worker(None)
+
+
+def _nothing_ran(
+    status: str, stderr: str, waited_seconds: float, exit_code: int | None = None
+) -> ExecutionResult:
+    return ExecutionResult(
+        stdout="",
+        stderr=stderr,
+        status=status,  # type: ignore[arg-type]
+        wall_seconds=0.0,
+        waited_seconds=waited_seconds,
+        exit_code=exit_code,
+    )
