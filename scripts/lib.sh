@@ -40,12 +40,13 @@ retry() {
   "$@"
 }
 
-# exclusive NAME: at most one script at a time works on NAME. The lock, descriptor 9, ends with the process,
+# exclusive FILE: at most one script at a time holds FILE. The lock, descriptor 9, ends with the process,
 # so a crash leaves none behind; anything started in the background must close it (9>&-).
 exclusive() {
   local file=$1
-  mkdir -p "$(dirname "$file")"
-  exec 9>"$file"
+  if ! mkdir -p "$(dirname "$file")" || ! exec 9>"$file"; then
+    fail "$file can't be written" "If root made it in an earlier run: sudo chown -R $(id -un) $REPO"
+  fi
   if ! flock --nonblock 9; then
     note "waiting for another run that holds $file"
     flock --timeout 1800 9 || fail "$file is still held after 30 minutes" "See who holds it: fuser -v $file"
