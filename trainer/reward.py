@@ -1,7 +1,7 @@
 """The reward: 1 if the last boxed answer means the same as the gold answer, else 0.
 
 math-verify judges, in worker processes that can be killed. One deadline holds over parsing both answers and
-comparing them.
+comparing them. It counts CPU time, so that a busy machine does not turn right answers into wrong ones.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ Reason = Literal[
     "error",  # the comparison crashed or ran out of memory
 ]
 
+_WALL_PER_CPU = 4.0
+"""As in trainer.reward_worker, which is not imported here: math-verify stays out of this process."""
 _GRACE_S = 5.0
 """What a worker may take beyond the deadline, which it enforces itself, before it is taken for dead."""
 _START_S = 120.0
@@ -53,7 +55,8 @@ class RewardScorer:
 
     Args:
         workers: processes; the machine's cores if not given. Each holds about 100 MB.
-        deadline_s: wall seconds for one answer once a worker has taken it up.
+        deadline_s: CPU seconds for one answer, from parsing to comparing, once a worker has taken it up; on
+            the wall clock 4 times as many.
         max_answer_chars: an answer with more characters is not judged.
     """
 
@@ -132,7 +135,7 @@ class _Worker:
             assert process.stdout is not None  # noqa: S101
             process.stdin.write(request.encode())
             await process.stdin.drain()
-            async with asyncio.timeout(deadline_s + _GRACE_S + (_START_S if fresh else 0.0)):
+            async with asyncio.timeout(_WALL_PER_CPU * deadline_s + _GRACE_S + (_START_S if fresh else 0.0)):
                 reply = await process.stdout.readline()
             return cast("Reason", json.loads(reply)["verdict"])
         except (OSError, TimeoutError, ValueError) as error:

@@ -18,6 +18,7 @@ import resource
 import select
 import signal
 import sys
+import time
 from typing import Literal, cast
 
 from math_verify import LatexExtractionConfig, parse, verify
@@ -30,6 +31,8 @@ _MEMORY_BYTES = 2 << 30
 _ANSWERS_PER_CHILD = 500
 """Then a fresh child, so that no cache grows for ever."""
 _PR_SET_PDEATHSIG = 1
+_WALL_PER_CPU = 4.0
+"""An answer may take this many times its CPU deadline on the wall clock."""
 
 
 _WARM_UP = (
@@ -68,18 +71,32 @@ class Judge:
         self._answered = 0
 
     def __call__(self, gold: str, answer: str, deadline_s: float) -> Verdict:
-        """The verdict, ``timeout`` after ``deadline_s`` wall seconds, or ``error`` if the child died."""
+        """The verdict, ``timeout`` (see :meth:`_in_time`), or ``error`` if the child died."""
         if not self._child:
             self._fork()
         os.write(self._requests, json.dumps([gold, answer]).encode() + b"\n")
-        ready, _, _ = select.select([self._verdicts], [], [], deadline_s)
         # A verdict is one write of a few bytes, so it arrives whole. Nothing at all: the child died.
-        reply = os.read(self._verdicts, 64).decode() if ready else "timeout"
+        reply = os.read(self._verdicts, 64).decode() if self._in_time(deadline_s) else "timeout"
         verdict = cast("Verdict", reply or "error")
         self._answered += 1
         if verdict in ("timeout", "error") or self._answered == _ANSWERS_PER_CHILD:
             self.kill()
         return verdict
+
+    def _in_time(self, deadline_s: float) -> bool:
+        """Wait for a verdict. False once the child has used ``deadline_s`` of CPU, or 4 times that went by.
+
+        CPU time, so that a busy machine does not turn right answers into wrong ones.
+        """
+        clock = (~self._child << 3) | 2  # how Linux numbers the CPU clock of another process
+        cpu_end = time.clock_gettime(clock) + deadline_s
+        wall_end = time.monotonic() + _WALL_PER_CPU * deadline_s
+        while True:
+            left = min(cpu_end - time.clock_gettime(clock), wall_end - time.monotonic())
+            if left <= 0:
+                return False
+            if select.select([self._verdicts], [], [], left)[0]:
+                return True
 
     def kill(self) -> None:
         """End the child, if there is one."""
