@@ -94,13 +94,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _secure(self) -> Self:
-        local = is_loopback(self.host)
+        local, keys = is_loopback(self.host), self.keys()
         if self.sandbox == "in-process" and not local:
             raise ValueError(
                 f"sandbox 'in-process' gives this process the Docker socket, so it serves a loopback address "
                 f"only, not host {self.host!r}: start `ih-grpo runner` and use sandbox 'runner'"
             )
-        if not local and not self.keys() and not self.allow_anonymous:
+        if not local and not keys and not self.allow_anonymous:
             raise ValueError(
                 f"host {self.host!r} is reachable from outside and there is no API key: set api_keys or "
                 f"api_keys_file, or allow_anonymous if that is what you want"

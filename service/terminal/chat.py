@@ -32,13 +32,13 @@ def converse(
         ChatError: the server can't be reached, or refused.
     """
     console = console or Console(highlight=False)
-    client = Client(url, api_key)
-    body: dict[str, Any] = {"model": model or client.first_model(), "deferral": {"eager": eager}}
     messages: list[dict[str, str]] = []
-    for turn in _turns(console, question):
-        messages.append({"role": "user", "content": turn})
-        reply = _answer(console, client, {**body, "messages": messages})
-        messages.append({"role": "assistant", "content": reply})
+    with Client(url, api_key) as client:
+        body: dict[str, Any] = {"model": model or client.first_model(), "deferral": {"eager": eager}}
+        for turn in _turns(console, question):
+            messages.append({"role": "user", "content": turn})
+            reply = _answer(console, client, {**body, "messages": messages})
+            messages.append({"role": "assistant", "content": reply})
 
 
 def _turns(console: Console, question: str | None) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -24,6 +24,12 @@ class Client:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         # A flush may take long, but the server sends keep-alives.
         self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(60, connect=5))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
     def first_model(self) -> str:
         """The name of the first model that the server has."""

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from service.settings import Settings
+from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
+from tests.support.serving import make_app, serve
+
+ROUTES = ("/v1/models", "/v1/models/scripted", "/ready", "/metrics", "/openapi.json", "/docs", "/nope")
+
+
+async def test_every_route_but_health_needs_a_key() -> None:
+    app = make_app(
+        ScriptedEngine(EOS),
+        ScriptedSandbox(lambda blocks: printed("")),
+        api_keys="sk-one,sk-two",
+    )
+    async with serve(app, key="sk-two") as served, httpx.AsyncClient(base_url=served.url) as client:
+        assert (await client.get("/health")).status_code == 200
+        for route in ROUTES:
+            refused = await client.get(route)
+            assert refused.status_code == 401, route
+            assert refused.json()["error"]["code"] == "invalid_api_key"
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert refused.headers["x-request-id"]
+        for header in ("Bearer sk-three", "Bearer", "Basic sk-one", "sk-one", "Bearer sk-on"):
+            refused = await client.get("/v1/models", headers={"Authorization": header})
+            assert refused.status_code == 401, header
+        assert [model.id async for model in served.openai.models.list()] == ["scripted"]
+
+
+def test_keys_are_not_shown() -> None:
+    with pytest.raises(ValueError, match="sandbox") as caught:
+        Settings(api_keys="sk-one", sandbox="nope")  # type: ignore[arg-type]
+    assert "sk-one" not in str(caught.value)

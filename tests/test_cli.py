@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli import app
+
+runner = CliRunner()
+
+
+def test_version_and_help() -> None:
+    assert runner.invoke(app, ["--version"]).stdout.startswith("ih-grpo 0.")
+    told = runner.invoke(app, ["--help"]).stdout
+    assert all(command in told for command in ("serve", "chat", "runner", "train"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["serve", "--sandbox", "in-process", "--host", "0.0.0.0"], "Docker socket"),
+        (["serve", "--sandbox", "docker"], "sandbox: Input should be 'runner' or 'in-process'"),
+        (
+            ["serve", "--sandbox", "in-process", "--port", "0", "--model", "/no"],
+            "'/no' is no checkpoint",
+        ),
+        (["chat", "hello", "--url", "http://127.0.0.1:9"], "no server at http://127.0.0.1:9"),
+        (["runner"], "no usable token in IHGRPO_RUNNER_TOKEN"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_ends_with_2(arguments: list[str], complaint: str) -> None:
+    result = runner.invoke(app, arguments, env={"IHGRPO_RUNNER_TOKEN": ""})
+    assert result.exit_code == 2
+    assert complaint in result.output.replace("\n", " ")
+    assert "Traceback" not in result.output
+
+
+def test_a_taken_port_is_told() -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = runner.invoke(app, ["serve", "--sandbox", "in-process", "--port", port])
+    assert result.exit_code == 2
+    assert f"can't listen on 127.0.0.1:{port}" in result.output
+
+
+def test_nothing_heavy_is_imported_for_help() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from service.cli import app;"
+        "CliRunner().invoke(app, ['serve', '--help']);"
+        "print([m for m in ('torch', 'transformers', 'trl', 'docker', 'fastapi') if m in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"

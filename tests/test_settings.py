@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from service.settings import Settings, is_loopback
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("IHGRPO_")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_default_is_the_runner_on_loopback() -> None:
+    settings = Settings()
+    assert (settings.sandbox, settings.host, settings.keys()) == ("runner", "127.0.0.1", ())
+
+
+def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IHGRPO_PORT", "9000")
+    monkeypatch.setenv("IHGRPO_MAX_SLOTS", "3")
+    settings = Settings(port=9001)
+    assert (settings.port, settings.max_slots) == (9001, 3)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.4", "::", "example.org"])
+def test_a_socket_in_this_process_is_for_loopback_only(host: str) -> None:
+    with pytest.raises(ValidationError, match=r"in-process.*Docker socket.*ih-grpo runner"):
+        Settings(host=host, sandbox="in-process", api_keys=(SecretStr("k"),))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
+def test_loopback_in_every_spelling(host: str) -> None:
+    assert is_loopback(host)
+    assert Settings(host=host, sandbox="in-process").host == host
+
+
+def test_beyond_loopback_a_key_is_asked_for() -> None:
+    with pytest.raises(ValidationError, match="no API key: set api_keys"):
+        Settings(host="0.0.0.0")
+    assert Settings(host="0.0.0.0", allow_anonymous=True).keys() == ()
+
+
+def test_keys_come_from_the_environment_and_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# team\nsecret-3\n\n")
+    monkeypatch.setenv("IHGRPO_API_KEYS", "secret-1, secret-2")
+    settings = Settings(api_keys_file=file)
+    assert settings.keys() == ("secret-1", "secret-2", "secret-3")
+    assert "secret-1" not in repr(settings)
+
+
+@pytest.mark.parametrize("content", [None, "# nothing\n"])
+def test_a_key_file_without_keys_is_an_error_not_an_open_door(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValidationError, match="api_keys_file"):
+        Settings(api_keys_file=file)
+
+
+def test_an_unknown_sandbox_is_refused() -> None:
+    with pytest.raises(ValidationError, match="'runner' or 'in-process'"):
+        Settings(sandbox="process")  # type: ignore[arg-type]
+
+
+def test_every_field_is_documented() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
