@@ -92,8 +92,9 @@ class Pool:
         began = asyncio.get_running_loop().time()
         if self._idle:
             worker, watcher = self._idle.popleft()
-            watcher.cancel()
             self._leased.add(worker)
+            watcher.cancel()
+            await asyncio.wait([watcher])  # only one may read from a channel
         else:
             worker = await self._wait()
         self._counts["leases"] += 1
