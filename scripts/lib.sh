@@ -54,9 +54,10 @@ exclusive() {
 }
 
 # apt_install PACKAGE...: Debian packages, as root; waits for a held lock, mends an interrupted dpkg.
+# (apt waits for the lock on packages by itself, for that on its lists it does not: hence the many tries.)
 apt_install() {
   note "installing Debian packages: $*"
-  retry 4 apt_get update || fail "apt-get update failed" "Check the network and /etc/apt/sources.list, then run this again."
+  retry 10 apt_get update || fail "apt-get update failed" "Check the network and /etc/apt/sources.list, then run this again."
   retry 4 apt_get install --yes --no-install-recommends "$@" ||
     fail "apt-get could not install: $*" "Run it by hand to see why: apt-get install $*"
 }
