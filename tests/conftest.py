@@ -2,9 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 from pathlib import Path
 
+import docker
 import pytest
+from docker.errors import DockerException
+from hypothesis import HealthCheck, settings
+
+from service.sandbox.docker_settings import DockerSandboxSettings
+
+# Examples are not timed: no test is decided by how fast the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def docker_sandbox_settings() -> DockerSandboxSettings:
+    """A small pool, with patience for a busy machine: no test is decided by how fast it is."""
+    return DockerSandboxSettings(
+        instance=f"test-{os.getpid()}",
+        pool_size=1,
+        max_containers=8,
+        queue_timeout_s=300,
+        start_timeout_s=300,
+        daemon_timeout_s=100,
+        grace_s=20,
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without a daemon a test that needs one is skipped; where it must not be missing, it fails."""
+    if item.get_closest_marker("docker") is None or (missing := docker_is_missing()) is None:
+        return
+    if os.environ.get("IHGRPO_REQUIRE_DOCKER") == "1":
+        pytest.fail(f"IHGRPO_REQUIRE_DOCKER=1, but {missing}", pytrace=False)
+    pytest.skip(missing)
+
+
+@functools.cache
+def docker_is_missing() -> str | None:
+    """Why tests with containers can't run; None if they can."""
+    settings = DockerSandboxSettings()
+    try:
+        with contextlib.closing(docker.APIClient(base_url=settings.docker_host, version="auto")) as client:
+            client.inspect_image(settings.image)
+    except DockerException as error:
+        return f"no Docker with the sandbox image at {settings.docker_host} (scripts/with-setup): {error}"
+    return None
 
 
 @pytest.fixture(scope="session")
