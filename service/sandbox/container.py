@@ -48,7 +48,7 @@ class Daemon:
             raise SandboxError(f"Docker at {self._settings.docker_host} did not answer in time") from error
         except ImageNotFound as error:
             raise SandboxError(
-                f"Docker has no image {self._settings.image!r}: build it with `make sandbox-image`"
+                f"Docker has no image {self._settings.image!r}: build it with scripts/ensure-sandbox-image"
             ) from error
         except (DockerException, RequestException, OSError) as error:
             raise SandboxError(f"Docker at {self._settings.docker_host}: {error}") from error
@@ -155,6 +155,7 @@ def _create(client: docker.APIClient, name: str, arguments: dict[str, Any]) -> t
         connection.settimeout(None)
         connection.setblocking(False)
         attached.close()
+        original.close()
         return container_id, connection
     except BaseException:
         remove_container(client, container_id)

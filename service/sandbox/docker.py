@@ -47,7 +47,8 @@ class DockerSandbox:
 
     def session(self, limits: SessionLimits) -> Session:
         clipped = min(limits.run_limit_s, self.settings.run_limit_ceiling_s)
-        return PooledSession(self._pool, SessionLimits(run_limit_s=clipped, eager=limits.eager))
+        limits = SessionLimits(run_limit_s=clipped, eager=limits.eager)
+        return PooledSession(self._pool, limits, self.settings.grace_s)
 
     async def ready(self) -> bool:
         """True once the isolation is proven, while the daemon answers and containers can be had."""

@@ -41,6 +41,8 @@ class DockerSandboxSettings(BaseModel):
 
     run_limit_ceiling_s: float = Field(default=30.0, gt=0, le=600)
     """Highest run limit of a session; a higher wish is clipped to it."""
+    grace_s: float = Field(default=1.0, gt=0, le=60)
+    """What a supervisor gets beyond the run limit to kill, clean up and answer; then its container is killed."""
     max_lifetime_s: float = Field(default=3600.0, gt=0)
     """A container ends itself after this long, idle or leased."""
 

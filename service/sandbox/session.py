@@ -10,15 +10,13 @@ from .frames import MAX_CODE_BYTES, Result
 from .pool import Pool
 from .worker import Worker
 
-_GRACE_S = 1.0
-"""What the supervisor gets beyond the run limit to kill, clean up and answer."""
-
 
 class PooledSession:
     """One episode's namespace, in a worker of its own that is taken at the first ``invoke``."""
 
-    def __init__(self, pool: Pool, limits: SessionLimits) -> None:
+    def __init__(self, pool: Pool, limits: SessionLimits, grace_s: float) -> None:
         self._pool = pool
+        self._answer_within_s = limits.run_limit_s + grace_s
         self._limits = limits
         self._worker: Worker | None = None
         self._pending_bytes = 0
@@ -78,7 +76,7 @@ class PooledSession:
         """The supervisor's result; None, with the worker lost, if none comes."""
         assert self._worker is not None  # noqa: S101  blocks are pending, so one was leased
         try:
-            async with asyncio.timeout(self._limits.run_limit_s + _GRACE_S):
+            async with asyncio.timeout(self._answer_within_s):
                 await self._worker.send({"op": "flush"})
                 frame = await self._worker.receive()
         except TimeoutError:

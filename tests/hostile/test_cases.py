@@ -1,0 +1,50 @@
+"""Every case of ``cases.py``, on a real sandbox: its outcome, the tenant's next call, the neighbour's next call."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from service.sandbox.docker import DockerSandbox
+
+from .cases import CASES, Case
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="session")]
+
+
+async def run(session: Session, code: str) -> ExecutionResult:
+    await session.invoke(code)
+    return await session.flush()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.id}-{case.title.replace(' ', '-')}" for case in CASES])
+async def test_case(case: Case, sandbox: DockerSandbox, neighbour: Session) -> None:
+    tenant = sandbox.session(SessionLimits(run_limit_s=case.run_limit_s))
+    try:
+        result = await run(tenant, case.code)
+        check(case, result)
+        # A broken sandbox is told once; then, and in any other case, the tenant goes on.
+        after = await run(tenant, case.after)
+        if after.status == "sandbox_error":
+            assert result.status != "sandbox_error"
+            after = await run(tenant, "print('still here')")
+        assert (after.status, after.stdout, after.stderr) == ("ok", "still here\n", "")
+        assert (await run(neighbour, "print(secret)")).stdout == "42\n"
+    finally:
+        await tenant.close()
+
+
+def check(case: Case, result: ExecutionResult) -> None:
+    assert result.status in case.statuses, result
+    assert len(result.stdout) <= 1 << 18
+    assert len(result.stderr) <= 1 << 18
+    if result.status == "sandbox_error":
+        return
+    if case.stdout is not None:
+        assert result.stdout.strip() == case.stdout
+    if case.last_error_line is not None:
+        assert case.last_error_line in result.stderr.strip().splitlines()[-1]
+    if case.signal is not None:
+        assert result.signal == case.signal
+    if case.exit_code is not None:
+        assert result.exit_code == case.exit_code
