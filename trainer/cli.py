@@ -104,3 +104,60 @@ def warm_start(
             train_with_progress(config, out, _console)
     except RecipeError as error:
         _fail(str(error))
+
+
+@app.command("quickstart-eval")
+def quickstart_eval(
+    model: Annotated[Path, typer.Option(help="Checkpoint directory.")] = Path("checkpoints/quickstart"),
+    problems: Annotated[int, typer.Option(min=1, help="How many held-out problems.")] = 320,
+    seed: Annotated[int, typer.Option(help="Draws the problems and the samples.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    garbage: Annotated[
+        bool, typer.Option("--garbage", help="Replace the digits of all output by random ones.")
+    ] = False,
+    family: Annotated[list[str] | None, typer.Option(help="Only this family; may be repeated.")] = None,
+    failures: Annotated[int, typer.Option(help="Show the text of so many failures.")] = 0,
+    sandbox_image: Annotated[str, typer.Option(help="Image of the containers.")] = "ih-grpo-sandbox:latest",
+    concurrency: Annotated[int, typer.Option(min=1, help="Episodes, and containers, at once.")] = 8,
+) -> None:
+    """Measure a warm-started checkpoint on problems that it never saw, in real containers.
+
+    Needs Docker and the sandbox image: `make setup` brings both.
+    """
+    import asyncio
+    import os
+
+    from service.engines.base import EngineError
+    from service.sandbox.base import Sandbox, SandboxError
+    from service.sandbox.docker import DockerSandbox
+    from service.sandbox.docker_settings import DockerSandboxSettings
+    from trainer.quickstart.evaluate import GarbageSandbox, evaluate, print_verdicts
+    from trainer.quickstart.problems import FAMILIES
+    from trainer.quickstart.traces import held_out_problems
+
+    if unknown := set(family or ()) - FAMILIES.keys():
+        _fail(f"--family: there is no {sorted(unknown)[0]!r}; known are {', '.join(FAMILIES)}")
+    sandbox: Sandbox = DockerSandbox(
+        DockerSandboxSettings(
+            image=sandbox_image,
+            instance=f"{os.uname().nodename}-quickstart-eval-{os.getpid()}",
+            pool_size=min(4, concurrency),
+            max_containers=2 * concurrency,
+        )
+    )
+    drawn = list(held_out_problems(seed, problems, tuple(family or ())))
+    try:
+        with _console.status("playing"):
+            verdicts = asyncio.run(
+                evaluate(
+                    model,
+                    drawn,
+                    GarbageSandbox(sandbox) if garbage else sandbox,
+                    temperature=temperature,
+                    seed=seed,
+                    concurrency=concurrency,
+                )
+            )
+    except (EngineError, SandboxError) as error:
+        _fail(str(error))
+    print_verdicts(verdicts, Console(), failures=failures)

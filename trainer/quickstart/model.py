@@ -1,0 +1,85 @@
+"""The model, and how well it copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from trainer.quickstart.config import WarmStartConfig
+from trainer.quickstart.data import IGNORED
+
+CONTEXT = 2048
+"""Positions of the model, in tokens."""
+
+
+def build_model(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights, which are the same for the same seed."""
+    torch.manual_seed(config.seed)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=math.ceil(len(tokenizer) / 16) * 16,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=2,
+            head_dim=config.head_dim,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            # Faster than the fused kernel on the CPU for sequences this short.
+            attn_implementation="eager",  # type: ignore[call-arg]
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+        )
+    )
+    # The answer to copy is one: nothing is won by drawing.
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model
+
+
+def learned_logits(
+    model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(logits, targets)``, float32 [learned, vocab] and int64 [learned], at the positions that are learned.
+
+    Runs in bfloat16, the weights stay in float32. ``ids`` and ``labels`` are int64 [batch, time].
+    """
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        targets = labels[:, 1:]
+        learned = targets != IGNORED
+        logits = model.lm_head(hidden[learned])
+    return logits.float(), targets[learned]
+
+
+@torch.no_grad()
+def copy_accuracy(
+    model: Qwen3ForCausalLM, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], numbers: torch.Tensor
+) -> tuple[float, float]:
+    """Share of number tokens predicted right, and share of traces in which all of them are.
+
+    Args:
+        batches: ``(ids, labels)`` pairs.
+        numbers: Ids of the pieces of numbers, int64 [n].
+    """
+    right = total = whole = rows = 0
+    for ids, labels in batches:
+        logits, targets = learned_logits(model, ids, labels)
+        is_number = torch.isin(targets, numbers)
+        wrong = (logits.argmax(-1) != targets) & is_number
+        right += int(is_number.sum() - wrong.sum())
+        total += int(is_number.sum())
+        learned = labels[:, 1:] != IGNORED
+        wrong_at = torch.zeros_like(learned)
+        wrong_at[learned] = wrong
+        whole += int((~wrong_at.any(1)).sum())
+        rows += len(ids)
+    return right / total, whole / rows

@@ -1,0 +1,193 @@
+"""Episodes written down: what a model that has learned the protocol would write and read for a problem.
+
+A trace is the plan of a problem run for real. To be ready for what a server may answer, a few traces take a
+detour: a run fails for a reason that the code does not explain, prints nothing, or had nothing to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Final, Literal
+
+from service.deferral.observation import NOTHING_PENDING, TIMEOUT_TEXT, result_text
+from trainer.quickstart.notebook import Notebook
+from trainer.quickstart.problems import FAMILIES, HARD, Block, Problem
+
+Source = Literal["written", "observed", "forced"]
+"""``written`` by the model (it learns this), ``observed`` (the output of a flush), or ``forced``: the model's
+own text, a slip that it must know how to go on from but not learn to make."""
+
+# Output that has nothing to do with the code: the remedy is to try once more, then to stop.
+STRANGE: Final = (
+    TIMEOUT_TEXT,
+    "SandboxError: the sandbox failed; all variables are lost",
+    "MemoryError: the memory limit was reached",
+    "RecursionError: maximum recursion depth exceeded",
+    "OSError: [Errno 28] No space left on device",
+    "the interpreter was killed by signal 9",
+)
+RETRY: Final = "That run failed, so I try once more with all the code."
+GIVE_UP: Final = "It failed again. No value was shown, so I can give no answer."
+NOTHING_SHOWN: Final = "Nothing was shown, so I print it."
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    text: str
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    problem: Problem
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """The mix of traces."""
+
+    immediate_share: float = 0.0
+    """Share of traces in which every block is run at once, so that a later stage can learn to delay."""
+    detour_share: float = 0.06
+    """Share of traces with an output that the code does not explain."""
+
+
+Detour = Literal["none", "strange", "hopeless", "silent", "nothing pending"]
+
+
+class _Writer:
+    """Collects the segments of one episode and runs its code."""
+
+    def __init__(self, *, newer_python: bool) -> None:
+        self._newer_python = newer_python
+        self.segments: list[Segment] = []
+        self.pending: list[str] = []
+        self.done: list[str] = []
+        self._notebook = Notebook()
+
+    def block(self, reason: str, code: str, marker: str, source: Source = "written") -> None:
+        self._add(f"{reason}\n```python\n{code}\n```{marker or chr(10)}", source)
+        self.pending.append(code)
+
+    def flush(self) -> str:
+        """Run what is pending and write the output down."""
+        script = "\n".join(self.pending)
+        result = self._notebook.run(script)
+        if result.status == "ok":
+            self.done += self.pending
+        output = result_text(result)
+        if self._newer_python and output.startswith("NameError"):
+            # Python 3.12 and later end the line with a hint where the name is one of the standard library's.
+            output = output.split(". Did you")[0] + ". Did you forget to import 'math'?"
+        self.observe(output)
+        return output
+
+    def observe(self, output: str) -> None:
+        self.pending.clear()
+        self._add(output, "observed")
+
+    def say(self, text: str) -> None:
+        self._add(text, "written")
+
+    def force(self, text: str) -> None:
+        self._add(text, "forced")
+
+    def _add(self, text: str, source: Source) -> None:
+        self.segments.append(Segment(text, source))
+
+
+def write_trace(problem: Problem, rng: Random, style: Style, marker: str) -> Trace:
+    """The episode that solves ``problem``.
+
+    Raises:
+        AssertionError: the plan does not lead to the answer.
+    """
+    plan = problem.plan
+    if rng.random() < style.immediate_share:
+        plan = tuple(at_once(block) for block in plan)
+    detour: Detour = "none"
+    if rng.random() < style.detour_share:
+        detour = rng.choice(("strange", "hopeless", "silent", "nothing pending"))
+    writer, output = _Writer(newer_python=rng.random() < 0.5), ""
+    if detour == "nothing pending":
+        writer.force(marker)
+        writer.observe(NOTHING_PENDING)
+    for block in plan:
+        last = block is plan[-1]
+        if last and detour == "silent":
+            output = _silent(writer, block, marker)
+        elif last and detour in ("strange", "hopeless"):
+            output = _strange(writer, block, rng, marker, hopeless=detour == "hopeless")
+            if detour == "hopeless":
+                writer.say(GIVE_UP)
+                return Trace(problem, tuple(writer.segments))
+        else:
+            writer.block(block.reason, block.code, marker if block.run else "")
+            if block.hopeless:
+                writer.observe(TIMEOUT_TEXT)
+            elif block.run:
+                output = writer.flush()
+    if output != str(problem.answer):
+        raise AssertionError(f"{problem.family}: the plan gives {output}, the answer is {problem.answer}")
+    writer.say(problem.closing.format(f"\\boxed{{{output}}}"))
+    return Trace(problem, tuple(writer.segments))
+
+
+def at_once(block: Block) -> Block:
+    """``block`` run where it stands, with its value printed."""
+    if block.run:
+        return block
+    return replace(block, code=f"{block.code}\nprint({block.name})", run=True)
+
+
+def _silent(writer: _Writer, block: Block, marker: str) -> str:
+    """The print was forgotten: the value is kept in a name and printed after all."""
+    value = block.code.rsplit("print(", 1)[1].removesuffix(")")
+    code = block.code.removesuffix(f"print({value})") + f"r = {value}"
+    writer.block(block.reason, code, marker, "forced")
+    writer.flush()
+    writer.block(NOTHING_SHOWN, "print(r)", marker)
+    return writer.flush()
+
+
+def _strange(writer: _Writer, block: Block, rng: Random, marker: str, *, hopeless: bool) -> str:
+    """The run fails for no reason in the code, so all of it is tried once more; in vain if ``hopeless``."""
+    writer.block(block.reason, block.code, marker)
+    # The prints of earlier flushes would come out again.
+    kept = [line for code in (*writer.done, *writer.pending[:-1]) for line in code.splitlines()]
+    script = "\n".join([*(line for line in kept if not line.startswith("print(")), block.code])
+    writer.observe(rng.choice(STRANGE))
+    writer.block(RETRY, script, marker)
+    if hopeless:
+        writer.observe(rng.choice(STRANGE))
+        return ""
+    return writer.flush()
+
+
+def draw_problem(rng: Random, *, held_out: bool, families: tuple[str, ...] = ()) -> Problem:
+    """A problem of a random family, from the one or the other side of the split."""
+    names = families or tuple(FAMILIES)
+    while True:
+        problem = FAMILIES[rng.choice(names)](rng)
+        if problem.held_out == held_out:
+            return problem
+
+
+def held_out_problems(seed: int, count: int, families: tuple[str, ...] = ()) -> Iterator[Problem]:
+    """The ``count`` held-out problems of ``seed``."""
+    for index in range(count):
+        rng = Random(f"held-out {seed} {index}")  # noqa: S311
+        yield draw_problem(rng, held_out=True, families=families)
+
+
+def training_trace(seed: int, index: int, style: Style, marker: str) -> Trace:
+    """Trace number ``index`` of ``seed``: each can be made alone, so a run that is resumed goes on exactly.
+
+    A quarter more of them are of the families that are hard to learn.
+    """
+    rng = Random(f"training {seed} {index}")  # noqa: S311
+    families = HARD if rng.random() < 0.25 else ()
+    return write_trace(draw_problem(rng, held_out=False, families=families), rng, style, marker)
