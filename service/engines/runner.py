@@ -16,6 +16,10 @@ from service.engines.scheduler import Work
 from service.engines.settings import EngineSettings
 
 
+SMALL_MODEL = 50_000_000
+"""Parameters below which one thread decodes as fast as several."""
+
+
 class ModelRunner:
     """One causal LM on one device with its KV cache. Used by one thread, in inference mode.
 
@@ -37,6 +41,7 @@ class ModelRunner:
         model: Any = AutoModelForCausalLM.from_pretrained(settings.model, **self._source)
         self._model = model.to(self.device).eval().requires_grad_(False)
         self._dtype: torch.dtype = self._model.dtype
+        self.is_small = sum(weight.numel() for weight in self._model.parameters()) < SMALL_MODEL
         self.vocab_size: int = self._model.get_input_embeddings().num_embeddings
         heads = text_config.num_attention_heads
         self._groups = heads // (getattr(text_config, "num_key_value_heads", None) or heads)

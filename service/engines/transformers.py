@@ -77,7 +77,8 @@ class TransformersEngine:
         runner = await asyncio.to_thread(ModelRunner, settings, self._config, self._context_length)
         scheduler = Scheduler(max_slots=settings.max_slots, prefill_chunk=settings.prefill_chunk)
         self._runner = runner
-        self._worker = Worker(runner, scheduler, threads=settings.threads)
+        threads = settings.threads or (1 if runner.is_small else None)
+        self._worker = Worker(runner, scheduler, threads=threads)
         self._worker.start()
 
     async def stop(self) -> None:
