@@ -12,7 +12,7 @@ import struct
 from asyncio import IncompleteReadError
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .base import ExecutionResult
 
@@ -37,6 +37,14 @@ class ByteReader(Protocol):
     async def readexactly(self, n: int) -> bytes: ...
 
 
+def _encodable(text: str) -> str:
+    text.encode()  # a lone surrogate could not be passed on
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
 class _Frame(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -53,7 +61,7 @@ class Fatal(_Frame):
     """The worker can't vouch for itself any more and leaves."""
 
     op: Literal["fatal"]
-    reason: str = Field(max_length=2000)
+    reason: Text = Field(max_length=2000)
 
 
 class Result(_Frame):
@@ -61,8 +69,8 @@ class Result(_Frame):
 
     op: Literal["result"]
     status: Literal["ok", "error", "timeout", "oom", "output_limit"]
-    stdout: str
-    stderr: str
+    stdout: Text
+    stderr: Text
     wall_seconds: float = Field(ge=0, allow_inf_nan=False)
     exit_code: int | None = Field(ge=0, le=255)
     signal: int | None = Field(ge=1, le=64)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from service.sandbox.base import QueueTimeoutError, SandboxError
+from service.sandbox.pool import Pool
+from tests.support.fake_worker import Factory
+
+
+def pool_of(factory: Factory, **options: Any) -> Pool:
+    return Pool(factory, **{"size": 2, "maximum": 4, "concurrency": 2, "queue_timeout_s": 0.2, **options})
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_it_fills_up_and_stops_empty() -> None:
+    factory = Factory()
+    pool = pool_of(factory)
+    await pool.start()
+    await settled()
+    assert (pool.stats().idle, pool.stats().started) == (2, 2)
+    await pool.stop()
+    assert [worker.destroyed for worker in factory.made] == [1, 1]
+    assert pool.stats().idle == 0
+
+
+async def test_a_worker_is_never_leased_twice() -> None:
+    factory = Factory()
+    pool = pool_of(factory)
+    await pool.start()
+    leased = []
+    for _ in range(6):
+        worker = await pool.lease()
+        leased.append(worker)
+        await pool.release(worker)
+        await settled()
+    assert len(set(leased)) == 6
+    assert all(worker.destroyed == 1 for worker in factory.made if worker in leased)
+    await pool.stop()
+
+
+async def test_no_more_than_the_maximum_and_the_queue_is_bounded() -> None:
+    factory = Factory()
+    pool = pool_of(factory)
+    await pool.start()
+    workers = [await pool.lease() for _ in range(4)]
+    with pytest.raises(QueueTimeoutError, match="all 4 are in use"):
+        await pool.lease()
+    assert len(factory.made) == 4
+    assert factory.most_at_once <= 2
+    stats = pool.stats()
+    assert (stats.queue_timeouts, stats.leased, stats.waiting) == (1, 4, 0)
+    await pool.release(workers[0])
+    assert await pool.lease() not in workers
+    await pool.stop()
+
+
+async def test_the_queue_is_served_in_order() -> None:
+    factory = Factory()
+    pool = pool_of(factory, size=0, maximum=1, queue_timeout_s=5)
+    pool._stopped = False
+    first = await pool.lease()
+    order: list[int] = []
+
+    async def want(number: int) -> None:
+        worker = await pool.lease()
+        order.append(number)
+        await pool.release(worker)
+
+    waiting = [asyncio.create_task(want(n)) for n in range(3)]
+    await settled()
+    await pool.release(first)
+    await asyncio.gather(*waiting)
+    assert order == [0, 1, 2]
+    await pool.stop()
+
+
+async def test_a_waiter_that_is_cancelled_keeps_nothing() -> None:
+    factory = Factory()
+    pool = pool_of(factory, size=0, maximum=1, queue_timeout_s=5)
+    pool._stopped = False
+    held = await pool.lease()
+    waiting = asyncio.create_task(pool.lease())
+    await settled()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert pool.stats().waiting == 0
+    await pool.release(held)
+    assert await pool.lease() is not held
+    await pool.stop()
+
+
+async def test_a_worker_handed_to_a_waiter_as_it_is_cancelled_goes_to_the_next() -> None:
+    factory = Factory()
+    factory.gate.clear()
+    pool = pool_of(factory, size=0, maximum=1, queue_timeout_s=5)
+    pool._stopped = False
+    waiting = asyncio.create_task(pool.lease())
+    await settled()
+    pool._offer(worker := await _made(factory))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert pool.stats().leased == 0
+    assert await pool.lease() is worker
+    await pool.stop()
+
+
+async def _made(factory: Factory) -> Any:
+    factory.gate.set()
+    worker = await factory()
+    factory.gate.clear()
+    return worker
+
+
+async def test_an_idle_worker_that_dies_is_replaced() -> None:
+    factory = Factory()
+    pool = pool_of(factory)
+    await pool.start()
+    await settled()
+    factory.made[0].answers.put_nowait(SandboxError("killed from outside"))
+    await settled()
+    assert factory.made[0].destroyed == 1
+    assert pool.stats().idle == 2
+    assert len(factory.made) == 3
+    await pool.stop()
+
+
+async def test_a_first_worker_that_fails_is_told_at_once() -> None:
+    with pytest.raises(SandboxError, match="no daemon"):
+        await pool_of(Factory(failures=1)).start()
+
+
+async def test_failing_starts_are_tried_again_and_told_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    factory = Factory()
+    pool = pool_of(factory, size=0)
+    await pool.start()
+    await pool.release(await pool.lease())
+    factory.failures = 100
+    with pytest.raises(SandboxError, match="no worker could be started: no daemon"):
+        await pool.lease()
+    assert not pool.healthy
+    assert pool.stats().start_failures >= 1
+    await pool.stop()
+
+
+async def test_a_stopped_pool_leases_nothing() -> None:
+    pool = pool_of(Factory())
+    with pytest.raises(SandboxError, match="stopped"):
+        await pool.lease()
+
+
+async def test_kills_are_counted_by_reason() -> None:
+    pool = pool_of(Factory())
+    await pool.start()
+    await pool.release(await pool.lease(), "cancelled")
+    pool.count_kill("timeout")
+    assert pool.stats().kills == {"cancelled": 1, "timeout": 1}
+    await pool.stop()

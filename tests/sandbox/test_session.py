@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.frames import MAX_CODE_BYTES, Ready
+from service.sandbox.pool import Pool
+from service.sandbox.session import PooledSession
+from tests.support.fake_worker import Factory, FakeWorker, result
+
+
+@pytest.fixture
+async def factory() -> Factory:
+    return Factory()
+
+
+@pytest.fixture
+async def pool(factory: Factory) -> AsyncGenerator[Pool]:
+    pool = Pool(factory, size=1, maximum=2, concurrency=1, queue_timeout_s=0.1)
+    await pool.start()
+    yield pool
+    await pool.stop()
+
+
+@pytest.fixture
+def session(pool: Pool) -> PooledSession:
+    return PooledSession(pool, SessionLimits(run_limit_s=0.1, eager=True), grace_s=0.1)
+
+
+def worker_of(session: PooledSession) -> FakeWorker:
+    worker = session._worker
+    assert isinstance(worker, FakeWorker)
+    return worker
+
+
+async def test_nothing_is_leased_before_the_first_block(pool: Pool, session: PooledSession) -> None:
+    assert (await session.flush()).status == "ok"
+    assert pool.stats().leases == 0
+    await session.invoke("1")
+    assert pool.stats().leases == 1
+
+
+async def test_blocks_go_to_the_worker_as_they_come(session: PooledSession) -> None:
+    await session.invoke("a")
+    await session.invoke("b")
+    worker = worker_of(session)
+    worker.answers.put_nowait(result(stdout="out"))
+    assert (await session.flush()).stdout == "out"
+    assert worker.sent == [
+        {"op": "open", "run_limit_s": 0.1, "eager": True},
+        {"op": "invoke", "code": "a"},
+        {"op": "invoke", "code": "b"},
+        {"op": "flush"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "answer", [SandboxError("died"), Ready(op="ready", python="3", pid=1)], ids=["dies", "babbles"]
+)
+async def test_a_broken_worker_is_told_once(
+    pool: Pool, session: PooledSession, answer: SandboxError | Ready
+) -> None:
+    await session.invoke("a")
+    broken = worker_of(session)
+    broken.answers.put_nowait(answer)
+    told = await session.flush()
+    assert told.status == "sandbox_error"
+    assert told.stderr
+    await session.invoke("b")
+    worker_of(session).answers.put_nowait(result())
+    assert (await session.flush()).status == "ok"
+    assert worker_of(session) is not broken
+    assert broken.destroyed == 1
+    assert pool.stats().kills == {"sandbox_error": 1}
+
+
+async def test_a_silent_worker_is_given_up_after_limit_and_grace(session: PooledSession) -> None:
+    await session.invoke("a")
+    told = await session.flush()
+    assert (told.status, told.stderr) == ("sandbox_error", "the worker did not answer in time")
+
+
+async def test_a_worker_lost_between_blocks_is_told_at_the_flush(session: PooledSession) -> None:
+    await session.invoke("a")
+    worker_of(session).close()
+    await session.invoke("b")
+    await session.invoke("c")
+    assert (await session.flush()).status == "sandbox_error"
+    assert (await session.flush()).status == "ok"
+
+
+async def test_too_much_code_is_an_error_of_the_code(session: PooledSession) -> None:
+    await session.invoke("x" * MAX_CODE_BYTES)
+    told = await session.flush()
+    assert told.status == "error"
+    assert "larger than" in told.stderr
+
+
+async def test_a_cancelled_flush_destroys_the_worker(pool: Pool, session: PooledSession) -> None:
+    await session.invoke("a")
+    worker = worker_of(session)
+    flush = asyncio.create_task(session.flush())
+    await asyncio.sleep(0)
+    flush.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await flush
+    await pool.stop()
+    assert worker.destroyed == 1
+    assert pool.stats().kills == {"cancelled": 1}
+
+
+async def test_close_gives_the_worker_up_and_may_be_repeated(pool: Pool, session: PooledSession) -> None:
+    await session.invoke("a")
+    worker = worker_of(session)
+    await session.close()
+    await session.close()
+    assert worker.closed
+    with pytest.raises(SandboxError, match="closed"):
+        await session.invoke("b")
+
+
+async def test_a_full_pool_is_told_at_the_first_block(pool: Pool, session: PooledSession) -> None:
+    held = [await pool.lease(), await pool.lease()]
+    with pytest.raises(QueueTimeoutError):
+        await session.invoke("a")
+    assert (await session.flush()).status == "ok"
+    for worker in held:
+        await pool.release(worker)
+
+
+async def test_kills_by_limits_are_counted(pool: Pool, session: PooledSession) -> None:
+    await session.invoke("a")
+    worker_of(session).answers.put_nowait(result("oom"))
+    assert (await session.flush()).status == "oom"
+    assert pool.stats().kills == {"oom": 1}

@@ -1,0 +1,81 @@
+"""A worker without a sandbox: answers each flush with what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+from service.sandbox.base import SandboxError
+from service.sandbox.frames import Ready, Result
+
+_numbers = itertools.count()
+
+
+def result(status: str = "ok", stdout: str = "") -> Result:
+    return Result(
+        op="result",
+        status=status,  # type: ignore[arg-type]
+        stdout=stdout,
+        stderr="",
+        wall_seconds=0.1,
+        exit_code=0,
+        signal=None,
+        started_at=None,
+        finished_at=None,
+    )
+
+
+class FakeWorker:
+    """Records what it is sent; ``answers`` are given one to each flush."""
+
+    def __init__(self) -> None:
+        self.name = f"fake-{next(_numbers)}"
+        self.sent: list[dict[str, Any]] = []
+        self.answers: asyncio.Queue[Ready | Result | SandboxError] = asyncio.Queue()
+        self.closed = False
+        self.destroyed = 0
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if self.closed:
+            raise SandboxError("gone")
+        self.sent.append(message)
+
+    async def receive(self) -> Ready | Result:
+        answer = await self.answers.get()
+        if isinstance(answer, SandboxError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def destroy(self) -> None:
+        self.close()
+        self.destroyed += 1
+
+
+class Factory:
+    """Makes fake workers, as fast as ``gate`` lets it; ``failures`` says how many tries fail first."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.made: list[FakeWorker] = []
+        self.failures = failures
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.at_once = 0
+        self.most_at_once = 0
+
+    async def __call__(self) -> FakeWorker:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await asyncio.sleep(0)
+            await self.gate.wait()
+            if self.failures:
+                self.failures -= 1
+                raise SandboxError("no daemon")
+            self.made.append(FakeWorker())
+            return self.made[-1]
+        finally:
+            self.at_once -= 1
