@@ -79,7 +79,8 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
             instance=f"{os.uname().nodename}-api-{settings.port or os.getpid()}",
             pool_size=min(settings.warm_containers, settings.max_containers),
             max_containers=settings.max_containers,
-            run_limit_ceiling_s=settings.run_limit_s or policy.run_limit_s,
+            # Requests are held to lower ceilings already; the proofs of isolation need their time.
+            run_limit_ceiling_s=max(30.0, settings.run_limit_s or policy.run_limit_s),
         )
     )
 

@@ -31,7 +31,7 @@ def serve_forever(settings: Settings) -> None:
         StartupError: the address is taken, or the checkpoint, the engine or the sandbox is not right.
     """
     logs.configure(settings.log_level, settings.log_format)
-    with _listen(settings.host, settings.port) as listener:
+    with _bind(settings.host, settings.port) as listener:
         for name, value in (("Model", escape(settings.model)), ("Sandbox", _sandbox_words(settings))):
             _console.print(f"{name:8} {value}", highlight=False, soft_wrap=True)
         app = _build(settings)
@@ -74,14 +74,18 @@ class _Server(uvicorn.Server):
         _console.print(_welcome(self._app, self._settings, self._port), highlight=False, soft_wrap=True)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound but does not listen: until the model is there, clients are refused at once."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
+        sock.bind((host.strip("[]"), port))
     except OSError as error:
+        sock.close()
         raise StartupError(
             f"can't listen on {host}:{port}: {error.strerror}. Another --port may be free"
         ) from None
+    return sock
 
 
 def _build(settings: Settings) -> FastAPI:

@@ -12,7 +12,8 @@ from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
 from service.engines.base import EngineError
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
-from tests.support.serving import Served, eventually, make_app, serve
+from tests.support.serving import Served, make_app, serve
+from tests.support.until import until
 
 ASK = "Let\n```python\nx = 6 * 7\n```\nand then\n```python\nprint(x)\n```<tool_call>"
 SEEN = "\nCode execution result: 42\n</tool_call>\n"
@@ -198,7 +199,7 @@ async def test_a_client_that_leaves_cancels_engine_and_session(stream: bool) -> 
         else:
             with pytest.raises(openai.APITimeoutError):
                 await ask(served, timeout=0.5)
-        await eventually(lambda: not scripted.open_streams and all(s.closed for s in box.sessions))
+        await until(lambda: not scripted.open_streams and all(s.closed for s in box.sessions))
         assert box.sessions
         assert served.app.state.server.admission.running == 0
 

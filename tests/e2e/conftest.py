@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import openai
+import pytest
+
+from service.checkpoint import quickstart
+from service.sandbox.docker_settings import default_docker_host
+from tests.e2e.server import ServerProcess, start
+
+TIMEOUT_S = 300
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The quickstart checkpoint; ``IHGRPO_TEST_CHECKPOINT`` names another one."""
+    return Path(os.environ.get("IHGRPO_TEST_CHECKPOINT", quickstart()))
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Path) -> Iterator[ServerProcess]:
+    """A server with room for 20 episodes at once."""
+    running = start(checkpoint, "--warm-containers", "4", "--max-slots", "24")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT_S
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(server: ServerProcess) -> AsyncGenerator[openai.AsyncOpenAI, None]:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT_S
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def containers() -> Iterator[Callable[[ServerProcess], set[str]]]:
+    """Ids of the containers that a server has, dead ones included."""
+    daemon: Any = docker.APIClient(base_url=default_docker_host(), version="auto")
+
+    def ids(server: ServerProcess) -> set[str]:
+        labels = {"label": [f"ih-grpo.pid={server.process.pid}"]}
+        return {container["Id"] for container in daemon.containers(all=True, filters=labels)}
+
+    yield ids
+    daemon.close()

@@ -1,0 +1,135 @@
+"""Questions go in through the SDK, code runs in containers, boxed answers come out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import openai
+import pytest
+
+from trainer.quickstart.problems import Problem
+from trainer.quickstart.traces import held_out_problems
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
+SEED = 20_260
+"""Of the held-out problems asked here."""
+
+
+def question(problem: Problem, **options: Any) -> Any:
+    return {"model": "quickstart", "messages": [{"role": "user", "content": problem.text}], **options}
+
+
+def solved(problem: Problem, completion: Any) -> bool:
+    return f"\\boxed{{{problem.answer}}}" in completion.choices[0].message.content
+
+
+def problem_of(family: str, index: int = 0) -> Problem:
+    return list(held_out_problems(SEED, index + 1, (family,)))[index]
+
+
+def test_held_out_problems_are_solved_with_code_that_was_delayed(client: openai.OpenAI) -> None:
+    problems = list(
+        held_out_problems(SEED, 10, ("product", "two_products", "leftover", "larger", "sequence"))
+    )
+    right, delayed = 0, 0
+    for problem in problems:
+        completion: Any = client.chat.completions.create(**question(problem))
+        [choice] = completion.choices
+        right += solved(problem, completion)
+        tools = choice.message.executed_tools
+        delayed += sum(tool["delayed"] for tool in tools)
+        assert choice.message.tool_calls is None
+        for tool in tools:
+            assert tool["output"] in choice.message.content
+            invoked = [block["invoked_at"] for block in tool["blocks"]]
+            assert invoked == sorted(invoked)
+            assert tool["finished_at"] >= tool["started_at"]
+        usage = completion.usage
+        assert usage.completion_tokens > usage.completion_tokens_details.observation_tokens > 0
+    assert right >= 8
+    assert delayed >= 3
+
+
+def test_an_error_line_is_read_and_the_block_mended(client: openai.OpenAI) -> None:
+    mended = 0
+    for index in range(4):
+        problem = problem_of("common_multiple", index)
+        completion: Any = client.chat.completions.create(**question(problem))
+        first, *_, last = completion.choices[0].message.executed_tools
+        assert first["status"] == "error"
+        assert first["output"] == "NameError: name 'math' is not defined"
+        mended += last["status"] == "ok" and solved(problem, completion)
+    assert mended >= 3
+
+
+def test_a_run_that_is_too_slow_is_killed_at_the_clients_limit(client: openai.OpenAI) -> None:
+    problem = problem_of("multiples")
+    completion: Any = client.chat.completions.create(
+        **question(problem), extra_body={"deferral": {"run_limit_s": 0.25}}
+    )
+    first = completion.choices[0].message.executed_tools[0]
+    assert (first["status"], first["output"]) == ("timeout", "interpreter timeout")
+    assert "Code execution result: interpreter timeout\n" in completion.choices[0].message.content
+
+
+async def test_a_stream_shows_each_call_wait_run_and_deliver(
+    async_client: openai.AsyncOpenAI, client: openai.OpenAI
+) -> None:
+    problem = problem_of("two_products")
+    text, seen = "", list[tuple[str, int]]()
+    stream: Any = await async_client.chat.completions.create(
+        **question(problem, temperature=0, stream=True, stream_options={"include_usage": True})
+    )
+    async for chunk in stream:
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            tools = getattr(choice.delta, "executed_tools", None) or []
+            seen += [(tool["status"], len(tool["blocks"])) for tool in tools]
+    assert seen == [("pending", 1), ("pending", 2), ("pending", 3), ("running", 3), ("ok", 3)]
+    assert chunk.usage.completion_tokens_details.observation_tokens > 0
+    whole: Any = client.chat.completions.create(**question(problem, temperature=0))
+    assert whole.choices[0].message.content == text
+
+
+async def test_without_eager_execution_the_text_is_the_same(async_client: openai.AsyncOpenAI) -> None:
+    problem = problem_of("leftover")
+    replies: Any = [
+        await async_client.chat.completions.create(
+            **question(problem, temperature=0), extra_body={"deferral": {"eager": eager}}
+        )
+        for eager in (True, False)
+    ]
+    eager, lazy = (reply.choices[0].message for reply in replies)
+    assert eager.content == lazy.content
+    # What runs only when it is asked for is waited for from its start to its end.
+    [tool] = lazy.executed_tools
+    assert tool["started_at"] >= tool["blocks"][-1]["invoked_at"]
+
+
+async def test_twenty_episodes_at_once_do_not_mix(async_client: openai.AsyncOpenAI) -> None:
+    # All use the same few variable names, so a shared namespace would give one the other's value.
+    problems = list(held_out_problems(SEED + 1, 20, ("two_products", "shopping", "leftover")))
+    completions: Any = await asyncio.gather(
+        *(async_client.chat.completions.create(**question(problem)) for problem in problems)
+    )
+    answers = {str(problem.answer) for problem in problems}
+    for problem, completion in zip(problems, completions, strict=True):
+        outputs = {tool["output"] for tool in completion.choices[0].message.executed_tools}
+        assert not outputs & (answers - {str(problem.answer)})
+        assert {tool["status"] for tool in completion.choices[0].message.executed_tools} == {"ok"}
+    assert sum(map(solved, problems, completions)) >= 16
+
+
+def test_errors_are_openais(client: openai.OpenAI) -> None:
+    problem = problem_of("product")
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(**{**question(problem), "model": "gpt-5"})
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**question(problem), stop=["x"])
+    assert refused.value.param == "stop"
+    too_long = problem.text * 2000
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(model="quickstart", messages=[{"role": "user", "content": too_long}])
+    assert long.value.code == "context_length_exceeded"
