@@ -29,7 +29,9 @@ from typing import NoReturn, TextIO
 from .config import Config
 from .script import Script
 
-HEADER = struct.Struct("!cI")
+HEADER = struct.Struct("!c8sI")
+"""A command: its letter, the token that its reply must repeat, the size of its payload."""
+NO_TOKEN = bytes(8)
 PREIMPORT = ("numpy", "sympy", "mpmath", "scipy.optimize")
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -44,8 +46,17 @@ ENVIRONMENT = {
 _RESERVED_FILES = 16  # descriptors that code can't use up, so that the next command can always be received
 _OOM_SCORE = 500  # the kernel's first choice when memory runs out is code, not the supervisor
 
-# Code may replace these in their modules; what runs between two flushes must not depend on that.
-_getpid, _setresuid, _fork, _exit = os.getpid, os.setresuid, os.fork, os._exit
+# Code may replace these in their modules; what runs between its blocks must not depend on that.
+_loads, _recv_fds = json.loads, socket.recv_fds
+_open, _close, _dup2, _write = os.open, os.close, os.dup2, os.write
+_getpid, _setresuid, _fork, _setsid, _waitpid, _exit = (
+    os.getpid,
+    os.setresuid,
+    os.fork,
+    os.setsid,
+    os.waitpid,
+    os._exit,
+)
 
 
 class Namespace:
@@ -54,27 +65,32 @@ class Namespace:
     def __init__(self, control: socket.socket, config: Config) -> None:
         self.control = control
         self.config = config
+        self.token = NO_TOKEN
+        # Code gets a twin of builtins: what it replaces there is not replaced here.
+        self.builtins = ModuleType("builtins")
+        self.builtins.__dict__.update(builtins.__dict__)
+        sys.modules["builtins"] = self.builtins
         self.main = ModuleType("__main__")
-        self.main.__dict__["__builtins__"] = builtins
+        self.main.__dict__["__builtins__"] = self.builtins
         self.script = Script("", self.main.__dict__)
         self.stderr: TextIO = sys.stderr
-        self.pristine_builtins = dict(builtins.__dict__)
+        self.pristine_builtins = dict(self.builtins.__dict__)
         sys.modules["__main__"] = self.main
         self.pristine_modules = dict(sys.modules)
 
     def serve(self) -> NoReturn:
         while True:
-            header, fds, *_ = socket.recv_fds(self.control, HEADER.size, 2)
+            header, fds, *_ = _recv_fds(self.control, HEADER.size, 2)
             if not header:
                 _exit(0)
             while len(header) < HEADER.size:
                 header += self.control.recv(HEADER.size - len(header))
-            command, size = HEADER.unpack(header)
+            command, self.token, size = HEADER.unpack(header)
             payload = b""
             while len(payload) < size:
                 payload += self.control.recv(min(size - len(payload), 1 << 20))
             if command == b"R":
-                self.run(json.loads(payload), fds)
+                self.run(_loads(payload), fds)
             elif command == b"F":
                 self.finish()
             else:
@@ -119,12 +135,12 @@ class Namespace:
 
     def enter(self, pipes: list[int]) -> None:
         for target, fd in enumerate(pipes, start=1):
-            os.dup2(fd, target)
-            os.close(fd)
+            _dup2(fd, target)
+            _close(fd)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout = text_stream(1)
         sys.stderr = self.stderr = text_stream(2)
-        builtins.__dict__.update(self.pristine_builtins)
+        self.builtins.__dict__.update(self.pristine_builtins)
         sys.modules.update(self.pristine_modules)
         limit = self.config.open_files
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit - _RESERVED_FILES, limit))
@@ -136,11 +152,11 @@ class Namespace:
             _setresuid(self.config.uid + 1, self.config.uid, self.config.uid + 1)
         limit = self.config.open_files
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-        null = os.open(os.devnull, os.O_RDWR)
+        null = _open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
-            os.dup2(null, fd)
+            _dup2(null, fd)
         if null > 2:
-            os.close(null)
+            _close(null)
 
     def checkpoint(self, control: socket.socket) -> None:
         """Fork a copy that answers on ``control``; twice, so that it is the supervisor's child, not ours."""
@@ -150,19 +166,19 @@ class Namespace:
                 _exit(0)
             self.control.close()
             self.control = control
-            os.setsid()
+            _setsid()
             self.reply(b"k")
             return
         control.close()
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(middle, 0)
+            _waitpid(middle, 0)
 
     def die_of(self, error: BaseException) -> NoReturn:
         try:
             self.script.report(error, self.stderr)
         except BaseException:
             with contextlib.suppress(BaseException):
-                os.write(2, f"{type(error).__name__}\n".encode())
+                _write(2, f"{type(error).__name__}\n".encode())
         self.leave_process(1)
 
     def leave_process(self, code: int) -> NoReturn:
@@ -176,7 +192,7 @@ class Namespace:
 
     def reply(self, message: bytes) -> None:
         try:
-            self.control.sendall(message)
+            self.control.sendall(self.token + message)
         except OSError:
             _exit(0)  # code closed our descriptor: it ended well, but nothing can be kept
 

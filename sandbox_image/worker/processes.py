@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .namespace import HEADER
+from .namespace import HEADER, NO_TOKEN
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -30,7 +30,11 @@ class NamespaceProcess:
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """The wait status, once the process is dead and its pid was known."""
         self._control = control
-        self._messages: asyncio.Queue[bytes] = asyncio.Queue()
+        self.token = NO_TOKEN
+        """What the next reply must begin with: the token of the command that it answers."""
+        self._received = bytearray()
+        self._changed = asyncio.Event()
+        self._ended = False
         control.setblocking(False)
         control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         asyncio.get_running_loop().add_reader(control, self._read)
@@ -45,23 +49,46 @@ class NamespaceProcess:
         for level, kind, payload in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and not self.pid:
                 self.pid = _CREDENTIALS.unpack(payload[: _CREDENTIALS.size])[0]
+        self._received = (self._received + data)[:64]  # no reply is longer
         if not data:
+            self._ended = True
             asyncio.get_running_loop().remove_reader(self._control)
-        for i in range(len(data)):
-            self._messages.put_nowait(data[i : i + 1])
-        if not data:
-            self._messages.put_nowait(b"")
+        self._changed.set()
 
-    async def command(self, name: bytes, payload: bytes = b"", fds: Iterable[int] = ()) -> None:
-        """Send a command; a process that is gone shows itself by its exit, not here."""
+    async def command(self, name: bytes, payload: bytes = b"", fds: Iterable[int] = ()) -> bytes:
+        """Send a command and return its token; a process that is gone shows itself by its exit, not here.
+
+        Raises:
+            WorkerError: the process has said something unasked.
+        """
+        self._read()
+        if self._received:
+            raise WorkerError("a namespace process spoke unasked")
+        self.token = os.urandom(8)
         with contextlib.suppress(OSError):
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-            self._control.sendmsg([HEADER.pack(name, len(payload))], rights if rights[0][2] else [])
+            self._control.sendmsg(
+                [HEADER.pack(name, self.token, len(payload))], rights if rights[0][2] else []
+            )
             await asyncio.get_running_loop().sock_sendall(self._control, payload)
+        return self.token
 
     async def reply(self) -> bytes:
-        """The next one-byte reply; empty once the process has closed its end or died."""
-        return await self._messages.get()
+        """The one-byte reply to the last command; empty once the process has closed its end or died.
+
+        Raises:
+            WorkerError: it is not a reply to that command.
+        """
+        size = len(self.token) + 1
+        while len(self._received) < size and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+        if len(self._received) < size:
+            return b""
+        message, self._received = bytes(self._received), bytearray()
+        if len(message) != size or not message.startswith(self.token):
+            raise WorkerError("a namespace process forged a reply")
+        return message[-1:]
 
     def kill(self) -> None:
         if self.pid > 1 and not self.exited.done():

@@ -156,7 +156,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         spare = NamespaceProcess(ours)
         self.known.append(spare)
-        await self.base.command(b"C", fds=[theirs.fileno()])
+        spare.token = await self.base.command(b"C", fds=[theirs.fileno()])
         theirs.close()
         await self._hello(spare, _FORK_SECONDS)
         return spare

@@ -60,7 +60,8 @@ RESOURCES = [
     Case(
         2,
         "thread bomb",
-        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+        "import threading, time\n"
+        "while True: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
         "error",
         last_error_line="RuntimeError: can't start new thread",
     ),
@@ -99,7 +100,9 @@ RESOURCES = [
         7,
         "sparse file of 1 TB",
         "import os\n"
-        "for make in (lambda f: os.truncate(f.fileno(), 2**40), lambda f: os.posix_fallocate(f.fileno(), 0, 2**40)):\n"
+        "sparse = lambda f: os.truncate(f.fileno(), 2**40)\n"
+        "real = lambda f: os.posix_fallocate(f.fileno(), 0, 2**40)\n"
+        "for make in (sparse, real):\n"
         "    try:\n"
         "        with open('big', 'wb') as f: make(f)\n"
         "    except OSError as error: print(error.errno in (27, 28))",
@@ -430,7 +433,7 @@ FILES = [
             "open('/etc/passwd', 'a')",
             "open('/opt/sandbox/worker/script.py', 'a')",
         ),
-        stdout="\n".join(["EROFS"] * 6),
+        stdout="EROFS\nEROFS\nEACCES\nEROFS\nEACCES\nEACCES",
     ),
     Case(
         51,
@@ -444,11 +447,11 @@ FILES = [
         tries(
             "open('/etc/shadow').read()",
             "os.listdir('/root')",
-            "open('/proc/kcore', 'rb').read(1)",
             "call(103, 3, 0, 0)",
         )
-        + "\nprint(os.listdir('/sys/firmware'))",
-        stdout="EACCES\nEACCES\nEACCES\nEPERM\n[]",
+        + "\nprint(os.listdir('/sys/firmware'))"
+        "\ntry: print(open('/proc/kcore', 'rb').read(1))\nexcept OSError: print(b'')",
+        stdout="EACCES\nEACCES\nEPERM\n[]\nb''",
         docker_only=True,
     ),
     Case(
