@@ -37,7 +37,7 @@ class Singles:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens ``start:stop`` of the step: a piece of one prompt. ``mask`` is [groups * tokens, length]."""
+    """Tokens ``start:stop`` of the step, a piece of one prompt. ``mask``: [1, 1, groups * tokens, length]."""
 
     start: int
     stop: int
@@ -81,43 +81,41 @@ def slot_attention(
     Raises:
         EngineError: the model asks for a kind of attention that this is not.
     """
-    if (
-        attention_mask is not None
-        or sliding_window is not None
-        or softcap is not None
-        or hasattr(module, "sinks")
-    ):
+    asked = (attention_mask, sliding_window, softcap, getattr(module, "sinks", None))
+    if any(option is not None for option in asked):
         raise EngineError("the embedded engine serves plain causal attention only; use the vLLM engine")
     layer = cast(int, module.layer_idx)
     keys, values = step.cache.write(layer, key[0], value[0], step.slots, step.positions)
     _, heads, tokens, width = query.shape
     kv_heads = key.shape[1]
-    grouped = query.view(kv_heads, heads // kv_heads, tokens, width)
-    output = query.new_empty(tokens, kv_heads, heads // kv_heads, value.shape[-1])
+    grouped = query.view(kv_heads, heads // kv_heads, tokens, width).permute(2, 0, 1, 3)
+    output = query.new_empty(*grouped.shape[:3], value.shape[-1])
     if (singles := step.singles) is not None:
-        output[: singles.count] = _attend_singles(
-            grouped[:, :, : singles.count], keys, values, singles, scaling
-        )
+        output[: singles.count] = _attend_singles(grouped[: singles.count], keys, values, singles, scaling)
     for chunk in step.chunks:
-        rows = grouped[:, :, chunk.start : chunk.stop].reshape(1, kv_heads, -1, width)
-        k, v = (stored[chunk.slot : chunk.slot + 1, :, : chunk.length] for stored in (keys, values))
-        attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=chunk.mask, scale=scaling)
-        output[chunk.start : chunk.stop] = attended.view(*grouped.shape[:2], -1, v.shape[-1]).permute(
-            2, 0, 1, 3
-        )
+        here = slice(chunk.start, chunk.stop)
+        output[here] = _attend_chunk(grouped[here], keys, values, chunk, scaling)
     return output.view(1, tokens, heads, -1), None
 
 
 def _attend_singles(
     query: Tensor, keys: Tensor, values: Tensor, singles: Singles, scaling: float | None
 ) -> Tensor:
-    """``query`` [kv_heads, groups, count, head_dim] -> [count, kv_heads, groups, head_dim]."""
-    rows = query.permute(2, 0, 1, 3)
+    """``query`` and result: [count, kv_heads, groups, head_dim]."""
     if singles.index is not None:
-        rows = rows.new_zeros(singles.selected, *rows.shape[1:]).index_copy_(0, singles.index, rows)
+        query = query.new_zeros(singles.selected, *query.shape[1:]).index_copy_(0, singles.index, query)
     k, v = (stored[singles.rows, :, : singles.length] for stored in (keys, values))
-    attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=singles.mask, scale=scaling)
+    attended = F.scaled_dot_product_attention(query, k, v, attn_mask=singles.mask, scale=scaling)
     return attended if singles.index is None else attended[singles.index]
+
+
+def _attend_chunk(query: Tensor, keys: Tensor, values: Tensor, chunk: Chunk, scaling: float | None) -> Tensor:
+    """``query`` and result: [tokens, kv_heads, groups, head_dim]."""
+    tokens, kv_heads, groups, width = query.shape
+    rows = query.permute(1, 2, 0, 3).reshape(1, kv_heads, groups * tokens, width)
+    k, v = (stored[chunk.slot, None, :, : chunk.length] for stored in (keys, values))
+    attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=chunk.mask, scale=scaling)
+    return attended.view(kv_heads, groups, tokens, -1).permute(2, 0, 1, 3)
 
 
 AttentionInterface.register(NAME, slot_attention)

@@ -15,7 +15,6 @@ from service.engines.cache import KVCache
 from service.engines.scheduler import Work
 from service.engines.settings import EngineSettings
 
-
 SMALL_MODEL = 50_000_000
 """Parameters below which one thread decodes as fast as several."""
 

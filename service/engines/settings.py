@@ -30,6 +30,5 @@ class EngineSettings(BaseModel):
     max_context: int | None = Field(default=None, ge=2)
     """Upper bound on prompt + completion, in tokens. Default: the model's own."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads of one CPU operator, for the whole process. Default: one for a model so small that its operators
-    are not worth sharing, and that threads waiting for each other on a busy machine would stall; else
-    torch's choice."""
+    """Threads of one CPU operator, for the whole process. Default: one for a small model, whose operators are
+    not worth sharing and would stall on a busy machine; else torch's choice."""

@@ -114,7 +114,6 @@ async def test_many_at_once_with_joins_leaves_cancels_and_slot_reuse(
 
     await asyncio.gather(*(conversation(n) for n in range(24)))
     await until(lambda: is_idle(engine))
-    assert engine.stats().cached_tokens > 0
 
 
 async def test_going_on_computes_only_what_is_new(
