@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -17,6 +18,8 @@ from trainer.quickstart.traces import Style, Trace, training_trace
 
 IGNORED = -100
 """Label of a token that is not learned."""
+STRIDE = 16
+"""Lengths are padded to a multiple of this: the CPU's kernels are compiled, and kept, for each shape anew."""
 POOL = 32
 """Batches that are sorted by length together."""
 
@@ -72,7 +75,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> tuple[torch.Tensor, tor
 
     No attention mask is needed: attention is causal and what follows the end is never learned.
     """
-    longest = max(len(example.ids) for example in examples)
+    longest = math.ceil(max(len(example.ids) for example in examples) / STRIDE) * STRIDE
     ids = torch.full((len(examples), longest), pad_id)
     labels = torch.full((len(examples), longest), IGNORED)
     for row, example in enumerate(examples):

@@ -9,7 +9,6 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from trainer.quickstart.config import WarmStartConfig
-from trainer.quickstart.data import IGNORED
 
 CONTEXT = 2048
 """Positions of the model, in tokens."""
@@ -45,19 +44,15 @@ def build_model(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast) -> 
     return model
 
 
-def learned_logits(
-    model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(logits, targets)``, float32 [learned, vocab] and int64 [learned], at the positions that are learned.
+def next_token_logits(model: Qwen3ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """Logits for ``ids[:, 1:]``, float32 [batch, time - 1, vocab]; ``ids`` is int64 [batch, time].
 
-    Runs in bfloat16, the weights stay in float32. ``ids`` and ``labels`` are int64 [batch, time].
+    Runs in bfloat16; the weights stay in float32.
     """
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        targets = labels[:, 1:]
-        learned = targets != IGNORED
-        logits = model.lm_head(hidden[learned])
-    return logits.float(), targets[learned]
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        logits: torch.Tensor = model.lm_head(hidden[:, :-1])
+    return logits.float()
 
 
 @torch.no_grad()
@@ -67,19 +62,16 @@ def copy_accuracy(
     """Share of number tokens predicted right, and share of traces in which all of them are.
 
     Args:
-        batches: ``(ids, labels)`` pairs.
+        batches: ``(ids, labels)`` pairs, int64 [batch, time]; only what is learned counts.
         numbers: Ids of the pieces of numbers, int64 [n].
     """
     right = total = whole = rows = 0
     for ids, labels in batches:
-        logits, targets = learned_logits(model, ids, labels)
+        targets = labels[:, 1:]
         is_number = torch.isin(targets, numbers)
-        wrong = (logits.argmax(-1) != targets) & is_number
+        wrong = (next_token_logits(model, ids).argmax(-1) != targets) & is_number
         right += int(is_number.sum() - wrong.sum())
         total += int(is_number.sum())
-        learned = labels[:, 1:] != IGNORED
-        wrong_at = torch.zeros_like(learned)
-        wrong_at[learned] = wrong
-        whole += int((~wrong_at.any(1)).sum())
+        whole += int((~wrong.any(1)).sum())
         rows += len(ids)
     return right / total, whole / rows

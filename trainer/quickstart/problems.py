@@ -2,8 +2,8 @@
 
 A family is a function from a random generator to a `Problem`. The plan is a list of code blocks with the
 reasoning before each; `trainer.quickstart.traces` runs it for real and writes the episode down. Plans differ
-in what they teach: one block, delayed blocks, a value that decides the next step, an error line that is mended,
-a run that is too slow.
+in what they teach: one block, delayed blocks, a value that decides the next step, an error line that is
+mended, a run that is too slow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A small byte-level BPE tokenizer with Qwen3's special tokens and chat format.
 
-Numbers are cut from the left into pieces of up to three digits, each one token: a piece is told from others at
-a glance, which makes copying a number, the skill that all else hangs on, easier to learn than digit by digit.
+Numbers are cut from the left into pieces of up to three digits, each one token: a piece is told from others
+at a glance, which makes copying a number, the skill that all else hangs on, easier than digit by digit.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from service.deferral.prompt import instruct
 from trainer.quickstart.config import RecipeError, WarmStartConfig
-from trainer.quickstart.data import batches, collate, encode_trace
+from trainer.quickstart.data import IGNORED, batches, collate, encode_trace
 from trainer.quickstart.drill import drill_batch, number_pieces
-from trainer.quickstart.model import build_model, copy_accuracy, learned_logits
+from trainer.quickstart.model import build_model, copy_accuracy, next_token_logits
 from trainer.quickstart.tokenizer import build_tokenizer
 from trainer.quickstart.traces import Style, Trace, held_out_problems, training_trace, write_trace
 
@@ -79,8 +79,8 @@ def warm_start(config: WarmStartConfig, out: Path, listen: Listener) -> None:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
         ids, labels = next(stream)
-        logits, targets = learned_logits(model, ids, labels)
-        loss = F.cross_entropy(logits, targets)
+        logits = next_token_logits(model, ids)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()

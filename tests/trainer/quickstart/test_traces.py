@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from service.deferral.delay import delayed_calls
+from service.deferral.fences import BlockClosed, FenceScanner
+from service.deferral.observation import NOTHING_PENDING, TIMEOUT_TEXT
+from trainer.quickstart.problems import FAMILIES
+from trainer.quickstart.traces import (
+    GIVE_UP,
+    NOTHING_SHOWN,
+    RETRY,
+    STRANGE,
+    Style,
+    Trace,
+    draw_problem,
+    held_out_problems,
+    training_trace,
+    write_trace,
+)
+
+MARKER = "<tool_call>"
+PLAIN = Style(detour_share=0)
+DETOURS = Style(detour_share=1)
+
+
+@dataclass
+class Counts:
+    blocks: int = 0
+    flushes: int = 0
+    delayed: int = 0
+
+
+def traces(name: str, style: Style, count: int = 30) -> list[Trace]:
+    return [write_trace(FAMILIES[name](Random(i)), Random(i), style, MARKER) for i in range(count)]
+
+
+def observed(trace: Trace) -> list[str]:
+    return [segment.text for segment in trace.segments if segment.source == "observed"]
+
+
+def text(trace: Trace) -> str:
+    return "".join(segment.text for segment in trace.segments)
+
+
+def as_served(trace: Trace) -> Counts:
+    """What the server's own scanner makes of what the model wrote."""
+    counts = Counts()
+    turn = ""
+    for segment in trace.segments:
+        if segment.source != "observed":
+            turn += segment.text
+            continue
+        spans = [event for event in FenceScanner(MARKER).feed(turn) if isinstance(event, BlockClosed)]
+        gaps = [turn[a.end : b.start] for a, b in pairwise(spans)]
+        assert turn.endswith(MARKER), "an output comes right after a marker"
+        counts.blocks += len(spans)
+        counts.flushes += 1
+        counts.delayed += delayed_calls([span.code for span in spans], gaps)
+        turn = ""
+    return counts
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_plan_leads_to_its_answer(name: str) -> None:
+    for trace in traces(name, PLAIN):
+        assert text(trace).count(f"\\boxed{{{trace.problem.answer}}}") == 1
+        assert observed(trace)[-1] == str(trace.problem.answer)
+        assert as_served(trace).flushes <= 4
+
+
+@pytest.mark.parametrize(("name", "delayed"), [("two_products", 2), ("larger", 2), ("leftover", 1)])
+def test_delayed_blocks_count_as_delayed_calls(name: str, delayed: int) -> None:
+    assert all(as_served(trace).delayed == delayed for trace in traces(name, PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("common_multiple", "NameError: name 'math' is not defined"),
+        ("product_digits", "TypeError: 'int' object is not iterable"),
+        ("multiples", TIMEOUT_TEXT),
+    ],
+)
+def test_some_families_always_err_first(name: str, error: str) -> None:
+    for trace in traces(name, PLAIN):
+        assert observed(trace)[0].startswith(error)
+        assert len(observed(trace)) == 2
+
+
+def test_what_was_read_decides_the_next_step() -> None:
+    first = {observed(trace)[0] for trace in traces("parity", PLAIN)}
+    assert first == {"0", "1"}
+    assert {observed(trace)[0] for trace in traces("larger", PLAIN)} == {"True", "False"}
+
+
+def test_immediate_style_delays_nothing() -> None:
+    for trace in traces("shopping", Style(immediate_share=1, detour_share=0)):
+        counts = as_served(trace)
+        assert (counts.blocks, counts.flushes, counts.delayed) == (3, 3, 0)
+
+
+def test_detours() -> None:
+    seen = set()
+    for trace in traces("leftover", DETOURS, 120):
+        whole = text(trace)
+        if GIVE_UP in whole:
+            seen.add("given up")
+            assert "\\boxed" not in whole, "no answer is invented"
+            assert all(output in STRANGE for output in observed(trace))
+            continue
+        assert f"\\boxed{{{trace.problem.answer}}}" in whole
+        if RETRY in whole:
+            seen.add("tried again")
+        elif NOTHING_SHOWN in whole:
+            seen.add("printed after all")
+            assert observed(trace)[0] == ""
+        else:
+            seen.add("nothing pending")
+            assert observed(trace)[0] == NOTHING_PENDING
+            assert trace.segments[0].source == "forced"
+    assert seen == {"given up", "tried again", "printed after all", "nothing pending"}
+
+
+def test_training_and_held_out_problems_do_not_meet() -> None:
+    held_out = {problem.text for problem in held_out_problems(1, 200)}
+    trained = {training_trace(1, index, PLAIN, MARKER).problem.text for index in range(1000)}
+    assert not held_out & trained
+
+
+def test_a_trace_is_made_alone() -> None:
+    assert training_trace(3, 17, DETOURS, MARKER) == training_trace(3, 17, DETOURS, MARKER)
+    assert training_trace(3, 17, DETOURS, MARKER) != training_trace(4, 17, DETOURS, MARKER)
+
+
+def test_families_can_be_chosen() -> None:
+    assert draw_problem(Random(0), held_out=True, families=("parity",)).family == "parity"

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from service.deferral.policy import DeferralPolicy
+from trainer.quickstart.config import RecipeError, WarmStartConfig
+from trainer.quickstart.warm_start import Report, warm_start
+
+
+class CrashError(Exception):
+    pass
+
+
+def crash_at(step: int, reports: list[Report]) -> None:
+    if reports[-1].step == step:
+        raise CrashError
+
+
+def test_a_run_leaves_a_checkpoint_that_loads(tiny: WarmStartConfig, tmp_path: Path) -> None:
+    reports: list[Report] = []
+    warm_start(tiny, tmp_path, reports.append)
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert [report.step for report in reports if report.number_accuracy is not None] == [3, 6]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.model_type == "qwen3"
+    assert model.config.max_position_embeddings == 2048
+    assert tokenizer.eos_token_id in model.generation_config.eos_token_id
+    assert DeferralPolicy.load(tmp_path) == tiny.policy
+    assert len(tokenizer.encode("<tool_call>")) == 1
+    left = {file.name for file in tmp_path.iterdir()}
+    assert not {name for name in left if "state" in name or name.startswith(".")}
+    assert all(file.stat().st_mode & 0o044 for file in tmp_path.iterdir()), "others may read it"
+
+
+def test_a_run_that_crashed_goes_on_exactly(tiny: WarmStartConfig, tmp_path: Path) -> None:
+    warm_start(tiny, tmp_path / "whole", lambda _: None)
+    reports: list[Report] = []
+
+    def listen(report: Report) -> None:
+        reports.append(report)
+        crash_at(5, reports)
+
+    with pytest.raises(CrashError):
+        warm_start(tiny, tmp_path / "cut", listen)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    resumed: list[Report] = []
+    warm_start(tiny, tmp_path / "cut", resumed.append)
+    assert [report.step for report in resumed] == [5, 6]
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_another_recipe_does_not_take_over_a_run(tiny: WarmStartConfig, tmp_path: Path) -> None:
+    reports: list[Report] = []
+
+    def listen(report: Report) -> None:
+        reports.append(report)
+        crash_at(3, reports)
+
+    with pytest.raises(CrashError):
+        warm_start(tiny, tmp_path, listen)
+    with pytest.raises(RecipeError, match="another recipe"):
+        warm_start(tiny.model_copy(update={"seed": 5}), tmp_path, lambda _: None)
+
+
+def test_the_model_learns(tiny: WarmStartConfig, tmp_path: Path) -> None:
+    reports: list[Report] = []
+    config = tiny.model_copy(
+        update={"steps": 60, "drill_steps": 0, "batch_size": 8, "learning_rate": 1e-2, "measure_every": 60}
+    )
+    warm_start(config, tmp_path, reports.append)
+    assert reports[-1].loss < 0.6 * reports[0].loss
