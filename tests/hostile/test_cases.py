@@ -18,7 +18,7 @@ async def run(session: Session, code: str) -> ExecutionResult:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.id}-{case.title.replace(' ', '-')}" for case in CASES])
-async def test_case(case: Case, sandbox: DockerSandbox, neighbour: Session) -> None:
+async def test_case(case: Case, sandbox: DockerSandbox, neighbour: Session, table: dict[str, str]) -> None:
     tenant = sandbox.session(SessionLimits(run_limit_s=case.run_limit_s))
     try:
         result = await run(tenant, case.code)
@@ -30,8 +30,18 @@ async def test_case(case: Case, sandbox: DockerSandbox, neighbour: Session) -> N
             after = await run(tenant, "print('still here')")
         assert (after.status, after.stdout, after.stderr) == ("ok", "still here\n", "")
         assert (await run(neighbour, "print(secret)")).stdout == "42\n"
+        table[case.id] = told(result)
     finally:
         await tenant.close()
+
+
+def told(result: ExecutionResult) -> str:
+    """One line for the table."""
+    error = result.stderr.strip().splitlines()[-1:] if result.status == "error" else []
+    ended = [f"signal {result.signal}"] if result.signal else []
+    ended += [f"exit code {result.exit_code}"] if result.exit_code and not error else []
+    line = ", ".join([result.status, *ended, *error])[:120]
+    return line.encode("ascii", "backslashreplace").decode().replace("|", "\\|")
 
 
 def check(case: Case, result: ExecutionResult) -> None:

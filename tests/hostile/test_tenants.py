@@ -1,0 +1,182 @@
+"""Cases that need more than one call, more than one tenant, or a hand from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import docker
+import pytest
+
+from service.sandbox.base import Session, SessionLimits
+from service.sandbox.container import Container
+from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
+from service.sandbox.session import PooledSession
+
+from .test_cases import run
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="session")]
+
+LIMITS = SessionLimits(run_limit_s=20)
+
+
+@pytest.fixture
+def client(docker_sandbox_settings: DockerSandboxSettings) -> Iterator[docker.APIClient]:
+    client = docker.APIClient(base_url=docker_sandbox_settings.docker_host, version="auto")
+    with contextlib.closing(client):
+        yield client
+
+
+def container_of(session: Session) -> str:
+    assert isinstance(session, PooledSession)
+    assert isinstance(session._worker, Container)
+    return session._worker.id
+
+
+async def gone(client: docker.APIClient, container: str) -> bool:
+    for _ in range(600):
+        if not client.containers(all=True, filters={"id": container}):
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
+async def test_h17_head_and_tail_of_a_long_line_are_kept(sandbox: DockerSandbox) -> None:
+    session = sandbox.session(LIMITS)
+    result = await run(session, "print('head' + 'x' * 50_000_000 + 'tail')")
+    await session.close()
+    assert result.status == "ok"
+    assert result.stdout.startswith("headxxx")
+    assert result.stdout.endswith("xxxtail\n")
+    assert "bytes left out" in result.stdout
+    assert len(result.stdout) < 70_000
+
+
+async def test_h24_nothing_but_the_worker_is_left_in_the_container(
+    sandbox: DockerSandbox, client: docker.APIClient
+) -> None:
+    session = sandbox.session(LIMITS)
+    code = (
+        "import os, subprocess, threading, time\n"
+        "for _ in range(3):\n    if not os.fork():\n        os.setsid()\n        time.sleep(600)\n"
+        "subprocess.Popen(['sleep', '600'])\n"
+        "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
+    )
+    assert (await run(session, code)).status == "ok"
+    assert (await run(session, "import threading\nprint(threading.active_count())")).stdout == "1\n"
+    # The supervisor, the namespace, and its checkpoint.
+    assert len(client.top(container_of(session))["Processes"]) == 3
+    await session.close()
+
+
+async def test_h64_tenants_share_nothing(sandbox: DockerSandbox, neighbour: Session) -> None:
+    session = sandbox.session(LIMITS)
+    assert (await run(session, "print('secret' in globals())")).stdout == "False\n"
+    await run(
+        session,
+        "import os, random\nsecret = 1\nos.environ['MARK'] = open('/tmp/mark', 'w').name\nrandom.seed(0)",
+    )
+    seen = await run(
+        neighbour,
+        "import os\nprint(secret, os.environ.get('MARK'), os.listdir('/tmp'), random.random() != first)",
+    )
+    assert seen.stdout == "42 None [] True\n"
+    failed = await run(
+        session, "secret = 2\nos.environ['MARK'] = 'changed'\nos.unlink('/tmp/mark')\nos.chdir('/tmp')\n1 / 0"
+    )
+    assert failed.status == "error"
+    after = await run(session, "print(secret, os.environ['MARK'], os.listdir('/tmp'), os.getcwd())")
+    assert after.stdout == "1 /tmp/mark ['mark'] /sandbox\n"
+    await session.close()
+
+
+async def test_h64_files_come_back_as_they_were(sandbox: DockerSandbox) -> None:
+    session = sandbox.session(LIMITS)
+    make = (
+        "import os\n"
+        "os.makedirs('d/e')\nopen('d/e/f', 'w').write('one')\nos.symlink('d', 'link')\nos.chmod('d/e/f', 0o400)\n"
+        "os.mkfifo('pipe')\nopen('/dev/shm/s', 'w').write('shared')\nlog = open('log', 'w'); log.write('begun '); log.flush()"
+    )
+    assert (await run(session, make)).status == "ok"
+    break_all = (
+        "import shutil\nos.chmod('d/e/f', 0o600); open('d/e/f', 'w').write('two')\nos.unlink('link'); os.mkdir('link')\n"
+        "shutil.move('d', 'moved')\nos.unlink('pipe')\nopen('/dev/shm/s', 'a').write('more')\nos.mkdir('closed', 0)\n1 / 0"
+    )
+    assert (await run(session, break_all)).status == "error"
+    look = (
+        "import stat\nlog.write('ended'); log.flush()\n"
+        "print(sorted(os.listdir('.')), open('link/e/f').read(), oct(os.stat('d/e/f').st_mode & 0o777),\n"
+        "      stat.S_ISFIFO(os.stat('pipe').st_mode), open('/dev/shm/s').read(), open('log').read())"
+    )
+    assert (await run(session, look)).stdout == (
+        "['d', 'link', 'log', 'pipe'] one 0o400 True shared begun ended\n"
+    )
+    await session.close()
+
+
+async def test_h65_a_container_killed_from_outside(sandbox: DockerSandbox, client: docker.APIClient) -> None:
+    session = sandbox.session(LIMITS)
+    await run(session, "x = 1")
+    container = container_of(session)
+    await session.invoke("import time\ntime.sleep(15)\nprint('done')")
+    flush = asyncio.create_task(session.flush())
+    await asyncio.sleep(0.2)
+    await asyncio.to_thread(client.kill, container)
+    broken = await flush
+    assert (broken.status, broken.stdout) == ("sandbox_error", "")
+    assert (await run(session, "print('x' in globals())")).stdout == "False\n"
+    assert await gone(client, container)
+    await session.close()
+
+
+async def test_h66_benign_calls_beside_hostile_ones(sandbox: DockerSandbox) -> None:
+    hostile = [
+        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+        "x = bytearray(b'x') * 10**10",
+        "while True: print('x' * 10**6)",
+        "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: pass",
+    ]
+
+    async def attack(code: str) -> str:
+        session = sandbox.session(SessionLimits(run_limit_s=2))
+        try:
+            return (await run(session, code)).status
+        finally:
+            await session.close()
+
+    async def work(number: int) -> list[str]:
+        session = sandbox.session(LIMITS)
+        try:
+            return [(await run(session, f"n = {number} + {i}\nprint(n)")).stdout for i in range(5)]
+        finally:
+            await session.close()
+
+    attacks = asyncio.gather(*(attack(code) for code in hostile))
+    worked = await asyncio.gather(*(work(100 * n) for n in range(6)))
+    assert worked == [[f"{100 * n + i}\n" for i in range(5)] for n in range(6)]
+    assert "ok" not in await attacks
+
+
+async def test_h68_a_cancelled_call_is_killed_and_its_container_released(
+    sandbox: DockerSandbox, client: docker.APIClient
+) -> None:
+    session = sandbox.session(LIMITS)
+    await run(session, "x = 1")
+    container = container_of(session)
+    await session.invoke("while True: pass")
+    flush = asyncio.create_task(session.flush())
+    await asyncio.sleep(0.2)
+    flush.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await flush
+    await session.close()
+    assert await gone(client, container)
+
+
+async def test_a_closed_session_leaves_no_container(sandbox: DockerSandbox, client: docker.APIClient) -> None:
+    session = sandbox.session(LIMITS)
+    await session.invoke("while True: pass")  # pending, and never flushed
+    container = container_of(session)
+    await session.close()
+    assert await gone(client, container)
