@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -124,6 +125,7 @@ def runner(
 ) -> None:
     """Start the runner: the one process that holds the Docker socket."""
     from service import logs
+    from service.sandbox.base import SandboxError
     from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
     from service.sandbox.runner import serve_runner
     from service.sandbox.runner_settings import RunnerSettings, read_token
@@ -147,20 +149,31 @@ def runner(
         serve_runner(settings, DockerSandbox(DockerSandboxSettings(**docker)))
     except ValidationError as error:
         _fail(*(_complaint(item) for item in error.errors()))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SandboxError) as error:
         _fail(str(error))
 
 
-@app.command(
-    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(add_help_option=False, context_settings=_PASS_ON)
 def train(ctx: typer.Context) -> None:
-    """Train, evaluate and warm-start checkpoints (`ih-grpo train --help`)."""
+    """Train and warm-start checkpoints (`ih-grpo train --help`)."""
+    _trainer("trainer.cli", "ih-grpo train", ctx.args)
+
+
+@app.command("eval", add_help_option=False, context_settings=_PASS_ON)
+def evaluate(ctx: typer.Context) -> None:
+    """Evaluate a checkpoint or a server on benchmarks (`ih-grpo eval --help`)."""
+    _trainer("trainer.eval_cli", "ih-grpo eval", ctx.args)
+
+
+def _trainer(module: str, name: str, args: list[str]) -> None:
     try:
-        from trainer.cli import app as trainer
+        command = import_module(module).app
     except ModuleNotFoundError as error:
-        _fail(f"training needs packages that are not installed ({error.name}): pip install 'ih-grpo[train]'")
-    trainer(args=ctx.args, prog_name="ih-grpo train")
+        _fail(f"{name} needs packages that are not installed ({error.name}): pip install 'ih-grpo[train]'")
+    command(args=args, prog_name=name)
 
 
 def _complaint(error: Any) -> str:

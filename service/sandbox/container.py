@@ -97,8 +97,10 @@ class Container(Channel):
                 connection.close()
                 await _remove(daemon, container_id)
             raise
+        close = connection.close
         try:
             reader, writer = await asyncio.open_connection(sock=connection, limit=2 * MAX_FRAME_BYTES)
+            close = writer.close  # the socket is the transport's from here on
             container = cls(daemon, container_id, name, DockerStream(reader), writer)
             async with asyncio.timeout(settings.start_timeout_s):
                 await daemon.call(lambda client: client.start(container_id))
@@ -106,7 +108,7 @@ class Container(Channel):
             if not isinstance(frame, Ready):
                 raise SandboxError(f"worker {name}: the first frame was {frame.op!r}, not 'ready'")
         except BaseException as error:
-            connection.close()
+            close()
             await _remove(daemon, container_id)
             if isinstance(error, TimeoutError):
                 raise SandboxError(
