@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
 from service.sandbox.pool import PoolStats
 
-TOKEN = SecretStr("a token for the tests only")
+TOKEN = SecretStr("a-token-for-the-tests-only")
 
 
 class FakeSession:

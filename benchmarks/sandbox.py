@@ -1,0 +1,251 @@
+"""What a call costs: ours, direct and through the runner, beside three other ways, in one run.
+
+    pip install llm-sandbox                 # optional: the fourth way
+    DOCKER_HOST=unix:///... python benchmarks/sandbox.py
+
+The ways take turns call by call, so that a busy machine slows all of them. Prints the tables of
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import os
+import platform
+import random
+import re
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from pathlib import Path
+
+import docker
+import httpx
+from pydantic import SecretStr
+from sandbox_rivals import Call, docker_exec, llm_sandbox, plain_http
+
+from service.sandbox.base import Sandbox, SessionLimits
+from service.sandbox.client import RunnerClient, RunnerClientSettings
+from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
+
+CODE, OUTPUT = "print(1)", "1"
+LIMITS = SessionLimits(run_limit_s=20.0)
+Idle = Callable[[], Awaitable[tuple[float, float]]]
+"""Containers of a pool that are idle, and that are starting."""
+
+
+@contextlib.asynccontextmanager
+async def own(sandbox: Sandbox, workers: int) -> AsyncGenerator[Call]:
+    """Calls in ``workers`` sessions that stay open, each with its container and its namespace."""
+    free: asyncio.Queue[object] = asyncio.Queue()
+    sessions = [sandbox.session(LIMITS) for _ in range(workers)]
+    for session in sessions:
+        free.put_nowait(session)
+
+    async def call(code: str) -> str:
+        session = await free.get()
+        try:
+            await session.invoke(code)
+            return (await session.flush()).stdout
+        finally:
+            free.put_nowait(session)
+
+    try:
+        yield call
+    finally:
+        for session in sessions:
+            await session.close()
+
+
+@contextlib.asynccontextmanager
+async def runner(pool_size: int) -> AsyncGenerator[tuple[RunnerClient, Idle]]:
+    """``ih-grpo runner`` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        token, bind = secrets.token_hex(32), f"unix:{folder}/runner.sock"
+        options = ["--bind", bind, "--warm-containers", str(pool_size), "--log-level", "warning"]
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "service",
+            "runner",
+            *options,
+            env={**os.environ, "IHGRPO_RUNNER_TOKEN": token},
+        )
+        client = RunnerClient(RunnerClientSettings(bind, SecretStr(token), connect_timeout_s=120))
+        http = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=bind.removeprefix("unix:")),
+            base_url="http://runner",
+            headers={"Authorization": f"Bearer {token}"},
+        )
+
+        async def pool() -> tuple[float, float]:
+            text = (await http.get("/metrics")).text
+            values = dict(re.findall(r"^ihgrpo_pool_(idle|starting) (\S+)$", text, re.MULTILINE))
+            return float(values["idle"]), float(values["starting"])
+
+        try:
+            await client.start()
+            yield client, pool
+        finally:
+            await http.aclose()
+            await client.stop()
+            child.terminate()
+            await child.wait()
+
+
+async def timed(work: Awaitable[object]) -> float:
+    """Milliseconds that ``work`` takes."""
+    began = time.perf_counter()
+    await work
+    return (time.perf_counter() - began) * 1e3
+
+
+async def dispatch(ways: dict[str, Call], calls: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(calls + 3):
+        for name, call in ways.items():
+            began = time.perf_counter()
+            output = await call(CODE)
+            if number >= 3:  # the first ones warm up
+                times[name].append((time.perf_counter() - began) * 1e3)
+            if output.strip().strip('"').removesuffix("\\n") != OUTPUT:
+                raise RuntimeError(f"{name}: {output!r}")
+    return times
+
+
+async def throughput(call: Call, workers: int, seconds: float) -> float:
+    """Calls a second with ``workers`` at once."""
+    began = time.perf_counter()
+
+    async def work() -> int:
+        done = 0
+        while time.perf_counter() - began < seconds:
+            await call(CODE)
+            done += 1
+        return done
+
+    counts = await asyncio.gather(*(work() for _ in range(workers)))
+    return sum(counts) / (time.perf_counter() - began)
+
+
+async def leases(sandbox: Sandbox, pool: Idle, count: int) -> list[float]:
+    """From a new session's first block to the container that has it, in milliseconds, with a warm pool."""
+    times = []
+    for _ in range(count):
+        while True:
+            idle, starting = await pool()
+            if idle >= 1 and not starting:
+                break
+            await asyncio.sleep(0.05)
+        session = sandbox.session(LIMITS)
+        times.append(await timed(session.invoke(CODE)))
+        await session.flush()
+        await session.close()
+    return times
+
+
+async def overlap(sandbox: Sandbox, *, eager: bool, writes_on_s: float, calls: int) -> float:
+    """Sandbox seconds hidden behind writing / all sandbox seconds; calls of 50 to 2,000 ms (log-uniform)."""
+    rng = random.Random(0)
+    durations = [0.05 * 40 ** rng.random() for _ in range(calls)]
+    session = sandbox.session(SessionLimits(run_limit_s=20.0, eager=eager))
+    hidden = wall = 0.0
+    for duration in durations:
+        await session.invoke(f"import time; time.sleep({duration})")
+        await asyncio.sleep(writes_on_s)  # the model writes on
+        result = await session.flush()
+        wall += result.wall_seconds
+        hidden += max(0.0, result.wall_seconds - result.waited_seconds)
+    await session.close()
+    return hidden / wall
+
+
+def machine(host: str, image: str) -> str:
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    with contextlib.closing(docker.DockerClient(base_url=host)) as client:
+        engine = client.version()["Version"]
+    return (
+        f"{os.cpu_count()} cores ({cpu[1] if cpu else '?'}), load {os.getloadavg()[0]:.1f}, "
+        f"Linux {platform.release()}, Python {platform.python_version()}, Docker {engine}, image {image}"
+    )
+
+
+def table(title: str, rows: dict[str, Iterable[object]], *columns: str) -> None:
+    print(f"\n| {title} | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
+    for name, values in rows.items():
+        print(f"| {name} | {' | '.join(f'{v:.2f}' if isinstance(v, float) else str(v) for v in values)} |")
+
+
+def spread(times: list[float]) -> list[float]:
+    return [statistics.median(times), statistics.quantiles(times, n=20)[-1]]
+
+
+async def main(options: argparse.Namespace) -> None:
+    settings = DockerSandboxSettings(pool_size=2, instance=f"benchmark-{os.getpid()}")
+    host, image, workers = settings.docker_host, settings.image, options.workers
+    print(machine(host, image))
+    async with contextlib.AsyncExitStack() as stack:
+        direct = DockerSandbox(settings)
+        stack.push_async_callback(direct.stop)
+        await direct.start()
+        remote, its_pool = await stack.enter_async_context(runner(pool_size=2))
+        ways: dict[str, Call] = {
+            "leased container, in-process": await stack.enter_async_context(own(direct, workers)),
+            "leased container, through the runner": await stack.enter_async_context(own(remote, workers)),
+            "`docker exec` a call": await stack.enter_async_context(docker_exec(host, image, workers)),
+            "plain HTTP, `python3` a call, no isolation": await stack.enter_async_context(
+                plain_http(workers)
+            ),
+        }
+        other_lease = None
+        try:
+            call, other_lease = await stack.enter_async_context(llm_sandbox(host, image, workers))
+            ways[f"llm-sandbox {importlib.metadata.version('llm-sandbox')} with its pool"] = call
+        except ImportError:
+            print("llm-sandbox is not installed: left out (pip install llm-sandbox)")
+
+        times = await dispatch(ways, options.calls)
+        rate = {name: await throughput(call, workers, options.seconds) for name, call in ways.items()}
+        rows = {name: [*spread(times[name]), round(rate[name], 1)] for name in ways}
+        table("dispatch of `print(1)`, ms", rows, "p50", "p95", f"calls/s, {workers} at once")
+
+        async def own_pool() -> tuple[float, float]:
+            return direct.stats().idle, direct.stats().starting
+
+        found = {
+            "in-process": spread(await leases(direct, own_pool, options.leases)),
+            "through the runner, connection included": spread(await leases(remote, its_pool, options.leases)),
+        }
+        if other_lease is not None:
+            taken = [await timed(asyncio.to_thread(other_lease)) for _ in range(options.leases)]
+            found["llm-sandbox's pool, container used again"] = spread(taken)
+        table("lease from a warm pool, ms", found, "p50", "p95")
+
+        shares: dict[str, list[float]] = {}
+        for seconds in (0.0, 0.5, 1.0, 2.0):
+            shares[f"{seconds:g} s"] = [
+                await overlap(remote, eager=eager, writes_on_s=seconds, calls=options.overlap_calls)
+                for eager in (True, False)
+            ]
+        table("the model writes on for", shares, "hidden share, eager", "hidden share, not eager")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--calls", type=int, default=200, help="timed calls a way")
+    parser.add_argument("--workers", type=int, default=2, help="calls at once for the rate")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long the rate is measured")
+    parser.add_argument("--leases", type=int, default=20)
+    parser.add_argument(
+        "--refill-s", type=float, default=3.0, help="pause in which the runner's pool fills up"
+    )
+    parser.add_argument("--overlap-calls", type=int, default=20)
+    asyncio.run(main(parser.parse_args()))
