@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -264,13 +265,27 @@ async def test_what_cannot_run_is_refused_by_name(
 async def test_a_failed_step_fails_all_requests_and_the_engine_goes_on(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
-    failing = patch.object(ModelRunner, "forward", side_effect=RuntimeError("out of luck"))
-    with failing, capture_logs() as logs:
-        results = await asyncio.gather(
-            *(collect(engine, prompt(5, seed=n)) for n in range(SLOTS + 2)), return_exceptions=True
-        )
+    permits, calls, broken = threading.Semaphore(0), [], threading.Event()
+    forward = ModelRunner.forward
+
+    def step_by_step(self: ModelRunner, plan: list) -> object:  # type: ignore[type-arg]
+        calls.append(plan)
+        permits.acquire(timeout=100)
+        if broken.is_set():
+            broken.clear()
+            raise RuntimeError("out of luck")
+        return forward(self, plan)
+
+    with patch.object(ModelRunner, "forward", step_by_step), capture_logs() as logs:
+        tasks = [asyncio.create_task(collect(engine, prompt(5, seed=n))) for n in range(SLOTS + 2)]
+        await until(lambda: engine.stats().running + engine.stats().waiting == len(tasks))
+        permits.release()
+        await until(lambda: len(calls) == 2)  # all have been received by now, as many as fit are running
+        broken.set()
+        permits.release()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, EngineError) and "out of luck" in str(result) for result in results)
-    assert {entry["event"] for entry in logs} == {"engine_step_failed"}
+    assert [entry["event"] for entry in logs] == ["engine_step_failed"]
     assert engine.healthy
     ids = prompt(20)
     assert_greedy(reference, ids, await collect(engine, ids))
