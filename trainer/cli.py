@@ -131,7 +131,7 @@ def quickstart_eval(
     from service.sandbox.base import Sandbox, SandboxError
     from service.sandbox.docker import DockerSandbox
     from service.sandbox.docker_settings import DockerSandboxSettings
-    from trainer.quickstart.evaluate import GarbageSandbox, evaluate, print_verdicts
+    from trainer.quickstart.evaluate import GarbageSandbox, Verdict, evaluate, print_verdicts
     from trainer.quickstart.problems import FAMILIES
     from trainer.quickstart.traces import held_out_problems
 
@@ -147,7 +147,14 @@ def quickstart_eval(
     )
     drawn = list(held_out_problems(seed, problems, tuple(family or ())))
     try:
-        with _console.status("playing"):
+        with _console.status("starting") as status:
+            played: list[Verdict] = []
+
+            def listen(verdict: Verdict) -> None:
+                played.append(verdict)
+                solved = sum(verdict.solved for verdict in played)
+                status.update(f"{len(played)} of {problems} played, {solved} solved")
+
             verdicts = asyncio.run(
                 evaluate(
                     model,
@@ -156,6 +163,7 @@ def quickstart_eval(
                     temperature=temperature,
                     seed=seed,
                     concurrency=concurrency,
+                    listen=listen,
                 )
             )
     except (EngineError, SandboxError) as error:

@@ -11,7 +11,7 @@ from trainer.quickstart.config import WarmStartConfig
 from trainer.quickstart.data import encode_trace
 from trainer.quickstart.model import build_model
 from trainer.quickstart.traces import training_trace
-from trainer.quickstart.warm_start import Report, make_tokenizer, trace_text, warm_start
+from trainer.quickstart.warm_start import Report, make_tokenizer, warm_start
 
 
 def with_overrides(recipe: Path, *, steps: int | None, threads: int | None) -> WarmStartConfig:
@@ -33,7 +33,8 @@ def describe(config: WarmStartConfig, out: Path, console: Console) -> None:
     tokenizer = make_tokenizer(config)
     model = build_model(config, tokenizer)
     traces = [training_trace(config.seed, i, config.style, config.policy.marker) for i in range(200)]
-    lengths = [len(encode_trace(trace, tokenizer, config.policy.prompt).ids) for trace in traces]
+    examples = [encode_trace(trace, tokenizer, config.policy.prompt) for trace in traces]
+    lengths = [len(example.ids) for example in examples]
     parameters = model.num_parameters()
     console.print(
         f"{parameters:,} parameters ({parameters * 4 / 1e6:.1f} MB), vocabulary {len(tokenizer)}\n"
@@ -42,9 +43,9 @@ def describe(config: WarmStartConfig, out: Path, console: Console) -> None:
         f"the checkpoint goes to {out}",
         highlight=False,
     )
-    for trace in traces[:2]:
+    for trace, example in zip(traces[:2], examples, strict=False):
         console.rule(trace.problem.family)
-        console.print(trace_text(trace, config.policy.prompt), markup=False, highlight=False)
+        console.print(tokenizer.decode(example.ids), markup=False, highlight=False)
 
 
 def train_with_progress(config: WarmStartConfig, out: Path, console: Console) -> None:
