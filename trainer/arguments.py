@@ -58,9 +58,8 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
 
 
 def _reporters(config: TrainConfig) -> list[str]:
-    reporters = ["tensorboard"] if config.tensorboard else []
-    if config.wandb_project is not None:
-        if importlib.util.find_spec("wandb") is None:
-            raise ConfigError("wandb_project is set but wandb is not installed: pip install wandb")
-        reporters.append("wandb")
-    return reporters
+    if config.wandb_project is None:
+        return []
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError("wandb_project is set but wandb is not installed: pip install wandb")
+    return ["wandb"]

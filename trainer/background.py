@@ -31,19 +31,18 @@ class BackgroundLoop:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Its result, or its exception. An interrupt (Ctrl-C) cancels it and waits for its clean-up."""
-        future = asyncio.run_coroutine_threadsafe(_settle(work), self._loop)
+        settled = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_settle(work, settled), self._loop)
         try:
             return future.result()
         except KeyboardInterrupt:
             future.cancel()
-            asyncio.run_coroutine_threadsafe(_others_done(), self._loop).result(timeout=30)
+            settled.wait(timeout=30)
             raise
 
 
-async def _settle(work: Coroutine[Any, Any, T]) -> T:
-    return await work
-
-
-async def _others_done() -> None:
-    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _settle(work: Coroutine[Any, Any, T], settled: threading.Event) -> T:
+    try:
+        return await work
+    finally:
+        settled.set()

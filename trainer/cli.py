@@ -75,7 +75,7 @@ def warm_start(
     ),
     out: Annotated[
         Path, typer.Option(help="Directory for the checkpoint. A run that was cut off there goes on.")
-    ] = Path("checkpoints/quickstart"),
+    ] = Path("runs/quickstart-warm-start"),
     steps: Annotated[
         int | None, typer.Option(help="Stop after so many steps, on the recipe's schedule: a weaker model.")
     ] = None,
@@ -87,11 +87,12 @@ def warm_start(
     """Train a small Qwen3 from nothing on written-down episodes of the deferred protocol.
 
     The model learns to copy numbers from a problem into Python, to delay blocks, to run them with the execute
-    marker and to read what comes back. Takes about a quarter of an hour on 2 cores, and no network.
+    marker and to read what comes back. Takes about 20 minutes on 2 idle cores, and no network.
 
     \b
-      ih-grpo train warm-start --out my-checkpoint
-      ih-grpo serve --model my-checkpoint
+      ih-grpo train warm-start
+      ih-grpo train quickstart-eval --model runs/quickstart-warm-start
+      ih-grpo serve --model runs/quickstart-warm-start
     """
     from trainer.quickstart.config import RecipeError
     from trainer.quickstart.progress import describe, train_with_progress, with_overrides

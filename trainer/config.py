@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from service.deferral.policy import DeferralPolicy
+from trainer.machine import MachineConfig
 
 Method = Literal["ih-grpo", "grpo-delayed", "grpo-immediate"]
 
@@ -18,12 +19,8 @@ class ConfigError(ValueError):
     """The recipe can't be used; the message names the field and the remedy."""
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(MachineConfig):
     """A training run. Defaults: arXiv 2605.18500, section 4."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
 
     method: Method = "ih-grpo"
     """``ih-grpo``: deferred execution and the hierarchy term. ``grpo-delayed``: deferred execution, plain
@@ -54,8 +51,6 @@ class TrainConfig(BaseModel):
     """Below 1 the sampled distribution is not quite the one that the loss takes the ratio to."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Problems with longer prompts are left out, and counted."""
-    max_concurrent_episodes: int = Field(default=64, ge=1)
-    """Episodes in flight at once, those that wait for their code included."""
     policy: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``deferral.json`` to change, such as ``max_turns``; the others are the checkpoint's."""
 
@@ -96,32 +91,6 @@ class TrainConfig(BaseModel):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the forward pass. The weights and the optimiser's state stay in float32."""
 
-    # Machine
-    device: str = "auto"
-    """Where the embedded engine runs: ``auto``, ``cpu`` or ``cuda``. The trainer runs where accelerate puts
-    it."""
-    engine_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the engine's copy of the weights."""
-    engine_slots: int = Field(default=64, ge=1)
-    """Sequences that the engine decodes in one batch."""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one operator. Default: torch's choice."""
-
-    # Sandbox
-    sandbox: Literal["runner", "in-process"] = "in-process"
-    """``in-process``: this process starts the containers. ``runner``: a runner service does."""
-    runner_address: str = "127.0.0.1:8100"
-    """Address of the runner service: ``host:port`` or ``unix:/path``."""
-    runner_token_file: Path | None = None
-    """File with the secret shared with the runner."""
-    sandbox_image: str = "ih-grpo-sandbox:latest"
-    """Image of the containers, for ``in-process``."""
-    max_containers: int = Field(default=16, ge=1)
-    """Containers at once, for ``in-process``."""
-    eager: bool = True
-    """Start a block in the background as soon as it is closed. The result is the same; the wait is
-    shorter."""
-
     # What is kept
     save_every: int = Field(default=10, ge=1)
     """Steps between checkpoints; the last step always leaves one."""
@@ -140,7 +109,7 @@ class TrainConfig(BaseModel):
         try:
             DeferralPolicy.model_validate(value)
         except ValidationError as error:
-            raise ValueError("; ".join(_explain(error))) from None
+            raise ValueError("; ".join(explain(error))) from None
         return value
 
     @model_validator(mode="after")
@@ -166,10 +135,6 @@ class TrainConfig(BaseModel):
                     f"{name} is {value}: it must be a multiple of the {self.updates_per_rollout} optimiser "
                     f"steps that share a rollout, or a resumed run would not be the same"
                 )
-        if self.sandbox == "runner" and self.runner_token_file is None:
-            raise ValueError(
-                "runner_token_file is missing: sandbox 'runner' needs the secret shared with the runner"
-            )
         if self.warmup_steps and self.lr_schedule == "constant":
             raise ValueError("warmup_steps needs lr_schedule 'constant_with_warmup', 'linear' or 'cosine'")
         return self
@@ -228,9 +193,7 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(
-            f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in _explain(error))
-        ) from None
+        raise ConfigError(f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in explain(error))) from None
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -252,7 +215,7 @@ def _toml_value(text: str) -> Any:
         return text  # a bare word: a path, a name
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError) -> list[str]:
     """One line a mistake, led by the field's name."""
     lines = []
     for item in error.errors(include_url=False):

@@ -17,7 +17,7 @@ from service.engines.tokenizer import HFTokenizer
 from trainer.checkpoint import latest
 from trainer.config import TrainConfig
 from trainer.head import MAX_TILE_ELEMENTS
-from trainer.setup import load_training_problems
+from trainer.setup import TrainingSet, load_training_set
 
 GIB = 2**30
 
@@ -30,7 +30,8 @@ class Memory:
     """float32 weights, gradients and AdamW's two moments: 16 bytes a parameter."""
     activations: int
     """Of one micro-batch: 34 bytes a token, layer and hidden unit in half precision (arXiv 2205.05198,
-    section 4.1; attention is not stored). With gradient checkpointing one layer of that, and each layer's input."""
+    section 4.1; attention is not stored). With gradient checkpointing one layer of that, and the input of
+    each."""
     head: int
     """Two tiles of logits, and the gradient of the head's weight."""
     engine_weights: int
@@ -45,7 +46,7 @@ class Memory:
 def count_parameters(config: PretrainedConfig) -> int:
     """Parameters of the model that ``config`` describes; tied ones count once. No weight is made."""
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -80,13 +81,11 @@ def describe_run(config: TrainConfig, console: Console) -> None:
     model_dir = locate(config.model)
     policy = config.resolve_policy(model_dir)
     model = AutoConfig.from_pretrained(model_dir)
-    problems, too_long = load_training_problems(
-        config.data, HFTokenizer(str(model_dir)), policy.prompt, config.max_prompt_tokens
-    )
+    data = load_training_set(config, HFTokenizer(str(model_dir)), policy)
     checkpoint = latest(config.run_dir / "checkpoints")
     gpu = config.device != "cpu" and torch.cuda.is_available()
     memory = estimate_memory(config, model, policy, gpu=gpu)
-    console.print(_plan(config, model_dir, policy, model, len(problems), too_long, checkpoint))
+    console.print(_plan(config, model_dir, policy, model, data, checkpoint))
     console.print(_memory_table(memory))
 
 
@@ -95,8 +94,7 @@ def _plan(
     model_dir: Path,
     policy: DeferralPolicy,
     model: PretrainedConfig,
-    problems: int,
-    too_long: int,
+    data: TrainingSet,
     checkpoint: Path | None,
 ) -> Table:
     table = Table(title="The run", show_header=False)
@@ -105,7 +103,7 @@ def _plan(
         ("method", f"{config.method}, hierarchy weight {weight}"),
         ("model", f"{model_dir}, {count_parameters(model) / 1e6:,.1f} M parameters"),
         ("starts from", str(checkpoint or "the model's own weights")),
-        ("problems", f"{problems:,} ({too_long:,} left out: prompt over {config.max_prompt_tokens} tokens)"),
+        ("data", str(data)),
         (
             "rollout",
             f"up to {config.draws_per_rollout} prompts x {config.group_size} samples, "

@@ -82,7 +82,7 @@ class Sample:
         return sum(max(tool.wall_ms - tool.waited_ms, 0.0) for tool in self.tools) / 1000
 
 
-def sample_seed(run_seed: int, *indices: int) -> int:
+def sample_seed(run_seed: int, *indices: int | str) -> int:
     """A seed in [0, 2^63) for one sample of a run; the same arguments always give the same one."""
     text = ",".join(map(str, (run_seed, *indices)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1

@@ -9,7 +9,15 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from torch.utils.tensorboard import SummaryWriter
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    TrainerCallback,
+)
+from transformers.integrations import TensorBoardCallback
 from transformers.utils import logging as transformers_logging
 
 from service.checkpoint import locate
@@ -21,7 +29,7 @@ from trainer.config import TrainConfig
 from trainer.progress import RunProgress
 from trainer.resume import check_resumable
 from trainer.reward import RewardScorer
-from trainer.setup import load_training_problems, make_engine, make_sandbox, start_all
+from trainer.setup import load_training_set, make_engine, make_sandbox, start_all
 from trainer.trainer import IHGRPOTrainer
 
 
@@ -45,13 +53,11 @@ def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = No
     policy = config.resolve_policy(model_dir)
     sandbox = sandbox or make_sandbox(config, policy)
     engine = make_engine(config, model_dir, policy, str(processes.device))
-    problems, too_long = load_training_problems(
-        config.data, engine.tokenizer, policy.prompt, config.max_prompt_tokens
-    )
+    data = load_training_set(config, engine.tokenizer, policy)
     progress = RunProgress(console if processes.is_main_process else Console(quiet=True))
     if processes.is_main_process:
-        console.print(f"{len(problems)} problems, {too_long} left out for their length", highlight=False)
-    transformers_logging.disable_progress_bar()
+        console.print(str(data), highlight=False)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with BackgroundLoop() as loop:
         stack = AsyncExitStack()
         try:
@@ -60,7 +66,7 @@ def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = No
             source = Collector(
                 config,
                 policy,
-                problems,
+                data.problems,
                 engine,
                 sandbox,
                 scorer,
@@ -70,7 +76,6 @@ def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = No
             )
             checkpoint = latest(config.run_dir / "checkpoints")
             skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
-            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.run_dir / "tensorboard"))
             if config.wandb_project is not None:
                 os.environ.setdefault("WANDB_PROJECT", config.wandb_project)
             dtype = AutoConfig.from_pretrained(model_dir).dtype
@@ -80,14 +85,21 @@ def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = No
                 config,
                 policy,
                 source,
-                [progress],
+                [progress, *_curves(config)],
                 serve_dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
             )
             trainer.skipped_steps = skipped
-            trainer.remove_callback(PrinterCallback)  # type: ignore[no-untyped-call]
+            trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             loop.run(stack.aclose())
     final = latest(config.run_dir / "checkpoints")
     assert final is not None  # noqa: S101 - the last step leaves one
     return final
+
+
+def _curves(config: TrainConfig) -> list[TrainerCallback]:
+    """TensorBoard, where the recipe asks for it; the directory is the run's, not one with a date."""
+    if not config.tensorboard:
+        return []
+    return [TensorBoardCallback(SummaryWriter(str(config.run_dir / "tensorboard")))]  # type: ignore[no-untyped-call]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from service.deferral.policy import DeferralPolicy
@@ -15,10 +15,11 @@ from service.engines.transformers import TransformersEngine
 from service.sandbox.base import Sandbox
 from trainer.config import TrainConfig
 from trainer.data import Problem, load_problems
+from trainer.machine import MachineConfig
 
 
 def make_engine(
-    config: TrainConfig, model_dir: Path, policy: DeferralPolicy, device: str
+    config: MachineConfig, model_dir: Path, policy: DeferralPolicy, device: str
 ) -> TransformersEngine:
     """The embedded engine for ``config``, not started."""
     return TransformersEngine(
@@ -33,7 +34,7 @@ def make_engine(
     )
 
 
-def make_sandbox(config: TrainConfig, policy: DeferralPolicy) -> Sandbox:
+def make_sandbox(config: MachineConfig, policy: DeferralPolicy) -> Sandbox:
     """The sandbox for ``config``, not started.
 
     Raises:
@@ -53,31 +54,48 @@ def make_sandbox(config: TrainConfig, policy: DeferralPolicy) -> Sandbox:
             instance=f"{os.uname().nodename}-train-{os.getpid()}",
             pool_size=min(2, config.max_containers),
             max_containers=config.max_containers,
+            # A rollout has more episodes than containers, and each holds its own to its end.
+            queue_timeout_s=600.0,
             run_limit_ceiling_s=policy.run_limit_s,
         )
     )
 
 
-def load_training_problems(
-    sources: Iterable[str], tokenizer: Tokenizer, prompt: str, max_prompt_tokens: int
-) -> tuple[list[Problem], int]:
-    """All problems of ``sources``, and how many were left out for their length.
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Problems to train on, and how many were left out, and why."""
+
+    problems: tuple[Problem, ...]
+    too_long: int
+    without_answer: int
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.problems):,} problems ({self.too_long:,} left out for their length, "
+            f"{self.without_answer:,} for want of an answer)"
+        )
+
+
+def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: DeferralPolicy) -> TrainingSet:
+    """All problems of ``config.data`` whose prompts leave room for an answer.
 
     Raises:
         DataError: a source can't be read or a row does not fit.
     """
-    problems: list[Problem] = []
-    too_long = 0
 
     def count_tokens(question: str) -> int:
-        message: dict[str, object] = {"role": "user", "content": instruct(question, prompt)}
+        message: dict[str, object] = {"role": "user", "content": instruct(question, policy.prompt)}
         return len(tokenizer.render_chat([message], template_kwargs={"enable_thinking": False}))
 
-    for source in sources:
-        found = load_problems(source, count_tokens=count_tokens, max_prompt_tokens=max_prompt_tokens)
-        problems += found.problems
-        too_long += found.too_long
-    return problems, too_long
+    limit = min(config.max_prompt_tokens, policy.max_episode_tokens - 1)
+    sets = [
+        load_problems(source, count_tokens=count_tokens, max_prompt_tokens=limit) for source in config.data
+    ]
+    return TrainingSet(
+        tuple(problem for found in sets for problem in found.problems),
+        sum(found.too_long for found in sets),
+        sum(found.without_answer for found in sets),
+    )
 
 
 async def start_all(stack: AsyncExitStack, engine: Engine, sandbox: Sandbox) -> None:

@@ -123,7 +123,7 @@ class IHGRPOTrainer(GRPOTrainer):
         return DataLoader(passes, batch_size=1, collate_fn=list)
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:  # noqa: ARG002
-        position = self._step % self.args.steps_per_generation
+        position = self._step % (self.args.gradient_accumulation_steps * self.config.updates_per_rollout)
         if position == 0:
             self._work = self._collect()
         work, device = self._work[position], self.accelerator.device

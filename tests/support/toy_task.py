@@ -32,7 +32,7 @@ def toy_sandbox() -> ScriptedSandbox:
     return ScriptedSandbox(run_print)
 
 
-def make_toy_checkpoint(directory: Path, *, steps: int = 150) -> Path:
+def make_toy_checkpoint(directory: Path, *, steps: int = 300) -> Path:
     """A tiny model that runs ``print(0)`` or ``print(1)``, about half and half, and boxes the output."""
     make_checkpoint(directory)
     tokenizer = HFTokenizer(str(directory))

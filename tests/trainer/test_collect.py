@@ -141,7 +141,7 @@ def test_what_could_not_be_judged_is_not_trained_on(
         async def score(self, response_text: str, gold: str) -> Reward:
             raise RewardError("no worker")
 
-    engine = LearningEngine({"result": [boxed(1)], "question": [reply]})
+    engine = LearningEngine({"result: SandboxError": [boxed(1)], "question": [reply]})
     source = collector(config(tmp_path), engine, loop, answer=answer, scorer=Broken() if scorer else None)
     assert source.collect(0, {}).rows == []
     table = pq.read_table(tmp_path / "rollouts" / "rollout-000000.parquet").to_pylist()
@@ -159,7 +159,7 @@ def test_a_void_sample_is_a_failure_that_is_not_trained_on(tmp_path: Path, loop:
 
 
 def test_every_sample_is_on_disk_with_what_came_of_it(tmp_path: Path, loop: BackgroundLoop) -> None:
-    engine = LearningEngine({"result": [boxed(1), boxed(0)], "question": [RUN]})
+    engine = LearningEngine({"result: 1": [boxed(1), boxed(0)], "question": [RUN]})
     collected = collector(config(tmp_path), engine, loop).collect(5, {})
     records = pq.read_table(tmp_path / "rollouts" / "rollout-000005.parquet").to_pylist()
     assert [record["ids"] for record in records] == [list(row.sample.ids) for row in collected.rows]

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from service.deferral.policy import DeferralPolicy
+from service.engines.base import Sampling
+from service.sandbox.base import ExecutionResult
+from tests.support.reply_engine import ReplyEngine
+from tests.support.scripted import EOS, ScriptedSandbox, printed
+from trainer.rollout import RolloutSettings
+from trainer.solvers import EpisodeSolver, ServerSolver, Solution, SolverError, ToolUse
+
+TOOL = {
+    "index": 0, "id": "x", "type": "python", "status": "ok", "output": "42", "delayed": 1,
+    "blocks": [{"code": "a"}, {"code": "b"}], "wall_ms": 200.0, "waited_ms": 50.0, "hidden_ms": 150.0,
+}  # fmt: skip
+REPLY: dict[str, Any] = {
+    "choices": [
+        {"finish_reason": "stop", "message": {"content": "so \\boxed{42}", "executed_tools": [TOOL]}}
+    ],
+    "usage": {"completion_tokens": 30, "completion_tokens_details": {"observation_tokens": 10}},
+}
+
+
+def server(*answers: httpx.Response | Exception) -> tuple[httpx.AsyncClient, list[httpx.Request]]:
+    """A client whose server gives ``answers`` in turn, the last one ever after."""
+    requests: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        answer = answers[min(len(requests), len(answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return httpx.AsyncClient(base_url="http://test/v1", transport=httpx.MockTransport(handle)), requests
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries at once: the waits themselves are tenacity's."""
+    monkeypatch.setattr("trainer.solvers.wait_random_exponential", lambda **_: lambda _: 0)
+
+
+async def test_a_server_is_asked_in_openais_words() -> None:
+    client, requests = server(httpx.Response(200, json=REPLY))
+    solver = ServerSolver(client, "m", {"temperature": 0.5}, instruction="Solve: ")
+    solution = await solver.solve("6 * 7?", seed=3)
+    assert (solution.text, solution.finish, solution.tokens) == ("so \\boxed{42}", "stop", 20)
+    assert solution.tools == ToolUse(
+        flushes=1, executed=2, delayed=1, errors=0, seconds=0.2, hidden_seconds=0.15
+    )
+    assert str(requests[0].url) == "http://test/v1/chat/completions"
+    assert json.loads(requests[0].content) == {
+        "model": "m", "temperature": 0.5, "seed": 3,
+        "messages": [{"role": "user", "content": "Solve: 6 * 7?"}],
+    }  # fmt: skip
+
+
+async def test_another_server_tells_nothing_of_tools() -> None:
+    client, _ = server(
+        httpx.Response(200, json={"choices": [{"finish_reason": "length", "message": {"content": None}}]})
+    )
+    solution = await ServerSolver(client, "m", {}).solve("?", seed=0)
+    assert (solution.text, solution.finish, solution.tokens, solution.tools) == ("", "length", 0, None)
+
+
+@pytest.mark.parametrize("first", [httpx.Response(429), httpx.Response(503), httpx.ConnectError("refused")])
+async def test_a_busy_server_is_asked_again(first: httpx.Response | Exception) -> None:
+    client, requests = server(first, httpx.Response(200, json=REPLY))
+    assert (await ServerSolver(client, "m", {}).solve("?", seed=0)).tokens == 20
+    assert len(requests) == 2
+
+
+@pytest.mark.parametrize(("answer", "message", "asked"), [
+    (httpx.Response(503), "answered 503, 3 times in a row", 3),
+    (httpx.ConnectError("refused"), r"did not answer \(ConnectError\), 3 times", 3),
+    (httpx.Response(400, text="no such field"), "answered 400: no such field", 1),
+    (httpx.Response(200, json={"choices": []}), "not a chat completion", 1),
+    (httpx.Response(200, json={"error": "x"}), "not a chat completion", 1),
+])  # fmt: skip
+async def test_what_cannot_be_had_is_told(
+    answer: httpx.Response | Exception, message: str, asked: int
+) -> None:
+    client, requests = server(answer)
+    with pytest.raises(SolverError, match=message):
+        await ServerSolver(client, "m", {}, tries=3).solve("?", seed=0)
+    assert len(requests) == asked
+
+
+async def test_a_failed_sandbox_is_not_the_models_fault() -> None:
+    reply = json.loads(json.dumps(REPLY))
+    reply["choices"][0]["message"]["executed_tools"][0]["status"] = "sandbox_error"
+    client, _ = server(httpx.Response(200, json=reply))
+    with pytest.raises(SolverError, match="server's sandbox failed"):
+        await ServerSolver(client, "m", {}).solve("?", seed=0)
+    broken = ExecutionResult("", "", "sandbox_error", wall_seconds=0, waited_seconds=0)
+    with pytest.raises(SolverError, match="sandbox failed"):
+        await play(lambda blocks: broken)
+
+
+async def play(answer: Callable[[list[str]], ExecutionResult]) -> Solution:
+    def reply(context: str) -> str:
+        return (
+            f"\\boxed{{42}}{EOS}"
+            if context.endswith("</tool_call>\n")
+            else "```python\nprint(42)\n```<tool_call>"
+        )
+
+    settings = RolloutSettings(DeferralPolicy(prompt="brief-v1"), Sampling())
+    return await EpisodeSolver(ReplyEngine(reply), ScriptedSandbox(answer), settings).solve("?", seed=1)
+
+
+async def test_an_episode_of_our_own_tells_the_same() -> None:
+    solution = await play(lambda blocks: printed("42"))
+    assert solution.text.endswith(f"\\boxed{{42}}{EOS}")
+    assert solution.finish == "stop"
+    assert solution.tools == ToolUse(
+        flushes=1, executed=1, delayed=0, errors=0, seconds=0.2, hidden_seconds=0.1
+    )
+    assert 0 < solution.tokens < len(solution.text)

@@ -1,0 +1,180 @@
+"""Evaluate a checkpoint or a server on benchmarks, at the paper's settings unless told otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from service.engines.base import EngineError
+from trainer.attempts import Attempt, AttemptLog
+from trainer.data import Problem, load_problems
+from trainer.machine import MachineConfig
+from trainer.reward import Reward, RewardError
+from trainer.rollout import sample_seed
+from trainer.scores import Scores, score
+from trainer.solvers import Solution, Solver, SolverError
+
+PAPER_SAMPLES: Final = {"aime24": 32, "aime25": 32, "amc23": 32, "hmmt25": 32, "math500": 8, "olympiad": 8}
+"""Samples a problem (arXiv 2605.18500, section 4)."""
+OTHER_SAMPLES: Final = 8
+MAX_FAILURES: Final = 10
+"""Attempts that may fail for no fault of the model before an evaluation gives up."""
+
+
+class EvalConfig(MachineConfig):
+    """An evaluation. The defaults are the paper's."""
+
+    benchmarks: tuple[Path, ...] = Field(min_length=1)
+    """Parquet or jsonl files; a benchmark's name is its file's."""
+    out: Path
+    """Directory of attempts and report. An evaluation that is started again there goes on."""
+    model: str
+    """Directory of a checkpoint or a hub id; with ``url``, the name that the server knows the model by."""
+    url: str | None = None
+    """Base URL of an OpenAI-compatible server, such as ``http://127.0.0.1:8000/v1``. Default: play here."""
+    api_key: SecretStr | None = None
+    """For ``url``."""
+    instruction: str = ""
+    """For ``url``: text before each problem. Our own server adds what a deferring model needs by itself."""
+    samples: int | None = Field(default=None, ge=1)
+    """Samples a problem. Default: 32 for AIME24, AIME25, AMC23 and HMMT25, 8 for the others."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only so many problems of each benchmark."""
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=0.7, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    """For ``url``: tokens that an episode may write. Default: the server's own limit."""
+    seed: int = Field(default=0, ge=0)
+    """Each sample of each problem gets a seed made from it."""
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _names_differ(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        names = [path.stem for path in value]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two files are named {min(twice)!r}: a benchmark is known by its file's name")
+        return value
+
+    @model_validator(mode="after")
+    def _only_with_url(self) -> Self:
+        for name in ("api_key", "instruction", "max_tokens"):
+            if self.url is None and getattr(self, name):
+                raise ValueError(f"{name} is for a server: set url, or leave it out")
+        return self
+
+    def samples_of(self, benchmark: str) -> int:
+        return self.samples or PAPER_SAMPLES.get(benchmark, OTHER_SAMPLES)
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide an attempt's outcome; under others an evaluation does not go on."""
+        names = {"model", "url", "instruction", "temperature", "top_p", "max_tokens", "seed"}
+        return self.model_dump(mode="json", include=names)
+
+
+class Judge(Protocol):
+    """See ``trainer.reward.RewardScorer``."""
+
+    async def score(self, response_text: str, gold: str) -> Reward: ...
+
+
+def read_benchmarks(config: EvalConfig) -> dict[str, list[Problem]]:
+    """Problems by benchmark.
+
+    Raises:
+        DataError: a file can't be read or a row does not fit.
+    """
+    return {path.stem: list(load_problems(path).problems[: config.limit]) for path in config.benchmarks}
+
+
+async def evaluate(
+    config: EvalConfig,
+    benchmarks: Mapping[str, Sequence[Problem]],
+    solver: Solver,
+    judge: Judge,
+    log: AttemptLog,
+    on_attempt: Callable[[Attempt], None] = lambda attempt: None,  # noqa: ARG005
+) -> None:
+    """Make every attempt that ``log`` lacks, many at once, and keep each as soon as it is judged.
+
+    Raises:
+        SolverError: attempts failed for no fault of the model. The others are kept; a next call tries again.
+    """
+    todo = [
+        (benchmark, problem, sample)
+        for benchmark, problems in benchmarks.items()
+        for sample in range(config.samples_of(benchmark))
+        for problem in problems
+        if (benchmark, _name(problem), sample) not in log.attempts
+    ]
+    slots = asyncio.Semaphore(config.max_concurrent_episodes)
+    failures: list[Exception] = []
+
+    async def attempt(benchmark: str, problem: Problem, sample: int) -> None:
+        async with slots:
+            if len(failures) >= MAX_FAILURES:
+                return
+            try:
+                seed = sample_seed(config.seed, benchmark, _name(problem), sample)
+                solution = await solver.solve(problem.question, seed)
+                verdict = await judge.score(solution.text, problem.answer)
+            except (SolverError, EngineError, RewardError) as error:
+                failures.append(error)
+                return
+            made = _attempt(benchmark, problem, sample, solution, verdict)
+            log.add(made)
+            on_attempt(made)
+
+    await asyncio.gather(*(attempt(*item) for item in todo))
+    if failures:
+        raise SolverError(
+            f"{len(failures)} attempts failed, the last: {failures[-1]}. What was made is kept, and the same "
+            f"command goes on"
+        )
+
+
+def scores_of(benchmarks: Mapping[str, Sequence[Problem]], log: AttemptLog) -> list[Scores]:
+    """One item a benchmark that has attempts, over the problems of ``benchmarks``."""
+    result = []
+    for benchmark, problems in benchmarks.items():
+        names = {_name(problem) for problem in problems}
+        attempts = [a for a in log.attempts.values() if a.benchmark == benchmark and a.problem_id in names]
+        if attempts:
+            result.append(score(benchmark, attempts))
+    return result
+
+
+def _name(problem: Problem) -> str:
+    """The row's number: an evaluation may go on after its files have moved."""
+    return problem.id.rpartition(":")[2]
+
+
+def _attempt(benchmark: str, problem: Problem, sample: int, solution: Solution, verdict: Reward) -> Attempt:
+    tools = solution.tools
+    used: dict[str, Any] = (
+        {}
+        if tools is None
+        else {
+            "flushes": tools.flushes,
+            "executed": tools.executed,
+            "delayed": tools.delayed,
+            "tool_errors": tools.errors,
+            "tool_seconds": tools.seconds,
+            "hidden_seconds": tools.hidden_seconds,
+        }
+    )
+    return Attempt(
+        benchmark=benchmark,
+        problem_id=_name(problem),
+        sample=sample,
+        reward=verdict.value,
+        reason=verdict.reason,
+        finish=solution.finish,
+        tokens=solution.tokens,
+        seconds=solution.seconds,
+        text=solution.text,
+        **used,
+    )

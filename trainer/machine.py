@@ -1,0 +1,46 @@
+"""Settings of what plays episodes, the engine and the sandbox, for training and evaluation alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class MachineConfig(BaseModel):
+    """Where episodes are played, and how many at once. Nothing here changes what is sampled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    device: str = "auto"
+    """Where the model runs: ``auto``, ``cpu`` or ``cuda``."""
+    engine_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the engine's weights and cache; ``auto`` is the checkpoint's on a GPU, float32 on the CPU."""
+    engine_slots: int = Field(default=64, ge=1)
+    """Sequences that the engine decodes in one batch."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one operator. Default: torch's choice."""
+    max_concurrent_episodes: int = Field(default=64, ge=1)
+    """Episodes in flight at once, those that wait for their code included."""
+
+    sandbox: Literal["runner", "in-process"] = "in-process"
+    """``in-process``: this process starts the containers. ``runner``: a runner service does."""
+    runner_address: str = "127.0.0.1:8100"
+    """Address of the runner service: ``host:port`` or ``unix:/path``."""
+    runner_token_file: Path | None = None
+    """File with the secret shared with the runner."""
+    sandbox_image: str = "ih-grpo-sandbox:latest"
+    """Image of the containers, for ``in-process``."""
+    max_containers: int = Field(default=16, ge=1)
+    """Containers at once, for ``in-process``. An episode holds one from its first block to its end."""
+    eager: bool = True
+    """Start a block in the background as soon as it is closed: the same result, after a shorter wait."""
+
+    @model_validator(mode="after")
+    def _runner_needs_its_secret(self) -> Self:
+        if self.sandbox == "runner" and self.runner_token_file is None:
+            raise ValueError(
+                "runner_token_file is missing: sandbox 'runner' needs the secret shared with the runner"
+            )
+        return self
