@@ -5,6 +5,7 @@ The one argument is a JSON object with the fields of ``Config``. Frames come in 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -12,6 +13,8 @@ import sys
 
 from .config import Config
 from .namespace import become_namespace
+
+_PR_SET_DUMPABLE = 4
 
 
 def main() -> None:
@@ -29,6 +32,8 @@ def main() -> None:
         ours.close()
         become_namespace(theirs, config)
     theirs.close()
+    # Nobody may read this memory, not even a process of the same uid (where there is only one).
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)
     # Only the supervisor needs asyncio; imported after the fork it costs the namespace nothing.
     from .supervisor import supervise
 

@@ -25,3 +25,5 @@ class Config:
     """The supervisor leaves after this long, whatever happens."""
     address_space_bytes: int = 0
     """RLIMIT_AS for code, where no memory cgroup exists; 0 leaves it to the cgroup."""
+    processes: int = 0
+    """RLIMIT_NPROC for code, where no pids cgroup exists; 0 leaves it to the cgroup."""

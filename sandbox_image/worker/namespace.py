@@ -241,6 +241,8 @@ def become_namespace(control: socket.socket, config: Config) -> NoReturn:
             importlib.import_module(name)
     if config.address_space_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (config.address_space_bytes, config.address_space_bytes))
+    if config.processes:
+        resource.setrlimit(resource.RLIMIT_NPROC, (config.processes, config.processes))
     gc.collect()
     gc.freeze()
     namespace = Namespace(control, config)

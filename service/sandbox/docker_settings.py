@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
+
+from .pool_settings import PoolSettings
 
 
 def default_docker_host() -> str:
@@ -12,10 +14,8 @@ def default_docker_host() -> str:
     return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
 
 
-class DockerSandboxSettings(BaseModel):
-    """Sizes and limits of the container pool. Fixed when the runner starts; no request can raise them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class DockerSandboxSettings(PoolSettings):
+    """A pool of containers: what ``PoolSettings`` has, and what only Docker knows."""
 
     docker_host: str = Field(default_factory=default_docker_host, pattern=r"^(unix|tcp)://")
     """Address of the daemon: ``unix:///path`` or ``tcp://host:port`` without TLS."""
@@ -25,52 +25,11 @@ class DockerSandboxSettings(BaseModel):
     """OCI runtime, for example ``runsc`` (gVisor); None takes the daemon's default."""
     instance: str = Field(default_factory=lambda: os.uname().nodename, min_length=1, max_length=128)
     """Name of this runner. Two runners that live at the same time on one daemon need two names."""
-
-    pool_size: int = Field(default=4, ge=0, le=512)
-    """Idle containers kept warm, each about 150 MB of memory."""
-    max_containers: int = Field(default=32, ge=1, le=4096)
-    """Containers at any time, idle, leased and dying together."""
-    start_concurrency: int = Field(default=2, ge=1, le=32)
-    """Containers started at the same time; a start takes about a second of one core."""
-    queue_timeout_s: float = Field(default=30.0, gt=0)
-    """How long a session waits for a container before ``QueueTimeoutError``."""
-    start_timeout_s: float = Field(default=60.0, gt=0)
-    """How long a container may take from its creation to its first frame."""
     daemon_timeout_s: float = Field(default=20.0, gt=0)
     """How long one request to the daemon may take."""
-
-    run_limit_ceiling_s: float = Field(default=30.0, gt=0, le=600)
-    """Highest run limit of a session; a higher wish is clipped to it."""
-    grace_s: float = Field(default=1.0, gt=0, le=60)
-    """What a supervisor gets beyond the run limit to kill, clean up and answer; then its container is killed."""
-    max_lifetime_s: float = Field(default=3600.0, gt=0)
-    """A container ends itself after this long, idle or leased."""
-
-    memory_mb: int = Field(default=512, ge=192)
-    """Memory of a container, tmpfs files included. There is no swap."""
-    pids: int = Field(default=64, ge=16, le=4096)
-    """Processes and threads of a container."""
     cpus: float = Field(default=1.0, gt=0)
     """CPU quota of a container, in cores."""
-    disk_mb: int = Field(default=64, ge=1)
-    """Size of each of /tmp and the work folder, both in memory."""
     max_files: int = Field(default=4096, ge=16)
     """Files and folders in each of them."""
     shared_memory_mb: int = Field(default=16, ge=1)
     """Size of /dev/shm."""
-    open_files: int = Field(default=256, ge=64, le=16384)
-    """Open descriptors of a process."""
-
-    output_bytes: int = Field(default=64 * 1024, ge=256, le=80 * 1024)
-    """Kept of stdout and of stderr each: half from the head, half from the tail."""
-    output_limit_mb: int = Field(default=64, ge=1)
-    """A flush that writes more than this to one stream is killed: status ``output_limit``."""
-
-    @model_validator(mode="after")
-    def _pool_fits(self) -> DockerSandboxSettings:
-        if self.pool_size > self.max_containers:
-            raise ValueError(
-                f"pool_size ({self.pool_size}) is above max_containers ({self.max_containers}): "
-                "raise max_containers or lower pool_size"
-            )
-        return self

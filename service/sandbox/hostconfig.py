@@ -6,38 +6,10 @@ Every limit is one that the start-up probes prove from inside.
 from __future__ import annotations
 
 import json
-import secrets
-from pathlib import Path
 from typing import Any
 
 from .docker_settings import DockerSandboxSettings
-
-_FIRST_UID, _LAST_UID = 200_000, 2_000_000_000
-
-
-def image_folder() -> Path:
-    """The folder of the sandbox image: inside ``service`` once installed, beside it in a checkout."""
-    installed = Path(__file__).parent / "image"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "sandbox_image"
-
-
-def worker_config(settings: DockerSandboxSettings, uid: int) -> dict[str, Any]:
-    """The argument of the worker program."""
-    return {
-        "uid": uid,
-        "home": "/sandbox",
-        "writable": ["/tmp", "/sandbox", "/dev/shm"],  # noqa: S108  inside the container
-        "output_bytes": settings.output_bytes,
-        "output_limit_bytes": settings.output_limit_mb << 20,
-        "file_bytes": settings.disk_mb << 20,
-        "open_files": settings.open_files,
-        "max_lifetime_s": settings.max_lifetime_s,
-    }
-
-
-def container_uid() -> int:
-    """An even uid of its own for each container: the kernel counts some limits by uid, across containers."""
-    return _FIRST_UID + 2 * secrets.randbelow((_LAST_UID - _FIRST_UID) // 2)
+from .image import fresh_uid, image_folder, worker_config
 
 
 def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[str, str]) -> dict[str, Any]:
@@ -83,7 +55,7 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
         host["Runtime"] = settings.runtime
     return {
         "Image": settings.image,
-        "Cmd": [json.dumps(worker_config(settings, container_uid()))],
+        "Cmd": [json.dumps(worker_config(settings, fresh_uid()))],
         "User": "0:0",
         "Hostname": "sandbox",
         "Env": ["PYTHONHASHSEED=0", "LANG=C.UTF-8", "OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1"],

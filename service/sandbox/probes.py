@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .base import ExecutionResult, SandboxError, Session, SessionLimits
-from .docker_settings import DockerSandboxSettings
+from .pool_settings import PoolSettings
 
 _LIMITS = SessionLimits(run_limit_s=60.0, eager=False)
 
@@ -27,7 +27,7 @@ def _says(text: str) -> Callable[[ExecutionResult], bool]:
 _STATUS = "fields = dict(line.split(':\\t', 1) for line in open('/proc/self/status') if ':\\t' in line)\n"
 
 
-def probes(settings: DockerSandboxSettings) -> list[Probe]:
+def probes(settings: PoolSettings) -> list[Probe]:
     """Every proof; the memory bomb comes last, and its session goes on afterwards."""
     return [
         Probe(
@@ -120,9 +120,7 @@ def _unconnected(result: ExecutionResult) -> bool:
     )
 
 
-async def prove_isolation(
-    open_session: Callable[[SessionLimits], Session], settings: DockerSandboxSettings
-) -> None:
+async def prove_isolation(open_session: Callable[[SessionLimits], Session], walls: Sequence[Probe]) -> None:
     """Run every probe.
 
     Raises:
@@ -130,7 +128,7 @@ async def prove_isolation(
     """
     session = open_session(_LIMITS)
     try:
-        for probe in probes(settings):
+        for probe in walls:
             await session.invoke(probe.code)
             result = await session.flush()
             if not probe.holds(result):

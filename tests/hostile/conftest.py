@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ import pytest_asyncio
 
 from service.sandbox.base import Session, SessionLimits
 from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
+from service.sandbox.pool_settings import PoolSettings
+from service.sandbox.pooled import PooledSandbox
+from service.sandbox.process import ProcessSandbox, ProcessSandboxSettings
 
 from .cases import CASES
 
@@ -32,11 +37,50 @@ def render(outcomes: dict[str, str]) -> str:
         "the same tenant's next call and another tenant's next call were right, and no process or file was left.",
         "The cases of several calls or tenants (64 to 68) are the tests of `tests/hostile/test_tenants.py`.",
         "",
-        "| case | what the code does | what came of it |",
-        "| --- | --- | --- |",
+        "| case | what the code does | in a container | under bubblewrap |",
+        "| --- | --- | --- | --- |",
     ]
-    lines += [f"| {case.id} | {case.title} | {outcomes.get(case.id, 'not run')} |" for case in CASES]
+    for case in CASES:
+        told = [outcomes.get(f"{name} {case.id}", "not run") for name in ("docker", "process")]
+        if case.docker_only:
+            told[1] = "**not held**"
+        lines.append(f"| {case.id} | {case.title} | {told[0]} | {told[1]} |")
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    sandbox: PooledSandbox
+    neighbour: Session
+    """Another tenant, whose calls must stay right whatever happens next door."""
+
+
+def make(name: str, settings: DockerSandboxSettings) -> PooledSandbox:
+    if name == "docker":
+        return DockerSandbox(settings)
+    shared = settings.model_dump(include=set(PoolSettings.model_fields))
+    return ProcessSandbox(ProcessSandboxSettings(**shared))
+
+
+@pytest_asyncio.fixture(
+    scope="session",
+    loop_scope="session",
+    params=[pytest.param("docker", marks=pytest.mark.docker), "process"],
+)
+async def backend(
+    request: pytest.FixtureRequest, docker_sandbox_settings: DockerSandboxSettings
+) -> AsyncGenerator[Backend]:
+    if request.param == "process" and shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed")
+    sandbox = make(request.param, docker_sandbox_settings)
+    await sandbox.start()
+    neighbour = sandbox.session(SessionLimits(run_limit_s=20))
+    await neighbour.invoke("secret = 42")
+    assert (await neighbour.flush()).status == "ok"
+    yield Backend(request.param, sandbox, neighbour)
+    await neighbour.close()
+    await sandbox.stop()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -45,13 +89,3 @@ async def sandbox(docker_sandbox_settings: DockerSandboxSettings) -> AsyncGenera
     await sandbox.start()
     yield sandbox
     await sandbox.stop()
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def neighbour(sandbox: DockerSandbox) -> AsyncGenerator[Session]:
-    """Another tenant, whose calls must stay right whatever happens next door."""
-    session = sandbox.session(SessionLimits(run_limit_s=20))
-    await session.invoke("import random\nsecret = 42\nrandom.seed(7)\nfirst = random.random()")
-    assert (await session.flush()).status == "ok"
-    yield session
-    await session.close()

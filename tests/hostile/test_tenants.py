@@ -70,7 +70,9 @@ async def test_h24_nothing_but_the_worker_is_left_in_the_container(
     await session.close()
 
 
-async def test_h64_tenants_share_nothing(sandbox: DockerSandbox, neighbour: Session) -> None:
+async def test_h64_tenants_share_nothing(sandbox: DockerSandbox) -> None:
+    neighbour = sandbox.session(LIMITS)
+    await run(neighbour, "import random\nsecret = 42\nrandom.seed(7)\nfirst = random.random()")
     session = sandbox.session(LIMITS)
     assert (await run(session, "print('secret' in globals())")).stdout == "False\n"
     await run(
@@ -89,6 +91,7 @@ async def test_h64_tenants_share_nothing(sandbox: DockerSandbox, neighbour: Sess
     after = await run(session, "print(secret, os.environ['MARK'], os.listdir('/tmp'), os.getcwd())")
     assert after.stdout == "1 /tmp/mark ['mark'] /sandbox\n"
     await session.close()
+    await neighbour.close()
 
 
 async def test_h64_files_come_back_as_they_were(sandbox: DockerSandbox) -> None:
