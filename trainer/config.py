@@ -28,7 +28,7 @@ class TrainConfig(MachineConfig):
     model: str
     """Directory of a checkpoint in the Hugging Face format, or a hub id."""
     data: tuple[str, ...] = Field(min_length=1)
-    """Training problems: parquet or jsonl files, or hub ids."""
+    """Training problems: parquet or jsonl files, hub ids, or ``quickstart:2000`` for synthetic ones."""
     run_dir: Path
     """Where checkpoints, rollouts and curves go. A run that is started again goes on from its last
     checkpoint."""

@@ -15,7 +15,9 @@ _console = Console(stderr=True)
 
 @app.command()
 def evaluate(
-    benchmarks: Annotated[list[Path], typer.Argument(help="Parquet or jsonl files of problems.")],
+    benchmarks: Annotated[
+        list[Path], typer.Argument(help="Parquet or jsonl files of problems, or quickstart-held-out:200.")
+    ],
     model: Annotated[str, typer.Option(help="Checkpoint or hub id; with --url, the model's name there.")],
     out: Annotated[Path, typer.Option(help="Directory for attempts and report; started again, it goes on.")],
     url: Annotated[

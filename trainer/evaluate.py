@@ -11,12 +11,13 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from service.engines.base import EngineError
 from trainer.attempts import Attempt, AttemptLog
-from trainer.data import Problem, load_problems
+from trainer.data import Problem
 from trainer.machine import MachineConfig
 from trainer.reward import Reward, RewardError
 from trainer.rollout import sample_seed
 from trainer.scores import Scores, score
 from trainer.solvers import Solution, Solver, SolverError
+from trainer.sources import load_source
 
 PAPER_SAMPLES: Final = {"aime24": 32, "aime25": 32, "amc23": 32, "hmmt25": 32, "math500": 8, "olympiad": 8}
 """Samples a problem (arXiv 2605.18500, section 4)."""
@@ -29,7 +30,7 @@ class EvalConfig(MachineConfig):
     """An evaluation. The defaults are the paper's."""
 
     benchmarks: tuple[Path, ...] = Field(min_length=1)
-    """Parquet or jsonl files; a benchmark's name is its file's."""
+    """Parquet or jsonl files; a benchmark's name is its file's. Also ``quickstart-held-out:200``."""
     out: Path
     """Directory of attempts and report. An evaluation that is started again there goes on."""
     model: str
@@ -87,7 +88,7 @@ def read_benchmarks(config: EvalConfig) -> dict[str, list[Problem]]:
     Raises:
         DataError: a file can't be read or a row does not fit.
     """
-    return {path.stem: list(load_problems(path).problems[: config.limit]) for path in config.benchmarks}
+    return {path.stem: list(load_source(path).problems[: config.limit]) for path in config.benchmarks}
 
 
 async def evaluate(

@@ -14,8 +14,9 @@ from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
 from service.sandbox.base import Sandbox
 from trainer.config import TrainConfig
-from trainer.data import Problem, load_problems
+from trainer.data import Problem
 from trainer.machine import MachineConfig
+from trainer.sources import load_source
 
 
 def make_engine(
@@ -88,9 +89,7 @@ def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: Deferra
         return len(tokenizer.render_chat([message], template_kwargs={"enable_thinking": False}))
 
     limit = min(config.max_prompt_tokens, policy.max_episode_tokens - 1)
-    sets = [
-        load_problems(source, count_tokens=count_tokens, max_prompt_tokens=limit) for source in config.data
-    ]
+    sets = [load_source(source, count_tokens=count_tokens, max_prompt_tokens=limit) for source in config.data]
     return TrainingSet(
         tuple(problem for found in sets for problem in found.problems),
         sum(found.too_long for found in sets),

@@ -87,9 +87,7 @@ def test_a_run_does_not_go_on_under_other_settings(tmp_path: Path, toy_checkpoin
         run(settings.model_copy(update={"learning_rate": 0.5}))
 
 
-def test_tensorboard_has_the_curves(
-    tmp_path: Path, toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_has_the_curves(tmp_path: Path, toy_checkpoint: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = config(tmp_path / "run", toy_checkpoint, steps=2, tensorboard=True)
