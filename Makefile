@@ -4,6 +4,7 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help serve test test-fast check fmt setup stop-docker clean
 
 ARGS ?=
+EXTRA ?= cpu
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,8 +28,8 @@ fmt: ## Format the code and mend what ruff can mend
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-setup: ## Prepare all and start nothing
-	@scripts/with-setup cpu true
+setup: ## Prepare all and start nothing (EXTRA=train adds what training needs)
+	@scripts/with-setup $(EXTRA) true
 
 stop-docker: ## Stop the Docker daemon, if it was started by these commands
 	@scripts/stop-docker
