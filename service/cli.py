@@ -126,7 +126,8 @@ def runner(
     """Start the runner: the one process that holds the Docker socket."""
     from service import logs
     from service.sandbox.base import SandboxError
-    from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
+    from service.sandbox.docker import DockerSandbox
+    from service.sandbox.docker_settings import DockerSandboxSettings
     from service.sandbox.runner import serve_runner
     from service.sandbox.runner_settings import RunnerSettings, read_token
 
