@@ -92,7 +92,7 @@ async def plain_http(workers: int) -> AsyncGenerator[Call]:
     server = await asyncio.create_subprocess_exec(sys.executable, __file__, "--port", str(port))
     limits = httpx.Limits(max_connections=workers)
     async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{port}", limits=limits, trust_env=False
+        base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=60, trust_env=False
     ) as client:
 
         async def call(code: str) -> str:
@@ -116,7 +116,9 @@ def serve(port: int) -> None:
     @app.post("/run")
     async def run(request: Request) -> str:
         code = (await request.body()).decode()
-        child = await asyncio.create_subprocess_exec("python3", "-c", code, stdout=asyncio.subprocess.PIPE)
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE
+        )
         out, _ = await child.communicate()
         return out.decode()
 

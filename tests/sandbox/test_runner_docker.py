@@ -59,7 +59,11 @@ async def runner(tmp_path: Path, containers: Containers) -> AsyncGenerator[Serve
     """A runner in this process with at most one idle container."""
     sandbox = DockerSandbox(
         DockerSandboxSettings(
-            pool_size=1, max_containers=6, instance=f"test-{os.getpid()}", start_timeout_s=300
+            pool_size=1,
+            max_containers=6,
+            queue_timeout_s=300,
+            instance=f"test-{os.getpid()}",
+            start_timeout_s=300,
         )
     )
     async with served(sandbox, f"unix:{tmp_path}/r.sock", max_sessions=4, queue_timeout_s=300) as runner:
