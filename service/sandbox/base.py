@@ -63,8 +63,8 @@ class Session(Protocol):
     async def flush(self) -> ExecutionResult:
         """Run all that is pending, in order, as one script; commit the namespace if it succeeds.
 
-        Never raises for what the code does. A sandbox that breaks gives status ``sandbox_error`` once; the next
-        ``invoke`` starts in a new, empty namespace.
+        Never raises for what the code does. A sandbox that breaks gives status ``sandbox_error`` once; the
+        next ``invoke`` starts in a new, empty namespace.
         """
         ...
 
