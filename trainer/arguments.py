@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 from accelerate import PartialState
 from trl.trainer.grpo_config import GRPOConfig
@@ -62,4 +63,5 @@ def _reporters(config: TrainConfig) -> list[str]:
         return []
     if importlib.util.find_spec("wandb") is None:
         raise ConfigError("wandb_project is set but wandb is not installed: pip install wandb")
+    os.environ["WANDB_PROJECT"] = config.wandb_project  # the only way that transformers offers
     return ["wandb"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -59,26 +58,24 @@ def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = No
         console.print(str(data), highlight=False)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with BackgroundLoop() as loop:
+        scorer = RewardScorer()
+        source = Collector(
+            config,
+            policy,
+            data.problems,
+            engine,
+            sandbox,
+            scorer,
+            loop,
+            share=Share(processes.process_index, processes.num_processes),
+            on_group=progress.on_group,
+        )
+        checkpoint = latest(config.run_dir / "checkpoints")
+        skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
         stack = AsyncExitStack()
         try:
-            scorer = loop.run(stack.enter_async_context(RewardScorer()))
+            loop.run(stack.enter_async_context(scorer))
             loop.run(start_all(stack, engine, sandbox))
-            source = Collector(
-                config,
-                policy,
-                data.problems,
-                engine,
-                sandbox,
-                scorer,
-                loop,
-                share=Share(processes.process_index, processes.num_processes),
-                on_group=progress.on_group,
-            )
-            checkpoint = latest(config.run_dir / "checkpoints")
-            skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
-            if config.wandb_project is not None:
-                os.environ.setdefault("WANDB_PROJECT", config.wandb_project)
-            dtype = AutoConfig.from_pretrained(model_dir).dtype
             trainer = IHGRPOTrainer(
                 AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32),
                 AutoTokenizer.from_pretrained(model_dir),
@@ -86,7 +83,7 @@ def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = No
                 policy,
                 source,
                 [progress, *_curves(config)],
-                serve_dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
+                served_config=_served_config(model_dir),
             )
             trainer.skipped_steps = skipped
             trainer.remove_callback(PrinterCallback)
@@ -96,6 +93,13 @@ def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = No
     final = latest(config.run_dir / "checkpoints")
     assert final is not None  # noqa: S101 - the last step leaves one
     return final
+
+
+def _served_config(model_dir: Path) -> dict[str, object]:
+    """What training changes in a model's configuration and serving wants back."""
+    model = AutoConfig.from_pretrained(model_dir)
+    dtype = {} if model.dtype is None else {"dtype": str(model.dtype).removeprefix("torch.")}
+    return {**dtype, "use_cache": getattr(model, "use_cache", True)}
 
 
 def _curves(config: TrainConfig) -> list[TrainerCallback]:

@@ -13,7 +13,7 @@ from service.engines.base import Engine, Tokenizer
 from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
 from service.sandbox.base import Sandbox
-from trainer.config import TrainConfig
+from trainer.config import ConfigError, TrainConfig
 from trainer.data import Problem
 from trainer.machine import MachineConfig
 from trainer.sources import load_source
@@ -81,8 +81,11 @@ def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: Deferra
     """All problems of ``config.data`` whose prompts leave room for an answer.
 
     Raises:
+        ConfigError: the model can't play episodes: its tokenizer has no execute marker.
         DataError: a source can't be read or a row does not fit.
     """
+    if tokenizer.token_id(policy.marker) is None:
+        raise ConfigError(f"model: its tokenizer has no token {policy.marker!r}, so it can't defer")
 
     def count_tokens(question: str) -> int:
         message: dict[str, object] = {"role": "user", "content": instruct(question, policy.prompt)}

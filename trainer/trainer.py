@@ -69,8 +69,8 @@ class IHGRPOTrainer(GRPOTrainer):
         policy: saved beside the weights as ``deferral.json``; names the execute marker.
         source: gives each rollout's rows.
         callbacks: of transformers' Trainer.
-        serve_dtype: what ``config.json`` says beside the weights, such as ``bfloat16``: the dtype to load
-            them in for serving. The weights themselves stay in float32, so that resuming is exact.
+        served_config: fields of ``config.json`` to be as they were before training, such as ``dtype``, which
+            the weights are loaded in. They themselves stay in float32, so that resuming is exact.
 
     Raises:
         ConfigError: the tokenizer lacks the marker, or the processes do not divide the batch.
@@ -87,7 +87,7 @@ class IHGRPOTrainer(GRPOTrainer):
         source: RowSource,
         callbacks: Sequence[TrainerCallback] = (),
         *,
-        serve_dtype: str | None = None,
+        served_config: Mapping[str, object] | None = None,
     ) -> None:
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         if policy.marker not in vocabulary:
@@ -97,7 +97,7 @@ class IHGRPOTrainer(GRPOTrainer):
         """Optimiser steps left out: gradients that are not finite, or no token to learn from."""
         self._policy = policy
         self._source = source
-        self._serve_dtype = serve_dtype
+        self._served_config = dict(served_config or {})
         self._marker_id = vocabulary[policy.marker]
         self._work: list[_Work] = []
         self._sums = Means()
@@ -225,8 +225,7 @@ class IHGRPOTrainer(GRPOTrainer):
             if main:
                 _lift(staging / final.name, staging)
                 self._policy.save(staging)
-                if self._serve_dtype is not None:
-                    _serve_as(self._serve_dtype, staging / "config.json")
+                _update_json(staging / "config.json", self._served_config)
                 write_state(staging, self.config, self._source.fingerprint, self.skipped_steps)
         if main:
             prune(final.parent, self.config.keep_checkpoints)
@@ -241,9 +240,9 @@ def _lift(inner: Path, outer: Path) -> None:
     (outer / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
 
 
-def _serve_as(dtype: str, path: Path) -> None:
+def _update_json(path: Path, changes: Mapping[str, object]) -> None:
     values = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**values, "dtype": dtype}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**values, **changes}, indent=2) + "\n", encoding="utf-8")
 
 
 def _rewards_come_with_the_rows(**_: object) -> list[float | None]:

@@ -65,6 +65,7 @@ def test_the_reward_goes_up(tmp_path: Path, toy_checkpoint: Path, method: str) -
     assert last > 0.75
     assert "step 1/12  reward" in text
     assert DeferralPolicy.load(checkpoint) == POLICY
+    assert json.loads((checkpoint / "config.json").read_text())["use_cache"] is True
     assert not (settings.run_dir / "README.md").exists()
 
 
