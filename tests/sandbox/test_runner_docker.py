@@ -175,7 +175,7 @@ async def test_twenty_sessions_at_once_queue_and_do_not_mix(runner: Served) -> N
         outputs = []
         for code in (
             f"n = {number}; print(n)",
-            "n += 100; open('f', 'w').write(str(n))",
+            "n += 100; _ = open('f', 'w').write(str(n))",
             "print(n, open('f').read())",
         ):
             await session.invoke(code)
