@@ -18,6 +18,7 @@ import platform
 import random
 import re
 import secrets
+import signal
 import statistics
 import sys
 import tempfile
@@ -179,7 +180,10 @@ def machine(host: str, image: str) -> str:
 def table(title: str, rows: dict[str, Iterable[object]], *columns: str) -> None:
     print(f"\n| {title} | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
     for name, values in rows.items():
-        print(f"| {name} | {' | '.join(f'{v:.2f}' if isinstance(v, float) else str(v) for v in values)} |")
+        print(
+            f"| {name} | {' | '.join(f'{v:.2f}' if isinstance(v, float) else str(v) for v in values)} |",
+            flush=True,
+        )
 
 
 def spread(times: list[float]) -> list[float]:
@@ -189,7 +193,10 @@ def spread(times: list[float]) -> list[float]:
 async def main(options: argparse.Namespace) -> None:
     settings = DockerSandboxSettings(pool_size=2, instance=f"benchmark-{os.getpid()}")
     host, image, workers = settings.docker_host, settings.image, options.workers
-    print(machine(host, image))
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # which removes all containers
+    print(machine(host, image), flush=True)
     async with contextlib.AsyncExitStack() as stack:
         direct = DockerSandbox(settings)
         stack.push_async_callback(direct.stop)
