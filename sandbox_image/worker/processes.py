@@ -134,8 +134,10 @@ async def kill_all_but(keep: Iterable[int], uid: int) -> None:
         if not strays:
             return
         if uid:
-            # One system call for all of them: nothing that forks can run ahead of it.
-            await as_user(uid, lambda: os.kill(-1, signal.SIGKILL), seconds=2)
+            # One system call for all of them: nothing that forks can run ahead of it. A fork bomb may have
+            # left no process for us to do it in; then those killed below make room for the next attempt.
+            with contextlib.suppress(OSError):
+                await as_user(uid, lambda: os.kill(-1, signal.SIGKILL), seconds=2)
         for pid in living(keep):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

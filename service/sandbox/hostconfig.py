@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from .docker_settings import DockerSandboxSettings
-from .image import fresh_uid, image_folder, worker_config
+from .program import fresh_uid, image_folder, worker_config
 
 
 def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[str, str]) -> dict[str, Any]:

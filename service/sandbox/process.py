@@ -23,10 +23,10 @@ from pydantic import Field
 
 from .base import SandboxError
 from .frames import MAX_FRAME_BYTES, Ready
-from .image import fresh_uid, image_folder, worker_config
 from .pool_settings import PoolSettings
 from .pooled import PooledSandbox
 from .probes import probes
+from .program import fresh_uid, image_folder, worker_config
 from .seccomp import compile_profile
 from .worker import Channel
 

@@ -53,7 +53,7 @@ def _add(library: ctypes.CDLL, context: int, rule: dict[str, Any]) -> None:
     action = _ALLOW if rule["action"] == "SCMP_ACT_ALLOW" else _ERRNO | rule["errnoRet"]
     arguments = rule.get("args", [])
     comparisons = (_Comparison * len(arguments))(
-        *((a["index"], _OPERATORS[a["op"]], a["value"], a.get("valueTwo", 0)) for a in arguments)
+        *(_Comparison(a["index"], _OPERATORS[a["op"]], a["value"], a.get("valueTwo", 0)) for a in arguments)
     )
     for name in rule["names"]:
         number = library.seccomp_syscall_resolve_name(name.encode())

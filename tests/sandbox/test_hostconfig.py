@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from service.sandbox.docker_settings import DockerSandboxSettings
 from service.sandbox.hostconfig import create_arguments
-from service.sandbox.image import fresh_uid
+from service.sandbox.program import fresh_uid
 
 ARGUMENTS = create_arguments(DockerSandboxSettings(), "name", {"label": "value"})
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from service.sandbox.base import SandboxError, SessionLimits
-from service.sandbox.image import image_folder
 from service.sandbox.process import ProcessSandbox, ProcessSandboxSettings, command
+from service.sandbox.program import image_folder
 from service.sandbox.seccomp import compile_profile
 
 SETTINGS = ProcessSandboxSettings(
