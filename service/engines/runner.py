@@ -39,6 +39,8 @@ class ModelRunner:
         self._source: dict[str, Any] = {"dtype": dtype, "attn_implementation": NAME}
         model: Any = AutoModelForCausalLM.from_pretrained(settings.model, **self._source)
         self._model = model.to(self.device).eval().requires_grad_(False)
+        if self.device.type == "cpu":
+            _unmap(self._model)
         self._dtype: torch.dtype = self._model.dtype
         self.is_small = sum(weight.numel() for weight in self._model.parameters()) < SMALL_MODEL
         self.vocab_size: int = self._model.get_input_embeddings().num_embeddings
@@ -157,3 +159,13 @@ def _device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _unmap(model: torch.nn.Module) -> None:
+    """Copy the weights into memory of our own.
+
+    Loaded weights are a view of the checkpoint's file: a training run that writes the next checkpoint over it
+    would change the model in the middle of a sentence.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.clone()

@@ -378,6 +378,18 @@ async def test_a_running_request_goes_on_under_new_weights(
     assert torch.equal(tokens[changed:], new[changed:])
 
 
+async def test_a_checkpoint_written_over_does_not_change_what_is_served(tmp_path: Path) -> None:
+    ids = prompt(10)
+    engine = TransformersEngine(EngineSettings(model=str(make_checkpoint(tmp_path))))
+    await engine.start()
+    file = tmp_path / "model.safetensors"
+    with file.open("r+b") as stream:  # in place, as `cp` does
+        stream.seek(file.stat().st_size // 2)
+        stream.write(bytes(file.stat().st_size // 2))
+    assert_greedy(make_model(make_tokenizer()), ids, await collect(engine, ids))
+    await engine.stop()
+
+
 async def test_weights_that_do_not_fit_leave_the_old_ones(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
