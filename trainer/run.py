@@ -16,7 +16,7 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils import logging as transformers_logging
 
 from service.checkpoint import locate
