@@ -125,9 +125,13 @@ def command(settings: ProcessSandboxSettings, seccomp: int, uid: int) -> list[st
             arguments += ["--cap-add", capability]  # for the supervisor alone; code loses them with its uid
     else:
         arguments += ["--unshare-user"]
-    for path in _read_only(settings):
-        arguments += ["--ro-bind-try", path, path]
-    arguments += ["--ro-bind", str(image_folder() / "worker"), "/opt/sandbox/worker"]
+    sources = {path: path for path in _read_only(settings)}
+    sources["/opt/sandbox/worker"] = str(image_folder() / "worker")
+    parents = {parent for path in sources for parent in Path(path).parents[:-1]}
+    for parent in sorted(parents):  # bubblewrap would make them for root alone
+        arguments += ["--perms", "0755", "--dir", str(parent)]
+    for target, source in sources.items():
+        arguments += ["--ro-bind-try", source, target]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
     for folder in ("/tmp", "/sandbox", "/dev/shm"):  # noqa: S108
         arguments += ["--perms", "1777", "--size", disk, "--tmpfs", folder]

@@ -66,7 +66,10 @@ def make(name: str, settings: DockerSandboxSettings) -> PooledSandbox:
 @pytest_asyncio.fixture(
     scope="session",
     loop_scope="session",
-    params=[pytest.param("docker", marks=pytest.mark.docker), "process"],
+    params=[
+        pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("process", marks=pytest.mark.slow),
+    ],
 )
 async def backend(
     request: pytest.FixtureRequest, docker_sandbox_settings: DockerSandboxSettings
