@@ -39,7 +39,7 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     engine_slots: Annotated[int | None, typer.Option(help="Sequences in one batch.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of one operator.")] = None,
-    sandbox: Annotated[str | None, typer.Option(help="in-process or runner.")] = None,
+    sandbox: Annotated[str | None, typer.Option(help="in-process, runner or process.")] = None,
     runner_address: Annotated[str | None, typer.Option(help="host:port or unix:/path.")] = None,
     runner_token_file: Annotated[Path | None, typer.Option(help="The secret shared with the runner.")] = None,
     sandbox_image: Annotated[str | None, typer.Option(help="Image of the containers (in-process).")] = None,

@@ -24,8 +24,10 @@ class MachineConfig(BaseModel):
     max_concurrent_episodes: int = Field(default=64, ge=1)
     """Episodes in flight at once, those that wait for their code included."""
 
-    sandbox: Literal["runner", "in-process"] = "in-process"
-    """``in-process``: this process starts the containers. ``runner``: a runner service does."""
+    sandbox: Literal["runner", "in-process", "process"] = "in-process"
+    """``in-process``: this process starts the containers. ``runner``: a runner service does. ``process``: no
+    containers but processes under bubblewrap, for machines without Docker; weaker walls, so only for code of
+    models that you train yourself."""
     runner_address: str = "127.0.0.1:8100"
     """Address of the runner service: ``host:port`` or ``unix:/path``."""
     runner_token_file: Path | None = None
@@ -33,7 +35,8 @@ class MachineConfig(BaseModel):
     sandbox_image: str = "ih-grpo-sandbox:latest"
     """Image of the containers, for ``in-process``."""
     max_containers: int = Field(default=16, ge=1)
-    """Containers at once, for ``in-process``. An episode holds one from its first block to its end."""
+    """Containers or processes at once, unless a runner has them. An episode holds one from its first block
+    to its end."""
     eager: bool = True
     """Start a block in the background as soon as it is closed: the same result, after a shorter wait."""
 

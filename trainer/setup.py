@@ -46,19 +46,23 @@ def make_sandbox(config: MachineConfig, policy: DeferralPolicy) -> Sandbox:
         from service.sandbox.runner_settings import read_token
 
         return RunnerClient(RunnerClientSettings(config.runner_address, read_token(config.runner_token_file)))
+    pool = {
+        "pool_size": min(2, config.max_containers),
+        "max_containers": config.max_containers,
+        # A rollout has more episodes than containers, and each holds its own to its end.
+        "queue_timeout_s": 600.0,
+        "run_limit_ceiling_s": policy.run_limit_s,
+    }
+    if config.sandbox == "process":
+        from service.sandbox.process import ProcessSandbox, ProcessSandboxSettings
+
+        return ProcessSandbox(ProcessSandboxSettings.model_validate(pool))
     from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
 
+    # Two runs on one machine must not take each other's containers for orphans.
+    instance = f"{os.uname().nodename}-train-{os.getpid()}"
     return DockerSandbox(
-        DockerSandboxSettings(
-            image=config.sandbox_image,
-            # Two runs on one machine must not take each other's containers for orphans.
-            instance=f"{os.uname().nodename}-train-{os.getpid()}",
-            pool_size=min(2, config.max_containers),
-            max_containers=config.max_containers,
-            # A rollout has more episodes than containers, and each holds its own to its end.
-            queue_timeout_s=600.0,
-            run_limit_ceiling_s=policy.run_limit_s,
-        )
+        DockerSandboxSettings.model_validate({**pool, "image": config.sandbox_image, "instance": instance})
     )
 
 
