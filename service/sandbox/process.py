@@ -32,6 +32,8 @@ from .worker import Channel
 
 _IMPORTS_MB = 384
 """Address space that Python, numpy and sympy take before any code runs."""
+_VENV = "/opt/venv"
+"""Where a virtual environment is seen inside: its own path may lie under /tmp, which is empty there."""
 _SYSTEM_FOLDERS = (
     "/usr",
     "/bin",
@@ -125,7 +127,7 @@ def command(settings: ProcessSandboxSettings, seccomp: int, uid: int) -> list[st
             arguments += ["--cap-add", capability]  # for the supervisor alone; code loses them with its uid
     else:
         arguments += ["--unshare-user"]
-    sources = {path: path for path in _read_only(settings)}
+    sources, python = _read_only(settings)
     sources["/opt/sandbox/worker"] = str(image_folder() / "worker")
     parents = {parent for path in sources for parent in Path(path).parents[:-1]}
     for parent in sorted(parents):  # bubblewrap would make them for root alone
@@ -143,14 +145,20 @@ def command(settings: ProcessSandboxSettings, seccomp: int, uid: int) -> list[st
         "address_space_bytes": (settings.memory_mb + _IMPORTS_MB) << 20,
         "processes": settings.pids if uid else 0,
     }
-    return [*arguments, settings.python, "-B", "-s", "-W", "ignore", "-m", "worker", json.dumps(limits)]
+    return [*arguments, python, "-B", "-s", "-W", "ignore", "-m", "worker", json.dumps(limits)]
 
 
-def _read_only(settings: ProcessSandboxSettings) -> list[str]:
-    """What code may read: the system's programs and the Python installation, of a virtual environment too."""
+def _read_only(settings: ProcessSandboxSettings) -> tuple[dict[str, str], str]:
+    """What code may read (path inside to path outside), and the interpreter's path inside.
+
+    It sees the system's programs and the Python installation, of a virtual environment too.
+    """
     python = Path(settings.python)
-    prefixes = {python.parent.parent, python.resolve().parent.parent}
-    return [*_SYSTEM_FOLDERS, *sorted(str(prefix) for prefix in prefixes)]
+    prefix, base = str(python.parent.parent), str(python.resolve().parent.parent)
+    sources = {path: path for path in (*_SYSTEM_FOLDERS, base)}
+    if prefix == base:
+        return sources, str(python)
+    return {**sources, _VENV: prefix}, f"{_VENV}/bin/{python.name}"
 
 
 class ProcessSandbox(PooledSandbox):
