@@ -1,4 +1,4 @@
-"""Finding the final answer in a response, and knowing one that would blow up a computer algebra system."""
+"""Knowing an answer that would blow up a computer algebra system."""
 
 from __future__ import annotations
 
@@ -9,28 +9,9 @@ MAX_FACTORIAL = 5_000
 MAX_EXPONENT = 100_000
 MAX_DIGITS = 1_000
 
-_BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _SPACING = re.compile(r"\\[!,;: ]|\\(?:left|right)(?![a-zA-Z])|\s+")
 _NUMERIC_POWER = re.compile(r"(\d+)\}?\^\{?(\d+)")
 _OPEN = {")": "(", "}": "{", "]": "["}
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last complete ``\boxed{...}`` of ``text``, or None. Linear in the text's length.
-
-    Of nested boxes the outermost counts. A box that is never closed is no answer: the response was cut there.
-    """
-    open_groups: list[tuple[bool, int]] = []
-    answer: str | None = None
-    for match in _BRACE.finditer(text):
-        brace = match.group()
-        if brace[-1] == "{" and brace != r"\{":
-            open_groups.append((brace != "{", match.end()))
-        elif brace == "}" and open_groups:
-            is_box, start = open_groups.pop()
-            if is_box:
-                answer = text[start : match.start()]
-    return answer
 
 
 def is_explosive(answer: str) -> bool:

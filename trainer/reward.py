@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, cast
 
-from trainer.answer import is_explosive, last_boxed
+from service.deferral.answer import last_boxed
+from trainer.answer import is_explosive
 
 Reason = Literal[
     "correct",
     "incorrect",
-    "no_answer",  # no complete box in the response
+    "no_answer",  # no complete box in the response, or only empty ones
     "too_long",  # more characters in the box than any answer needs
     "refused",  # its value would be out of all proportion, see trainer.answer
     "unparsable",

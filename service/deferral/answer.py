@@ -1,33 +1,27 @@
-r"""Find the final answer, ``\boxed{...}``."""
+r"""Find the final answer, ``\boxed{...}``: one rule for what ends an episode and for what is graded."""
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 BOX: Final = "\\boxed{"
+_BRACE: Final = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last closed, non-empty ``\boxed{...}`` of ``text``, inner braces included, or None."""
-    end = len(text)
-    while (start := text.rfind(BOX, 0, end)) >= 0:
-        content = _balanced(text, start + len(BOX))
-        if content is not None and content.strip():
-            return content.strip()
-        end = start
-    return None
+    r"""What stands in the last complete ``\boxed{...}`` of ``text``, or None. Linear in the text's length.
 
-
-def _balanced(text: str, start: int) -> str | None:
-    depth = 1
-    position = start
-    while position < len(text):
-        char = text[position]
-        if char == "\\":
-            position += 2  # an escaped brace is not a brace
-            continue
-        depth += (char == "{") - (char == "}")
-        if depth == 0:
-            return text[start:position]
-        position += 1
-    return None
+    Of nested boxes the outermost counts. A box that is never closed, or holds nothing, is no answer.
+    """
+    open_groups: list[tuple[bool, int]] = []
+    answer: str | None = None
+    for match in _BRACE.finditer(text):
+        brace = match.group()
+        if brace[-1] == "{" and brace != r"\{":
+            open_groups.append((brace != "{", match.end()))
+        elif brace == "}" and open_groups:
+            is_box, start = open_groups.pop()
+            if is_box:
+                answer = text[start : match.start()].strip() or answer
+    return answer

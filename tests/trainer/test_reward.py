@@ -61,7 +61,7 @@ async def test_correct(scorer: RewardScorer, gold: str, answer: str) -> None:
         ("204", r"\boxed{204!}", "incorrect"),
         ("204", "204", "no_answer"),
         ("204", r"\boxed{204", "no_answer"),
-        ("204", r"\boxed{}", "unparsable"),
+        ("204", r"\boxed{}", "no_answer"),
         ("204", rf"\boxed{{{'2+' * 600}2}}", "too_long"),
         ("204", r"\boxed{1000000!}", "refused"),
         ("", r"\boxed{204}", "bad_gold"),
