@@ -13,6 +13,7 @@ from service.sandbox.base import Session, SessionLimits
 from service.sandbox.container import Container
 from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
 from service.sandbox.session import PooledSession
+from tests.support.until import until
 
 from .test_cases import run
 
@@ -65,8 +66,8 @@ async def test_h24_nothing_but_the_worker_is_left_in_the_container(
     )
     assert (await run(session, code)).status == "ok"
     assert (await run(session, "import threading\nprint(threading.active_count())")).stdout == "1\n"
-    # The supervisor, the namespace, and its checkpoint.
-    assert len(client.top(container_of(session))["Processes"]) == 3
+    # The supervisor, the namespace, and its checkpoint, which is made after the answer is sent.
+    await until(lambda: len(client.top(container_of(session))["Processes"]) == 3)
     await session.close()
 
 

@@ -25,21 +25,20 @@ from tests.support.until import until
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 SOAK_CALLS = int(os.environ.get("IHGRPO_SOAK_CALLS", "300"))
 LIMITS = SessionLimits(run_limit_s=20.0)
+INSTANCE = f"runner-test-{os.getpid()}"
 SLEEP = "import time\nprint('asleep', flush=True)\ntime.sleep(15)\n"
 
 
 @dataclass
 class Containers:
-    """The sandbox containers of one owner."""
+    """The sandbox containers that carry one label."""
 
     client: docker.APIClient
-    pid: int
+    label: str
 
     def ids(self, **filters: object) -> set[str]:
-        labels = [f"ih-grpo.pid={self.pid}"]
-        return {
-            found["Id"] for found in self.client.containers(all=True, filters={"label": labels, **filters})
-        }
+        found = self.client.containers(all=True, filters={"label": [self.label], **filters})
+        return {container["Id"] for container in found}
 
     def kill(self) -> None:
         for container in self.ids():
@@ -51,7 +50,8 @@ class Containers:
 def containers() -> Iterator[Containers]:
     client = docker.APIClient(base_url=DockerSandboxSettings().docker_host, version="auto")
     with contextlib.closing(client):
-        yield Containers(client, os.getpid())
+        # Other pools of this test process live beside this one: a name of its own tells them apart.
+        yield Containers(client, f"ih-grpo.instance={INSTANCE}")
 
 
 @pytest.fixture
@@ -62,13 +62,17 @@ async def runner(tmp_path: Path, containers: Containers) -> AsyncGenerator[Serve
             pool_size=1,
             max_containers=6,
             queue_timeout_s=300,
-            instance=f"test-{os.getpid()}",
+            instance=INSTANCE,
             start_timeout_s=300,
         )
     )
     async with served(sandbox, f"unix:{tmp_path}/r.sock", max_sessions=4, queue_timeout_s=300) as runner:
         yield runner
     assert containers.ids() == set()
+
+
+def owned_by(child: asyncio.subprocess.Process, containers: Containers) -> Containers:
+    return Containers(containers.client, f"ih-grpo.pid={child.pid}")
 
 
 @contextlib.asynccontextmanager
@@ -161,11 +165,11 @@ async def test_a_killed_runner_costs_one_error_and_its_orphans_go(
     async with command(tmp_path) as second:
         await session.invoke("print(globals().get('x'))")  # nothing was run again
         assert (await session.flush()).stdout == "None\n"
-        assert Containers(containers.client, first.pid).ids() == set()
+        assert owned_by(first, containers).ids() == set()
         await client.stop()
         second.terminate()
         await second.wait()
-        assert Containers(containers.client, second.pid).ids() == set()
+        assert owned_by(second, containers).ids() == set()
 
 
 @pytest.mark.slow
@@ -206,7 +210,7 @@ async def test_a_soak_leaves_memory_descriptors_and_containers_flat(
     """``IHGRPO_SOAK_CALLS`` calls (default 300), a new session every ten."""
     async with command(tmp_path) as child:
         client = await connect(tmp_path, child)
-        mine = Containers(containers.client, child.pid)
+        mine = owned_by(child, containers)
         seen: list[dict[str, float]] = []
         for number in range(0, SOAK_CALLS, 10):
             session = client.session(LIMITS)
