@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from service.deferral.episode import Episode
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
-from service.driver import run_episode
+from service.driver import new_episode, run_episode
 from service.engines.base import Engine, Sampling
 from service.events import EpisodeEvent
 from service.plain import run_plain
@@ -67,14 +66,6 @@ class Backend:
         Raises:
             ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
         """
-        tokenizer = self.engine.tokenizer
-        marker_id = tokenizer.token_id(policy.marker)
-        if marker_id is None:
-            raise ValueError(f"the model's tokenizer has no token {policy.marker!r}, so it can't defer")
-        # An episode must not outgrow the model: the engine would refuse its next turn.
-        limit = min(policy.max_episode_tokens, self.engine.context_length)
-        episode = Episode(
-            prompt_ids, policy.model_copy(update={"max_episode_tokens": limit}), tokenizer, marker_id
-        )
+        episode = new_episode(prompt_ids, policy, self.engine)
         session = self.sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=eager))
         return run_episode(episode, self.engine, session, sampling, episode_id=episode_id)

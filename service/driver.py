@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from service.deferral.episode import Episode, Flush
+from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling
 from service.events import (
     EpisodeEvent,
@@ -22,6 +23,23 @@ from service.events import (
 )
 from service.invocations import Invocations
 from service.sandbox.base import ExecutionResult, Session
+
+
+def new_episode(
+    prompt_ids: Sequence[int], policy: DeferralPolicy, engine: Engine, *, immediate: bool = False
+) -> Episode:
+    """A fresh episode under ``policy`` on ``engine``; ``immediate`` as in `Episode`.
+
+    Raises:
+        ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
+    """
+    marker_id = engine.tokenizer.token_id(policy.marker)
+    if marker_id is None:
+        raise ValueError(f"the model's tokenizer has no token {policy.marker!r}, so it can't defer")
+    # An episode must not outgrow the model: the engine would refuse its next turn.
+    limit = min(policy.max_episode_tokens, engine.context_length)
+    policy = policy.model_copy(update={"max_episode_tokens": limit})
+    return Episode(prompt_ids, policy, engine.tokenizer, marker_id, immediate=immediate)
 
 
 async def run_episode(
@@ -46,8 +64,7 @@ async def run_episode(
     Raises:
         EngineError: the engine failed. A sandbox that fails is not raised: the model reads of it.
     """
-    marker = engine.tokenizer.token_id(episode.policy.marker)
-    stop_ids = engine.eos_token_ids | ({marker} if marker is not None else set())
+    stop_ids = engine.eos_token_ids | {episode.marker_id}
     invocations = Invocations(session)
     flushes = 0
     left = sampling.max_tokens

@@ -35,7 +35,12 @@ class ExecutedTool:
     wall_ms: float
     """How long the code ran."""
     waited_ms: float
-    """How long the model waited for it; the rest of ``wall_ms`` was hidden behind its writing."""
+    """How long the model waited for it."""
+
+    @property
+    def hidden_ms(self) -> float:
+        """The part of ``wall_ms`` that passed while the model wrote on."""
+        return max(self.wall_ms - self.waited_ms, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

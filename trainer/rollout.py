@@ -9,9 +9,9 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
-from service.deferral.episode import Episode, Outcome
+from service.deferral.episode import Outcome
 from service.deferral.policy import DeferralPolicy
-from service.driver import run_episode
+from service.driver import new_episode, run_episode
 from service.engines.base import Engine, Sampling
 from service.events import ExecutedTool, FlushFinished
 from service.sandbox.base import Sandbox, SessionLimits
@@ -79,7 +79,7 @@ class Sample:
     @property
     def hidden_seconds(self) -> float:
         """The part of ``tool_seconds`` that passed while the model wrote on."""
-        return sum(max(tool.wall_ms - tool.waited_ms, 0.0) for tool in self.tools) / 1000
+        return sum(tool.hidden_ms for tool in self.tools) / 1000
 
 
 def sample_seed(run_seed: int, *indices: int | str) -> int:
@@ -144,13 +144,8 @@ async def play_episode(
     episode_id: str,
 ) -> Sample:
     """Play one episode to its end. Raises as ``rollout`` does."""
-    # An episode must not outgrow the model: the engine would refuse its next turn.
-    limit = min(settings.policy.max_episode_tokens, engine.context_length)
-    policy = settings.policy.model_copy(update={"max_episode_tokens": limit})
-    marker_id = engine.tokenizer.token_id(policy.marker)
-    if marker_id is None:
-        raise ValueError(f"the model's tokenizer has no token {policy.marker!r}, so it can't defer")
-    episode = Episode(prompt_ids, policy, engine.tokenizer, marker_id, immediate=settings.immediate)
+    episode = new_episode(prompt_ids, settings.policy, engine, immediate=settings.immediate)
+    policy = episode.policy
     session = sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=settings.eager))
     sampling = replace(settings.sampling, seed=seed, max_tokens=policy.max_episode_tokens)
     began = time.monotonic()

@@ -22,7 +22,7 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "finished_at": tool.finished_at,
         "wall_ms": round(tool.wall_ms, 3),
         "waited_ms": round(tool.waited_ms, 3),
-        "hidden_ms": round(max(tool.wall_ms - tool.waited_ms, 0.0), 3),
+        "hidden_ms": round(tool.hidden_ms, 3),
     }
 
 

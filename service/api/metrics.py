@@ -63,7 +63,7 @@ class Metrics:
         self._executed.labels(tool.status).inc(len(tool.blocks))
         self._delayed.inc(tool.delayed)
         self._waited.inc(tool.waited_ms / 1000)
-        self._hidden.inc(max(tool.wall_ms - tool.waited_ms, 0.0) / 1000)
+        self._hidden.inc(tool.hidden_ms / 1000)
 
     def render(self) -> bytes:
         """The text format that Prometheus scrapes."""

@@ -97,7 +97,7 @@ class Episode:
         self.turn = 1
         self.outcome: Outcome | None = None
         self._tokenizer = tokenizer
-        self._marker_id = marker_id
+        self.marker_id = marker_id
         self._immediate = immediate
         self._begin_turn()
 
@@ -144,7 +144,7 @@ class Episode:
             invocations.append(invocation)
             self.turn_over |= self._immediate
         # The marker's token ends the turn even inside an open fence, whose code is then lost.
-        self.turn_over |= self._marker_id in ids
+        self.turn_over |= self.marker_id in ids
         return invocations
 
     def end_turn(self, *, hit_length: bool = False) -> Flush | None:
