@@ -25,10 +25,8 @@ from service.invocations import Invocations
 from service.sandbox.base import ExecutionResult, Session
 
 
-def new_episode(
-    prompt_ids: Sequence[int], policy: DeferralPolicy, engine: Engine, *, immediate: bool = False
-) -> Episode:
-    """A fresh episode under ``policy`` on ``engine``; ``immediate`` as in `Episode`.
+def new_episode(prompt_ids: Sequence[int], policy: DeferralPolicy, engine: Engine) -> Episode:
+    """A fresh episode under ``policy`` on ``engine``.
 
     Raises:
         ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
@@ -39,7 +37,7 @@ def new_episode(
     # An episode must not outgrow the model: the engine would refuse its next turn.
     limit = min(policy.max_episode_tokens, engine.context_length)
     policy = policy.model_copy(update={"max_episode_tokens": limit})
-    return Episode(prompt_ids, policy, engine.tokenizer, marker_id, immediate=immediate)
+    return Episode(prompt_ids, policy, engine.tokenizer, marker_id)
 
 
 async def run_episode(

@@ -88,7 +88,6 @@ class Collector:
             policy=policy,
             sampling=Sampling(temperature=config.temperature, top_p=config.top_p),
             group_size=config.group_size,
-            immediate=config.immediate,
             eager=config.eager,
             max_concurrent=config.max_concurrent_episodes,
         )

@@ -52,7 +52,8 @@ class TrainConfig(MachineConfig):
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Problems with longer prompts are left out, and counted."""
     policy: dict[str, Any] = Field(default_factory=dict)
-    """Fields of ``deferral.json`` to change, such as ``max_turns``; the others are the checkpoint's."""
+    """Fields of ``deferral.json`` to change, such as ``max_turns``; the others are the checkpoint's, save the
+    ``mode``, which is the method's."""
 
     # Which groups are trained on
     min_group_std: float = Field(default=1e-3, ge=0)
@@ -106,6 +107,8 @@ class TrainConfig(MachineConfig):
     @field_validator("policy")
     @classmethod
     def _policy_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "mode" in value:
+            raise ValueError("mode is decided by method: set that")
         try:
             DeferralPolicy.model_validate(value)
         except ValidationError as error:
@@ -159,16 +162,14 @@ class TrainConfig(MachineConfig):
         return round(self.prompts_per_step * self.oversample)
 
     @property
-    def immediate(self) -> bool:
-        return self.method == "grpo-immediate"
-
-    @property
     def effective_hierarchy_weight(self) -> float:
         return self.hierarchy_weight if self.method == "ih-grpo" else 0.0
 
     def resolve_policy(self, model_dir: Path) -> DeferralPolicy:
-        """The policy of the checkpoint in ``model_dir`` with this recipe's changes."""
-        return DeferralPolicy.model_validate({**DeferralPolicy.load(model_dir).model_dump(), **self.policy})
+        """The policy of the checkpoint in ``model_dir`` with this recipe's changes and its method's mode."""
+        mode = "immediate" if self.method == "grpo-immediate" else "deferred"
+        own = DeferralPolicy.load(model_dir).model_dump()
+        return DeferralPolicy.model_validate({**own, **self.policy, "mode": mode})
 
 
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -113,7 +113,7 @@ def _plan(
             "episode",
             f"up to {policy.max_turns} turns, {policy.max_episode_tokens} tokens, "
             f"{policy.run_limit_s:g} s a flush; code runs at "
-            f"{'every block' if config.immediate else 'the marker'}",
+            f"{'every block' if policy.mode == 'immediate' else 'the marker'}",
         ),
         (
             "steps",

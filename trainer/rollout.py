@@ -26,8 +26,6 @@ class RolloutSettings:
     sampling: Sampling
     """Its seed is not used: each sample has its own."""
     group_size: int = 8
-    immediate: bool = False
-    """Run every block as soon as it is closed, marker or not (the baseline ``grpo-immediate``)."""
     eager: bool = True
     max_concurrent: int = 64
 
@@ -144,7 +142,7 @@ async def play_episode(
     episode_id: str,
 ) -> Sample:
     """Play one episode to its end. Raises as ``rollout`` does."""
-    episode = new_episode(prompt_ids, settings.policy, engine, immediate=settings.immediate)
+    episode = new_episode(prompt_ids, settings.policy, engine)
     policy = episode.policy
     session = sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=settings.eager))
     sampling = replace(settings.sampling, seed=seed, max_tokens=policy.max_episode_tokens)

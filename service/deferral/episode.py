@@ -77,10 +77,9 @@ class Episode:
 
     Args:
         prompt_ids: the rendered prompt.
-        policy: the limits and the marker.
+        policy: the limits, the marker, and when code runs.
         tokenizer: encodes observations.
         marker_id: the marker's token id.
-        immediate: flush at every closed block, marker or not (the baseline ``grpo-immediate``).
     """
 
     def __init__(
@@ -89,8 +88,6 @@ class Episode:
         policy: DeferralPolicy,
         tokenizer: ObservationTokenizer,
         marker_id: int,
-        *,
-        immediate: bool = False,
     ) -> None:
         self.policy = policy
         self.transcript = Transcript(prompt_ids)
@@ -98,7 +95,6 @@ class Episode:
         self.outcome: Outcome | None = None
         self._tokenizer = tokenizer
         self.marker_id = marker_id
-        self._immediate = immediate
         self._begin_turn()
 
     def _begin_turn(self) -> None:
@@ -142,7 +138,7 @@ class Episode:
             self._spans.append(event)
             self._pending.append(invocation)
             invocations.append(invocation)
-            self.turn_over |= self._immediate
+            self.turn_over |= self.policy.mode == "immediate"
         # The marker's token ends the turn even inside an open fence, whose code is then lost.
         self.turn_over |= self.marker_id in ids
         return invocations

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from service.deferral.prompt import DEFAULT_PROMPT, PROMPTS
 
@@ -17,7 +17,10 @@ class DeferralPolicy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
+    """A file of version 1, which knew no ``mode``, is read too."""
+    mode: Literal["deferred", "immediate"] = "deferred"
+    """When code runs: at the execute marker, or at every closed block, marker or not (a baseline)."""
     marker: str = "<tool_call>"
     """The execute marker, a single token of the vocabulary, found by name."""
     prompt: str = DEFAULT_PROMPT
@@ -30,6 +33,15 @@ class DeferralPolicy(BaseModel):
     """Prompt, sampled and observation tokens together."""
     run_limit_s: float = Field(default=3.0, gt=0)
     """Wall-clock seconds a flush may run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_version_1(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("schema_version") != 1:
+            return data
+        if "mode" in data:
+            raise ValueError("mode came with schema_version 2, the file says 1")
+        return {**data, "schema_version": 2}
 
     @field_validator("prompt")
     @classmethod

@@ -18,8 +18,8 @@ PROMPT = [ord(char) for char in "2+2?"]
 BLOCK = "```python\nx = 1\n```"
 
 
-def make(immediate: bool = False, **policy: Any) -> Episode:
-    return Episode(PROMPT, DeferralPolicy(**policy), TOKENIZER, MARKER, immediate=immediate)
+def make(**policy: Any) -> Episode:
+    return Episode(PROMPT, DeferralPolicy(**policy), TOKENIZER, MARKER)
 
 
 def write(episode: Episode, text: str, *, hit_length: bool = False) -> Flush | None:
@@ -151,7 +151,7 @@ def test_no_room_for_the_prompt() -> None:
 
 
 def test_immediate_mode_flushes_at_every_block() -> None:
-    episode = make(immediate=True)
+    episode = make(mode="immediate")
     flush = write(episode, f"a\n{BLOCK}\nnever read")
     assert flush is not None
     assert flush.delayed == 0

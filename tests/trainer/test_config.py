@@ -33,12 +33,12 @@ def test_the_defaults_are_the_papers(recipe: Path) -> None:
     assert config.resolve_policy(Path("m")) == DeferralPolicy()
 
 
-@pytest.mark.parametrize(("method", "weight", "immediate"), [
-    ("ih-grpo", 0.001, False), ("grpo-delayed", 0.0, False), ("grpo-immediate", 0.0, True),
+@pytest.mark.parametrize(("method", "weight", "mode"), [
+    ("ih-grpo", 0.001, "deferred"), ("grpo-delayed", 0.0, "deferred"), ("grpo-immediate", 0.0, "immediate"),
 ])  # fmt: skip
-def test_the_method_is_one_line(recipe: Path, method: str, weight: float, immediate: bool) -> None:
+def test_the_method_is_one_line(recipe: Path, method: str, weight: float, mode: str) -> None:
     config = load_config(recipe, [f"method={method}"])
-    assert (config.effective_hierarchy_weight, config.immediate) == (weight, immediate)
+    assert (config.effective_hierarchy_weight, config.resolve_policy(Path("m")).mode) == (weight, mode)
 
 
 def test_set_takes_toml_values_bare_words_and_inner_fields(recipe: Path) -> None:
@@ -63,6 +63,7 @@ def test_the_policy_starts_from_the_checkpoints(recipe: Path, tmp_path: Path) ->
     ("method=ppo", "method: .* got 'ppo'"),
     ("policy.max_turns=0", "policy: max_turns: .* got 0"),
     ("policy.turns=1", "policy: turns: Extra"),
+    ("policy.mode=immediate", "policy: mode is decided by method"),
     ("min_valid_samples=9", "min_valid_samples is 9, more than group_size 8"),
     ("mini_batch_samples=48", "mini_batch_samples is 48: it must divide the 128"),
     ("micro_batch_samples=3", "micro_batch_samples is 3: it must divide the 128"),

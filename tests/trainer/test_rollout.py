@@ -144,7 +144,8 @@ async def test_immediate_runs_at_every_block() -> None:
         return ANSWER if "Code execution result" in context else "```python\nprint(6 * 7)\n``` and on"
 
     sandbox = ScriptedSandbox(lambda blocks: printed("42"))
-    [sample, _] = await play(ReplyEngine(reply), sandbox, prompts("?"), settings(immediate=True))
+    how = settings(policy=DeferralPolicy(mode="immediate"))
+    [sample, _] = await play(ReplyEngine(reply), sandbox, prompts("?"), how)
     assert (sample.executed, sample.delayed, sample.answer) == (1, 0, "42")
     assert "and on" not in sample.text
 

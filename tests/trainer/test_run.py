@@ -64,7 +64,8 @@ def test_the_reward_goes_up(tmp_path: Path, toy_checkpoint: Path, method: str) -
     assert last > first + 0.15
     assert last > 0.75
     assert "step 1/12  reward" in text
-    assert DeferralPolicy.load(checkpoint) == POLICY
+    mode = "immediate" if method == "grpo-immediate" else "deferred"
+    assert DeferralPolicy.load(checkpoint) == POLICY.model_copy(update={"mode": mode})
     assert json.loads((checkpoint / "config.json").read_text())["use_cache"] is True
     assert not (settings.run_dir / "README.md").exists()
 
