@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 
@@ -24,6 +24,29 @@ class Sampling:
     max_tokens: int = 8000
     top_logprobs: int = 0
     """How many alternatives to report beside each sampled token."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token that this call has sampled already."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of a token once for each time that this call has sampled it."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits and multiplies the negative ones of tokens in the prompt or sampled."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these token ids."""
+    json_schema: str | None = None
+    """JSON schema, as text, that the sampled text must match. ``{"type": "object"}``: any JSON object."""
+    adapter: str | None = None
+    """One of the engine's ``adapters``; None is the model itself."""
+
+
+OPTIONAL_SAMPLING: Final = (
+    "top_logprobs",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "json_schema",
+)
+"""Fields of ``Sampling`` that an engine may lack; ``Engine.capabilities`` holds those that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +63,7 @@ class TokenChunk:
 
     ``text`` is what these ids add to the decoded text. A token that ends in the middle of a UTF-8 character
     adds nothing until the character is whole, so the text of a chunk may belong to earlier ids.
-    ``logprobs`` are taken after the temperature and before top-p, top-k and min-p.
+    ``logprobs`` are taken after the temperature and before top-p, top-k and min-p; after penalties and bias.
     A stop token is delivered too: its id, its text (special tokens included) and its logprob.
     """
 
@@ -48,6 +71,8 @@ class TokenChunk:
     text: str
     logprobs: tuple[float, ...]
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
+    cached_tokens: int | None = None
+    """On the first chunk of a call: prompt tokens that were not prefilled again; None where not known."""
     finish_reason: FinishReason | None = None
     """Set on the last chunk: ``stop`` when the last id is a stop token, ``length`` at ``max_tokens`` or at
     the model's context length."""
@@ -110,6 +135,16 @@ class Engine(Protocol):
         """Started, and able to serve."""
         ...
 
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Those of `OPTIONAL_SAMPLING` that it honours."""
+        ...
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that it can sample with."""
+        ...
+
     def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
     ) -> AsyncGenerator[TokenChunk, None]:
@@ -127,3 +162,10 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+
+
+def unsupported(engine: Engine, sampling: Sampling) -> list[str]:
+    """Names of the fields that ``sampling`` asks for and ``engine`` can't honour."""
+    neutral = Sampling()
+    asked = [name for name in OPTIONAL_SAMPLING if getattr(sampling, name) != getattr(neutral, name)]
+    return [name for name in asked if name not in engine.capabilities]

@@ -48,7 +48,7 @@ class Request:
         if reason is not None:
             text += self.detokenizer.finish()
         top = (draw.top_logprobs,) if self.sampling.top_logprobs else ()
-        return TokenChunk((draw.token_id,), text, (draw.logprob,), top, reason)
+        return TokenChunk((draw.token_id,), text, (draw.logprob,), top, finish_reason=reason)
 
     def _finish_reason(self, token_id: int) -> FinishReason | None:
         if token_id in self.stop_token_ids:

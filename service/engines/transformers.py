@@ -65,6 +65,14 @@ class TransformersEngine:
         return self._eos_token_ids
 
     @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"top_logprobs"})
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def healthy(self) -> bool:
         """Started, not stopped, not given up after failures."""
         return self._worker is not None and self._worker.end is None

@@ -18,6 +18,8 @@ class ScriptedEngine:
     model_name = "scripted"
     context_length = 10_000
     healthy = True
+    capabilities = frozenset({"top_logprobs"})
+    adapters = ()
 
     def __init__(self, *turns: str, delay_s: float = 0.0) -> None:
         self.tokenizer = CharTokenizer()
