@@ -110,6 +110,7 @@ def _sampling(default: Sampling, request: ChatRequest, room: int) -> Sampling:
         min_p=_given(request.min_p, default.min_p),
         seed=request.seed,
         max_tokens=min(_given(request.token_limit, room), room),
+        logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
     )
 

@@ -22,6 +22,8 @@ class Sampling:
     seed: int | None = None
     """The same seed, prompt and weights give the same tokens, whatever else shares the batch."""
     max_tokens: int = 8000
+    logprobs: bool = True
+    """False: nobody reads them, so an engine may save the work; they are NaN then."""
     top_logprobs: int = 0
     """How many alternatives to report beside each sampled token."""
     presence_penalty: float = 0.0
@@ -140,6 +142,10 @@ class Engine(Protocol):
         """Those of `OPTIONAL_SAMPLING` that it honours."""
         ...
 
+    def knows_logprobs(self, sampling: Sampling) -> bool:
+        """Whether it can tell the logprobs that `TokenChunk` promises for such a call."""
+        ...
+
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the LoRA adapters that it can sample with."""
@@ -168,4 +174,7 @@ def unsupported(engine: Engine, sampling: Sampling) -> list[str]:
     """Names of the fields that ``sampling`` asks for and ``engine`` can't honour."""
     neutral = Sampling()
     asked = [name for name in OPTIONAL_SAMPLING if getattr(sampling, name) != getattr(neutral, name)]
-    return [name for name in asked if name not in engine.capabilities]
+    missing = [name for name in asked if name not in engine.capabilities]
+    if sampling.logprobs and not engine.knows_logprobs(sampling):
+        missing.append("logprobs")
+    return missing

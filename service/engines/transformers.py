@@ -68,6 +68,10 @@ class TransformersEngine:
     def capabilities(self) -> frozenset[str]:
         return frozenset({"top_logprobs"})
 
+    def knows_logprobs(self, _sampling: Sampling) -> bool:
+        """Always: they are computed here."""
+        return True
+
     @property
     def adapters(self) -> tuple[str, ...]:
         return ()

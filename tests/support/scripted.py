@@ -29,6 +29,9 @@ class ScriptedEngine:
         self._turns = list(turns)
         self._delay_s = delay_s
 
+    def knows_logprobs(self, sampling: Sampling) -> bool:
+        return True
+
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
     ) -> AsyncGenerator[TokenChunk, None]:
