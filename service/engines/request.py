@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 
 from service.engines.base import FinishReason, Sampling, TokenChunk
 from service.engines.detokenizer import Detokenizer
+from service.engines.penalties import History, has_penalties
 from service.engines.sampling import Draw
 from service.engines.slots import Slot
 
@@ -26,11 +28,17 @@ class Request:
     cancelled: bool = False
     """Set from the event loop, read by the worker before each step."""
     slot: Slot | None = None
+    cached_tokens: int = 0
+    """Of the prompt, taken from the prefix cache."""
+    history: History | None = field(init=False)
+    """Kept only for penalties."""
     _prompt_length: int = field(init=False)
     _random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
         self._prompt_length = len(self.tokens)
+        penalised = has_penalties(self.sampling)
+        self.history = History(frozenset(self.tokens), Counter()) if penalised else None
         # The prompt's length goes into the seed: the turns of one episode, all with one seed, must not
         # draw the same numbers again. A string seed is hashed, so near seeds are unrelated.
         seed = self.sampling.seed
@@ -42,13 +50,17 @@ class Request:
 
     def accept(self, draw: Draw) -> TokenChunk:
         """Append a sampled token and say what it adds."""
+        first = len(self.tokens) == self._prompt_length
         self.tokens.append(draw.token_id)
+        if self.history is not None:
+            self.history.sampled[draw.token_id] += 1
         reason = self._finish_reason(draw.token_id)
         text = self.detokenizer.add(draw.token_id)
         if reason is not None:
             text += self.detokenizer.finish()
         top = (draw.top_logprobs,) if self.sampling.top_logprobs else ()
-        return TokenChunk((draw.token_id,), text, (draw.logprob,), top, finish_reason=reason)
+        cached = self.cached_tokens if first else None
+        return TokenChunk((draw.token_id,), text, (draw.logprob,), top, cached, reason)
 
     def _finish_reason(self, token_id: int) -> FinishReason | None:
         if token_id in self.stop_token_ids:

@@ -7,10 +7,9 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, GenerationConfig
-
-from service.engines.base import ContextLengthExceededError, EngineError, EngineStats, Sampling, TokenChunk
-from service.engines.detokenizer import DetokenizerFactory
+from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
+from service.engines.checks import check
+from service.engines.model_files import ModelFiles
 from service.engines.request import Request
 from service.engines.runner import ModelRunner
 from service.engines.scheduler import Scheduler
@@ -39,12 +38,7 @@ class TransformersEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self._tokenizer = HFTokenizer(settings.model)
-        self._detokenizer = DetokenizerFactory(self._tokenizer.backend)
-        self._config = AutoConfig.from_pretrained(settings.model)
-        limits = [self._config.get_text_config().max_position_embeddings, settings.max_context]
-        self._context_length: int = min(limit for limit in limits if limit is not None)
-        self._eos_token_ids = _eos_token_ids(settings.model, self._tokenizer)
+        self._files = ModelFiles(settings.model, settings.max_context)
         self._runner: ModelRunner | None = None
         self._worker: Worker | None = None
 
@@ -54,19 +48,19 @@ class TransformersEngine:
 
     @property
     def tokenizer(self) -> HFTokenizer:
-        return self._tokenizer
+        return self._files.tokenizer
 
     @property
     def context_length(self) -> int:
-        return self._context_length
+        return self._files.context_length
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        return self._eos_token_ids
+        return self._files.eos_token_ids
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset({"top_logprobs"})
+        return frozenset(OPTIONAL_SAMPLING) - {"json_schema"}
 
     def knows_logprobs(self, _sampling: Sampling) -> bool:
         """Always: they are computed here."""
@@ -85,8 +79,8 @@ class TransformersEngine:
         """Load the weights and start the worker thread. An engine starts once."""
         if self._worker is not None:
             raise EngineError("the engine was started before: make a new one")
-        settings = self._settings
-        runner = await asyncio.to_thread(ModelRunner, settings, self._config, self._context_length)
+        settings, files = self._settings, self._files
+        runner = await asyncio.to_thread(ModelRunner, settings, files.config, files.context_length)
         scheduler = Scheduler(max_slots=settings.max_slots, prefill_chunk=settings.prefill_chunk)
         self._runner = runner
         threads = settings.threads or (1 if runner.is_small else None)
@@ -106,13 +100,13 @@ class TransformersEngine:
     ) -> AsyncGenerator[TokenChunk, None]:
         """See ``Engine.generate``. Only ``stop_token_ids`` stop: pass ``eos_token_ids`` among them."""
         runner, worker = self._started()
-        self._check(prompt_ids, sampling, runner.vocab_size)
+        check(self, prompt_ids, sampling, runner.vocab_size)
         request = Request(
             tokens=list(prompt_ids),
             sampling=sampling,
             stop_token_ids=frozenset(stop_token_ids),
-            context_length=self._context_length,
-            detokenizer=self._detokenizer(),
+            context_length=self._files.context_length,
+            detokenizer=self._files.detokenizer(),
             loop=asyncio.get_running_loop(),
         )
         worker.submit(request)
@@ -145,36 +139,3 @@ class TransformersEngine:
         if self._runner is None or self._worker is None:
             raise EngineError("the engine is not started: await start() first")
         return self._runner, self._worker
-
-    def _check(self, prompt_ids: Sequence[int], sampling: Sampling, vocab_size: int) -> None:
-        """Refuse what would fail inside a step, where it would hurt the other requests."""
-        if len(prompt_ids) >= self._context_length:
-            raise ContextLengthExceededError(
-                f"the prompt has {len(prompt_ids)} tokens and leaves no room in the context of "
-                f"{self._context_length}: shorten it"
-            )
-        if not prompt_ids:
-            raise EngineError("the prompt is empty: it needs at least one token")
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab_size:
-            raise EngineError(f"the prompt holds a token id outside of 0..{vocab_size - 1}")
-        for name, right, wanted in (
-            ("temperature", 0 <= sampling.temperature < float("inf"), "0 or more"),
-            ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", sampling.top_k >= 0, "0 (no limit) or more"),
-            ("min_p", 0 <= sampling.min_p <= 1, "between 0 and 1"),
-            ("max_tokens", sampling.max_tokens >= 1, "1 or more"),
-            ("top_logprobs", sampling.top_logprobs >= 0, "0 or more"),
-        ):
-            if not right:
-                raise EngineError(f"{name} is {getattr(sampling, name)}, must be {wanted}")
-
-
-def _eos_token_ids(model: str, tokenizer: HFTokenizer) -> frozenset[int]:
-    """The tokenizer's end token and those of the generation config, which may name several or be missing."""
-    ids = {tokenizer.eos_token_id}
-    try:
-        eos = GenerationConfig.from_pretrained(model).eos_token_id
-    except OSError:
-        eos = None
-    ids.update(eos if isinstance(eos, list) else [eos])
-    return frozenset(token_id for token_id in ids if token_id is not None)

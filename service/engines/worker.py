@@ -15,6 +15,7 @@ import structlog
 import torch
 
 from service.engines.base import EngineError, EngineStats, TokenChunk
+from service.engines.penalties import adjust
 from service.engines.request import Request
 from service.engines.runner import ModelRunner
 from service.engines.sampling import Draw, sample
@@ -149,6 +150,7 @@ class Worker:
                 self._runner.cache.copy_prefix(claim.source.index, claim.slot.index, claim.reused)
             self._prompt_tokens += len(request.tokens)
             self._cached_tokens += claim.reused
+            request.cached_tokens = claim.reused
         plan = self._scheduler.plan()
         if not plan:
             return
@@ -158,6 +160,7 @@ class Worker:
         if sampling:
             requests = [work.request for work in sampling]
             settings = [request.sampling for request in requests]
+            logits = adjust(logits, settings, [request.history for request in requests])
             self._accept(requests, sample(logits, settings, [request.uniform() for request in requests]))
 
     def _accept(self, requests: Sequence[Request], draws: Sequence[Draw]) -> None:

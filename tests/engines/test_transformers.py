@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -253,6 +254,11 @@ async def test_the_context_ends_a_stream(tiny_checkpoint: Path, reference: torch
         ([1], Sampling(min_p=1.5), "min_p is 1.5"),
         ([1], Sampling(max_tokens=0), "max_tokens is 0"),
         ([1], Sampling(top_logprobs=-1), "top_logprobs is -1"),
+        ([1], Sampling(repetition_penalty=0), "repetition_penalty is 0"),
+        ([1], Sampling(presence_penalty=float("inf")), "presence_penalty is inf"),
+        ([1], Sampling(logit_bias=((365, 1.0),)), "logit_bias: 365 is outside of 0..364"),
+        ([1], Sampling(json_schema="{}"), "can't honour json_schema"),
+        ([1], Sampling(adapter="poet"), "adapter 'poet' is not known"),
     ],
 )
 async def test_what_cannot_run_is_refused_by_name(
@@ -260,6 +266,25 @@ async def test_what_cannot_run_is_refused_by_name(
 ) -> None:
     with pytest.raises(EngineError, match=message):
         await collect(engine, ids, sampling)
+
+
+async def test_bias_and_penalties_act_on_what_was_sampled(engine: TransformersEngine) -> None:
+    """Frequency: a bias makes one token win, until its count has cost it more than the bias."""
+    sampling = Sampling(temperature=0, max_tokens=40, logit_bias=((7, 100.0),), frequency_penalty=10.0)
+    plain, penalised = await asyncio.gather(
+        collect(engine, prompt(20), replace(sampling, frequency_penalty=0.0)),
+        collect(engine, prompt(20), sampling),
+    )
+    assert sampled(plain) == [7] * 40
+    assert 5 <= sampled(penalised).count(7) < 20
+
+
+async def test_the_first_chunk_tells_what_came_from_the_cache(engine: TransformersEngine) -> None:
+    ids = prompt(60)
+    first = await collect(engine, ids)
+    again = await collect(engine, [*ids, *sampled(first), 5, 6, 7])
+    assert [chunk.cached_tokens for chunk in first] == [0] + [None] * 19
+    assert again[0].cached_tokens == 60 + 19  # all but the last sample, whose keys nobody needed
 
 
 async def test_a_failed_step_fails_all_requests_and_the_engine_goes_on(
