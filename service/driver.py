@@ -23,6 +23,7 @@ from service.events import (
 )
 from service.invocations import Invocations
 from service.sandbox.base import ExecutionResult, Session
+from service.stops import Stopped, reply_endings, until_stop
 
 
 def new_episode(prompt_ids: Sequence[int], policy: DeferralPolicy, engine: Engine) -> Episode:
@@ -47,6 +48,7 @@ async def run_episode(
     sampling: Sampling,
     *,
     episode_id: str,
+    stops: Sequence[str] = (),
     clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[EpisodeEvent, None]:
     """Drive ``episode`` to its outcome. Closing the generator cancels the engine and closes the session.
@@ -57,12 +59,14 @@ async def run_episode(
         session: the episode's own namespace; closed at the end, whatever happens.
         sampling: ``max_tokens`` bounds what is sampled in the whole episode. A seed gives each turn its own.
         episode_id: prefix of the flushes' ids.
+        stops: text of the model that ends the episode; what is pending then never runs.
         clock: Unix time.
 
     Raises:
         EngineError: the engine failed. A sandbox that fails is not raised: the model reads of it.
     """
     stop_ids = engine.eos_token_ids | {episode.marker_id}
+    endings = reply_endings(engine)
     invocations = Invocations(session)
     flushes = 0
     left = sampling.max_tokens
@@ -70,12 +74,16 @@ async def run_episode(
         while episode.outcome is None and (budget := min(episode.turn_budget(), left)) > 0:
             tool_id = f"{episode_id}_{flushes}"
             blocks: list[InvokedBlock] = []
-            hit_length = False
+            hit_length = stopped = False
             stream = engine.generate(
                 episode.context_ids, _for_turn(sampling, episode.turn, budget), stop_token_ids=stop_ids
             )
-            async with aclosing(stream):
-                async for chunk in stream:
+            async with aclosing(until_stop(stream, stops, endings)) as chunks:
+                async for chunk in chunks:
+                    if isinstance(chunk, Stopped):
+                        stopped = True
+                        yield chunk
+                        break
                     yield Sampled(chunk)
                     left -= len(chunk.ids)
                     for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):
@@ -86,7 +94,7 @@ async def run_episode(
                     hit_length = chunk.finish_reason == "length"
                     if episode.turn_over:
                         break
-            flush = episode.end_turn(hit_length=hit_length)
+            flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
             if flush is None:
                 break
             result: ExecutionResult | None = None
@@ -131,4 +139,5 @@ def _executed(
         flushed_at=flushed_at,
         wall_ms=result.wall_seconds * 1000,
         waited_ms=result.waited_seconds * 1000,
+        runs=result.runs,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk
 from service.sandbox.base import Status
+from service.stops import Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class ExecutedTool:
     """How long the code ran."""
     waited_ms: float
     """How long the model waited for it."""
+    runs: tuple[tuple[float, float], ...] = ()
+    """Start and end of each block that ran; one pair where all ran as one script."""
 
     @property
     def hidden_ms(self) -> float:
@@ -89,4 +92,4 @@ class Finished:
     outcome: Outcome
 
 
-EpisodeEvent = Sampled | Invoked | FlushStarted | FlushFinished | Observed | Finished
+EpisodeEvent = Sampled | Stopped | Invoked | FlushStarted | FlushFinished | Observed | Finished

@@ -28,6 +28,8 @@ class Outcome:
     signal: int | None = None
     started_at: float | None = None
     finished_at: float | None = None
+    runs: list[tuple[float, float]] = field(default_factory=list)
+    """Start and end of each block, in Unix seconds; of the whole where the blocks ran as one."""
 
 
 @dataclass
@@ -72,10 +74,12 @@ class Flush:
         if self.over:
             return
         first = self.outcome.started_at is None
+        began = time.time()
         if first:
-            self.outcome.started_at = time.time()
+            self.outcome.started_at = began
         fds = (self._stdout.writer, self._stderr.writer) if first else ()
         reply = await self._ask(b"R", json.dumps({"name": self.name, "code": block}).encode(), fds)
+        self.outcome.runs.append((began, self.outcome.finished_at or began))
         self._stdout.close_writer()
         self._stderr.close_writer()
         self.restless = reply == b"u"

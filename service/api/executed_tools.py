@@ -20,6 +20,7 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "flushed_at": tool.flushed_at,
         "started_at": tool.started_at,
         "finished_at": tool.finished_at,
+        "runs": [{"started_at": start, "finished_at": end} for start, end in tool.runs],
         "wall_ms": round(tool.wall_ms, 3),
         "waited_ms": round(tool.waited_ms, 3),
         "hidden_ms": round(tool.hidden_ms, 3),

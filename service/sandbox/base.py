@@ -33,6 +33,8 @@ class ExecutionResult:
     started_at: float | None = None
     """Unix time at which the first block began to run; None if nothing ran."""
     finished_at: float | None = None
+    runs: tuple[tuple[float, float], ...] = ()
+    """Start and end of each block that ran, in Unix seconds; one pair where all ran as one script."""
 
 
 @dataclass(frozen=True, slots=True)

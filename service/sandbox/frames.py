@@ -43,6 +43,7 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
+Time = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Frame(BaseModel):
@@ -74,11 +75,16 @@ class Result(_Frame):
     wall_seconds: float = Field(ge=0, allow_inf_nan=False)
     exit_code: int | None = Field(ge=0, le=255)
     signal: int | None = Field(ge=1, le=64)
-    started_at: float | None = Field(allow_inf_nan=False)
-    finished_at: float | None = Field(allow_inf_nan=False)
+    started_at: Time | None
+    finished_at: Time | None
+    runs: list[Annotated[list[Time], Field(min_length=2, max_length=2)]]
 
     def execution_result(self, waited_seconds: float) -> ExecutionResult:
-        return ExecutionResult(**self.model_dump(exclude={"op"}), waited_seconds=waited_seconds)
+        return ExecutionResult(
+            **self.model_dump(exclude={"op", "runs"}),
+            waited_seconds=waited_seconds,
+            runs=tuple((start, end) for start, end in self.runs),
+        )
 
 
 WorkerFrame = Annotated[Ready | Fatal | Result, Field(discriminator="op")]

@@ -47,6 +47,7 @@ async def test_a_deferred_episode() -> None:
     assert tool["blocks"][0]["invoked_at_token"] < tool["blocks"][1]["invoked_at_token"]
     assert (tool["status"], tool["output"], tool["delayed"]) == ("ok", "42", 1)
     assert (tool["started_at"], tool["finished_at"]) == (1.0, 1.2)
+    assert tool["runs"] == [{"started_at": 1.0, "finished_at": 1.2}]
     assert (tool["wall_ms"], tool["waited_ms"], tool["hidden_ms"]) == (200, 100, 100)
     usage = completion.usage
     assert usage.completion_tokens_details.observation_tokens == len("\nCode execution result: 42\n") + 2

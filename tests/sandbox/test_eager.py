@@ -149,6 +149,20 @@ async def test_a_block_runs_while_the_model_writes_on(pair: tuple[Session, Sessi
     assert result.started_at < time.time() - result.waited_seconds - 1
 
 
+async def test_each_block_tells_when_it_ran(pair: tuple[Session, Session]) -> None:
+    eager, plain = pair
+    blocks = ["import time\ntime.sleep(0.2)", "time.sleep(0.3)", "undefined", "print('never')"]
+    ahead, whole = await flushed(eager, blocks), await flushed(plain, blocks)
+    assert len(ahead.runs) == 3  # the last one never ran
+    slept = [end - start for start, end in ahead.runs]
+    assert slept[0] >= 0.2
+    assert slept[1] >= 0.3
+    times = [time for run in ahead.runs for time in run]
+    assert times == sorted(times)
+    [(start, end)] = whole.runs
+    assert end - start >= 0.5
+
+
 async def test_what_is_never_flushed_leaves_no_trace(pair: tuple[Session, Session]) -> None:
     """A session that is closed takes its container along; so look at a flush that fails after a block ran."""
     eager, _ = pair

@@ -29,6 +29,7 @@ RESULT: dict[str, Any] = {
     "signal": None,
     "started_at": 1.0,
     "finished_at": 2,
+    "runs": [[1.0, 1.25], [1.75, 2]],
 }
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -64,6 +65,7 @@ def test_a_result_comes_through() -> None:
         0.5,
         0.1,
     )
+    assert result.runs == ((1.0, 1.25), (1.75, 2.0))
 
 
 def test_lone_surrogates_in_code_survive() -> None:

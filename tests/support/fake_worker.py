@@ -23,6 +23,7 @@ def result(status: str = "ok", stdout: str = "") -> Result:
         signal=None,
         started_at=None,
         finished_at=None,
+        runs=[],
     )
 
 

@@ -106,5 +106,12 @@ class ScriptedSandbox:
 def printed(stdout: str) -> ExecutionResult:
     """The result of a script that printed ``stdout`` and ended well."""
     return ExecutionResult(
-        stdout, "", "ok", wall_seconds=0.2, waited_seconds=0.1, started_at=1.0, finished_at=1.2
+        stdout,
+        "",
+        "ok",
+        wall_seconds=0.2,
+        waited_seconds=0.1,
+        started_at=1.0,
+        finished_at=1.2,
+        runs=((1.0, 1.2),),
     )
