@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 import docker
+
+from service.processes import boot_id, pid_namespace, process_start
 
 from .container import Daemon, remove_container
 from .docker_settings import DockerSandboxSettings
@@ -15,22 +16,13 @@ _APP = "ih-grpo.app"
 _APP_VALUE = "sandbox"
 
 
-def process_start(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot: with the pid it names one process for good."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    return stat[stat.rindex(b")") + 2 :].split()[19].decode()
-
-
 def owner_labels(settings: DockerSandboxSettings) -> dict[str, str]:
     """Labels of every container that this process starts."""
     return {
         _APP: _APP_VALUE,
         "ih-grpo.instance": settings.instance,
-        "ih-grpo.boot": _boot_id(),
-        "ih-grpo.pid-namespace": _pid_namespace(),
+        "ih-grpo.boot": boot_id(),
+        "ih-grpo.pid-namespace": pid_namespace(),
         "ih-grpo.pid": str(os.getpid()),
         "ih-grpo.pid-start": process_start(os.getpid()) or "",
         "ih-grpo.deadline": str(int(time.time() + settings.max_lifetime_s)),
@@ -46,9 +38,9 @@ def owner_is_dead(labels: dict[str, str], settings: DockerSandboxSettings) -> bo
     deadline = labels.get("ih-grpo.deadline", "")
     if deadline.isdigit() and int(deadline) < time.time():
         return True
-    if labels.get("ih-grpo.boot") != _boot_id():
+    if labels.get("ih-grpo.boot") != boot_id():
         return labels.get("ih-grpo.instance") == settings.instance
-    if labels.get("ih-grpo.pid-namespace") != _pid_namespace():
+    if labels.get("ih-grpo.pid-namespace") != pid_namespace():
         return False
     pid = labels.get("ih-grpo.pid", "")
     return pid.isdigit() and process_start(int(pid)) != labels.get("ih-grpo.pid-start")
@@ -70,11 +62,3 @@ async def remove_orphans(daemon: Daemon, settings: DockerSandboxSettings) -> int
         return removed
 
     return await daemon.call(sweep)
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _pid_namespace() -> str:
-    return os.readlink("/proc/self/ns/pid")  # noqa: PTH115  not a path but "pid:[number]"

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from service.processes import process_start
 from service.sandbox.docker_settings import DockerSandboxSettings
-from service.sandbox.orphans import owner_is_dead, owner_labels, process_start
+from service.sandbox.orphans import owner_is_dead, owner_labels
 
 SETTINGS = DockerSandboxSettings(instance="mine", docker_host="unix:///nowhere")
 
@@ -51,8 +52,3 @@ def test_whatever_outlived_its_lifetime_is_dead() -> None:
 @pytest.mark.parametrize("garbage", [{}, {"ih-grpo.deadline": "soon", "ih-grpo.pid": "x"}])
 def test_labels_that_say_nothing_prove_nothing(garbage: dict[str, str]) -> None:
     assert not owner_is_dead(garbage, SETTINGS)
-
-
-def test_start_time_of_a_process() -> None:
-    assert process_start(os.getpid()) == process_start(os.getpid())
-    assert process_start(2**22 + 1) is None
