@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from service.api import chat, errors, models, ops
+from service.api import chat, errors, models, ops, reload
 from service.api.admission import Admission
 from service.api.auth import ApiKeys
 from service.api.metrics import Metrics
@@ -109,7 +109,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
 
     app = FastAPI(title="IH-GRPO", version=version("ih-grpo"), lifespan=lifespan)
     errors.install(app)
-    for module in (chat, models, ops):
+    for module in (chat, models, ops, reload):
         app.include_router(module.router)
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

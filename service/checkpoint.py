@@ -10,8 +10,14 @@ from typing import Any, Final
 
 from service.engines.base import Sampling
 
+MANIFEST: Final = "manifest.json"
+"""Written last into a checkpoint of a training run: the size of each of its files."""
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+
+
+class CheckpointError(Exception):
+    """A checkpoint can't be used; the message names it and the remedy."""
 
 
 def quickstart() -> Path:
@@ -51,3 +57,21 @@ def default_sampling(model_dir: Path) -> Sampling:
     known = {name: config[name] for name in names if config.get(name) is not None}
     sampling = replace(Sampling(), **known)
     return replace(sampling, temperature=0.0) if config.get("do_sample") is False else sampling
+
+
+def verify(checkpoint: Path) -> None:
+    """Check that every file of the manifest is there in its full size: a copy that broke off is not used.
+
+    Raises:
+        CheckpointError: the manifest or a file is missing, or a size differs.
+    """
+    try:
+        sizes: dict[str, int] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CheckpointError(
+            f"{checkpoint} has no readable {MANIFEST}: it is not whole, remove it"
+        ) from None
+    for name, size in sizes.items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise CheckpointError(f"{checkpoint}: {name} is missing or cut short: remove the checkpoint")

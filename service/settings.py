@@ -80,6 +80,10 @@ class Settings(BaseSettings):
     allow_anonymous: bool = False
     """Serve without keys beyond loopback: whoever reaches the port can use the model and run code."""
 
+    reload_root: Path | None = None
+    """Directory below which ``POST /admin/reload`` may take checkpoints from; off where unset. Asks for
+    an API key."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged. Prompts and replies are never logged."""
     log_format: Literal["console", "json"] = "console"
@@ -104,6 +108,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"host {self.host!r} is reachable from outside and there is no API key: set api_keys or "
                 f"api_keys_file, or allow_anonymous if that is what you want"
+            )
+        if self.reload_root is not None and not keys:
+            raise ValueError(
+                "reload_root lets clients change the weights, and there is no API key: set api_keys or "
+                "api_keys_file"
             )
         return self
 

@@ -11,13 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-MANIFEST: Final = "manifest.json"
+from service.checkpoint import MANIFEST, CheckpointError, verify
+
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
 _STAGING: Final = ".staging-"
-
-
-class CheckpointError(Exception):
-    """A checkpoint can't be used; the message names it and the remedy."""
 
 
 def staging_path(final: Path) -> Path:
@@ -52,24 +49,6 @@ def staged(final: Path) -> Iterator[Path]:
     except BaseException:
         _remove(staging)
         raise
-
-
-def verify(checkpoint: Path) -> None:
-    """Check that every file is there in its full size: a copy that broke off is not used.
-
-    Raises:
-        CheckpointError: the manifest or a file is missing, or a size differs.
-    """
-    try:
-        sizes: dict[str, int] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise CheckpointError(
-            f"{checkpoint} has no readable {MANIFEST}: it is not whole, remove it"
-        ) from None
-    for name, size in sizes.items():
-        path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise CheckpointError(f"{checkpoint}: {name} is missing or cut short: remove the checkpoint")
 
 
 def latest(directory: Path) -> Path | None:

@@ -40,9 +40,9 @@ def _root(
         return
     if recipe is None:
         _fail("--recipe is missing: give a TOML file, such as recipes/quickstart.toml")
+    from service.checkpoint import CheckpointError
     from service.engines.base import EngineError
     from service.sandbox.base import SandboxError
-    from trainer.checkpoint import CheckpointError
     from trainer.config import load_config
     from trainer.data import DataError
 

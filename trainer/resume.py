@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.checkpoint import CheckpointError
+from service.checkpoint import CheckpointError
 from trainer.config import ConfigError, TrainConfig
 
 STATE_FILE: Final = "run_state.json"

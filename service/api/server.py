@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -23,6 +24,8 @@ class Server:
     metrics: Metrics
     started_at: int
     """Unix time."""
+    reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while new weights are read and taken."""
 
     @property
     def model_name(self) -> str:

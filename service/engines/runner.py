@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from service.engines.attention import NAME, Chunk, Singles, Step
 from service.engines.base import EngineError
 from service.engines.cache import KVCache
+from service.engines.reading import unmap
 from service.engines.scheduler import Work
 from service.engines.settings import EngineSettings
 
@@ -36,12 +37,13 @@ class ModelRunner:
             )
         self.device = _device(settings.device)
         dtype = "float32" if settings.dtype == "auto" and self.device.type == "cpu" else settings.dtype
-        self._source: dict[str, Any] = {"dtype": dtype, "attn_implementation": NAME}
-        model: Any = AutoModelForCausalLM.from_pretrained(settings.model, **self._source)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.model, dtype=dtype, attn_implementation=NAME
+        )
         self._model = model.to(self.device).eval().requires_grad_(False)
         if self.device.type == "cpu":
-            _unmap(self._model)
-        self._dtype: torch.dtype = self._model.dtype
+            unmap(self._model)
+        self.dtype: torch.dtype = self._model.dtype
         self.is_small = sum(weight.numel() for weight in self._model.parameters()) < SMALL_MODEL
         self.vocab_size: int = self._model.get_input_embeddings().num_embeddings
         heads = text_config.num_attention_heads
@@ -105,11 +107,6 @@ class ModelRunner:
             own[name].copy_(tensor)
         self.cache.clear()
 
-    def read_weights(self, model: str) -> Mapping[str, Tensor]:
-        """The weights of another checkpoint of the same architecture, on the CPU."""
-        state: Mapping[str, Tensor] = AutoModelForCausalLM.from_pretrained(model, **self._source).state_dict()
-        return state
-
     def _singles(self, works: Sequence[Work]) -> Singles | None:
         singles = [work for work in works if work.stop - work.start == 1]
         if not singles:
@@ -144,7 +141,7 @@ class ModelRunner:
     def _mask(self, stops: Tensor, length: int) -> Tensor:
         """Additive mask [N, length]: row n sees the positions before ``stops`` [N, 1]."""
         hidden = torch.arange(length, device=self.device) >= stops
-        return torch.zeros(hidden.shape, dtype=self._dtype, device=self.device).masked_fill_(
+        return torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(
             hidden, -torch.inf
         )
 
@@ -159,13 +156,3 @@ def _device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _unmap(model: torch.nn.Module) -> None:
-    """Copy the weights into memory of our own.
-
-    Loaded weights are a view of the checkpoint's file: a training run that writes the next checkpoint over it
-    would change the model in the middle of a sentence.
-    """
-    for weight in model.parameters():
-        weight.data = weight.data.clone()

@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
+
 from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
 from service.engines.checks import check
 from service.engines.model_files import ModelFiles
+from service.engines.reading import read_weights
 from service.engines.request import Request
 from service.engines.runner import ModelRunner
 from service.engines.scheduler import Scheduler
@@ -79,8 +81,10 @@ class TransformersEngine:
         """Load the weights and start the worker thread. An engine starts once."""
         if self._worker is not None:
             raise EngineError("the engine was started before: make a new one")
-        settings, files = self._settings, self._files
-        runner = await asyncio.to_thread(ModelRunner, settings, files.config, files.context_length)
+        settings = self._settings
+        runner = await asyncio.to_thread(
+            ModelRunner, settings, self._files.config, self._files.context_length
+        )
         scheduler = Scheduler(max_slots=settings.max_slots, prefill_chunk=settings.prefill_chunk)
         self._runner = runner
         threads = settings.threads or (1 if runner.is_small else None)
@@ -128,11 +132,14 @@ class TransformersEngine:
         running go on under the new weights, as if these had read all their tokens so far.
 
         Raises:
-            EngineError: names or shapes differ; the old weights stay.
+            EngineError: the checkpoint can't be read or is another model's, or names or shapes differ;
+                the old weights stay.
         """
         runner, worker = self._started()
         if not isinstance(source, Mapping):
-            source = await asyncio.to_thread(runner.read_weights, str(source))
+            source = await asyncio.to_thread(
+                read_weights, str(source), self._files.config, self._files.tokenizer, runner.dtype
+            )
         await asyncio.wrap_future(worker.swap_weights(source))
 
     def _started(self) -> tuple[ModelRunner, Worker]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint import CheckpointError, latest, prune, staged, verify, write_atomically
+from service.checkpoint import CheckpointError, verify
+from trainer.checkpoint import latest, prune, staged, write_atomically
 
 
 def write(directory: Path, step: int) -> Path:

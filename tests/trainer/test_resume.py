@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint import CheckpointError
+from service.checkpoint import CheckpointError
 from trainer.config import ConfigError, TrainConfig
 from trainer.resume import MAY_CHANGE, STATE_FILE, check_resumable, write_state
 

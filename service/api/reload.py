@@ -1,0 +1,117 @@
+"""``POST /admin/reload``: new weights into the running engine, for the operator or a trainer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import structlog
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from service.api.errors import ApiError
+from service.api.server import CurrentServer, Server
+from service.api.wire import Json
+from service.checkpoint import MANIFEST, CheckpointError, default_sampling, verify
+from service.deferral.policy import DeferralPolicy
+from service.engines.base import EngineError, Sampling
+
+router = APIRouter(prefix="/admin", tags=["Operations"])
+_log = structlog.get_logger(__name__)
+
+
+class ReloadRequest(BaseModel):
+    """What to load."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    """Directory of a whole checkpoint of the same architecture, below the setting ``reload_root``; relative
+    to it unless absolute."""
+
+
+@runtime_checkable
+class _Reloadable(Protocol):
+    async def load_weights(self, source: Path) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    path: Path
+    policy: DeferralPolicy
+    sampling: Sampling
+
+
+@router.post("/reload")
+async def reload(body: ReloadRequest, server: CurrentServer) -> Json:
+    """Serve another checkpoint of the same model. Weights change between two steps, all or none.
+
+    Episodes that are running go on under the new weights, with the limits that they began with. If anything
+    is wrong with the checkpoint, the old weights go on.
+    """
+    engine = server.backend.engine
+    if not isinstance(engine, _Reloadable):
+        raise ApiError(
+            501, "This engine can't change its weights by file: use its own weight-update routes, or restart."
+        )
+    if server.reloading.locked():
+        raise ApiError(409, "Another reload is under way.", code="reload_in_progress", retry_after_s=5)
+    began = time.monotonic()
+    async with server.reloading:
+        checkpoint = await asyncio.to_thread(_read, server, body.model)
+        try:
+            await engine.load_weights(checkpoint.path)
+        except EngineError as error:
+            raise _refused(str(error)) from error
+        server.backend = replace(server.backend, policy=checkpoint.policy, sampling=checkpoint.sampling)
+    seconds = round(time.monotonic() - began, 3)
+    _log.info("weights_reloaded", checkpoint=str(checkpoint.path), seconds=seconds)
+    return {
+        "object": "reload",
+        "model": server.model_name,
+        "checkpoint": str(checkpoint.path),
+        "deferral": checkpoint.policy.model_dump(),
+        "seconds": seconds,
+    }
+
+
+def _read(server: Server, model: str) -> _Checkpoint:
+    """All that is read of a checkpoint but its weights.
+
+    Raises:
+        ApiError: it may not be loaded, or can't be.
+    """
+    root = server.settings.reload_root
+    if root is None:
+        raise ApiError(
+            403,
+            "Reloading is off: the operator sets reload_root to a directory of checkpoints.",
+            code="reload_disabled",
+        )
+    path = (root / model).resolve() if "\0" not in model else root
+    # Whether it exists is told of what lies below the root only.
+    if not path.is_relative_to(root.resolve()):
+        raise ApiError(403, "'model' is not below reload_root.", param="model", code="checkpoint_not_allowed")
+    if not (path / "config.json").is_file():
+        raise _refused("it has no config.json", status=404)
+    try:
+        if (path / MANIFEST).is_file():
+            verify(path)
+        policy, sampling = DeferralPolicy.load(path), default_sampling(path)
+    except ValidationError as error:
+        raise _refused(f"its deferral.json is not right: {error.errors()[0]['msg']}") from None
+    except (CheckpointError, OSError, ValueError) as error:
+        raise _refused(str(error)) from None
+    return _Checkpoint(path, policy, sampling)
+
+
+def _refused(why: str, *, status: int = 400) -> ApiError:
+    return ApiError(
+        status,
+        f"The checkpoint can't be loaded, the old weights stay: {why}.",
+        param="model",
+        code="invalid_checkpoint",
+    )
