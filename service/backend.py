@@ -26,11 +26,25 @@ class Backend:
     sampling: Sampling
     """What a request that says nothing is sampled with."""
 
-    def render(self, messages: Messages, *, deferral: bool, thinking: bool = False) -> list[int]:
+    def render(
+        self,
+        messages: Messages,
+        *,
+        deferral: bool,
+        thinking: bool = False,
+        tools: Sequence[dict[str, object]] = (),
+    ) -> list[int]:
         """Prompt ids of ``messages``; with ``deferral`` the last user turn carries the instruction.
 
+        Args:
+            messages: turns as the chat template takes them.
+            deferral: code that the model writes will run.
+            thinking: let the model think first.
+            tools: functions of the client, in OpenAI's form, that the model may call.
+
         Raises:
-            ValueError: there is no user turn to carry it.
+            ValueError: there is no user turn to carry the instruction.
+            EngineError: the template refused.
         """
         turns = list(messages)
         if deferral:
@@ -41,16 +55,21 @@ class Backend:
                 **turns[last],
                 "content": instruct(str(turns[last]["content"]), self.policy.prompt),
             }
-        return self.engine.tokenizer.render_chat(turns, template_kwargs={"enable_thinking": thinking})
+        options: dict[str, object] = {"enable_thinking": thinking}
+        if tools:
+            options["tools"] = list(tools)
+        return self.engine.tokenizer.render_chat(turns, template_kwargs=options)
 
     def room(self, prompt_ids: Sequence[int], *, deferral: bool) -> int:
         """Tokens that may follow the prompt."""
         limit = min(self.engine.context_length, self.policy.max_episode_tokens if deferral else 2**62)
         return limit - len(prompt_ids)
 
-    def plain(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[EpisodeEvent, None]:
+    def plain(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, stops: Sequence[str] = ()
+    ) -> AsyncGenerator[EpisodeEvent, None]:
         """Generation without deferral."""
-        return run_plain(prompt_ids, self.engine, sampling)
+        return run_plain(prompt_ids, self.engine, sampling, stops=stops)
 
     def episode(
         self,
@@ -60,6 +79,7 @@ class Backend:
         *,
         eager: bool,
         episode_id: str,
+        stops: Sequence[str] = (),
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """A deferred episode under ``policy``.
 
@@ -68,4 +88,4 @@ class Backend:
         """
         episode = new_episode(prompt_ids, policy, self.engine)
         session = self.sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=eager))
-        return run_episode(episode, self.engine, session, sampling, episode_id=episode_id)
+        return run_episode(episode, self.engine, session, sampling, episode_id=episode_id, stops=stops)

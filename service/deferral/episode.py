@@ -143,15 +143,18 @@ class Episode:
         self.turn_over |= self.marker_id in ids
         return invocations
 
-    def end_turn(self, *, hit_length: bool = False) -> Flush | None:
+    def end_turn(self, *, hit_length: bool = False, stopped: bool = False) -> Flush | None:
         """Close the turn: a flush to run, or None when the episode is over and `outcome` is set.
 
         Args:
             hit_length: the engine stopped at its token limit.
+            stopped: a stop string of the client was met, which ends the episode.
         """
         after_code = self._text[self._spans[-1].end :] if self._spans else self._text
         if last_boxed(after_code) is not None:
             self.outcome = Outcome.ANSWER
+        elif stopped:
+            self.outcome = Outcome.VOID
         elif self.turn_over and self.turn < self.policy.max_turns:
             return self._flush()
         elif self.turn_over:
