@@ -1,0 +1,100 @@
+"""Open the database of a URL: SQLite in a file or in memory, or Postgres."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+from service.store.tables import metadata
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+}
+_BUSY_TIMEOUT_MS = 10_000
+_SCHEMA_LOCK = 5_018_500  # any number of our own
+
+
+class StoreError(Exception):
+    """The store can't be opened; the message says why and what to do."""
+
+
+def default_url() -> str:
+    """SQLite in the user's state directory (``$XDG_STATE_HOME``)."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return f"sqlite:///{state / 'ih-grpo' / 'responses.db'}"
+
+
+def open_database(url: str) -> AsyncEngine:
+    """The engine for ``url``; nothing is read yet. A new SQLite file is readable to its owner alone.
+
+    Raises:
+        StoreError: the URL is none, its driver is not installed, or its directory can't be made.
+    """
+    parsed = _parse(url)
+    try:
+        if parsed.get_backend_name() != "sqlite":
+            return create_async_engine(parsed, pool_pre_ping=True)
+        if parsed.database in (None, "", ":memory:"):
+            # One connection, never closed: another one would see another database.
+            return _with_pragmas(
+                create_async_engine(parsed, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0)
+            )
+        _make_private(Path(str(parsed.database)))
+        return _with_pragmas(create_async_engine(parsed))
+    except ModuleNotFoundError as error:
+        raise StoreError(f"store_url needs {error.name}: pip install 'ih-grpo[postgres]'") from None
+    except OSError as error:
+        raise StoreError(f"store_url: {parsed.database} can't be made: {error}") from None
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        return parsed.set(drivername=_DRIVERS[parsed.get_backend_name()])
+    except (ArgumentError, KeyError):
+        raise StoreError("store_url must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME") from None
+
+
+def _make_private(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def _with_pragmas(engine: AsyncEngine) -> AsyncEngine:
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connected(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; room is given back
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        cursor.close()
+
+    return engine
+
+
+async def create_tables(engine: AsyncEngine) -> None:
+    """Make what is missing; several servers may do so at once."""
+    async with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})
+        await connection.run_sync(metadata.create_all)
+
+
+async def give_back_room(connection: AsyncConnection) -> None:
+    """Shrink an SQLite file to what is in it. Postgres sees to that itself."""
+    if connection.dialect.name == "sqlite":
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None  # noqa: S101  (it is connected)
+        # As a script: `execute` would take one step, which frees one page.
+        await driver.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")

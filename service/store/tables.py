@@ -1,0 +1,82 @@
+"""The two tables."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.types import TypeDecorator
+
+from service.api.wire import dumps
+
+metadata: Final = MetaData()
+
+
+class AsciiJson(TypeDecorator[Any]):
+    """JSON as ASCII text: a NUL or a lone surrogate in an output is escaped, so every database takes it."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002
+        return dumps(value).decode("ascii")
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else json.loads(value)
+
+
+class CompressedJson(TypeDecorator[Any]):
+    """JSON, compressed: a stream's events repeat themselves, to a tenth of their size."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> bytes:  # noqa: ARG002
+        return zlib.compress(dumps(value))
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else json.loads(zlib.decompress(value))
+
+
+responses: Final = Table(
+    "responses",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("created_at", Double, nullable=False, index=True),
+    Column("expires_at", Double, nullable=False, index=True),
+    Column("status", String(16), nullable=False, index=True),
+    Column("background", Boolean, nullable=False),
+    Column("previous_id", String(80)),
+    Column("body", AsciiJson, nullable=False),
+    Column("input", AsciiJson, nullable=False),
+    Column("text", AsciiJson, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    # Who runs it, and when that was last seen alive: so is told what a killed process left.
+    Column("runner", String(200)),
+    Column("seen_at", Double),
+)
+
+events: Final = Table(
+    "response_events",
+    metadata,
+    Column("response_id", ForeignKey("responses.id", ondelete="CASCADE"), primary_key=True),
+    Column("first", Integer, primary_key=True),
+    Column("last", Integer, nullable=False),
+    Column("events", CompressedJson, nullable=False),
+)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, func, select
+
+from service.store.database import StoreError
+from service.store.responses import MAX_TURNS, ResponseStore
+from service.store.tables import events, responses
+from tests.support.stored import Clock, stored
+
+
+@pytest.fixture
+async def store(store_url: str) -> AsyncGenerator[ResponseStore, None]:
+    store = ResponseStore(store_url, clock=Clock())
+    await store.start()
+    yield store
+    async with store.engine.begin() as connection:
+        await connection.execute(delete(responses))
+    await store.stop()
+
+
+def numbered(*numbers: int) -> list[dict[str, object]]:
+    return [{"type": "x", "sequence_number": number, "delta": "\ud800\0é"} for number in numbers]
+
+
+async def test_what_is_put_is_read_back_to_the_letter(store: ResponseStore) -> None:
+    odd = stored("resp_1", text="NUL \0, half a pair \ud800, 日本", body={"a": ["\0\udfff", None, 1.5]})
+    await store.put(odd)
+    assert await store.get("resp_1", "me") == odd
+
+
+async def test_only_its_owner_reads_or_deletes_a_response(store: ResponseStore) -> None:
+    await store.put(stored("resp_1"))
+    assert await store.get("resp_1", "you") is None
+    assert await store.conversation("resp_1", "you") == []
+    assert not await store.delete("resp_1", "you")
+    assert await store.delete("resp_1", "me")
+    assert await store.get("resp_1", "me") is None
+    assert not await store.delete("resp_1", "me")
+
+
+async def test_an_expired_response_is_not_read_even_before_it_is_removed(store: ResponseStore) -> None:
+    await store.put(stored("resp_1", expires_at=999_999.0))
+    assert await store.get("resp_1", "me") is None
+
+
+async def test_a_conversation_is_read_from_its_beginning(store: ResponseStore) -> None:
+    for number in range(4):
+        previous = f"resp_{number - 1}" if number else None
+        await store.put(stored(f"resp_{number}", previous_id=previous))
+    turns = await store.conversation("resp_3", "me")
+    assert [turn.id for turn in turns] == ["resp_0", "resp_1", "resp_2", "resp_3"]
+    await store.delete("resp_1", "me")
+    turns = await store.conversation("resp_3", "me")
+    assert [turn.id for turn in turns] == ["resp_2", "resp_3"]
+    assert turns[0].previous_id == "resp_1"
+
+
+async def test_a_conversation_does_not_lead_to_another_owners_response(store: ResponseStore) -> None:
+    await store.put(stored("resp_0", owner="you"))
+    await store.put(stored("resp_1", previous_id="resp_0"))
+    assert [turn.id for turn in await store.conversation("resp_1", "me")] == ["resp_1"]
+
+
+async def test_a_conversation_that_bites_its_tail_ends(store: ResponseStore) -> None:
+    await store.put(stored("resp_0", previous_id="resp_0"))
+    assert len(await store.conversation("resp_0", "me")) == MAX_TURNS
+
+
+async def test_a_response_ends_once(store: ResponseStore) -> None:
+    await store.put(stored("resp_1", status="queued", background=True))
+    assert await store.change("resp_1", status="in_progress", body={"n": 1})
+    assert await store.change("resp_1", status="cancelled", body={"n": 2}, text="half")
+    assert not await store.change("resp_1", status="completed", body={"n": 3})
+    ended = await store.get("resp_1", "me")
+    assert ended is not None
+    assert (ended.status, ended.body, ended.text, ended.is_running) == ("cancelled", {"n": 2}, "half", False)
+    assert not await store.change("resp_9", status="completed", body={})
+
+
+async def test_events_are_read_from_where_the_reader_was(store: ResponseStore) -> None:
+    await store.put(stored("resp_1", status="in_progress"))
+    await store.add_events("resp_1", numbered(0, 1, 2))
+    await store.add_events("resp_1", [])
+    await store.add_events("resp_1", numbered(3, 4))
+    assert await store.events_after("resp_1", -1) == numbered(0, 1, 2, 3, 4)
+    assert await store.events_after("resp_1", 1) == numbered(2, 3, 4)
+    assert await store.events_after("resp_1", 4) == []
+
+
+async def test_events_go_with_their_response(store: ResponseStore) -> None:
+    await store.put(stored("resp_1", status="in_progress"))
+    await store.add_events("resp_1", numbered(0))
+    await store.delete("resp_1", "me")
+    await store.add_events("resp_1", numbered(1))
+    async with store.engine.connect() as connection:
+        assert (await connection.execute(select(func.count()).select_from(events))).scalar() == 0
+
+
+async def test_a_file_outlives_the_server_and_is_nobody_elses(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "responses.db"
+    for _ in range(2):
+        store = ResponseStore(f"sqlite:///{path}", clock=Clock())
+        await store.start()
+        if await store.get("resp_1", "me") is None:
+            await store.put(stored("resp_1"))
+        await store.stop()
+    assert path.stat().st_mode & 0o077 == 0
+    assert path.parent.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://x", "postgresql://USER"),
+        ("nonsense", "sqlite:///PATH"),
+        ("sqlite:////proc/nope/x.db", "can't be made"),
+    ],
+)
+def test_a_url_that_is_none_is_told(url: str, said: str) -> None:
+    with pytest.raises(StoreError, match=said):
+        ResponseStore(url)
+
+
+async def test_a_database_that_is_away_is_told_without_its_password() -> None:
+    store = ResponseStore("postgresql://me:secret@127.0.0.1:1/x")
+    with pytest.raises(StoreError, match="can't be opened") as caught:
+        await store.start()
+    assert "secret" not in str(caught.value)
+    await store.stop()
+
+
+async def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "responses.db"
+    path.write_bytes(b"no database at all" * 100)
+    store = ResponseStore(f"sqlite:///{path}")
+    with pytest.raises(StoreError, match="not a database"):
+        await store.start()
+    await store.stop()

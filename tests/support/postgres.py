@@ -1,0 +1,51 @@
+"""A Postgres cluster of the tests' own, on the loopback, as a user that is not root."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def binaries() -> Path | None:
+    """Where ``initdb`` and ``pg_ctl`` are (Debian: ``apt-get install postgresql``); None if nowhere."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    on_path = shutil.which("initdb")
+    return found[-1].parent if found else Path(on_path).parent if on_path else None
+
+
+@contextmanager
+def cluster(directory: Path) -> Iterator[str]:
+    """The URL of a database of its own; the cluster is gone afterwards."""
+    bin_dir = binaries()
+    assert bin_dir is not None
+    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    directory.mkdir(mode=0o700)
+    if os.geteuid() == 0:  # it refuses to run as root
+        shutil.chown(directory, user)
+        for parent in directory.parents:
+            if str(parent).startswith(str(Path("/tmp"))) and parent != Path("/tmp"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+
+    def run(program: str, *arguments: str) -> None:
+        as_user = ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []
+        command = [*as_user, str(bin_dir / program), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data = str(directory / "data")
+    run("initdb", "-D", data, "-U", "tests", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+    run("pg_ctl", "-D", data, "-w", "-o", options, "-l", str(directory / "log"), "start")
+    try:
+        yield f"postgresql://tests@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
