@@ -53,6 +53,24 @@ exclusive() {
   fi
 }
 
+# pip_setting NAME: this machine's setting of pip, the environment variable before the file; empty where there is none.
+pip_setting() {
+  local variable=PIP_${1//-/_}
+  variable=${variable^^}
+  echo "${!variable:-$("$REPO/.venv/bin/python" -m pip config get "global.$1" 2>/dev/null || true)}"
+}
+
+# Of a list of indexes, those that mean something inside a container: addresses, not local folders.
+urls() { tr -s '[:space:]' '\n' | grep -E '^https?://' | paste -sd' ' || true; }
+
+# ca_bundle: the file with the certificates that this machine trusts, where one is named; for builds behind a proxy.
+ca_bundle() {
+  local bundle=${PIP_CERT:-${REQUESTS_CA_BUNDLE:-${SSL_CERT_FILE:-}}}
+  [ -z "$bundle" ] || [ -r "$bundle" ] || fail "the certificate file $bundle can't be read" \
+    "It is named by PIP_CERT, REQUESTS_CA_BUNDLE or SSL_CERT_FILE: mend or unset that variable."
+  echo "$bundle"
+}
+
 # apt_install PACKAGE...: Debian packages, as root; waits for a held lock, mends an interrupted dpkg.
 # (apt waits for the lock on packages by itself, for that on its lists it does not: hence the many tries.)
 apt_install() {
