@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         ("executed", pa.int32()),
         ("delayed", pa.int32()),
         ("tools", pa.string()),  # JSON: the flushes, as service.events.ExecutedTool
+        ("began_at", pa.float64()),  # Unix time, as the times of the flushes
         ("seconds", pa.float64()),
         ("seed", pa.int64()),
         ("prompt_ids", pa.list_(pa.int32())),
@@ -76,6 +77,7 @@ def _record(index: int, item: Judged) -> dict[str, object]:
         "executed": sample.executed,
         "delayed": sample.delayed,
         "tools": json.dumps([asdict(tool) for tool in sample.tools]),
+        "began_at": sample.began_at,
         "seconds": sample.seconds,
         "seed": sample.seed,
         "prompt_ids": sample.prompt_ids,

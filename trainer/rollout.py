@@ -48,6 +48,8 @@ class Sample:
     tools: tuple[ExecutedTool, ...]
     seconds: float
     seed: int
+    began_at: float | None = None
+    """Unix time at which the episode began, on the clock of its tools' times."""
 
     @property
     def is_valid(self) -> bool:
@@ -146,7 +148,7 @@ async def play_episode(
     policy = episode.policy
     session = sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=settings.eager))
     sampling = replace(settings.sampling, seed=seed, max_tokens=policy.max_episode_tokens)
-    began = time.monotonic()
+    began, began_at = time.monotonic(), time.time()
     events = run_episode(episode, engine, session, sampling, episode_id=episode_id)
     tools = [event.tool async for event in events if isinstance(event, FlushFinished)]
     transcript = episode.transcript
@@ -161,4 +163,5 @@ async def play_episode(
         tools=tuple(tools),
         seconds=time.monotonic() - began,
         seed=seed,
+        began_at=began_at,
     )

@@ -168,3 +168,4 @@ def test_every_sample_is_on_disk_with_what_came_of_it(tmp_path: Path, loop: Back
     assert all(record["advantage"] is not None for record in records)
     assert all('"code": "print(1)"' in record["tools"] for record in records)
     assert all(record["executed"] == 1 for record in records)
+    assert all(record["began_at"] > 1e9 for record in records)
