@@ -140,4 +140,5 @@ def _executed(
         wall_ms=result.wall_seconds * 1000,
         waited_ms=result.waited_seconds * 1000,
         runs=result.runs,
+        container=result.container,
     )

@@ -39,6 +39,8 @@ class ExecutedTool:
     """How long the model waited for it."""
     runs: tuple[tuple[float, float], ...] = ()
     """Start and end of each block that ran; one pair where all ran as one script."""
+    container: str | None = None
+    """Name of the episode's container; None where none was to be had."""
 
     @property
     def hidden_ms(self) -> float:

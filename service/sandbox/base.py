@@ -35,6 +35,8 @@ class ExecutionResult:
     finished_at: float | None = None
     runs: tuple[tuple[float, float], ...] = ()
     """Start and end of each block that ran, in Unix seconds; one pair where all ran as one script."""
+    container: str | None = None
+    """Name of the container that was leased for the code; None where there was none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 from .base import ExecutionResult, SandboxError, SessionLimits
 from .frames import MAX_CODE_BYTES, Result
@@ -62,15 +63,17 @@ class PooledSession:
                 return _nothing_ran(
                     "error", f"MemoryError: the code is larger than {MAX_CODE_BYTES} bytes", 0.0, exit_code=1
                 )
+            container = None if self._worker is None else self._worker.name
             result: Result | None = None
             if self._failure is None:
                 result = await self._result()
             if result is None:
                 reason, self._failure = self._failure or "", None
-                return _nothing_ran("sandbox_error", reason, time.monotonic() - began)
+                nothing = _nothing_ran("sandbox_error", reason, time.monotonic() - began)
+                return replace(nothing, container=container)
             if result.status in ("timeout", "oom", "output_limit"):
                 self._pool.count_kill(result.status)
-            return result.execution_result(time.monotonic() - began)
+            return replace(result.execution_result(time.monotonic() - began), container=container)
 
     async def _result(self) -> Result | None:
         """The supervisor's result; None, with the worker lost, if none comes."""

@@ -37,7 +37,8 @@ def worker_of(session: PooledSession) -> FakeWorker:
 
 
 async def test_nothing_is_leased_before_the_first_block(pool: Pool, session: PooledSession) -> None:
-    assert (await session.flush()).status == "ok"
+    nothing = await session.flush()
+    assert (nothing.status, nothing.container) == ("ok", None)
     assert pool.stats().leases == 0
     await session.invoke("1")
     assert pool.stats().leases == 1
@@ -48,7 +49,8 @@ async def test_blocks_go_to_the_worker_as_they_come(session: PooledSession) -> N
     await session.invoke("b")
     worker = worker_of(session)
     worker.answers.put_nowait(result(stdout="out"))
-    assert (await session.flush()).stdout == "out"
+    flushed = await session.flush()
+    assert (flushed.stdout, flushed.container) == ("out", worker.name)
     assert worker.sent == [
         {"op": "open", "run_limit_s": 0.1, "eager": True},
         {"op": "invoke", "code": "a"},
