@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator
@@ -14,13 +15,17 @@ from fastapi import FastAPI
 from service.api import chat, errors, models, ops, reload
 from service.api.admission import Admission
 from service.api.auth import ApiKeys
+from service.api.drain import Drain, Draining
+from service.api.key_limits import KeyLimits
 from service.api.metrics import Metrics
 from service.api.middleware import BodyLimit, RequestContext
 from service.api.server import Server
+from service.api.tracing import open_tracer
 from service.backend import Backend
 from service.checkpoint import default_sampling, locate
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine
+from service.playground.files import Playground
 from service.sandbox.base import Sandbox
 from service.settings import Settings
 
@@ -87,7 +92,8 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
 
 def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     """The app around a backend. Its lifespan starts engine and sandbox, and stops them."""
-    metrics = Metrics()
+    metrics, drain = Metrics(), Drain()
+    tracer, close_tracer = open_tracer(settings.otel_endpoint, version("ih-grpo"))
     admission = Admission(
         settings.max_concurrent_episodes, settings.max_queued_episodes, settings.queue_timeout_s
     )
@@ -101,19 +107,31 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
             app.state.failure = error  # whoever runs the server tells it better than a traceback
             await _stop(backend)
             raise
-        app.state.server = Server(backend, settings, admission, metrics, int(time.time()))
+        app.state.server = Server(
+            backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain
+        )
         try:
             yield
         finally:
             await _stop(backend)
+            await asyncio.to_thread(close_tracer)  # it sends what is left
 
     app = FastAPI(title="IH-GRPO", version=version("ih-grpo"), lifespan=lifespan)
+    app.state.drain = drain
     errors.install(app)
     for module in (chat, models, ops, reload):
         app.include_router(module.router)
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        KeyLimits,
+        metrics=metrics,
+        requests_per_minute=settings.key_requests_per_minute,
+        concurrency=settings.key_concurrency,
+    )
+    app.add_middleware(Draining, drain=drain)
     app.add_middleware(ApiKeys, keys=settings.keys())
+    app.add_middleware(Playground)  # before the keys: a page can be opened without one
     app.add_middleware(RequestContext, metrics=metrics)
     return app
 

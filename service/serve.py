@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import time
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from service import logs
+from service.api.drain import Drain
 from service.engines.base import EngineError
 from service.sandbox.base import SandboxError
 from service.settings import Settings
@@ -46,12 +49,19 @@ def serve_forever(settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that tells where it listens, and leaves telling why it could not start to its caller."""
+    """Uvicorn that says where it listens, drains, and leaves telling why it could not start to its caller.
+
+    Draining: after the first signal it goes on listening, so that new requests get 503 and ``/ready`` says
+    no, until nothing runs any more or ``drain_s`` is over. A second signal ends it at once.
+    """
 
     def __init__(self, app: FastAPI, settings: Settings, port: int) -> None:
         self._app = app
         self._settings = settings
         self._port = port
+        self._drain: Drain = app.state.drain
+        self._signal: tuple[int, FrameType | None] | None = None
+        self._deadline = 0.0
         super().__init__(
             uvicorn.Config(
                 app,
@@ -59,9 +69,24 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 server_header=False,
-                timeout_graceful_shutdown=settings.drain_s,
+                # Draining has waited already: this is for what it could not wait for.
+                timeout_graceful_shutdown=1,
             )
         )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._signal is not None or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self._drain.begin()
+        self._signal = (sig, frame)
+        self._deadline = time.monotonic() + self._settings.drain_s
+
+    async def on_tick(self, counter: int) -> bool:
+        over = self._drain.done or time.monotonic() > self._deadline
+        if self._signal is not None and over and not self.should_exit:
+            super().handle_exit(*self._signal)
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         logger = logging.getLogger("uvicorn.error")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.api_keys import ApiKey, parse_keys
 from service.checkpoint import quickstart
 
 SandboxBackend = Literal["runner", "in-process"]
@@ -74,9 +75,15 @@ class Settings(BaseSettings):
     """After SIGTERM, requests in flight have this many seconds to end."""
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """Keys that clients may use, separated by commas. None: no key is asked for, on loopback only."""
+    """Keys that clients may use, separated by commas: ``sha256:HEX``, or a key itself. None: no key is asked
+    for, on loopback only."""
     api_keys_file: Path | None = None
-    """File with one key a line; added to ``api_keys``."""
+    """File with one key a line, ``sha256:HEX [name=ci] [rpm=60] [concurrency=4]``; added to ``api_keys``.
+    ``ih-grpo key`` makes such a line."""
+    key_requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests a minute for each key whose line has no ``rpm``; unset: no limit."""
+    key_concurrency: int | None = Field(default=None, ge=1)
+    """Requests at once for each key whose line has no ``concurrency``; unset: no limit."""
     allow_anonymous: bool = False
     """Serve without keys beyond loopback: whoever reaches the port can use the model and run code."""
 
@@ -84,6 +91,9 @@ class Settings(BaseSettings):
     """Directory below which ``POST /admin/reload`` may take checkpoints from; off where unset. Asks for
     an API key."""
 
+    otel_endpoint: str | None = None
+    """OTLP/HTTP collector for traces, as ``http://localhost:4318/v1/traces``; unset: no traces. Needs the
+    extra ``otel``. Spans hold no prompt, reply or code."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged. Prompts and replies are never logged."""
     log_format: Literal["console", "json"] = "console"
@@ -116,23 +126,26 @@ class Settings(BaseSettings):
             )
         return self
 
-    def keys(self) -> tuple[str, ...]:
+    def keys(self) -> tuple[ApiKey, ...]:
         """All API keys.
 
         Raises:
-            ValueError: the key file can't be read, or holds none.
+            ValueError: the key file can't be read, or holds none; or a key is not of its form.
         """
-        keys = [key.get_secret_value() for key in self.api_keys]
-        if self.api_keys_file is not None:
-            try:
-                lines = self.api_keys_file.read_text(encoding="utf-8").splitlines()
-            except OSError as error:
-                raise ValueError(f"api_keys_file can't be read: {error}") from None
-            in_file = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-            if not in_file:
-                raise ValueError(f"api_keys_file {self.api_keys_file} holds no key")
-            keys += in_file
-        return tuple(keys)
+        keys = parse_keys((key.get_secret_value() for key in self.api_keys), hashed=False)
+        if self.api_keys_file is None:
+            return keys
+        try:
+            lines = self.api_keys_file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ValueError(f"api_keys_file can't be read: {error}") from None
+        try:
+            in_file = parse_keys(lines, hashed=True)
+        except ValueError as error:
+            raise ValueError(f"api_keys_file {self.api_keys_file}: {error}") from None
+        if not in_file:
+            raise ValueError(f"api_keys_file {self.api_keys_file} holds no key")
+        return keys + in_file
 
 
 def is_loopback(host: str) -> bool:

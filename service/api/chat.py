@@ -12,11 +12,15 @@ from service.api import sse
 from service.api.chat_job import ChatJob, prepare
 from service.api.chat_reply import Delta, Reply, usage
 from service.api.chat_request import ChatRequest
+from service.api.chat_text import MessageText
 from service.api.disconnect import until_disconnect
-from service.api.merge import merged
+from service.api.errors import ApiError
+from service.api.functions import Functions
+from service.api.hermes import CallError
+from service.api.run import run_episodes
 from service.api.server import CurrentServer
+from service.api.traces import Attributes
 from service.api.wire import Json, JsonResponse
-from service.events import Sampled
 
 router = APIRouter(tags=["Chat"])
 
@@ -62,28 +66,50 @@ async def _stream(job: ChatJob) -> AsyncGenerator[bytes, None]:
 
 async def _events(job: ChatJob, replies: list[Reply]) -> AsyncGenerator[tuple[Reply, Delta], None]:
     """What each event adds, the role first; holds the request's places for as long as it runs."""
-    server, arrived, first = job.server, time.monotonic(), True
-    async with server.admission.admit(len(replies)):
-        server.metrics.prompt_tokens.inc(len(job.prompt_ids))
+    running = run_episodes(
+        job.server,
+        job.episodes,
+        count=len(replies),
+        operation="chat",
+        model=job.request.model,
+        prompt_tokens=len(job.prompt_ids),
+        attributes=_attributes(job),
+    )
+    async with running as events:
         for reply in replies:
             yield reply, Delta({"role": "assistant", "content": ""})
-        async with aclosing(merged(job.episodes())) as events:
-            async for index, event in events:
-                if first and isinstance(event, Sampled):
-                    server.metrics.first_token_s.observe(time.monotonic() - arrived)
-                    first = False
-                server.metrics.observe(event)
-                if (delta := replies[index].take(event)) is not None:
-                    yield replies[index], delta
+        async for index, event in events:
+            try:
+                delta = replies[index].take(event)
+            except CallError as error:
+                details = {"failed_generation": error.written}
+                raise ApiError(400, str(error), code="tool_use_failed", details=details) from None
+            if delta is not None:
+                yield replies[index], delta
 
 
 def _replies(job: ChatJob) -> list[Reply]:
     request, engine = job.request, job.server.backend.engine
-    thinking = request.chat_template_kwargs.enable_thinking
+    tools = [tool.function for tool in request.callable_tools]
     return [
-        Reply(index, engine, logprobs=bool(request.logprobs), thinking=thinking)
+        Reply(
+            index,
+            engine,
+            MessageText(job.prompt_end, job.prefix, Functions(tools) if tools else None),
+            logprobs=bool(request.logprobs),
+            thinks=job.thinks,
+        )
         for index in range(request.choices)
     ]
+
+
+def _attributes(job: ChatJob) -> Attributes:
+    """What the client says of the request, on its span."""
+    request = job.request
+    told = {f"ih_grpo.metadata.{name}": value for name, value in (request.metadata or {}).items()}
+    if request.user is not None:
+        told["enduser.id"] = request.user
+    return {"ih_grpo.request.id": job.id, "ih_grpo.deferred": request.deferred, **told}
 
 
 def _head(job: ChatJob, kind: str) -> Json:

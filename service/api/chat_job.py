@@ -6,16 +6,17 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from service.api.chat_request import ChatRequest
+from service.api.chat_sampling import sampling_of
 from service.api.errors import ApiError
+from service.api.forced_call import ForcedCall, forced_call
+from service.api.hermes import CLOSE
 from service.api.server import Server
+from service.api.thinking import OPEN
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import EngineError, Sampling
 from service.events import EpisodeEvent
-
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +27,38 @@ class ChatJob:
     server: Server
     request: ChatRequest
     prompt_ids: list[int]
+    prompt_end: str
+    """The last characters of the rendered prompt."""
+    prefix: str
+    """The beginning of the reply, which was written for the model; it ends the prompt."""
     sampling: Sampling
     policy: DeferralPolicy
+
+    @property
+    def thinks(self) -> bool:
+        """A thought may come first."""
+        return self.request.chat_template_kwargs.enable_thinking or _opens_thought(self.prompt_end)
 
     def episodes(self) -> list[AsyncGenerator[EpisodeEvent, None]]:
         """One stream of events a choice, each with a seed of its own."""
         return [self._episode(index) for index in range(self.request.choices)]
 
     def _episode(self, index: int) -> AsyncGenerator[EpisodeEvent, None]:
-        backend, sampling = self.server.backend, self.sampling
+        backend, request, sampling = self.server.backend, self.request, self.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + index)
-        if not self.request.deferral.enabled:
-            return backend.plain(self.prompt_ids, sampling)
-        episode_id = f"exec_{self.id.removeprefix('chatcmpl-')}_{index}"
+        stops = list(request.stop or ())
+        if not request.deferred:
+            if request.callable_tools and request.parallel_tool_calls is False:
+                stops.append(CLOSE)
+            return backend.plain(self.prompt_ids, sampling, stops=stops)
         return backend.episode(
-            self.prompt_ids, sampling, self.policy, eager=self.request.deferral.eager, episode_id=episode_id
+            self.prompt_ids,
+            sampling,
+            self.policy,
+            eager=request.deferral.eager is not False,
+            episode_id=f"exec_{self.id.removeprefix('chatcmpl-')}_{index}",
+            stops=stops,
         )
 
 
@@ -49,27 +66,53 @@ async def prepare(server: Server, request: ChatRequest) -> ChatJob:
     """The job for ``request``.
 
     Raises:
-        ApiError: 404 for an unknown model; 400 for what is above a ceiling or does not fit.
+        ApiError: 404 for an unknown model; 400 for what is too much, does not fit, or can't be honoured.
     """
-    if request.model != server.model_name:
-        message = f"The model '{request.model}' does not exist. This server has '{server.model_name}'."
+    if request.model not in server.model_names:
+        known = ", ".join(repr(name) for name in server.model_names)
+        message = f"The model '{request.model}' does not exist. This server has {known}."
         raise ApiError(404, message, param="model", code="model_not_found")
     if request.choices > server.settings.max_n:
         raise _above("n", server.settings.max_n)
+    if (conflict := request.conflict) is not None:
+        param, why = conflict
+        raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
     policy = _policy(server, request)
+    forced = forced_call(request.tool_choice, request.callable_tools)
     prompt_ids = await _render(server, request)
-    room = server.backend.room(prompt_ids, deferral=request.deferral.enabled)
+    prompt_end = server.backend.engine.tokenizer.decode(prompt_ids[-8:])
+    if _opens_thought(prompt_end) and (forced is not None or request.json_schema is not None):
+        param = "tool_choice" if forced is not None else "response_format"
+        message = f"'{param}': this model always thinks first, so its reply can't be held to a form."
+        raise ApiError(400, message, param=param, code="unsupported_parameter")
+    if forced is not None:
+        prompt_ids = prompt_ids + server.backend.engine.tokenizer.encode(forced.prefix, allow_special=True)
+    room = server.backend.room(prompt_ids, deferral=request.deferred)
     if room < 1:
         message = f"The prompt has {len(prompt_ids)} tokens; at most {len(prompt_ids) + room - 1} fit."
         raise ApiError(400, message, param="messages", code="context_length_exceeded")
+    sampling = sampling_of(request, server.backend.sampling, room, server.backend.engine)
     return ChatJob(
         id=f"chatcmpl-{secrets.token_hex(12)}",
         server=server,
         request=request,
         prompt_ids=prompt_ids,
-        sampling=_sampling(server.backend.sampling, request, room),
+        prompt_end=prompt_end,
+        prefix="" if forced is None else forced.prefix,
+        sampling=_held_to(sampling, forced, server),
         policy=policy,
     )
+
+
+def _opens_thought(prompt_end: str) -> bool:
+    """Whether the template has begun a thought for the model, as those of models that always think do."""
+    return prompt_end.rstrip().endswith(OPEN)
+
+
+def _held_to(sampling: Sampling, forced: ForcedCall | None, server: Server) -> Sampling:
+    if forced is None or forced.schema is None or "json_schema" not in server.backend.engine.capabilities:
+        return sampling
+    return replace(sampling, json_schema=forced.schema)
 
 
 def _policy(server: Server, request: ChatRequest) -> DeferralPolicy:
@@ -88,35 +131,19 @@ def _policy(server: Server, request: ChatRequest) -> DeferralPolicy:
 
 
 async def _render(server: Server, request: ChatRequest) -> list[int]:
-    messages: list[dict[str, object]] = [
-        {"role": "system" if message.role == "developer" else message.role, "content": message.content or ""}
-        for message in request.messages
-    ]
-    thinking = request.chat_template_kwargs.enable_thinking
+    turns = [message.as_turn() for message in request.messages]
+    tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
     try:
         # Off the event loop: a prompt of megabytes takes a second to tokenise.
         return await asyncio.to_thread(
-            server.backend.render, messages, deferral=request.deferral.enabled, thinking=thinking
+            server.backend.render,
+            turns,
+            deferral=request.deferred,
+            thinking=request.chat_template_kwargs.enable_thinking,
+            tools=tools,
         )
     except (ValueError, EngineError) as error:
         raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
-
-
-def _sampling(default: Sampling, request: ChatRequest, room: int) -> Sampling:
-    return Sampling(
-        temperature=_given(request.temperature, default.temperature),
-        top_p=_given(request.top_p, default.top_p),
-        top_k=max(_given(request.top_k, default.top_k), 0),
-        min_p=_given(request.min_p, default.min_p),
-        seed=request.seed,
-        max_tokens=min(_given(request.token_limit, room), room),
-        logprobs=bool(request.logprobs),
-        top_logprobs=request.top_logprobs or 0,
-    )
-
-
-def _given(asked: Number | None, default: Number) -> Number:
-    return default if asked is None else asked
 
 
 def _above(param: str, ceiling: float) -> ApiError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.api.chat_text import MessageText
 from service.api.executed_tools import executed_tool, waiting_tool
+from service.api.token_logprobs import logprob_item
 from service.api.wire import Json
 from service.engines.base import Engine, TokenChunk
 from service.events import (
@@ -17,6 +19,7 @@ from service.events import (
     Observed,
     Sampled,
 )
+from service.stops import Stopped, reply_endings
 
 
 @dataclass(slots=True)
@@ -37,35 +40,46 @@ class Reply:
     Args:
         index: the choice's index.
         engine: names the stop tokens and decodes.
+        text: parts the model's text into the fields of the message.
         logprobs: report log-probabilities.
-        thinking: the model may think first; those tokens are counted apart.
+        thinks: a thought may come first; its tokens are counted apart.
     """
 
-    def __init__(self, index: int, engine: Engine, *, logprobs: bool, thinking: bool) -> None:
+    def __init__(
+        self, index: int, engine: Engine, text: MessageText, *, logprobs: bool, thinks: bool
+    ) -> None:
         self.index = index
         self.sampled_tokens = 0
         self.observation_tokens = 0
         self.reasoning_tokens = 0
+        self.cached_tokens: int | None = None
         self.finish_reason = "stop"
         self._tokenizer = engine.tokenizer
-        self._eos = engine.eos_token_ids
-        self._think_end = engine.tokenizer.token_id("</think>") if thinking else None
+        self._endings = reply_endings(engine)
+        self._think_end = engine.tokenizer.token_id("</think>") if thinks else None
         self._thinking = self._think_end is not None
         self._wants_logprobs = logprobs
         self._logprobs: list[Json] = []
-        self._text: list[str] = []
+        self._text = text
         self._tools: list[Json] = []
         self._pending: list[InvokedBlock] = []
         self._snapshots = 0
 
     def take(self, event: EpisodeEvent) -> Delta | None:
-        """What ``event`` adds to the stream; None if nothing."""
+        """What ``event`` adds to the stream; None if nothing.
+
+        Raises:
+            CallError: the model called one of the client's functions in a way that can't be passed on.
+        """
         match event:
             case Sampled(chunk):
                 return self._sampled(chunk)
+            case Stopped(ids):
+                self.sampled_tokens += len(ids)
+                return None
             case Observed(ids, text):
                 self.observation_tokens += len(ids)
-                return self._content(text)
+                return Delta(self._text.given(text))
             case Invoked(tool_id, _, block):
                 self._pending.append(block)
                 return self._snapshot(waiting_tool(tool_id, self._snapshots, self._pending, "pending"))
@@ -76,38 +90,37 @@ class Reply:
                 self._tools.append(executed_tool(tool, len(self._tools)))
                 return self._snapshot(executed_tool(tool, self._snapshots))
             case Finished(outcome):
+                delta = self._text.end(cut_off=outcome.is_truncated)
                 self.finish_reason = "length" if outcome.is_truncated else "stop"
-                return Delta({}, finish_reason=self.finish_reason)
+                if self._text.finished_calls and not outcome.is_truncated:
+                    self.finish_reason = "tool_calls"
+                return Delta(delta, finish_reason=self.finish_reason)
 
     def choice(self) -> Json:
         """The choice as a whole."""
-        message: Json = {
-            "role": "assistant",
-            "content": "".join(self._text),
-            "refusal": None,
-            "executed_tools": self._tools,
-        }
         logprobs = {"content": self._logprobs, "refusal": None} if self._wants_logprobs else None
         return {
             "index": self.index,
-            "message": message,
+            "message": {**self._text.message(), "executed_tools": self._tools},
             "logprobs": logprobs,
             "finish_reason": self.finish_reason,
         }
 
     def _sampled(self, chunk: TokenChunk) -> Delta | None:
         ids, text = chunk.ids, chunk.text
-        if ids and ids[-1] in self._eos:  # the stop token is no part of the content
-            ids, text = ids[:-1], text.removesuffix(self._tokenizer.decode(ids[-1:]))
+        if self.cached_tokens is None:  # later turns go on from the cache of this very request
+            self.cached_tokens = chunk.cached_tokens
+        if ids and (ending := self._endings.get(ids[-1])) is not None:  # no part of the content
+            ids, text = ids[:-1], text.removesuffix(ending)
         self.sampled_tokens += len(ids)
         self._count_reasoning(ids)
-        logprobs = [self._logprob(chunk, at) for at in range(len(ids))] if self._wants_logprobs else []
+        shown = range(len(ids)) if self._wants_logprobs else ()
+        logprobs = [logprob_item(chunk, at, self._tokenizer) for at in shown]
         self._logprobs += logprobs
-        return self._content(text, {"content": logprobs, "refusal": None} if logprobs else None)
-
-    def _content(self, text: str, logprobs: Json | None = None) -> Delta | None:
-        self._text.append(text)
-        return Delta({"content": text}, logprobs) if text or logprobs else None
+        delta = self._text.written(text)
+        if not delta and not logprobs:
+            return None
+        return Delta(delta, {"content": logprobs, "refusal": None} if logprobs else None)
 
     def _snapshot(self, tool: Json) -> Delta:
         self._snapshots += 1
@@ -120,29 +133,12 @@ class Reply:
                 self._thinking = False
                 return
 
-    def _logprob(self, chunk: TokenChunk, at: int) -> Json:
-        top = chunk.top_logprobs[at] if chunk.top_logprobs else ()
-        return {
-            **self._token(chunk.ids[at], chunk.logprobs[at]),
-            "top_logprobs": [self._token(item.token_id, item.logprob) for item in top],
-        }
-
-    def _token(self, token_id: int, logprob: float) -> Json:
-        token = self._tokenizer.decode([token_id])
-        # A token that holds part of a character decodes to a replacement; its bytes are not known here.
-        known = "\ufffd" not in token
-        return {
-            "token": token,
-            "logprob": max(logprob, -9999.0),  # JSON has no infinity
-            "bytes": list(token.encode("utf-8", "surrogatepass")) if known else None,
-        }
-
 
 def usage(prompt_tokens: int, replies: list[Reply]) -> Json:
     """OpenAI's usage object; observation tokens are counted and told apart."""
     observed = sum(reply.observation_tokens for reply in replies)
     completion = observed + sum(reply.sampled_tokens for reply in replies)
-    return {
+    told: Json = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion,
         "total_tokens": prompt_tokens + completion,
@@ -151,3 +147,8 @@ def usage(prompt_tokens: int, replies: list[Reply]) -> Json:
             "observation_tokens": observed,
         },
     }
+    cached = [reply.cached_tokens for reply in replies if reply.cached_tokens is not None]
+    if cached:
+        # The prompt is counted once, so what of it was cached for all is told.
+        told["prompt_tokens_details"] = {"cached_tokens": min(cached)}
+    return told

@@ -26,6 +26,7 @@ class ApiError(Exception):
         param: the request field at fault.
         code: OpenAI's machine-readable reason.
         retry_after_s: seconds after which another try makes sense.
+        details: more fields of the error object.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        details: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -43,6 +45,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code if code is not None else _CODES.get(status)
         self.retry_after_s = retry_after_s
+        self.details = dict(details or {})
 
     def body(self) -> dict[str, object]:
         return {
@@ -51,6 +54,7 @@ class ApiError(Exception):
                 "type": _error_type(self.status),
                 "param": self.param,
                 "code": self.code,
+                **self.details,
             }
         }
 

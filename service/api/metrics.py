@@ -4,44 +4,54 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from service.engines.base import EngineStats
 from service.events import EpisodeEvent, ExecutedTool, Finished, FlushFinished, Invoked, Observed, Sampled
+from service.stops import Stopped
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class Metrics:
-    """One server's metrics, in a registry of their own."""
+    """One server's metrics, in a registry of their own. Every name begins with ``ihgrpo_``."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "ihgrpo_requests", "HTTP requests, by route and status.", ["route", "status"], registry=registry
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "HTTP requests, by route and status.", "route", "status")
+        self.request_s = self._histogram("request_seconds", "Seconds a request took, by route.", "route")
+        self.refused = self._counter("refused", "Requests refused by a limit, by its name.", "limit")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens.")
+        self.queue_s = self._histogram("queue_seconds", "Seconds a request waited for its places.")
+        self.first_token_s = self._histogram(
+            "first_token_seconds", "From a request's arrival to its first token, in seconds."
         )
-        self.prompt_tokens = Counter("ihgrpo_prompt_tokens", "Prompt tokens.", registry=registry)
-        self.first_token_s = Histogram(
-            "ihgrpo_first_token_seconds",
-            "From a request's arrival to its first token, in seconds.",
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-            registry=registry,
+        self.inter_token_s = self._histogram(
+            "inter_token_seconds",
+            "Seconds between two tokens of one turn; the wait for a flush is no part of it.",
+            buckets=_TOKEN_SECONDS,
         )
-        self.running = Gauge("ihgrpo_episodes_running", "Episodes that run.", registry=registry)
-        self.waiting = Gauge("ihgrpo_episodes_waiting", "Episodes in the admission queue.", registry=registry)
-        self._sampled = Counter("ihgrpo_sampled_tokens", "Tokens that the model wrote.", registry=registry)
-        self._observed = Counter("ihgrpo_observation_tokens", "Observation tokens.", registry=registry)
-        self._episodes = Counter("ihgrpo_episodes", "Episodes, by outcome.", ["outcome"], registry=registry)
-        self._invoked = Counter("ihgrpo_tool_invoked", "Blocks that became pending.", registry=registry)
-        self._executed = Counter(
-            "ihgrpo_tool_executed", "Blocks that were executed, by status.", ["status"], registry=registry
+        self.running = self._gauge("episodes_running", "Episodes that run.")
+        self.waiting = self._gauge("episodes_waiting", "Episodes in the admission queue.")
+        self.engine_running = self._gauge("engine_running", "Sequences that the engine decodes.")
+        self.engine_waiting = self._gauge("engine_waiting", "Sequences that wait inside the engine.")
+        self._cached = self._counter(
+            "cached_prompt_tokens", "Prompt tokens that the engine had in its cache."
         )
-        self._delayed = Counter(
-            "ihgrpo_tool_delayed", "Executed blocks that were delayed.", registry=registry
+        self._cached_before = 0
+        self._sampled = self._counter("sampled_tokens", "Tokens that the model wrote.")
+        self._observed = self._counter("observation_tokens", "Observation tokens.")
+        self._episodes = self._counter("episodes", "Episodes, by outcome.", "outcome")
+        self._invoked = self._counter("tool_invoked", "Blocks that became pending.")
+        self._executed = self._counter("tool_executed", "Blocks that were executed, by status.", "status")
+        self._delayed = self._counter(
+            "tool_delayed", "Executed blocks that were delayed, by status.", "status"
         )
-        self._flushes = Counter("ihgrpo_tool_flushes", "Flushes, by status.", ["status"], registry=registry)
-        self._waited = Counter(
-            "ihgrpo_tool_waited_seconds", "Seconds that the model waited for code.", registry=registry
+        self._flushes = self._counter("tool_flushes", "Flushes, by status.", "status")
+        self._waited = self._counter(
+            "tool_waited_seconds", "Seconds that the model waited for code, by status.", "status"
         )
-        self._hidden = Counter(
-            "ihgrpo_tool_hidden_seconds",
-            "Seconds of code hidden behind the model's writing.",
-            registry=registry,
+        self._hidden = self._counter(
+            "tool_hidden_seconds", "Seconds of code hidden behind the model's writing, by status.", "status"
         )
 
     def observe(self, event: EpisodeEvent) -> None:
@@ -49,6 +59,8 @@ class Metrics:
         match event:
             case Sampled(chunk):
                 self._sampled.inc(len(chunk.ids))
+            case Stopped(ids):
+                self._sampled.inc(len(ids))
             case Observed(ids):
                 self._observed.inc(len(ids))
             case Invoked():
@@ -58,13 +70,30 @@ class Metrics:
             case Finished(outcome):
                 self._episodes.labels(outcome.value).inc()
 
+    def render(self, *, running: int, waiting: int, engine: EngineStats) -> bytes:
+        """The text format that Prometheus scrapes, with the state of this moment."""
+        self.running.set(running)
+        self.waiting.set(waiting)
+        self.engine_running.set(engine.running)
+        self.engine_waiting.set(engine.waiting)
+        self._cached.inc(max(engine.cached_tokens - self._cached_before, 0))
+        self._cached_before = engine.cached_tokens
+        return generate_latest(self.registry)
+
     def _observe_tool(self, tool: ExecutedTool) -> None:
         self._flushes.labels(tool.status).inc()
         self._executed.labels(tool.status).inc(len(tool.blocks))
-        self._delayed.inc(tool.delayed)
-        self._waited.inc(tool.waited_ms / 1000)
-        self._hidden.inc(tool.hidden_ms / 1000)
+        self._delayed.labels(tool.status).inc(tool.delayed)
+        self._waited.labels(tool.status).inc(tool.waited_ms / 1000)
+        self._hidden.labels(tool.status).inc(tool.hidden_ms / 1000)
 
-    def render(self) -> bytes:
-        """The text format that Prometheus scrapes."""
-        return generate_latest(self.registry)
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"ihgrpo_{name}", about, labels, registry=self.registry)
+
+    def _gauge(self, name: str, about: str) -> Gauge:
+        return Gauge(f"ihgrpo_{name}", about, registry=self.registry)
+
+    def _histogram(
+        self, name: str, about: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
+    ) -> Histogram:
+        return Histogram(f"ihgrpo_{name}", about, labels, buckets=buckets, registry=self.registry)

@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 import structlog
+from opentelemetry import context, propagate
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -36,7 +37,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else f"req_{secrets.token_hex(12)}"
         status = 0
         began = time.monotonic()
@@ -48,6 +50,8 @@ class RequestContext:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
+        # Spans of this request go on from the client's own, if it sent one (W3C traceparent).
+        token = context.attach(propagate.extract(headers))
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
@@ -59,11 +63,13 @@ class RequestContext:
                     await as_api_error(error).response()(scope, receive, send_with_id)
             finally:
                 self._finish(scope, status, time.monotonic() - began)
+                context.detach(token)
 
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
         # The route's pattern, so that odd paths make no new metrics.
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.request_s.labels(route).observe(seconds)
         _log.info(
             "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
         )

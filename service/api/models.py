@@ -14,20 +14,20 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 @router.get("")
 async def list_models(server: CurrentServer) -> Json:
     """The models that this server has."""
-    return {"object": "list", "data": [_model(server)]}
+    return {"object": "list", "data": [_model(server, name) for name in server.model_names]}
 
 
 @router.get("/{model_id:path}")
 async def retrieve_model(model_id: str, server: CurrentServer) -> Json:
     """One model, with its context length and the deferral policy that it was trained with."""
-    if model_id != server.model_name:
+    if model_id not in server.model_names:
         raise ApiError(404, f"The model '{model_id}' does not exist.", param="model", code="model_not_found")
-    return _model(server)
+    return _model(server, model_id)
 
 
-def _model(server: Server) -> Json:
+def _model(server: Server, name: str) -> Json:
     return {
-        "id": server.model_name,
+        "id": name,
         "object": "model",
         "created": server.started_at,
         "owned_by": "ih-grpo",

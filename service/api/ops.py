@@ -19,16 +19,20 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", response_class=JSONResponse)
 async def ready(server: CurrentServer) -> JSONResponse:
-    """Whether engine and sandbox can serve; 503 tells which one can't."""
+    """Whether new requests will be served; 503 tells which part can't, or that the server is going down."""
     parts = {"engine": server.backend.engine.healthy, "sandbox": await server.backend.sandbox.ready()}
-    is_ready = all(parts.values())
+    is_ready = all(parts.values()) and not server.drain.draining
     told = {name: "ready" if part else "not ready" for name, part in parts.items()}
-    return JSONResponse({"status": "ready" if is_ready else "not ready", **told}, 200 if is_ready else 503)
+    status = "going down" if server.drain.draining else "ready" if is_ready else "not ready"
+    return JSONResponse({"status": status, **told}, 200 if is_ready else 503)
 
 
 @router.get("/metrics")
 async def metrics(server: CurrentServer) -> Response:
     """Prometheus metrics."""
-    server.metrics.running.set(server.admission.running)
-    server.metrics.waiting.set(server.admission.waiting)
-    return Response(server.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    text = server.metrics.render(
+        running=server.admission.running,
+        waiting=server.admission.waiting,
+        engine=server.backend.engine.stats(),
+    )
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from service.api.admission import Admission
+from service.api.drain import Drain
 from service.api.metrics import Metrics
 from service.backend import Backend
 from service.settings import Settings
@@ -24,6 +26,8 @@ class Server:
     metrics: Metrics
     started_at: int
     """Unix time."""
+    tracer: Tracer = field(default_factory=NoOpTracer)
+    drain: Drain = field(default_factory=Drain)
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while new weights are read and taken."""
 
@@ -31,6 +35,11 @@ class Server:
     def model_name(self) -> str:
         """The name that clients ask for."""
         return self.backend.engine.model_name
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All names that clients may ask for: the model itself, then its adapters."""
+        return (self.model_name, *self.backend.engine.adapters)
 
 
 def server_of(request: Request) -> Server:

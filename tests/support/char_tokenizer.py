@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from typing import cast
 
 SPECIALS = ("<tool_call>", "</tool_call>", "<|im_end|>")
 _FIRST_SPECIAL = 0x110000  # above every Unicode code point
@@ -27,4 +29,13 @@ class CharTokenizer:
     def render_chat(
         self, messages: Sequence[dict[str, object]], *, template_kwargs: dict[str, object] | None = None
     ) -> list[int]:
-        return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages), allow_special=True)
+        options = template_kwargs or {}
+        text = "".join(
+            f"function: {json.dumps(tool)}\n" for tool in cast("list[object]", options.get("tools", []))
+        )
+        for message in messages:
+            text += f"{message['role']}: {message['content']}\n"
+            text += "".join(
+                f"call: {json.dumps(call)}\n" for call in cast("list[object]", message.get("tool_calls", []))
+            )
+        return self.encode(text, allow_special=True)

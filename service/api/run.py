@@ -1,0 +1,88 @@
+"""Run the episodes of one request: admitted, counted, timed and traced. Every API runs them through here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+from service.api.merge import merged
+from service.api.metrics import Metrics
+from service.api.server import Server
+from service.api.traces import Attributes, RequestTrace
+from service.events import EpisodeEvent, Sampled
+
+Events = AsyncGenerator[tuple[int, EpisodeEvent], None]
+
+
+@asynccontextmanager
+async def run_episodes(
+    server: Server,
+    episodes: Callable[[], Sequence[AsyncGenerator[EpisodeEvent, None]]],
+    *,
+    count: int,
+    operation: str,
+    model: str,
+    prompt_tokens: int,
+    attributes: Attributes | None = None,
+) -> AsyncGenerator[Events, None]:
+    """Wait for places, then give the events of all episodes, each with its episode's index.
+
+    Leaving the context ends the episodes.
+
+    Args:
+        server: admits them.
+        episodes: makes the episodes, once there are places.
+        count: how many they are.
+        operation: name of the request's span, as ``chat``.
+        model: the name that the client asked for.
+        prompt_tokens: length of their prompt.
+        attributes: more for the span.
+
+    Raises:
+        ApiError: 429, there was no place.
+    """
+    arrived = time.monotonic()
+    async with server.admission.admit(count):
+        server.metrics.queue_s.observe(time.monotonic() - arrived)
+        server.metrics.prompt_tokens.inc(prompt_tokens)
+        trace = RequestTrace(
+            server.tracer, operation, model, prompt_tokens=prompt_tokens, attributes=attributes
+        )
+        with trace:
+            watched = _watched(merged(episodes()), trace, server.metrics, arrived)
+            async with aclosing(watched) as events:
+                yield events
+
+
+async def _watched(events: Events, trace: RequestTrace, metrics: Metrics, arrived: float) -> Events:
+    times = _TokenTimes(metrics, arrived)
+    async with aclosing(events):
+        async for index, event in events:
+            times.take(index, event)
+            metrics.observe(event)
+            trace.take(index, event)
+            yield index, event
+
+
+class _TokenTimes:
+    """Time to the request's first token, and between the tokens of a turn."""
+
+    def __init__(self, metrics: Metrics, arrived: float) -> None:
+        self._metrics = metrics
+        self._arrived = arrived
+        self._last: dict[int, float] = {}
+        self._any = False
+
+    def take(self, index: int, event: EpisodeEvent) -> None:
+        if not isinstance(event, Sampled):
+            self._last.pop(index, None)  # a pause for code is no time between tokens
+            return
+        now = time.monotonic()
+        if not self._any:
+            self._metrics.first_token_s.observe(now - self._arrived)
+            self._any = True
+        before = self._last.get(index)
+        if before is not None and event.chunk.ids:
+            self._metrics.inter_token_s.observe((now - before) / len(event.chunk.ids))
+        self._last[index] = now

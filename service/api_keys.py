@@ -1,0 +1,80 @@
+"""API keys as the server knows them: by their hash, with limits of their own."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+_HASH: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_LIMITS: Final = {"rpm": "requests_per_minute", "concurrency": "concurrency"}
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One key. ``digest`` is the SHA-256 of it; a limit that is None is the server's own."""
+
+    digest: bytes
+    name: str
+    """What logs and metrics call it."""
+    requests_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+def parse_key(entry: str, *, hashed: bool) -> ApiKey:
+    """A key from ``sha256:HEX [name=ci] [rpm=60] [concurrency=4]``.
+
+    Args:
+        entry: one line of a key file, or one key of a setting.
+        hashed: refuse a key that is spelled out.
+
+    Raises:
+        ValueError: it is not of this form. The message shows nothing of a key.
+    """
+    first, *rest = entry.split()
+    if found := _HASH.fullmatch(first):
+        digest = bytes.fromhex(found[1])
+    elif hashed:
+        raise ValueError("a key is spelled out: write its hash, sha256:HEX (`ih-grpo key` makes one)")
+    else:
+        digest = digest_of(first)
+    name = f"key-{digest.hex()[:8]}"
+    limits: dict[str, int] = {}
+    for option in rest:
+        option_name, _, value = option.partition("=")
+        if option_name == "name" and value:
+            name = value
+        elif option_name in _LIMITS and value.isdigit() and int(value) > 0:
+            limits[_LIMITS[option_name]] = int(value)
+        else:
+            raise ValueError(f"option {option_name!r} of a key: known are name=WORD, rpm=N, concurrency=N")
+    return ApiKey(digest, name, **limits)
+
+
+def parse_keys(entries: Iterable[str], *, hashed: bool) -> tuple[ApiKey, ...]:
+    """All keys of ``entries``; blank ones and comments (``#``) are passed over. Raises as `parse_key`."""
+    stripped = (entry.strip() for entry in entries)
+    return tuple(parse_key(entry, hashed=hashed) for entry in stripped if entry and not entry.startswith("#"))
+
+
+def find_key(keys: Sequence[ApiKey], presented: str) -> ApiKey | None:
+    """The one of ``keys`` that ``presented`` is. Takes the same time whichever it is, or none."""
+    digest, found = digest_of(presented), None
+    for key in keys:  # no early end: every key is compared
+        if hmac.compare_digest(digest, key.digest):
+            found = key
+    return found
+
+
+def new_key() -> str:
+    """A fresh secret of 256 bits."""
+    return f"sk-{secrets.token_urlsafe(32)}"
+
+
+def digest_of(key: str) -> bytes:
+    """SHA-256. Keys are long and random, so no slow hash is needed."""
+    return sha256(key.encode("utf-8", "surrogatepass")).digest()
