@@ -54,6 +54,7 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
         report_to=_reporters(config),
         disable_tqdm=True,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
 

@@ -142,7 +142,7 @@ class Collector:
         if self._config.save_rollouts:
             await asyncio.to_thread(write_rollout, self._path(index), index, judged)
         rows = [Row(item.sample, item.advantage) for item in judged if item.advantage is not None]
-        return Collected(rows, _metrics(judged, counts, time.monotonic() - began))
+        return Collected(rows, _metrics(judged, counts, time.monotonic() - began, self._share.processes))
 
     def _render(self, problem: Problem) -> list[int]:
         content = instruct(problem.question, self._settings.policy.prompt)
@@ -188,7 +188,7 @@ class Collector:
         return self._config.run_dir / "rollouts" / f"rollout-{index:06}{part}.parquet"
 
 
-def _metrics(judged: Sequence[Judged], counts: FilterCounts, seconds: float) -> Means:
+def _metrics(judged: Sequence[Judged], counts: FilterCounts, seconds: float, processes: int) -> Means:
     samples = [item.sample for item in judged]
     tools = [tool for sample in samples for tool in sample.tools]
     rewards = [item.reward for item in judged if item.reward is not None]
@@ -205,6 +205,6 @@ def _metrics(judged: Sequence[Judged], counts: FilterCounts, seconds: float) -> 
     means.add("tool_seconds", tool_seconds, len(tools))
     means.add("tool_hidden", sum(s.hidden_seconds for s in samples), tool_seconds)
     means.add("response_tokens", sampled, len(samples))
-    means.add("tokens_per_second", sampled, seconds)
+    means.add("tokens_per_second", sampled, seconds / processes)  # of all together
     means.add("rollout_seconds", seconds)
     return means

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import torch
 from accelerate import PartialState
@@ -31,14 +33,24 @@ from trainer.reward import RewardScorer
 from trainer.setup import load_training_set, make_engine, make_sandbox, start_all
 from trainer.trainer import IHGRPOTrainer
 
+PATIENCE: Final = timedelta(hours=2)
+"""How long a process waits for another, whose rollout may take longer."""
 
-def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = None) -> Path:
+
+def train(
+    config: TrainConfig,
+    console: Console,
+    *,
+    sandbox: Sandbox | None = None,
+    trainer_class: type[IHGRPOTrainer] = IHGRPOTrainer,
+) -> Path:
     """Train to ``config.steps``, from the last checkpoint in ``config.run_dir`` if there is one.
 
     Args:
         config: the recipe.
         console: where progress goes.
         sandbox: not started; the recipe's if not given.
+        trainer_class: to watch the training more closely.
 
     Returns:
         The last checkpoint, ready to be served.
@@ -47,7 +59,7 @@ def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = No
         ConfigError, DataError, CheckpointError, ValueError: the recipe can't be run; the message says why.
         EngineError, SandboxError: one did not start, or the engine failed.
     """
-    processes = PartialState(cpu=config.device == "cpu")
+    processes = PartialState(cpu=config.device == "cpu", timeout=PATIENCE)
     model_dir = locate(config.model)
     policy = config.resolve_policy(model_dir)
     sandbox = sandbox or make_sandbox(config, policy)
@@ -76,13 +88,13 @@ def train(config: TrainConfig, console: Console, *, sandbox: Sandbox | None = No
         try:
             loop.run(stack.enter_async_context(scorer))
             loop.run(start_all(stack, engine, sandbox))
-            trainer = IHGRPOTrainer(
+            trainer = trainer_class(
                 AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32),
                 AutoTokenizer.from_pretrained(model_dir),
                 config,
                 policy,
                 source,
-                [progress, *_curves(config)],
+                [progress, *(_curves(config) if processes.is_main_process else ())],
                 served_config=_served_config(model_dir),
             )
             trainer.skipped_steps = skipped
