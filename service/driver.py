@@ -83,7 +83,7 @@ async def run_episode(
                     if isinstance(chunk, Stopped):
                         stopped = True
                         yield chunk
-                        break
+                        continue
                     yield Sampled(chunk)
                     left -= len(chunk.ids)
                     for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):

@@ -25,7 +25,7 @@ async def run_plain(
         async for chunk in chunks:
             if isinstance(chunk, Stopped):
                 yield chunk
-                break
+                continue
             yield Sampled(chunk)
             if chunk.finish_reason == "length":
                 outcome = Outcome.LENGTH

@@ -11,7 +11,10 @@ from service.engines.base import Engine, TokenChunk
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """A stop string was found. ``ids`` are the tokens that it took with it; nobody is shown them."""
+    """A stop string was found: all is over but the part of a chunk before it.
+
+    ``ids`` are the tokens that it took with it; nobody is shown them.
+    """
 
     ids: tuple[int, ...]
 
@@ -40,7 +43,8 @@ async def until_stop(
 ) -> AsyncGenerator[TokenChunk | Stopped, None]:
     """``chunks`` up to a stop string; a chunk is held back as long as its text may belong to one.
 
-    A chunk in which the stop string begins keeps its ids and loses the rest of its text.
+    A chunk in which the stop string begins comes last, after `Stopped`: it keeps its ids, the execute marker's
+    perhaps among them, and loses the rest of its text.
 
     Args:
         chunks: one call of an engine; closed at the end.
@@ -76,13 +80,16 @@ def reply_endings(engine: Engine) -> dict[int, str]:
 
 
 def _cut(held: Sequence[tuple[TokenChunk, str]], at: int) -> list[TokenChunk | Stopped]:
-    shown: list[TokenChunk | Stopped] = []
+    whole: list[TokenChunk | Stopped] = []
+    begun: list[TokenChunk | Stopped] = []
     taken: list[int] = []
     start = 0
     for chunk, part in held:
         if start >= at:
             taken += chunk.ids
+        elif start + len(part) <= at:
+            whole.append(chunk)
         else:
-            shown.append(replace(chunk, text=part[: at - start], finish_reason=None))
+            begun.append(replace(chunk, text=part[: at - start], finish_reason=None))
         start += len(part)
-    return [*shown, Stopped(tuple(taken))]
+    return [*whole, Stopped(tuple(taken)), *begun]

@@ -124,7 +124,7 @@ class HermesParser:
         elif self._state is _State.HEAD and not cut_off:
             self._whole(held, events)
         elif not cut_off:
-            raise self._error("the call ends too early", held)
+            raise self._error("the call ends too early", "".join(self._arguments) + held)
         return events
 
     def _text(self, events: list[HermesEvent]) -> bool:
