@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 from service.sandbox.base import ExecutionResult, SandboxError, Session
 
@@ -35,10 +36,12 @@ class Invocations:
         try:
             if tail is not None:
                 await tail
-            return await self._session.flush()
+            result = await self._session.flush()
         except SandboxError as error:
             waited = time.monotonic() - began
             return ExecutionResult("", str(error), "sandbox_error", wall_seconds=0.0, waited_seconds=waited)
+        # The session's own count begins when it has its container; the model's does not.
+        return replace(result, waited_seconds=max(result.waited_seconds, time.monotonic() - began))
 
     async def close(self) -> None:
         """Drop what is pending and close the session."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 from service.invocations import Invocations
 from service.sandbox.base import ExecutionResult, SandboxError
 from tests.support.scripted import ScriptedSession, printed
@@ -35,6 +37,17 @@ async def test_a_failed_invoke_is_told_at_the_flush_and_forgotten_after_it() -> 
     assert (result.status, result.stderr) == ("sandbox_error", "gone")
     invocations.add("c")
     assert (await invocations.flush()).stdout == "c"
+
+
+async def test_waiting_for_a_container_is_waiting() -> None:
+    class Queued(ScriptedSession):
+        async def invoke(self, code: str) -> None:
+            await asyncio.sleep(0.3)
+            await super().invoke(code)
+
+    invocations = Invocations(Queued(lambda blocks: printed("")))
+    invocations.add("a")
+    assert (await invocations.flush()).waited_seconds >= 0.29  # the session itself says 0.1
 
 
 async def test_close_drops_what_is_pending() -> None:
