@@ -174,18 +174,16 @@ class VLLMEngine:
 
     def _arguments(self, *, is_cpu: bool) -> dict[str, Any]:
         settings = self._settings
-        lora = {
-            "enable_lora": True,
-            "max_loras": len(self._ranks),
-            "max_lora_rank": max(self._ranks.values()),
-        }
+        lora: dict[str, Any] = {}
+        if ranks := self._ranks.values():
+            lora = {"enable_lora": True, "max_loras": len(ranks), "max_lora_rank": max(ranks)}
         return {
             "model": settings.model,
             "max_model_len": self.context_length,
             "dtype": "float32" if is_cpu and settings.dtype == "auto" else settings.dtype,
             "enable_prefix_caching": True,
             "generation_config": "vllm",  # whoever asks says how to sample
-            **(lora if self._ranks else {}),
+            **lora,
             **settings.args,
         }
 

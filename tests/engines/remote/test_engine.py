@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from math import isnan
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from service.engines.base import (
+    ContextLengthExceededError,
+    Engine,
+    EngineError,
+    Sampling,
+    TokenChunk,
+    TopLogprob,
+    unsupported,
+)
+from service.engines.remote import RemoteEngine, RemoteSettings
+from service.engines.tokenizer import HFTokenizer
+from tests.support.fake_vllm import FakeVLLM, served
+
+SHORT = Sampling(max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint: Path) -> HFTokenizer:
+    return HFTokenizer(str(tiny_checkpoint))
+
+
+@asynccontextmanager
+async def engine_on(checkpoint: Path, *fakes: FakeVLLM, **options: object) -> AsyncIterator[RemoteEngine]:
+    """An engine on fakes that are served already, started and stopped."""
+    engine = RemoteEngine(
+        RemoteSettings(urls=tuple(fake.url for fake in fakes), model=str(checkpoint), **options)  # type: ignore[arg-type]
+    )
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def collect(engine: Engine, ids: list[int], sampling: Sampling = SHORT) -> list[TokenChunk]:
+    return [chunk async for chunk in engine.generate(ids, sampling, engine.eos_token_ids)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
+async def test_tokens_text_logprobs_and_counters(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:
+    fake = FakeVLLM(tokenizer, "x = 42 é<|im_end|>never said")
+    async with served(fake), engine_on(tiny_checkpoint, fake) as engine:
+        chunks = await collect(engine, [1, 2, 3, 4, 5], Sampling(seed=3, max_tokens=50, top_logprobs=2))
+        ids = [token_id for chunk in chunks for token_id in chunk.ids]
+        assert ids == tokenizer.encode("x = 42 é<|im_end|>", allow_special=True)
+        assert "".join(chunk.text for chunk in chunks) == "x = 42 é<|im_end|>"
+        assert all(chunk.logprobs == (-0.5,) for chunk in chunks)
+        assert chunks[0].top_logprobs == ((TopLogprob(1, -0.25), TopLogprob(ids[0], -0.5)),)
+        assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+        assert [chunk.cached_tokens for chunk in chunks] == [None] * (len(chunks) - 1) + [4]
+        stats = engine.stats()
+        assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (5, 4, len(ids))
+        assert stats.running == stats.waiting == 0
+    (body,) = fake.bodies
+    assert body["prompt"] == [1, 2, 3, 4, 5]
+    assert body["stop_token_ids"] == sorted(engine.eos_token_ids)
+    assert (body["seed"], body["logprobs"], body["max_tokens"], body["model"]) == (3, 2, 50, "base")
+
+
+async def test_nobody_reads_logprobs(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:
+    fake = FakeVLLM(tokenizer)
+    async with served(fake), engine_on(tiny_checkpoint, fake) as engine:
+        chunks = await collect(engine, [1], Sampling(logprobs=False))
+    assert "logprobs" not in fake.bodies[0]
+    assert all(isnan(logprob) for chunk in chunks for logprob in chunk.logprobs)
+    assert all(len(chunk.logprobs) == len(chunk.ids) for chunk in chunks)
+
+
+async def test_the_servers_limit_and_adapters_are_the_engines(
+    tiny_checkpoint: Path, tokenizer: HFTokenizer
+) -> None:
+    one, two = FakeVLLM(tokenizer), FakeVLLM(tokenizer)
+    one.adapters, two.adapters = ["poet", "chemist"], ["chemist"]
+    async with served(one, two), engine_on(tiny_checkpoint, one, two) as engine:
+        assert engine.context_length == 300
+        assert engine.adapters == ("chemist",)
+        await collect(engine, [1], Sampling(adapter="chemist"))
+        with pytest.raises(EngineError, match="adapter 'poet' is not known: chemist"):
+            await collect(engine, [1], Sampling(adapter="poet"))
+        with pytest.raises(ContextLengthExceededError):
+            await collect(engine, [1] * 300)
+        await collect(engine, [1] * 299)
+    bodies = [*one.bodies, *two.bodies]
+    assert sorted((body["model"], len(body["prompt"]), body["max_tokens"]) for body in bodies) == [
+        ("base", 299, 1),
+        ("chemist", 1, 299),
+    ]
+
+
+async def test_calls_go_to_the_least_busy_and_an_episode_stays(
+    tiny_checkpoint: Path, tokenizer: HFTokenizer
+) -> None:
+    fakes = [FakeVLLM(tokenizer, "a b c d e f g h i j k l m n o p q r s t u v w x y z") for _ in range(2)]
+    async with served(*fakes), engine_on(tiny_checkpoint, *fakes) as engine:
+        for fake in fakes:
+            fake.hold.clear()
+        tasks = [asyncio.create_task(collect(engine, [n], Sampling(max_tokens=40))) for n in range(6)]
+        await until(lambda: sum(fake.open_streams for fake in fakes) == 6)
+        assert [fake.open_streams for fake in fakes] == [3, 3]
+        assert (engine.stats().waiting, engine.stats().running) == (6, 0)
+        for fake in fakes:
+            fake.hold.set()
+        said = await asyncio.gather(*tasks)
+        for n, chunks in enumerate(said):
+            ids = [n, *(token_id for chunk in chunks for token_id in chunk.ids)]
+            before = [len(fake.bodies) for fake in fakes]
+            await collect(engine, [*ids, 7, 8, 9])
+            (home,) = [i for i, fake in enumerate(fakes) if len(fake.bodies) > before[i]]
+            assert [n] in [body["prompt"] for body in fakes[home].bodies]
+
+
+@pytest.mark.parametrize("failure", ["refuse", "break_after"])
+async def test_before_the_first_token_another_server_is_tried(
+    tiny_checkpoint: Path, tokenizer: HFTokenizer, failure: str
+) -> None:
+    bad, good = FakeVLLM(tokenizer), FakeVLLM(tokenizer)
+    setattr(bad, failure, 503 if failure == "refuse" else 0)
+    async with served(bad, good), engine_on(tiny_checkpoint, bad, good) as engine:
+        for _ in range(4):
+            assert (await collect(engine, [1]))[-1].finish_reason == "length"
+    assert len(good.bodies) == 4
+    assert bad.bodies
+
+
+async def test_after_the_first_token_nothing_is_tried_again(
+    tiny_checkpoint: Path, tokenizer: HFTokenizer
+) -> None:
+    one, two = FakeVLLM(tokenizer, "a b c d e f"), FakeVLLM(tokenizer, "a b c d e f")
+    one.break_after = two.break_after = 2
+    async with served(one, two), engine_on(tiny_checkpoint, one, two) as engine:
+        stream = engine.generate([1], SHORT)
+        for _ in range(2):
+            await anext(stream)
+        with pytest.raises(EngineError, match=r"http://127\.0\.0\.1:\d+: the stream ended before"):
+            await anext(stream)
+    assert len(one.bodies) + len(two.bodies) == 1
+
+
+async def test_attempts_end(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:
+    fake = FakeVLLM(tokenizer)
+    fake.refuse = 500
+    async with served(fake), engine_on(tiny_checkpoint, fake, attempts=2) as engine:
+        with pytest.raises(EngineError, match="answered 500: told to refuse"):
+            await collect(engine, [1])
+    assert len(fake.bodies) == 2
+
+
+async def test_a_refused_request_is_not_tried_elsewhere(
+    tiny_checkpoint: Path, tokenizer: HFTokenizer
+) -> None:
+    one, two = FakeVLLM(tokenizer), FakeVLLM(tokenizer)
+    one.refuse = two.refuse = 400
+    async with served(one, two), engine_on(tiny_checkpoint, one, two) as engine:
+        with pytest.raises(EngineError, match="answered 400: told to refuse"):
+            await collect(engine, [1])
+        assert engine.healthy
+    assert len(one.bodies) + len(two.bodies) == 1
+
+
+async def test_an_error_event_ends_the_call(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:
+    fake = FakeVLLM(tokenizer)
+    fake.error_after = 1
+    async with served(fake), engine_on(tiny_checkpoint, fake) as engine:
+        with pytest.raises(EngineError, match="told to err"):
+            await collect(engine, [1])
+
+
+async def test_closing_ends_the_stream_on_the_server(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:
+    fake = FakeVLLM(tokenizer, "a b c d e f g h")
+    async with served(fake), engine_on(tiny_checkpoint, fake) as engine:
+        stream = engine.generate([1], Sampling())
+        await anext(stream)
+        fake.hold.clear()
+        await stream.aclose()
+        await until(lambda: fake.open_streams == 0)
+        assert engine.stats().running == 0
+
+
+async def test_health_follows_the_servers(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:
+    one, two = FakeVLLM(tokenizer), FakeVLLM(tokenizer)
+    async with served(one, two), engine_on(tiny_checkpoint, one, two, health_interval_s=0.01) as engine:
+        assert engine.healthy
+        one.healthy = False
+        await until(lambda: not engine._servers[0].is_up)
+        for _ in range(3):
+            await collect(engine, [1])
+        assert not one.bodies
+        assert engine.healthy
+        two.healthy = False
+        await until(lambda: not engine.healthy)
+        one.healthy = True
+        await until(lambda: engine.healthy)
+
+
+async def test_a_server_that_is_away_at_the_start_is_taken_once_it_shows_the_model(
+    tiny_checkpoint: Path, tokenizer: HFTokenizer
+) -> None:
+    here, late = FakeVLLM(tokenizer), FakeVLLM(tokenizer, model="another")
+    late.refuse_all = 503
+    options = {"health_interval_s": 0.01}
+    async with served(here, late), engine_on(tiny_checkpoint, here, late, **options) as engine:
+        assert (engine._servers[0].is_up, engine._servers[1].is_up) == (True, False)
+        with capture_logs() as logs:
+            late.refuse_all = None
+            await until(lambda: any(line["event"] == "engine_server_refused" for line in logs))
+        assert not engine._servers[1].is_up
+        late.model = "base"
+        await until(lambda: engine._servers[1].is_up)
+
+
+async def test_servers_must_serve_one_model(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:
+    one, two = FakeVLLM(tokenizer), FakeVLLM(tokenizer, model="another")
+    async with served(one, two):
+        with pytest.raises(EngineError, match="serve different models: another, base"):
+            async with engine_on(tiny_checkpoint, one, two):
+                pass
+
+
+async def test_nobody_answers(tiny_checkpoint: Path) -> None:
+    engine = RemoteEngine(RemoteSettings(urls=("http://127.0.0.1:9",), model=str(tiny_checkpoint)))
+    with pytest.raises(EngineError, match=r"no vLLM server answers: http://127\.0\.0\.1:9: ConnectError"):
+        await engine.start()
+    assert not engine.healthy
+    await engine.stop()
+
+
+async def test_a_key_is_sent_and_a_wrong_one_is_told(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:
+    fake = FakeVLLM(tokenizer)
+    fake.key = "secret"
+    async with served(fake):
+        async with engine_on(tiny_checkpoint, fake, api_key="secret") as engine:
+            await collect(engine, [1])
+        with pytest.raises(EngineError, match=r"answered 401.*engine_api_key"):
+            async with engine_on(tiny_checkpoint, fake):
+                pass
+
+
+async def test_another_tokenizer_is_refused(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:
+    fake = FakeVLLM(tokenizer)
+    async with served(fake):
+        fake.tokenizer = _Other()  # type: ignore[assignment]
+        with pytest.raises(EngineError, match="whose tokenizer is not that of"):
+            async with engine_on(tiny_checkpoint, fake):
+                pass
+
+
+class _Other:
+    def encode(self, text: str, *, allow_special: bool) -> list[int]:
+        return [1, 2, 3]
+
+
+async def test_logprobs_at_another_temperature_are_refused_not_wrong(
+    tiny_checkpoint: Path, tokenizer: HFTokenizer
+) -> None:
+    fake = FakeVLLM(tokenizer)
+    async with served(fake), engine_on(tiny_checkpoint, fake) as engine:
+        assert unsupported(engine, Sampling(temperature=0.6)) == ["logprobs"]
+        assert unsupported(engine, Sampling(temperature=0.6, logprobs=False)) == []
+        with pytest.raises(EngineError, match="can't honour logprobs"):
+            await collect(engine, [1], Sampling(temperature=0.6))
+
+
+async def test_it_must_be_started_and_only_once(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:
+    fake = FakeVLLM(tokenizer)
+    async with served(fake), engine_on(tiny_checkpoint, fake) as engine:
+        with pytest.raises(EngineError, match="started before"):
+            await engine.start()
+    fresh = RemoteEngine(RemoteSettings(urls=("http://127.0.0.1:9",), model=str(tiny_checkpoint)))
+    with pytest.raises(EngineError, match="not started"):
+        await collect(fresh, [1])
+    await fresh.stop()

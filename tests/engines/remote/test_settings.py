@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from service.engines.remote.settings import RemoteSettings
+
+
+def test_addresses_are_cleaned() -> None:
+    settings = RemoteSettings(urls=("http://a:1/v1/", "https://b/path/"), model="m")
+    assert settings.urls == ("http://a:1", "https://b/path")
+
+
+@pytest.mark.parametrize(
+    ("urls", "message"),
+    [
+        ((), "at least 1"),
+        (("a:8000",), "'a:8000' is no address"),
+        (("http://a", "http://a/v1"), "named twice"),
+    ],
+)
+def test_wrong_addresses(urls: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RemoteSettings(urls=urls, model="m")
