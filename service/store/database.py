@@ -23,14 +23,8 @@ _BUSY_TIMEOUT_MS = 10_000
 _SCHEMA_LOCK = 5_018_500  # any number of our own
 
 
-class StoreError(Exception):
+class StoreError(ValueError):
     """The store can't be opened; the message says why and what to do."""
-
-
-def default_url() -> str:
-    """SQLite in the user's state directory (``$XDG_STATE_HOME``)."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return f"sqlite:///{state / 'ih-grpo' / 'responses.db'}"
 
 
 def open_database(url: str) -> AsyncEngine:

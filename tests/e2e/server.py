@@ -40,7 +40,7 @@ def start(checkpoint: Path, *options: str) -> ServerProcess:
     """Start a server on a free port and wait until it says that it is ready."""
     command = [sys.executable, "-m", "service", "serve", "--sandbox", "in-process", "--port", "0"]
     command += ["--model", str(checkpoint), "--served-model-name", "quickstart", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    environment = {"IHGRPO_STORE_URL": "sqlite://", **os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     lines: list[str] = []
     ready = threading.Event()

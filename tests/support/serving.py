@@ -22,7 +22,7 @@ from service.settings import Settings
 
 def settings(**overrides: object) -> Settings:
     """Settings that need no file and read no environment."""
-    return Settings(**{"sandbox": "in-process", "port": 0, **overrides})  # type: ignore[arg-type]
+    return Settings(**{"sandbox": "in-process", "port": 0, "store_url": "sqlite://", **overrides})  # type: ignore[arg-type]
 
 
 def make_app(

@@ -1,0 +1,197 @@
+"""From a checked request to a job that may run, by way of a chat request: what both have is done once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pydantic import ValidationError
+
+from service.api.chat_job import ChatJob, prepare
+from service.api.chat_request import ChatRequest
+from service.api.errors import ApiError
+from service.api.functions import Functions
+from service.api.responses.history import recall, resolved
+from service.api.responses.ids import input_item_id
+from service.api.responses.items import PREFIXES, InputItem
+from service.api.responses.messages import Conversation
+from service.api.responses.reply import Reply
+from service.api.responses.request import LOGPROBS, ResponseRequest
+from service.api.responses.tools import FunctionChoice
+from service.api.server import Server
+from service.api.wire import Json
+from service.store.responses import ResponseStore
+
+_PARAMS = {
+    "messages": "input",
+    "response_format": "text.format",
+    "deferral": "tools",
+    "json_schema": "text.format",
+    "logprobs": "include",
+}
+"""What a chat request calls differently."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseJob:
+    """A response that may run."""
+
+    id: str
+    owner: str
+    request: ResponseRequest
+    items: list[InputItem]
+    """The request's input, with references replaced by what they name."""
+    chat: ChatJob
+
+    def input_items(self) -> list[Json]:
+        """The request's own items, as they are stored and listed."""
+        return [
+            item.as_listed(input_item_id(PREFIXES[item.type], self.id, index))
+            for index, item in enumerate(self.items)
+        ]
+
+    def reply(self) -> Reply:
+        """An empty reply to it."""
+        functions = [tool.function for tool in self.chat.request.callable_tools]
+        engine, policy = self.chat.server.backend.engine, self.chat.policy
+        return Reply(
+            self.id,
+            engine,
+            prompt_end=self.chat.prompt_end,
+            prefix=self.chat.prefix,
+            functions=Functions(functions) if functions else None,
+            marker=policy.marker if self.request.runs_code else None,
+            logprobs=LOGPROBS in (self.request.include or ()),
+        )
+
+
+async def prepare_response(
+    server: Server, store: ResponseStore, request: ResponseRequest, *, response_id: str, owner: str
+) -> ResponseJob:
+    """The job for ``request``.
+
+    Raises:
+        ApiError: what is named does not exist, is above a ceiling, does not fit or can't be honoured.
+    """
+    _check(request)
+    backend = server.backend
+    conversation = Conversation(backend.engine.tokenizer, backend.policy.marker)
+    if request.previous_response_id is not None:
+        await recall(conversation, store, request.previous_response_id, owner)
+    items = await resolved(request.input, store, owner)
+    conversation.add(items)
+    chat = await _fitting(server, request, conversation.messages)
+    # The sandbox sees flushes of this id; so do traces.
+    return ResponseJob(response_id, owner, request, items, replace(chat, id=response_id))
+
+
+def _check(request: ResponseRequest) -> None:
+    if request.runs_code and request.functions:
+        raise _refused("tools", "code_interpreter and functions can't be joined: both calls begin alike")
+    if request.tool_choice == "required" and not request.functions:
+        raise _refused("tool_choice", "the model decides itself when code runs; it can't be made to")
+    for name in ("deferral", "max_tool_calls"):
+        if not request.runs_code and getattr(request, name) is not None:
+            raise _refused(name, "it says how code runs, and there is no code_interpreter in 'tools' to use")
+    choice = request.tool_choice
+    if isinstance(choice, FunctionChoice) and choice.name not in {tool.name for tool in request.functions}:
+        raise _refused("tool_choice", f"there is no function {choice.name!r} in 'tools'")
+
+
+def _refused(param: str, why: str) -> ApiError:
+    return ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
+
+
+async def _fitting(server: Server, request: ResponseRequest, messages: list[Json]) -> ChatJob:
+    """The chat job; with ``truncation: auto`` for as much of the conversation's end as fits."""
+    try:
+        return await _chat_job(server, request, messages)
+    except ApiError as error:
+        if request.truncation != "auto" or error.code != "context_length_exceeded":
+            raise
+        too_long = error
+    # The fewest messages that must go: found by halves, since each try renders the whole prompt.
+    few, many = 1, len(messages) - 1
+    job: ChatJob | None = None
+    while few <= many:
+        half = (few + many) // 2
+        try:
+            job = await _chat_job(server, request, _whole(messages[half:]))
+        except ApiError as error:
+            if error.code != "context_length_exceeded":
+                raise
+            few = half + 1
+        else:
+            many = half - 1
+    if job is None:
+        raise too_long
+    return job
+
+
+def _whole(messages: list[Json]) -> list[Json]:
+    """Without answers to calls that were cut away."""
+    first = next((i for i, message in enumerate(messages) if message["role"] != "tool"), len(messages))
+    return messages[first:]
+
+
+async def _chat_job(server: Server, request: ResponseRequest, messages: list[Json]) -> ChatJob:
+    first: list[Json] = [{"role": "system", "content": request.instructions}] if request.instructions else []
+    try:
+        fields = _chat_fields(request, [*first, *messages])
+        fields["deferral"] = {"enabled": request.runs_code, **_code_options(server, request)}
+        chat = ChatRequest.model_validate(fields)
+    except ValidationError as error:
+        told = error.errors()[0]
+        where = str(told["loc"][0]) if told["loc"] else "input"
+        raise ApiError(400, told["msg"], param=_PARAMS.get(where, where), code="invalid_value") from None
+    try:
+        return await prepare(server, chat)
+    except ApiError as error:
+        param = _PARAMS.get(error.param or "", error.param)
+        message = error.message.replace(f"'{error.param}'", f"'{param}'")
+        raise ApiError(error.status, message, param=param, code=error.code) from None
+
+
+def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
+    taken = {
+        "model",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "frequency_penalty",
+        "user",
+    }
+    fields = request.model_dump(include=taken, exclude_none=True)
+    fields |= {"messages": messages, "max_tokens": request.max_output_tokens, "metadata": request.metadata}
+    if LOGPROBS in (request.include or ()):
+        fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
+    if request.reasoning is not None and request.reasoning.effort not in (None, "none"):
+        fields["chat_template_kwargs"] = {"enable_thinking": True}
+    if request.text.as_told() != {"format": {"type": "text"}}:
+        fields["response_format"] = request.text.as_response_format()
+    if request.functions and request.tool_choice != "none":
+        keep = {"name", "description", "parameters", "strict"}
+        fields["tools"] = [
+            {"type": "function", "function": tool.model_dump(include=keep, exclude_none=True)}
+            for tool in request.functions
+        ]
+        choice = request.tool_choice
+        if isinstance(choice, FunctionChoice):
+            fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+        else:
+            fields["tool_choice"] = choice
+    return fields
+
+
+def _code_options(server: Server, request: ResponseRequest) -> Json:
+    if not request.runs_code:
+        return {}
+    options = {} if request.deferral is None else request.deferral.model_dump(exclude_none=True)
+    if request.max_tool_calls is not None:
+        # A turn for each call, and the last one, which runs nothing; never more than there are anyway.
+        most = options.get("max_turns") or server.settings.max_turns or server.backend.policy.max_turns
+        options["max_turns"] = min(request.max_tool_calls + 1, most)
+    return options
