@@ -19,6 +19,7 @@ from service.api.drain import Drain
 from service.engines.base import EngineError
 from service.sandbox.base import SandboxError
 from service.settings import Settings
+from service.store.database import StoreError
 
 _console = Console(stderr=True)
 
@@ -43,7 +44,7 @@ def serve_forever(settings: Settings) -> None:
             server.run(sockets=[listener])
         except SystemExit:
             failure = getattr(app.state, "failure", None)
-            if isinstance(failure, (EngineError, SandboxError, OSError)):
+            if isinstance(failure, (EngineError, SandboxError, StoreError, OSError)):
                 raise StartupError(str(failure)) from failure
             raise
 

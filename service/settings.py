@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.api_keys import ApiKey, parse_keys
 from service.checkpoint import quickstart
+from service.store.location import default_url
 
+EngineKind = Literal["auto", "transformers", "vllm", "remote"]
 SandboxBackend = Literal["runner", "in-process"]
 
 
@@ -31,6 +33,21 @@ class Settings(BaseSettings):
     """Directory of a checkpoint, or its Hugging Face id."""
     served_model_name: str | None = None
     """The name that clients ask for; the checkpoint's own where unset."""
+    engine: EngineKind = "auto"
+    """What samples the tokens. ``transformers``: embedded, for small models. ``vllm``: vLLM in this process.
+    ``remote``: vLLM servers elsewhere. ``auto``: remote where ``engine_url`` is set, vLLM where it is
+    installed and a GPU is there, else embedded."""
+    engine_url: Annotated[tuple[str, ...], NoDecode] = ()
+    """vLLM servers to sample on, separated by commas, as ``http://gpu-1:8000,http://gpu-2:8000``. ``model``
+    is then read for its tokenizer alone."""
+    engine_api_key: SecretStr | None = None
+    """Key that those servers ask for."""
+    engine_logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] = "raw_logprobs"
+    """Their ``--logprobs-mode``; logprobs are refused where they would not mean what they promise."""
+    lora: Annotated[dict[str, Path], NoDecode] = Field(default_factory=dict)
+    """LoRA adapters that vLLM serves as models of their own: ``name=directory``, separated by commas."""
+    vllm_args: dict[str, Any] = Field(default_factory=dict)
+    """Any of vLLM's engine arguments, as JSON: ``{"tensor_parallel_size": 2}``."""
     device: str = "auto"
     """Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -74,6 +91,16 @@ class Settings(BaseSettings):
     drain_s: int = Field(default=30, ge=0)
     """After SIGTERM, requests in flight have this many seconds to end."""
 
+    store_url: str = Field(default_factory=default_url)
+    """Where responses are stored: ``sqlite:///PATH`` (unset: in the user's state directory) or
+    ``postgresql://USER:PASSWORD@HOST/NAME``, which several servers may share."""
+    store_days: float = Field(default=30.0, gt=0)
+    """How long a response is kept, in days."""
+    store_max_bytes: int = Field(default=2**30, ge=2**20)
+    """About how much the store may hold; beyond it the oldest responses go first."""
+    max_background_responses: int = Field(default=128, ge=0)
+    """Responses that run in the background or wait for it; beyond it a request gets 429."""
+
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Keys that clients may use, separated by commas: ``sha256:HEX``, or a key itself. None: no key is asked
     for, on loopback only."""
@@ -99,12 +126,30 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     """For eyes, or for a log collector."""
 
-    @model_validator(mode="before")
+    @field_validator("api_keys", "engine_url", mode="before")
     @classmethod
-    def _split_keys(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(keys := data.get("api_keys"), str):
-            return {**data, "api_keys": [key.strip() for key in keys.split(",") if key.strip()]}
-        return data
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        parts = value.split(",") if isinstance(value, str) else value
+        return _pairs([part.strip() for part in parts if part.strip()]) if isinstance(parts, list) else parts
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Self:
+        if self.engine == "remote" and not self.engine_url:
+            raise ValueError("engine 'remote' needs the address of a vLLM server: set engine_url")
+        if self.engine in ("transformers", "vllm") and self.engine_url:
+            raise ValueError(f"engine_url names vLLM servers, and engine {self.engine!r} asks none: leave one out")
+        if self.engine in ("transformers", "remote") or self.engine_url:
+            for name in ("lora", "vllm_args"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is for vLLM in this process: set engine to 'vllm'")
+        return self
 
     @model_validator(mode="after")
     def _secure(self) -> Self:
@@ -146,6 +191,23 @@ class Settings(BaseSettings):
         if not in_file:
             raise ValueError(f"api_keys_file {self.api_keys_file} holds no key")
         return keys + in_file
+
+
+def _pairs(parts: list[str]) -> dict[str, str]:
+    """``name=value`` each.
+
+    Raises:
+        ValueError: a part is not of that form, or a name comes twice.
+    """
+    named: dict[str, str] = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"{part!r} is not of the form name=directory")
+        if name in named:
+            raise ValueError(f"{name!r} is named twice")
+        named[name] = value
+    return named
 
 
 def is_loopback(host: str) -> bool:
