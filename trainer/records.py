@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from service.deferral.episode import Outcome
+from service.events import ExecutedTool, InvokedBlock
 from trainer.checkpoint import write_atomically
-from trainer.data import Problem
+from trainer.data import DataError, Problem
 from trainer.rollout import Sample
 
 SCHEMA = pa.schema(
@@ -59,6 +62,52 @@ def write_rollout(path: Path, index: int, judged: Sequence[Judged]) -> None:
     table = pa.Table.from_pylist([_record(index, item) for item in judged], SCHEMA)
     pq.write_table(table, sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row of a saved rollout, as far as people look at it."""
+
+    problem_id: str
+    question: str
+    gold: str
+    text: str
+    outcome: Outcome
+    reward: float | None
+    reason: str
+    advantage: float | None
+    tools: tuple[ExecutedTool, ...]
+    began_at: float
+    """Unix time."""
+    seconds: float
+
+
+def read_rollout(path: Path) -> list[Record]:
+    """The rows of a file that `write_rollout` wrote.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    names = [field.name for field in fields(Record)]
+    try:
+        rows = pq.read_table(path, columns=names).to_pylist()
+        return [_read(row) for row in rows]
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a saved rollout: {str(error).splitlines()[0]}") from None
+
+
+def _read(row: dict[str, Any]) -> Record:
+    tools = tuple(
+        ExecutedTool(
+            **{
+                **tool,
+                "blocks": tuple(InvokedBlock(**block) for block in tool["blocks"]),
+                "runs": tuple((start, end) for start, end in tool["runs"]),
+            }
+        )
+        for tool in json.loads(row["tools"])
+    )
+    return Record(**{**row, "tools": tools, "outcome": Outcome(row["outcome"])})
 
 
 def _record(index: int, item: Judged) -> dict[str, object]:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from service.terminal.client import ChatError, Client
 from service.terminal.recorder import Recorder
+from service.terminal.safe import harmless
 from service.terminal.timeline import timeline
 
 __all__ = ["ChatError", "converse"]
@@ -60,7 +61,7 @@ def _answer(console: Console, client: Client, body: dict[str, Any]) -> str:
     for delta in client.deltas(body):
         recorder.take(delta, time.time())
         if piece := delta.get("content"):
-            console.print(piece, end="", markup=False, soft_wrap=True)
+            console.print(harmless(piece), end="", markup=False, soft_wrap=True)
             text += piece
             at_line_start = piece.endswith("\n")
         for tool in delta.get("executed_tools") or []:

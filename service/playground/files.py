@@ -1,0 +1,67 @@
+"""The page at ``/``: a few static files, served before any key is asked for, since they hold no secret."""
+
+from __future__ import annotations
+
+import mimetypes
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+STATIC: Final = Path(__file__).parent / "static"
+INDEX: Final = "index.html"
+# What a model wrote is hostile. Should a mistake here ever let some of it through as markup, it still could
+# not run, load or send anything; and with trusted types, markup can't be made from text at all.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",  # asked again each time, and mostly answered with 304
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    content: bytes
+    media_type: str
+    etag: str
+
+
+class Playground:
+    """Serves ``/`` and ``/playground/*``; passes everything else on. The files are read once."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._files = {_path(file.name): _read(file) for file in STATIC.iterdir()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        file = self._files.get(scope["path"]) if scope["type"] == "http" else None
+        if file is None or scope["method"] not in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        headers = {**HEADERS, "ETag": file.etag}
+        if Headers(scope=scope).get("if-none-match") == file.etag:
+            response = Response(status_code=304, headers=headers)
+        else:
+            response = Response(file.content, media_type=file.media_type, headers=headers)
+        await response(scope, receive, send)
+
+
+def _path(name: str) -> str:
+    return "/" if name == INDEX else f"/playground/{name}"
+
+
+def _read(file: Path) -> _File:
+    content = file.read_bytes()
+    media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    return _File(content, media_type, f'"{sha256(content).hexdigest()[:32]}"')

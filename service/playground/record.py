@@ -1,0 +1,103 @@
+"""Episodes as the playground keeps them: made from a rollout's text and flushes, packed into a link.
+
+The format is that of ``static/episode.js``: events of [milliseconds since the start, kind, value].
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from service.deferral.fences import BlockClosed, FenceScanner
+
+VERSION: Final = 1
+_CHUNK_MS: Final = 50
+Event = list[Any]
+
+
+def episode_record(
+    *,
+    model: str,
+    question: str,
+    text: str,
+    tools: Sequence[Mapping[str, Any]],
+    began_at: float,
+    seconds: float,
+    finish: str,
+    marker: str = "<tool_call>",
+) -> dict[str, Any]:
+    """An episode that can be replayed.
+
+    When each word was written is not known, only when blocks were closed and flushed: text is spread evenly
+    between those moments.
+
+    Args:
+        model: its name.
+        question: what was asked.
+        text: all of the response, observations in place.
+        tools: its flushes, as the API's ``executed_tools``.
+        began_at: Unix time of the start.
+        seconds: how long it took.
+        finish: ``stop`` or ``length``.
+        marker: the execute marker.
+    """
+    messages = [{"role": "user", "content": question}]
+    return {
+        "v": VERSION,
+        "request": {"model": model, "messages": messages},
+        "created": round(began_at * 1000),
+        "began": began_at,
+        "events": list(_events(text, tools, began_at, seconds * 1000, marker)),
+        "ended": seconds * 1000,
+        "finish": finish,
+        "usage": None,
+    }
+
+
+def _events(
+    text: str, tools: Sequence[Mapping[str, Any]], began_at: float, end_ms: float, marker: str
+) -> Iterator[Event]:
+    def since(unix: float) -> float:
+        return round(max(unix - began_at, 0) * 1000, 1)
+
+    at, now = 0, 0.0
+    for tool in tools:
+        observation = f"\nCode execution result: {tool['output']}\n</tool_call>\n"
+        flushed = text.find(observation, at)
+        turn_end = len(text) if flushed < 0 else flushed
+        turn = text[at:turn_end]
+        ends = [event.end for event in FenceScanner(marker).feed(turn) if isinstance(event, BlockClosed)]
+        done = 0
+        for count, (block, end) in enumerate(zip(tool["blocks"], ends, strict=False), start=1):
+            yield from _spread(turn[done:end], now, since(block["invoked_at"]))
+            done, now = end, since(block["invoked_at"])
+            yield [now, "b", {**tool, "status": "pending", "blocks": list(tool["blocks"][:count])}]
+        asked = since(tool["flushed_at"])
+        yield from _spread(turn[done:], now, asked)
+        now = round(asked + tool["waited_ms"], 1)
+        yield [asked, "b", {**tool, "status": "running"}]
+        yield [now, "b", dict(tool)]
+        if flushed >= 0:
+            yield [now, "o", observation]
+            turn_end += len(observation)
+        at = turn_end
+    yield from _spread(text[at:], now, end_ms)
+
+
+def _spread(text: str, start: float, end: float) -> Iterator[Event]:
+    """``text`` in pieces from ``start`` to ``end``, which are ms."""
+    pieces = max(min(int((end - start) / _CHUNK_MS), len(text)), 1)
+    for piece in range(pieces):
+        part = text[len(text) * piece // pieces : len(text) * (piece + 1) // pieces]
+        if part:
+            yield [round(start + (end - start) * (piece + 1) / pieces, 1), "t", part]
+
+
+def fragment(episode: Mapping[str, Any]) -> str:
+    """``#e=...``, the part of an address that holds the episode: JSON, deflated, base64url."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = packer.compress(json.dumps(episode, separators=(",", ":")).encode()) + packer.flush()
+    return "#e=" + base64.urlsafe_b64encode(packed).decode().rstrip("=")

@@ -1,0 +1,76 @@
+// One episode as it was seen: a list of [milliseconds since the question, kind, value].
+//   "t" text that the model wrote   "r" its thinking   "o" an observation   "b" a snapshot of a flush
+// A link holds exactly this, so it must stay readable: VERSION changes with its meaning.
+
+export const VERSION = 1;
+const MERGE_MS = 40;
+const OBSERVATION = /^\nCode execution result: ([^]*)\n<\/tool_call>\n$/;
+
+/** An episode that begins now. `request` is what is asked, without a key. */
+export function newEpisode(request) {
+  return { v: VERSION, request, created: Date.now(), began: null, events: [], ended: null, finish: null, usage: null };
+}
+
+/** Take one streamed delta that came `ms` after the question. */
+export function take(episode, ms, delta) {
+  const thought = delta.reasoning_content ?? delta.reasoning;
+  if (thought) addText(episode, ms, "r", thought);
+  if (delta.content) addText(episode, ms, isObservation(episode, delta.content) ? "o" : "t", delta.content);
+  for (const tool of delta.executed_tools ?? []) {
+    episode.events.push([ms, "b", tool]);
+    // A block is announced right after it was invoked: the least distance seen is that of the clocks.
+    const invoked = tool.blocks.at(-1)?.invoked_at;
+    if (tool.status === "pending" && invoked) episode.began = Math.max(episode.began ?? 0, invoked - ms / 1000);
+  }
+}
+
+function addText(episode, ms, kind, text) {
+  const last = episode.events.at(-1);
+  if (last && last[1] === kind && kind !== "o" && ms - last[0] < MERGE_MS) last[2] += text;
+  else episode.events.push([ms, kind, text]);
+}
+
+function isObservation(episode, text) {
+  const last = episode.events.at(-1);
+  return (last?.[1] === "b" && isSettled(last[2])) || OBSERVATION.test(text);
+}
+
+export const isSettled = (tool) => tool.status !== "pending" && tool.status !== "running";
+
+/** What an observation's text says, without the words around it. */
+export const observed = (text) => OBSERVATION.exec(text)?.[1] ?? text.trim();
+
+/** The flushes among `events`, each as its last snapshot has it, in order. `running` is when it began to wait. */
+export function flushes(events) {
+  const found = new Map();
+  for (const [ms, kind, tool] of events) {
+    if (kind !== "b") continue;
+    const running = tool.status === "running" ? ms : found.get(tool.id)?.running;
+    found.set(tool.id, { ...tool, running });
+  }
+  return [...found.values()];
+}
+
+/** How long the episode took, in ms. */
+export const duration = (episode) => episode.ended ?? episode.events.at(-1)?.[0] ?? 0;
+
+/** `value` if it is an episode that can be shown; throws otherwise. For what comes out of a link. */
+export function checked(value) {
+  const fits =
+    value?.v === VERSION && Array.isArray(value.events) && typeof value.request === "object" && value.request !== null &&
+    Array.isArray(value.request.messages) && isTime(value.ended) && isTime(value.began) && value.events.every(isEvent);
+  if (!fits) throw new Error("not an episode");
+  return value;
+}
+
+const isTime = (value) => value === null || Number.isFinite(value);
+
+function isEvent(event) {
+  if (!Array.isArray(event) || !Number.isFinite(event[0])) return false;
+  const [, kind, value] = event;
+  if (kind !== "b") return ["t", "r", "o"].includes(kind) && typeof value === "string";
+  return (
+    typeof value?.id === "string" && typeof value.status === "string" && Array.isArray(value.blocks) &&
+    value.blocks.every((block) => typeof block?.code === "string") && Array.isArray(value.runs ?? [])
+  );
+}

@@ -1,0 +1,75 @@
+// An episode as lanes over time, in ms since the question. The terminal draws the same ones
+// (service/terminal/spans.py).
+import { duration, flushes, isSettled } from "./episode.js";
+
+/** {lanes, totals, end}; what lies after `now` is left out. A lane: {name, spans, thread, marks}. */
+export function lanesOf(episode, now = duration(episode)) {
+  const since = (unix) => Math.max((unix - (episode.began ?? unix)) * 1000, 0);
+  const tools = flushes(episode.events).map((tool) => timed(tool, since, now));
+  const first = episode.events[0]?.[0] ?? now;
+  const lanes = [writing(first, now, tools), ...tools.flatMap((tool) => tool.lanes), waiting(tools)];
+  for (const lane of lanes) {
+    lane.spans = lane.spans
+      .filter(({ start }) => start < now)
+      .map((span) => ({ ...span, end: Math.max(Math.min(span.end, now), span.start) }));
+    if (lane.thread) lane.thread = [lane.thread[0], Math.min(lane.thread[1], now)];
+    lane.marks = (lane.marks ?? []).filter((mark) => mark <= now);
+  }
+  const shown = lanes.filter((lane) => lane.spans.length || (lane.thread && lane.thread[0] < now));
+  return { lanes: numbered(shown), totals: totalsOf(tools, now, lanes[0]), flushed: tools.map((tool) => tool.asked).filter((at) => at < now) };
+}
+
+/** A flush with its times in ms: `asked` by the marker, `delivered` to the model. */
+function timed(tool, since, now) {
+  const settled = isSettled(tool);
+  const asked = settled ? since(tool.flushed_at) : (tool.running ?? Infinity);
+  const delivered = settled ? asked + tool.waited_ms : now;
+  const invoked = tool.blocks.map((block) => since(block.invoked_at));
+  const runs = (tool.runs ?? []).map((run) => ({ start: since(run.started_at), end: since(run.finished_at), kind: "run" }));
+  if (settled && tool.status !== "ok" && runs.length) runs.at(-1).kind = "failed";
+  return { tool, settled, asked, delivered, invoked, lanes: blockLanes(tool, invoked, runs, delivered) };
+}
+
+/** A lane a block, or one for all that ran as one script. */
+function blockLanes(tool, invoked, runs, delivered) {
+  const count = tool.blocks.length;
+  if (count > 1 && runs.length === 1) return [{ count, spans: runs, thread: [invoked[0], delivered] }];
+  return tool.blocks.map((_, at) => ({ count: 1, spans: runs.slice(at, at + 1), thread: [invoked[at], delivered] }));
+}
+
+function writing(first, now, tools) {
+  const spans = [];
+  let start = first;
+  for (const tool of tools) {
+    if (tool.asked > now) break;
+    spans.push({ start, end: tool.asked, kind: "write" });
+    start = tool.delivered;
+  }
+  if (tools.every((tool) => tool.settled || tool.asked === Infinity)) spans.push({ start, end: now, kind: "write" });
+  return { name: "writes", spans, marks: tools.flatMap((tool) => tool.invoked) };
+}
+
+function waiting(tools) {
+  const spans = tools
+    .filter((tool) => tool.asked !== Infinity)
+    .map(({ asked, delivered }) => ({ start: asked, end: delivered, kind: "wait" }));
+  return { name: "waits", spans };
+}
+
+function numbered(lanes) {
+  let number = 1;
+  for (const lane of lanes) {
+    if (!lane.count) continue;
+    lane.name = lane.count === 1 ? `block ${number}` : `blocks ${number}–${number + lane.count - 1}`;
+    number += lane.count;
+  }
+  return lanes;
+}
+
+function totalsOf(tools, now, writes) {
+  const seen = tools.filter((tool) => tool.settled && tool.delivered <= now + 1).map(({ tool }) => tool);
+  const sum = (name) => seen.reduce((total, tool) => total + (tool[name] ?? 0), 0);
+  const written = writes.spans.reduce((total, { start, end }) => total + end - start, 0);
+  const [ran, waited, hidden] = ["wall_ms", "waited_ms", "hidden_ms"].map(sum);
+  return { written, ran, waited, hidden, delayed: sum("delayed"), executed: seen.reduce((n, tool) => n + tool.blocks.length, 0) };
+}

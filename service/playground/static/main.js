@@ -1,0 +1,205 @@
+// The page: ask, watch, replay, share.
+import { Problem, streamChat } from "./api.js";
+import { byId, el } from "./dom.js";
+import { duration, flushes, newEpisode, take } from "./episode.js";
+import { fromFragment, holdsEpisode, toFragment } from "./link.js";
+import { Player } from "./player.js";
+import { milliseconds } from "./segments.js";
+import { SettingsForm } from "./settings.js";
+import { asCurl, asPython } from "./snippets.js";
+
+const EXAMPLES = [
+  ["Two products", "What is 739184 times 52967 plus 90412 times 33771?"],
+  ["A mistake, mended", "Find the lcm of 91234 and 120988."],
+  ["Digits of a power", "Add up the digits of 7 ** 45."],
+];
+const THEMES = { Auto: "light dark", Light: "light", Dark: "dark" };
+// A page in a file of its own has no server; its episode is an attribute (service/playground/standalone.py).
+const CARRIED = document.documentElement.dataset;
+const settings = new SettingsForm();
+const player = new Player();
+let running = null;
+
+/** Ask what is in the box, and show the episode as it comes. */
+async function ask() {
+  const question = byId("question").value.trim();
+  if (!question || !settings.check()) return byId("question").focus();
+  running?.abort();
+  const stopping = (running = new AbortController());
+  const episode = newEpisode(settings.request(question));
+  const began = performance.now();
+  const elapsed = () => performance.now() - began;
+  history.replaceState(null, "", location.pathname + location.search);
+  complain(null);
+  tell("Asked.");
+  busy(true);
+  player.show(episode, { live: true });
+  describe(episode, "waiting for the first token");
+  const ticking = frames(() => player.grow(elapsed()));
+  try {
+    for await (const chunk of streamChat(episode.request, settings.key, stopping.signal)) receive(episode, chunk, elapsed());
+  } catch (error) {
+    if (stopping.signal.aborted) episode.finish = "stopped";
+    else complain(error);
+  }
+  ticking.stop();
+  if (running !== stopping) return; // another question has been asked
+  running = null;
+  episode.ended = elapsed();
+  busy(false);
+  player.grow(episode.ended, true);
+  describe(episode);
+  tell(`Done: ${byId("about").textContent}.`);
+}
+
+function receive(episode, chunk, ms) {
+  if (chunk.usage) episode.usage = chunk.usage;
+  for (const choice of chunk.choices) {
+    take(episode, ms, choice.delta);
+    episode.finish = choice.finish_reason ?? episode.finish;
+    const tool = choice.delta.executed_tools?.at(-1);
+    if (tool) tell(`${tool.blocks.length} block${tool.blocks.length === 1 ? "" : "s"} ${tool.status}.`);
+    describe(episode, "writing");
+  }
+}
+
+/** The line of facts under the question. */
+function describe(episode, doing) {
+  const finish = { stop: "ended by itself", length: "cut at a limit", stopped: "stopped by you" }[episode.finish];
+  const tools = flushes(episode.events);
+  const facts = [episode.request.model, doing ?? finish ?? "broken off"];
+  if (!doing) facts.push(milliseconds(duration(episode)), `${tools.length} run${tools.length === 1 ? "" : "s"}`);
+  if (episode.usage) facts.push(`${episode.usage.completion_tokens} tokens`);
+  byId("about").textContent = facts.join(" · ");
+}
+
+/** Call `step` before each repaint until stopped. */
+function frames(step) {
+  let going = true;
+  const loop = () => {
+    if (!going) return;
+    step();
+    requestAnimationFrame(loop);
+  };
+  requestAnimationFrame(loop);
+  return { stop: () => (going = false) };
+}
+
+function busy(is) {
+  byId("stop").hidden = !is;
+  byId("go").disabled = is;
+  byId("ask").ariaBusy = String(is);
+}
+
+/** Show a failure in words; null takes it away. */
+function complain(error) {
+  const problem = byId("problem");
+  problem.hidden = error === null;
+  if (error === null) return;
+  if (!(error instanceof Problem)) console.error(error);
+  problem.textContent = error instanceof Problem ? error.message : `The page itself failed: ${error.message}`;
+  if (error.wantsKey) byId("key").focus();
+}
+
+const tell = (words) => (byId("status").textContent = words);
+
+/** Put text on the clipboard, or show it where the browser doesn't allow that. */
+async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text);
+    byId("copied").textContent = `${what} copied`;
+  } catch {
+    byId("copied").textContent = "";
+    window.prompt(`${what}:`, text);
+  }
+}
+
+async function shareEpisode() {
+  if (!player.episode || player.live) return;
+  history.replaceState(null, "", await toFragment(player.episode));
+  await copy(location.href, "Link");
+}
+
+/** Replay the episode in the address, if there is one. */
+async function openLink() {
+  const fragment = holdsEpisode(location.hash) ? location.hash : CARRIED.episode;
+  if (!fragment) return;
+  try {
+    const episode = await fromFragment(fragment);
+    running?.abort();
+    player.show(episode);
+    describe(episode);
+    byId("about").textContent += ` · ${new Date(episode.created).toLocaleDateString("en", { dateStyle: "medium" })}`;
+    byId("question").value = byId("about-question").textContent;
+    tell("An episode from a link.");
+    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) player.toggle();
+  } catch {
+    complain(new Problem("The link is damaged or cut short: no episode could be read from it."));
+  }
+}
+
+const base = () => new URL("./", document.baseURI).href.split("#")[0];
+
+function theme() {
+  const button = byId("theme");
+  const names = Object.keys(THEMES);
+  const next = names[(names.indexOf(button.textContent) + 1) % names.length];
+  button.textContent = next;
+  document.documentElement.style.colorScheme = THEMES[next];
+}
+
+function onKey(event) {
+  const typing = event.target.matches("textarea, input:not([type=range]):not([type=checkbox]), select");
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    if (!running) ask();
+  } else if (event.key === "Escape" && !byId("help").open) {
+    running?.abort();
+  } else if (!typing && !event.ctrlKey && !event.metaKey && !event.altKey && KEYS[event.key]) {
+    event.preventDefault();
+    KEYS[event.key]();
+  }
+}
+
+const KEYS = {
+  "?": () => byId("help").showModal(),
+  "/": () => byId("question").focus(),
+  p: () => player.toggle(),
+  l: shareEpisode,
+};
+
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  ask();
+});
+byId("stop").addEventListener("click", () => running?.abort());
+byId("share").addEventListener("click", shareEpisode);
+byId("copy-curl").addEventListener("click", () => copy(asCurl(player.episode.request, base(), Boolean(settings.key)), "curl command"));
+byId("copy-python").addEventListener("click", () => copy(asPython(player.episode.request, base(), Boolean(settings.key)), "Program"));
+byId("open-help").addEventListener("click", KEYS["?"]);
+byId("theme").addEventListener("click", theme);
+byId("key").addEventListener("change", loadModels);
+document.addEventListener("keydown", onKey);
+addEventListener("hashchange", openLink);
+byId("examples").append(
+  ...EXAMPLES.map(([name, question]) => {
+    const chip = el("button", { type: "button", class: "chip", title: question }, name);
+    chip.addEventListener("click", () => {
+      byId("question").value = question;
+      byId("question").focus();
+    });
+    return chip;
+  }),
+);
+
+async function loadModels() {
+  try {
+    await settings.load();
+    complain(null);
+  } catch (error) {
+    complain(error);
+  }
+}
+
+if (CARRIED.standalone === undefined) await loadModels();
+await openLink();

@@ -1,0 +1,62 @@
+// What a turn's text is made of: prose, Python blocks, execute markers. The rules are the server's own
+// (service/deferral/fences.py); here the text may end anywhere, for it is still being written.
+
+const FENCE = "```";
+export const MARKER = "<tool_call>";
+
+/** Segments of a turn: {kind: "text" | "code" | "marker", text, closed}. */
+export function parseTurn(text) {
+  const segments = [];
+  let state = "text";
+  let indent = 0;
+  const add = (kind, part) => {
+    const last = segments.at(-1);
+    if (last?.kind === kind && !last.closed) last.text += part;
+    else segments.push({ kind, text: part, closed: kind === "marker" });
+  };
+  const prose = (part) => {
+    const pieces = part.split(MARKER);
+    pieces.forEach((piece, at) => {
+      if (at > 0) add("marker", MARKER);
+      if (piece) add("text", piece);
+    });
+  };
+  for (const line of text.match(/[^\n]*\n|[^\n]+$/g) ?? []) {
+    const whole = line.endsWith("\n");
+    const bare = line.trimStart();
+    if (state === "code") {
+      if (bare.startsWith(FENCE)) {
+        segments.at(-1).closed = true;
+        state = "text";
+        prose(bare.slice(FENCE.length));
+      } else if (whole || !FENCE.startsWith(bare)) {
+        add("code", line.slice(Math.min(line.length - bare.length, indent)));
+      }
+      continue;
+    }
+    if (bare.startsWith(FENCE)) {
+      if (!whole) continue; // what it opens is not known yet
+      const info = bare.slice(FENCE.length).trim().toLowerCase();
+      if (info === "python" || info === "py") {
+        indent = line.length - bare.length;
+        segments.push({ kind: "code", text: "", closed: false });
+        state = "code";
+        continue;
+      }
+      if (state === "other") state = "text";
+      else if (!info.includes("`") && !info.includes(MARKER)) state = "other";
+      add("text", line);
+    } else if (state === "other") add("text", line);
+    else prose(whole ? line : heldBack(line));
+  }
+  return segments;
+}
+
+/** A line without an end that may become a fence or a marker. */
+function heldBack(line) {
+  if (FENCE.startsWith(line.trimStart())) return "";
+  for (let size = MARKER.length - 1; size > 0; size--) {
+    if (line.endsWith(MARKER.slice(0, size))) return line.slice(0, -size);
+  }
+  return line;
+}

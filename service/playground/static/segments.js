@@ -1,0 +1,59 @@
+// From what was seen of an episode to what the page shows of it, at any moment.
+import { flushes, isSettled, observed } from "./episode.js";
+import { parseTurn } from "./parse.js";
+
+/** Segments in order: text, thinking, code (with `number`, `state` and `note`), marker, observation. */
+export function segmentsOf(events, { over = false } = {}) {
+  const segments = [];
+  let turn = "";
+  let thinking = null;
+  let flush = null;
+  const endTurn = () => {
+    segments.push(...parseTurn(turn));
+    turn = "";
+    thinking = null;
+  };
+  for (const [, kind, value] of events) {
+    if (kind === "t") turn += value;
+    else if (kind === "b") flush = isSettled(value) ? value : null;
+    else if (kind === "o") {
+      endTurn();
+      segments.push({ kind: "observation", text: observed(value), tool: flush });
+      flush = null;
+    } else {
+      if (turn) endTurn();
+      if (!thinking) segments.push((thinking = { kind: "thinking", text: "" }));
+      thinking.text += value;
+    }
+  }
+  endTurn();
+  nameBlocks(segments, flushes(events), over);
+  return segments;
+}
+
+/** The n-th closed block is the n-th block of the flushes. */
+function nameBlocks(segments, tools, over) {
+  const states = tools.flatMap((tool) => tool.blocks.map((_, at) => blockState(tool, at, over)));
+  let number = 0;
+  for (const segment of segments) {
+    if (segment.kind !== "code") continue;
+    const unknown = over ? { state: "idle", note: "did not run" } : { state: "writing", note: "being written" };
+    Object.assign(segment, (segment.closed && states[number]) || unknown, { number: ++number });
+  }
+}
+
+function blockState(tool, at, over) {
+  if (!isSettled(tool)) {
+    if (over) return { state: "idle", note: "never ran" };
+    return { state: tool.status, note: tool.status };
+  }
+  if (tool.status !== "ok") return { state: "error", note: tool.status.replace("_", " ") };
+  const run = tool.runs?.length === tool.blocks.length ? tool.runs[at] : null;
+  return { state: "done", note: run ? `ran ${milliseconds((run.finished_at - run.started_at) * 1000)}` : "ran" };
+}
+
+/** A duration to read: "8 ms", "0.50 s". */
+export function milliseconds(ms) {
+  if (ms === 0) return "0 ms";
+  return ms < 100 ? `${ms < 9.95 ? ms.toFixed(1) : Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`;
+}

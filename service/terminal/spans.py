@@ -1,0 +1,43 @@
+"""An episode's times as spans of a timeline. The playground draws the same lanes (``static/lanes.js``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from service.terminal.timeline import Span
+
+
+def episode_spans(start: float, end: float, tools: Sequence[Mapping[str, Any]]) -> list[Span]:
+    """Spans of an episode: what the model wrote, each block's run, each wait.
+
+    Args:
+        start: when the model began to write, in seconds on the clock of the tools' times.
+        end: when it ended.
+        tools: its flushes, as the API's ``executed_tools``.
+    """
+    writes: list[Span] = []
+    waits: list[Span] = []
+    runs: list[Span] = []
+    first = 1
+    for tool in tools:
+        asked = tool["flushed_at"]
+        delivered = asked + tool["waited_ms"] / 1000
+        writes.append(Span("writes", "write", start, max(asked, start)))
+        waits.append(Span("waits", "wait", asked, delivered))
+        runs += _runs(tool, first)
+        first += len(tool["blocks"])
+        start = delivered
+    writes.append(Span("writes", "write", start, max(end, start)))
+    return writes + runs + waits
+
+
+def _runs(tool: Mapping[str, Any], first: int) -> Iterator[Span]:
+    """A span a block, or one for all that ran as one script. ``first`` is the number of the first block."""
+    count, runs = len(tool["blocks"]), tool["runs"]
+    for at, run in enumerate(runs):
+        is_last = at == len(runs) - 1
+        whole = len(runs) == 1 and count > 1
+        lane = f"blocks {first}-{first + count - 1}" if whole else f"block {first + at}"
+        kind = "failed" if is_last and tool["status"] != "ok" else "run"
+        yield Span(lane, kind, run["started_at"], run["finished_at"])
