@@ -169,6 +169,12 @@ def evaluate(ctx: typer.Context) -> None:
     _trainer("trainer.eval_cli", "ih-grpo eval", ctx.args)
 
 
+@app.command(add_help_option=False, context_settings=_PASS_ON)
+def show(ctx: typer.Context) -> None:
+    """Look at the episodes of a training run's rollouts (`ih-grpo show --help`)."""
+    _trainer("trainer.show", "ih-grpo show", ctx.args)
+
+
 def _trainer(module: str, name: str, args: list[str]) -> None:
     try:
         command = import_module(module).app
