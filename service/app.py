@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI
 
 from service.api import chat, errors, models, ops, reload
 from service.api.admission import Admission
 from service.api.auth import ApiKeys
+from service.api.drain import Drain, Draining
+from service.api.key_limits import KeyLimits
 from service.api.metrics import Metrics
 from service.api.middleware import BodyLimit, RequestContext
+from service.api.responses import create, stored
+from service.api.responses.responses import Responses
 from service.api.server import Server
+from service.api.tracing import open_tracer
 from service.backend import Backend
 from service.checkpoint import default_sampling, locate
 from service.deferral.policy import DeferralPolicy
-from service.engines.base import Engine
+from service.engine_choice import engine_kind, make_engine
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
 from service.settings import Settings
@@ -34,33 +39,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         EngineError: the checkpoint can't be served.
     """
     settings = settings or Settings()
-    model_dir = locate(settings.model)
+    model_dir = locate(settings.model, weights=engine_kind(settings) != "remote")
     policy = DeferralPolicy.load(model_dir)
     backend = Backend(
-        engine=_engine(settings, model_dir),
+        engine=make_engine(settings, model_dir),
         sandbox=_sandbox(settings, policy),
         policy=policy,
         sampling=default_sampling(model_dir),
     )
     return create_app_from(backend, settings)
-
-
-def _engine(settings: Settings, model_dir: Path) -> Engine:
-    from service.engines.settings import EngineSettings
-    from service.engines.transformers import TransformersEngine  # torch is imported here
-
-    # A hub id is the name that clients know a model by; of a directory it is the last part.
-    name = Path(settings.model).name if Path(settings.model).exists() else settings.model
-    return TransformersEngine(
-        EngineSettings(
-            model=str(model_dir),
-            model_name=settings.served_model_name or name,
-            device=settings.device,
-            dtype=settings.dtype,
-            max_slots=settings.max_slots,
-            max_context=settings.max_context,
-        )
-    )
 
 
 def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
@@ -88,40 +75,56 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
 
 def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     """The app around a backend. Its lifespan starts engine and sandbox, and stops them."""
-    metrics = Metrics()
+    metrics, drain = Metrics(), Drain()
+    tracer, close_tracer = open_tracer(settings.otel_endpoint, version("ih-grpo"))
     admission = Admission(
         settings.max_concurrent_episodes, settings.max_queued_episodes, settings.queue_timeout_s
     )
 
+    responses = Responses(settings, drain)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         try:
+            await responses.start()
             await backend.sandbox.start()
             await backend.engine.start()
         except BaseException as error:
             app.state.failure = error  # whoever runs the server tells it better than a traceback
-            await _stop(backend)
+            await _stop(responses, backend)
             raise
-        app.state.server = Server(backend, settings, admission, metrics, int(time.time()))
+        app.state.server = Server(
+            backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain
+        )
         try:
             yield
         finally:
-            await _stop(backend)
+            await _stop(responses, backend)
+            await asyncio.to_thread(close_tracer)  # it sends what is left
 
     app = FastAPI(title="IH-GRPO", version=version("ih-grpo"), lifespan=lifespan)
+    app.state.drain = drain
+    app.state.responses = responses
     errors.install(app)
-    for module in (chat, models, ops, reload):
+    for module in (chat, create, stored, models, ops, reload):
         app.include_router(module.router)
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        KeyLimits,
+        metrics=metrics,
+        requests_per_minute=settings.key_requests_per_minute,
+        concurrency=settings.key_concurrency,
+    )
+    app.add_middleware(Draining, drain=drain)
     app.add_middleware(ApiKeys, keys=settings.keys())
     app.add_middleware(Playground)  # before the keys: a page can be opened without one
     app.add_middleware(RequestContext, metrics=metrics)
     return app
 
 
-async def _stop(backend: Backend) -> None:
-    try:
-        await backend.engine.stop()
-    finally:
-        await backend.sandbox.stop()
+async def _stop(responses: Responses, backend: Backend) -> None:
+    async with AsyncExitStack() as stack:  # the last one first, whatever the others do
+        stack.push_async_callback(backend.sandbox.stop)
+        stack.push_async_callback(backend.engine.stop)
+        stack.push_async_callback(responses.stop)

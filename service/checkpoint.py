@@ -27,8 +27,10 @@ def quickstart() -> Path:
     return next((place for place in places if place.is_dir()), places[-1])
 
 
-def locate(model: str) -> Path:
+def locate(model: str, *, weights: bool = True) -> Path:
     """The directory of ``model``: a path, or a Hugging Face id, which is downloaded if it is not cached.
+
+    Without ``weights`` only its small files are downloaded.
 
     Raises:
         ValueError: there is no such checkpoint, with the remedy.
@@ -41,7 +43,8 @@ def locate(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_FILES)))
+        skipped = None if weights else ["*.safetensors"]
+        return Path(snapshot_download(model, allow_patterns=list(_FILES), ignore_patterns=skipped))
     except Exception as error:  # the hub client has no common base class for what can go wrong
         raise ValueError(f"model {model!r} can't be downloaded: {error}") from error
 

@@ -45,6 +45,16 @@ def serve(
         str | None, typer.Option(help="Checkpoint directory or hub id. Default: the quickstart checkpoint.")
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The name that clients ask for.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, transformers, vllm or remote.")] = None,
+    engine_url: Annotated[
+        list[str] | None, typer.Option(help="A vLLM server to sample on (remote); may be repeated.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="name=directory of a LoRA adapter (vllm); may be repeated.")
+    ] = None,
+    vllm_arg: Annotated[
+        list[str] | None, typer.Option(help="name=value of vLLM's engine arguments; may be repeated.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. Default: 8000.")] = None,
     sandbox: Annotated[
@@ -68,7 +78,9 @@ def serve(
 
     Every setting, these and more, is also read from the environment, as IHGRPO_PORT.
     """
-    flags = {name: value for name, value in locals().items() if value is not None}
+    flags: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
+    if (arguments := flags.pop("vllm_arg", None)) is not None:
+        flags["vllm_args"] = arguments
     from service.serve import StartupError, serve_forever
     from service.settings import Settings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -47,7 +48,8 @@ class Settings(BaseSettings):
     lora: Annotated[dict[str, Path], NoDecode] = Field(default_factory=dict)
     """LoRA adapters that vLLM serves as models of their own: ``name=directory``, separated by commas."""
     vllm_args: dict[str, Any] = Field(default_factory=dict)
-    """Any of vLLM's engine arguments, as JSON: ``{"tensor_parallel_size": 2}``."""
+    """Any of vLLM's engine arguments, as JSON: ``{"tensor_parallel_size": 2}``; on the command line
+    ``--vllm-arg tensor_parallel_size=2``, one by one."""
     device: str = "auto"
     """Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -139,12 +141,19 @@ class Settings(BaseSettings):
         parts = value.split(",") if isinstance(value, str) else value
         return _pairs([part.strip() for part in parts if part.strip()]) if isinstance(parts, list) else parts
 
+    @field_validator("vllm_args", mode="before")
+    @classmethod
+    def _typed(cls, value: object) -> object:
+        return {k: _number_or_text(v) for k, v in _pairs(value).items()} if isinstance(value, list) else value
+
     @model_validator(mode="after")
     def _engine_fits(self) -> Self:
         if self.engine == "remote" and not self.engine_url:
             raise ValueError("engine 'remote' needs the address of a vLLM server: set engine_url")
         if self.engine in ("transformers", "vllm") and self.engine_url:
-            raise ValueError(f"engine_url names vLLM servers, and engine {self.engine!r} asks none: leave one out")
+            raise ValueError(
+                f"engine_url names vLLM servers, and engine {self.engine!r} asks none: leave one out"
+            )
         if self.engine in ("transformers", "remote") or self.engine_url:
             for name in ("lora", "vllm_args"):
                 if getattr(self, name):
@@ -203,11 +212,19 @@ def _pairs(parts: list[str]) -> dict[str, str]:
     for part in parts:
         name, equals, value = part.partition("=")
         if not (name and equals and value):
-            raise ValueError(f"{part!r} is not of the form name=directory")
+            raise ValueError(f"{part!r} is not of the form name=value")
         if name in named:
             raise ValueError(f"{name!r} is named twice")
         named[name] = value
     return named
+
+
+def _number_or_text(value: str) -> object:
+    """What JSON makes of it: a number, true, false, null, an object; else the text itself."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from service.api_keys import digest_of
 from service.settings import Settings, is_loopback
 
 
@@ -48,14 +49,16 @@ def test_beyond_loopback_a_key_is_asked_for() -> None:
 
 def test_keys_come_from_the_environment_and_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# team\nsecret-3\n\n")
+    file.write_text(f"# team\nsha256:{digest_of('secret-3').hex()} name=team rpm=9\n\n")
     monkeypatch.setenv("IHGRPO_API_KEYS", "secret-1, secret-2")
     settings = Settings(api_keys_file=file)
-    assert settings.keys() == ("secret-1", "secret-2", "secret-3")
+    digests = [digest_of(f"secret-{number}") for number in (1, 2, 3)]
+    assert [key.digest for key in settings.keys()] == digests
+    assert (settings.keys()[2].name, settings.keys()[2].requests_per_minute) == ("team", 9)
     assert "secret-1" not in repr(settings)
 
 
-@pytest.mark.parametrize("content", [None, "# nothing\n"])
+@pytest.mark.parametrize("content", [None, "# nothing\n", "sk-spelled-out\n"])
 def test_a_key_file_without_keys_is_an_error_not_an_open_door(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "keys"
     if content is not None:
@@ -71,3 +74,36 @@ def test_an_unknown_sandbox_is_refused() -> None:
 
 def test_every_field_is_documented() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_engine_options_from_the_environment_and_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Settings(engine_url=["http://a:1"])  # type: ignore[arg-type]
+    assert given.engine_url == ("http://a:1",)
+    lists = {"lora": ["poet=/p"], "vllm_args": ["tensor_parallel_size=2", "distributed_executor_backend=ray"]}
+    given = Settings(**lists)  # type: ignore[arg-type]
+    assert given.lora == {"poet": Path("/p")}
+    assert given.vllm_args == {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+    monkeypatch.setenv("IHGRPO_LORA", "poet=/p, chemist=/c")
+    monkeypatch.setenv("IHGRPO_VLLM_ARGS", '{"enforce_eager": true}')
+    read = Settings()
+    assert read.lora == {"poet": Path("/p"), "chemist": Path("/c")}
+    assert read.vllm_args == {"enforce_eager": True}
+    monkeypatch.undo()
+    monkeypatch.setenv("IHGRPO_ENGINE_URL", "http://a:1, http://b:2")
+    assert Settings().engine_url == ("http://a:1", "http://b:2")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "remote"}, "needs the address of a vLLM server: set engine_url"),
+        ({"engine": "vllm", "engine_url": ["http://a"]}, "leave one out"),
+        ({"engine": "transformers", "lora": {"a": "b"}}, "lora is for vLLM in this process"),
+        ({"engine_url": ["http://a"], "vllm_args": {"a": 1}}, "vllm_args is for vLLM in this process"),
+        ({"lora": ["poet"]}, "'poet' is not of the form name=value"),
+        ({"lora": ["a=b", "a=c"]}, "'a' is named twice"),
+    ],
+)
+def test_engine_options_that_do_not_go_together(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Settings(**options)  # type: ignore[arg-type]
