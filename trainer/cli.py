@@ -45,6 +45,7 @@ def _root(
     from service.sandbox.base import SandboxError
     from trainer.config import load_config
     from trainer.data import DataError
+    from trainer.push import PushError
 
     try:
         config = load_config(recipe, overrides or ())
@@ -59,7 +60,7 @@ def _root(
             _console.print(f"done: ih-grpo serve --model {checkpoint}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint")
-    except (ValueError, DataError, CheckpointError, EngineError, SandboxError) as error:
+    except (ValueError, DataError, CheckpointError, EngineError, SandboxError, PushError) as error:
         _fail(str(error))
 
 

@@ -23,16 +23,11 @@ from trainer.config import TrainConfig
 from trainer.data import Problem, ProblemStream
 from trainer.filtering import FilterCounts, Outcome, filter_group
 from trainer.metrics import Means
+from trainer.push import WeightSink
 from trainer.records import Judged, write_rollout
 from trainer.reward import Reward, RewardError
 from trainer.rollout import RolloutSettings, Sample, rollout, sample_seed
 from trainer.trainer import Collected
-
-
-class TrainableEngine(Engine, Protocol):
-    """An engine that takes new weights."""
-
-    async def load_weights(self, source: Mapping[str, Tensor]) -> None: ...
 
 
 class Scorer(Protocol):
@@ -57,6 +52,7 @@ class Collector:
         policy: the protocol, as resolved from checkpoint and recipe.
         problems: the training set, prompts short enough.
         engine: started in ``loop``, as is ``sandbox``.
+        sink: where each rollout's weights go: to ``engine``, in the end.
         scorer: used in ``loop``.
         share: of several processes, each plays its own problems.
         on_group: told of every group that is done: groups kept so far, groups wanted.
@@ -67,7 +63,8 @@ class Collector:
         config: TrainConfig,
         policy: DeferralPolicy,
         problems: Sequence[Problem],
-        engine: TrainableEngine,
+        engine: Engine,
+        sink: WeightSink,
         sandbox: Sandbox,
         scorer: Scorer,
         loop: BackgroundLoop,
@@ -79,6 +76,7 @@ class Collector:
         self._stream = ProblemStream(problems, seed=config.seed)
         self._count = len(problems)
         self._engine = engine
+        self._sink = sink
         self._sandbox = sandbox
         self._scorer = scorer
         self._loop = loop
@@ -101,7 +99,7 @@ class Collector:
         """Rollout number ``index`` under ``weights``.
 
         Raises:
-            EngineError: the engine failed.
+            EngineError, PushError: the engine failed, or did not take the weights.
         """
         return self._loop.run(self._collect(index, weights))
 
@@ -114,7 +112,7 @@ class Collector:
         return drawn[self._share.process :: self._share.processes]
 
     async def _collect(self, index: int, weights: Mapping[str, Tensor]) -> Collected:
-        await self._engine.load_weights(weights)
+        await self._sink.push(index, weights)
         began = time.monotonic()
         drawn = self.draw(index)
         wanted = self._config.prompts_per_step // self._share.processes

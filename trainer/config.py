@@ -55,6 +55,22 @@ class TrainConfig(MachineConfig):
     """Fields of ``deferral.json`` to change, such as ``max_turns``; the others are the checkpoint's, save the
     ``mode``, which is the method's."""
 
+    # Who samples, and who gets each step's weights
+    generation: Literal["embedded", "vllm"] = "embedded"
+    """``embedded``: an engine in each training process. ``vllm``: vLLM servers elsewhere, or beside it on
+    GPUs of their own, which take each step's weights from ``weights_dir``."""
+    generation_urls: tuple[str, ...] = ()
+    """The vLLM servers, as ``http://gpu-1:8000``, started with ``VLLM_SERVER_DEV_MODE=1``."""
+    generation_key_file: Path | None = None
+    """File with the key that they ask for."""
+    follower_urls: tuple[str, ...] = ()
+    """Servers of our own that serve what is being trained: each rollout's weights go there by
+    ``/admin/reload``, from ``weights_dir``, which is below their ``reload_root``."""
+    follower_key_file: Path | None = None
+    """File with the key that they ask for."""
+    weights_dir: Path | None = None
+    """Directory that the trainer and those servers see under the same path."""
+
     # Which groups are trained on
     min_group_std: float = Field(default=1e-3, ge=0)
     """A group whose rewards differ less than this teaches nothing and is dropped."""
@@ -138,6 +154,10 @@ class TrainConfig(MachineConfig):
                     f"{name} is {value}: it must be a multiple of the {self.updates_per_rollout} optimiser "
                     f"steps that share a rollout, or a resumed run would not be the same"
                 )
+        if (self.generation == "vllm") != bool(self.generation_urls):
+            raise ValueError("generation_urls names the servers of generation 'vllm': set both or neither")
+        if (self.generation_urls or self.follower_urls) and self.weights_dir is None:
+            raise ValueError("weights_dir is missing: servers elsewhere read each step's weights from there")
         if self.warmup_steps and self.lr_schedule == "constant":
             raise ValueError("warmup_steps needs lr_schedule 'constant_with_warmup', 'linear' or 'cosine'")
         return self

@@ -16,7 +16,8 @@ MAY_CHANGE: Final = frozenset(
         "run_dir", "steps", "micro_batch_samples", "gradient_checkpointing", "device", "engine_slots",
         "threads", "max_concurrent_episodes", "sandbox", "runner_address", "runner_token_file",
         "sandbox_image", "max_containers", "eager", "save_every", "keep_checkpoints", "save_rollouts",
-        "tensorboard", "wandb_project", "data", "model",
+        "tensorboard", "wandb_project", "data", "model", "generation", "generation_urls",
+        "generation_key_file", "follower_urls", "follower_key_file", "weights_dir",
     }
 )  # fmt: skip
 """Fields that say where and how fast, not what is learned. Problems are compared by content, not by path, and

@@ -30,7 +30,7 @@ from trainer.config import TrainConfig
 from trainer.progress import RunProgress
 from trainer.resume import check_resumable
 from trainer.reward import RewardScorer
-from trainer.setup import load_training_set, make_engine, make_sandbox, start_all
+from trainer.setup import load_training_set, make_generation, make_sandbox, start_all
 from trainer.trainer import IHGRPOTrainer
 
 PATIENCE: Final = timedelta(hours=2)
@@ -57,13 +57,14 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError, ValueError: the recipe can't be run; the message says why.
-        EngineError, SandboxError: one did not start, or the engine failed.
+        EngineError, SandboxError, PushError: one did not start, the engine failed, or a server did not take
+            new weights.
     """
     processes = PartialState(cpu=config.device == "cpu", timeout=PATIENCE)
     model_dir = locate(config.model)
     policy = config.resolve_policy(model_dir)
     sandbox = sandbox or make_sandbox(config, policy)
-    engine = make_engine(config, model_dir, policy, str(processes.device))
+    engine, sink = make_generation(config, model_dir, policy, str(processes.device))
     data = load_training_set(config, engine.tokenizer, policy)
     progress = RunProgress(console if processes.is_main_process else Console(quiet=True))
     if processes.is_main_process:
@@ -76,6 +77,7 @@ def train(
             policy,
             data.problems,
             engine,
+            sink,
             sandbox,
             scorer,
             loop,

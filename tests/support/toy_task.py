@@ -32,11 +32,14 @@ def toy_sandbox() -> ScriptedSandbox:
     return ScriptedSandbox(run_print)
 
 
-def make_toy_checkpoint(directory: Path, *, steps: int = 300) -> Path:
-    """A tiny model that runs ``print(0)`` or ``print(1)``, about half and half, and boxes the output."""
+def make_toy_checkpoint(directory: Path, *, steps: int = 300, **shape: object) -> Path:
+    """A tiny model that runs ``print(0)`` or ``print(1)``, about half and half, and boxes the output.
+
+    ``shape`` are fields of Qwen3Config.
+    """
     make_checkpoint(directory)
     tokenizer = HFTokenizer(str(directory))
-    model: Any = make_model(make_tokenizer(), initializer_range=0.05)
+    model: Any = make_model(make_tokenizer(), initializer_range=0.05, **shape)
     batch = [_trace(tokenizer, digit) for digit in "01"]
     ids = torch.tensor([ids for ids, _ in batch])
     labels = torch.tensor([labels for _, labels in batch])

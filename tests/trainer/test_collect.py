@@ -17,6 +17,7 @@ from trainer.background import BackgroundLoop
 from trainer.collect import Collector, Share
 from trainer.config import TrainConfig
 from trainer.data import Problem
+from trainer.push import EngineSink
 from trainer.reward import Reward, RewardError
 
 PROBLEMS = [Problem(f"p:{i}", f"question {i}", "1") for i in range(7)]
@@ -74,7 +75,15 @@ def collector(
 ) -> Collector:
     sandbox = ScriptedSandbox(lambda blocks: answer or printed("1"))
     return Collector(
-        settings, DeferralPolicy(), PROBLEMS, engine, sandbox, scorer or PlainScorer(), loop, share=share
+        settings,
+        DeferralPolicy(),
+        PROBLEMS,
+        engine,
+        EngineSink(engine),
+        sandbox,
+        scorer or PlainScorer(),
+        loop,
+        share=share,
     )
 
 
