@@ -70,7 +70,9 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     max_slots: Annotated[int | None, typer.Option(help="Sequences in one batch.")] = None,
     max_concurrent_episodes: Annotated[int | None, typer.Option(help="Episodes that run at once.")] = None,
-    api_keys_file: Annotated[Path | None, typer.Option(help="File with one API key a line.")] = None,
+    api_keys_file: Annotated[
+        Path | None, typer.Option(help="File with one hashed API key a line (ih-grpo key).")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
 ) -> None:
@@ -107,6 +109,30 @@ def chat(
         converse(url, question=question, model=model, api_key=api_key, eager=eager)
     except ChatError as error:
         _fail(str(error))
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Option(help="What logs call it; one word.")] = "client",
+    rpm: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
+) -> None:
+    """Make an API key: the secret for the client, and the line for the server's key file (api_keys_file)."""
+    from service.api_keys import digest_of, new_key, parse_key
+
+    secret = new_key()
+    options = {"name": name, "rpm": rpm, "concurrency": concurrency}
+    line = f"sha256:{digest_of(secret).hex()}" + "".join(
+        f" {option}={value}" for option, value in options.items() if value is not None
+    )
+    try:
+        parse_key(line, hashed=True)
+    except ValueError as error:
+        _fail(str(error))
+    _console.print("[bold]The secret[/], shown this once, for the client's Authorization header:")
+    _console.print(f"  {secret}", highlight=False, soft_wrap=True)
+    _console.print("The line for the key file, which is on stdout:")
+    typer.echo(line)
 
 
 @app.command()

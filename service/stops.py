@@ -43,8 +43,8 @@ async def until_stop(
 ) -> AsyncGenerator[TokenChunk | Stopped, None]:
     """``chunks`` up to a stop string; a chunk is held back as long as its text may belong to one.
 
-    A chunk in which the stop string begins comes last, after `Stopped`: it keeps its ids, the execute marker's
-    perhaps among them, and loses the rest of its text.
+    A chunk in which the stop string begins comes last, after `Stopped`: it keeps its ids, perhaps the execute
+    marker's among them, and loses the rest of its text.
 
     Args:
         chunks: one call of an engine; closed at the end.

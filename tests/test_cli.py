@@ -6,6 +6,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from service.api_keys import digest_of, parse_key
 from service.cli import app
 
 runner = CliRunner()
@@ -55,3 +56,13 @@ def test_nothing_heavy_is_imported_for_help() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
+
+
+def test_a_key_is_made_with_the_line_for_its_file() -> None:
+    # Into the file goes the hash alone: the secret is on stderr, for the eyes of whoever hands it out.
+    result = runner.invoke(app, ["key", "--name", "ci", "--rpm", "60"])
+    made = parse_key(result.stdout.strip(), hashed=True)
+    assert (made.name, made.requests_per_minute, made.concurrency) == ("ci", 60, None)
+    [secret] = [line.strip() for line in result.stderr.splitlines() if line.startswith("  sk-")]
+    assert made.digest == digest_of(secret)
+    assert runner.invoke(app, ["key", "--name", "two words"]).exit_code == 2

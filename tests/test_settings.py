@@ -53,8 +53,9 @@ def test_keys_come_from_the_environment_and_a_file(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("IHGRPO_API_KEYS", "secret-1, secret-2")
     settings = Settings(api_keys_file=file)
     digests = [digest_of(f"secret-{number}") for number in (1, 2, 3)]
-    assert [key.digest for key in settings.keys()] == digests
-    assert (settings.keys()[2].name, settings.keys()[2].requests_per_minute) == ("team", 9)
+    found = settings.keys()
+    assert [key.digest for key in found] == digests
+    assert (found[2].name, found[2].requests_per_minute) == ("team", 9)
     assert "secret-1" not in repr(settings)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.api.chat_reply import Reply, usage
+from service.api.chat_text import MessageText
 from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk, TopLogprob
 from service.events import Finished, Observed, Sampled
@@ -13,7 +14,7 @@ ENGINE = ScriptedEngine(EOS)
 
 
 def reply(**options: Any) -> Reply:
-    return Reply(0, ENGINE, **{"logprobs": False, "thinking": False, **options})
+    return Reply(0, ENGINE, MessageText("", "", None), **{"logprobs": False, "thinks": False, **options})
 
 
 def chunk(text: str, *, stop: bool = False, **options: Any) -> Sampled:
@@ -64,7 +65,7 @@ def test_thinking_is_counted_up_to_its_end() -> None:
             super().__init__(EOS)
             self.tokenizer.token_id = lambda token: ord("|")  # type: ignore[method-assign]
 
-    one = Reply(0, Thinker(), logprobs=False, thinking=True)
+    one = Reply(0, Thinker(), MessageText("", "", None), logprobs=False, thinks=True)
     one.take(chunk("hm"))
     one.take(chunk("m|so"))
     one.take(chunk("on"))
@@ -83,3 +84,11 @@ def test_usage_counts_the_prompt_once_and_observations_apart() -> None:
         "total_tokens": 16,
         "completion_tokens_details": {"reasoning_tokens": 0, "observation_tokens": 2},
     }
+
+
+def test_cached_tokens_are_those_of_the_prompt() -> None:
+    first, second = reply(), reply()
+    first.take(chunk("a", cached_tokens=5))
+    first.take(chunk("b", cached_tokens=9))  # a later turn
+    second.take(chunk("a", cached_tokens=7))
+    assert usage(10, [first, second])["prompt_tokens_details"] == {"cached_tokens": 5}

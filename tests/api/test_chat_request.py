@@ -56,10 +56,9 @@ def test_numbers_that_are_none_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "neutral"),
     [
-        ("stop", []),
-        ("frequency_penalty", 0.0),
-        ("repetition_penalty", 1.0),
-        ("tool_choice", "none"),
+        ("functions", []),
+        ("function_call", "none"),
+        ("reasoning_effort", "none"),
         ("store", False),
     ],
 )

@@ -39,9 +39,9 @@ async def test_metrics_tell_what_deferral_hid() -> None:
     for line in (
         "ihgrpo_tool_invoked_total 2.0",
         'ihgrpo_tool_executed_total{status="ok"} 2.0',
-        "ihgrpo_tool_delayed_total 1.0",
-        "ihgrpo_tool_waited_seconds_total 0.1",
-        "ihgrpo_tool_hidden_seconds_total 0.1",
+        'ihgrpo_tool_delayed_total{status="ok"} 1.0',
+        'ihgrpo_tool_waited_seconds_total{status="ok"} 0.1',
+        'ihgrpo_tool_hidden_seconds_total{status="ok"} 0.1',
         'ihgrpo_episodes_total{outcome="answer"} 1.0',
         'ihgrpo_requests_total{route="/v1/chat/completions",status="200"} 1.0',
         "ihgrpo_episodes_running 0.0",
