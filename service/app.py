@@ -8,13 +8,13 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
 
 from service.api import chat, errors, models, ops, reload
 from service.api.admission import Admission
-from service.api.auth import ApiKeys
+from service.api.auth import BEARER, ApiKeys
+from service.api.documented import ERRORS
 from service.api.drain import Drain, Draining
 from service.api.key_limits import KeyLimits
 from service.api.metrics import Metrics
@@ -103,7 +103,14 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
             await _stop(responses, backend)
             await asyncio.to_thread(close_tracer)  # it sends what is left
 
-    app = FastAPI(title="IH-GRPO", version=version("ih-grpo"), lifespan=lifespan)
+    app = FastAPI(
+        title="IH-GRPO",
+        summary="An OpenAI-compatible API whose model decides itself when its code runs.",
+        version=version("ih-grpo"),
+        lifespan=lifespan,
+        responses=ERRORS,
+        dependencies=[Security(BEARER)],
+    )
     app.state.drain = drain
     app.state.responses = responses
     errors.install(app)

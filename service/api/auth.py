@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Final
 
 import structlog
+from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.errors import ApiError
 from service.api_keys import ApiKey, find_key
 
+BEARER: Final = HTTPBearer(auto_error=False, description="An API key, where the server has any.")
+"""Tells the OpenAPI document of the keys; who may pass, the middleware decides."""
 OPEN_PATHS: Final = frozenset({"/health"})
 
 

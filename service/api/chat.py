@@ -14,6 +14,7 @@ from service.api.chat_reply import Delta, Reply, usage
 from service.api.chat_request import ChatRequest
 from service.api.chat_text import MessageText
 from service.api.disconnect import until_disconnect
+from service.api.documented import COMPLETION
 from service.api.errors import ApiError
 from service.api.functions import Functions
 from service.api.hermes import CallError
@@ -25,7 +26,7 @@ from service.api.wire import Json, JsonResponse
 router = APIRouter(tags=["Chat"])
 
 
-@router.post("/v1/chat/completions", response_class=JsonResponse)
+@router.post("/v1/chat/completions", response_class=JsonResponse, responses=COMPLETION)
 async def create_chat_completion(body: ChatRequest, request: Request, server: CurrentServer) -> Response:
     """Answer a conversation. Code that the model writes runs in a sandbox when the model asks for it."""
     job = await prepare(server, body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from service.api.documented import ModelList, ModelObject
 from service.api.errors import ApiError
 from service.api.server import CurrentServer, Server
 from service.api.wire import Json
@@ -11,13 +12,13 @@ from service.api.wire import Json
 router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 
-@router.get("")
+@router.get("", responses={200: {"model": ModelList}})
 async def list_models(server: CurrentServer) -> Json:
     """The models that this server has."""
     return {"object": "list", "data": [_model(server, name) for name in server.model_names]}
 
 
-@router.get("/{model_id:path}")
+@router.get("/{model_id:path}", responses={200: {"model": ModelObject}})
 async def retrieve_model(model_id: str, server: CurrentServer) -> Json:
     """One model, with its context length and the deferral policy that it was trained with."""
     if model_id not in server.model_names:

@@ -1,0 +1,168 @@
+"""Responses as the OpenAPI document shows them. The routes build them by hand; tests hold them to these."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Documented(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ErrorObject(_Documented):
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    """The field at fault, as ``messages[0].content``."""
+    code: str | None
+    failed_generation: str | None = None
+    """With code ``tool_use_failed``: what the model wrote instead of a call that can be made."""
+
+
+class ErrorBody(_Documented):
+    error: ErrorObject
+
+
+class Block(_Documented):
+    code: str
+    invoked_at_token: int
+    invoked_at: float
+
+
+class Run(_Documented):
+    started_at: float
+    finished_at: float
+
+
+class ExecutedToolObject(_Documented):
+    """One flush: the blocks that ran as one script, and what came of them. Times are Unix seconds."""
+
+    index: int
+    id: str
+    type: Literal["python"]
+    status: Literal["ok", "error", "timeout", "oom", "output_limit", "sandbox_error"]
+    blocks: list[Block]
+    output: str
+    delayed: int
+    container_id: str | None = None
+    flushed_at: float
+    started_at: float | None
+    finished_at: float | None
+    runs: list[Run]
+    wall_ms: float
+    waited_ms: float
+    """How long the model waited."""
+    hidden_ms: float
+    """How long code ran while the model wrote on."""
+
+
+class CalledFunctionObject(_Documented):
+    name: str
+    arguments: str
+
+
+class ToolCallObject(_Documented):
+    """A call of the client's own function, for the client to make. Server-run code is never here."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunctionObject
+
+
+class MessageObject(_Documented):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallObject] | None = None
+    executed_tools: list[ExecutedToolObject]
+
+
+class TokenLogprob(_Documented):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ContentLogprob(TokenLogprob):
+    top_logprobs: list[TokenLogprob]
+
+
+class LogprobsObject(_Documented):
+    content: list[ContentLogprob]
+    refusal: None
+
+
+class ChoiceObject(_Documented):
+    index: int
+    message: MessageObject
+    logprobs: LogprobsObject | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+class PromptDetails(_Documented):
+    cached_tokens: int
+
+
+class CompletionDetails(_Documented):
+    reasoning_tokens: int
+    observation_tokens: int
+    """Given to the model, not written by it; part of ``completion_tokens``."""
+
+
+class UsageObject(_Documented):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails
+
+
+class ChatCompletionObject(_Documented):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChoiceObject]
+    usage: UsageObject
+
+
+class ModelObject(_Documented):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    context_length: int
+    deferral: dict[str, Any]
+    """The policy that the checkpoint was trained with."""
+
+
+class ModelList(_Documented):
+    object: Literal["list"]
+    data: list[ModelObject]
+
+
+class Readiness(_Documented):
+    status: Literal["ready", "not ready", "going down"]
+    engine: Literal["ready", "not ready"]
+    sandbox: Literal["ready", "not ready"]
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request can't be served; the message says why."},
+    "5XX": {"model": ErrorBody, "description": "The server failed, or is going down."},
+}
+READINESS: dict[int | str, dict[str, Any]] = {
+    200: {"model": Readiness, "description": "New requests will be served."},
+    503: {"model": Readiness, "description": "They will not; it says which part is missing."},
+}
+COMPLETION: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": ChatCompletionObject,
+        "description": "The completion; with `stream`, events that hold `chat.completion.chunk` objects.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
