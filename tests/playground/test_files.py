@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+
+import httpx
+import pytest
+
+from service.playground.files import STATIC
+from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
+from tests.support.serving import make_app
+
+
+@pytest.fixture
+async def client() -> AsyncGenerator[httpx.AsyncClient, None]:
+    """A server that wants keys."""
+    app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")), api_keys="secret")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+async def test_the_page_opens_without_a_key_and_nothing_else_does(client: httpx.AsyncClient) -> None:
+    page = await client.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert (await client.get("/playground/main.js")).headers["content-type"].startswith("text/javascript")
+    for path in ("/v1/models", "/playground/../v1/models", "/playground/nothing.js", "/playground/"):
+        assert (await client.get(path)).status_code == 401
+    assert (await client.post("/", json={})).status_code == 401
+
+
+async def test_the_policy_lets_no_script_but_its_own_files_run(client: httpx.AsyncClient) -> None:
+    policy = (await client.get("/")).headers["content-security-policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == "'self'"
+    assert rules["frame-ancestors"] == rules["base-uri"] == "'none'"
+    assert "unsafe" not in policy
+
+
+async def test_every_file_that_the_page_names_is_there_and_none_is_another_hosts(
+    client: httpx.AsyncClient,
+) -> None:
+    names = re.findall(r'(?:src|href)="(?!#)([^"]+)"', (await client.get("/")).text)
+    scripts = [path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")]
+    names += [f"playground/{name}" for text in scripts for name in re.findall(r'from "\./([^"]+)"', text)]
+    assert len(names) > 10
+    for name in names:
+        assert (await client.get(f"/{name}")).status_code == 200, name
+
+
+async def test_a_file_that_did_not_change_is_not_sent_again(client: httpx.AsyncClient) -> None:
+    first = await client.get("/playground/style.css")
+    again = await client.get("/playground/style.css", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert "content-security-policy" in again.headers
+
+
+def test_nothing_is_ever_made_markup() -> None:
+    for path in STATIC.glob("*.js"):
+        text = path.read_text(encoding="utf-8")
+        for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+            assert forbidden not in text, (path.name, forbidden)
+
+
+def test_the_page_is_small() -> None:
+    assert sum(path.stat().st_size for path in STATIC.iterdir()) < 80_000
+    assert max(len(path.read_text().splitlines()) for path in STATIC.glob("*.js")) < 250
