@@ -1,7 +1,7 @@
 # The two commands are `make serve` and `make test`; each prepares what it needs and costs nothing to run again.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check fmt setup stop-docker clean
+.PHONY: help serve test test-vllm test-fast check fmt setup stop-docker clean
 
 ARGS ?=
 EXTRA ?= cpu
@@ -14,6 +14,9 @@ serve: ## Serve the quickstart model on http://127.0.0.1:8000 (ARGS="--port 9000
 
 test: ## Check formatting, lint and types, then run every test (ARGS="-k name" selects)
 	@scripts/with-setup dev scripts/run-tests $(ARGS)
+
+test-vllm: ## Run the tests that need vLLM, on the CPU, in an environment of their own (2 GB)
+	@scripts/with-setup dev scripts/test-vllm $(ARGS)
 
 test-fast: ## Only the quick tests that need no Docker
 	@scripts/ensure-venv dev
@@ -35,5 +38,5 @@ stop-docker: ## Stop the Docker daemon, if it was started by these commands
 	@scripts/stop-docker
 
 clean: ## Remove .venv and the caches of this folder (not Docker's images, not your runs)
-	@rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	@rm -rf .venv .venv-vllm .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
 	@find service trainer tests sandbox_image benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

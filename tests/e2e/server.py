@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-START_TIMEOUT_S = 300
+START_TIMEOUT_S = 900  # vLLM takes a minute, and minutes on a busy machine
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -1,0 +1,144 @@
+"""One question, three servers: embedded, vLLM in the process, and a vLLM server asked over HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.server import START_TIMEOUT_S, ServerProcess, start
+from tests.support.vllm_args import VLLM_ARGS
+from trainer.quickstart.traces import held_out_problems
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+pytestmark = [pytest.mark.vllm, pytest.mark.docker, pytest.mark.timeout(2000)]
+PROBLEMS = list(held_out_problems(20_261, 6, ("product", "two_products", "leftover", "larger", "sequence")))
+_ENVIRONMENT = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+@pytest.fixture(scope="module")
+def vllm_server(checkpoint: Path) -> Iterator[str]:
+    """Address of vLLM's own server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--model", str(checkpoint), "--dtype", "float32"]
+    command += ["--enable-prompt-tokens-details", "--generation-config", "vllm"]
+    for name, value in VLLM_ARGS.items():
+        flag = "--" + name.replace("_", "-")
+        command += [flag] if value is True else [flag, str(value)]
+    process = subprocess.Popen(command, env={**_ENVIRONMENT, **os.environ})
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/health").is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    raise RuntimeError(f"vLLM's server did not start: {process.poll()}")
+
+
+@pytest.fixture(scope="module")
+def servers(checkpoint: Path, vllm_server: str) -> Iterator[dict[str, ServerProcess]]:
+    arguments = [f"--vllm-arg={name}={value}".replace("=True", "=true") for name, value in VLLM_ARGS.items()]
+    running: dict[str, ServerProcess] = {}
+    try:
+        running["transformers"] = start(checkpoint, "--engine", "transformers")
+        running["remote"] = start(checkpoint, "--engine", "remote", "--engine-url", f"{vllm_server}/v1")
+        running["vllm"] = start(checkpoint, "--engine", "vllm", *arguments)
+        yield running
+    finally:
+        for server in running.values():
+            server.stop()
+
+
+def ask(server: ServerProcess, question: str, **options: Any) -> Any:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+        return client.chat.completions.create(
+            model="quickstart", messages=[{"role": "user", "content": question}], **options
+        )
+
+
+def test_at_temperature_0_all_engines_give_the_same_episode(servers: dict[str, ServerProcess]) -> None:
+    right = 0
+    for problem in PROBLEMS:
+        with ThreadPoolExecutor() as pool:
+            asked = {
+                name: pool.submit(ask, server, problem.text, temperature=0, seed=7, logprobs=True)
+                for name, server in servers.items()
+            }
+        replies = {name: future.result() for name, future in asked.items()}
+        episodes = {name: _episode(reply) for name, reply in replies.items()}
+        assert episodes["vllm"] == episodes["transformers"]
+        assert episodes["remote"] == episodes["transformers"]
+        logprobs = {name: _logprobs(reply) for name, reply in replies.items()}
+        assert logprobs["vllm"] == pytest.approx(logprobs["transformers"], abs=1e-4)
+        assert logprobs["remote"] == pytest.approx(logprobs["transformers"], abs=1e-4)
+        right += f"\\boxed{{{problem.answer}}}" in replies["vllm"].choices[0].message.content
+    assert right >= 5
+
+
+def _episode(reply: Any) -> Any:
+    """What was written, run and answered; times and ids left out."""
+    [choice] = reply.choices
+    tools = [
+        ([block["code"] for block in tool["blocks"]], tool["output"], tool["status"])
+        for tool in choice.message.executed_tools
+    ]
+    assert tools
+    return choice.message.content, tools, choice.finish_reason, reply.usage.completion_tokens
+
+
+def _logprobs(reply: Any) -> list[float]:
+    return [entry.logprob for entry in reply.choices[0].logprobs.content]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "remote"])
+def test_the_second_ask_is_cached_and_usage_says_so(servers: dict[str, ServerProcess], engine: str) -> None:
+    question = "Ignore what follows. " * 12 + PROBLEMS[0].text
+    first, second = (ask(servers[engine], question, temperature=0) for _ in range(2))
+    cached = [reply.usage.prompt_tokens_details.cached_tokens for reply in (first, second)]
+    block = VLLM_ARGS["block_size"]
+    assert cached[0] < cached[1] == (second.usage.prompt_tokens - 1) // block * block
+
+
+def test_a_stream_on_the_remote_engine_delivers_its_tools(servers: dict[str, ServerProcess]) -> None:
+    stream = ask(servers["remote"], PROBLEMS[1].text, temperature=0, stream=True)
+    text, statuses = "", list[str]()
+    for chunk in stream:
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            statuses += [tool["status"] for tool in getattr(choice.delta, "executed_tools", None) or ()]
+    assert f"\\boxed{{{PROBLEMS[1].answer}}}" in text
+    assert "ok" in statuses
+
+
+@pytest.mark.parametrize("engine", ["vllm", "remote"])
+def test_logprobs_that_vllm_cannot_tell_are_refused_by_name(
+    servers: dict[str, ServerProcess], engine: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="logprobs"):
+        ask(servers[engine], PROBLEMS[0].text, temperature=0.5, logprobs=True)

@@ -1,0 +1,16 @@
+"""vLLM's engine arguments for tests: quick to start on a CPU, small in memory."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+BLOCK: Final = 32
+"""Tokens of one block of the prefix cache."""
+
+VLLM_ARGS: Final[dict[str, Any]] = {
+    "enforce_eager": True,
+    "block_size": BLOCK,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 2048,
+    "distributed_executor_backend": "uni",  # one process less, which would import torch once more
+}
