@@ -1,0 +1,142 @@
+"""Conversations: from the store, or sent again by the client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+
+from service.deferral.policy import DeferralPolicy
+from tests.support.responses_api import (
+    ANSWER,
+    CODE_TOOL,
+    FIRST,
+    MARKER,
+    OUTPUTS,
+    SECOND,
+    SEEN,
+    ask,
+    engine,
+    prompt,
+    serving,
+)
+from tests.support.scripted import EOS, ScriptedEngine
+
+SAID = FIRST + SECOND + MARKER + SEEN + ANSWER
+
+
+def three_turns() -> ScriptedEngine:
+    return ScriptedEngine(FIRST + SECOND + MARKER, ANSWER + EOS, "You are welcome." + EOS, "Bye." + EOS)
+
+
+async def test_the_model_sees_its_own_earlier_text_as_it_was() -> None:
+    scripted = three_turns()
+    async with serving(scripted) as served:
+        first = await ask(served, tools=CODE_TOOL, instructions="Be brief.")
+        second = await ask(served, "Thanks.", previous_response_id=first.id)
+        third = await ask(served, "Bye.", previous_response_id=second.id, instructions="Be kind.")
+    assert prompt(scripted, 2) == f"user: 6 * 7?\nassistant: {SAID}\nuser: Thanks.\n"
+    assert prompt(scripted, 3) == (
+        f"system: Be kind.\nuser: 6 * 7?\nassistant: {SAID}\nuser: Thanks.\n"
+        "assistant: You are welcome.\nuser: Bye.\n"
+    )
+    assert third.previous_response_id == second.id
+
+
+async def test_only_the_last_question_carries_the_instruction() -> None:
+    scripted = three_turns()
+    async with serving(scripted, policy=DeferralPolicy(prompt="brief-v1")) as served:
+        first = await ask(served, tools=CODE_TOOL)
+        await ask(served, "Thanks.", previous_response_id=first.id, tools=CODE_TOOL)
+    said = prompt(scripted, 2)
+    assert said.startswith("user: 6 * 7?\n")
+    assert said.count("Python that you may delay") == 1
+
+
+@pytest.mark.parametrize("include", [None, OUTPUTS])
+async def test_output_that_is_sent_back_is_the_same_text(include: Any) -> None:
+    """With outputs as they came, without them as they are stored."""
+    scripted = three_turns()
+    async with serving(scripted) as served:
+        first = await ask(served, tools=CODE_TOOL, include=include or [])
+        output = [item.to_dict() for item in first.output]
+        await ask(
+            served, [{"role": "user", "content": "6 * 7?"}, *output, {"role": "user", "content": "Thanks."}]
+        )
+    assert prompt(scripted, 2) == f"user: 6 * 7?\nassistant: {SAID}\nuser: Thanks.\n"
+
+
+async def test_output_that_is_not_stored_comes_back_without_what_was_not_included() -> None:
+    scripted = three_turns()
+    async with serving(scripted) as served:
+        first = await ask(served, tools=CODE_TOOL, store=False)
+        output = [item.to_dict() for item in first.output]
+        await ask(served, [*output, {"role": "user", "content": "Thanks."}])
+    assert prompt(scripted, 2) == f"assistant: {FIRST}{SECOND}{ANSWER}\nuser: Thanks.\n"
+
+
+async def test_items_by_reference() -> None:
+    scripted = three_turns()
+    async with serving(scripted) as served:
+        first = await ask(served, tools=CODE_TOOL)
+        references: Any = [{"type": "item_reference", "id": item.id} for item in first.output]
+        second = await ask(served, [*references, {"role": "user", "content": "Thanks."}])
+        listed = await served.openai.responses.input_items.list(second.id, order="asc", include=OUTPUTS)
+        for unknown in ("msg_1", first.output[0].id.replace("_0", "_9")):
+            with pytest.raises(openai.NotFoundError) as caught:
+                await ask(served, [{"type": "item_reference", "id": unknown}])
+            assert caught.value.param == "input[0].id"
+    assert prompt(scripted, 2) == f"assistant: {SAID}\nuser: Thanks.\n"
+    assert [item.type for item in listed.data] == ["message", "code_interpreter_call", "message", "message"]
+    assert listed.data[1].outputs[0].logs == "42"  # type: ignore[union-attr,index]
+
+
+async def test_thoughts_that_are_sent_back_stand_where_they_were() -> None:
+    scripted = ScriptedEngine("<think>\nHm.\n</think>\n\nYes." + EOS, "Bye." + EOS)
+    async with serving(scripted) as served:
+        first = await ask(served, reasoning={"effort": "medium"})
+        output = [item.to_dict() for item in first.output]
+        await ask(served, [*output, {"role": "user", "content": "Bye."}])
+        await ask(served, "Bye.", previous_response_id=first.id)
+    said = "assistant: <think>\nHm.\n</think>\n\nYes.\nuser: Bye.\n"
+    assert prompt(scripted, 1) == said
+    assert prompt(scripted, 2) == f"user: 6 * 7?\n{said}"
+
+
+async def test_an_earlier_response_that_is_gone_is_404() -> None:
+    scripted = three_turns()
+    async with serving(scripted) as served:
+        first = await ask(served, tools=CODE_TOOL)
+        second = await ask(served, "Thanks.", previous_response_id=first.id)
+        unstored = await ask(served, "Bye.", store=False)
+        await served.openai.responses.delete(first.id)
+        for previous in ("resp_1", first.id, second.id, unstored.id):
+            with pytest.raises(openai.NotFoundError) as caught:
+                await ask(served, "On.", previous_response_id=previous)
+            assert caught.value.param == "previous_response_id"
+            assert caught.value.code == "previous_response_not_found"
+
+
+async def test_an_earlier_response_that_still_runs_is_409() -> None:
+    async with serving(ScriptedEngine("x" * 9000 + EOS, delay_s=0.01)) as served:
+        running = await ask(served, background=True)
+        with pytest.raises(openai.ConflictError) as caught:
+            await ask(served, "On.", previous_response_id=running.id)
+        assert caught.value.param == "previous_response_id"
+        await served.openai.responses.cancel(running.id)
+
+
+async def test_null_fields_of_items_count_as_left_out() -> None:
+    scripted = engine()
+    item: Any = {
+        "id": None,
+        "type": "message",
+        "role": "user",
+        "content": "Hi",
+        "status": None,
+        "phase": None,
+    }
+    async with serving(scripted) as served:
+        await ask(served, [item])
+    assert prompt(scripted) == "user: Hi\n"
