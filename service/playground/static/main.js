@@ -26,6 +26,9 @@ async function ask() {
   if (!question || !settings.check()) return byId("question").focus();
   running?.abort();
   const stopping = (running = new AbortController());
+  if (settings.models.length === 0) await loadModels();
+  if (running !== stopping) return;
+  if (settings.models.length === 0) return (running = null); // why is told already
   const episode = newEpisode(settings.request(question));
   const began = performance.now();
   const elapsed = () => performance.now() - began;

@@ -23,7 +23,7 @@ export function parseTurn(text) {
   };
   for (const line of text.match(/[^\n]*\n|[^\n]+$/g) ?? []) {
     const whole = line.endsWith("\n");
-    const bare = line.trimStart();
+    const bare = line.replace(/^[ \t]+/, "");
     if (state === "code") {
       if (bare.startsWith(FENCE)) {
         segments.at(-1).closed = true;
@@ -54,7 +54,7 @@ export function parseTurn(text) {
 
 /** A line without an end that may become a fence or a marker. */
 function heldBack(line) {
-  if (FENCE.startsWith(line.trimStart())) return "";
+  if (FENCE.startsWith(line.replace(/^[ \t]+/, ""))) return "";
   for (let size = MARKER.length - 1; size > 0; size--) {
     if (line.endsWith(MARKER.slice(0, size))) return line.slice(0, -size);
   }

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+expect.set_options(timeout=60_000)  # no test is decided by how fast the machine is
+OpenPage = Callable[..., Coroutine[Any, Any, Page]]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without a browser a test that needs one is skipped; where it must not be missing, it fails."""
+    if item.get_closest_marker("browser") is None or os.environ.get("IHGRPO_BROWSER"):
+        return
+    missing = "no browser: scripts/ensure-browser finds or installs one, IHGRPO_BROWSER names it"
+    if os.environ.get("IHGRPO_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"IHGRPO_REQUIRE_BROWSER=1, but {missing}", pytrace=False)
+    pytest.skip(missing)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncGenerator[Browser, None]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=os.environ["IHGRPO_BROWSER"])
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def open_page(browser: Browser) -> AsyncGenerator[OpenPage, None]:
+    """Opens an address in a window of its own. At the end no page may have complained in its console."""
+    complaints: list[str] = []
+    contexts = []
+
+    async def open_page(url: str, **options: Any) -> Page:
+        context = await browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
+        contexts.append(context)
+        page = await context.new_page()
+        page.set_default_timeout(60_000)
+        page.on(
+            "console", lambda message: complaints.append(message.text) if message.type == "error" else None
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        await page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        await context.close()
+    # What the network refuses, tests provoke; the browser says so by itself.
+    assert [text for text in complaints if not text.startswith("Failed to load resource")] == []

@@ -1,0 +1,78 @@
+"""The page on a real server: the quickstart checkpoint, code in containers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.async_api import Page, expect
+
+from service.checkpoint import quickstart
+from tests.e2e.server import ServerProcess, start
+from tests.playground.conftest import OpenPage
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.docker,
+    pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    running = start(quickstart(), "--warm-containers", "1", "--max-slots", "4")
+    yield running
+    running.stop()
+
+
+async def solve(page: Page, example: str) -> None:
+    await page.get_by_role("button", name=example).click()
+    await page.keyboard.press("Control+Enter")
+    await expect(page.locator("#episode")).to_have_attribute("data-mode", "live")
+
+
+async def test_blocks_run_while_the_model_writes_on(server: ServerProcess, open_page: OpenPage) -> None:
+    page = await open_page(server.url)
+    await solve(page, "Two products")
+    first = page.locator(".card").first
+    await expect(first).to_have_attribute("data-state", "pending")
+    await expect(page.locator("#episode")).to_have_attribute("data-mode", "over")
+    await expect(first).to_have_attribute("data-state", "done")
+    await expect(page.locator("mark.answer")).to_have_text(str(739184 * 52967 + 90412 * 33771))
+    await expect(page.locator("#about")).to_contain_text("ended by itself")
+    lanes = await page.locator("#timeline .lane").all_text_contents()
+    assert lanes == ["writes", "block 1", "block 2", "block 3", "waits"]
+    bars = page.locator("#timeline rect.bar")
+    kinds = await bars.evaluate_all("all => all.map(each => each.classList[1])")
+    assert kinds == ["write", "write", "run", "run", "run", "wait"]
+    # To scale: each block began to run after it was closed, the last one's output was waited for.
+    boxes = [box for bar in await bars.all() if (box := await bar.bounding_box())]
+    [first_run, second_run, third_run, wait] = boxes[2:]
+    assert first_run["x"] < second_run["x"] < third_run["x"]
+    assert wait["x"] + wait["width"] >= third_run["x"] + third_run["width"] - 3
+    await expect(page.locator(".total.delayed dd")).to_have_text("2 of 3 blocks")
+
+
+async def test_an_error_is_shown_and_what_mended_it(server: ServerProcess, open_page: OpenPage) -> None:
+    page = await open_page(server.url, color_scheme="light")
+    await page.fill("[name=temperature]", "0")
+    await solve(page, "A mistake, mended")
+    await expect(page.locator("#episode")).to_have_attribute("data-mode", "over")
+    await expect(page.locator(".card").first).to_have_attribute("data-state", "error")
+    observation = page.locator(".observation").first
+    await expect(observation).to_have_attribute("data-state", "error")
+    await expect(observation.locator("pre")).to_have_text("NameError: name 'math' is not defined")
+    await expect(page.locator(".card").last).to_have_attribute("data-state", "done")
+    await expect(page.locator("mark.answer")).to_be_visible()
+    assert await page.locator("#timeline rect.failed").count() == 1
+
+
+async def test_without_deferral_no_code_runs(server: ServerProcess, open_page: OpenPage) -> None:
+    page = await open_page(server.url)
+    await page.uncheck("[name=enabled]")
+    await page.fill("[name=max_tokens]", "60")
+    await solve(page, "Digits of a power")
+    await expect(page.locator("#episode")).to_have_attribute("data-mode", "over")
+    await expect(page.locator(".card").first).to_have_attribute("data-state", "idle")
+    await expect(page.locator("#about")).to_contain_text("cut at a limit")
