@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import torch
 from prometheus_client import REGISTRY
 
@@ -50,7 +51,7 @@ def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tiny_checkpoint: Path, adapter: Path) -> AsyncIterator[VLLMEngine]:
     settings = VLLMSettings(model=str(tiny_checkpoint), adapters={"poet": adapter}, args=VLLM_ARGS)
     engine = VLLMEngine(settings)
@@ -61,7 +62,7 @@ async def engine(tiny_checkpoint: Path, adapter: Path) -> AsyncIterator[VLLMEngi
     assert not engine.healthy
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def embedded(tiny_checkpoint: Path) -> AsyncIterator[TransformersEngine]:
     engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint), device="cpu"))
     await engine.start()

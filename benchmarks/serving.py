@@ -1,0 +1,324 @@
+"""What the service costs on top of the engine: the same vLLM behind our API and behind its own server.
+
+    scripts/ensure-vllm
+    .venv-vllm/bin/python benchmarks/serving.py                  # needs Docker and the sandbox image
+    .venv-vllm/bin/python benchmarks/serving.py --only streams
+
+- streams: output throughput, time to first token and CPU of the API process, with no tool used. A model with
+  random weights, its end tokens biased away, writes a fixed number of tokens; the servers take turns.
+- memory: resident size of our API process over 5,000 requests on that engine.
+- idle: CPU of an API process in which 500 streams wait for a flush (engine and sandbox scripted, API real).
+
+Clients, servers and engines share this machine's cores. On a GPU the engine takes none of them, and what is
+measured here as lost throughput is CPU that is idle there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from tests.support.tiny_qwen3 import make_checkpoint, make_tokenizer
+from tests.support.vllm_args import VLLM_ARGS
+
+SHAPE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+}
+ARGS = {**VLLM_ARGS, "max_num_seqs": 64, "enforce_eager": True}
+MODEL = "bench"
+ENVIRONMENT = {
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "OMP_NUM_THREADS": "1",
+    "IHGRPO_STORE_URL": "sqlite://",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server under test; ``process`` is the API's own, without the engine's children."""
+
+    name: str
+    url: str
+    process: psutil.Process
+
+
+@dataclass(frozen=True)
+class Round:
+    """Tokens per second of all streams, seconds to each first token, CPU seconds of the API a token."""
+
+    throughput: float
+    first: list[float]
+    cpu: float
+
+
+@contextmanager
+def launched(name: str, command: list[str], port: int) -> Iterator[Target]:
+    process = subprocess.Popen([sys.executable, "-m", *command], env={**os.environ, **ENVIRONMENT})
+    try:
+        _wait(port, process)
+        yield Target(name, f"http://127.0.0.1:{port}", psutil.Process(process.pid))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(90)
+
+
+def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise SystemExit(f"a server did not start: {process.args}")
+
+
+def bare(model: Path, port: int) -> list[str]:
+    command = ["vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--model", str(model), "--served-model-name", MODEL, "--dtype", "float32"]
+    command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+    for name, value in ARGS.items():
+        command += (
+            [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
+        )
+    return command
+
+
+def ours(model: Path, port: int) -> list[str]:
+    command = ["service", "serve", "--engine", "vllm", "--sandbox", "in-process", "--port", str(port)]
+    command += ["--model", str(model), "--served-model-name", MODEL, "--max-concurrent-episodes", "64"]
+    return [*command, *(f"--vllm-arg={name}={json.dumps(value)}" for name, value in ARGS.items())]
+
+
+def body(tokens: int, banned: list[int], seed: int) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": f"Problem {seed}: add {seed} and {seed + 1}. " * 4}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": tokens,
+        "temperature": 1.0,
+        "seed": seed,
+        "logit_bias": {str(token_id): -100 for token_id in banned},
+    }
+
+
+async def stream(session: aiohttp.ClientSession, url: str, payload: dict[str, Any]) -> tuple[float, int]:
+    """Seconds to the first text, and tokens."""
+    begin = time.perf_counter()
+    first, tokens = 0.0, 0
+    async with session.post(f"{url}/v1/chat/completions", json=payload) as response:
+        response.raise_for_status()
+        async for line in response.content:
+            if not first and b'"content":"' in line.replace(b'": ', b'":') and b'"content":""' not in line:
+                first = time.perf_counter() - begin
+            if b'"usage":{' in line.replace(b'": ', b'":'):
+                tokens = json.loads(line[5:])["usage"]["completion_tokens"]
+    return first, tokens
+
+
+async def play(target: Target, streams: int, tokens: int, banned: list[int], seed: int) -> Round:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
+        before, begin = _cpu(target.process), time.perf_counter()
+        calls = (stream(session, target.url, body(tokens, banned, seed + n)) for n in range(streams))
+        results = await asyncio.gather(*calls)
+        seconds = time.perf_counter() - begin
+        total = sum(count for _, count in results)
+    assert total == streams * tokens, (total, streams * tokens)
+    return Round(total / seconds, [first for first, _ in results], (_cpu(target.process) - before) / total)
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+async def compare(targets: list[Target], options: argparse.Namespace, banned: list[int]) -> None:
+    print(
+        "| streams | output tokens/s, bare vLLM | ours | ratio | first token p50, ms: bare | ours | added |"
+        " API CPU per token, µs: bare | ours |"
+    )
+    print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for streams in options.streams:
+        rounds: dict[str, list[Round]] = {target.name: [] for target in targets}
+        for number in range(options.rounds + 1):
+            # Whoever goes second finds a warm machine; they take turns at that too.
+            for target in targets if number % 2 else targets[::-1]:
+                done = await play(target, streams, options.tokens, banned, 1000 * number)
+                if number:  # the first round warms up
+                    rounds[target.name].append(done)
+        speed, first, cpu = {}, {}, {}
+        for name, played in rounds.items():
+            speed[name] = statistics.median(r.throughput for r in played)
+            first[name] = 1000 * statistics.median(second for r in played for second in r.first)
+            cpu[name] = 1e6 * statistics.mean(r.cpu for r in played)
+        (a, b) = (target.name for target in targets)
+        print(
+            f"| {streams} | {speed[a]:.0f} | {speed[b]:.0f} | {speed[b] / speed[a]:.3f} | {first[a]:.1f} |"
+            f" {first[b]:.1f} | {first[b] - first[a]:+.1f} | {cpu[a]:.0f} | {cpu[b]:.0f} |",
+            flush=True,
+        )
+
+
+async def memory(target: Target, options: argparse.Namespace, banned: list[int]) -> None:
+    gate = asyncio.Semaphore(32)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def one(seed: int) -> None:
+            async with gate:
+                await stream(session, target.url, body(4, banned, seed))
+
+        print("\n| requests | resident size of the API process, MB |\n|--:|--:|")
+        step = options.requests // 10
+        for done in range(0, options.requests + 1, step):
+            print(f"| {done} | {target.process.memory_info().rss / 1e6:.1f} |", flush=True)
+            if done < options.requests:
+                await asyncio.gather(*(one(seed) for seed in range(done, done + step)))
+
+
+def idle(options: argparse.Namespace) -> None:
+    """The server is a process of its own: this very file with ``--serve-idle``."""
+    process = subprocess.Popen([sys.executable, __file__, "--serve-idle", str(options.port)])
+    try:
+        _wait(options.port, process)
+        asyncio.run(_wait_on_flushes(psutil.Process(process.pid), options))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+async def _wait_on_flushes(api: psutil.Process, options: argparse.Namespace) -> None:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(None)
+    ) as session:
+        payload = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        waiting = asyncio.Semaphore(0)
+        tasks = [
+            asyncio.create_task(
+                _until_it_waits(session, f"http://127.0.0.1:{options.port}", payload, waiting)
+            )
+            for _ in range(options.idle_streams)
+        ]
+        for _ in tasks:
+            await waiting.acquire()
+        await asyncio.sleep(2)
+        before, begin = _cpu(api), time.perf_counter()
+        await asyncio.sleep(options.idle_seconds)
+        share = (_cpu(api) - before) / (time.perf_counter() - begin)
+        print(
+            f"\n{options.idle_streams} streams waiting on a flush for {options.idle_seconds} s: "
+            f"{100 * share:.2f} % of one core, {api.memory_info().rss / 1e6:.0f} MB resident"
+        )
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until_it_waits(
+    session: aiohttp.ClientSession, url: str, payload: dict[str, Any], waiting: asyncio.Semaphore
+) -> None:
+    async with session.post(f"{url}/v1/chat/completions", json=payload) as response:
+        response.raise_for_status()
+        async for line in response.content:
+            if b'"running"' in line:
+                waiting.release()
+
+
+def serve_idle(port: int) -> None:
+    import uvicorn
+
+    from tests.support.scripted import ScriptedEngine, ScriptedSandbox, printed
+    from tests.support.serving import make_app
+
+    class Waits(ScriptedSandbox):
+        def session(self, limits: Any) -> Any:
+            session: Any = super().session(limits)
+
+            async def flush() -> Any:
+                await asyncio.Event().wait()
+
+            session.flush = flush
+            return session
+
+    app = make_app(
+        ScriptedEngine("```python\nx\n```\n<tool_call>"),
+        Waits(lambda _blocks: printed("")),
+        max_concurrent_episodes=1000,
+        max_queued_episodes=1000,
+    )
+    uvicorn.run(app, port=port, log_level="warning", timeout_graceful_shutdown=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=("streams", "memory", "idle"), default=["streams", "memory", "idle"]
+    )
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--idle-streams", type=int, default=500)
+    parser.add_argument("--idle-seconds", type=float, default=20)
+    parser.add_argument("--port", type=int, default=8731, help="this one and the next are taken")
+    parser.add_argument("--serve-idle", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve_idle:
+        return serve_idle(options.serve_idle)
+    load = os.getloadavg()[0]
+    print(
+        f"{os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}, vLLM "
+        f"{version('vllm-cpu')}, {options.tokens} tokens a stream, median of {options.rounds} rounds\n",
+        flush=True,
+    )
+    if "idle" in options.only:
+        idle(options)
+    if not {"streams", "memory"} & set(options.only):
+        return None
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        model = make_checkpoint(Path(folder) / MODEL, **SHAPE)
+        tokenizer = make_tokenizer()
+        banned = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>", "<tool_call>"])
+        mine = stack.enter_context(launched("ours", ours(model, options.port), options.port))
+        if "streams" in options.only:
+            theirs = stack.enter_context(launched("bare", bare(model, options.port + 1), options.port + 1))
+            asyncio.run(compare([theirs, mine], options, banned))
+        if "memory" in options.only:
+            asyncio.run(memory(mine, options, banned))
+    return None
+
+
+if __name__ == "__main__":
+    main()
