@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.head import MAX_TILE_ELEMENTS, HeadOutput, token_statistics
+from trainer.head import HeadOutput, token_statistics
 
 MARKER = 7
 
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--tile", type=int, default=MAX_TILE_ELEMENTS, help="entries of a tile")
+    parser.add_argument("--tile", type=int, help="entries of a tile; default: by device")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -161,7 +161,8 @@ def machine() -> str:
 
 def report(a: argparse.Namespace, results: dict[str, dict[str, Any]]) -> None:
     print(machine())
-    print(f"N={a.tokens} V={a.vocabulary} H={a.hidden} {a.dtype}, tile {a.tile}, {a.device} x{a.threads}")
+    tile = a.tile or "of the default size"
+    print(f"N={a.tokens} V={a.vocabulary} H={a.hidden} {a.dtype}, tile {tile}, {a.device} x{a.threads}")
     print(f"{'':10}{'forward s':>12}{'backward s':>12}{'total s':>12}{'CPU s':>12}{'peak extra MiB':>16}")
     for way, r in results.items():
         times = (r["forward"], r["backward"], r["forward"] + r["backward"], r["cpu"])
