@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -190,6 +191,31 @@ def runner(
         _fail(*(_complaint(item) for item in error.errors()))
     except (ValueError, OSError, SandboxError) as error:
         _fail(str(error))
+
+
+@app.command()
+def doctor(
+    model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub id.")] = None,
+    sandbox: Annotated[str | None, typer.Option(help="runner or in-process. Default: what is here.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Start no container to prove its walls.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check this machine for what serving needs, and say what to do. Exit code 1: it can't serve."""
+    from service.doctor import report
+    from service.settings import Settings
+
+    given = {"model": model, "sandbox": sandbox, "port": port}
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        _fail(*(_complaint(item) for item in error.errors()))
+    findings = list(report.examine(settings, quick=quick))
+    if as_json:
+        typer.echo(json.dumps(report.as_json(findings), indent=2))
+    else:
+        report.show(findings, Console())
+    raise typer.Exit(1 if report.failed(findings) else 0)
 
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -1,7 +1,7 @@
 """The published forms of ``executed_tools`` and ``deferral.json``, as versioned JSON schemas.
 
-``scripts/generate`` writes them to ``schemas/``. A change that breaks a reader takes a new number and a new file;
-a field that is added does not, so readers must pass over fields that they don't know.
+``scripts/generate`` writes them to ``schemas/``. A change that breaks a reader takes a new number and a new
+file; a field that is added does not, so readers must pass over fields that they don't know.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Tool(_Published):
 
 
 class WaitingTool(_Tool):
-    """A flush to be, in chunks of a stream: `pending` until the execute marker, then `running` until its result."""
+    """A flush to be, in chunks of a stream: `pending` until the marker, then `running` until its result."""
 
     status: Literal["pending", "running"]
 
@@ -59,8 +59,8 @@ class FinishedTool(_Tool):
     """A flush that is done."""
 
     status: Status
-    """`ok`, `error` (a traceback, an exit code, a signal), `timeout`, `oom`, `output_limit`, or `sandbox_error`:
-    the sandbox failed, and nothing is known of the code."""
+    """`ok`, `error` (a traceback, an exit code, a signal), `timeout`, `oom`, `output_limit`, or
+    `sandbox_error`: the sandbox failed, and nothing is known of the code."""
     output: str
     """What the model was shown."""
     delayed: int = Field(ge=0)

@@ -1,7 +1,7 @@
 """Prepares the secrets of the stack, before anything else starts: ``init.py FOLDER GIVEN``.
 
-What is made is made once and kept; what the operator gave (API keys) is copied anew each time. Only the group of
-the services may read a file. Needs nothing but Python.
+What is made is made once and kept; what the operator gave (API keys) is copied anew each time. Only the group
+of the services may read a file. Needs nothing but Python.
 """
 
 from __future__ import annotations

@@ -1,0 +1,111 @@
+"""Checks of the machine: memory, disk, GPU, ports, packages."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from service.doctor.finding import Finding
+from service.sandbox.pool_settings import PoolSettings
+from service.settings import Settings
+
+GIB = 2**30
+
+
+def packages(engine: str) -> Finding:
+    """Are the packages of the engine installed?"""
+    needed = {"transformers": ("torch", "transformers"), "vllm": ("vllm",), "remote": ("transformers",)}[
+        engine
+    ]
+    try:
+        found = ", ".join(f"{name} {version(name)}" for name in needed)
+    except PackageNotFoundError as error:
+        extra = "vllm" if engine == "vllm" else "cpu"
+        return Finding("packages", "fail", f"{error.name} is missing", f"pip install 'ih-grpo[{extra}]'")
+    return Finding("packages", "ok", f"engine {engine}: {found}")
+
+
+def gpu(settings: Settings) -> Finding:
+    """What device will be used, and is that what was asked for?"""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return Finding("gpu", "ok", "not looked at: torch is not installed")
+    wanted = settings.device.startswith("cuda")
+    if torch.cuda.is_available():
+        names = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+        return Finding(
+            "gpu", "ok", ", ".join(f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB" for gpu in names)
+        )
+    if torch.version.cuda is None and shutil.which("nvidia-smi"):
+        return Finding(
+            "gpu",
+            "fail" if wanted else "warn",
+            "there is an NVIDIA driver, and torch was built for the CPU",
+            "reinstall torch from its default index: pip install --force-reinstall torch",
+        )
+    if wanted:
+        return Finding(
+            "gpu", "fail", f"device is {settings.device!r}, and torch sees no GPU", "set device to auto"
+        )
+    return Finding("gpu", "ok", "none: the model runs on the CPU")
+
+
+def port(settings: Settings) -> Finding:
+    """Can the server listen where it is to?"""
+    host = settings.host.strip("[]")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, settings.port))
+        except OSError as error:
+            remedy = f"stop what listens there (ss -ltnp 'sport = :{settings.port}'), or set another port"
+            return Finding("port", "fail", f"{host}:{settings.port}: {error.strerror}", remedy)
+    return Finding("port", "ok", f"{host}:{settings.port} is free")
+
+
+def disk(folder: Path, *, needed: int) -> Finding:
+    """Is there room in the folder, or where it is going to be made? ``needed`` in bytes."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    found = f"{free / GIB:.1f} GiB free at {place}"
+    if free < needed:
+        return Finding(
+            "disk", "fail", f"{found}, {needed / GIB:.1f} needed", "make room, or set HF_HOME elsewhere"
+        )
+    return Finding("disk", "ok", found)
+
+
+def memory(weights: int, containers: int) -> Finding:
+    """Do the weights (bytes, on the CPU) fit, and then the containers at their limit?"""
+    free = available_memory()
+    limit = PoolSettings().memory_mb << 20
+    found = f"{free / GIB:.1f} GiB available"
+    if free < weights:
+        return Finding(
+            "memory", "fail", f"{found}, the weights take {weights / GIB:.1f}", "serve a smaller model"
+        )
+    if free < weights + containers * limit:
+        return Finding(
+            "memory",
+            "warn",
+            f"{found}; the model takes {weights / GIB:.1f}, {containers} containers at most "
+            f"{containers * limit / GIB:.1f}",
+            "lower max_containers and max_concurrent_episodes",
+        )
+    return Finding("memory", "ok", found)
+
+
+def available_memory() -> int:
+    """Bytes that programs can still take: of the machine, or of the container that this is."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if Path(limit).is_file() and (text := Path(limit).read_text().strip()) != "max":
+            free = min(free, int(text) - int(Path(used).read_text()))
+    return free

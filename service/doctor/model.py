@@ -1,0 +1,68 @@
+"""Checks of the checkpoint, without loading or downloading it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from service.deferral.policy import FILE_NAME, DeferralPolicy
+from service.doctor.finding import Finding
+
+
+def find(model: str) -> tuple[Path | None, Finding]:
+    """Where the checkpoint lies, and whether it can be served."""
+    path = Path(model).expanduser()
+    if path.exists():
+        return _judge(path)
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+    except ValueError:
+        remedy = "set model to a directory with config.json, or to a hub id such as Qwen/Qwen3-1.7B"
+        return None, Finding("model", "fail", f"{model!r} is neither a directory nor a hub id", remedy)
+    if not isinstance(cached, str):
+        return None, Finding(
+            "model", "warn", f"{model} is not here yet", "it is downloaded at the first start"
+        )
+    return _judge(Path(cached).parent)
+
+
+def _judge(folder: Path) -> tuple[Path | None, Finding]:
+    if not (folder / "config.json").is_file():
+        return None, Finding(
+            "model", "fail", f"{folder} has no config.json", "name the checkpoint's own directory"
+        )
+    try:
+        policy = DeferralPolicy.load(folder)
+    except (ValidationError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        return folder, Finding("model", "fail", f"{folder / FILE_NAME}: {said}", "mend the file or remove it")
+    if weights(folder) == 0:
+        return folder, Finding("model", "fail", f"{folder} has no weights", "copy its *.safetensors, too")
+    if not _knows(folder, policy.marker):
+        return folder, Finding(
+            "model",
+            "fail",
+            f"{folder}: the tokenizer has no token {policy.marker}",
+            "serve a Qwen3 checkpoint, or one trained with a marker that deferral.json names",
+        )
+    taught = (
+        "taught to defer" if (folder / FILE_NAME).is_file() else "never taught to defer: ordinary prompting"
+    )
+    return folder, Finding("model", "ok", f"{folder.name}, {weights(folder) / 2**20:,.0f} MiB, {taught}")
+
+
+def weights(folder: Path) -> int:
+    """Size of the weights in bytes."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _knows(folder: Path, marker: str) -> bool:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return False
+    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+    return any(token.get("content") == marker for token in added)

@@ -1,0 +1,98 @@
+"""Checks of what runs code: Docker and its image, or the runner; and that the walls hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from service.doctor.finding import Finding
+from service.sandbox.base import Sandbox, SandboxError
+from service.sandbox.docker_settings import DockerSandboxSettings
+from service.sandbox.program import image_folder
+from service.settings import Settings
+
+
+def kind(settings: Settings) -> str:
+    """``runner`` or ``in-process``. Where nobody chose: a runner if one is set up here, else in-process."""
+    if "sandbox" in settings.model_fields_set:
+        return settings.sandbox
+    chosen = {"runner_url", "runner_token_file"} & settings.model_fields_set or os.environ.get(
+        "IHGRPO_RUNNER_TOKEN"
+    )
+    socket = Path(settings.runner_url.removeprefix("unix:"))
+    return "runner" if chosen or socket.is_socket() else "in-process"
+
+
+def docker_settings(settings: Settings) -> DockerSandboxSettings:
+    """One container, for the proofs, under a name of its own."""
+    return DockerSandboxSettings(
+        image=settings.sandbox_image, pool_size=1, max_containers=2, instance=f"doctor-{os.getpid()}"
+    )
+
+
+def docker(settings: Settings) -> list[Finding]:
+    """Does a daemon answer, and has it the image?"""
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
+    host, image = docker_settings(settings).docker_host, settings.sandbox_image
+    try:
+        client = docker.DockerClient(base_url=host, version="auto", timeout=10)
+    except DockerException as error:
+        return [
+            Finding("docker", "fail", f"nothing answers at {host}: {_first_line(error)}", _no_docker(host))
+        ]
+    try:
+        about = client.version()
+        found = [Finding("docker", "ok", f"version {about['Version']} at {host}")]
+        client.images.get(image)
+    except ImageNotFound:
+        remedy = f"docker build --tag {image} {image_folder()}"
+        return [*found, Finding("sandbox image", "fail", f"Docker has no image {image}", remedy)]
+    except DockerException as error:
+        return [Finding("docker", "fail", f"{host}: {_first_line(error)}", _no_docker(host))]
+    finally:
+        client.close()
+    return [*found, Finding("sandbox image", "ok", image)]
+
+
+async def isolation(sandbox: Sandbox) -> Finding:
+    """Start a container and have its walls prove themselves: memory, network, files, system calls."""
+    try:
+        await sandbox.start()
+    except SandboxError as error:
+        return Finding(
+            "isolation", "fail", str(error), "docs/sandbox.md tells what each proof asks of the machine"
+        )
+    finally:
+        await sandbox.stop()
+    return Finding("isolation", "ok", "every start-up proof holds")
+
+
+async def runner(settings: Settings) -> Finding:
+    """Is the runner there, and does it take our token?"""
+    from service.sandbox.client import RunnerClient, RunnerClientSettings
+    from service.sandbox.runner_settings import read_token
+
+    try:
+        token = read_token(settings.runner_token_file)
+        client = RunnerClient(RunnerClientSettings(settings.runner_url, token, connect_timeout_s=3))
+        try:
+            await client.start()
+        finally:
+            await client.stop()
+    except (ValueError, SandboxError) as error:
+        remedy = "start it: ih-grpo runner --token-file FILE, with the same file in runner_token_file"
+        return Finding("runner", "fail", str(error), remedy)
+    return Finding("runner", "ok", f"ready at {settings.runner_url}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _no_docker(host: str) -> str:
+    socket = Path(host.removeprefix("unix://"))
+    if host.startswith("unix://") and socket.exists() and not os.access(socket, os.W_OK):
+        return f"sudo usermod -aG docker {os.environ.get('USER', '$USER')}, then log in again"
+    return "start Docker (systemctl start docker), or set DOCKER_HOST to where it listens"

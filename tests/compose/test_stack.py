@@ -1,0 +1,96 @@
+"""docker-compose.yml for real: it serves, heals, leaves nothing. In this order, on one stack a Compose."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from tests.compose.stack import Stack
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1500)]
+
+
+def solve(stack: Stack) -> None:
+    """Ask through the front door for what needs code to run in a sandbox."""
+    with OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=2, timeout=300) as client:
+        reply = client.chat.completions.create(
+            model="quickstart",
+            messages=[{"role": "user", "content": "What is 739184 times 52967 plus 90412 times 33771?"}],
+            temperature=0,
+        )
+    message = reply.choices[0].message
+    assert rf"\boxed{{{739184 * 52967 + 90412 * 33771}}}" in (message.content or "")
+    assert [tool["status"] for tool in message.executed_tools] == ["ok"]  # type: ignore[attr-defined]
+
+
+def test_a_problem_is_solved_through_the_stack(stack: Stack) -> None:
+    stack.wait_ready()
+    solve(stack)
+
+
+def test_only_the_runner_holds_the_docker_socket_and_it_has_no_way_out(stack: Stack) -> None:
+    api, runner = (stack.container(name).attrs for name in ("api", "runner"))
+    sockets = [mount for mount in api["Mounts"] if mount["Source"].endswith(".sock")]
+    assert sockets == []
+    assert api["Config"]["User"] == "10001:10001"
+    for container in (api, runner):
+        assert container["HostConfig"]["ReadonlyRootfs"]
+        assert container["HostConfig"]["CapDrop"] == ["ALL"]
+        assert container["HostConfig"]["Memory"] > 0
+        assert container["HostConfig"]["PidsLimit"] > 0
+        assert any(
+            option.startswith("no-new-privileges") for option in container["HostConfig"]["SecurityOpt"]
+        )
+    (network,) = runner["NetworkSettings"]["Networks"].values()
+    assert stack.daemon.networks.get(network["NetworkID"]).attrs["Internal"]
+    assert not runner["HostConfig"]["PortBindings"]
+
+
+def test_others_are_refused_the_runner_and_the_token_is_no_environment_variable(stack: Stack) -> None:
+    ask = (
+        "import urllib.request as u, urllib.error as e\n"
+        "try: print(u.urlopen('http://runner:8090/ready').status)\n"
+        "except e.HTTPError as error: print(error.code)"
+    )
+    assert stack.container("api").exec_run(["python3", "-c", ask]).output.strip() == b"401"
+    token = stack.container("api").exec_run(["cat", "/run/ih-grpo/runner-token"]).output.decode().strip()
+    assert len(token) == 64
+    for name in ("api", "runner"):
+        assert token not in str(stack.container(name).attrs)
+
+
+@pytest.mark.parametrize("service", ["runner", "api"])
+def test_what_is_killed_comes_back(stack: Stack, service: str) -> None:
+    before = stack.container(service).attrs["State"]["StartedAt"]
+    stack.kill(service)
+    deadline = time.monotonic() + 120
+    while stack.container(service).attrs["State"]["StartedAt"] == before:
+        assert time.monotonic() < deadline, f"{service} was not started again"
+        time.sleep(0.5)
+    stack.wait_ready()
+    solve(stack)
+
+
+def test_a_new_start_keeps_the_secrets(stack: Stack) -> None:
+    read = ["cat", "/run/ih-grpo/runner-token"]
+    token = stack.container("api").exec_run(read).output
+    stack.compose("up", "-d", "--force-recreate")
+    stack.wait_ready()
+    assert stack.container("api").exec_run(read).output == token
+
+
+def test_it_is_not_open_to_the_network_without_a_key(stack: Stack) -> None:
+    said = stack.compose("run", "--rm", "-T", "init", check=False, PUBLISH_ADDRESS="0.0.0.0")
+    assert "there is no API key" in said
+    assert httpx.get(f"{stack.url}/health").status_code == 200
+
+
+def test_taken_down_it_leaves_nothing(stack: Stack) -> None:
+    stack.compose("down", "--volumes", "--timeout", "60")
+    deadline = time.monotonic() + 60
+    while (left := stack.leftovers()) and time.monotonic() < deadline:
+        time.sleep(0.5)  # Docker removes a sandbox after its end, on its own time
+    assert left == []
