@@ -27,6 +27,8 @@ from types import ModuleType
 from typing import NoReturn, TextIO
 
 from .config import Config
+from .fork import fork_sibling as _fork_sibling
+from .pristine import Pristine
 from .script import Script
 
 HEADER = struct.Struct("!c8sI")
@@ -49,14 +51,7 @@ _OOM_SCORE = 500  # the kernel's first choice when memory runs out is code, not 
 # Code may replace these in their modules; what runs between its blocks must not depend on that.
 _loads, _recv_fds = json.loads, socket.recv_fds
 _open, _close, _dup2, _write = os.open, os.close, os.dup2, os.write
-_getpid, _setresuid, _fork, _setsid, _waitpid, _exit = (
-    os.getpid,
-    os.setresuid,
-    os.fork,
-    os.setsid,
-    os.waitpid,
-    os._exit,
-)
+_getpid, _setresuid, _setsid, _exit = os.getpid, os.setresuid, os.setsid, os._exit
 
 
 class Namespace:
@@ -74,9 +69,8 @@ class Namespace:
         self.main.__dict__["__builtins__"] = self.builtins
         self.script = Script("", self.main.__dict__)
         self.stderr: TextIO = sys.stderr
-        self.pristine_builtins = dict(self.builtins.__dict__)
         sys.modules["__main__"] = self.main
-        self.pristine_modules = dict(sys.modules)
+        self.pristine = Pristine(self.builtins.__dict__), Pristine(sys.modules)
 
     def serve(self) -> NoReturn:
         while True:
@@ -140,8 +134,8 @@ class Namespace:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout = text_stream(1)
         sys.stderr = self.stderr = text_stream(2)
-        self.builtins.__dict__.update(self.pristine_builtins)
-        sys.modules.update(self.pristine_modules)
+        for content in self.pristine:
+            content.restore()
         limit = self.config.open_files
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit - _RESERVED_FILES, limit))
         if self.config.uid:
@@ -159,19 +153,14 @@ class Namespace:
             _close(null)
 
     def checkpoint(self, control: socket.socket) -> None:
-        """Fork a copy that answers on ``control``; twice, so that it is the supervisor's child, not ours."""
-        middle = _fork()
-        if middle == 0:
-            if _fork():
-                _exit(0)
-            self.control.close()
-            self.control = control
-            _setsid()
-            self.reply(b"k")
+        """Fork a copy that answers on ``control``."""
+        if not _fork_sibling():
+            control.close()
             return
-        control.close()
-        with contextlib.suppress(ChildProcessError):
-            _waitpid(middle, 0)
+        self.control.close()
+        self.control = control
+        _setsid()
+        self.reply(b"k")
 
     def die_of(self, error: BaseException) -> NoReturn:
         try:

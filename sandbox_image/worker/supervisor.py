@@ -102,6 +102,7 @@ class Supervisor:
         flush.kill("given_up")
         flush.kept = False
         await self._end(flush)
+        self.spare = await self._checkpoint()
         return None
 
     async def _finish(self) -> None:
@@ -131,22 +132,19 @@ class Supervisor:
         """Close a flush; if it is not kept, the checkpoint takes the base's place."""
         await flush.close()
         if not flush.kept:
-            await self._fall_back()
-            self.spare = await self._checkpoint()
+            self._fall_back()
 
     async def _settle(self, flush: Flush) -> None:
-        """After a flush that is kept: a checkpoint of the new state."""
-        if not flush.kept:
-            return
-        self._drop(self.spare)
+        """After the answer, so that nobody waits for it: a checkpoint of the state that now holds."""
+        if flush.kept:
+            self._drop(self.spare)
         self.spare = await self._checkpoint()
-        if flush.restless:
+        if flush.kept and flush.restless:
             # A fork has no threads and no timers: the state goes on in one.
-            self.base.kill()
-            await self._fall_back()
+            self._fall_back()
             self.spare = await self._checkpoint()
 
-    async def _fall_back(self) -> None:
+    def _fall_back(self) -> None:
         if self.spare.exited.done():
             raise WorkerError("the checkpoint was killed")
         self._drop(self.base)
