@@ -1,0 +1,98 @@
+"""docker-compose.yml as it is written: what holds for every service, and its settings in .env.example."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPO = Path(__file__).parents[2]
+COMPOSE = (REPO / "docker-compose.yml").read_text()
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE)["services"]
+ONE_SHOT = {"init", "sandbox-image"}
+NAMES_ROOT = {"init", "sandbox-image", "runner"}
+"""They run as root of their container: to give files away, to do nothing, to open the Docker socket."""
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_hardened_and_bounded(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    assert "privileged" not in service
+    assert service.get("network_mode") in (None, "none")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_nobody(name: str) -> None:
+    user = SERVICES[name].get("user")
+    if name in NAMES_ROOT:
+        assert user in (None, "0:0")
+    elif user is None:  # then its image's, which is ours
+        target = SERVICES[name]["build"]["target"]
+        dockerfile = (REPO / "deploy/Dockerfile").read_text()
+        stage = dockerfile.partition(f"FROM runtime AS {target}\n")[2].partition("\nFROM ")[0]
+        assert "USER 10001:10001" in stage
+    else:
+        assert not user.startswith(("0", "root"))
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - ONE_SHOT - {"trainer"}))
+def test_a_service_that_stays_tells_its_health_and_comes_back(name: str) -> None:
+    assert SERVICES[name]["healthcheck"]["test"]
+    assert SERVICES[name]["restart"] == "unless-stopped"
+
+
+def test_the_docker_socket_is_the_runners_alone() -> None:
+    holders = {name for name, service in SERVICES.items() if "docker.sock" in str(service.get("volumes"))}
+    assert holders == {"runner"}
+    networks = yaml.safe_load(COMPOSE)["networks"]
+    assert [networks[name]["internal"] for name in SERVICES["runner"]["networks"]] == [True]
+
+
+def test_what_is_published_is_for_this_machine_until_told_otherwise() -> None:
+    for service in SERVICES.values():
+        for port in service.get("ports", []):
+            assert re.match(r"\$\{\w+:-127\.0\.0\.1\}:", port)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_an_image_is_built_here_or_pinned_to_a_version(name: str) -> None:
+    service = SERVICES[name]
+    if "build" not in service:
+        assert re.search(r":-[\w./-]+:v?\d+\.\d+[\w.-]*\}$", service["image"])
+
+
+def test_secrets_are_files() -> None:
+    given = {
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "IHGRPO_ENGINE_API_KEY",
+    }  # the operator's own, for services elsewhere
+    for service in SERVICES.values():
+        for name in service.get("environment") or {}:
+            secret = re.search(r"TOKEN|PASSWORD|API_KEY", name)
+            assert not secret or name in given or name.endswith(("_FILE", "__FILE", "_TOKENS")), name
+
+
+def test_every_variable_is_told_with_its_default() -> None:
+    told = dict(re.findall(r"^#(\w+)=(.*)$", (REPO / ".env.example").read_text(), re.MULTILINE))
+    used = re.findall(r"\$\{(\w+)(?::?-([^}]*))?\}", COMPOSE)
+    for name, default in used:
+        assert told.get(name) == default, name
+    passed_on = {
+        name for service in SERVICES.values() for name, value in _environment(service) if value is None
+    }
+    assert passed_on <= told.keys()
+    by_compose = {"COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME"}
+    assert told.keys() == {name for name, _ in used} | passed_on | by_compose
+
+
+def _environment(service: dict[str, Any]) -> list[tuple[str, Any]]:
+    return list((service.get("environment") or {}).items())

@@ -1,0 +1,74 @@
+"""Dashboards and alerts speak of metrics that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+
+from service.api.metrics import Metrics
+from service.sandbox.admission import Admission
+from service.sandbox.docker import DockerSandbox
+from service.sandbox.runner_metrics import RunnerMetrics
+
+OBSERVE = Path(__file__).parents[2] / "observe"
+DASHBOARDS = sorted((OBSERVE / "grafana/dashboards").glob("*.json"))
+ALERTS = OBSERVE / "prometheus/alerts.yml"
+
+
+@pytest.fixture(scope="module")
+def metrics() -> dict[str, Metric]:
+    """All metrics of api and runner by their family's name, without Prometheus' own suffixes."""
+    sandbox = DockerSandbox()
+    runner = RunnerMetrics(Admission(1, max_waiting=1, timeout_s=1), lambda: 0, sandbox)
+    registries: list[CollectorRegistry] = [Metrics().registry, runner._registry]
+    return {family.name: family for registry in registries for family in registry.collect()}
+
+
+def expressions() -> list[tuple[str, str]]:
+    found = [
+        (f"{path.stem}: {panel['title']}", target["expr"])
+        for path in DASHBOARDS
+        for panel in json.loads(path.read_text())["panels"]
+        for target in panel["targets"]
+    ]
+    groups = yaml.safe_load(ALERTS.read_text())["groups"]
+    return found + [(rule["alert"], rule["expr"]) for group in groups for rule in group["rules"]]
+
+
+@pytest.mark.parametrize(("where", "expression"), expressions())
+def test_what_is_asked_for_is_measured(where: str, expression: str, metrics: dict[str, Metric]) -> None:
+    names = set(re.findall(r"\b(?:ihgrpo|process)_\w+", expression))
+    assert names or "up{" in expression
+    for name in names:
+        family = metrics.get(re.sub(r"_(total|bucket|sum|count)$", "", name)) or metrics[name]
+        suffix = {"counter": "_total", "histogram": "_bucket"}.get(family.type, "")
+        assert name == f"{family.name}{suffix}", f"{where}: {name} is a {family.type}"
+
+
+def test_panels_have_places_and_names_of_their_own() -> None:
+    for path in DASHBOARDS:
+        panels = json.loads(path.read_text())["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
+
+
+def test_every_alert_says_what_to_do() -> None:
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
+        for rule in group["rules"]:
+            assert rule["annotations"]["summary"]
+            assert rule["annotations"]["remedy"]
+            assert rule["labels"]["severity"] in ("page", "warn", "info")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_prometheus_takes_the_rules() -> None:
+    done = subprocess.run(["promtool", "check", "rules", ALERTS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
