@@ -32,7 +32,7 @@ async function collect(stream) {
     if (done) return new Uint8Array(await new Blob(parts).arrayBuffer());
     parts.push(value);
     if ((size += value.length) > MOST_BYTES) {
-      await reader.cancel();
+      reader.cancel().catch(() => {}); // not waited for: it may never come
       throw new Error("too large");
     }
   }
