@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from trainer.checkpoint import write_atomically
@@ -18,34 +19,37 @@ from trainer.scores import Scores
 
 def score_table(scores: Sequence[Scores]) -> Table:
     """For a terminal."""
-    table = Table(title="Evaluation")
+    # 80 columns hold it: one space of padding, no frame, headings of two lines.
+    table = Table(title="Evaluation, in %", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("benchmark", overflow="fold")
     for column in (
-        "benchmark",
-        "problems",
-        "avg@k",
-        "pass@k",
-        "delay",
-        "flushes",
-        "tokens",
-        "tool errors",
-        "hidden",
+        "prob-\nlems",
+        "avg@k\n± s.e.",
+        "k",
+        "pass\n@k",
+        "delay\nrate",
+        "flush-\nes",
+        "to-\nkens",
+        "tool\nerrors",
+        "time\nhidden",
     ):
-        table.add_column(column, justify="left" if column == "benchmark" else "right")
+        table.add_column(column, justify="right", no_wrap=True)
     for s in scores:
         table.add_row(
             s.benchmark,
             str(s.problems),
-            f"{percent(s.accuracy)} ± {100 * s.accuracy_error:.1f} (k={s.samples})",
-            percent(s.pass_at[s.samples]),
-            percent(s.delay_rate),
+            f"{100 * s.accuracy:.1f} ± {100 * s.accuracy_error:.1f}",
+            str(s.samples),
+            _hundredths(s.pass_at[s.samples]),
+            _hundredths(s.delay_rate),
             "-" if s.flushes is None else f"{s.flushes:.2f}",
             f"{s.tokens:.0f}",
-            percent(s.tool_error_rate),
-            percent(s.time_hidden),
+            _hundredths(s.tool_error_rate),
+            _hundredths(s.time_hidden),
         )
     if len(scores) > 1:
         table.add_section()
-        table.add_row("mean", "", percent(mean_accuracy(scores)))
+        table.add_row("mean", "", f"{100 * mean_accuracy(scores):.1f}")
     return table
 
 
@@ -76,6 +80,10 @@ def render(scores: Sequence[Scores], settings: Mapping[str, Any]) -> str:
 
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _hundredths(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 WIDTH, HEIGHT = 480, 220
