@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import pytest
 
 from service.api.executed_tools import executed_tool, waiting_tool
@@ -35,7 +36,7 @@ def tool(**changes: Any) -> ExecutedTool:
     ],
 )
 def test_what_is_sent_is_of_the_published_form(sent: dict[str, Any]) -> None:
-    jsonschema.validate(sent, executed_tools())
+    jsonschema_rs.validate(executed_tools(), sent)
 
 
 def test_no_field_is_sent_that_is_not_published() -> None:
@@ -44,21 +45,19 @@ def test_no_field_is_sent_that_is_not_published() -> None:
 
 
 def test_another_status_is_not_of_that_form() -> None:
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(waiting_tool("x", 0, [BLOCK], "done"), executed_tools())
+    with pytest.raises(jsonschema_rs.ValidationError):
+        jsonschema_rs.validate(executed_tools(), waiting_tool("x", 0, [BLOCK], "done"))
 
 
 def test_a_saved_policy_is_of_the_published_form(tmp_path: Path) -> None:
-    import json
-
     DeferralPolicy().save(tmp_path)
     for folder in (tmp_path, quickstart()):
         policy = DeferralPolicy.load(folder)
-        jsonschema.validate(policy.model_dump(mode="json"), deferral())
-    jsonschema.validate(json.loads((tmp_path / FILE_NAME).read_text()), deferral())
+        jsonschema_rs.validate(deferral(), policy.model_dump(mode="json"))
+    jsonschema_rs.validate(deferral(), json.loads((tmp_path / FILE_NAME).read_text()))
 
 
 def test_schemas_are_schemas_and_carry_their_version() -> None:
     for name, make in SCHEMAS.items():
-        jsonschema.Draft202012Validator.check_schema(make())
+        jsonschema_rs.meta.validate(make())
         assert make()["$id"] == f"urn:ih-grpo:{name.removesuffix('.json').replace('-', ':')}"

@@ -36,6 +36,9 @@ def docker(settings: Settings) -> list[Finding]:
     from docker.errors import DockerException, ImageNotFound
 
     host, image = docker_settings(settings).docker_host, settings.sandbox_image
+    socket = Path(host.removeprefix("unix://"))
+    if host.startswith("unix://") and not socket.is_socket():
+        return [Finding("docker", "fail", f"there is no socket at {socket}", _no_docker(host))]
     try:
         client = docker.DockerClient(base_url=host, version="auto", timeout=10)
     except DockerException as error:

@@ -70,11 +70,8 @@ def test_an_image_is_built_here_or_pinned_to_a_version(name: str) -> None:
 
 
 def test_secrets_are_files() -> None:
-    given = {
-        "HF_TOKEN",
-        "WANDB_API_KEY",
-        "IHGRPO_ENGINE_API_KEY",
-    }  # the operator's own, for services elsewhere
+    # The operator's own, for services elsewhere.
+    given = {"HF_TOKEN", "WANDB_API_KEY", "IHGRPO_ENGINE_API_KEY"}
     for service in SERVICES.values():
         for name in service.get("environment") or {}:
             secret = re.search(r"TOKEN|PASSWORD|API_KEY", name)
@@ -86,13 +83,8 @@ def test_every_variable_is_told_with_its_default() -> None:
     used = re.findall(r"\$\{(\w+)(?::?-([^}]*))?\}", COMPOSE)
     for name, default in used:
         assert told.get(name) == default, name
-    passed_on = {
-        name for service in SERVICES.values() for name, value in _environment(service) if value is None
-    }
+    variables = [item for service in SERVICES.values() for item in (service.get("environment") or {}).items()]
+    passed_on = {name for name, value in variables if value is None}
     assert passed_on <= told.keys()
     by_compose = {"COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME"}
     assert told.keys() == {name for name, _ in used} | passed_on | by_compose
-
-
-def _environment(service: dict[str, Any]) -> list[tuple[str, Any]]:
-    return list((service.get("environment") or {}).items())

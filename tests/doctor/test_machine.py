@@ -1,0 +1,100 @@
+"""Checks of the machine say what is wrong and what to do."""
+
+from __future__ import annotations
+
+import builtins
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.doctor import machine
+from service.settings import Settings
+
+
+def test_a_port_that_is_taken_is_told_with_who_to_ask() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        found = machine.port(Settings(port=number))
+    assert found.verdict == "fail"
+    assert f"sport = :{number}" in found.remedy
+
+
+def test_a_free_port_is_well() -> None:
+    assert machine.port(Settings(port=0)).verdict == "ok"
+
+
+def test_a_full_disk_is_told_before_the_folder_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "yet"
+    assert machine.disk(folder, needed=0).verdict == "ok"
+    found = machine.disk(folder, needed=2**60)
+    assert found.verdict == "fail"
+    assert str(tmp_path) in found.found
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "containers", "verdict"), [(0, 0, "ok"), (2**50, 0, "fail"), (0, 10**6, "warn")]
+)
+def test_memory_is_held_against_weights_and_containers(weights: int, containers: int, verdict: str) -> None:
+    assert machine.memory(weights, containers).verdict == verdict
+
+
+def test_memory_of_a_container_is_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "/sys/fs/cgroup/memory.max": f"{3 * machine.GIB}\n",
+        "/sys/fs/cgroup/memory.current": f"{machine.GIB}\n",
+        "/proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {64 * 2**20} kB\n",
+    }
+    monkeypatch.setattr(Path, "is_file", lambda path: str(path) in files)
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
+    assert machine.available_memory() == 2 * machine.GIB
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise machine.PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, "version", version)
+    assert machine.packages("transformers").remedy == "pip install 'ih-grpo[cpu]'"
+    assert machine.packages("vllm").remedy == "pip install 'ih-grpo[vllm]'"
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda", "built_with", "driver", "verdict"),
+    [
+        ("auto", False, None, None, "ok"),
+        ("auto", False, None, "/usr/bin/nvidia-smi", "warn"),
+        ("cuda", False, None, "/usr/bin/nvidia-smi", "fail"),
+        ("cuda", False, "13.0", None, "fail"),
+    ],
+)
+def test_a_gpu_that_is_not_used_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    cuda: bool,
+    built_with: str | None,
+    driver: str | None,
+    verdict: str,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.version, "cuda", built_with)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: driver)
+    assert machine.gpu(Settings(device=device)).verdict == verdict
+
+
+def test_without_torch_no_gpu_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def no_torch(name: str, *arguments: Any, **keywords: Any) -> Any:
+        if name == "torch":
+            raise ModuleNotFoundError(name=name)
+        return original(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", no_torch)
+    assert "not installed" in machine.gpu(Settings()).found

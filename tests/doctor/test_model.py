@@ -1,0 +1,64 @@
+"""What is said of a checkpoint before it is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from service.checkpoint import quickstart
+from service.doctor import model
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the quickstart checkpoint, to be damaged."""
+    return Path(shutil.copytree(quickstart(), tmp_path / "copy"))
+
+
+def test_the_quickstart_checkpoint_is_well() -> None:
+    folder, found = model.find(str(quickstart()))
+    assert folder == quickstart()
+    assert found.verdict == "ok"
+    assert "taught to defer" in found.found
+
+
+def test_one_that_was_never_taught_is_told_so(checkpoint: Path) -> None:
+    (checkpoint / "deferral.json").unlink()
+    assert "never taught" in model.find(str(checkpoint))[1].found
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.json", None, "no config.json"),
+        ("model.safetensors", None, "no weights"),
+        ("deferral.json", '{"max_turns": 0}', "deferral.json"),
+        ("tokenizer.json", json.dumps({"added_tokens": []}), "no token <tool_call>"),
+        ("tokenizer.json", None, "no token <tool_call>"),
+    ],
+)
+def test_what_is_missing_is_named(checkpoint: Path, name: str, text: str | None, words: str) -> None:
+    if text is None:
+        (checkpoint / name).unlink()
+    else:
+        (checkpoint / name).write_text(text)
+    found = model.find(str(checkpoint))[1]
+    assert found.verdict == "fail"
+    assert words in found.found
+    assert found.remedy
+
+
+def test_a_hub_id_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder, found = model.find("nobody/nothing-of-this-name")
+    assert folder is None
+    assert found.verdict == "warn"
+
+
+def test_what_is_neither_a_folder_nor_an_id_is_told() -> None:
+    folder, found = model.find("no/such/folder/here")
+    assert folder is None
+    assert found.verdict == "fail"

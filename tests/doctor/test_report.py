@@ -1,0 +1,48 @@
+"""The report as a whole, for eyes and for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from service.cli import app
+from service.doctor import report
+from service.doctor.finding import Finding
+
+WELL = Finding("port", "ok", "127.0.0.1:8000 is free")
+DOUBTFUL = Finding("memory", "warn", "little", "lower max_containers")
+BROKEN = Finding("docker", "fail", "nothing [answers]", "start Docker")
+
+
+def test_the_table_shows_each_remedy_and_no_markup_of_what_was_found() -> None:
+    text = io.StringIO()
+    report.show([WELL, DOUBTFUL, BROKEN], Console(file=text, width=200))
+    for words in ("is free", "lower max_containers", "nothing [answers]", "start Docker"):
+        assert words in text.getvalue()
+
+
+def test_a_warning_lets_a_server_start() -> None:
+    assert not report.failed([WELL, DOUBTFUL])
+    assert report.failed([WELL, BROKEN])
+
+
+def test_for_programs_it_is_json_with_an_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    done = CliRunner().invoke(app, ["doctor", "--json", "--sandbox", "in-process", "--port", "0"])
+    said = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert said["ok"] is False
+    verdicts = {check["check"]: check["verdict"] for check in said["checks"]}
+    assert verdicts["docker"] == "fail"
+    assert verdicts["model"] == "ok"
+    assert "isolation" not in verdicts
+
+
+def test_settings_that_are_not_right_are_told_as_by_serve() -> None:
+    done = CliRunner().invoke(app, ["doctor", "--port", "70000"])
+    assert done.exit_code == 2

@@ -1,0 +1,76 @@
+"""What is said of Docker and of the runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.doctor import sandbox
+from service.sandbox.base import SandboxError
+from service.sandbox.docker import DockerSandbox
+from service.settings import Settings
+from tests.support.fake_sandbox import FakeSandbox
+
+
+def test_no_daemon_is_told_with_what_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    (found,) = sandbox.docker(Settings())
+    assert found.verdict == "fail"
+    assert "systemctl start docker" in found.remedy
+
+
+@pytest.mark.docker
+def test_a_missing_image_is_told_with_the_command_that_builds_it() -> None:
+    daemon, image = sandbox.docker(Settings(sandbox_image="ih-grpo-no-such-image:none"))
+    assert daemon.verdict == "ok"
+    assert image.verdict == "fail"
+    command, folder = image.remedy.rsplit(" ", 1)
+    assert command == "docker build --tag ih-grpo-no-such-image:none"
+    assert (Path(folder) / "Dockerfile").is_file()
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+async def test_the_walls_prove_themselves_in_a_real_container() -> None:
+    settings = sandbox.docker_settings(Settings()).model_copy(
+        update={"start_timeout_s": 300, "queue_timeout_s": 300, "daemon_timeout_s": 100, "grace_s": 20}
+    )
+    assert (await sandbox.isolation(DockerSandbox(settings))).verdict == "ok"
+
+
+async def test_a_proof_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = FakeSandbox()
+
+    async def start() -> None:
+        raise SandboxError("the network can be reached")
+
+    monkeypatch.setattr(broken, "start", start)
+    found = await sandbox.isolation(broken)
+    assert (found.verdict, found.found) == ("fail", "the network can be reached")
+
+
+async def test_a_runner_without_a_token_or_out_of_reach_is_told(tmp_path: Path) -> None:
+    assert "token" in (await sandbox.runner(Settings())).found
+    token = tmp_path / "token"
+    token.write_text("t" * 32)
+    absent = Settings(runner_url=f"unix:{tmp_path}/runner.sock", runner_token_file=token)
+    found = await sandbox.runner(absent)
+    assert found.verdict == "fail"
+    assert "ih-grpo runner" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({}, "in-process"),
+        ({"sandbox": "runner"}, "runner"),
+        ({"sandbox": "in-process"}, "in-process"),
+        ({"runner_url": "runner:8090"}, "runner"),
+    ],
+)
+def test_where_nobody_chose_what_is_here_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], kind: str
+) -> None:
+    monkeypatch.delenv("IHGRPO_RUNNER_TOKEN", raising=False)
+    assert sandbox.kind(Settings(**given)) == kind  # type: ignore[arg-type]
