@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from service.sandbox.connection import ConnectionLostError, RunnerConnection
 
 _READY_TIMEOUT_S = 2.0
 R = TypeVar("R", bound=wire.Reply)
+T = TypeVar("T")
 _NOTHING = ExecutionResult("", "", "ok", wall_seconds=0.0, waited_seconds=0.0)
 
 
@@ -110,10 +112,12 @@ class RunnerSession:
         self._run_limit_s = limits.run_limit_s
         self._connection: RunnerConnection | None = None
         self._lost: str | None = None
+        self._leased = False
+        """A container is there and takes blocks: none needs to be waited for."""
         self._closed = False
 
     async def invoke(self, code: str) -> None:
-        """Add a pending block; waits until a container has it.
+        """Add a pending block; waits until there is a container for it.
 
         Raises:
             QueueTimeoutError: no container came free in time.
@@ -126,7 +130,13 @@ class RunnerSession:
         try:
             request = wire.invoke(code)
             connection = self._connection or await self._connect()
-            await self._ask(connection, request, wire.Invoked, self._settings.invoke_timeout_s)
+            if self._leased:
+                await self._unless_cancelled(
+                    connection.tell(request, timeout_s=self._settings.invoke_timeout_s)
+                )
+            else:
+                await self._ask(connection, request, wire.Invoked, self._settings.invoke_timeout_s)
+                self._leased = True
         except ConnectionLostError as error:
             self._lost = str(error)
         except wire.MessageError as error:
@@ -143,7 +153,9 @@ class RunnerSession:
                 raise ConnectionLostError(self._lost or "the session is closed")
             timeout_s = self._run_limit_s + self._settings.flush_margin_s
             result = (await self._ask(connection, wire.Flush(), wire.Flushed, timeout_s)).result
+            self._leased &= result.status != "sandbox_error"  # else the next block takes a new container
         except SandboxError as error:
+            self._leased = False
             if isinstance(error, ConnectionLostError):
                 self._connection, self._lost = None, None
             result = ExecutionResult("", str(error), "sandbox_error", wall_seconds=0.0, waited_seconds=0.0)
@@ -175,8 +187,11 @@ class RunnerSession:
     async def _ask(
         self, connection: RunnerConnection, request: wire.Request, expected: type[R], timeout_s: float
     ) -> R:
+        return await self._unless_cancelled(connection.ask(request, expected, timeout_s=timeout_s))
+
+    async def _unless_cancelled(self, work: Awaitable[T]) -> T:
         try:
-            return await connection.ask(request, expected, timeout_s=timeout_s)
+            return await work
         except asyncio.CancelledError:
             self._lost = "an earlier call was cancelled, which ended its session"
             raise

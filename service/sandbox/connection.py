@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -27,11 +28,16 @@ class ConnectionLostError(SandboxError):
     """The connection broke, and the session with it. Whether the last request was done is not known."""
 
 
+class TooBigError(wire.MessageError):
+    """The request is larger than the runner takes; nothing was sent."""
+
+
 class RunnerConnection:
-    """One session in the runner: one request at a time, never sent twice."""
+    """One session in the runner. Requests are answered in order and never sent twice."""
 
     def __init__(self, websocket: ClientConnection) -> None:
         self._websocket = websocket
+        self._unanswered = 0
 
     @classmethod
     async def open(
@@ -66,14 +72,59 @@ class RunnerConnection:
             QueueTimeoutError, SandboxError: the runner says so; the connection is still good.
             ConnectionLostError: it broke, or no reply came in ``timeout_s``; the connection is dropped.
         """
+        async with self._exchange(timeout_s):
+            await self._send(request)
+            await self._catch_up(1)
+            reply = await self._receive()
+        if isinstance(reply, wire.Failed):
+            raise (QueueTimeoutError if reply.reason == "queue_timeout" else SandboxError)(reply.text)
+        if not isinstance(reply, expected):
+            self.drop()
+            raise ConnectionLostError(f"the runner answered {reply.type} to {request.type}")
+        return reply
+
+    async def tell(self, block: wire.Invoke, *, timeout_s: float) -> None:
+        """Send one more block to a container that is leased, without waiting for the reply.
+
+        Raises:
+            MessageError: the block is too big; nothing was sent.
+            ConnectionLostError: the connection broke, or an earlier block was refused.
+        """
+        async with self._exchange(timeout_s):
+            await self._send(block)
+            await self._catch_up(wire.MAX_AHEAD - 1)
+
+    async def _send(self, request: wire.Request) -> None:
         frame = wire.encode(request)
         if len(frame.encode()) > wire.MAX_REQUEST_BYTES:
-            raise wire.MessageError(f"the block is too big: the sandbox takes {wire.MAX_REQUEST_BYTES} bytes")
-        reply: wire.Reply | None = None
+            raise TooBigError(f"the block is too big: the sandbox takes {wire.MAX_REQUEST_BYTES} bytes")
+        await self._websocket.send(frame)
+        self._unanswered += 1
+
+    async def _receive(self) -> wire.Reply:
+        reply = wire.decode_reply(await self._websocket.recv())
+        self._unanswered -= 1
+        return reply
+
+    async def _catch_up(self, unanswered: int) -> None:
+        """Take the replies to blocks until at most ``unanswered`` requests wait for theirs."""
+        while self._unanswered > unanswered:
+            reply = await self._receive()
+            if not isinstance(reply, wire.Invoked):
+                text = reply.text if isinstance(reply, wire.Failed) else reply.type
+                raise ConnectionLostError(f"a block was refused: {text}")
+
+    @contextlib.asynccontextmanager
+    async def _exchange(self, timeout_s: float) -> AsyncGenerator[None]:
+        """Drops the connection when it is left early: a late reply would be taken for another request's."""
+        keep = False
         try:
             async with asyncio.timeout(timeout_s):
-                await self._websocket.send(frame)
-                reply = wire.decode_reply(await self._websocket.recv())
+                yield
+            keep = True
+        except TooBigError:
+            keep = True
+            raise
         except ConnectionClosed as error:
             raise ConnectionLostError(f"the connection to the sandbox broke: {_why(error)}") from None
         except TimeoutError:
@@ -81,14 +132,8 @@ class RunnerConnection:
         except wire.MessageError as error:
             raise ConnectionLostError(f"the runner's reply is malformed: {error}") from None
         finally:
-            if reply is None:  # also when cancelled: a late reply would be taken for the next request's
+            if not keep:
                 self.drop()
-        if isinstance(reply, wire.Failed):
-            raise (QueueTimeoutError if reply.reason == "queue_timeout" else SandboxError)(reply.text)
-        if not isinstance(reply, expected):
-            self.drop()
-            raise ConnectionLostError(f"the runner answered {reply.type} to {request.type}")
-        return reply
 
     def drop(self) -> None:
         """Break the connection at once; the runner then kills what runs."""

@@ -9,7 +9,7 @@ import traceback
 from typing import Any
 
 import structlog
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from service.sandbox import wire
 from service.sandbox.admission import Admission
@@ -69,7 +69,7 @@ class Lease:
 
     async def _serve_session(self, session: Session) -> None:
         """Read on while a request is answered, so that the client's end is seen at once, mid-call too."""
-        requests: asyncio.Queue[wire.Invoke | wire.Flush] = asyncio.Queue(maxsize=1)
+        requests: asyncio.Queue[wire.Invoke | wire.Flush] = asyncio.Queue(maxsize=wire.MAX_AHEAD)
         worker = asyncio.create_task(self._answer_all(session, requests))
         try:
             while not isinstance(message := await self._receive(), wire.Close):
@@ -77,7 +77,9 @@ class Lease:
                     raise wire.MessageError("type: open may be sent only once")
                 requests.put_nowait(message)
         except asyncio.QueueFull:
-            raise wire.MessageError("type: a request must wait for the reply to the one before it") from None
+            raise wire.MessageError(
+                f"type: more than {wire.MAX_AHEAD} requests wait for their replies"
+            ) from None
         finally:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
@@ -128,5 +130,5 @@ class Lease:
 
     async def _hang_up(self, code: int, reason: str) -> None:
         cut = reason.encode()[: wire.MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
-        with contextlib.suppress(RuntimeError, OSError):  # the client was faster
+        with contextlib.suppress(RuntimeError, OSError, WebSocketDisconnect):  # the client was faster
             await self._websocket.close(code, cut)

@@ -1,7 +1,8 @@
 """What the runner and its clients say to each other: JSON text frames on one WebSocket, strictly checked.
 
-One connection is one session and one lease. The client speaks first (``open``), each request has one reply,
-and the next request waits for it. ``close`` may come at any time; a dropped connection means the same.
+One connection is one session and one lease. The client speaks first (``open``). Each request has one reply,
+in order; at most ``MAX_AHEAD`` wait for theirs. ``close`` may come at any time; a dropped connection means
+the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ MAX_REQUEST_BYTES = 2 * 1024 * 1024
 """Largest frame to the runner."""
 MAX_REPLY_BYTES = 8 * 1024 * 1024
 """Largest frame to the client: an output at its cap, escaped."""
+MAX_AHEAD = 8
+"""Most requests that a client may send ahead of their replies."""
 MAX_TEXT_CHARS = 2000
 """Longest error text."""
 

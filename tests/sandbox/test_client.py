@@ -38,6 +38,28 @@ async def test_a_session_keeps_its_namespace_and_shares_it_with_nobody(serve_fak
         assert runner.sandbox.active == set()
 
 
+async def test_more_blocks_than_may_wait_for_their_replies(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner:
+        session = runner.client.session(LIMITS)
+        blocks = [f"print {number}" for number in range(5 * wire.MAX_AHEAD)]
+        for block in blocks:
+            await session.invoke(block)
+        assert (await session.flush()).stdout == "".join(f"{n}\n" for n in range(len(blocks)))
+        assert runner.sandbox.ran == blocks
+
+
+async def test_a_block_refused_after_the_first_is_told_once_at_the_flush(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner:
+        session = runner.client.session(LIMITS)
+        for block in ("set 1", "refuse", "get"):
+            await session.invoke(block)
+        told = await session.flush()
+        assert (told.status, told.stdout) == ("sandbox_error", "")
+        assert "no container" in told.stderr
+        await session.invoke("get")  # in a new namespace
+        assert (await session.flush()).stdout == "nothing\n"
+
+
 async def test_nothing_is_taken_before_the_first_block(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         session = runner.client.session(LIMITS)

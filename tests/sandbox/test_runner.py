@@ -133,7 +133,7 @@ async def test_a_frame_over_the_cap_is_not_even_read(serve_fake: ServeFake) -> N
 async def test_a_flood_of_requests_is_cut_off(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner, dial(runner) as socket:
         await say(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
-        for _ in range(5):
+        for _ in range(wire.MAX_AHEAD + 3):
             await socket.send('{"type": "flush"}')
         with pytest.raises(ConnectionClosed) as closed:
             await socket.recv()

@@ -226,6 +226,7 @@ async def test_a_soak_leaves_memory_descriptors_and_containers_flat(
         assert await child.wait() in (0, -15)
         assert mine.ids() == set()
     early, late = seen[len(seen) // 5], seen[-1]
+    print(f"after {SOAK_CALLS // 5} calls: {early}\nafter {SOAK_CALLS} calls: {late}")
     assert max(found["containers"] for found in seen) <= 4
     assert late["process_open_fds"] <= early["process_open_fds"] + 8  # a start or a removal may be under way
     assert late["process_resident_memory_bytes"] <= early["process_resident_memory_bytes"] + 16 * 2**20
