@@ -9,11 +9,11 @@ from tests.support.postgres import binaries, cluster
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A real Postgres; skips where none is installed."""
     if binaries() is None:
         pytest.skip("no Postgres on this machine (Debian: apt-get install postgresql)")
-    with cluster(tmp_path_factory.mktemp("postgres") / "cluster") as url:
+    with cluster() as url:
         yield url
 
 

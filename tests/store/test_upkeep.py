@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -9,12 +7,11 @@ import pytest
 from sqlalchemy import delete, update
 
 from service.api.wire import Json
-from service.processes import process_start
 from service.store.responses import ResponseStore
 from service.store.runner_id import is_dead, runner_id
 from service.store.tables import responses
 from service.store.upkeep import STALE_S, Upkeep
-from tests.support.stored import Clock, stored
+from tests.support.stored import Clock, dead_runner, stored
 
 
 @pytest.fixture
@@ -44,16 +41,6 @@ def failed(body: Json) -> Json:
 async def run_by(store: ResponseStore, runner: str) -> None:
     async with store.engine.begin() as connection:
         await connection.execute(update(responses).values(runner=runner))
-
-
-def dead_runner() -> str:
-    """A process that was, on this machine."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    boot, namespace, *_ = runner_id().split("/")
-    runner = f"{boot}/{namespace}/{process.pid}/{process_start(process.pid)}"
-    assert not is_dead(runner)
-    process.communicate()
-    return runner
 
 
 def test_a_process_that_can_not_be_seen_is_not_proven_dead() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,20 +20,25 @@ def binaries() -> Path | None:
 
 
 @contextmanager
-def cluster(directory: Path) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """The URL of a database of its own; the cluster is gone afterwards."""
     bin_dir = binaries()
     assert bin_dir is not None
-    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    directory.mkdir(mode=0o700)
+    # Not below pytest's folder, which is closed to other users whenever a session begins.
+    directory = Path(tempfile.mkdtemp(prefix="ih-grpo-postgres-"))
     if os.geteuid() == 0:  # it refuses to run as root
-        shutil.chown(directory, user)
-        for parent in directory.parents:
-            if str(parent).startswith(str(Path("/tmp"))) and parent != Path("/tmp"):
-                parent.chmod(parent.stat().st_mode | 0o011)
+        shutil.chown(directory, "postgres")
+    try:
+        with _running(bin_dir, directory) as url:
+            yield url
+    finally:
+        shutil.rmtree(directory)
 
+
+@contextmanager
+def _running(bin_dir: Path, directory: Path) -> Iterator[str]:
     def run(program: str, *arguments: str) -> None:
-        as_user = ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []
+        as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         command = [*as_user, str(bin_dir / program), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr

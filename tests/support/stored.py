@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
+from service.processes import process_start
 from service.store.records import StoredResponse
+from service.store.runner_id import is_dead, runner_id
 
 
 @dataclass
@@ -32,3 +36,13 @@ def stored(response_id: str, **changes: object) -> StoredResponse:
         "text": "42",
     }
     return StoredResponse(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def dead_runner() -> str:
+    """A process that was, on this machine."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    boot, namespace, *_ = runner_id().split("/")
+    runner = f"{boot}/{namespace}/{process.pid}/{process_start(process.pid)}"
+    assert not is_dead(runner)
+    process.communicate()
+    return runner

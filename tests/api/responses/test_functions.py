@@ -1,0 +1,107 @@
+"""The client's own functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+
+from tests.support.response_events import checked, collected, kinds
+from tests.support.responses_api import ask, prompt, sandbox, serving
+from tests.support.scripted import EOS, ScriptedEngine
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "name": "weather",
+        "description": "Weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        "strict": True,
+    },
+    {"type": "function", "name": "now", "parameters": None, "strict": None},
+]
+ULM = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+
+
+async def test_a_round_of_calls_by_previous_response() -> None:
+    scripted, box = ScriptedEngine(f"I look.\n{ULM}\n{NOW}{EOS}", f"Sunny.{EOS}"), sandbox()
+    async with serving(scripted, box) as served:
+        events = await collected(await ask(served, tools=TOOLS, stream=True))
+        final = checked(events)
+        message, ulm, now = final["output"]
+        answers: Any = [
+            {"type": "function_call_output", "call_id": call["call_id"], "output": f"of {call['name']}"}
+            for call in (ulm, now)
+        ]
+        second = await ask(served, answers, tools=TOOLS, previous_response_id=final["id"])
+        by_hand = await ask(
+            served, [{"role": "user", "content": "?"}, *final["output"], *answers], tools=TOOLS
+        )
+    assert kinds(events, "output_text.delta", "function_call_arguments.delta") == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        *["output_item.added", "function_call_arguments.done", "output_item.done"] * 2,
+        "completed",
+    ]
+    assert message["content"][0]["text"] == "I look."
+    assert (ulm["name"], ulm["arguments"]) == ("weather", '{"city": "Ulm"}')
+    assert (now["name"], now["arguments"]) == ("now", "{}")
+    assert second.output_text == by_hand.output_text == "Sunny."
+    assert "tool: of weather\ntool: of now\n" in prompt(scripted)
+    assert box.sessions == []
+
+
+async def test_the_sdks_helper_accumulates_calls() -> None:
+    async with (
+        serving(ScriptedEngine(ULM + EOS)) as served,
+        served.openai.responses.stream(model="scripted", input="?", tools=TOOLS) as stream,
+    ):
+        response: Any = await stream.get_final_response()
+    assert response.output[0].arguments == '{"city": "Ulm"}'
+    assert response.tools[0].name == "weather"
+
+
+async def test_a_function_that_must_be_called() -> None:
+    rest = ' {"city": "Ulm"}}\n</tool_call>' + EOS
+    scripted = ScriptedEngine(rest)
+    choice: Any = {"type": "function", "name": "weather"}
+    async with serving(scripted) as served:
+        final = checked(await collected(await ask(served, tools=TOOLS, tool_choice=choice, stream=True)))
+        assert (await ask(served, tools=TOOLS, tool_choice="none")).output[0].type == "message"
+    [call] = final["output"]
+    assert (call["type"], call["arguments"]) == ("function_call", '{"city": "Ulm"}')
+    assert prompt(scripted, 0).endswith('<tool_call>\n{"name": "weather", "arguments":')
+    assert final["tool_choice"] == choice
+
+
+async def test_one_call_only_where_calls_may_not_be_parallel() -> None:
+    async with serving(ScriptedEngine(f"{ULM}\n{NOW}{EOS}")) as served:
+        response = await ask(served, tools=TOOLS, parallel_tool_calls=False)
+    assert [item.type for item in response.output] == ["function_call"]
+    assert response.parallel_tool_calls is False
+
+
+async def test_a_call_that_can_not_be_made_fails_the_response() -> None:
+    wrong = '<tool_call>\n{"name": "weather", "arguments": {"town": 1}}\n</tool_call>' + EOS
+    async with serving(ScriptedEngine(wrong)) as served:
+        with pytest.raises(openai.BadRequestError, match="can't be made"):
+            await ask(served, tools=TOOLS)
+        events = await collected(await ask(served, tools=TOOLS, stream=True))
+    final = checked(events)
+    assert (events[-1]["type"], final["output"][0]["status"]) == ("response.failed", "incomplete")
+    assert "can't be made" in final["error"]["message"]
+
+
+async def test_a_call_cut_by_a_limit_is_incomplete() -> None:
+    async with serving(ScriptedEngine(ULM + EOS)) as served:
+        final = checked(
+            await collected(await ask(served, tools=TOOLS, stream=True, max_output_tokens=len(ULM) // 2))
+        )
+    assert (final["status"], final["output"][0]["status"]) == ("incomplete", "incomplete")
