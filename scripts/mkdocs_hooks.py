@@ -1,4 +1,4 @@
-"""For mkdocs: the page of HTTP routes, made from the app itself, and a place for pages that the nav does not name."""
+"""For mkdocs: the page of HTTP routes, made from the app itself, and a place for pages that nav does not name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MORE = "Guides"
 HTTP_PAGE = "reference/http.md"
 INTRO = """# HTTP routes
 
-Made from the server's own OpenAPI document, which a running one serves at `/openapi.json` and shows at `/docs`.
+Made from the server's own OpenAPI document, which a running one serves at `/openapi.json`.
 Errors are OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
 """
 
@@ -50,12 +50,15 @@ def http_page(document: dict[str, Any]) -> str:
                 (item["name"], item["in"], item["schema"], item.get("required", False))
                 for item in operation.get("parameters", ())
             ]
-            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            body = (
+                operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            )
             if body:
                 schema = _resolved(body, document)
                 required = schema.get("required", ())
                 rows += [
-                    (name, "body", field, name in required) for name, field in schema.get("properties", {}).items()
+                    (name, "body", field, name in required)
+                    for name, field in schema.get("properties", {}).items()
                 ]
             if rows:
                 lines = ["| field | in | type | |", "| --- | --- | --- | --- |"]

@@ -170,7 +170,7 @@ async def test_failures_are_told_in_words(open_page: OpenPage) -> None:
 
 
 async def test_a_link_that_would_inflate_to_anything_is_refused(open_page: OpenPage) -> None:
-    huge = fragment({**record(), "events": [[0, "t", "x" * 50_000_000]]})
+    huge = fragment({**record(), "events": [[0, "t", "x" * 12_000_000]]})
     async with serve(app(ANSWER)) as served:
         page = await open_page(f"{served.url}/{huge}")
         await expect(page.locator("#problem")).to_contain_text("The link is damaged")

@@ -1,0 +1,120 @@
+"""Every command that the documentation shows is run, or its author says why it can't be."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.checkpoint import quickstart
+from service.deferral.policy import DeferralPolicy
+from service.engines.base import Sampling
+from tests.docs.blocks import REPO, Block, all_blocks
+from tests.docs.words import complaints
+from tests.e2e.server import ServerProcess, start
+from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
+from trainer.data import Problem
+from trainer.records import Judged, write_rollout
+from trainer.rollout import RolloutSettings, play_episode
+
+BLOCKS = all_blocks()
+# Top-level await, as in a notebook.
+RUN_PYTHON = (
+    "import ast, asyncio, inspect, sys; code = compile(sys.stdin.read(), 'block', 'exec', "
+    "ast.PyCF_ALLOW_TOP_LEVEL_AWAIT); result = eval(code, {'__name__': '__main__'}); "
+    "inspect.iscoroutine(result) and asyncio.run(result)"
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    """The one server that all blocks ask."""
+    running = start(quickstart(), "--warm-containers", "1", "--max-slots", "4")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkout that can be written to: what blocks make stays out of this one."""
+    for entry in REPO.iterdir():
+        if entry.name not in ("runs", "build", ".git"):
+            (tmp_path / entry.name).symlink_to(entry)
+    if not (REPO / ".venv").exists():  # the environment is elsewhere
+        (tmp_path / ".venv").symlink_to(sys.prefix)
+    return tmp_path
+
+
+def make_rollout(folder: Path) -> None:
+    """A saved rollout of one episode, where a run of recipes/quickstart.toml puts its first."""
+    ask = "Let\n```python\nx = 6 * 7\n```\nand\n```python\nprint(x)\n```<tool_call>"
+    engine = ScriptedEngine(ask, f"It is \\boxed{{42}}.{EOS}")
+    settings = RolloutSettings(policy=DeferralPolicy(), sampling=Sampling())
+    prompt = engine.tokenizer.encode("6 * 7?", allow_special=True)
+    play = play_episode(
+        prompt, engine, ScriptedSandbox(lambda blocks: printed("42")), settings, seed=0, episode_id="s0"
+    )
+    problem = Problem(id="p", question="6 * 7?", answer="42")
+    path = folder / "runs/quickstart/rollouts/rollout-000000.parquet"
+    path.parent.mkdir(parents=True)
+    write_rollout(path, 0, [Judged(problem, asyncio.run(play), 1.0, "correct", 0.5)])
+
+
+def run(block: Block, folder: Path, url: str | None) -> None:
+    code = block.code
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "PYTHONPATH": str(REPO)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    if url is not None:
+        code = code.replace("http://127.0.0.1:8000", url).replace("http://localhost:8000", url)
+        environment["IHGRPO_URL"] = url
+    shell = ["bash", "-euo", "pipefail", "-c", code]
+    command = shell if block.language == "sh" else [sys.executable, "-c", RUN_PYTHON]
+    ended = subprocess.run(
+        command, input=code, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+    assert '"error"' not in ended.stdout[:200], ended.stdout[:500]
+
+
+def those(*, docker: bool) -> list[object]:
+    return [
+        pytest.param(block, id=block.place)
+        for block in BLOCKS
+        if block.runs and ("server" in block.needs) is docker
+    ]
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("block", those(docker=True))
+def test_a_block_that_asks_a_server_runs(block: Block, folder: Path, server: ServerProcess) -> None:
+    run(block, folder, server.url)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("block", those(docker=False))
+def test_a_block_runs(block: Block, folder: Path) -> None:
+    if "rollout" in block.needs:
+        make_rollout(folder)
+    run(block, folder, None)
+
+
+@pytest.mark.parametrize("block", [pytest.param(block, id=block.place) for block in BLOCKS])
+def test_a_block_is_run_or_has_a_reason_and_its_words_exist(block: Block) -> None:
+    assert block.runs or block.reason, f"{block.place} needs a mark: see tests/docs/blocks.py"
+    if block.language == "sh":
+        assert list(complaints(block.code)) == []
+    else:
+        compile(block.code, block.place, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    assert not re.search(r"\b(TODO|FIXME)\b", block.code)
+
+
+def test_there_is_something_to_test() -> None:
+    assert sum(block.runs for block in BLOCKS) >= 8

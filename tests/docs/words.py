@@ -1,0 +1,73 @@
+"""Whether what a shell block says exists: commands of ours, their options, make targets, files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, Final
+
+import typer.main
+
+from tests.docs.blocks import REPO
+
+_PASSED_ON: Final = {"train": "trainer.cli", "eval": "trainer.eval_cli", "show": "trainer.show"}
+_FOLDERS: Final = ("recipes/", "checkpoints/", "scripts/", "tests/", "benchmarks/", "deploy/")
+
+
+def complaints(code: str) -> Iterator[str]:
+    """What is wrong in a shell block."""
+    for words in _commands(code):
+        program, *arguments = words
+        if program.rsplit("/", 1)[-1] == "ih-grpo":
+            yield from _ours(arguments)
+        elif program == "make":
+            targets = set(re.findall(r"^([\w-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
+            named = [word for word in arguments if not word.startswith("-") and "=" not in word]
+            yield from (f"make has no target {word}" for word in named if word not in targets)
+        for word in words:
+            path = word.removeprefix("./")
+            if (
+                path.startswith(_FOLDERS)
+                and not any(char in path for char in "*<$")
+                and not (REPO / path).exists()
+            ):
+                yield f"there is no {path}"
+
+
+def _commands(code: str) -> Iterator[list[str]]:
+    for line in code.replace("\\\n", " ").splitlines():
+        try:
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+        except ValueError:
+            continue  # a quoted text over several lines: what it holds is no command
+        command: list[str] = []
+        for word in [*words, ";"]:
+            if word in ("&&", "||", "|", ";", "&"):
+                if command:
+                    yield command
+                command = []
+            elif command or not re.match(r"[A-Z_]+=", word):  # VARIABLE=value before the program
+                command.append(word)
+
+
+def _ours(arguments: list[str]) -> Iterator[str]:
+    name, *rest = arguments or [""]
+    known: Any = typer.main.get_command(import_module("service.cli").app)
+    if name.startswith("-") or not name:
+        return
+    if name not in known.commands:
+        yield f"ih-grpo has no command {name}"
+        return
+    command: Any = known.commands[name]
+    if name in _PASSED_ON:
+        command = typer.main.get_command(import_module(_PASSED_ON[name]).app)
+    while rest and hasattr(command, "commands") and rest[0] in command.commands:
+        command = command.commands[rest.pop(0)]
+    options = {
+        option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    for word in rest:
+        if word.startswith("--") and word.split("=")[0] not in options | {"--help"}:
+            yield f"ih-grpo {name} has no option {word}"
