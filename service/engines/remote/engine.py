@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import structlog
 
 from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
@@ -37,14 +36,10 @@ class RemoteEngine:
     The constructor reads the tokenizer; ``start`` asks the servers what they serve.
     """
 
-    def __init__(
-        self,
-        settings: RemoteSettings,
-        transport: Callable[[str], httpx.AsyncBaseTransport | None] = lambda _url: None,
-    ) -> None:
+    def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
         self._files = ModelFiles(settings.model, settings.max_context)
-        self._servers = [Server(url, settings, transport(url)) for url in settings.urls]
+        self._servers = [Server(url, settings) for url in settings.urls]
         self._balancer = Balancer(len(self._servers), max_imbalance=settings.max_imbalance)
         self._tally = Tally()
         self._offer: Offer | None = None

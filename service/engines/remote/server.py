@@ -32,9 +32,7 @@ class Server:
     """A connection pool to one server. ``is_up`` is what the last look at it said; ``is_known``, whether it
     has shown that it serves what the others do."""
 
-    def __init__(
-        self, url: str, settings: RemoteSettings, transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
+    def __init__(self, url: str, settings: RemoteSettings) -> None:
         self.url = url
         self.is_up = False
         self.is_known = False
@@ -46,7 +44,6 @@ class Server:
             headers={} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"},
             timeout=timeout,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            transport=transport,
             trust_env=False,  # a proxy between this service and its own servers is no one's intention
         )
 
@@ -98,7 +95,8 @@ class Server:
                     async for piece in pieces:
                         yield piece
         except httpx.HTTPError as error:
-            self.is_up = False  # until the next look
+            if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+                self.is_up = False  # until the next look
             raise ServerError(f"{self.url}: {_words(error)}") from error
         except StreamError as error:
             raise ServerError(f"{self.url}: {error}") from None
