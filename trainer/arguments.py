@@ -63,6 +63,8 @@ def _reporters(config: TrainConfig) -> list[str]:
     if config.wandb_project is None:
         return []
     if importlib.util.find_spec("wandb") is None:
-        raise ConfigError("wandb_project is set but wandb is not installed: pip install wandb")
-    os.environ["WANDB_PROJECT"] = config.wandb_project  # the only way that transformers offers
+        raise ConfigError("wandb_project is set but wandb is not installed: pip install 'ih-grpo[wandb]'")
+    # The environment is the only way that transformers offers.
+    os.environ["WANDB_PROJECT"] = config.wandb_project
+    os.environ.setdefault("WANDB_DIR", str(config.run_dir))
     return ["wandb"]

@@ -118,7 +118,8 @@ class TrainConfig(MachineConfig):
     tensorboard: bool = True
     """Write curves to ``tensorboard/``."""
     wandb_project: str | None = None
-    """Weights & Biases project to log to; needs the package ``wandb``."""
+    """Weights & Biases project to log to; needs the extra ``wandb``. With ``WANDB_MODE=offline`` in the
+    environment everything stays in ``run_dir``, for ``wandb sync``."""
 
     @field_validator("policy")
     @classmethod
