@@ -33,7 +33,8 @@ def probes(settings: PoolSettings) -> list[Probe]:
         Probe(
             "uid",
             _STATUS + "print(0 not in map(int, fields['Uid'].split() + fields['Gid'].split()),"
-            " fields['CapEff'].strip(), fields['CapPrm'].strip(), fields['NoNewPrivs'].strip())",
+            " fields['CapEff'].strip(), fields['CapPrm'].strip(),"
+            " __import__('ctypes').CDLL(None).prctl(39, 0, 0, 0, 0))",  # PR_GET_NO_NEW_PRIVS
             _says("True 0000000000000000 0000000000000000 1"),
         ),
         Probe(
