@@ -58,20 +58,22 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
 
         token = read_token(settings.runner_token_file)
         return RunnerClient(RunnerClientSettings(address=settings.runner_url, token=token))
+    pool: dict[str, Any] = {
+        "pool_size": min(settings.warm_containers, settings.max_containers),
+        "max_containers": settings.max_containers,
+        # Requests are held to lower ceilings already; the proofs of isolation need their time.
+        "run_limit_ceiling_s": max(30.0, settings.run_limit_s or policy.run_limit_s),
+    }
+    if settings.sandbox == "process":
+        from service.sandbox.process import ProcessSandbox, ProcessSandboxSettings
+
+        return ProcessSandbox(ProcessSandboxSettings(**pool))
     from service.sandbox.docker import DockerSandbox
     from service.sandbox.docker_settings import DockerSandboxSettings
 
-    return DockerSandbox(
-        DockerSandboxSettings(
-            image=settings.sandbox_image,
-            # Two servers on one machine must not take each other's containers for orphans.
-            instance=f"{os.uname().nodename}-api-{settings.port or os.getpid()}",
-            pool_size=min(settings.warm_containers, settings.max_containers),
-            max_containers=settings.max_containers,
-            # Requests are held to lower ceilings already; the proofs of isolation need their time.
-            run_limit_ceiling_s=max(30.0, settings.run_limit_s or policy.run_limit_s),
-        )
-    )
+    # Two servers on one machine must not take each other's containers for orphans.
+    instance = f"{os.uname().nodename}-api-{settings.port or os.getpid()}"
+    return DockerSandbox(DockerSandboxSettings(**pool, image=settings.sandbox_image, instance=instance))
 
 
 def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
@@ -109,13 +111,13 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
         version=version("ih-grpo"),
         lifespan=lifespan,
         responses=ERRORS,
-        dependencies=[Security(BEARER)],
     )
     app.state.drain = drain
     app.state.responses = responses
     errors.install(app)
     for module in (chat, create, stored, models, ops, reload):
-        app.include_router(module.router)
+        app.include_router(module.router, dependencies=[Security(BEARER)])
+    app.include_router(ops.open_router)
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(

@@ -155,6 +155,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request can't be served; the message says why."},
     "5XX": {"model": ErrorBody, "description": "The server failed, or is going down."},
 }
+METRICS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Prometheus' text format.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    }
+}
 READINESS: dict[int | str, dict[str, Any]] = {
     200: {"model": Readiness, "description": "New requests will be served."},
     503: {"model": Readiness, "description": "They will not; it says which part is missing."},

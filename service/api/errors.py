@@ -10,10 +10,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service.engines.base import ContextLengthExceededError, EngineError
 from service.sandbox.base import QueueTimeoutError, SandboxError
 
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded"}
 
 
@@ -96,9 +98,21 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, _respond)
 
 
-async def _respond(_request: Request, error: Exception) -> JSONResponse:
-    # Allow of a 405 and its like travel in the headers.
-    return as_api_error(error).response(error.headers if isinstance(error, HTTPException) else None)
+async def _respond(request: Request, error: Exception) -> JSONResponse:
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_allowed(request))
+    return as_api_error(error).response(headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Methods of every route with the request's path; Starlette itself tells those of the first."""
+
+    def served(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in _METHODS if served(method)]
 
 
 def _error_type(status: int) -> str:
@@ -113,9 +127,8 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     kind, where = first["type"], first["loc"][1:]
     if kind == "json_invalid":
         return ApiError(400, "The body is not valid JSON.")
-    param = (
-        "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".") or None
-    )
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where)
+    param = path.removeprefix(".") if where else None
     message: str = first["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         return ApiError(400, f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.api.documented import READINESS
+from service.api.documented import METRICS, READINESS
 from service.api.server import CurrentServer
 
 router = APIRouter(tags=["Operations"])
+open_router = APIRouter(tags=["Operations"])
+"""What is asked without a key."""
 
 
-@router.get("/health", openapi_extra={"security": []})
+@open_router.get("/health")
 async def health() -> dict[str, str]:
     """The process answers. The one route that needs no key."""
     return {"status": "ok"}
 
 
-@router.get(
-    "/ready", response_class=JSONResponse, responses=READINESS
-)
+@router.get("/ready", response_class=JSONResponse, responses=READINESS)
 async def ready(server: CurrentServer) -> JSONResponse:
     """Whether new requests will be served; 503 tells which part can't, or that the server is going down."""
     parts = {"engine": server.backend.engine.healthy, "sandbox": await server.backend.sandbox.ready()}
@@ -30,7 +30,7 @@ async def ready(server: CurrentServer) -> JSONResponse:
     return JSONResponse({"status": status, **told}, 200 if is_ready else 503)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=Response, responses=METRICS)
 async def metrics(server: CurrentServer) -> Response:
     """Prometheus metrics."""
     text = server.metrics.render(

@@ -1,0 +1,74 @@
+"""OpenAI's Agents SDK, over both APIs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from agents import (
+    Agent,
+    CodeInterpreterTool,
+    ModelSettings,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    Runner,
+    function_tool,
+    set_tracing_disabled,
+)
+from harness import BASE_URL, HELLO, KEY, MODEL, feature, run
+from openai import AsyncOpenAI
+
+set_tracing_disabled(True)
+
+
+def chat_model() -> OpenAIChatCompletionsModel:
+    return OpenAIChatCompletionsModel(MODEL, AsyncOpenAI(base_url=BASE_URL, api_key=KEY, max_retries=0))
+
+
+def responses_model() -> OpenAIResponsesModel:
+    return OpenAIResponsesModel(MODEL, AsyncOpenAI(base_url=BASE_URL, api_key=KEY, max_retries=0))
+
+
+@function_tool
+def get_weather(city: str) -> str:
+    """Weather of a city."""
+    return f"sunny in {city}"
+
+
+@feature("chat")
+def chat() -> None:
+    agent = Agent(name="a", model=chat_model())
+    assert Runner.run_sync(agent, "Hi").final_output == HELLO
+
+
+@feature("streaming")
+def streaming() -> None:
+    async def main() -> None:
+        result = Runner.run_streamed(Agent(name="a", model=chat_model()), "Hi")
+        events = [event async for event in result.stream_events()]
+        assert result.final_output == HELLO
+        assert len(events) > 5
+
+    asyncio.run(main())
+
+
+@feature("deferred code")
+def deferred() -> None:
+    agent = Agent(name="a", model=chat_model(), model_settings=ModelSettings(temperature=0.0))
+    assert Runner.run_sync(agent, "6 * 7?").final_output.endswith("\\boxed{42}.")
+
+
+@feature("own functions")
+def functions() -> None:
+    agent = Agent(name="a", model=chat_model(), tools=[get_weather])
+    assert "sunny" in Runner.run_sync(agent, "weather?").final_output
+
+
+@feature("Responses API")
+def responses() -> None:
+    tool = CodeInterpreterTool({"type": "code_interpreter", "container": {"type": "auto"}})
+    agent = Agent(name="a", model=responses_model(), tools=[tool])
+    result = Runner.run_sync(agent, "6 * 7?")
+    assert "\\boxed{42}" in result.final_output
+
+
+run()

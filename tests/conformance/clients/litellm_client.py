@@ -1,0 +1,66 @@
+"""LiteLLM, as a library."""
+
+from __future__ import annotations
+
+import json
+
+import litellm
+from harness import BASE_URL, HELLO, KEY, MODEL, PLACE_SCHEMA, WEATHER, feature, run, user
+
+litellm.telemetry = False
+
+
+def ask(text: str, **options: object) -> object:
+    return litellm.completion(
+        model=f"openai/{MODEL}", api_base=BASE_URL, api_key=KEY, messages=user(text), num_retries=0, **options
+    )
+
+
+@feature("chat")
+def chat() -> None:
+    assert ask("Hi").choices[0].message.content == HELLO
+
+
+@feature("streaming")
+def streaming() -> None:
+    chunks = list(ask("Hi", stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == HELLO
+
+
+@feature("deferred code")
+def deferred() -> None:
+    message = ask("6 * 7?").choices[0].message
+    assert message.content.endswith("\\boxed{42}.")
+    assert not message.tool_calls
+
+
+@feature("own functions")
+def functions() -> None:
+    [call] = ask("weather?", tools=[WEATHER]).choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    whole = litellm.stream_chunk_builder(list(ask("weather?", tools=[WEATHER], stream=True)))
+    [call] = whole.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+
+
+@feature("JSON by schema")
+def structured() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": PLACE_SCHEMA, "strict": True}}
+    reply = ask("JSON please", response_format=form)
+    assert json.loads(reply.choices[0].message.content)["degrees"] == 21
+
+
+@feature("thinking")
+def thinking() -> None:
+    extra = {"chat_template_kwargs": {"enable_thinking": True}}
+    message = ask("Think", extra_body=extra).choices[0].message
+    assert (message.reasoning_content, message.content) == ("Let me see.", "Hello.")
+
+
+@feature("log-probabilities")
+def logprobs() -> None:
+    choice = ask("Hi", logprobs=True).choices[0]
+    assert "".join(item["token"] for item in choice.logprobs["content"]) == HELLO
+
+
+run()

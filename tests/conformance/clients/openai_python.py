@@ -1,0 +1,110 @@
+"""The official Python SDK."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+from harness import BASE_URL, HELLO, KEY, MODEL, PLACE_SCHEMA, WEATHER, feature, run, user
+
+client = openai.OpenAI(base_url=BASE_URL, api_key=KEY, max_retries=0)
+create = client.chat.completions.create
+
+
+@feature("chat")
+def chat() -> None:
+    assert create(model=MODEL, messages=user("Hi")).choices[0].message.content == HELLO
+
+
+@feature("streaming")
+def streaming() -> None:
+    chunks = list(
+        create(model=MODEL, messages=user("Hi"), stream=True, stream_options={"include_usage": True})
+    )
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == HELLO
+    assert chunks[-1].usage.completion_tokens > 0
+
+
+@feature("deferred code")
+def deferred() -> None:
+    message = create(model=MODEL, messages=user("6 * 7?")).choices[0].message
+    assert message.content.endswith("\\boxed{42}.")
+    assert message.tool_calls is None
+    assert message.executed_tools[0]["status"] == "ok"
+    with client.chat.completions.stream(model=MODEL, messages=user("6 * 7?")) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == message.content
+    assert final.choices[0].message.executed_tools[-1]["output"] == "42"
+
+
+@feature("own functions")
+def functions() -> None:
+    for streamed in (False, True):
+        messages = user("weather?")
+        if streamed:
+            with client.chat.completions.stream(model=MODEL, messages=messages, tools=[WEATHER]) as stream:
+                choice = stream.get_final_completion().choices[0]
+        else:
+            choice = create(model=MODEL, messages=messages, tools=[WEATHER]).choices[0]
+        assert choice.finish_reason == "tool_calls"
+        [call] = choice.message.tool_calls
+        assert json.loads(call.function.arguments) == {"city": "Paris"}
+        answer = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+        second = create(model=MODEL, messages=[*messages, choice.message, answer], tools=[WEATHER])
+        assert "sunny" in second.choices[0].message.content
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    forced = create(model=MODEL, messages=user("weather?"), tools=[WEATHER], tool_choice=named)
+    assert forced.choices[0].message.tool_calls
+
+
+@feature("JSON by schema")
+def structured() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": PLACE_SCHEMA, "strict": True}}
+    reply = create(model=MODEL, messages=user("JSON please"), response_format=form)
+    assert json.loads(reply.choices[0].message.content)["degrees"] == 21
+
+
+@feature("thinking")
+def thinking() -> None:
+    extra = {"chat_template_kwargs": {"enable_thinking": True}}
+    message = create(model=MODEL, messages=user("Think"), extra_body=extra).choices[0].message
+    assert (message.reasoning, message.content) == ("Let me see.", "Hello.")
+
+
+@feature("log-probabilities")
+def logprobs() -> None:
+    choice = create(model=MODEL, messages=user("Hi"), logprobs=True, top_logprobs=1).choices[0]
+    assert "".join(item.token for item in choice.logprobs.content) == HELLO
+
+
+@feature("errors")
+def errors() -> None:
+    try:
+        create(model=MODEL, messages=user("Hi"), store=True)
+    except openai.BadRequestError as error:
+        if (error.param, error.code) != ("store", "unsupported_parameter"):
+            raise
+    else:
+        raise AssertionError("accepted")
+    try:
+        openai.OpenAI(base_url=BASE_URL, api_key="wrong", max_retries=0).models.list()
+    except openai.AuthenticationError:
+        return
+    raise AssertionError("let in")
+
+
+@feature("Responses API")
+def responses() -> None:
+    tools = [{"type": "code_interpreter", "container": {"type": "auto"}}]
+    reply = client.responses.create(
+        model=MODEL, input="6 * 7?", tools=tools, include=["code_interpreter_call.outputs"]
+    )
+    assert "\\boxed{42}" in reply.output_text
+    call = next(item for item in reply.output if item.type == "code_interpreter_call")
+    assert call.outputs[0].logs.strip() == "42"
+    with client.responses.stream(model=MODEL, input="6 * 7?", tools=tools) as stream:
+        kinds = {event.type for event in stream}
+    assert {"response.code_interpreter_call.completed", "response.completed"} <= kinds
+
+
+run()

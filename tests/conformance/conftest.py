@@ -1,0 +1,49 @@
+"""A server for clients that others wrote: a real socket, and an engine that says what suits the prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from service.deferral.policy import DeferralPolicy
+from service.engines.base import OPTIONAL_SAMPLING
+from tests.conformance.scripts import reply
+from tests.support.reply_engine import ReplyEngine
+from tests.support.scripted import ScriptedSandbox, printed
+from tests.support.serving import make_app, serve
+
+KEY = "sk-conformance"
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """Where the server listens; it wants `KEY`, and its engine takes every field."""
+    engine = ReplyEngine(reply)
+    engine.capabilities = frozenset(OPTIONAL_SAMPLING)
+    # The other instruction holds an example of its own, which the script would take for an episode.
+    policy = DeferralPolicy(prompt="brief-v1")
+    app = make_app(
+        engine, ScriptedSandbox(lambda blocks: printed("42")), policy, api_keys=f"{KEY} name=client"
+    )
+    ready, stop = threading.Event(), asyncio.Event()
+    told: list[str] = []
+    loop = asyncio.new_event_loop()
+
+    async def main() -> None:
+        async with serve(app, key=KEY) as served:
+            told.append(served.url)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    ready.wait(60)
+    try:
+        yield told[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(60)
+        loop.close()

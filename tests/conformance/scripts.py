@@ -1,0 +1,31 @@
+"""What the engine of the conformance server says: chosen by what the prompt asks for, as a model would."""
+
+from __future__ import annotations
+
+from tests.support.scripted import EOS
+
+CODE = "I compute it.\n```python\nx = 6 * 7\n```\nThen\n```python\nprint(x)\n```<tool_call>"
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+SUNNY = "It is sunny in Paris."
+ANSWER = "The answer is \\boxed{42}."
+JSON_ANSWER = '{"city": "Paris", "degrees": 21}'
+THOUGHT = "<think>\nLet me see.\n</think>\n\n"
+
+
+def reply(context: str) -> str:
+    """The next turn after ``context``."""
+    question = context.rsplit("user: ", 1)[-1]
+    if "Code execution result" in question:
+        return ANSWER + EOS
+    if "tool: " in question:
+        return SUNNY + EOS
+    if '"get_weather"' in context and "weather" in question:
+        # Where the call was begun for the model, it goes on from there.
+        return (' {"city": "Paris"}}' if context.endswith('"arguments":') else CALL) + EOS
+    if "JSON" in question:
+        return JSON_ANSWER + EOS
+    if "6 * 7" in question:
+        return CODE
+    if "Think" in question:
+        return THOUGHT + "Hello." + EOS
+    return "Hello there, how are you?" + EOS

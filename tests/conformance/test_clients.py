@@ -1,0 +1,85 @@
+"""Clients that others wrote, each in a process and an environment of its own (`scripts/ensure-clients`).
+
+``IHGRPO_CLIENTS_TABLE=docs/api.md pytest -m clients`` writes the table of outcomes into that file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.conftest import KEY
+
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = Path(__file__).with_name("clients")
+FEATURES = (
+    *("chat", "streaming", "deferred code", "own functions", "JSON by schema"),
+    *("thinking", "log-probabilities", "errors", "Responses API"),
+)
+CLIENTS = {
+    "openai_python.py": "OpenAI SDK for Python",
+    "openai_javascript.mjs": "OpenAI SDK for JavaScript",
+    "langchain.py": "LangChain, `ChatOpenAI`",
+    "agents_sdk.py": "OpenAI Agents SDK",
+    "litellm_client.py": "LiteLLM",
+    "llm_client.py": "`llm`",
+}
+BEGIN, END = "<!-- clients: written by tests/conformance/test_clients.py -->", "<!-- end of clients -->"
+
+Outcomes = dict[str, dict[str, str | None]]
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[Outcomes]:
+    outcomes: Outcomes = {}
+    yield outcomes
+    if path := os.environ.get("IHGRPO_CLIENTS_TABLE"):
+        write(Path(path), outcomes)
+
+
+def write(path: Path, outcomes: Outcomes) -> None:
+    lines = ["| client | " + " | ".join(FEATURES) + " |", "| --- |" + " --- |" * len(FEATURES)]
+    for program, title in CLIENTS.items():
+        told = [_word(outcomes.get(program, {}), feature) for feature in FEATURES]
+        lines.append(f"| {title} | " + " | ".join(told) + " |")
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    path.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
+
+
+def _word(outcomes: dict[str, str | None], feature: str) -> str:
+    if feature not in outcomes:
+        return "–"
+    return "works" if outcomes[feature] is None else "**fails**"
+
+
+def command(program: str) -> list[str]:
+    clients = Path(os.environ.get("IHGRPO_CACHE", ROOT / ".cache")) / "clients"
+    if not (clients / ".installed").exists():
+        pytest.fail("the clients are not installed: scripts/ensure-clients", pytrace=False)
+    interpreter = "node" if program.endswith(".mjs") else str(clients / "venv/bin/python")
+    return [interpreter, str(PROGRAMS / program)]
+
+
+@pytest.mark.parametrize("program", CLIENTS)
+def test_every_feature_of_the_client_works(program: str, url: str, table: Outcomes, tmp_path: Path) -> None:
+    clients = Path(os.environ.get("IHGRPO_CACHE", ROOT / ".cache")) / "clients"
+    environment = {**os.environ, "HOME": str(tmp_path), "OPENAI_API_KEY": KEY, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*command(program), url, KEY],
+        capture_output=True, text=True, cwd=clients, env=environment, timeout=300, check=False,
+    )  # fmt: skip
+    told = [line for line in done.stdout.splitlines() if line.startswith("OUTCOMES ")]
+    assert told, done.stdout[-2000:] + done.stderr[-4000:]
+    outcomes: dict[str, str | None] = json.loads(told[0].removeprefix("OUTCOMES "))
+    table[program] = outcomes
+    assert set(outcomes) <= set(FEATURES)
+    failures = [f"{name}: {error}" for name, error in outcomes.items() if error is not None]
+    assert failures == [], "\n".join(failures)
