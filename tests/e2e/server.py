@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,11 @@ class ServerProcess:
             raise
 
 
-def start(checkpoint: Path, *options: str) -> ServerProcess:
+def start(
+    checkpoint: Path, *options: str, program: Sequence[str | Path] = (sys.executable, "-m", "service")
+) -> ServerProcess:
     """Start a server on a free port and wait until it says that it is ready."""
-    command = [sys.executable, "-m", "service", "serve", "--sandbox", "in-process", "--port", "0"]
+    command = [*program, "serve", "--sandbox", "in-process", "--port", "0"]
     command += ["--model", str(checkpoint), "--served-model-name", "quickstart", *options]
     environment = {"IHGRPO_STORE_URL": "sqlite://", **os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)

@@ -1,0 +1,141 @@
+"""The wheel, as somebody gets it who has no checkout: built from the sdist, installed, and served from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.server import start
+
+REPO = Path(__file__).parents[1]
+PARTS = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "service",
+    "trainer",
+    "sandbox_image",
+    "checkpoints",
+    "recipes",
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from an sdist of a tree in which a machine left its certificate and its caches."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    subprocess.run(["cp", "-r", *PARTS, source], cwd=REPO, check=True)
+    (source / "sandbox_image/certs/machine.crt").write_text("of this machine")
+    (source / ".gitignore").write_text((REPO / ".gitignore").read_text())
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that holds the wheel; its dependencies are those of the tests'."""
+    home = tmp_path_factory.mktemp("env")
+    venv.create(home, with_pip=False)
+    python = home / "bin/python"
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
+    subprocess.run([*pip, wheel], check=True)
+    ours = next(home.glob("lib/python*/site-packages"))
+    theirs = next(path for path in sys.path if path.endswith("site-packages"))
+    (ours / "dependencies.pth").write_text(theirs + "\n")
+    return home / "bin"
+
+
+def run(program: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [program, *arguments], cwd="/", env=environment, capture_output=True, text=True, check=check
+    )
+
+
+def test_it_holds_its_data_and_nothing_of_the_machine(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in (
+        "service/checkpoints/quickstart/model.safetensors",
+        "service/sandbox/image/Dockerfile",
+        "service/sandbox/image/certs/README.md",
+        "service/sandbox/image/seccomp.json",
+        "service/sandbox/image/worker/supervisor.py",
+        "trainer/templates/report.html.jinja",
+    ):
+        assert name in names
+    assert [name for name in names if name.endswith((".crt", ".pyc"))] == []
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as sdist:
+        assert [name for name in sdist.getnames() if name.endswith((".crt", ".pyc"))] == []
+
+
+def test_every_file_of_the_sandbox_image_travels(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    listed = subprocess.run(
+        ["git", "ls-files", "sandbox_image"], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    for path in listed.stdout.splitlines():
+        assert path.replace("sandbox_image", "service/sandbox/image", 1) in names
+
+
+def test_the_programs_run(installed: Path) -> None:
+    assert "serve" in run(installed / "ih-grpo", "--help").stdout
+    assert run(installed / "ih-grpo", "--version").stdout.startswith("ih-grpo ")
+    assert "--recipe" in run(installed / "ih-grpo", "train", "--help").stdout
+
+
+def test_it_finds_its_own_data(installed: Path) -> None:
+    code = (
+        "import service; from service.checkpoint import quickstart; "
+        "from service.sandbox.program import image_folder; "
+        "print(service.__file__, quickstart(), image_folder())"
+    )
+    for path in run(installed / "python", "-c", code).stdout.split():
+        assert Path(path).is_relative_to(installed.parent)
+        assert Path(path).exists()
+    said = json.loads(run(installed / "ih-grpo", "doctor", "--quick", "--json", check=False).stdout)
+    (model,) = [check for check in said["checks"] if check["check"] == "model"]
+    assert model["verdict"] == "ok"
+
+
+@pytest.fixture
+def served(installed: Path) -> Iterator[str]:
+    """Address of a server that runs from the wheel, on the checkpoint in it."""
+    checkpoint = next(installed.parent.glob("lib/python*/site-packages/service/checkpoints/quickstart"))
+    running = start(checkpoint, "--warm-containers", "1", program=[installed / "ih-grpo"])
+    yield running.url
+    running.stop()
+
+
+@pytest.mark.docker
+def test_it_serves_the_quickstart_checkpoint(served: str) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "What is 739184 times 52967 plus 90412 times 33771?"}],
+        "model": "quickstart",
+        "temperature": 0,
+    }
+    reply = httpx.post(f"{served}/v1/chat/completions", json=body, timeout=300).json()
+    assert f"{739184 * 52967 + 90412 * 33771}" in reply["choices"][0]["message"]["content"]
