@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from service.deferral.answer import last_boxed
-from tests.support.toy_task import GOLD, QUESTION, toy_sandbox
+from service.engines.settings import EngineSettings
+from service.engines.transformers import TransformersEngine
+from tests.support.serving import make_app, serve
+from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
 from trainer.attempts import AttemptLog
 from trainer.eval_run import run_evaluation
 from trainer.evaluate import MAX_FAILURES, EvalConfig, evaluate, read_benchmarks, scores_of
@@ -128,3 +133,24 @@ def test_a_checkpoint_is_evaluated_from_file_to_report(tmp_path: Path, toy_check
     assert report["scores"][0]["accuracy"] == scores.accuracy
     assert (settings.out / "report.html").is_file()
     assert run_evaluation(settings, console, sandbox=toy_sandbox()) == [scores]  # nothing is played again
+
+
+async def test_a_live_server_scores_as_the_checkpoint_that_it_serves(
+    tmp_path: Path, toy_checkpoint: Path
+) -> None:
+    """The same seeds give the same episodes over HTTP."""
+    how = {"samples": 16, "top_p": 1.0, "limit": 1}
+    here = config(tmp_path, model=str(toy_checkpoint), device="cpu", threads=1, **how)
+    console = Console(file=io.StringIO(), width=80)
+    [expected] = await asyncio.to_thread(run_evaluation, here, console, sandbox=toy_sandbox())
+    engine = TransformersEngine(EngineSettings(model=str(toy_checkpoint), model_name="toy", threads=1))
+    async with serve(make_app(engine, toy_sandbox(), POLICY, api_keys="k1"), "k1") as served:
+        values = {"model": "toy", "url": f"{served.url}/v1", "out": tmp_path / "served", **how}
+        with pytest.raises(SolverError, match="answered 401"):
+            await asyncio.to_thread(run_evaluation, config(tmp_path, **values, api_key="wrong"), console)
+        settings = config(tmp_path, **values, api_key="k1")
+        [scores] = await asyncio.to_thread(run_evaluation, settings, console)
+    assert 0 < scores.accuracy < 1
+    assert (scores.flushes or 0) > 0
+    # A server does not count the end token that each of these episodes has.
+    assert scores == replace(expected, tokens=expected.tokens - 1, time_hidden=scores.time_hidden)
