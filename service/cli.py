@@ -62,6 +62,13 @@ def serve(
         str | None,
         typer.Option(help="Who holds the Docker socket: 'runner', or 'in-process' for this machine alone."),
     ] = None,
+    accept_weaker_isolation: Annotated[
+        bool | None,
+        typer.Option(
+            "--accept-weaker-isolation",
+            help="Serve with sandbox 'process', which holds less than containers.",
+        ),
+    ] = None,
     runner_url: Annotated[str | None, typer.Option(help="unix:/path/to.sock or host:port.")] = None,
     runner_token_file: Annotated[Path | None, typer.Option(help="The secret shared with the runner.")] = None,
     sandbox_image: Annotated[str | None, typer.Option(help="Image of the containers (in-process).")] = None,

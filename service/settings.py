@@ -15,7 +15,7 @@ from service.checkpoint import quickstart
 from service.store.location import default_url
 
 EngineKind = Literal["auto", "transformers", "vllm", "remote"]
-SandboxBackend = Literal["runner", "in-process"]
+SandboxBackend = Literal["runner", "in-process", "process"]
 
 
 class Settings(BaseSettings):
@@ -61,7 +61,11 @@ class Settings(BaseSettings):
 
     sandbox: SandboxBackend = "runner"
     """Where code runs. ``runner``: a runner service, which alone holds the Docker socket. ``in-process``:
-    this very process holds it, so whoever breaks the API owns the machine; for a loopback address only."""
+    this very process holds it, so whoever breaks the API owns the machine; for a loopback address only.
+    ``process``: bubblewrap in place of containers, which is meant for training; see the next field."""
+    accept_weaker_isolation: bool = False
+    """Serve with sandbox ``process`` all the same: code sees this machine's programs, and memory, CPU time
+    and the number of files are not limited for its processes together. For a loopback address only."""
     runner_url: str = "unix:/run/ih-grpo/runner.sock"
     """Where the runner listens: ``unix:/path/to.sock`` or ``host:port``."""
     runner_token_file: Path | None = None
@@ -167,6 +171,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"sandbox 'in-process' gives this process the Docker socket, so it serves a loopback address "
                 f"only, not host {self.host!r}: start `ih-grpo runner` and use sandbox 'runner'"
+            )
+        if self.sandbox == "process" and not (local and self.accept_weaker_isolation):
+            raise ValueError(
+                "sandbox 'process' holds less than containers and is meant for training: use sandbox "
+                "'runner', or set accept_weaker_isolation and serve a loopback address only"
             )
         if not local and not keys and not self.allow_anonymous:
             raise ValueError(

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from service.app import create_app
+from service.app import _sandbox, create_app
+from service.deferral.policy import DeferralPolicy
 from service.engines.base import EngineError
 from service.sandbox.base import SandboxError
+from service.sandbox.process import ProcessSandbox
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import make_app, settings
 
@@ -75,3 +77,10 @@ def test_settings_become_an_engine_and_a_sandbox(tiny_checkpoint: Path) -> None:
     app = create_app(settings(model=str(tiny_checkpoint), served_model_name="mine"))
     paths = {"/v1/chat/completions", "/v1/models", "/health", "/ready", "/metrics"}
     assert paths <= set(app.openapi()["paths"])
+
+
+def test_bubblewrap_serves_where_that_is_accepted(tiny_checkpoint: Path) -> None:
+    accepted = settings(model=str(tiny_checkpoint), sandbox="process", accept_weaker_isolation=True)
+    chosen = _sandbox(accepted, DeferralPolicy.load(tiny_checkpoint))
+    assert isinstance(chosen, ProcessSandbox)
+    assert chosen.settings.max_containers == accepted.max_containers

@@ -22,7 +22,12 @@ def test_version_and_help() -> None:
     ("arguments", "complaint"),
     [
         (["serve", "--sandbox", "in-process", "--host", "0.0.0.0"], "Docker socket"),
-        (["serve", "--sandbox", "docker"], "sandbox: Input should be 'runner' or 'in-process'"),
+        (["serve", "--sandbox", "docker"], "sandbox: Input should be 'runner', 'in-process' or 'process'"),
+        (["serve", "--sandbox", "process"], "use sandbox 'runner', or set accept_weaker_isolation"),
+        (
+            ["serve", "--sandbox", "process", "--accept-weaker-isolation", "--port", "0", "--model", "/no"],
+            "'/no' is no checkpoint",
+        ),
         (
             ["serve", "--sandbox", "in-process", "--port", "0", "--model", "/no"],
             "'/no' is no checkpoint",

@@ -69,8 +69,18 @@ def test_a_key_file_without_keys_is_an_error_not_an_open_door(tmp_path: Path, co
 
 
 def test_an_unknown_sandbox_is_refused() -> None:
-    with pytest.raises(ValidationError, match="'runner' or 'in-process'"):
-        Settings(sandbox="process")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="'runner', 'in-process' or 'process'"):
+        Settings(sandbox="docker")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("host", "accept"), [("127.0.0.1", False), ("0.0.0.0", True), ("0.0.0.0", False)])
+def test_bubblewrap_serves_only_who_accepts_it_and_only_this_machine(host: str, accept: bool) -> None:
+    with pytest.raises(ValidationError, match=r"meant for training.*accept_weaker_isolation"):
+        Settings(host=host, sandbox="process", accept_weaker_isolation=accept, api_keys=(SecretStr("k"),))
+
+
+def test_bubblewrap_may_be_accepted() -> None:
+    assert Settings(sandbox="process", accept_weaker_isolation=True).sandbox == "process"
 
 
 def test_every_field_is_documented() -> None:
