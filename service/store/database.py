@@ -19,6 +19,7 @@ _DRIVERS = {
     "postgresql": "postgresql+asyncpg",
     "postgres": "postgresql+asyncpg",
 }
+_IN_MEMORY = (None, "", ":memory:")
 _BUSY_TIMEOUT_MS = 10_000
 _SCHEMA_LOCK = 5_018_500  # any number of our own
 
@@ -28,26 +29,23 @@ class StoreError(ValueError):
 
 
 def open_database(url: str) -> AsyncEngine:
-    """The engine for ``url``; nothing is read yet. A new SQLite file is readable to its owner alone.
+    """The engine for ``url``; nothing is read or made yet.
 
     Raises:
-        StoreError: the URL is none, its driver is not installed, or its directory can't be made.
+        StoreError: the URL is none, or its driver is not installed.
     """
     parsed = _parse(url)
     try:
         if parsed.get_backend_name() != "sqlite":
             return create_async_engine(parsed, pool_pre_ping=True)
-        if parsed.database in (None, "", ":memory:"):
+        if parsed.database in _IN_MEMORY:
             # One connection, never closed: another one would see another database.
             return _with_pragmas(
                 create_async_engine(parsed, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0)
             )
-        _make_private(Path(str(parsed.database)))
         return _with_pragmas(create_async_engine(parsed))
     except ModuleNotFoundError as error:
         raise StoreError(f"store_url needs {error.name}: pip install 'ih-grpo[postgres]'") from None
-    except OSError as error:
-        raise StoreError(f"store_url: {parsed.database} can't be made: {error}") from None
 
 
 def _parse(url: str) -> URL:
@@ -78,7 +76,9 @@ def _with_pragmas(engine: AsyncEngine) -> AsyncEngine:
 
 
 async def create_tables(engine: AsyncEngine) -> None:
-    """Make what is missing; several servers may do so at once."""
+    """Make what is missing; several servers may do so at once. A new file is readable to its owner alone."""
+    if engine.dialect.name == "sqlite" and engine.url.database not in _IN_MEMORY:
+        _make_private(Path(str(engine.url.database)))
     async with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})

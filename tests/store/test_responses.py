@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -117,7 +118,6 @@ async def test_a_file_outlives_the_server_and_is_nobody_elses(tmp_path: Path) ->
     [
         ("mysql://x", "postgresql://USER"),
         ("nonsense", "sqlite:///PATH"),
-        ("sqlite:////proc/nope/x.db", "can't be made"),
     ],
 )
 def test_a_url_that_is_none_is_told(url: str, said: str) -> None:
@@ -131,6 +131,18 @@ async def test_a_database_that_is_away_is_told_without_its_password() -> None:
         await store.start()
     assert "secret" not in str(caught.value)
     await store.stop()
+
+
+async def test_a_directory_that_can_not_be_made_is_told() -> None:
+    store = ResponseStore("sqlite:////proc/nope/x.db")
+    with pytest.raises(StoreError, match="can't be opened"):
+        await store.start()
+    await store.stop()
+
+
+def test_nothing_is_made_before_the_start(tmp_path: Path) -> None:
+    asyncio.run(ResponseStore(f"sqlite:///{tmp_path / 'new' / 'responses.db'}").stop())
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
