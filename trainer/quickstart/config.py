@@ -17,12 +17,14 @@ class RecipeError(ValueError):
 
 
 class WarmStartConfig(BaseModel):
-    """A small model trained from nothing on written-down episodes. The defaults are the shipped one's."""
+    """A small model trained on written-down episodes. The defaults are the shipped one's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     seed: int = Field(default=0, ge=0)
     """Decides the weights at the start and every trace."""
+    model: Path | None = None
+    """Checkpoint to go on from, with its tokenizer and sizes. Default: random weights of the sizes below."""
     steps: int = Field(default=4000, ge=1)
     """Optimiser steps, drill included. Fewer make a weaker model: see ``learning_steps``."""
     learning_steps: int | None = Field(default=None, ge=1)
@@ -45,6 +47,9 @@ class WarmStartConfig(BaseModel):
     has a choice to learn."""
     detour_share: float = Field(default=0.06, ge=0, le=1)
     """Share of traces with an output that the code does not explain: a failed sandbox, nothing at all."""
+    slip_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of traces that end with a wrong answer: an operand miscopied, a value made up, an output misread.
+    A model taught with them errs as often, which a later stage can unlearn."""
 
     hidden_size: int = Field(default=192, ge=8)
     """Width."""
@@ -72,7 +77,11 @@ class WarmStartConfig(BaseModel):
 
     @property
     def style(self) -> Style:
-        return Style(immediate_share=self.immediate_share, detour_share=self.detour_share)
+        return Style(
+            immediate_share=self.immediate_share,
+            detour_share=self.detour_share,
+            slip_share=self.slip_share,
+        )
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of step ``step``, counted from 0: up, level until half way, then down in a line."""

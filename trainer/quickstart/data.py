@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from service.deferral.observation import observation_ids
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
+from trainer.quickstart.draws import training_trace
 from trainer.quickstart.problems import Problem
-from trainer.quickstart.traces import Style, Trace, training_trace
+from trainer.quickstart.traces import Style, Trace
 
 IGNORED = -100
 """Label of a token that is not learned."""

@@ -81,6 +81,7 @@ async def evaluate(
     problems: Sequence[Problem],
     sandbox: Sandbox,
     *,
+    policy: DeferralPolicy | None = None,
     temperature: float,
     seed: int = 0,
     concurrency: int = 8,
@@ -90,6 +91,7 @@ async def evaluate(
 
     Args:
         model: A checkpoint with its ``deferral.json``.
+        policy: In place of the checkpoint's own.
         sandbox: Not started yet; started and stopped here.
         concurrency: Episodes, and so containers, at once.
         listen: Told of each verdict as it comes.
@@ -100,7 +102,7 @@ async def evaluate(
     """
     engine = TransformersEngine(EngineSettings(model=str(model), max_slots=concurrency))
     sampling = Sampling(temperature=temperature)
-    policy = DeferralPolicy.load(model)
+    policy = policy or DeferralPolicy.load(model)
     backend = Backend(engine, sandbox, policy, sampling)
     prompts = [
         backend.render([{"role": "user", "content": problem.text}], deferral=True) for problem in problems

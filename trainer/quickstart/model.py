@@ -12,10 +12,16 @@ from trainer.quickstart.config import WarmStartConfig
 
 CONTEXT = 2048
 """Positions of the model, in tokens."""
+ATTENTION = "eager"
+"""Faster than the fused kernel on the CPU for sequences this short."""
 
 
 def build_model(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights, which are the same for the same seed."""
+    """The recipe's checkpoint, or a Qwen3 with random weights, which are the same for the same seed."""
+    if config.model is not None:
+        return Qwen3ForCausalLM.from_pretrained(
+            config.model, dtype=torch.float32, attn_implementation=ATTENTION
+        )
     torch.manual_seed(config.seed)
     model = Qwen3ForCausalLM(
         Qwen3Config(
@@ -28,8 +34,7 @@ def build_model(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast) -> 
             intermediate_size=config.intermediate_size,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
-            # Faster than the fused kernel on the CPU for sequences this short.
-            attn_implementation="eager",  # type: ignore[call-arg]
+            attn_implementation=ATTENTION,  # type: ignore[call-arg]
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=None,

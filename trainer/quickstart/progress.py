@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainer.quickstart.config import WarmStartConfig
 from trainer.quickstart.data import encode_trace
+from trainer.quickstart.draws import training_trace
 from trainer.quickstart.model import build_model
-from trainer.quickstart.traces import training_trace
 from trainer.quickstart.warm_start import Report, make_tokenizer, warm_start
 
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from service.deferral.observation import NOTHING_PENDING, TIMEOUT_TEXT, result_text
 from trainer.quickstart.notebook import Notebook
-from trainer.quickstart.problems import FAMILIES, HARD, Block, Problem
+from trainer.quickstart.problems import FAMILIES, Block, Problem
 
 Source = Literal["written", "observed", "forced"]
 """``written`` by the model (it learns this), ``observed`` (the output of a flush), or ``forced``: the model's
@@ -53,12 +53,14 @@ class Style:
     """Share of traces in which every block is run at once, so that a later stage can learn to delay."""
     detour_share: float = 0.06
     """Share of traces with an output that the code does not explain."""
+    slip_share: float = 0.0
+    """Share of traces that end with a wrong answer."""
 
 
 Detour = Literal["none", "strange", "hopeless", "silent", "nothing pending"]
 
 
-class _Writer:
+class Writer:
     """Collects the segments of one episode and runs its code."""
 
     def __init__(self, *, newer_python: bool) -> None:
@@ -71,6 +73,14 @@ class _Writer:
     def block(self, reason: str, code: str, marker: str, source: Source = "written") -> None:
         self._add(f"{reason}\n```python\n{code}\n```{marker or chr(10)}", source)
         self.pending.append(code)
+
+    def step(self, block: Block, marker: str) -> str:
+        """Write a block down, and run what is pending where the plan says so."""
+        self.block(block.reason, block.code, marker if block.run else "")
+        if block.hopeless:
+            self.observe(TIMEOUT_TEXT)
+            return TIMEOUT_TEXT
+        return self.flush() if block.run else ""
 
     def flush(self) -> str:
         """Run what is pending and write the output down."""
@@ -105,13 +115,11 @@ def write_trace(problem: Problem, rng: Random, style: Style, marker: str) -> Tra
     Raises:
         AssertionError: the plan does not lead to the answer.
     """
-    plan = problem.plan
-    if rng.random() < style.immediate_share:
-        plan = tuple(at_once(block) for block in plan)
+    plan = styled_plan(problem, rng, style)
     detour: Detour = "none"
     if rng.random() < style.detour_share:
         detour = rng.choice(("strange", "hopeless", "silent", "nothing pending"))
-    writer, output = _Writer(newer_python=rng.random() < 0.5), ""
+    writer, output = Writer(newer_python=rng.random() < 0.5), ""
     if detour == "nothing pending":
         writer.force(marker)
         writer.observe(NOTHING_PENDING)
@@ -125,15 +133,18 @@ def write_trace(problem: Problem, rng: Random, style: Style, marker: str) -> Tra
                 writer.say(GIVE_UP)
                 return Trace(problem, tuple(writer.segments))
         else:
-            writer.block(block.reason, block.code, marker if block.run else "")
-            if block.hopeless:
-                writer.observe(TIMEOUT_TEXT)
-            elif block.run:
-                output = writer.flush()
+            output = writer.step(block, marker) or output
     if output != str(problem.answer):
         raise AssertionError(f"{problem.family}: the plan gives {output}, the answer is {problem.answer}")
     writer.say(problem.closing.format(f"\\boxed{{{output}}}"))
     return Trace(problem, tuple(writer.segments))
+
+
+def styled_plan(problem: Problem, rng: Random, style: Style) -> tuple[Block, ...]:
+    """The problem's plan, or the same with every block run at once."""
+    if rng.random() < style.immediate_share:
+        return tuple(at_once(block) for block in problem.plan)
+    return problem.plan
 
 
 def at_once(block: Block) -> Block:
@@ -143,7 +154,7 @@ def at_once(block: Block) -> Block:
     return replace(block, code=f"{block.code}\nprint({block.name})", run=True)
 
 
-def _silent(writer: _Writer, block: Block, marker: str) -> str:
+def _silent(writer: Writer, block: Block, marker: str) -> str:
     """The print was forgotten: the value is kept in a name and printed after all."""
     value = block.code.rsplit("print(", 1)[1].removesuffix(")")
     code = block.code.removesuffix(f"print({value})") + f"r = {value}"
@@ -153,7 +164,7 @@ def _silent(writer: _Writer, block: Block, marker: str) -> str:
     return writer.flush()
 
 
-def _strange(writer: _Writer, block: Block, rng: Random, marker: str, *, hopeless: bool) -> str:
+def _strange(writer: Writer, block: Block, rng: Random, marker: str, *, hopeless: bool) -> str:
     """The run fails for no reason in the code, so all of it is tried once more; in vain if ``hopeless``."""
     writer.block(block.reason, block.code, marker)
     # The prints of earlier flushes would come out again.
@@ -181,13 +192,3 @@ def held_out_problems(seed: int, count: int, families: tuple[str, ...] = ()) -> 
     for index in range(count):
         rng = Random(f"held-out {seed} {index}")  # noqa: S311
         yield draw_problem(rng, held_out=True, families=families)
-
-
-def training_trace(seed: int, index: int, style: Style, marker: str) -> Trace:
-    """Trace number ``index`` of ``seed``: each can be made alone, so a run that is resumed goes on exactly.
-
-    A quarter more of them are of the families that are hard to learn.
-    """
-    rng = Random(f"training {seed} {index}")  # noqa: S311
-    families = HARD if rng.random() < 0.25 else ()
-    return write_trace(draw_problem(rng, held_out=False, families=families), rng, style, marker)

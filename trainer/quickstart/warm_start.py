@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from service.deferral.prompt import instruct
 from trainer.quickstart.config import RecipeError, WarmStartConfig
 from trainer.quickstart.data import IGNORED, batches, collate, encode_trace
+from trainer.quickstart.draws import training_trace
 from trainer.quickstart.drill import drill_batch, number_pieces
 from trainer.quickstart.model import build_model, copy_accuracy, next_token_logits
 from trainer.quickstart.tokenizer import build_tokenizer
-from trainer.quickstart.traces import Style, Trace, held_out_problems, training_trace, write_trace
+from trainer.quickstart.traces import Style, Trace, held_out_problems, write_trace
 
 TOKENIZER_TRACES = 4000
 MEASURED_PROBLEMS = 128
@@ -52,7 +53,10 @@ def trace_text(trace: Trace, prompt: str) -> str:
 
 
 def make_tokenizer(config: WarmStartConfig) -> PreTrainedTokenizerFast:
-    """The recipe's tokenizer, trained on its first traces."""
+    """The tokenizer of the checkpoint that the recipe goes on from, or one trained on its first traces."""
+    if config.model is not None:
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(config.model)
+        return tokenizer
     policy = config.policy
     traces = (training_trace(config.seed, i, config.style, policy.marker) for i in range(TOKENIZER_TRACES))
     return build_tokenizer((trace_text(trace, policy.prompt) for trace in traces), words=config.words)

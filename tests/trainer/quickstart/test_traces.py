@@ -18,8 +18,6 @@ from trainer.quickstart.traces import (
     Style,
     Trace,
     draw_problem,
-    held_out_problems,
-    training_trace,
     write_trace,
 )
 
@@ -124,17 +122,6 @@ def test_detours() -> None:
             assert observed(trace)[0] == NOTHING_PENDING
             assert trace.segments[0].source == "forced"
     assert seen == {"given up", "tried again", "printed after all", "nothing pending"}
-
-
-def test_training_and_held_out_problems_do_not_meet() -> None:
-    held_out = {problem.text for problem in held_out_problems(1, 200)}
-    trained = {training_trace(1, index, PLAIN, MARKER).problem.text for index in range(1000)}
-    assert not held_out & trained
-
-
-def test_a_trace_is_made_alone() -> None:
-    assert training_trace(3, 17, DETOURS, MARKER) == training_trace(3, 17, DETOURS, MARKER)
-    assert training_trace(3, 17, DETOURS, MARKER) != training_trace(4, 17, DETOURS, MARKER)
 
 
 def test_families_can_be_chosen() -> None:

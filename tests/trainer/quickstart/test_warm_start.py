@@ -76,3 +76,16 @@ def test_the_model_learns(tiny: WarmStartConfig, tmp_path: Path) -> None:
     )
     warm_start(config, tmp_path, reports.append)
     assert reports[-1].loss < 0.6 * reports[0].loss
+
+
+def test_a_run_can_start_from_a_checkpoint(tiny: WarmStartConfig, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    warm_start(tiny.model_copy(update={"steps": 2}), first, lambda _: None)
+    # Without a step's worth of learning rate, the weights stay what they were.
+    still = tiny.model_copy(
+        update={"steps": 1, "drill_steps": 0, "model": first, "learning_rate": 1e-12, "words": 5}
+    )
+    warm_start(still, second, lambda _: None)
+    before, after = (load_file(path / "model.safetensors") for path in (first, second))
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert (first / "tokenizer.json").read_text() == (second / "tokenizer.json").read_text()
