@@ -7,6 +7,8 @@ import socket
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import httpx
+
 from service.doctor.finding import Finding
 from service.sandbox.pool_settings import PoolSettings
 from service.settings import Settings
@@ -61,9 +63,22 @@ def port(settings: Settings) -> Finding:
         try:
             listener.bind((host, settings.port))
         except OSError as error:
+            if _serves(settings):
+                return Finding(
+                    "port", "ok", f"{host}:{settings.port}: a server of ours listens there already"
+                )
             remedy = f"stop what listens there (ss -ltnp 'sport = :{settings.port}'), or set another port"
             return Finding("port", "fail", f"{host}:{settings.port}: {error.strerror}", remedy)
     return Finding("port", "ok", f"{host}:{settings.port} is free")
+
+
+def _serves(settings: Settings) -> bool:
+    address = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104  asked, not listened on
+    try:
+        answer = httpx.get(f"http://{address}:{settings.port}/health", timeout=2)
+        return bool(answer.json() == {"status": "ok"})
+    except (httpx.HTTPError, ValueError):
+        return False
 
 
 def disk(folder: Path, *, needed: int) -> Finding:

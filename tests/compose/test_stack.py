@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import httpx
@@ -60,6 +61,13 @@ def test_others_are_refused_the_runner_and_the_token_is_no_environment_variable(
     assert len(token) == 64
     for name in ("api", "runner"):
         assert token not in str(stack.container(name).attrs)
+
+
+def test_the_doctor_finds_it_well_from_inside(stack: Stack) -> None:
+    done = stack.container("api").exec_run(["ih-grpo", "doctor", "--json"], demux=True)
+    said = json.loads(done.output[0])
+    assert said["ok"], said
+    assert {check["check"]: check["verdict"] for check in said["checks"]}["runner"] == "ok"
 
 
 @pytest.mark.parametrize("service", ["runner", "api"])

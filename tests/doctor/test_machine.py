@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.doctor import machine
@@ -98,3 +99,14 @@ def test_without_torch_no_gpu_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(builtins, "__import__", no_torch)
     assert "not installed" in machine.gpu(Settings()).found
+
+
+def test_a_port_that_our_own_server_has_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def health(url: str, timeout: float) -> httpx.Response:
+        return httpx.Response(200, json={"status": "ok"})
+
+    monkeypatch.setattr(httpx, "get", health)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert machine.port(Settings(port=taken.getsockname()[1])).verdict == "ok"
