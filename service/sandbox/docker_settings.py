@@ -22,7 +22,9 @@ class DockerSandboxSettings(PoolSettings):
     image: str = "ih-grpo-sandbox:latest"
     """The sandbox image. It must exist: it is never pulled."""
     runtime: str | None = None
-    """OCI runtime, for example ``runsc`` (gVisor); None takes the daemon's default."""
+    """OCI runtime, by the daemon's name for it; None takes the daemon's default. One that is missing or does
+    not hold is an error; nothing takes its place. ``runsc`` (gVisor) must be registered with
+    ``--oci-seccomp --network=none``, and ``--platform=ptrace`` where it may not use KVM."""
     instance: str = Field(default_factory=lambda: os.uname().nodename, min_length=1, max_length=128)
     """Name of this runner. Two runners that live at the same time on one daemon need two names."""
     daemon_timeout_s: float = Field(default=20.0, gt=0)

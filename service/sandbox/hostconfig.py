@@ -11,12 +11,22 @@ from typing import Any
 from .docker_settings import DockerSandboxSettings
 from .program import fresh_uid, image_folder, worker_config
 
+_GVISOR = "runsc"
+_SENTRY_THREADS = 1024
+"""gVisor's kernel is a process in the container's own cgroup: its threads count as the container's, and
+without room for them it dies."""
+
 
 def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[str, str]) -> dict[str, Any]:
     """The body of Docker's "create a container" request."""
     disk = f"rw,noexec,nosuid,nodev,size={settings.disk_mb}m,nr_inodes={settings.max_files},mode=1777"
     shared = f"rw,noexec,nosuid,nodev,size={settings.shared_memory_mb}m,nr_inodes=256,mode=1777"
-    memory = settings.memory_mb << 20
+    memory, pids = settings.memory_mb << 20, settings.pids
+    worker = worker_config(settings, fresh_uid())
+    if settings.runtime == _GVISOR:
+        # Where the cgroup runs out, all of the container ends: code meets limits of its own before that.
+        pids += _SENTRY_THREADS
+        worker |= {"address_space_bytes": memory, "processes": settings.pids}
     limits = {
         "core": 0,
         "memlock": 0,
@@ -33,7 +43,7 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
         "ShmSize": settings.shared_memory_mb << 20,
         "Memory": memory,
         "MemorySwap": memory,  # memory and swap together: no swap
-        "PidsLimit": settings.pids,
+        "PidsLimit": pids,
         "NanoCpus": int(settings.cpus * 1e9),
         "CapDrop": ["ALL"],
         "CapAdd": ["SETUID", "SETGID", "KILL"],  # for the supervisor alone; code loses them with its uid
@@ -55,7 +65,7 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
         host["Runtime"] = settings.runtime
     return {
         "Image": settings.image,
-        "Cmd": [json.dumps(worker_config(settings, fresh_uid()))],
+        "Cmd": [json.dumps(worker)],
         "User": "0:0",
         "Hostname": "sandbox",
         "Env": ["PYTHONHASHSEED=0", "LANG=C.UTF-8", "OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1"],

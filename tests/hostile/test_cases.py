@@ -12,6 +12,12 @@ from .conftest import Backend
 pytestmark = [pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="session")]
 
 
+LOOSE_S = 30.0
+"""How late an answer may be here. That it comes within the grace of 1 s is the work of one timer around the whole
+answer (``test_answers.py`` has it fire); how late the timer itself may go off, only the load of this machine says. So
+the bound is loose, and the latest answer of a run is published with the table."""
+
+
 async def run(session: Session, code: str) -> ExecutionResult:
     await session.invoke(code)
     return await session.flush()
@@ -24,7 +30,14 @@ async def test_case(case: Case, backend: Backend, table: dict[str, str]) -> None
     tenant = backend.sandbox.session(SessionLimits(run_limit_s=case.run_limit_s))
     try:
         result = await run(tenant, case.code)
-        check(case, result)
+        if was_cut_off(result):
+            # A supervisor that is not done in the grace is not waited for. On a busy machine that is a right end
+            # for code that only the limit ends; for any other it is none.
+            assert "timeout" in case.statuses, result
+        else:
+            check(case, result)
+        backend.latest_s = max(backend.latest_s, result.waited_seconds - case.run_limit_s)
+        assert result.waited_seconds < case.run_limit_s + LOOSE_S
         # A broken sandbox is told once; then, and in any other case, the tenant goes on.
         after = await run(tenant, case.after)
         if after.status == "sandbox_error":
@@ -35,6 +48,10 @@ async def test_case(case: Case, backend: Backend, table: dict[str, str]) -> None
         table[f"{backend.name} {case.id}"] = told(result)
     finally:
         await tenant.close()
+
+
+def was_cut_off(result: ExecutionResult) -> bool:
+    return result.status == "sandbox_error" and "did not answer in time" in result.stderr
 
 
 def told(result: ExecutionResult) -> str:

@@ -30,6 +30,16 @@ def test_every_wall_is_there() -> None:
     assert ARGUMENTS["StdinOnce"]
 
 
+def test_gvisor_gets_room_for_its_own_threads_and_code_limits_of_its_own() -> None:
+    made = create_arguments(DockerSandboxSettings(runtime="runsc"), "name", {})
+    config = json.loads(made["Cmd"][0])
+    assert made["HostConfig"]["Runtime"] == "runsc"
+    assert made["HostConfig"]["PidsLimit"] > 64 == config["processes"]
+    assert made["HostConfig"]["Memory"] == config["address_space_bytes"]
+    assert "Runtime" not in ARGUMENTS["HostConfig"]
+    assert "processes" not in json.loads(ARGUMENTS["Cmd"][0])
+
+
 def test_the_worker_is_told_where_it_can_write() -> None:
     config = json.loads(ARGUMENTS["Cmd"][0])
     assert set(config["writable"]) == set(ARGUMENTS["HostConfig"]["Tmpfs"])
