@@ -1,7 +1,7 @@
 # The two commands are `make serve` and `make test`; each prepares what it needs and costs nothing to run again.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm test-compose test-fast check fmt setup stop-docker clean
+.PHONY: help serve test test-vllm test-clients test-compose test-fast check fmt setup stop-docker clean
 
 ARGS ?=
 EXTRA ?= cpu
@@ -18,12 +18,17 @@ test: ## Check formatting, lint and types, then run every test (ARGS="-k name" s
 test-vllm: ## Run the tests that need vLLM, on the CPU, in an environment of their own (2 GB)
 	@scripts/with-setup dev scripts/test-vllm $(ARGS)
 
+test-clients: ## Talk to a server through the clients of others (OpenAI's SDKs, LangChain, LiteLLM, ...)
+	@scripts/ensure-venv dev
+	@scripts/ensure-clients
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m clients tests/conformance $(ARGS)
+
 test-compose: ## Bring the whole stack up with Docker Compose, break it, take it down
 	@scripts/with-setup dev scripts/test-compose $(ARGS)
 
 test-fast: ## Only the quick tests that need no Docker
 	@scripts/ensure-venv dev
-	@.venv/bin/python -m pytest -m "not docker and not slow and not gpu" $(ARGS)
+	@.venv/bin/python -m pytest -m "not docker and not slow and not gpu and not clients" $(ARGS)
 
 check: ## Check formatting, lint and types
 	@scripts/ensure-venv dev

@@ -37,6 +37,8 @@ class CalledFunction(Strict):
     name: str
     arguments: str
     """A JSON object, as text."""
+    parsed_arguments: object = None
+    """What the official SDK makes of them; it sends it back too. Left out, as ``parsed`` is."""
 
     @model_validator(mode="after")
     def _is_object(self) -> Self:
@@ -69,6 +71,7 @@ class Message(Strict):
     tool_call_id: str | None = None
     executed_tools: list[dict[str, object]] | None = None
     """Left out of the prompt: the content tells of them."""
+    parsed: object = None
     refusal: Annotated[object, only()] = None
     name: Annotated[object, only()] = None
     audio: Annotated[object, only()] = None

@@ -127,8 +127,8 @@ def test_errors_are_openais(client: openai.OpenAI) -> None:
         client.chat.completions.create(**{**question(problem), "model": "gpt-5"})
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(**question(problem), stop=["x"])
-    assert refused.value.param == "stop"
+        client.chat.completions.create(**question(problem), response_format={"type": "json_object"})
+    assert refused.value.param == "response_format"
     too_long = problem.text * 2000
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(model="quickstart", messages=[{"role": "user", "content": too_long}])

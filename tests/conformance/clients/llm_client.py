@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,13 +14,14 @@ from harness import BASE_URL, HELLO, KEY, MODEL, PLACE_SCHEMA, feature, run
 home = Path(tempfile.mkdtemp())
 (home / "extra-openai-models.yaml").write_text(
     f"- model_id: ours\n  model_name: {MODEL}\n  api_base: {BASE_URL}\n  supports_tools: true\n"
-    "  supports_schema: true\n"
+    "  supports_schema: true\n  api_key_name: ours\n"
 )
+(home / "keys.json").write_text(json.dumps({"ours": KEY}))
 
 
 def llm(*arguments: str) -> str:
     environment = {**os.environ, "LLM_USER_PATH": str(home)}
-    command = [str(Path(sys.executable).with_name("llm")), *arguments, "-m", "ours", "--key", KEY]
+    command = [str(Path(sys.executable).with_name("llm")), *arguments, "-m", "ours"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     if done.returncode:
         raise AssertionError(done.stderr)
@@ -50,8 +52,6 @@ def functions() -> None:
 
 @feature("JSON by schema")
 def structured() -> None:
-    import json
-
     assert json.loads(llm("JSON please", "--schema", json.dumps(PLACE_SCHEMA)))["degrees"] == 21
 
 

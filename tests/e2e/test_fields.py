@@ -1,0 +1,69 @@
+"""Fields of a chat request on a real model: its own tokens, its own text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+
+from tests.e2e.test_solving import problem_of, question
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
+
+
+def ask(client: openai.OpenAI, **options: Any) -> Any:
+    return client.chat.completions.create(**question(problem_of("two_products")), temperature=0, **options)
+
+
+def test_a_stop_string_ends_the_episode_wherever_the_tokens_cut_it(client: openai.OpenAI) -> None:
+    whole = ask(client, logprobs=True)
+    text = whole.choices[0].message.content
+    sampled = "".join(item.token for item in whole.choices[0].logprobs.content)
+    assert sampled == text.replace(observation(whole), "")
+    answer = text[text.rindex("So the answer") :]
+    for stop in (answer[3:9], answer[:20], "```<tool_call>", "print("):
+        stopped = ask(client, stop=[stop, "never written"])
+        [choice] = stopped.choices
+        assert choice.message.content == text[: text.index(stop)]
+        assert choice.finish_reason == "stop"
+        ran = [tool["status"] for tool in choice.message.executed_tools]
+        assert ran == (["ok"] if stop in answer else [])
+
+
+def observation(completion: Any) -> str:
+    [tool] = completion.choices[0].message.executed_tools
+    return f"\nCode execution result: {tool['output']}\n</tool_call>\n"
+
+
+def test_what_changes_the_odds_changes_the_tokens(client: openai.OpenAI) -> None:
+    whole = ask(client, logprobs=True, top_logprobs=3)
+    first = whole.choices[0].logprobs.content[0]
+    assert len(first.top_logprobs) == 3
+    assert first.top_logprobs[0].token == first.token
+    repeated = ask(client, frequency_penalty=2, presence_penalty=2, max_tokens=60)
+    assert repeated.choices[0].message.content != whole.choices[0].message.content[:200]
+
+
+def test_the_same_seed_gives_the_same_choices_and_each_its_own(client: openai.OpenAI) -> None:
+    asked = question(problem_of("product"), temperature=1.5, n=3, seed=7, max_tokens=40)
+    first, second = (client.chat.completions.create(**asked) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in second.choices]
+    assert len(set(texts)) > 1
+
+
+def test_a_named_function_is_called_or_the_failure_is_named(client: openai.OpenAI) -> None:
+    # The quickstart model has never seen a function: what it makes of one must still come out right.
+    tool: Any = {
+        "type": "function",
+        "function": {"name": "add", "parameters": {"type": "object", "required": ["a"]}},
+    }
+    named: Any = {"type": "function", "function": {"name": "add"}}
+    asked = question(problem_of("product"), tools=[tool], tool_choice=named, max_tokens=60)
+    try:
+        choice = client.chat.completions.create(**asked).choices[0]
+    except openai.BadRequestError as error:
+        assert error.code == "tool_use_failed"  # noqa: PT017  (either end is right)
+    else:
+        assert choice.finish_reason in ("tool_calls", "length")
