@@ -1,4 +1,4 @@
-"""For mkdocs: the page of HTTP routes, made from the app itself, and a place for pages that nav does not name."""
+"""For mkdocs: the page of HTTP routes, made from the app itself; a place for pages that nav does not name."""
 
 from __future__ import annotations
 

@@ -42,15 +42,17 @@ async def test_blocks_run_while_the_model_writes_on(server: ServerProcess, open_
     await expect(page.locator("mark.answer")).to_have_text(str(739184 * 52967 + 90412 * 33771))
     await expect(page.locator("#about")).to_contain_text("ended by itself")
     lanes = await page.locator("#timeline .lane").all_text_contents()
-    assert lanes == ["writes", "block 1", "block 2", "block 3", "waits"]
+    # On a machine that is too busy to tell whether they may, the blocks run as one script at the marker.
+    assert lanes[1:-1] in (["block 1", "block 2", "block 3"], ["blocks 1–3"])
+    runs = len(lanes) - 2
     bars = page.locator("#timeline rect.bar")
     kinds = await bars.evaluate_all("all => all.map(each => each.classList[1])")
-    assert kinds == ["write", "write", "run", "run", "run", "wait"]
-    # To scale: each block began to run after it was closed, the last one's output was waited for.
+    assert kinds == ["write", "write", *["run"] * runs, "wait"]
+    # To scale: blocks ran one after another, and the output of the last one was waited for.
     boxes = [box for bar in await bars.all() if (box := await bar.bounding_box())]
-    [first_run, second_run, third_run, wait] = boxes[2:]
-    assert first_run["x"] < second_run["x"] < third_run["x"]
-    assert wait["x"] + wait["width"] >= third_run["x"] + third_run["width"] - 3
+    starts = [box["x"] for box in boxes[2:-1]]
+    assert starts == sorted(starts)
+    assert boxes[-1]["x"] + boxes[-1]["width"] >= boxes[-2]["x"] + boxes[-2]["width"] - 3
     await expect(page.locator(".total.delayed dd")).to_have_text("2 of 3 blocks")
 
 
