@@ -1,4 +1,4 @@
-"""`service.serve`'s server as a process, around a scripted engine that takes its time. Argument: ``DRAIN_S``."""
+"""`service.serve`'s server as a process, around a scripted engine that takes its time: ``DRAIN_S``."""
 
 from __future__ import annotations
 
