@@ -9,7 +9,6 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service.api.tracing import open_tracer
 from service.deferral.policy import DeferralPolicy
 from service.sandbox.base import ExecutionResult
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
@@ -127,9 +126,3 @@ async def test_a_client_that_leaves_ends_every_span(exporter: InMemorySpanExport
         await until(lambda: len(exporter.get_finished_spans()) == 3)
     root = exporter.get_finished_spans()[-1]
     assert root.attributes["ih_grpo.client_left"] is True
-
-
-def test_without_an_endpoint_nothing_is_traced() -> None:
-    tracer, close = open_tracer(None, "0")
-    assert not tracer.start_span("x").is_recording()
-    close()
