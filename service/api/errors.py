@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from service.api.wire import JsonResponse
 from service.engines.base import ContextLengthExceededError, EngineError
 from service.sandbox.base import QueueTimeoutError, SandboxError
 
@@ -67,7 +68,7 @@ class ApiError(Exception):
         return headers
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, {**(headers or {}), **self.headers()})
+        return JsonResponse(self.body(), self.status, {**(headers or {}), **self.headers()})
 
 
 def as_api_error(error: Exception) -> ApiError:

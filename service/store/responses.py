@@ -139,6 +139,13 @@ class ResponseStore:
             parts = (await connection.execute(query)).scalars().all()
         return [event for part in parts for event in part if _number(event) > number]
 
+    async def last_event(self, response_id: str) -> Json | None:
+        """The last of the stream's events that is stored."""
+        query = select(events.c.events).where(events.c.response_id == response_id)
+        async with self.engine.connect() as connection:
+            part = (await connection.execute(query.order_by(events.c.first.desc()).limit(1))).scalar()
+        return part[-1] if part else None
+
     def _visible(self, owner: str) -> tuple[Any, Any]:
         return responses.c.owner == owner, responses.c.expires_at > self._clock()
 

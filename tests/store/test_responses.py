@@ -90,6 +90,8 @@ async def test_events_are_read_from_where_the_reader_was(store: ResponseStore) -
     assert await store.events_after("resp_1", -1) == numbered(0, 1, 2, 3, 4)
     assert await store.events_after("resp_1", 1) == numbered(2, 3, 4)
     assert await store.events_after("resp_1", 4) == []
+    assert await store.last_event("resp_1") == numbered(4)[0]
+    assert await store.last_event("resp_2") is None
 
 
 async def test_events_go_with_their_response(store: ResponseStore) -> None:

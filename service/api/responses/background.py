@@ -16,6 +16,7 @@ from service.api.responses.log import EventLog, number
 from service.api.responses.resource import STOPPED, Resource
 from service.api.responses.run import Run
 from service.api.wire import Json
+from service.store.records import StoredResponse
 from service.store.responses import ResponseStore
 
 _POLL_S = 0.5
@@ -135,16 +136,21 @@ class Background:
             for event in await self._store.events_after(response_id, after):
                 after = number(event)
                 yield event
-                if event["type"] in _LAST:
-                    return
             if not response.is_running:
+                last = await self._store.last_event(response_id)
+                if last is not None and last["type"] in _LAST:
+                    return
                 if not patience:  # its server died before it could tell the end
-                    kind = response.status if response.status in ("completed", "failed") else "incomplete"
-                    end: Json = {"type": f"response.{kind}", "response": response.body}
-                    yield {**end, "sequence_number": after + 1}
+                    yield _end(response, -1 if last is None else number(last))
                     return
                 patience -= 1
             await asyncio.sleep(_POLL_S)
+
+
+def _end(response: StoredResponse, last: int) -> Json:
+    """The last event of a response whose own server never told it."""
+    kind = response.status if response.status in ("completed", "failed") else "incomplete"
+    return {"type": f"response.{kind}", "response": response.body, "sequence_number": last + 1}
 
 
 def _cancel(resource: Resource) -> None:

@@ -52,8 +52,12 @@ async def _complete(run: Run) -> Json:
     return run.resource.body()
 
 
-async def as_sse(events: Stream, include: Collection[str]) -> AsyncGenerator[bytes, None]:
-    """``events`` as a client gets them."""
+async def as_sse(
+    events: Stream, include: Collection[str], *, at_once: bool = False
+) -> AsyncGenerator[bytes, None]:
+    """``events`` as a client gets them; with ``at_once`` the stream begins before there is any."""
     async with aclosing(events):
+        if at_once:
+            yield sse.KEEP_ALIVE
         async for event in events:
             yield f"event: {event['type']}\n".encode() + sse.data(shown(event, include))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import TypeAdapter
 
 from service.api.errors import ApiError
-from service.api.responses.ids import response_of
+from service.api.responses.ids import is_response_id, response_of
 from service.api.responses.items import CodeInterpreterCall, InputItem, ItemReference
 from service.api.responses.messages import Conversation
 from service.api.wire import Json
@@ -23,7 +23,7 @@ async def recall(conversation: Conversation, store: ResponseStore, response_id: 
     Raises:
         ApiError: 404 if it or a response before it is gone, 409 if it is not over.
     """
-    turns = await store.conversation(response_id, owner)
+    turns = await store.conversation(response_id, owner) if is_response_id(response_id) else []
     missing = turns[0].previous_id if turns else response_id
     if missing is not None:
         raise ApiError(
@@ -53,26 +53,38 @@ async def resolved(items: Sequence[InputItem], store: ResponseStore, owner: str)
         ApiError: 404 for a reference to nothing.
     """
     found: list[InputItem] = []
+    look_up = _Stored(store, owner)
     for index, item in enumerate(items):
         if isinstance(item, ItemReference):
-            stored = await _stored(str(item.id), store, owner)
+            stored = await look_up.item(str(item.id))
             if stored is None:
                 raise ApiError(404, f"Item with id '{item.id}' not found.", param=f"input[{index}].id")
             found += _items.validate_python([stored])
         elif isinstance(item, CodeInterpreterCall) and item.outputs is None and item.id is not None:
-            stored = await _stored(item.id, store, owner)
+            stored = await look_up.item(item.id)
             found += [item] if stored is None else _items.validate_python([stored])
         else:
             found.append(item)
     return found
 
 
-async def _stored(item_id: str, store: ResponseStore, owner: str) -> Json | None:
-    response_id = response_of(item_id)
-    response = None if response_id is None else await store.get(response_id, owner)
-    if response is None:
-        return None
-    return next((item for item in [*_output(response), *response.input] if item["id"] == item_id), None)
+class _Stored:
+    """Stored items by id; each response is read once."""
+
+    def __init__(self, store: ResponseStore, owner: str) -> None:
+        self._store = store
+        self._owner = owner
+        self._read: dict[str, StoredResponse | None] = {}
+
+    async def item(self, item_id: str) -> Json | None:
+        response_id = response_of(item_id)
+        if response_id is None:
+            return None
+        if response_id not in self._read:
+            self._read[response_id] = await self._store.get(response_id, self._owner)
+        response = self._read[response_id]
+        items = [] if response is None else [*_output(response), *response.input]
+        return next((item for item in items if item["id"] == item_id), None)
 
 
 def _output(response: StoredResponse) -> list[Json]:

@@ -6,12 +6,18 @@ import re
 import secrets
 from typing import Final
 
+_RESPONSE: Final = re.compile(r"resp_[0-9a-f]{32}")
 _ITEM: Final = re.compile(r"[a-z]+_([0-9a-f]{32})_i?\d+")
 
 
 def new_response_id() -> str:
     """An id that can't be guessed."""
     return f"resp_{secrets.token_hex(16)}"
+
+
+def is_response_id(text: str) -> bool:
+    """Whether it could be one of ours. Anything else is not looked up: not every database would take it."""
+    return _RESPONSE.fullmatch(text) is not None
 
 
 def output_item_id(kind: str, response_id: str, index: int) -> str:

@@ -16,6 +16,7 @@ from service.api.responses.items import PREFIXES, InputItem
 from service.api.responses.messages import Conversation
 from service.api.responses.reply import Reply
 from service.api.responses.request import LOGPROBS, ResponseRequest
+from service.api.responses.text import TextOptions
 from service.api.responses.tools import FunctionChoice
 from service.api.server import Server
 from service.api.wire import Json
@@ -170,8 +171,8 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     if request.reasoning is not None and request.reasoning.effort not in (None, "none"):
         fields["chat_template_kwargs"] = {"enable_thinking": True}
-    if request.text.as_told() != {"format": {"type": "text"}}:
-        fields["response_format"] = request.text.as_response_format()
+    if request.form.as_told() != TextOptions().as_told():
+        fields["response_format"] = request.form.as_response_format()
     if request.functions and request.tool_choice != "none":
         keep = {"name", "description", "parameters", "strict"}
         fields["tools"] = [

@@ -72,7 +72,7 @@ class ResponseRequest(Strict):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    text: TextOptions = TextOptions()
+    text: TextOptions | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -111,6 +111,11 @@ class ResponseRequest(Strict):
     @property
     def stored(self) -> bool:
         return self.store is not False
+
+    @property
+    def form(self) -> TextOptions:
+        """The form of the reply."""
+        return self.text or TextOptions()
 
     @property
     def runs_code(self) -> bool:

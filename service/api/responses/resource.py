@@ -76,7 +76,7 @@ class Resource:
             "top_logprobs": sampling.top_logprobs,
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
-            "text": request.text.as_told(),
+            "text": request.form.as_told(),
             "tool_choice": choice.model_dump() if isinstance(choice, FunctionChoice) else choice or "auto",
             "tools": [tool.as_told() for tool in request.tools or ()],
             "truncation": request.truncation or "disabled",

@@ -49,6 +49,7 @@ class Responses:
         await self.store.start()
         if count := await self._upkeep.fail_cut(cut):
             _log.warning("responses_cut", count=count)
+        await self._clean()
         self._loop = asyncio.create_task(self._keep_up())
 
     async def stop(self) -> None:
@@ -103,8 +104,11 @@ class Responses:
                 await self.background.cancel(response_id)
         await self._upkeep.fail_cut(cut)
         if clean:
-            await self._upkeep.expire()
-            await self._upkeep.shrink()
+            await self._clean()
+
+    async def _clean(self) -> None:
+        await self._upkeep.expire()
+        await self._upkeep.shrink()
 
 
 def _responses_of(request: Request) -> Responses:

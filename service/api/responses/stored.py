@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api import sse
 from service.api.errors import ApiError
 from service.api.responses.create import as_sse
+from service.api.responses.ids import is_response_id
 from service.api.responses.resource import cancelled, shown
 from service.api.responses.responses import CurrentResponses, Owner, Responses
 from service.api.server import CurrentServer
@@ -42,7 +43,7 @@ async def retrieve_response(
         )
     after = -1 if starting_after is None else starting_after
     events = responses.background.read(response_id, owner, after)
-    return sse.EventStream(as_sse(events, include), server.settings.keep_alive_s)
+    return sse.EventStream(as_sse(events, include, at_once=True), server.settings.keep_alive_s)
 
 
 @router.post("/cancel", response_class=JsonResponse)
@@ -106,7 +107,7 @@ async def list_input_items(
 
 
 async def _find(responses: Responses, response_id: str, owner: str) -> StoredResponse:
-    stored = await responses.store.get(response_id, owner)
+    stored = await responses.store.get(response_id, owner) if is_response_id(response_id) else None
     if stored is None:
         raise ApiError(404, f"Response with id '{response_id}' not found.", param="response_id")
     return stored

@@ -19,6 +19,8 @@ from tests.support.serving import Served
 from tests.support.stored import dead_runner, stored
 from tests.support.until import until
 
+CUT = f"resp_{0:032x}"
+
 
 def endless() -> ScriptedEngine:
     return ScriptedEngine("x" * 9000 + EOS, delay_s=0.005)
@@ -62,6 +64,9 @@ async def test_a_stream_survives_its_reader() -> None:
         whole = await collected(await served.openai.responses.retrieve(response_id, stream=True))
         late = served.openai.responses.retrieve(response_id, stream=True, starting_after=len(whole) - 3)
         assert await collected(await late) == whole[-2:]
+        for beyond in (len(whole) - 1, 10**6):
+            nothing = served.openai.responses.retrieve(response_id, stream=True, starting_after=beyond)
+            assert await collected(await nothing) == []
     assert first + rest == whole
     final = checked(whole)
     assert final["status"] == "completed"
@@ -168,21 +173,17 @@ async def test_a_run_cut_by_a_crash_is_failed_at_the_next_start(tmp_path: Path) 
         await ended(served, body["id"])
     store = ResponseStore(store_url)
     await store.start()
-    cut = {**body, "id": "resp_cut", "status": "in_progress"}
+    cut = {**body, "id": CUT, "status": "in_progress"}
     await store.put(
-        stored(
-            "resp_cut", owner="", status="in_progress", background=True, body=cut, expires_at=9_999_999_999.0
-        )
+        stored(CUT, owner="", status="in_progress", background=True, body=cut, expires_at=9_999_999_999.0)
     )
-    await store.add_events("resp_cut", [{"type": "response.created", "sequence_number": 0, "response": cut}])
+    await store.add_events(CUT, [{"type": "response.created", "sequence_number": 0, "response": cut}])
     async with store.engine.begin() as connection:
-        await connection.execute(
-            update(responses).where(responses.c.id == "resp_cut").values(runner=dead_runner())
-        )
+        await connection.execute(update(responses).where(responses.c.id == CUT).values(runner=dead_runner()))
     await store.stop()
     async with serving(ScriptedEngine("Hello." + EOS), store_url=store_url) as served:
-        response = await served.openai.responses.retrieve("resp_cut")
-        events = await collected(await served.openai.responses.retrieve("resp_cut", stream=True))
+        response = await served.openai.responses.retrieve(CUT)
+        events = await collected(await served.openai.responses.retrieve(CUT, stream=True))
     assert response.status == "failed"
     assert [event["type"] for event in events] == ["response.created", "response.failed"]
     assert events[-1]["sequence_number"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -111,7 +112,7 @@ async def test_an_earlier_response_that_is_gone_is_404() -> None:
         second = await ask(served, "Thanks.", previous_response_id=first.id)
         unstored = await ask(served, "Bye.", store=False)
         await served.openai.responses.delete(first.id)
-        for previous in ("resp_1", first.id, second.id, unstored.id):
+        for previous in ("resp_1", "\0", first.id, second.id, unstored.id):
             with pytest.raises(openai.NotFoundError) as caught:
                 await ask(served, "On.", previous_response_id=previous)
             assert caught.value.param == "previous_response_id"
@@ -140,3 +141,12 @@ async def test_null_fields_of_items_count_as_left_out() -> None:
     async with serving(scripted) as served:
         await ask(served, [item])
     assert prompt(scripted) == "user: Hi\n"
+
+
+async def test_an_id_that_is_no_text_is_not_found() -> None:
+    body = '{"model": "scripted", "input": "On.", "previous_response_id": "\\ud800"}'
+    async with serving(engine()) as served, httpx.AsyncClient() as client:
+        url = f"{served.url}/v1/responses"
+        reply = await client.post(url, content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 404
+    assert reply.json()["error"]["param"] == "previous_response_id"

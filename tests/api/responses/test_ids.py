@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.responses.ids import input_item_id, new_response_id, output_item_id, response_of
+from service.api.responses.ids import (
+    input_item_id,
+    is_response_id,
+    new_response_id,
+    output_item_id,
+    response_of,
+)
 
 
 def test_an_items_id_leads_to_its_response() -> None:
@@ -15,6 +21,11 @@ def test_an_items_id_leads_to_its_response() -> None:
 @pytest.mark.parametrize("foreign", ["", "msg_1", "msg_" + "g" * 32 + "_0", "resp_" + "0" * 32, "0" * 99])
 def test_an_id_that_is_not_ours_leads_nowhere(foreign: str) -> None:
     assert response_of(foreign) is None
+
+
+def test_what_could_be_the_id_of_a_response() -> None:
+    assert is_response_id(new_response_id())
+    assert not any(map(is_response_id, ("", "resp_", "resp_" + "g" * 32, new_response_id() + "0", "\0")))
 
 
 def test_ids_are_new_each_time() -> None:

@@ -58,9 +58,10 @@ async def assert_not_found(served: Served, response_id: str) -> None:
         assert caught.value.type == "invalid_request_error"
 
 
-async def test_an_unknown_id_is_404_everywhere() -> None:
+@pytest.mark.parametrize("unknown", [f"resp_{7:032x}", "resp_unknown", "\0", "é", "x" * 5000])
+async def test_an_unknown_id_is_404_everywhere(unknown: str) -> None:
     async with serving(hello()) as served:
-        await assert_not_found(served, "resp_unknown")
+        await assert_not_found(served, unknown)
 
 
 async def test_input_items_come_in_pages() -> None:
