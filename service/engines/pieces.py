@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -19,6 +19,12 @@ class Piece:
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
     cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
+
+
+def likeliest(logprobs: Mapping[int, float], top: int) -> tuple[TopLogprob, ...]:
+    """The ``top`` first of one position. vLLM adds the sampled token where it is not among them."""
+    best = sorted(logprobs.items(), key=lambda entry: -entry[1])[:top]
+    return tuple(TopLogprob(token_id, logprob) for token_id, logprob in best)
 
 
 class Tally:

@@ -23,7 +23,7 @@ from service.engines.base import (
 )
 from service.engines.checks import check
 from service.engines.model_files import ModelFiles
-from service.engines.pieces import Piece, Tally, chunks
+from service.engines.pieces import Piece, Tally, chunks, likeliest
 from service.engines.tokenizer import HFTokenizer
 from service.engines.vllm_request import LogprobsMode, request_fields, tells_logprobs
 from service.engines.vllm_settings import VLLMSettings
@@ -53,6 +53,7 @@ class VLLMEngine:
         self._mode: LogprobsMode = settings.args.get("logprobs_mode", "raw_logprobs")
         self._tally = Tally()
         self._llm: Any = None
+        self._was_started = False
         self._lora: dict[str, Any] = {}
 
     @property
@@ -90,8 +91,9 @@ class VLLMEngine:
 
     async def start(self) -> None:
         """Start vLLM: on a GPU about a minute, most of it compiling. An engine starts once."""
-        if self._llm is not None:
+        if self._was_started:
             raise EngineError("the engine was started before: make a new one")
+        self._was_started = True
         _set_environment()
         try:
             from vllm import AsyncEngineArgs
@@ -112,8 +114,9 @@ class VLLMEngine:
 
     async def stop(self) -> None:
         """End vLLM's processes; requests that are not done get an EngineError."""
-        if self._llm is not None:
-            await asyncio.to_thread(self._llm.shutdown)
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown)
 
     def stats(self) -> EngineStats:
         return self._tally.stats()
@@ -123,7 +126,7 @@ class VLLMEngine:
     ) -> AsyncGenerator[TokenChunk, None]:
         """See ``Engine.generate``. Only ``stop_token_ids`` stop: pass ``eos_token_ids`` among them."""
         if self._llm is None:
-            raise EngineError("the engine is not started: await start() first")
+            raise EngineError("the engine does not run: await start() first")
         check(self, prompt_ids, sampling, self._files.vocab_size)
         pieces = self._pieces(list(prompt_ids), sampling, stop_token_ids)
         stream = chunks(pieces, self._files.detokenizer(), self._tally, len(prompt_ids))
@@ -194,18 +197,16 @@ def _piece(output: Any, is_first: bool, top: int) -> Piece:
     if completion.finish_reason not in (None, "stop", "length"):
         raise EngineError(f"vLLM ended the request: {completion.finish_reason}")
     finish_reason: FinishReason | None = completion.finish_reason
-    flat = completion.logprobs
-    logprobs = None if flat is None else [flat.logprobs[start] for start in flat.start_indices]
-    tops = tuple(_tops(flat, start, top) for start in flat.start_indices) if top and flat is not None else ()
-    return Piece(
-        completion.token_ids, logprobs, tops, output.num_cached_tokens if is_first else None, finish_reason
-    )
-
-
-def _tops(flat: Any, start: int, top: int) -> tuple[TopLogprob, ...]:
-    """The ``top`` likeliest tokens of a position: they follow the sampled one, in order."""
-    span = slice(start + 1, start + 1 + top)
-    return tuple(map(TopLogprob, flat.token_ids[span], flat.logprobs[span]))
+    logprobs: list[float] | None = None
+    tops: tuple[tuple[TopLogprob, ...], ...] = ()
+    if (flat := completion.logprobs) is not None:
+        spans = [slice(*span) for span in zip(flat.start_indices, flat.end_indices, strict=True)]
+        logprobs = [flat.logprobs[span.start] for span in spans]
+        if top:
+            positions = [zip(flat.token_ids[span], flat.logprobs[span], strict=True) for span in spans]
+            tops = tuple(likeliest(dict(position), top) for position in positions)
+    cached = output.num_cached_tokens if is_first else None
+    return Piece(completion.token_ids, logprobs, tops, cached, finish_reason)
 
 
 def _rank(name: str, path: Path) -> int:

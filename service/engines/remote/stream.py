@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from service.engines.base import FinishReason, TopLogprob
-from service.engines.pieces import Piece
+from service.engines.base import FinishReason
+from service.engines.pieces import Piece, likeliest
 
 _TOKEN = "token_id:"  # noqa: S105  # how ``return_tokens_as_token_ids`` spells a token
 
@@ -66,14 +66,12 @@ def _piece(choice: dict[str, Any], top: int) -> Piece:
     logprobs = choice.get("logprobs")
     if logprobs is None:
         return Piece(ids, finish_reason=finish_reason)
-    tops = tuple(_tops(entry, top) for entry in logprobs["top_logprobs"]) if top else ()
+    entries = logprobs["top_logprobs"] if top else ()
+    tops = tuple(
+        likeliest({int(token.removeprefix(_TOKEN)): logprob for token, logprob in entry.items()}, top)
+        for entry in entries
+    )
     return Piece(ids, logprobs["token_logprobs"], tops, finish_reason=finish_reason)
-
-
-def _tops(entry: dict[str, float], top: int) -> tuple[TopLogprob, ...]:
-    """The sampled token is among them even where it is not among the likeliest."""
-    likeliest = sorted(entry.items(), key=lambda item: -item[1])[:top]
-    return tuple(TopLogprob(int(token.removeprefix(_TOKEN)), logprob) for token, logprob in likeliest)
 
 
 def _cached(event: dict[str, Any]) -> int | None:
