@@ -7,6 +7,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+Row = tuple[str, str, dict[str, Any], bool]
 MORE = "Guides"
 HTTP_PAGE = "reference/http.md"
 INTRO = """# HTTP routes
@@ -46,7 +47,7 @@ def http_page(document: dict[str, Any]) -> str:
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             parts.append(f"## {method.upper()} `{path}`\n\n{operation.get('description', '').strip()}\n")
-            rows = [
+            rows: list[Row] = [
                 (item["name"], item["in"], item["schema"], item.get("required", False))
                 for item in operation.get("parameters", ())
             ]
@@ -54,12 +55,7 @@ def http_page(document: dict[str, Any]) -> str:
                 operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
             )
             if body:
-                schema = _resolved(body, document)
-                required = schema.get("required", ())
-                rows += [
-                    (name, "body", field, name in required)
-                    for name, field in schema.get("properties", {}).items()
-                ]
+                rows += _fields(_resolved(body, document), document)
             if rows:
                 lines = ["| field | in | type | |", "| --- | --- | --- | --- |"]
                 for name, where, field, needed in rows:
@@ -68,6 +64,17 @@ def http_page(document: dict[str, Any]) -> str:
                     lines.append(f"| `{name}` | {where} | {_type(field, document)} | {told} |")
                 parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _fields(schema: dict[str, Any], document: dict[str, Any], inside: str = "") -> list[Row]:
+    """The fields of an object, and after each one that is an object itself, its own."""
+    rows: list[Row] = []
+    for name, field in schema.get("properties", {}).items():
+        rows.append((inside + name, "body", field, name in schema.get("required", ())))
+        inner = _resolved(field, document)
+        if not inside and inner is not field and "properties" in inner:
+            rows += _fields(inner, document, f"{name}.")
+    return rows
 
 
 def _resolved(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
