@@ -29,6 +29,9 @@ def _root(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would happen and what memory it needs.")
     ] = False,
+    shards: Annotated[
+        int, typer.Option(min=1, help="With --dry-run: processes that share the model under FSDP2.")
+    ] = 1,
 ) -> None:
     """Train a checkpoint with IH-GRPO. A run that was cut off goes on from its last checkpoint.
 
@@ -52,7 +55,7 @@ def _root(
         if dry_run:
             from trainer.plan import describe_run
 
-            describe_run(config, _console)
+            describe_run(config, _console, shards=shards)
         else:
             from trainer.run import train
 

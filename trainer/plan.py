@@ -37,10 +37,14 @@ class Memory:
     engine_weights: int
     kv_cache: int
     """All of the engine's slots at full length."""
+    gathered: int = 0
+    """The whole float32 weights, for a moment, where they are kept in shards: before each rollout."""
 
     @property
     def total(self) -> int:
-        return self.weights_and_optimizer + self.activations + self.head + self.engine_weights + self.kv_cache
+        """At the most: what is gathered is gone before activations are there."""
+        fixed = self.weights_and_optimizer + self.engine_weights + self.kv_cache
+        return fixed + max(self.activations + self.head, self.gathered)
 
 
 def count_parameters(config: PretrainedConfig) -> int:
@@ -51,9 +55,17 @@ def count_parameters(config: PretrainedConfig) -> int:
 
 
 def estimate_memory(
-    config: TrainConfig, model: PretrainedConfig, policy: DeferralPolicy, *, gpu: bool
+    config: TrainConfig, model: PretrainedConfig, policy: DeferralPolicy, *, gpu: bool, shards: int = 1
 ) -> Memory:
-    """About what one process needs. Real use is off by a fifth or so: allocators, and shorter episodes."""
+    """About what one process needs. Real use is off by a fifth or so: allocators, and shorter episodes.
+
+    Args:
+        config: the run.
+        model: what it trains.
+        policy: bounds an episode.
+        gpu: whether the engine runs on one.
+        shards: processes that share weights, gradients and optimiser state (FSDP2).
+    """
     text: Any = model.get_text_config()
     parameters = count_parameters(model)
     train_bytes = 2 if config.dtype == "bfloat16" else 4
@@ -62,18 +74,21 @@ def estimate_memory(
     layer = config.micro_batch_samples * length * text.hidden_size * train_bytes
     stored = text.num_hidden_layers + 17 if config.gradient_checkpointing else 17 * text.num_hidden_layers
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    elsewhere = config.generation == "vllm"
     kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * engine_bytes
     return Memory(
-        weights_and_optimizer=16 * parameters,
+        weights_and_optimizer=16 * parameters // shards,
         activations=stored * layer,
         head=2 * 4 * MAX_TILE_ELEMENTS + 4 * text.vocab_size * text.hidden_size,
-        engine_weights=engine_bytes * parameters,
-        kv_cache=config.engine_slots * length * kv_token,
+        engine_weights=0 if elsewhere else engine_bytes * parameters,
+        kv_cache=0 if elsewhere else config.engine_slots * length * kv_token,
+        gathered=4 * parameters if shards > 1 else 0,
     )
 
 
-def describe_run(config: TrainConfig, console: Console) -> None:
-    """Print the plan. Reads the tokenizer, the model's configuration and the problems, but no weights.
+def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> None:
+    """Print the plan, for ``shards`` processes under FSDP2. Reads tokenizer, configuration and problems, but
+    no weights.
 
     Raises:
         ConfigError, DataError, CheckpointError, ValueError: the run would not start; the message says why.
@@ -84,9 +99,9 @@ def describe_run(config: TrainConfig, console: Console) -> None:
     data = load_training_set(config, HFTokenizer(str(model_dir)), policy)
     checkpoint = latest(config.run_dir / "checkpoints")
     gpu = config.device != "cpu" and torch.cuda.is_available()
-    memory = estimate_memory(config, model, policy, gpu=gpu)
+    memory = estimate_memory(config, model, policy, gpu=gpu, shards=shards)
     console.print(_plan(config, model_dir, policy, model, data, checkpoint))
-    console.print(_memory_table(memory))
+    console.print(_memory_table(memory, shards))
 
 
 def _plan(
@@ -130,15 +145,17 @@ def _plan(
     return table
 
 
-def _memory_table(memory: Memory) -> Table:
-    table = Table(title="Memory, about, on one process", show_header=False)
+def _memory_table(memory: Memory, shards: int) -> Table:
+    where = "on one process" if shards == 1 else f"on each of {shards} processes under FSDP2"
+    table = Table(title=f"Memory, about, {where}", show_header=False)
     for name, size in (
         ("weights, gradients, optimiser", memory.weights_and_optimizer),
         ("activations", memory.activations),
         ("LM head", memory.head),
         ("engine: weights", memory.engine_weights),
         ("engine: KV cache, all slots full", memory.kv_cache),
-        ("in all", memory.total),
+        ("whole weights, before a rollout", memory.gathered),
+        ("at the most at once", memory.total),
     ):
         table.add_row(name, f"{size / GIB:,.2f} GiB")
     return table

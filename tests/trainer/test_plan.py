@@ -44,6 +44,18 @@ def test_qwen3_8b_is_counted_right_and_does_not_fit_one_80_gb_card(tmp_path: Pat
     assert memory.kv_cache == 64 * 16000 * 147456
 
 
+def test_shards_and_servers_elsewhere_take_memory_off(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model = AutoConfig.from_pretrained(tiny_checkpoint)
+    alone = estimate_memory(config(tmp_path), model, DeferralPolicy(), gpu=False)
+    shared = estimate_memory(config(tmp_path), model, DeferralPolicy(), gpu=False, shards=8)
+    assert shared.weights_and_optimizer == alone.weights_and_optimizer // 8
+    assert shared.gathered == 4 * count_parameters(model)
+    elsewhere = config(tmp_path, generation="vllm", generation_urls=("http://v",), weights_dir=tmp_path)
+    memory = estimate_memory(elsewhere, model, DeferralPolicy(), gpu=False)
+    assert (memory.engine_weights, memory.kv_cache, memory.gathered) == (0, 0, 0)
+    assert memory.total == memory.weights_and_optimizer + memory.activations + memory.head
+
+
 def test_gradient_checkpointing_and_smaller_passes_need_less(tmp_path: Path, tiny_checkpoint: Path) -> None:
     model = AutoConfig.from_pretrained(tiny_checkpoint)
 
@@ -67,7 +79,7 @@ def test_the_plan_says_what_will_happen_and_does_nothing(tmp_path: Path, tiny_ch
         "up to 48 prompts x 8 samples, 16 groups kept",
         "code runs at every block",
         "200, each of 128 samples in passes of 4",
-        "in all",
+        "at the most at once",
         "GiB",
     ):
         assert piece in text
