@@ -119,6 +119,17 @@ async def test_h64_files_come_back_as_they_were(sandbox: DockerSandbox) -> None:
     await session.close()
 
 
+async def test_h64_an_open_file_has_its_content_back_but_not_its_offset(sandbox: DockerSandbox) -> None:
+    """The offset belongs to the kernel's open file, which both copies of the namespace share."""
+    session = sandbox.session(LIMITS)
+    assert (await run(session, "log = open('log', 'w+')\nlog.write('one')\nlog.flush()")).status == "ok"
+    assert (await run(session, "log.write('two')\nlog.flush()\n1 / 0")).status == "error"
+    assert (await run(session, "print(open('log').read())")).stdout == "one\n"
+    after = await run(session, "log.seek(0, 2)\nlog.write('three')\nlog.seek(0)\nprint(log.read())")
+    assert after.stdout == "onethree\n"
+    await session.close()
+
+
 async def test_h65_a_container_killed_from_outside(sandbox: DockerSandbox, client: docker.APIClient) -> None:
     session = sandbox.session(LIMITS)
     await run(session, "x = 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator
 
@@ -16,6 +17,7 @@ from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500), pytest.mark.asyncio(loop_scope="session")]
 
+EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "60"))
 STATEMENTS = [
     "a = 3",
     "a = a + 1",
@@ -121,9 +123,9 @@ def seen(result: ExecutionResult) -> tuple[object, ...]:
 @example([["raise SystemExit", "1 +"], ["raise SystemExit", "print('never')"]], 0.1)
 @example([["import signal\nsignal.alarm(1)", "import time\nprint('before the alarm')"]], 1.2)
 @settings(
-    max_examples=60,
+    max_examples=EXAMPLES,
     deadline=None,
-    derandomize=True,
+    derandomize=EXAMPLES <= 60,  # the longer run draws programs that nobody has seen
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 async def test_same_as_running_the_whole_at_the_flush(
