@@ -35,6 +35,8 @@ from typing import Any
 import aiohttp
 import psutil
 
+from service.deferral.policy import DeferralPolicy
+from service.deferral.prompt import instruct
 from tests.support.tiny_qwen3 import make_checkpoint, make_tokenizer
 from tests.support.vllm_args import VLLM_ARGS
 
@@ -84,20 +86,21 @@ class Round:
 def launched(name: str, command: list[str], port: int) -> Iterator[Target]:
     process = subprocess.Popen([sys.executable, "-m", *command], env={**os.environ, **ENVIRONMENT})
     try:
-        _wait(port, process)
         yield Target(name, f"http://127.0.0.1:{port}", psutil.Process(process.pid))
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(90)
 
 
-def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None:
+def wait_for(target: Target) -> None:
+    """Until it listens. Both start at once, and neither listens before its engine is there."""
+    port = int(target.url.rpartition(":")[2])
+    while target.process.is_running() and target.process.status() != psutil.STATUS_ZOMBIE:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.5)
-    raise SystemExit(f"a server did not start: {process.args}")
+    raise SystemExit(f"the server {target.name!r} did not start")
 
 
 def bare(model: Path, port: int) -> list[str]:
@@ -118,10 +121,15 @@ def ours(model: Path, port: int) -> list[str]:
     return [*command, *(f"--vllm-arg={name}={json.dumps(value)}" for name, value in ARGS.items())]
 
 
-def body(tokens: int, banned: list[int], seed: int) -> dict[str, Any]:
+def body(target: Target, tokens: int, banned: list[int], seed: int) -> dict[str, Any]:
+    """One prompt for both: vLLM's server gets the instruction that ours adds."""
+    question = f"Problem {seed}: add {seed} and {seed + 1}."
+    if target.name == "bare":
+        question = instruct(question, DeferralPolicy().prompt)
     return {
         "model": MODEL,
-        "messages": [{"role": "user", "content": f"Problem {seed}: add {seed} and {seed + 1}. " * 4}],
+        "messages": [{"role": "user", "content": question}],
+        "chat_template_kwargs": {"enable_thinking": False},
         "stream": True,
         "stream_options": {"include_usage": True},
         "max_tokens": tokens,
@@ -149,7 +157,7 @@ async def play(target: Target, streams: int, tokens: int, banned: list[int], see
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
         before, begin = _cpu(target.process), time.perf_counter()
-        calls = (stream(session, target.url, body(tokens, banned, seed + n)) for n in range(streams))
+        calls = (stream(session, target.url, body(target, tokens, banned, seed + n)) for n in range(streams))
         results = await asyncio.gather(*calls)
         seconds = time.perf_counter() - begin
         total = sum(count for _, count in results)
@@ -210,6 +218,8 @@ def main() -> None:
         banned = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>", "<tool_call>"])
         mine = stack.enter_context(launched("ours", ours(model, options.port), options.port))
         theirs = stack.enter_context(launched("bare", bare(model, options.port + 1), options.port + 1))
+        for target in (theirs, mine):
+            wait_for(target)
         asyncio.run(compare([theirs, mine], options, banned))
 
 
