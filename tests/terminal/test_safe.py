@@ -14,4 +14,6 @@ def test_escape_sequences_are_shown_not_obeyed() -> None:
 def test_no_control_character_is_left_but_line_feeds_and_tabs(text: str) -> None:
     shown = harmless(text)
     assert len(shown) == len(text)
-    assert not [char for char in shown if char not in "\n\t" and (ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0)]
+    assert not [
+        char for char in shown if char not in "\n\t" and (ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0)
+    ]
