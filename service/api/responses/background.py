@@ -90,6 +90,7 @@ class Background:
         if (entry := self._entries.get(response_id)) is None:
             return False
         entry.how = how
+        await asyncio.sleep(0)  # a task that is cancelled before its first step would never see it
         entry.task.cancel()
         await asyncio.gather(entry.task, return_exceptions=True)
         return True
