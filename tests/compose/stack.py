@@ -21,7 +21,6 @@ class Stack:
         self._client = client
         self._folder = folder
         self._settings: dict[str, str] = {}
-        self.sandboxes_before = self.sandboxes()
 
     def configure(self, **settings: str) -> None:
         """Write the project's .env."""
@@ -79,17 +78,13 @@ class Stack:
         )
         self.container(service).exec_run(["python3", "-c", program])
 
-    def sandboxes(self) -> set[str]:
-        """Containers of runners in stacks: ours, and those of others on this daemon."""
-        found = self.daemon.containers.list(all=True, filters={"label": "ih-grpo.instance=runner"})
-        return {container.id for container in found}
-
     def leftovers(self) -> list[str]:
-        """What bears this project's name, and sandboxes that were not there before it."""
+        """What bears this project's name, and the sandboxes of its runner."""
         own = {"label": f"com.docker.compose.project={self.name}"}
         found = [
             *self.daemon.containers.list(all=True, filters=own),
+            *self.daemon.containers.list(all=True, filters={"label": f"ih-grpo.instance={self.name}-runner"}),
             *self.daemon.networks.list(filters=own),
             *self.daemon.volumes.list(filters=own),
         ]
-        return [str(thing.name) for thing in found] + sorted(self.sandboxes() - self.sandboxes_before)
+        return [str(thing.name) for thing in found]

@@ -86,5 +86,4 @@ def test_every_variable_is_told_with_its_default() -> None:
     variables = [item for service in SERVICES.values() for item in (service.get("environment") or {}).items()]
     passed_on = {name for name, value in variables if value is None}
     assert passed_on <= told.keys()
-    by_compose = {"COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME"}
-    assert told.keys() == {name for name, _ in used} | passed_on | by_compose
+    assert told.keys() == {name for name, _ in used} | passed_on | {"COMPOSE_PROFILES"}
