@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from service.schemas import FinishedTool
+
 
 class _Documented(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -23,39 +25,6 @@ class ErrorObject(_Documented):
 
 class ErrorBody(_Documented):
     error: ErrorObject
-
-
-class Block(_Documented):
-    code: str
-    invoked_at_token: int
-    invoked_at: float
-
-
-class Run(_Documented):
-    started_at: float
-    finished_at: float
-
-
-class ExecutedToolObject(_Documented):
-    """One flush: the blocks that ran as one script, and what came of them. Times are Unix seconds."""
-
-    index: int
-    id: str
-    type: Literal["python"]
-    status: Literal["ok", "error", "timeout", "oom", "output_limit", "sandbox_error"]
-    blocks: list[Block]
-    output: str
-    delayed: int
-    container_id: str | None = None
-    flushed_at: float
-    started_at: float | None
-    finished_at: float | None
-    runs: list[Run]
-    wall_ms: float
-    waited_ms: float
-    """How long the model waited."""
-    hidden_ms: float
-    """How long code ran while the model wrote on."""
 
 
 class CalledFunctionObject(_Documented):
@@ -78,7 +47,7 @@ class MessageObject(_Documented):
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCallObject] | None = None
-    executed_tools: list[ExecutedToolObject]
+    executed_tools: list[FinishedTool]
 
 
 class TokenLogprob(_Documented):
