@@ -16,15 +16,14 @@ from service.engines.base import (
     OPTIONAL_SAMPLING,
     EngineError,
     EngineStats,
-    FinishReason,
     Sampling,
     TokenChunk,
-    TopLogprob,
 )
 from service.engines.checks import check
 from service.engines.model_files import ModelFiles
-from service.engines.pieces import Piece, Tally, chunks, likeliest
+from service.engines.pieces import Piece, Tally, chunks
 from service.engines.tokenizer import HFTokenizer
+from service.engines.vllm_output import to_piece
 from service.engines.vllm_request import LogprobsMode, request_fields, tells_logprobs
 from service.engines.vllm_settings import VLLMSettings
 
@@ -150,7 +149,7 @@ class VLLMEngine:
             async with aclosing(stream):
                 is_first = True
                 async for output in stream:
-                    yield _piece(output, is_first, sampling.top_logprobs)
+                    yield to_piece(output, is_first, sampling.top_logprobs)
                     is_first = False
         except VLLMError as error:
             raise EngineError(f"vLLM: {error.__cause__ or error}") from error
@@ -189,24 +188,6 @@ class VLLMEngine:
             **lora,
             **settings.args,
         }
-
-
-def _piece(output: Any, is_first: bool, top: int) -> Piece:
-    """One ``RequestOutput``. Of its flat logprobs the sampled token is the first of each position."""
-    completion = output.outputs[0]
-    if completion.finish_reason not in (None, "stop", "length"):
-        raise EngineError(f"vLLM ended the request: {completion.finish_reason}")
-    finish_reason: FinishReason | None = completion.finish_reason
-    logprobs: list[float] | None = None
-    tops: tuple[tuple[TopLogprob, ...], ...] = ()
-    if (flat := completion.logprobs) is not None:
-        spans = [slice(*span) for span in zip(flat.start_indices, flat.end_indices, strict=True)]
-        logprobs = [flat.logprobs[span.start] for span in spans]
-        if top:
-            positions = [zip(flat.token_ids[span], flat.logprobs[span], strict=True) for span in spans]
-            tops = tuple(likeliest(dict(position), top) for position in positions)
-    cached = output.num_cached_tokens if is_first else None
-    return Piece(completion.token_ids, logprobs, tops, cached, finish_reason)
 
 
 def _rank(name: str, path: Path) -> int:
