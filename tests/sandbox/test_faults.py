@@ -1,0 +1,181 @@
+"""Faults below the sandbox, on a Docker daemon of the tests' own with a small disk of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import pytest
+
+from service.sandbox.base import ExecutionResult, SandboxError, Session, SessionLimits
+from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
+from tests.support.until import until
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+LIMITS = SessionLimits(run_limit_s=30)
+SLEEP = "x += 1\nprint('begun', flush=True)\nimport time\ntime.sleep(20)\n"
+
+
+@dataclass
+class OwnDaemon:
+    """A second dockerd, with roots, a bridge and a disk that nobody else has."""
+
+    folder: Path
+
+    @property
+    def host(self) -> str:
+        return f"unix://{self.folder}/run/docker.sock"
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disk"
+
+    def script(self, name: str) -> None:
+        mine = {
+            "IHGRPO_DOCKER_ROOT": str(self.disk / "docker"),
+            "IHGRPO_DOCKER_RUN": str(self.folder / "run"),
+            "IHGRPO_DOCKER_BRIDGE": "ihgrpo-faults",
+            "IHGRPO_DOCKER_SUBNET": "172.31.253.1/24",
+        }
+        subprocess.run([SCRIPTS / name], env={**os.environ, **mine}, check=True)
+
+    def kill(self) -> None:
+        os.kill(int((self.folder / "run/docker.pid").read_text()), signal.SIGKILL)
+
+    def containers(self) -> int:
+        with contextlib.closing(docker.APIClient(base_url=self.host, version="auto")) as client:
+            return len(client.containers(all=True))
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[OwnDaemon]:
+    if os.geteuid() or shutil.which("dockerd") is None:
+        pytest.skip("only root can start a Docker daemon")
+    settings = DockerSandboxSettings()
+    folder = Path(tempfile.mkdtemp(prefix="ihgrpo-"))  # short: a socket's path may have 107 characters
+    daemon = OwnDaemon(folder)
+    daemon.disk.mkdir()
+    image = folder / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(3 << 30)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, daemon.disk], check=True)
+    try:
+        daemon.script("start-dockerd")
+        save = subprocess.Popen(
+            ["docker", "--host", settings.docker_host, "save", settings.image], stdout=subprocess.PIPE
+        )
+        subprocess.run(["docker", "--host", daemon.host, "load"], stdin=save.stdout, check=True)
+        assert save.stdout is not None
+        save.stdout.close()
+        assert save.wait() == 0
+        yield daemon
+    finally:
+        daemon.script("stop-docker")
+        subprocess.run(["umount", "--lazy", daemon.disk], check=True)
+        shutil.rmtree(folder)
+
+
+def sandbox_on(daemon: OwnDaemon) -> DockerSandbox:
+    return DockerSandbox(
+        DockerSandboxSettings(
+            docker_host=daemon.host,
+            instance=f"faults-{os.getpid()}",
+            pool_size=1,
+            max_containers=4,
+            queue_timeout_s=20,
+            start_timeout_s=300,
+            grace_s=20,
+        )
+    )
+
+
+async def run(session: Session, code: str) -> ExecutionResult:
+    await session.invoke(code)
+    return await session.flush()
+
+
+# docker-py leaves the socket of a refused connection to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_daemon_that_dies_and_comes_back(daemon: OwnDaemon) -> None:
+    sandbox = sandbox_on(daemon)
+    await sandbox.start()
+    session = sandbox.session(LIMITS)
+    try:
+        assert (await run(session, "x = 1")).status == "ok"
+        await session.invoke(SLEEP)
+        flush = asyncio.create_task(session.flush())
+        await asyncio.sleep(0.5)
+        daemon.kill()
+        told = await flush
+        assert (told.status, told.stdout) == ("sandbox_error", "")
+        assert told.stderr
+        assert not await sandbox.ready()
+        with pytest.raises(SandboxError, match=r"no worker could be started|did not answer|Docker at"):
+            await session.invoke("x = 2")
+        daemon.script("start-dockerd")
+        again = await until_ok(session, "print(globals().get('x'))")
+        assert again.stdout == "None\n"  # neither what was there nor what was under way
+        assert await sandbox.ready()
+    finally:
+        await session.close()
+        await sandbox.stop()
+    # What the dead daemon held is gone as well.
+    await until(lambda: daemon.containers() == 0)
+
+
+async def test_a_full_disk_in_the_container(docker_sandbox_settings: DockerSandboxSettings) -> None:
+    sandbox = DockerSandbox(docker_sandbox_settings)
+    await sandbox.start()
+    session = sandbox.session(LIMITS)
+    fill_all = (
+        "written = 0\n"
+        "try:\n"
+        "    for n in range(9):\n"
+        "        with open(f'/tmp/{n}', 'wb') as f:\n"
+        "            while True: written += f.write(bytes([n]) * 2**16)\n"
+        "except OSError as error: print(error.errno)"
+    )
+    try:
+        assert (await run(session, fill_all)).stdout in ("27\n", "28\n")
+        lost = (
+            "import os\nfor n in os.listdir('/tmp'): os.unlink(f'/tmp/{n}')\n"
+            "open('/tmp/new', 'w').write('x')\n1 / 0"
+        )
+        assert (await run(session, lost)).status == "error"
+        # It is all there again, in a place that has just the room for it.
+        look = (
+            "import os\n"
+            "print(sum(os.path.getsize(f'/tmp/{n}') for n in os.listdir('/tmp')) >= written > 2**25)"
+        )
+        back = await run(
+            session, look + "\nprint(os.path.exists('/tmp/new'), set(open('/tmp/0', 'rb').read()))"
+        )
+        assert (back.status, back.stdout) == ("ok", "True\nFalse {0}\n"), back
+    finally:
+        await session.close()
+        await sandbox.stop()
+
+
+async def until_ok(session: Session, code: str) -> ExecutionResult:
+    """The first call that finds a sandbox; each before it must say that there is none."""
+    for _ in range(60):
+        try:
+            result = await run(session, code)
+        except SandboxError:
+            await asyncio.sleep(1)
+            continue
+        if result.status != "sandbox_error":
+            return result
+    raise AssertionError("no sandbox came back")
