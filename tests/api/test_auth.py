@@ -30,6 +30,19 @@ async def test_every_route_but_health_needs_a_key() -> None:
         assert [model.id async for model in served.openai.models.list()] == ["scripted"]
 
 
+async def test_no_documented_route_is_open_but_health() -> None:
+    app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")), api_keys="sk-one")
+    async with serve(app, key="sk-one") as served, httpx.AsyncClient(base_url=served.url) as client:
+        answers = {
+            (method, path): (await client.request(method, path.replace("{", "").replace("}", ""))).status_code
+            for path, methods in app.openapi()["paths"].items()
+            for method in methods
+        }
+    assert answers.pop(("get", "/health")) == 200
+    assert len(answers) > 8
+    assert set(answers.values()) == {401}
+
+
 def test_keys_are_not_shown() -> None:
     with pytest.raises(ValueError, match="sandbox") as caught:
         Settings(api_keys="sk-one", sandbox="nope")  # type: ignore[arg-type]
