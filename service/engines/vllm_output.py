@@ -11,7 +11,8 @@ from service.engines.pieces import Piece, likeliest
 def to_piece(output: Any, is_first: bool, top: int) -> Piece:
     """One ``RequestOutput`` of a call, with ``top`` alternatives a token.
 
-    Its flat logprobs hold, at each position, the sampled token and then the likeliest without that one.
+    Its flat logprobs hold, at each position, the sampled token and then the likeliest. These name the
+    sampled one again, but not where vLLM has merged several steps.
 
     Raises:
         EngineError: vLLM gave the request up.
