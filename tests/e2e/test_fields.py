@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from tokenizers import Tokenizer
 
 from tests.e2e.test_solving import problem_of, question
 
@@ -36,13 +38,14 @@ def observation(completion: Any) -> str:
     return f"\nCode execution result: {tool['output']}\n</tool_call>\n"
 
 
-def test_what_changes_the_odds_changes_the_tokens(client: openai.OpenAI) -> None:
+def test_what_changes_the_odds_changes_the_tokens(client: openai.OpenAI, checkpoint: Path) -> None:
     whole = ask(client, logprobs=True, top_logprobs=3)
     first = whole.choices[0].logprobs.content[0]
     assert len(first.top_logprobs) == 3
     assert first.top_logprobs[0].token == first.token
-    repeated = ask(client, frequency_penalty=2, presence_penalty=2, max_tokens=60)
-    assert repeated.choices[0].message.content != whole.choices[0].message.content[:200]
+    token_id = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(first.token).ids[0]
+    barred = ask(client, logit_bias={str(token_id): -100}, logprobs=True, max_tokens=1)
+    assert barred.choices[0].logprobs.content[0].token == first.top_logprobs[1].token
 
 
 def test_the_same_seed_gives_the_same_choices_and_each_its_own(client: openai.OpenAI) -> None:
