@@ -1,9 +1,9 @@
 """The table and the picture of docs/learning.md, from the rollouts that the runs of learning.py have left.
 
     pip install matplotlib
-    python benchmarks/learning_curves.py --steps 12    # writes docs/learning.json and docs/learning.svg
+    python benchmarks/learning_curves.py          # writes benchmarks/learning.json and docs/images/learning.svg
 
-`--from-json` draws from docs/learning.json alone.
+`--from-json` draws from benchmarks/learning.json alone.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ def draw(curves: Curves, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--steps", type=int, default=12, help="steps of each run to show")
-    parser.add_argument("--json", type=Path, default=Path("docs/learning.json"))
-    parser.add_argument("--picture", type=Path, default=Path("docs/learning.svg"), help=".svg or .png")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each run to show")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/learning.json"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/learning.svg"), help=".svg or .png")
     parser.add_argument("--from-json", action="store_true")
     chosen = parser.parse_args()
     if not chosen.from_json:
