@@ -9,9 +9,7 @@ from pydantic_core import PydanticCustomError
 class Strict(BaseModel):
     """Unknown fields are refused; numbers are finite."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def unsupported(message: str) -> PydanticCustomError:

@@ -69,6 +69,10 @@ def test_every_chunk_is_openais(url: str, name: str) -> None:
         for holder, name in [(chunk, "usage"), *((choice, "logprobs") for choice in chunk["choices"])]:
             if holder[name] is None:
                 del holder[name]
+        for choice in chunk["choices"]:
+            choice["finish_reason"] = choice["finish_reason"] or "stop"
+            if "logprobs" in choice:
+                choice["logprobs"]["refusal"] = choice["logprobs"]["refusal"] or []
         check("CreateChatCompletionStreamResponse", chunk)
 
 
