@@ -1,7 +1,7 @@
 """The table and the picture of docs/learning.md, from the rollouts that the runs of learning.py have left.
 
     pip install matplotlib
-    python benchmarks/learning_curves.py          # writes benchmarks/learning.json and docs/images/learning.svg
+    python benchmarks/learning_curves.py    # writes benchmarks/learning.json, docs/images/learning.svg
 
 `--from-json` draws from benchmarks/learning.json alone.
 """
@@ -121,7 +121,7 @@ def draw(curves: Curves, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--steps", type=int, default=20, help="steps of each run to show")
+    parser.add_argument("--steps", type=int, default=16, help="steps of each run to show")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/learning.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/images/learning.svg"), help=".svg or .png")
     parser.add_argument("--from-json", action="store_true")
