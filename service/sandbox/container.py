@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import secrets
 import socket
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import docker
+import structlog
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from requests.exceptions import RequestException
 
@@ -21,6 +23,7 @@ from .hostconfig import create_arguments
 from .worker import Channel
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 
 class Daemon:
@@ -32,6 +35,7 @@ class Daemon:
             max_workers=2 * settings.start_concurrency + 4, thread_name_prefix="docker"
         )
         self._client: docker.APIClient | None = None
+        self._unremoved: set[str] = set()
 
     async def call(self, request: Callable[[docker.APIClient], T]) -> T:
         """Run ``request`` with the client.
@@ -51,7 +55,26 @@ class Daemon:
                 f"Docker has no image {self._settings.image!r}: build it with scripts/ensure-sandbox-image"
             ) from error
         except (DockerException, RequestException, OSError) as error:
+            _drop_sockets(error)
             raise SandboxError(f"Docker at {self._settings.docker_host}: {error}") from error
+
+    async def remove(self, container: str) -> None:
+        """Kill and remove a container, by name or id. What fails is tried again by `remove_leftovers`."""
+        await asyncio.shield(self._remove(container))
+
+    async def _remove(self, container: str) -> None:
+        self._unremoved.add(container)
+        try:
+            await self.call(lambda client: remove_container(client, container))
+        except SandboxError as error:
+            log.warning("sandbox_not_removed", container=container, error=str(error))
+        else:
+            self._unremoved.discard(container)
+
+    async def remove_leftovers(self) -> None:
+        """Remove what could not be removed before, as while the daemon was away."""
+        for container in tuple(self._unremoved):
+            await self.remove(container)
 
     def _connected(self) -> docker.APIClient:
         if self._client is None:
@@ -64,6 +87,13 @@ class Daemon:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             self._client.close()
+
+
+def _drop_sockets(error: BaseException | None) -> None:
+    """docker-py leaves the socket of a refused connection in a frame: it goes now, not with garbage."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 class Container(Channel):
@@ -91,11 +121,14 @@ class Container(Channel):
         creation = asyncio.ensure_future(daemon.call(lambda client: _create(client, name, arguments)))
         try:
             container_id, connection = await asyncio.shield(creation)
+        except SandboxError:
+            await daemon.remove(name)  # the answer may be what was lost
+            raise
         except asyncio.CancelledError:
             with contextlib.suppress(SandboxError):
-                container_id, connection = await creation
+                _, connection = await creation
                 connection.close()
-                await _remove(daemon, container_id)
+            await daemon.remove(name)
             raise
         close = connection.close
         try:
@@ -109,33 +142,28 @@ class Container(Channel):
                 raise SandboxError(f"worker {name}: the first frame was {frame.op!r}, not 'ready'")
         except BaseException as error:
             close()
-            await _remove(daemon, container_id)
+            await daemon.remove(container_id)
             if isinstance(error, TimeoutError):
                 raise SandboxError(
                     f"container {name} was not ready after {settings.start_timeout_s} s"
                 ) from error
             raise
+        await daemon.remove_leftovers()  # a daemon that made a container can remove some
         return container
 
     async def destroy(self) -> None:
         self.close()
-        await _remove(self._daemon, self.id)
+        await self._daemon.remove(self.id)
 
 
-async def _remove(daemon: Daemon, container_id: str) -> None:
-    """Kill and remove; a container that is gone, or being removed by the daemon, is no error."""
-    with contextlib.suppress(SandboxError):
-        await asyncio.shield(daemon.call(lambda client: remove_container(client, container_id)))
-
-
-def remove_container(client: docker.APIClient, container_id: str) -> None:
-    """Kill and remove one container, whatever its state; blocking.
+def remove_container(client: docker.APIClient, container: str) -> None:
+    """Kill and remove one container, by name or id, whatever its state; blocking.
 
     Raises:
         APIError: the daemon refused.
     """
     try:
-        client.remove_container(container_id, v=True, force=True)
+        client.remove_container(container, v=True, force=True)
     except NotFound:
         return
     except APIError as error:
@@ -147,18 +175,12 @@ def _create(client: docker.APIClient, name: str, arguments: dict[str, Any]) -> t
     """Create a container and attach to it, before it starts: so not a byte is missed."""
     created = client.create_container_from_config(arguments, name=name)
     container_id: str = created["Id"]
-    try:
-        attached = client.attach_socket(
-            container_id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-        )
-        # docker-py gives a file object around the socket and ties it to the HTTP response: take a copy.
-        original = getattr(attached, "_sock", attached)
-        connection = original.dup()
-        connection.settimeout(None)
-        connection.setblocking(False)
-        attached.close()
-        original.close()
-        return container_id, connection
-    except BaseException:
-        remove_container(client, container_id)
-        raise
+    attached = client.attach_socket(container_id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+    # docker-py gives a file object around the socket and ties it to the HTTP response: take a copy.
+    original = getattr(attached, "_sock", attached)
+    connection = original.dup()
+    connection.settimeout(None)
+    connection.setblocking(False)
+    attached.close()
+    original.close()
+    return container_id, connection

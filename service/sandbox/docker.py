@@ -49,4 +49,5 @@ class DockerSandbox(PooledSandbox):
 
     async def stop(self) -> None:
         await super().stop()
+        await self._daemon.remove_leftovers()
         self._daemon.close()
