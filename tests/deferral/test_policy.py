@@ -29,7 +29,8 @@ def test_a_file_of_version_1_is_a_deferring_checkpoints(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "{", "[]", '{"max_turns": 0}', '{"turns": 5}', '{"prompt": "none"}', '{"schema_version": 3}', '{"mode": "eager"}',
+    "{", "[]", '{"max_turns": 0}', '{"turns": 5}', '{"prompt": "none"}', '{"schema_version": 3}',
+    '{"mode": "eager"}',
     '{"schema_version": 1, "mode": "immediate"}',
 ])  # fmt: skip
 def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
