@@ -27,6 +27,8 @@ FIGURES: Final = {
     "flushes": "flushes, an episode",
 }
 COLOURS: Final = {"grpo-immediate": "#999999", "grpo-delayed": "#e08214", "ih-grpo": "#2166ac"}
+TITLE: Final = "Three methods learn from a weak start"
+DESCRIPTION: Final = "Reward, delay rate, blocks, flushes; step by step: mean and span of the seeds."
 ENDS: Final = 3
 """Steps at either end that the table takes the mean of."""
 
@@ -115,7 +117,12 @@ def draw(curves: Curves, path: Path) -> None:
         axis.set_ylim(0, 1 if name in ("reward", "delay_rate") else None)
         axis.grid(alpha=0.25)
     axes.flat[0].legend(fontsize=9, loc="lower right")
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    if path.suffix != ".svg":
+        figure.savefig(path)
+        return
+    figure.savefig(path, metadata={"Title": TITLE, "Date": None})
+    told = path.read_text(encoding="utf-8").replace("</title>", f"</title>\n <desc>{DESCRIPTION}</desc>", 1)
+    path.write_text(told, encoding="utf-8")
 
 
 def main() -> None:
