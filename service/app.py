@@ -12,18 +12,19 @@ from typing import Any
 
 from fastapi import FastAPI, Security
 
-from service.api import chat, errors, models, ops, reload
-from service.api.admission import Admission
-from service.api.auth import BEARER, ApiKeys
+from service.api import errors, models, ops, reload
+from service.api.access.admission import Admission
+from service.api.access.auth import BEARER, ApiKeys
+from service.api.access.drain import Drain, Draining
+from service.api.access.key_limits import KeyLimits
+from service.api.access.middleware import BodyLimit, RequestContext
+from service.api.chat import route as chat
 from service.api.documented import ERRORS
-from service.api.drain import Drain, Draining
-from service.api.key_limits import KeyLimits
-from service.api.metrics import Metrics
-from service.api.middleware import BodyLimit, RequestContext
 from service.api.responses import create, stored
 from service.api.responses.responses import Responses
 from service.api.server import Server
-from service.api.tracing import open_tracer
+from service.api.telemetry.metrics import Metrics
+from service.api.telemetry.tracing import open_tracer
 from service.backend import Backend
 from service.checkpoint import default_sampling, locate
 from service.deferral.policy import DeferralPolicy

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from service import logs
-from service.api.drain import Drain
+from service.api.access.drain import Drain
 from service.engines.base import EngineError
 from service.sandbox.base import SandboxError
 from service.settings import Settings

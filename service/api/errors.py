@@ -93,7 +93,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Let ``app`` answer every error that is foreseen. `service.api.middleware` has the rest."""
+    """Let ``app`` answer every error that is foreseen. `service.api.access.middleware` has the rest."""
     kinds = (ApiError, RequestValidationError, HTTPException, EngineError, SandboxError)
     for kind in kinds:
         app.add_exception_handler(kind, _respond)

@@ -6,10 +6,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
-from service.api.merge import merged
-from service.api.metrics import Metrics
+from service.api.chat.merge import merged
 from service.api.server import Server
-from service.api.traces import Attributes, RequestTrace
+from service.api.telemetry.metrics import Metrics
+from service.api.telemetry.traces import Attributes, RequestTrace
 from service.events import EpisodeEvent, Sampled
 
 Events = AsyncGenerator[tuple[int, EpisodeEvent], None]

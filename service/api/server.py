@@ -9,9 +9,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 from opentelemetry.trace import NoOpTracer, Tracer
 
-from service.api.admission import Admission
-from service.api.drain import Drain
-from service.api.metrics import Metrics
+from service.api.access.admission import Admission
+from service.api.access.drain import Drain
+from service.api.telemetry.metrics import Metrics
 from service.backend import Backend
 from service.settings import Settings
 

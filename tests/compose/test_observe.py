@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from service.api.metrics import Metrics
+from service.api.telemetry.metrics import Metrics
 from service.sandbox.admission import Admission
 from service.sandbox.docker import DockerSandbox
 from service.sandbox.runner_metrics import RunnerMetrics

@@ -10,7 +10,7 @@ from typing import Any
 
 import schemathesis
 
-from service.api.chat_request import ChatRequest
+from service.api.chat.request import ChatRequest
 
 
 @schemathesis.hook

@@ -10,7 +10,7 @@ import httpx
 import jsonschema_rs
 import pytest
 
-from service.api.chat_request import ChatRequest
+from service.api.chat.request import ChatRequest
 from tests.conformance import official
 from tests.conformance.conftest import KEY
 from tests.conformance.suite import schemathesis

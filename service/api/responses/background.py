@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 import structlog
 
-from service.api.drain import Drain
+from service.api.access.drain import Drain
 from service.api.errors import ApiError
 from service.api.responses.log import EventLog, number
 from service.api.responses.resource import STOPPED, Resource

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from service.api.chat_job import ChatJob, prepare
-from service.api.chat_request import ChatRequest
+from service.api.chat.job import ChatJob, prepare
+from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError
-from service.api.functions import Functions
+from service.api.functions.declared import Functions
 from service.api.responses.history import recall, resolved
 from service.api.responses.ids import input_item_id
 from service.api.responses.items import PREFIXES, InputItem

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 
-from service.api.functions import Functions
-from service.api.hermes import CallBegun, CallDone, CallWrote, HermesEvent, HermesParser, Said
+from service.api.functions.declared import Functions
+from service.api.functions.hermes import CallBegun, CallDone, CallWrote, HermesEvent, HermesParser, Said
 from service.api.responses.code_item import CodeItem
 from service.api.responses.output import Events, FunctionCallItem, Output, TextItem
 from service.api.thinking import CLOSE, Parted, ThinkSplitter

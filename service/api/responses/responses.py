@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import structlog
 from fastapi import Depends, Request
 
-from service.api.drain import Drain
+from service.api.access.drain import Drain
 from service.api.responses.background import Background
 from service.api.responses.resource import cut
 from service.api.responses.run import Run

@@ -8,11 +8,11 @@ from contextlib import aclosing
 import structlog
 
 from service.api.errors import ApiError, as_api_error
-from service.api.hermes import CallError
+from service.api.functions.hermes import CallError
 from service.api.responses.job import ResponseJob
 from service.api.responses.resource import Resource
 from service.api.run import run_episodes
-from service.api.traces import Attributes
+from service.api.telemetry.traces import Attributes
 from service.api.wire import Json
 from service.events import Finished
 

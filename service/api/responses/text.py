@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from service.api.response_format import JsonObjectFormat, JsonSchema, TextFormat
+from service.api.functions.response_format import JsonObjectFormat, JsonSchema, TextFormat
 from service.api.responses.tools import by_type
 from service.api.strict import Strict, only
 from service.api.wire import Json

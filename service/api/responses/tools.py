@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from service.api.functions import Function, FunctionName
+from service.api.functions.declared import Function, FunctionName
 from service.api.strict import Strict, only
 from service.api.wire import Json
 

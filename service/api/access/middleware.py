@@ -1,0 +1,104 @@
+"""What every request passes, as pure ASGI (BaseHTTPMiddleware would hide that a client has left)."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import Final
+
+import structlog
+from opentelemetry import context, propagate
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.errors import as_api_error
+from service.api.telemetry.metrics import Metrics
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CLIENT_LEFT: Final = 499  # nginx's number for it; never sent
+
+_log = structlog.get_logger(__name__)
+
+
+class RequestContext:
+    """Gives a request its id, logs and counts it, and answers 500 for what nobody foresaw.
+
+    The client's own ``x-request-id`` is taken if it is a plain word.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else f"req_{secrets.token_hex(12)}"
+        status = 0
+        began = time.monotonic()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        # Spans of this request go on from the client's own, if it sent one (W3C traceparent).
+        token = context.attach(propagate.extract(headers))
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except ClientDisconnect:
+                status = _CLIENT_LEFT
+            except Exception as error:
+                _log.exception("request_failed")
+                if status == 0:
+                    await as_api_error(error).response()(scope, receive, send_with_id)
+            finally:
+                self._finish(scope, status, time.monotonic() - began)
+                context.detach(token)
+
+    def _finish(self, scope: Scope, status: int, seconds: float) -> None:
+        # The route's pattern, so that odd paths make no new metrics.
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.request_s.labels(route).observe(seconds)
+        _log.info(
+            "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
+        )
+
+
+class BodyLimit:
+    """Refuses a body of more than ``max_bytes``, announced or not."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        too_large = HTTPException(413, f"The body is too large: at most {self._max_bytes} bytes.")
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced) > self._max_bytes:
+            await as_api_error(too_large).response()(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._max_bytes:
+                raise too_large
+            return message
+
+        await self._app(scope, counted, send)

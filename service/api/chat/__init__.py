@@ -1,0 +1,1 @@
+"""Chat completions: from the request's fields to the reply's."""

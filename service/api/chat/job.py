@@ -1,0 +1,150 @@
+"""From a checked request to episodes ready to run: prompt, sampling, and the policy within its ceilings."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+
+from service.api.chat.request import ChatRequest
+from service.api.chat.sampling import sampling_of
+from service.api.errors import ApiError
+from service.api.functions.forced_call import ForcedCall, forced_call
+from service.api.functions.hermes import CLOSE
+from service.api.server import Server
+from service.api.thinking import OPEN
+from service.deferral.policy import DeferralPolicy
+from service.engines.base import EngineError, Sampling
+from service.events import EpisodeEvent
+
+
+@dataclass(frozen=True, slots=True)
+class ChatJob:
+    """A request that may run."""
+
+    id: str
+    server: Server
+    request: ChatRequest
+    prompt_ids: list[int]
+    prompt_end: str
+    """The last characters of the rendered prompt."""
+    prefix: str
+    """The beginning of the reply, which was written for the model; it ends the prompt."""
+    sampling: Sampling
+    policy: DeferralPolicy
+
+    @property
+    def thinks(self) -> bool:
+        """A thought may come first."""
+        return self.request.chat_template_kwargs.enable_thinking or _opens_thought(self.prompt_end)
+
+    def episodes(self) -> list[AsyncGenerator[EpisodeEvent, None]]:
+        """One stream of events a choice, each with a seed of its own."""
+        return [self._episode(index) for index in range(self.request.choices)]
+
+    def _episode(self, index: int) -> AsyncGenerator[EpisodeEvent, None]:
+        backend, request, sampling = self.server.backend, self.request, self.sampling
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + index)
+        stops = list(request.stop or ())
+        if not request.deferred:
+            if request.callable_tools and request.parallel_tool_calls is False:
+                stops.append(CLOSE)
+            return backend.plain(self.prompt_ids, sampling, stops=stops)
+        return backend.episode(
+            self.prompt_ids,
+            sampling,
+            self.policy,
+            eager=request.deferral.eager is not False,
+            episode_id=f"exec_{self.id.removeprefix('chatcmpl-')}_{index}",
+            stops=stops,
+        )
+
+
+async def prepare(server: Server, request: ChatRequest) -> ChatJob:
+    """The job for ``request``.
+
+    Raises:
+        ApiError: 404 for an unknown model; 400 for what is too much, does not fit, or can't be honoured.
+    """
+    if request.model not in server.model_names:
+        known = ", ".join(repr(name) for name in server.model_names)
+        message = f"The model '{request.model}' does not exist. This server has {known}."
+        raise ApiError(404, message, param="model", code="model_not_found")
+    if request.choices > server.settings.max_n:
+        raise _above("n", server.settings.max_n)
+    if (conflict := request.conflict) is not None:
+        param, why = conflict
+        raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
+    policy = _policy(server, request)
+    forced = forced_call(request.tool_choice, request.callable_tools)
+    prompt_ids = await _render(server, request)
+    prompt_end = server.backend.engine.tokenizer.decode(prompt_ids[-8:])
+    if _opens_thought(prompt_end) and (forced is not None or request.json_schema is not None):
+        param = "tool_choice" if forced is not None else "response_format"
+        message = f"'{param}': this model always thinks first, so its reply can't be held to a form."
+        raise ApiError(400, message, param=param, code="unsupported_parameter")
+    if forced is not None:
+        prompt_ids = prompt_ids + server.backend.engine.tokenizer.encode(forced.prefix, allow_special=True)
+    room = server.backend.room(prompt_ids, deferral=request.deferred)
+    if room < 1:
+        message = f"The prompt has {len(prompt_ids)} tokens; at most {len(prompt_ids) + room - 1} fit."
+        raise ApiError(400, message, param="messages", code="context_length_exceeded")
+    sampling = sampling_of(request, server.backend.sampling, room, server.backend.engine)
+    return ChatJob(
+        id=f"chatcmpl-{secrets.token_hex(12)}",
+        server=server,
+        request=request,
+        prompt_ids=prompt_ids,
+        prompt_end=prompt_end,
+        prefix="" if forced is None else forced.prefix,
+        sampling=_held_to(sampling, forced, server),
+        policy=policy,
+    )
+
+
+def _opens_thought(prompt_end: str) -> bool:
+    """Whether the template has begun a thought for the model, as those of models that always think do."""
+    return prompt_end.rstrip().endswith(OPEN)
+
+
+def _held_to(sampling: Sampling, forced: ForcedCall | None, server: Server) -> Sampling:
+    if forced is None or forced.schema is None or "json_schema" not in server.backend.engine.capabilities:
+        return sampling
+    return replace(sampling, json_schema=forced.schema)
+
+
+def _policy(server: Server, request: ChatRequest) -> DeferralPolicy:
+    """The checkpoint's policy with what the client asks for, up to the operator's ceilings."""
+    own, options, settings = server.backend.policy, request.deferral, server.settings
+    max_turns, run_limit_s = settings.max_turns or own.max_turns, settings.run_limit_s or own.run_limit_s
+    if options.max_turns is not None and options.max_turns > max_turns:
+        raise _above("deferral.max_turns", max_turns)
+    if options.run_limit_s is not None and options.run_limit_s > run_limit_s:
+        raise _above("deferral.run_limit_s", run_limit_s)
+    asked = {
+        "max_turns": options.max_turns or min(own.max_turns, max_turns),
+        "run_limit_s": options.run_limit_s or min(own.run_limit_s, run_limit_s),
+    }
+    return own.model_copy(update=asked)
+
+
+async def _render(server: Server, request: ChatRequest) -> list[int]:
+    turns = [message.as_turn() for message in request.messages]
+    tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
+    try:
+        # Off the event loop: a prompt of megabytes takes a second to tokenise.
+        return await asyncio.to_thread(
+            server.backend.render,
+            turns,
+            deferral=request.deferred,
+            thinking=request.chat_template_kwargs.enable_thinking,
+            tools=tools,
+        )
+    except (ValueError, EngineError) as error:
+        raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
+
+
+def _above(param: str, ceiling: float) -> ApiError:
+    return ApiError(400, f"'{param}' is at most {ceiling} here.", param=param, code="invalid_value")

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from service.api.telemetry.metrics import Metrics
+from service.engines.base import EngineStats, TokenChunk
+from service.events import Observed, Sampled
+from service.stops import Stopped
+
+
+def test_tokens_that_a_stop_string_took_were_sampled_too() -> None:
+    metrics = Metrics()
+    metrics.observe(Sampled(TokenChunk((1, 2), "ab", (0.0, 0.0))))
+    metrics.observe(Stopped((3,)))
+    metrics.observe(Observed((4,), "x"))
+    text = metrics.render(running=1, waiting=2, engine=EngineStats()).decode()
+    assert "ihgrpo_sampled_tokens_total 3.0" in text
+    assert "ihgrpo_observation_tokens_total 1.0" in text
+    assert "ihgrpo_episodes_running 1.0" in text
+    assert "ihgrpo_episodes_waiting 2.0" in text
+
+
+def test_the_engines_own_counter_goes_on_when_it_is_read() -> None:
+    metrics = Metrics()
+    for cached in (5, 9):
+        text = metrics.render(running=0, waiting=0, engine=EngineStats(cached_tokens=cached)).decode()
+        assert f"ihgrpo_cached_prompt_tokens_total {cached}.0" in text
