@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.api.functions.test_json_span import OBJECTS
 
 from service.api.functions.hermes import CallBegun, CallDone, CallError, CallWrote, HermesParser, Said
+from tests.api.functions.test_json_span import OBJECTS
 
 
 def check(name: str, arguments: dict[str, object] | None) -> str | None:
