@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from service.engines.detokenizer import DetokenizerFactory
@@ -31,6 +33,34 @@ class ModelFiles:
         self.context_length: int = min(limit for limit in limits if limit is not None)
         self.vocab_size: int = text_config.vocab_size
         self.eos_token_ids = _eos_token_ids(model, self.tokenizer)
+
+
+class CheckpointEngine:
+    """What every engine says of its checkpoint: that part of ``service.engines.base.Engine``.
+
+    Raises:
+        EngineError: there is no fast tokenizer.
+    """
+
+    def __init__(self, model: str, model_name: str | None, max_context: int | None) -> None:
+        self._files = ModelFiles(model, max_context)
+        self._model_name = model_name or Path(model).name
+
+    @property
+    def model_name(self) -> str:
+        return self._model_name
+
+    @property
+    def tokenizer(self) -> HFTokenizer:
+        return self._files.tokenizer
+
+    @property
+    def context_length(self) -> int:
+        return self._files.context_length
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return self._files.eos_token_ids
 
 
 def _eos_token_ids(model: str, tokenizer: HFTokenizer) -> frozenset[int]:

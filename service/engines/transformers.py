@@ -10,17 +10,16 @@ import torch
 
 from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
 from service.engines.checks import check
-from service.engines.model_files import ModelFiles
+from service.engines.model_files import CheckpointEngine
 from service.engines.reading import read_weights
 from service.engines.request import Request
 from service.engines.runner import ModelRunner
 from service.engines.scheduler import Scheduler
 from service.engines.settings import EngineSettings
-from service.engines.tokenizer import HFTokenizer
 from service.engines.worker import Worker
 
 
-class TransformersEngine:
+class TransformersEngine(CheckpointEngine):
     """Implements ``service.engines.base.Engine``.
 
     Requests join and leave a running batch between steps, long prompts are read in chunks beside the
@@ -39,26 +38,10 @@ class TransformersEngine:
     """
 
     def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings.model, settings.model_name, settings.max_context)
         self._settings = settings
-        self._files = ModelFiles(settings.model, settings.max_context)
         self._runner: ModelRunner | None = None
         self._worker: Worker | None = None
-
-    @property
-    def model_name(self) -> str:
-        return self._settings.model_name or Path(self._settings.model).name
-
-    @property
-    def tokenizer(self) -> HFTokenizer:
-        return self._files.tokenizer
-
-    @property
-    def context_length(self) -> int:
-        return self._files.context_length
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        return self._files.eos_token_ids
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -20,9 +20,8 @@ from service.engines.base import (
     TokenChunk,
 )
 from service.engines.checks import check
-from service.engines.model_files import ModelFiles
+from service.engines.model_files import CheckpointEngine
 from service.engines.pieces import Piece, Tally, chunks
-from service.engines.tokenizer import HFTokenizer
 from service.engines.vllm_output import to_piece
 from service.engines.vllm_request import LogprobsMode, request_fields, tells_logprobs
 from service.engines.vllm_settings import VLLMSettings
@@ -31,7 +30,7 @@ _RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of LoRA that vLLM has kernels for."""
 
 
-class VLLMEngine:
+class VLLMEngine(CheckpointEngine):
     """Implements ``service.engines.base.Engine`` on vLLM's ``AsyncLLM``.
 
     vLLM's prefix cache keeps an episode's keys and values across a flush: going on prefills only what is
@@ -44,8 +43,8 @@ class VLLMEngine:
     """
 
     def __init__(self, settings: VLLMSettings) -> None:
+        super().__init__(settings.model, settings.model_name, settings.max_context)
         self._settings = settings
-        self._files = ModelFiles(settings.model, settings.max_context)
         self._ranks = {name: _rank(name, path) for name, path in settings.adapters.items()}
         if self.model_name in settings.adapters:
             raise EngineError(f"adapter {self.model_name!r} has the model's own name: give it another")
@@ -54,22 +53,6 @@ class VLLMEngine:
         self._llm: Any = None
         self._was_started = False
         self._lora: dict[str, Any] = {}
-
-    @property
-    def model_name(self) -> str:
-        return self._settings.model_name or Path(self._settings.model).name
-
-    @property
-    def tokenizer(self) -> HFTokenizer:
-        return self._files.tokenizer
-
-    @property
-    def context_length(self) -> int:
-        return self._files.context_length
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        return self._files.eos_token_ids
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing, suppress
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
 from service.engines.checks import check
-from service.engines.model_files import ModelFiles
+from service.engines.model_files import CheckpointEngine
 from service.engines.pieces import Piece, Tally, chunks
 from service.engines.remote.balance import Balancer
 from service.engines.remote.server import Offer, Server, ServerError
 from service.engines.remote.settings import RemoteSettings
-from service.engines.tokenizer import HFTokenizer
 from service.engines.vllm_request import request_fields, tells_logprobs
 
 log = structlog.get_logger(__name__)
@@ -26,7 +24,7 @@ _PROBE = "x = 3 * 7\n<tool_call>Ünïcode 42"
 """Text that tokenizers of different models cut differently."""
 
 
-class RemoteEngine:
+class RemoteEngine(CheckpointEngine):
     """Implements ``service.engines.base.Engine`` on vLLM servers, by token ids over ``/v1/completions``.
 
     An episode stays on the server that has its prefix cached; new ones go to the least busy. A call that
@@ -37,8 +35,8 @@ class RemoteEngine:
     """
 
     def __init__(self, settings: RemoteSettings) -> None:
+        super().__init__(settings.model, settings.model_name, settings.max_context)
         self._settings = settings
-        self._files = ModelFiles(settings.model, settings.max_context)
         self._servers = [Server(url, settings) for url in settings.urls]
         self._balancer = Balancer(len(self._servers), max_imbalance=settings.max_imbalance)
         self._tally = Tally()
@@ -46,21 +44,9 @@ class RemoteEngine:
         self._watch: asyncio.Task[None] | None = None
 
     @property
-    def model_name(self) -> str:
-        return self._settings.model_name or Path(self._settings.model).name
-
-    @property
-    def tokenizer(self) -> HFTokenizer:
-        return self._files.tokenizer
-
-    @property
     def context_length(self) -> int:
-        limits = (self._files.context_length, self._offer and self._offer.context_length)
+        limits = (super().context_length, self._offer and self._offer.context_length)
         return min(limit for limit in limits if limit)
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        return self._files.eos_token_ids
 
     @property
     def capabilities(self) -> frozenset[str]:
