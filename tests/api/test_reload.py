@@ -16,7 +16,7 @@ from service.deferral.policy import DeferralPolicy
 from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
-from tests.support.serving import Served, make_app, serve
+from tests.support.serving import Served, ask, make_app, serve
 from tests.support.tiny_qwen3 import make_checkpoint
 
 KEY = "k-reload"
@@ -39,18 +39,6 @@ async def reload(served: Served, model: str, key: str = KEY) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(base_url=served.url, headers=headers, timeout=60) as client:
         return await client.post("/admin/reload", json={"model": model})
-
-
-async def ask(served: Served, **more: Any) -> str:
-    reply = await served.openai.chat.completions.create(
-        model="m",
-        messages=[{"role": "user", "content": "What is 12 + 30?"}],
-        temperature=0,
-        max_tokens=24,
-        extra_body={"deferral": {"enabled": False}},
-        **more,
-    )
-    return reply.choices[0].message.content or ""
 
 
 async def test_the_next_answer_is_the_new_checkpoints(served: Served) -> None:

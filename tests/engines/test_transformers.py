@@ -21,6 +21,7 @@ from service.engines.slots import WORTH_WAITING
 from service.engines.transformers import TransformersEngine
 from service.engines.worker import FAILURES_IN_A_ROW
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_tokenizer
+from tests.support.tokens import prompt, sampled
 
 GREEDY = Sampling(temperature=0, max_tokens=20)
 SLOTS = 4
@@ -44,18 +45,10 @@ async def engine(tiny_checkpoint: Path) -> AsyncIterator[TransformersEngine]:
     await engine.stop()
 
 
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed * 1000 + length).choices(range(350), k=length)
-
-
 async def collect(
     engine: Engine, ids: Sequence[int], sampling: Sampling = GREEDY, stop: Sequence[int] = ()
 ) -> list[TokenChunk]:
     return [chunk async for chunk in engine.generate(ids, sampling, stop)]
-
-
-def sampled(chunks: Sequence[TokenChunk]) -> list[int]:
-    return [token_id for chunk in chunks for token_id in chunk.ids]
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -22,6 +21,7 @@ from service.engines.transformers import TransformersEngine
 from service.engines.vllm import VLLMEngine
 from service.engines.vllm_settings import VLLMSettings
 from tests.support.tiny_qwen3 import make_checkpoint
+from tests.support.tokens import prompt, sampled
 from tests.support.vllm_args import BLOCK, VLLM_ARGS
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -77,18 +77,10 @@ async def embedded(checkpoint: Path) -> AsyncIterator[TransformersEngine]:
     await engine.stop()
 
 
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed * 1000 + length).choices(range(350), k=length)
-
-
 async def collect(
     engine: Engine, ids: Sequence[int], sampling: Sampling = GREEDY, stop: Sequence[int] = ()
 ) -> list[TokenChunk]:
     return [chunk async for chunk in engine.generate(ids, sampling, stop)]
-
-
-def sampled(chunks: Sequence[TokenChunk]) -> list[int]:
-    return [token_id for chunk in chunks for token_id in chunk.ids]
 
 
 def logprobs(chunks: Sequence[TokenChunk]) -> list[float]:

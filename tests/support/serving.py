@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import openai
 import uvicorn
@@ -64,3 +65,16 @@ async def serve(app: FastAPI, key: str = "none") -> AsyncGenerator[Served, None]
             await client.close()
             server.should_exit = True
             await task
+
+
+async def ask(served: Served, **more: Any) -> str:
+    """What the model ``m`` says, greedily and without code, to one fixed question."""
+    reply = await served.openai.chat.completions.create(
+        model="m",
+        messages=[{"role": "user", "content": "What is 12 + 30?"}],
+        temperature=0,
+        max_tokens=24,
+        extra_body={"deferral": {"enabled": False}},
+        **more,
+    )
+    return reply.choices[0].message.content or ""

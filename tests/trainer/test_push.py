@@ -20,7 +20,7 @@ from service.engines.settings import EngineSettings
 from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers import TransformersEngine
 from tests.support.scripted import ScriptedSandbox, printed
-from tests.support.serving import Served, make_app, serve
+from tests.support.serving import ask, make_app, serve
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_tokenizer
 from trainer.push import BothSinks, CheckpointSink, EngineSink, IHGRPOServer, PushError, VLLMServer
 
@@ -68,17 +68,6 @@ async def test_weights_go_in_the_dtype_of_the_model(tmp_path: Path, tiny_checkpo
     await CheckpointSink(tmp_path / "w", model, POLICY, [target]).push(0, new_weights())
     weights = load_file(target.loaded[0] / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
-
-
-async def ask(served: Served) -> str:
-    reply = await served.openai.chat.completions.create(
-        model="m",
-        messages=[{"role": "user", "content": "What is 12 + 30?"}],
-        temperature=0,
-        max_tokens=24,
-        extra_body={"deferral": {"enabled": False}},
-    )
-    return reply.choices[0].message.content or ""
 
 
 async def test_a_server_of_ours_follows(tmp_path: Path) -> None:
