@@ -16,6 +16,7 @@ import socket
 
 import structlog
 import uvicorn
+import uvloop
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.websockets import WebSocket
@@ -172,4 +173,4 @@ def serve_runner(settings: RunnerSettings, sandbox: Sandbox) -> None:
         OSError: the address is in use or not allowed.
         SandboxError: the sandbox did not start, or does not hold.
     """
-    asyncio.run(serve(sandbox, settings))
+    uvloop.run(serve(sandbox, settings))
