@@ -96,6 +96,7 @@ class Supervisor:
                     return flush
                 break
             await flush.run(block)
+            await asyncio.gather(*self._checks)  # a check is a process too, and would pass for a stray
             if self._queue.empty() and not flush.over and not flush.quiet():
                 self._inseparable = True  # it would go on while the model writes
         # Undone at once, so that the flush has nothing to wait for.

@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500), pytest.mark.asyncio(loop_scope="session")]
-
 EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "60"))
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.timeout(1500 + 3 * EXAMPLES),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+
 STATEMENTS = [
     "a = 3",
     "a = a + 1",
@@ -189,3 +193,12 @@ async def test_the_run_limit_counts_running_time_only(docker_sandbox_settings: D
     finally:
         await session.close()
         await sandbox.stop()
+
+
+async def test_a_block_that_ends_before_its_check_is_kept(pair: tuple[Session, Session]) -> None:
+    """The check that blocks can run one by one compiles more than the run does: here it ends later."""
+    eager, _ = pair
+    long = "\n".join(f"name_{number} = {number}" for number in range(3000))
+    result = await flushed(eager, ["first = 1", long, "print(first, name_2999)"], 1.0)
+    assert (result.status, result.stdout) == ("ok", "1 2999\n")
+    assert len(result.runs) == 3  # not one run of the whole

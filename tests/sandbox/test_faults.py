@@ -95,7 +95,7 @@ def sandbox_on(daemon: OwnDaemon) -> DockerSandbox:
             instance=f"faults-{os.getpid()}",
             pool_size=1,
             max_containers=4,
-            queue_timeout_s=20,
+            queue_timeout_s=8,
             start_timeout_s=300,
             grace_s=20,
         )
@@ -136,6 +136,35 @@ async def test_a_daemon_that_dies_and_comes_back(daemon: OwnDaemon) -> None:
     await until(lambda: daemon.containers() == 0)
 
 
+async def test_a_full_disk_below_docker(daemon: OwnDaemon) -> None:
+    sandbox = sandbox_on(daemon)
+    await sandbox.start()
+    running, filler = sandbox.session(LIMITS), daemon.disk / "filler"
+    try:
+        assert (await run(running, "x = 1")).status == "ok"
+        spare = sandbox.session(LIMITS)  # takes what was started before the disk was full
+        assert (await run(spare, "y = 1")).status == "ok"
+        await until(lambda: not sandbox.stats().starting)
+        fill(filler)
+        # A container that runs writes nothing to it.
+        assert (await run(running, "open('f', 'w').write('x' * 10**6)\nprint(x)")).stdout == "1\n"
+        taken = [sandbox.session(LIMITS) for _ in range(3)]
+        with pytest.raises(SandboxError, match="no space left on device"):
+            await asyncio.gather(*(session.invoke("z = 1") for session in taken))
+        assert (await run(running, "print(x)")).stdout == "1\n"
+        filler.unlink()
+        for session in (spare, *taken):
+            await session.close()
+        late = sandbox.session(LIMITS)
+        assert (await until_ok(late, "print('again')")).stdout == "again\n"
+        await late.close()
+    finally:
+        filler.unlink(missing_ok=True)
+        await running.close()
+        await sandbox.stop()
+    await until(lambda: daemon.containers() == 0)
+
+
 async def test_a_full_disk_in_the_container(docker_sandbox_settings: DockerSandboxSettings) -> None:
     sandbox = DockerSandbox(docker_sandbox_settings)
     await sandbox.start()
@@ -167,6 +196,16 @@ async def test_a_full_disk_in_the_container(docker_sandbox_settings: DockerSandb
     finally:
         await session.close()
         await sandbox.stop()
+
+
+def fill(file: Path) -> None:
+    """Take every block that is left."""
+    with file.open("wb") as out, contextlib.suppress(OSError):
+        for size in (1 << 28, 1 << 24, 1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while True:
+                    end = out.seek(0, os.SEEK_END)
+                    os.posix_fallocate(out.fileno(), end, size)
 
 
 async def until_ok(session: Session, code: str) -> ExecutionResult:
