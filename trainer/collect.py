@@ -13,10 +13,8 @@ from typing import Protocol
 from torch import Tensor
 
 from service.deferral.episode import Outcome as Ending
-from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
-from service.engines.base import Engine, Sampling
-from service.sandbox.base import Sandbox
+from service.engines.base import EngineError, Tokenizer
 from trainer.background import BackgroundLoop
 from trainer.batch import Row
 from trainer.config import TrainConfig
@@ -26,7 +24,7 @@ from trainer.metrics import Means
 from trainer.push import WeightSink
 from trainer.records import Judged, write_rollout
 from trainer.reward import Reward, RewardError
-from trainer.rollout import RolloutSettings, Sample, rollout, sample_seed
+from trainer.rollout import Player, RolloutSettings, Sample, rollout, sample_seed
 from trainer.trainer import Collected
 
 
@@ -49,10 +47,11 @@ class Collector:
 
     Args:
         config: the run.
-        policy: the protocol, as resolved from checkpoint and recipe.
+        settings: how episodes are played.
         problems: the training set, prompts short enough.
-        engine: started in ``loop``, as is ``sandbox``.
-        sink: where each rollout's weights go: to ``engine``, in the end.
+        tokenizer: the model's.
+        player: started in ``loop``.
+        sink: where each rollout's weights go: to what ``player`` samples with, in the end.
         scorer: used in ``loop``.
         share: of several processes, each plays its own problems.
         on_group: told of every group that is done: groups kept so far, groups wanted.
@@ -61,11 +60,11 @@ class Collector:
     def __init__(
         self,
         config: TrainConfig,
-        policy: DeferralPolicy,
+        settings: RolloutSettings,
         problems: Sequence[Problem],
-        engine: Engine,
+        tokenizer: Tokenizer,
+        player: Player,
         sink: WeightSink,
-        sandbox: Sandbox,
         scorer: Scorer,
         loop: BackgroundLoop,
         *,
@@ -75,20 +74,14 @@ class Collector:
         self._config = config
         self._stream = ProblemStream(problems, seed=config.seed)
         self._count = len(problems)
-        self._engine = engine
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._player = player
         self._sink = sink
-        self._sandbox = sandbox
         self._scorer = scorer
         self._loop = loop
         self._share = share
         self._on_group = on_group
-        self._settings = RolloutSettings(
-            policy=policy,
-            sampling=Sampling(temperature=config.temperature, top_p=config.top_p),
-            group_size=config.group_size,
-            eager=config.eager,
-            max_concurrent=config.max_concurrent_episodes,
-        )
 
     @property
     def fingerprint(self) -> str:
@@ -99,7 +92,7 @@ class Collector:
         """Rollout number ``index`` under ``weights``.
 
         Raises:
-            EngineError, PushError: the engine failed, or did not take the weights.
+            EngineError, PushError: the engine failed, or did not take the weights, or every episode was lost.
         """
         return self._loop.run(self._collect(index, weights))
 
@@ -118,8 +111,7 @@ class Collector:
         wanted = self._config.prompts_per_step // self._share.processes
         groups = rollout(
             [self._render(problem) for _, problem in drawn],
-            self._engine,
-            self._sandbox,
+            self._player,
             self._settings,
             seeds=[
                 [sample_seed(self._config.seed, number, place) for place in range(self._config.group_size)]
@@ -128,24 +120,30 @@ class Collector:
         )
         judged: list[Judged] = []
         counts = FilterCounts()
+        lost = 0
         async with aclosing(groups):
             # In the order of the draw, whichever is done first: what is kept must not hang on timing.
             for _, problem in drawn:
                 samples = await anext(groups)
+                lost += self._config.group_size - len(samples)
                 group = await asyncio.gather(*(self._judge(problem, sample) for sample in samples))
                 judged += self._filter(group, counts)
                 self._on_group(counts.groups["kept"], wanted)
                 if counts.groups["kept"] == wanted:
                     break
+        if lost and not judged:
+            raise EngineError(f"all {lost} episodes of rollout {index} were lost: see the warnings above")
         if self._config.save_rollouts:
             await asyncio.to_thread(write_rollout, self._path(index), index, judged)
         rows = [Row(item.sample, item.advantage) for item in judged if item.advantage is not None]
-        return Collected(rows, _metrics(judged, counts, time.monotonic() - began, self._share.processes))
+        return Collected(
+            rows, _metrics(judged, lost, counts, time.monotonic() - began, self._share.processes)
+        )
 
     def _render(self, problem: Problem) -> list[int]:
         content = instruct(problem.question, self._settings.policy.prompt)
         message: dict[str, object] = {"role": "user", "content": content}
-        return self._engine.tokenizer.render_chat([message], template_kwargs={"enable_thinking": False})
+        return self._tokenizer.render_chat([message], template_kwargs={"enable_thinking": False})
 
     async def _judge(self, problem: Problem, sample: Sample) -> Judged:
         if any(tool.status == "sandbox_error" for tool in sample.tools):
@@ -186,7 +184,9 @@ class Collector:
         return self._config.run_dir / "rollouts" / f"rollout-{index:06}{part}.parquet"
 
 
-def _metrics(judged: Sequence[Judged], counts: FilterCounts, seconds: float, processes: int) -> Means:
+def _metrics(
+    judged: Sequence[Judged], lost: int, counts: FilterCounts, seconds: float, processes: int
+) -> Means:
     samples = [item.sample for item in judged]
     tools = [tool for sample in samples for tool in sample.tools]
     rewards = [item.reward for item in judged if item.reward is not None]
@@ -197,6 +197,7 @@ def _metrics(judged: Sequence[Judged], counts: FilterCounts, seconds: float, pro
         means.add(name, total, count)
     means.add("reward", sum(rewards), len(rewards))
     means.add("samples/not_judged", len(judged) - len(rewards), len(judged))
+    means.add("samples/lost", lost, len(judged) + lost)
     means.add("delay_rate", sum(s.delayed for s in samples), sum(s.executed for s in samples))
     means.add("flushes", len(tools), len(samples))
     means.add("tool_errors", sum(tool.status != "ok" for tool in tools), len(tools))

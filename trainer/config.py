@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from service.deferral.policy import DeferralPolicy
+from trainer.cluster.settings import RayConfig
 from trainer.machine import MachineConfig
 
 Method = Literal["ih-grpo", "grpo-delayed", "grpo-immediate"]
@@ -70,6 +71,10 @@ class TrainConfig(MachineConfig):
     """File with the key that they ask for."""
     weights_dir: Path | None = None
     """Directory that the trainer and those servers see under the same path."""
+
+    ray: RayConfig | None = None
+    """Play, and judge if you like, on the hosts of a Ray cluster: fields in ``trainer/cluster/settings.py``.
+    Default: in the training processes."""
 
     # Which groups are trained on
     min_group_std: float = Field(default=1e-3, ge=0)

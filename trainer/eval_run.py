@@ -102,7 +102,7 @@ async def _solver(config: EvalConfig, stack: AsyncExitStack, sandbox: Sandbox | 
     policy = DeferralPolicy.load(model_dir)
     engine = make_engine(config, model_dir, policy, config.device)
     sandbox = sandbox or make_sandbox(config, policy)
-    await start_all(stack, engine, sandbox)
+    await start_all(stack, sandbox, engine)
     sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
     settings = RolloutSettings(
         policy=policy, sampling=sampling, eager=config.eager, max_concurrent=config.max_concurrent_episodes

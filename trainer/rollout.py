@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from service.deferral.episode import Outcome
 from service.deferral.policy import DeferralPolicy
@@ -88,10 +89,39 @@ def sample_seed(run_seed: int, *indices: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
+class EpisodeLostError(Exception):
+    """Where it was played is gone. It says nothing of the model, and the rollout goes on without it."""
+
+
+class Player(Protocol):
+    """Plays episodes, here or elsewhere."""
+
+    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+        """One episode to its end; the same arguments and weights give the same tokens.
+
+        Raises:
+            EngineError: the engine failed.
+            EpisodeLostError: the host that played it was lost.
+        """
+        ...
+
+
+class LocalPlayer:
+    """Plays on an engine and a sandbox of this process, both started."""
+
+    def __init__(self, engine: Engine, sandbox: Sandbox, settings: RolloutSettings) -> None:
+        self._engine, self._sandbox, self._settings = engine, sandbox, settings
+
+    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+        """Raises ValueError where the tokenizer has no execute marker; else as ``Player.play``."""
+        return await play_episode(
+            prompt_ids, self._engine, self._sandbox, self._settings, seed=seed, episode_id=episode_id
+        )
+
+
 async def rollout(
     prompts: Sequence[Sequence[int]],
-    engine: Engine,
-    sandbox: Sandbox,
+    player: Player,
     settings: RolloutSettings,
     *,
     seeds: Sequence[Sequence[int]],
@@ -99,12 +129,12 @@ async def rollout(
     """Play ``group_size`` episodes a prompt, all at once, and yield the groups in the prompts' order.
 
     An episode that waits for its code holds up nothing but itself. Closing the generator cancels the
-    episodes that still run, so a caller that has enough pays for no more.
+    episodes that still run, so a caller that has enough pays for no more. An episode that was lost is left
+    out of its group.
 
     Args:
         prompts: rendered prompts, as token ids.
-        engine: started.
-        sandbox: started.
+        player: started.
         seeds: one a sample, [len(prompts)][group_size].
 
     Raises:
@@ -116,9 +146,12 @@ async def rollout(
     slots = asyncio.Semaphore(settings.max_concurrent)
     numbers = itertools.count()
 
-    async def play(prompt: Sequence[int], seed: int, number: int) -> Sample:
+    async def play(prompt: Sequence[int], seed: int, number: int) -> Sample | None:
         async with slots:
-            return await play_episode(prompt, engine, sandbox, settings, seed=seed, episode_id=f"s{number}")
+            try:
+                return await player.play(prompt, seed=seed, episode_id=f"s{number}")
+            except EpisodeLostError:
+                return None
 
     groups = [
         [asyncio.create_task(play(prompt, seed, next(numbers))) for seed in row]
@@ -126,7 +159,7 @@ async def rollout(
     ]
     try:
         for group in groups:
-            yield tuple(await asyncio.gather(*group))
+            yield tuple(sample for sample in await asyncio.gather(*group) if sample is not None)
     finally:
         tasks = [task for group in groups for task in group]
         for task in tasks:

@@ -27,10 +27,10 @@ from trainer.background import BackgroundLoop
 from trainer.checkpoint import latest
 from trainer.collect import Collector, Share
 from trainer.config import TrainConfig
+from trainer.generation import connection, make_generation, make_scorer, rollout_settings
 from trainer.progress import RunProgress
 from trainer.resume import check_resumable
-from trainer.reward import RewardScorer
-from trainer.setup import load_training_set, make_generation, make_sandbox, start_all
+from trainer.setup import load_training_set, start_all
 from trainer.trainer import IHGRPOTrainer
 
 PATIENCE: Final = timedelta(hours=2)
@@ -49,7 +49,7 @@ def train(
     Args:
         config: the recipe.
         console: where progress goes.
-        sandbox: not started; the recipe's if not given.
+        sandbox: not started; the recipe's if not given. Not with Ray.
         trainer_class: to watch the training more closely.
 
     Returns:
@@ -63,22 +63,21 @@ def train(
     processes = PartialState(cpu=config.device == "cpu", timeout=PATIENCE)
     model_dir = locate(config.model)
     policy = config.resolve_policy(model_dir)
-    sandbox = sandbox or make_sandbox(config, policy)
-    engine, sink = make_generation(config, model_dir, policy, str(processes.device))
-    data = load_training_set(config, engine.tokenizer, policy)
+    generation = make_generation(config, model_dir, policy, str(processes.device), sandbox)
+    data = load_training_set(config, generation.tokenizer, policy)
     progress = RunProgress(console if processes.is_main_process else Console(quiet=True))
     if processes.is_main_process:
         console.print(str(data), highlight=False)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with BackgroundLoop() as loop:
-        scorer = RewardScorer()
+    with connection(config), BackgroundLoop() as loop:
+        scorer = make_scorer(config)
         source = Collector(
             config,
-            policy,
+            rollout_settings(config, policy),
             data.problems,
-            engine,
-            sink,
-            sandbox,
+            generation.tokenizer,
+            generation.player,
+            generation.sink,
             scorer,
             loop,
             share=Share(processes.process_index, processes.num_processes),
@@ -89,7 +88,7 @@ def train(
         stack = AsyncExitStack()
         try:
             loop.run(stack.enter_async_context(scorer))
-            loop.run(start_all(stack, engine, sandbox))
+            loop.run(start_all(stack, *generation.parts))
             trainer = trainer_class(
                 AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32),
                 AutoTokenizer.from_pretrained(model_dir),

@@ -6,27 +6,17 @@ import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import SecretStr
+from typing import Protocol
 
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
-from service.engines.base import Engine, Sampling, Tokenizer
+from service.engines.base import Tokenizer
 from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
 from service.sandbox.base import Sandbox
 from trainer.config import ConfigError, TrainConfig
 from trainer.data import Problem
 from trainer.machine import MachineConfig
-from trainer.push import (
-    BothSinks,
-    CheckpointSink,
-    EngineSink,
-    IHGRPOServer,
-    VLLMServer,
-    WeightSink,
-    WeightTarget,
-)
 from trainer.sources import load_source
 
 
@@ -44,55 +34,6 @@ def make_engine(
             threads=config.threads,
         )
     )
-
-
-def make_generation(
-    config: TrainConfig, model_dir: Path, policy: DeferralPolicy, device: str
-) -> tuple[Engine, WeightSink]:
-    """The engine that ``config`` samples with, not started, and where each rollout's weights go.
-
-    Raises:
-        ConfigError: vLLM servers would not tell the log-probs that the loss needs, or a key can't be read.
-    """
-    targets: list[WeightTarget] = [
-        IHGRPOServer(url, _key(config.follower_key_file)) for url in config.follower_urls
-    ]
-    if config.generation == "embedded":
-        embedded = make_engine(config, model_dir, policy, device)
-        own = EngineSink(embedded)
-        if not targets or config.weights_dir is None:
-            return embedded, own
-        return embedded, BothSinks(own, CheckpointSink(config.weights_dir, model_dir, policy, targets))
-    from service.engines.remote import RemoteEngine, RemoteSettings
-
-    key = _key(config.generation_key_file)
-    targets += [VLLMServer(url, key) for url in config.generation_urls]
-    remote = RemoteEngine(
-        RemoteSettings(
-            urls=config.generation_urls,
-            model=str(model_dir),
-            max_context=policy.max_episode_tokens,
-            api_key=None if key is None else SecretStr(key),
-            # Raw log-probs know no temperature; processed ones are what is left after top-p.
-            logprobs_mode="raw_logprobs" if config.temperature == 1 else "processed_logprobs",
-        )
-    )
-    if not remote.knows_logprobs(Sampling(temperature=config.temperature, top_p=config.top_p)):
-        raise ConfigError(
-            f"top_p is {config.top_p} at temperature {config.temperature}: vLLM does not tell the log-probs "
-            f"that the loss needs; set one of them to 1"
-        )
-    assert config.weights_dir is not None  # noqa: S101 - the recipe was checked
-    return remote, CheckpointSink(config.weights_dir, model_dir, policy, targets)
-
-
-def _key(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"the key file {path} can't be read: {error.strerror}") from None
 
 
 def make_sandbox(config: MachineConfig, policy: DeferralPolicy) -> Sandbox:
@@ -164,12 +105,19 @@ def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: Deferra
     )
 
 
-async def start_all(stack: AsyncExitStack, engine: Engine, sandbox: Sandbox) -> None:
-    """Start both; ``stack`` stops them, also where the second does not start.
+class Part(Protocol):
+    """Something that runs for as long as a run does: an engine, a sandbox."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+async def start_all(stack: AsyncExitStack, *parts: Part) -> None:
+    """Start them in order; ``stack`` stops them, also where one does not start.
 
     Raises:
         EngineError, SandboxError: one does not start.
     """
-    for part in (sandbox, engine):
+    for part in parts:
         stack.push_async_callback(part.stop)
         await part.start()

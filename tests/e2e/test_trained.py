@@ -78,7 +78,7 @@ async def trainers_rollout(machine: MachineConfig, checkpoint: Path) -> list[Sam
     sandbox = make_sandbox(machine, policy)
     settings = RolloutSettings(policy, Sampling(temperature=0))
     async with AsyncExitStack() as stack:
-        await start_all(stack, engine, sandbox)
+        await start_all(stack, sandbox, engine)
         samples = []
         for question in QUESTIONS:
             message: dict[str, object] = {"role": "user", "content": instruct(question, policy.prompt)}

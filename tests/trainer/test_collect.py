@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from accelerate import Accelerator
 from torch import Tensor
 
 from service.deferral.answer import last_boxed
 from service.deferral.policy import DeferralPolicy
+from service.engines.base import EngineError
 from service.sandbox.base import ExecutionResult
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedSandbox, printed
@@ -17,8 +19,10 @@ from trainer.background import BackgroundLoop
 from trainer.collect import Collector, Share
 from trainer.config import TrainConfig
 from trainer.data import Problem
+from trainer.generation import rollout_settings
 from trainer.push import EngineSink
 from trainer.reward import Reward, RewardError
+from trainer.rollout import EpisodeLostError, LocalPlayer, Player, Sample
 
 PROBLEMS = [Problem(f"p:{i}", f"question {i}", "1") for i in range(7)]
 RUN = "```python\nprint(1)\n```<tool_call>"
@@ -71,16 +75,18 @@ def collector(
     *,
     answer: ExecutionResult | None = None,
     scorer: Any = None,
+    player: Player | None = None,
     share: Share = Share(),  # noqa: B008 - frozen
 ) -> Collector:
     sandbox = ScriptedSandbox(lambda blocks: answer or printed("1"))
+    how = rollout_settings(settings, DeferralPolicy())
     return Collector(
         settings,
-        DeferralPolicy(),
+        how,
         PROBLEMS,
-        engine,
+        engine.tokenizer,
+        player or LocalPlayer(engine, sandbox, how),
         EngineSink(engine),
-        sandbox,
         scorer or PlainScorer(),
         loop,
         share=share,
@@ -178,3 +184,36 @@ def test_every_sample_is_on_disk_with_what_came_of_it(tmp_path: Path, loop: Back
     assert all('"code": "print(1)"' in record["tools"] for record in records)
     assert all(record["executed"] == 1 for record in records)
     assert all(record["began_at"] > 1e9 for record in records)
+
+
+class LosingPlayer:
+    """Loses every episode whose id it was given, or all."""
+
+    def __init__(self, lost: Sequence[str] | None, player: Player) -> None:
+        self._lost, self._player = lost, player
+
+    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+        if self._lost is None or episode_id in self._lost:
+            raise EpisodeLostError("gone")
+        return await self._player.play(prompt_ids, seed=seed, episode_id=episode_id)
+
+
+def losing(lost: Sequence[str] | None, engine: Any, settings: TrainConfig) -> LosingPlayer:
+    how = rollout_settings(settings, DeferralPolicy())
+    return LosingPlayer(lost, LocalPlayer(engine, ScriptedSandbox(lambda b: printed("1")), how))
+
+
+def test_lost_episodes_are_counted_and_the_others_trained_on(tmp_path: Path, loop: BackgroundLoop) -> None:
+    engine = LearningEngine({"question": [boxed(1), boxed(2)]})
+    settings = config(tmp_path, group_size=4, mini_batch_samples=None)
+    source = collector(settings, engine, loop, player=losing(("s0",), engine, settings))
+    collected = source.collect(0, {})
+    assert len(collected.rows) == 7
+    assert collected.metrics.reduced(Accelerator(cpu=True))["samples/lost"] == 1 / 8
+
+
+def test_a_rollout_of_which_all_is_lost_is_an_error(tmp_path: Path, loop: BackgroundLoop) -> None:
+    engine = LearningEngine({})
+    source = collector(config(tmp_path), engine, loop, player=losing(None, engine, config(tmp_path)))
+    with pytest.raises(EngineError, match="all 8 episodes of rollout 0 were lost"):
+        source.collect(0, {})

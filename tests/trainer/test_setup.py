@@ -84,5 +84,5 @@ async def test_what_was_started_is_stopped_where_the_rest_does_not_start() -> No
     sandbox: Any = Part("sandbox", works=True)
     with pytest.raises(SandboxError, match="engine"):
         async with AsyncExitStack() as stack:
-            await start_all(stack, engine, sandbox)
+            await start_all(stack, sandbox, engine)
     assert told == ["sandbox started", "engine stopped", "sandbox stopped"]

@@ -22,7 +22,7 @@ from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
 from trainer.quickstart.problems import Problem
-from trainer.rollout import RolloutSettings, Sample, rollout, sample_seed
+from trainer.rollout import LocalPlayer, RolloutSettings, Sample, rollout, sample_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,8 @@ async def evaluate(
     await engine.start()
     try:
         await sandbox.start()
-        async for (sample,) in rollout(prompts, engine, sandbox, settings, seeds=seeds):
+        player = LocalPlayer(engine, sandbox, settings)
+        async for (sample,) in rollout(prompts, player, settings, seeds=seeds):
             verdicts.append(Verdict(problems[len(verdicts)], sample))
             listen(verdicts[-1])
     finally:

@@ -1,0 +1,163 @@
+"""Who plays a run's episodes, and how each rollout's weights get there."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from service.deferral.policy import DeferralPolicy
+from service.engines.base import Engine, Sampling, Tokenizer
+from service.engines.tokenizer import HFTokenizer
+from service.sandbox.base import Sandbox
+from trainer.config import ConfigError, TrainConfig
+from trainer.push import (
+    BothSinks,
+    CheckpointSink,
+    EngineSink,
+    IHGRPOServer,
+    VLLMServer,
+    WeightSink,
+    WeightTarget,
+)
+from trainer.reward import RewardScorer
+from trainer.rollout import LocalPlayer, Player, RolloutSettings
+from trainer.setup import Part, make_engine, make_sandbox
+
+if TYPE_CHECKING:
+    from trainer.cluster.player import RayScorer
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Plays episodes once its parts are started, in their order."""
+
+    tokenizer: Tokenizer
+    player: Player
+    sink: WeightSink
+    parts: tuple[Part, ...]
+
+
+def rollout_settings(config: TrainConfig, policy: DeferralPolicy) -> RolloutSettings:
+    """How the episodes of a run are played."""
+    return RolloutSettings(
+        policy=policy,
+        sampling=Sampling(temperature=config.temperature, top_p=config.top_p),
+        group_size=config.group_size,
+        eager=config.eager,
+        max_concurrent=config.max_concurrent_episodes,
+    )
+
+
+def make_generation(
+    config: TrainConfig, model_dir: Path, policy: DeferralPolicy, device: str, sandbox: Sandbox | None = None
+) -> Generation:
+    """What ``config`` says, nothing of it started.
+
+    Args:
+        config: the run.
+        model_dir: its model.
+        policy: as resolved from checkpoint and recipe.
+        device: of an embedded engine of this process.
+        sandbox: instead of the recipe's; not with Ray.
+
+    Raises:
+        ConfigError: vLLM servers would not tell the log-probs that the loss needs, or Ray is not installed.
+        ValueError: a key or a secret can't be read.
+    """
+    if config.ray is not None:
+        player = _cluster().RayPlayer(config, policy)
+        tokenizer = HFTokenizer(str(model_dir))
+        sink = _sink(config, model_dir, policy, player if config.generation == "embedded" else None)
+        return Generation(tokenizer, player, sink, (player,))
+    sandbox = sandbox or make_sandbox(config, policy)
+    engine: Engine
+    if config.generation == "embedded":
+        engine = embedded = make_engine(config, model_dir, policy, device)
+        sink = _sink(config, model_dir, policy, EngineSink(embedded))
+    else:
+        engine = make_remote(config, model_dir, policy)
+        sink = _sink(config, model_dir, policy, None)
+    player = LocalPlayer(engine, sandbox, rollout_settings(config, policy))
+    return Generation(engine.tokenizer, player, sink, (sandbox, engine))
+
+
+def make_remote(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) -> Engine:
+    """The vLLM servers that ``config`` samples on, as an engine that is not started.
+
+    Raises:
+        ConfigError: they would not tell the log-probs that the loss needs, or a key can't be read.
+    """
+    from service.engines.remote import RemoteEngine, RemoteSettings
+
+    key = _key(config.generation_key_file)
+    remote = RemoteEngine(
+        RemoteSettings(
+            urls=config.generation_urls,
+            model=str(model_dir),
+            max_context=policy.max_episode_tokens,
+            api_key=None if key is None else SecretStr(key),
+            # Raw log-probs know no temperature; processed ones are what is left after top-p.
+            logprobs_mode="raw_logprobs" if config.temperature == 1 else "processed_logprobs",
+        )
+    )
+    if not remote.knows_logprobs(Sampling(temperature=config.temperature, top_p=config.top_p)):
+        raise ConfigError(
+            f"top_p is {config.top_p} at temperature {config.temperature}: vLLM does not tell the log-probs "
+            f"that the loss needs; set one of them to 1"
+        )
+    return remote
+
+
+def _sink(config: TrainConfig, model_dir: Path, policy: DeferralPolicy, own: WeightSink | None) -> WeightSink:
+    """To what samples, and to those that follow."""
+    targets: list[WeightTarget] = [
+        IHGRPOServer(url, _key(config.follower_key_file)) for url in config.follower_urls
+    ]
+    key = _key(config.generation_key_file)
+    targets += [VLLMServer(url, key) for url in config.generation_urls]
+    sinks = [] if own is None else [own]
+    if targets and config.weights_dir is not None:
+        sinks.append(CheckpointSink(config.weights_dir, model_dir, policy, targets))
+    return BothSinks(*sinks)
+
+
+def make_scorer(config: TrainConfig) -> RewardScorer | RayScorer:
+    """Who judges; to be entered."""
+    if config.ray is None or config.ray.reward_actors == 0:
+        return RewardScorer()
+    scorer: RayScorer = _cluster().RayScorer(config.ray)
+    return scorer
+
+
+def connection(config: TrainConfig) -> AbstractContextManager[None]:
+    """To the Ray cluster, where the run has one.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        EngineError: there is no such cluster.
+    """
+    return nullcontext() if config.ray is None else _cluster().connected(config.ray)
+
+
+def _cluster() -> ModuleType:
+    try:
+        from trainer.cluster import player
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ConfigError("the recipe has a section [ray]: pip install 'ih-grpo[ray]'") from None
+    return player
+
+
+def _key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"the key file {path} can't be read: {error.strerror}") from None
