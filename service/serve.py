@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import socket
@@ -97,6 +98,9 @@ class _Server(uvicorn.Server):
                 await super().startup(sockets)
         finally:
             logger.disabled = False
+        # What is here now stays: a full collection would walk all of it, and stop every stream meanwhile.
+        gc.collect()
+        gc.freeze()
         _console.print(_welcome(self._app, self._settings, self._port), highlight=False, soft_wrap=True)
 
 

@@ -42,7 +42,7 @@ class Server:
         return (self.model_name, *self.backend.engine.adapters)
 
 
-def server_of(request: Request) -> Server:
+async def server_of(request: Request) -> Server:  # not async, it would be run in a thread
     server: Server = request.app.state.server
     return server
 

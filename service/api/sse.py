@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 import structlog
@@ -50,11 +50,51 @@ class EventStream(Response):
             first = await anext(events)
             start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             await send(start)
-            await send({"type": "http.response.body", "body": first, "more_body": True})
-            async with aclosing(with_keep_alive(_errors_told(events), self._keep_alive_s)) as parts:
+            body = _Body(send)
+            await body.write(first)
+            async with aclosing(_errors_told(events)) as parts, _kept_alive(body, self._keep_alive_s):
                 async for part in parts:
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                    await body.write(part)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Body:
+    """Writes pieces of a response, and knows when it wrote last (seconds of the event loop's clock)."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._clock = asyncio.get_running_loop().time
+        self._written_at = self._clock()
+
+    @property
+    def silent_s(self) -> float:
+        return self._clock() - self._written_at
+
+    async def write(self, part: bytes) -> None:
+        self._written_at = self._clock()
+        await self._send({"type": "http.response.body", "body": part, "more_body": True})
+
+
+@asynccontextmanager
+async def _kept_alive(body: _Body, every_s: float) -> AsyncGenerator[None, None]:
+    """Meanwhile a comment is written after each ``every_s`` seconds of silence.
+
+    One task a stream: a timer or a task a token would cost more than all else that is done for it.
+    """
+    task = asyncio.create_task(_fill_silence(body, every_s))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _fill_silence(body: _Body, every_s: float) -> None:
+    while True:
+        if (left := every_s - body.silent_s) > 0:
+            await asyncio.sleep(left)
+        else:
+            await body.write(KEEP_ALIVE)
 
 
 async def _errors_told(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -67,25 +107,3 @@ async def _errors_told(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[by
             _log.exception("stream_failed")
         yield data(told.body())
     yield DONE
-
-
-async def with_keep_alive(events: AsyncGenerator[bytes, None], every_s: float) -> AsyncGenerator[bytes, None]:
-    """``events``, with a comment after each ``every_s`` seconds of silence."""
-    step: asyncio.Task[bytes | None] | None = None
-    try:
-        while True:
-            step = asyncio.create_task(_next(events))
-            while not (await asyncio.wait({step}, timeout=every_s))[0]:
-                yield KEEP_ALIVE
-            if (event := step.result()) is None:
-                return
-            yield event
-    finally:
-        if step is not None:
-            step.cancel()
-            await asyncio.gather(step, return_exceptions=True)
-        await events.aclose()
-
-
-async def _next(events: AsyncGenerator[bytes, None]) -> bytes | None:
-    return await anext(events, None)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from starlette.responses import JSONResponse
 
 Json = dict[str, object]
 
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
 
 def dumps(payload: object) -> bytes:
     """Compact JSON, escaped to ASCII: no output of a sandbox, lone surrogates included, can break it."""
-    return json.dumps(payload, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return _ENCODER.encode(payload).encode("ascii")
 
 
 class JsonResponse(JSONResponse):

@@ -168,6 +168,7 @@ class VLLMEngine(CheckpointEngine):
             "dtype": "float32" if is_cpu and settings.dtype == "auto" else settings.dtype,
             "enable_prefix_caching": True,
             "generation_config": "vllm",  # whoever asks says how to sample
+            "disable_log_stats": True,  # vLLM's own metrics, which nobody would read: the API has its own
             **lora,
             **settings.args,
         }

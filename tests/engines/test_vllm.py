@@ -60,7 +60,8 @@ def adapter(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(checkpoint: Path, adapter: Path) -> AsyncIterator[VLLMEngine]:
-    settings = VLLMSettings(model=str(checkpoint), adapters={"poet": adapter}, args=VLLM_ARGS)
+    args = {**VLLM_ARGS, "disable_log_stats": False}  # its counters are read here
+    settings = VLLMSettings(model=str(checkpoint), adapters={"poet": adapter}, args=args)
     engine = VLLMEngine(settings)
     await engine.start()
     yield engine

@@ -111,12 +111,12 @@ class Responses:
         await self._upkeep.shrink()
 
 
-def _responses_of(request: Request) -> Responses:
+async def _responses_of(request: Request) -> Responses:
     responses: Responses = request.app.state.responses
     return responses
 
 
-def _owner_of(request: Request) -> str:
+async def _owner_of(request: Request) -> str:
     """Whose responses a request may see: those of its API key, or all where no key is asked for."""
     key = request.scope.get("api_key")
     return "" if key is None else str(key.digest.hex())
