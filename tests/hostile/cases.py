@@ -214,8 +214,15 @@ PROCESSES = [
     ),
     Case(
         25,
-        "zombies by the dozen",
-        "import os\nfor _ in range(24):\n    if not os.fork():\n        os.fork()\n        os._exit(0)\n    os.wait()",
+        "zombies by the thousand",
+        "import os, subprocess, time\n"
+        "def processes(): return sum(map(str.isdigit, os.listdir('/proc')))\n"
+        "before = processes()\n"
+        "for _ in range(50):\n"
+        "    subprocess.run(['sh', '-c', 'for i in $(seq 20); do (true &); done'], check=True)\n"
+        "    while processes() > before: time.sleep(0.002)\n"
+        "print('all reaped')",
+        stdout="all reaped",
         run_limit_s=30.0,
     ),
     Case(
