@@ -110,9 +110,9 @@ class Reply:
         ids, text = chunk.ids, chunk.text
         if self.cached_tokens is None:  # later turns go on from the cache of this very request
             self.cached_tokens = chunk.cached_tokens
-        if ids and (ending := self._endings.get(ids[-1])) is not None:  # no part of the content
-            ids, text = ids[:-1], text.removesuffix(ending)
         self.sampled_tokens += len(ids)
+        if ids and (ending := self._endings.get(ids[-1])) is not None:  # counted, but no part of the content
+            ids, text = ids[:-1], text.removesuffix(ending)
         self._count_reasoning(ids)
         shown = range(len(ids)) if self._wants_logprobs else ()
         logprobs = [logprob_item(chunk, at, self._tokenizer) for at in shown]

@@ -164,10 +164,11 @@ class Reply:
         ids, text = chunk.ids, chunk.text
         if self.cached_tokens is None:
             self.cached_tokens = chunk.cached_tokens
-        if ids and (ending := self._endings.get(ids[-1])) is not None:
+        self.sampled_tokens += len(ids)
+        if ids and (ending := self._endings.get(ids[-1])) is not None:  # counted, but no part of the output
             ids, text = ids[:-1], text.removesuffix(ending)
         self._written.append(text)
-        self._count(ids)
+        self._count_reasoning(ids)
         if self._marker is not None and text.endswith(self._marker):
             self._held_marker, text = self._marker, text.removesuffix(self._marker)
         if self._wants_logprobs:
@@ -176,8 +177,7 @@ class Reply:
         parted = self._splitter.feed(text)
         return [*told, *self._shown(parted)]
 
-    def _count(self, ids: tuple[int, ...]) -> None:
-        self.sampled_tokens += len(ids)
+    def _count_reasoning(self, ids: tuple[int, ...]) -> None:
         if self._splitter.thinking:
             closed = self._think_end in ids
             self.reasoning_tokens += ids.index(self._think_end) + 1 if closed else len(ids)

@@ -22,13 +22,13 @@ def chunk(text: str, *, stop: bool = False, **options: Any) -> Sampled:
     return Sampled(TokenChunk(ids, text + (EOS if stop else ""), (-1.0,) * len(ids), **options))
 
 
-def test_the_stop_token_is_no_part_of_the_content() -> None:
+def test_the_stop_token_is_counted_and_no_part_of_the_content() -> None:
     one = reply()
     delta = one.take(chunk("ab", stop=True))
     assert delta is not None
     assert delta.delta == {"content": "ab"}
     assert one.take(chunk("", stop=True)) is None
-    assert one.sampled_tokens == 2
+    assert one.sampled_tokens == 4  # a, b, and each end
 
 
 def test_half_a_character_is_held_back_but_counted() -> None:

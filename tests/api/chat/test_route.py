@@ -51,8 +51,8 @@ async def test_a_deferred_episode() -> None:
     assert (tool["wall_ms"], tool["waited_ms"], tool["hidden_ms"]) == (200, 100, 100)
     usage = completion.usage
     assert usage.completion_tokens_details.observation_tokens == len("\nCode execution result: 42\n") + 2
-    # The scripted tokenizer has one token a character, and one for each of the two markers.
-    assert usage.completion_tokens == len(ASK + SEEN + ANSWER) - len("<tool_call>") - len("</tool_call>") + 2
+    # The scripted tokenizer has one token a character, one for each of the two markers, and one for the end.
+    assert usage.completion_tokens == len(ASK + SEEN + ANSWER) - len("<tool_call>") - len("</tool_call>") + 3
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
 
 

@@ -72,7 +72,7 @@ def test_however_the_tokens_come_the_items_are_the_same(cuts: list[int]) -> None
     part = answer["content"]
     assert part[0]["text"] == "so it is 1."
     assert reply.text == FIRST + "\nCode execution result: 1\n</tool_call>\n" + SECOND.removesuffix(EOS)
-    assert reply.sampled_tokens == len(FIRST) - len("<tool_call>") + 1 + len(SECOND) - len(EOS)
+    assert reply.sampled_tokens == len(FIRST) - len("<tool_call>") + 1 + len(SECOND) - len(EOS) + 1
     assert reply.observation_tokens == 3
 
 
