@@ -12,6 +12,8 @@ from typing import Final
 
 _HASH: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _LIMITS: Final = {"rpm": "requests_per_minute", "concurrency": "concurrency"}
+ADMIN: Final = "admin"
+"""The scope of a key that may change the server itself; a key without a scope may use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +25,12 @@ class ApiKey:
     """What logs and metrics call it."""
     requests_per_minute: int | None = None
     concurrency: int | None = None
+    is_admin: bool = False
+    """It may use the routes below ``/admin`` too."""
 
 
 def parse_key(entry: str, *, hashed: bool) -> ApiKey:
-    """A key from ``sha256:HEX [name=ci] [rpm=60] [concurrency=4]``.
+    """A key from ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]``.
 
     Args:
         entry: one line of a key file, or one key of a setting.
@@ -44,15 +48,20 @@ def parse_key(entry: str, *, hashed: bool) -> ApiKey:
         digest = digest_of(first)
     name = f"key-{digest.hex()[:8]}"
     limits: dict[str, int] = {}
+    is_admin = False
     for option in rest:
         option_name, _, value = option.partition("=")
         if option_name == "name" and value:
             name = value
         elif option_name in _LIMITS and value.isdigit() and int(value) > 0:
             limits[_LIMITS[option_name]] = int(value)
+        elif (option_name, value) == ("scope", ADMIN):
+            is_admin = True
         else:
-            raise ValueError(f"option {option_name!r} of a key: known are name=WORD, rpm=N, concurrency=N")
-    return ApiKey(digest, name, **limits)
+            raise ValueError(
+                f"option {option_name!r} of a key: known are name=WORD, rpm=N, concurrency=N, scope={ADMIN}"
+            )
+    return ApiKey(digest, name, is_admin=is_admin, **limits)
 
 
 def parse_keys(entries: Iterable[str], *, hashed: bool) -> tuple[ApiKey, ...]:

@@ -124,12 +124,13 @@ def key(
     name: Annotated[str, typer.Option(help="What logs call it; one word.")] = "client",
     rpm: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="It may use the routes below /admin too.")] = False,
 ) -> None:
     """Make an API key: the secret for the client, and the line for the server's key file (api_keys_file)."""
-    from service.api_keys import digest_of, new_key, parse_key
+    from service.api_keys import ADMIN, digest_of, new_key, parse_key
 
     secret = new_key()
-    options = {"name": name, "rpm": rpm, "concurrency": concurrency}
+    options = {"name": name, "rpm": rpm, "concurrency": concurrency, "scope": ADMIN if admin else None}
     line = f"sha256:{digest_of(secret).hex()}" + "".join(
         f" {option}={value}" for option, value in options.items() if value is not None
     )

@@ -111,8 +111,8 @@ class Settings(BaseSettings):
     """Keys that clients may use, separated by commas: ``sha256:HEX``, or a key itself. None: no key is asked
     for, on loopback only."""
     api_keys_file: Path | None = None
-    """File with one key a line, ``sha256:HEX [name=ci] [rpm=60] [concurrency=4]``; added to ``api_keys``.
-    ``ih-grpo key`` makes such a line."""
+    """File with one key a line, ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]``;
+    added to ``api_keys``. ``ih-grpo key`` makes such a line."""
     key_requests_per_minute: int | None = Field(default=None, ge=1)
     """Requests a minute for each key whose line has no ``rpm``; unset: no limit."""
     key_concurrency: int | None = Field(default=None, ge=1)
@@ -122,7 +122,7 @@ class Settings(BaseSettings):
 
     reload_root: Path | None = None
     """Directory below which ``POST /admin/reload`` may take checkpoints from; off where unset. Asks for
-    an API key."""
+    an admin's API key (``ih-grpo key --admin``)."""
 
     otel_endpoint: str | None = None
     """OTLP/HTTP collector for traces, as ``http://localhost:4318/v1/traces``; unset: no traces. Needs the
@@ -182,10 +182,10 @@ class Settings(BaseSettings):
                 f"host {self.host!r} is reachable from outside and there is no API key: set api_keys or "
                 f"api_keys_file, or allow_anonymous if that is what you want"
             )
-        if self.reload_root is not None and not keys:
+        if self.reload_root is not None and not any(key.is_admin for key in keys):
             raise ValueError(
-                "reload_root lets clients change the weights, and there is no API key: set api_keys or "
-                "api_keys_file"
+                "reload_root lets admins change the weights, and no API key is an admin's: make one with "
+                "`ih-grpo key --admin` and put its line into api_keys_file"
             )
         return self
 

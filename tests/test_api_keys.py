@@ -15,6 +15,13 @@ def test_a_hashed_key_with_its_name_and_limits() -> None:
     assert parse_key(f"sha256:{HEX}", hashed=True).name == f"key-{HEX[:8]}"
 
 
+def test_only_a_key_with_the_scope_is_an_admins() -> None:
+    assert parse_key(f"sha256:{HEX} scope=admin name=ops", hashed=True) == ApiKey(
+        digest_of("sk-one"), "ops", is_admin=True
+    )
+    assert not parse_key(f"sha256:{HEX} name=admin", hashed=True).is_admin
+
+
 def test_a_key_spelled_out_is_hashed_or_refused() -> None:
     assert parse_key("sk-one", hashed=False).digest == digest_of("sk-one")
     with pytest.raises(ValueError, match="spelled out") as caught:
@@ -22,7 +29,7 @@ def test_a_key_spelled_out_is_hashed_or_refused() -> None:
     assert "sk-one" not in str(caught.value)
 
 
-@pytest.mark.parametrize("option", ["rpm=0", "rpm=x", "name=", "speed=3", "rpm"])
+@pytest.mark.parametrize("option", ["rpm=0", "rpm=x", "name=", "speed=3", "rpm", "scope=", "scope=root", "admin"])
 def test_an_option_that_is_not_known_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match="option"):
         parse_key(f"sha256:{HEX} {option}", hashed=True)

@@ -70,4 +70,6 @@ def test_a_key_is_made_with_the_line_for_its_file() -> None:
     assert (made.name, made.requests_per_minute, made.concurrency) == ("ci", 60, None)
     [secret] = [line.strip() for line in result.stderr.splitlines() if line.startswith("  sk-")]
     assert made.digest == digest_of(secret)
+    assert not made.is_admin
+    assert parse_key(runner.invoke(app, ["key", "--admin"]).stdout.strip(), hashed=True).is_admin
     assert runner.invoke(app, ["key", "--name", "two words"]).exit_code == 2

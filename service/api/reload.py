@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from service.api.access.auth import require_admin
 from service.api.errors import ApiError
 from service.api.server import CurrentServer, Server
 from service.api.wire import Json
@@ -19,7 +20,7 @@ from service.checkpoint import MANIFEST, CheckpointError, default_sampling, veri
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import EngineError, Sampling
 
-router = APIRouter(prefix="/admin", tags=["Operations"])
+router = APIRouter(prefix="/admin", tags=["Operations"], dependencies=[Depends(require_admin)])
 _log = structlog.get_logger(__name__)
 
 

@@ -20,6 +20,7 @@ from tests.support.serving import Served, ask, make_app, serve
 from tests.support.tiny_qwen3 import make_checkpoint
 
 KEY = "k-reload"
+KEYS = f"{KEY} scope=admin, k-user"
 POLICY = DeferralPolicy(prompt="brief-v1", max_episode_tokens=300)
 
 
@@ -30,7 +31,7 @@ async def served(tmp_path: Path) -> AsyncGenerator[Served, None]:
     POLICY.model_copy(update={"max_turns": 2}).save(make_checkpoint(tmp_path / "second", seed=1))
     engine = TransformersEngine(EngineSettings(model=str(tmp_path / "first"), model_name="m", threads=1))
     sandbox = ScriptedSandbox(lambda blocks: printed("1"))
-    app = make_app(engine, sandbox, POLICY, api_keys=KEY, reload_root=tmp_path)
+    app = make_app(engine, sandbox, POLICY, api_keys=KEYS, reload_root=tmp_path)
     async with serve(app, KEY) as running:
         yield running
 
@@ -143,6 +144,18 @@ async def test_what_is_not_below_the_root_is_refused(served: Served, tmp_path: P
     assert "passwd" not in answer.text
 
 
+async def test_an_ordinary_key_may_not(served: Served) -> None:
+    first = await ask(served)
+    for model in ("second", "nowhere", "/etc"):
+        answer = await reload(served, model, key="k-user")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"], error["code"]) == (
+            403, "invalid_request_error", "missing_scope",
+        )  # fmt: skip
+        assert "ih-grpo key --admin" in error["message"]
+    assert await ask(served) == first
+
+
 async def test_one_at_a_time_and_with_a_key(served: Served) -> None:
     assert (await reload(served, "second", key="wrong")).status_code == 401
     answers = await asyncio.gather(*(reload(served, "second") for _ in range(4)))
@@ -153,15 +166,23 @@ async def test_one_at_a_time_and_with_a_key(served: Served) -> None:
 async def test_it_is_off_unless_the_operator_says_where(tmp_path: Path) -> None:
     sandbox = ScriptedSandbox(lambda blocks: printed(""))
     engine = TransformersEngine(EngineSettings(model=str(make_checkpoint(tmp_path)), model_name="m"))
-    async with serve(make_app(engine, sandbox, api_keys=KEY), KEY) as served:
+    async with serve(make_app(engine, sandbox, api_keys=KEYS), KEY) as served:
         answer = await reload(served, ".")
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "reload_disabled")
     async with serve(
-        make_app(ScriptedEngine(EOS), sandbox, api_keys=KEY, reload_root=tmp_path), KEY
+        make_app(ScriptedEngine(EOS), sandbox, api_keys=KEYS, reload_root=tmp_path), KEY
     ) as served:
         assert (await reload(served, ".")).status_code == 501
 
 
-def test_it_asks_for_a_key(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="reload_root lets clients change the weights"):
-        make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")), reload_root=tmp_path)
+async def test_without_keys_nobody_may() -> None:
+    async with serve(make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")))) as served:
+        answer = await reload(served, ".")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope")
+
+
+@pytest.mark.parametrize("keys", ["", "k-user"])
+def test_it_asks_for_an_admins_key(tmp_path: Path, keys: str) -> None:
+    sandbox = ScriptedSandbox(lambda blocks: printed(""))
+    with pytest.raises(ValueError, match="no API key is an admin's"):
+        make_app(ScriptedEngine(EOS), sandbox, reload_root=tmp_path, api_keys=keys)

@@ -77,7 +77,7 @@ async def test_a_server_of_ours_follows(tmp_path: Path) -> None:
         checkpoint = make_checkpoint(tmp_path / f"seed-{seed}", seed=seed)
         engine = TransformersEngine(EngineSettings(model=str(checkpoint), model_name="m", threads=1))
         sandbox = ScriptedSandbox(lambda blocks: printed(""))
-        app = make_app(engine, sandbox, POLICY, api_keys=KEY, reload_root=tmp_path / "w")
+        app = make_app(engine, sandbox, POLICY, api_keys=f"{KEY} scope=admin", reload_root=tmp_path / "w")
         async with serve(app, KEY) as served:
             answers.append(await ask(served))
             if seed == 0:

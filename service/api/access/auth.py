@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import structlog
+from fastapi import Request
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.errors import ApiError
-from service.api_keys import ApiKey, find_key
+from service.api_keys import ADMIN, ApiKey, find_key
 
 BEARER: Final = HTTPBearer(auto_error=False, description="An API key, where the server has any.")
 """Tells the OpenAPI document of the keys; who may pass, the middleware decides."""
@@ -45,3 +46,17 @@ class ApiKeys:
         scope["api_key"] = key
         structlog.contextvars.bind_contextvars(api_key=key.name)
         await self._app(scope, receive, send)
+
+
+async def require_admin(request: Request) -> None:
+    """Let admin keys alone pass; where no key is asked for, nobody.
+
+    Raises:
+        ApiError: 403.
+    """
+    key: ApiKey | None = request.scope.get("api_key")
+    if key is None or not key.is_admin:
+        message = (
+            f"This needs an API key of scope '{ADMIN}': the operator makes one with `ih-grpo key --admin`."
+        )
+        raise ApiError(403, message, code="missing_scope")
