@@ -29,7 +29,9 @@ def test_a_key_spelled_out_is_hashed_or_refused() -> None:
     assert "sk-one" not in str(caught.value)
 
 
-@pytest.mark.parametrize("option", ["rpm=0", "rpm=x", "name=", "speed=3", "rpm", "scope=", "scope=root", "admin"])
+@pytest.mark.parametrize(
+    "option", ["rpm=0", "rpm=x", "name=", "speed=3", "rpm", "scope=", "scope=root", "admin"]
+)
 def test_an_option_that_is_not_known_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match="option"):
         parse_key(f"sha256:{HEX} {option}", hashed=True)
