@@ -13,6 +13,7 @@ from typing import Any
 from .capture import Capture
 from .config import Config
 from .files import Snapshot
+from .namespace import RAN
 from .processes import NamespaceProcess, kill_all_but, living, oom_kills, threads
 
 
@@ -48,6 +49,8 @@ class Flush:
     """It came to its end and the base process holds the new state."""
     restless: bool = False
     """Timers or threads are left in the base process."""
+    forked: bool = False
+    """Code has forked: in the joined script the new process would run the blocks that follow, too."""
     _killed_for: str | None = None
 
     async def begin(self) -> None:
@@ -82,7 +85,8 @@ class Flush:
         self.outcome.runs.append((began, self.outcome.finished_at or began))
         self._stdout.close_writer()
         self._stderr.close_writer()
-        self.restless = reply == b"u"
+        self.restless = reply in (RAN[False, True], RAN[True, True])
+        self.forked |= reply in (RAN[True, False], RAN[True, True])
         if reply == b"e":
             await self.finish()
             self.over = True

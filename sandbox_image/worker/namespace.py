@@ -34,6 +34,8 @@ from .script import Script
 HEADER = struct.Struct("!c8sI")
 """A command: its letter, the token that its reply must repeat, the size of its payload."""
 NO_TOKEN = bytes(8)
+RAN = {(False, False): b"d", (False, True): b"u", (True, False): b"p", (True, True): b"q"}
+"""Replies of a block that ran to its end: has it forked, does it leave timers running?"""
 PREIMPORT = ("numpy", "sympy", "mpmath", "scipy.optimize")
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -69,6 +71,9 @@ class Namespace:
         self.main.__dict__["__builtins__"] = self.builtins
         self.script = Script("", self.main.__dict__)
         self.stderr: TextIO = sys.stderr
+        self.forked = False
+        """Code has made a process that runs on in the script, as it does itself."""
+        os.register_at_fork(after_in_parent=self.note_fork)
         sys.modules["__main__"] = self.main
         self.pristine = Pristine(self.builtins.__dict__), Pristine(sys.modules)
 
@@ -96,6 +101,7 @@ class Namespace:
             self.enter(fds)
             self.script = Script(request["name"], self.main.__dict__)
         pid = _getpid()
+        self.forked = False
         reply = b"d"
         try:
             self.script.run(request["code"])
@@ -113,7 +119,12 @@ class Namespace:
         if _getpid() != pid:
             self.leave_process(0)  # a fork made by the code has come to the end of the script
         self.flush_streams()
-        self.reply(b"u" if reply == b"d" and timers_run() else reply)
+        if reply == b"d":
+            reply = RAN[self.forked, timers_run()]
+        self.reply(reply)
+
+    def note_fork(self) -> None:
+        self.forked = True
 
     def finish(self) -> None:
         """Show the last value, wait for the script's threads as Python itself does, and come to rest."""

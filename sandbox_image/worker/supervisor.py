@@ -95,6 +95,9 @@ class Supervisor:
                     await flush.finish()
                     return flush
                 break
+            if flush.forked:
+                self._inseparable = True
+                break
             await flush.run(block)
             await asyncio.gather(*self._checks)  # a check is a process too, and would pass for a stray
             if self._queue.empty() and not flush.over and not flush.quiet():

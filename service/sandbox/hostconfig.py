@@ -9,12 +9,12 @@ import json
 from typing import Any
 
 from .docker_settings import DockerSandboxSettings
-from .program import fresh_uid, image_folder, worker_config
+from .program import address_space_bytes, fresh_uid, image_folder, worker_config
 
 _GVISOR = "runsc"
-_SENTRY_THREADS = 1024
-"""gVisor's kernel is a process in the container's own cgroup: its threads count as the container's, and
-without room for them it dies."""
+_SENTRY_THREADS, _SENTRY_MB = 1024, 512
+"""gVisor's kernel is a process in the container's own cgroup: its threads and its memory count as the
+container's, and without room for them it dies."""
 
 
 def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[str, str]) -> dict[str, Any]:
@@ -26,7 +26,8 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
     if settings.runtime == _GVISOR:
         # Where the cgroup runs out, all of the container ends: code meets limits of its own before that.
         pids += _SENTRY_THREADS
-        worker |= {"address_space_bytes": memory, "processes": settings.pids}
+        memory += _SENTRY_MB << 20
+        worker |= {"address_space_bytes": address_space_bytes(settings), "processes": settings.pids}
     limits = {
         "core": 0,
         "memlock": 0,

@@ -26,12 +26,10 @@ from .frames import MAX_FRAME_BYTES, Ready
 from .pool_settings import PoolSettings
 from .pooled import PooledSandbox
 from .probes import probes
-from .program import fresh_uid, image_folder, worker_config
+from .program import address_space_bytes, fresh_uid, image_folder, worker_config
 from .seccomp import compile_profile
 from .worker import Channel
 
-_IMPORTS_MB = 384
-"""Address space that Python, numpy and sympy take before any code runs."""
 _VENV = "/opt/venv"
 """Where a virtual environment is seen inside: its own path may lie under /tmp, which is empty there."""
 _SYSTEM_FOLDERS = (
@@ -142,7 +140,7 @@ def command(settings: ProcessSandboxSettings, seccomp: int, uid: int) -> list[st
         arguments += ["--setenv", name, value]
     limits = {
         **worker_config(settings, uid),
-        "address_space_bytes": (settings.memory_mb + _IMPORTS_MB) << 20,
+        "address_space_bytes": address_space_bytes(settings),
         "processes": settings.pids if uid else 0,
     }
     return [*arguments, python, "-B", "-s", "-W", "ignore", "-m", "worker", json.dumps(limits)]

@@ -8,6 +8,8 @@ from typing import Any
 
 from .pool_settings import PoolSettings
 
+_IMPORTS_MB = 384
+"""Address space that Python, numpy and sympy take before any code runs."""
 _FIRST_UID, _LAST_UID = 200_000, 2_000_000_000
 
 
@@ -29,6 +31,11 @@ def worker_config(settings: PoolSettings, uid: int) -> dict[str, Any]:
         "open_files": settings.open_files,
         "max_lifetime_s": settings.max_lifetime_s,
     }
+
+
+def address_space_bytes(settings: PoolSettings) -> int:
+    """RLIMIT_AS for code where no cgroup bounds its memory alone: ``memory_mb`` beside what is imported."""
+    return (settings.memory_mb + _IMPORTS_MB) << 20
 
 
 def fresh_uid() -> int:
