@@ -42,8 +42,9 @@ def probes(settings: PoolSettings) -> list[Probe]:
             "import ctypes\n"
             "libc = ctypes.CDLL(None, use_errno=True)\n"
             "refused = libc.unshare(0x10000000) == -1 and ctypes.get_errno() == 1\n"  # CLONE_NEWUSER
-            "print(refused, libc.ptrace(0, 0, 0, 0))",  # PTRACE_TRACEME would give 0
-            _says("True -1"),
+            "flags = (ctypes.c_uint64 * 8)(0x10000000)\n"
+            "print(refused, libc.syscall(435, flags, 64), libc.ptrace(0, 0, 0, 0))",  # clone3, PTRACE_TRACEME
+            _says("True -1 -1"),
         ),
         Probe(
             "read-only root",

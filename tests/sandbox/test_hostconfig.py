@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
 from pydantic import ValidationError
 
 from service.sandbox.docker_settings import DockerSandboxSettings
-from service.sandbox.hostconfig import create_arguments
+from service.sandbox.hostconfig import create_arguments, seccomp_profile
 from service.sandbox.program import fresh_uid
 
 ARGUMENTS = create_arguments(DockerSandboxSettings(), "name", {"label": "value"})
@@ -59,6 +60,15 @@ def test_our_own_seccomp_profile_is_used() -> None:
     )
     refused += " setns pivot_root chroot kexec_load init_module open_by_handle_at shmget vmsplice clone3"
     assert not allowed & set(refused.split())
+
+
+def test_gvisor_alone_decides_on_clone3() -> None:
+    def answers(runtime: str | None) -> list[tuple[str, int | None]]:
+        rules = json.loads(seccomp_profile(runtime))["syscalls"]
+        return [(rule["action"], rule.get("errnoRet")) for rule in rules if "clone3" in rule["names"]]
+
+    assert answers(None) == [("SCMP_ACT_ERRNO", errno.ENOSYS)]
+    assert answers("runsc") == [("SCMP_ACT_ALLOW", None)]
 
 
 def test_each_container_has_a_uid_of_its_own() -> None:

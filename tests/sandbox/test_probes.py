@@ -11,7 +11,7 @@ from service.sandbox.probes import Probe, probes, prove_isolation
 GOOD = ExecutionResult("", "", "ok", 0.0, 0.0)
 HOLDS = {
     "uid": replace(GOOD, stdout="True 0000000000000000 0000000000000000 1\n"),
-    "seccomp": replace(GOOD, stdout="True -1\n"),
+    "seccomp": replace(GOOD, stdout="True -1 -1\n"),
     "read-only root": replace(GOOD, stdout="checked\n"),
     "disk": replace(GOOD, stdout="True\n"),
     "network": replace(GOOD, stdout="['lo', 'sit0']\n"),
