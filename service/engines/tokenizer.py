@@ -17,6 +17,9 @@ _TEMPLATE_INPUTS = frozenset({"tools", "documents"})
 _RESERVED = (
     frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - _TEMPLATE_INPUTS
 )
+_SHORT = 10_000
+"""Characters that ``encode`` may take. It holds the interpreter's lock until it is done, a second for half a
+million of them; ``encode_batch`` lets other threads work, but wakes threads of its own."""
 
 
 class HFTokenizer:
@@ -54,7 +57,10 @@ class HFTokenizer:
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         backend = self.backend if allow_special else self._literal_backend
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        if len(text) <= _SHORT:
+            return list(backend.encode(text, add_special_tokens=False).ids)
+        [encoding] = backend.encode_batch([text], add_special_tokens=False)
+        return list(encoding.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=False)

@@ -47,6 +47,14 @@ def test_no_text_makes_a_control_token(tokenizer: HFTokenizer, parts: list[str])
     assert not {tokenizer.token_id(token) for token in (*CONTROL_TOKENS, *MARKUP_TOKENS)} & set(ids)
 
 
+@pytest.mark.parametrize("allow_special", [True, False])
+def test_a_long_text_is_read_as_a_short_one(tokenizer: HFTokenizer, allow_special: bool) -> None:
+    """Byte-level BPE begins a word at a blank, so the parts of this text are tokenised each for itself."""
+    part = f" 2 + 2 = {SPELLED}"
+    ids = tokenizer.encode(part * 1000, allow_special=allow_special)
+    assert ids == tokenizer.encode(part, allow_special=allow_special) * 1000
+
+
 def test_the_chat_template_is_rendered_with_its_arguments(tokenizer: HFTokenizer) -> None:
     messages: list[dict[str, object]] = [{"role": "user", "content": "1 + 1?"}]
     asked = "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"

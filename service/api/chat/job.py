@@ -6,6 +6,8 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
 
 from service.api.chat.request import ChatRequest
 from service.api.chat.sampling import sampling_of
@@ -17,6 +19,10 @@ from service.api.thinking import OPEN
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import EngineError, Sampling
 from service.events import EpisodeEvent
+
+_SHORT: Final = 4000
+"""Characters of a request that are tokenised at once, in a millisecond or two: a thread would take longer to
+get its turn. A prompt of megabytes takes a second and must not hold the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +139,16 @@ def _policy(server: Server, request: ChatRequest) -> DeferralPolicy:
 async def _render(server: Server, request: ChatRequest) -> list[int]:
     turns = [message.as_turn() for message in request.messages]
     tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
+    render = partial(
+        server.backend.render,
+        turns,
+        deferral=request.deferred,
+        thinking=request.chat_template_kwargs.enable_thinking,
+        tools=tools,
+    )
+    size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
     try:
-        # Off the event loop: a prompt of megabytes takes a second to tokenise.
-        return await asyncio.to_thread(
-            server.backend.render,
-            turns,
-            deferral=request.deferred,
-            thinking=request.chat_template_kwargs.enable_thinking,
-            tools=tools,
-        )
+        return render() if size <= _SHORT else await asyncio.to_thread(render)
     except (ValueError, EngineError) as error:
         raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
 
