@@ -193,6 +193,9 @@ async def test_keys(open_page: OpenPage) -> None:
             await page.keyboard.press("Tab")
             focused = page.locator(":focus-visible")
             assert await focused.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+        await ask(page)  # from here on keys are meant for the episode
+        await page.keyboard.press("?")
+        await expect(page.locator("#help")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])

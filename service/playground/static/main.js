@@ -13,7 +13,7 @@ const EXAMPLES = [
   ["A mistake, mended", "Find the lcm of 91234 and 120988."],
   ["Digits of a power", "Add up the digits of 7 ** 45."],
 ];
-const THEMES = { Auto: "light dark", Light: "light", Dark: "dark" };
+const THEMES = { auto: "light dark", light: "light", dark: "dark" };
 // A page in a file of its own has no server; its episode is an attribute (service/playground/standalone.py).
 const CARRIED = document.documentElement.dataset;
 const settings = new SettingsForm();
@@ -37,6 +37,7 @@ async function ask() {
   tell("Asked.");
   busy(true);
   player.show(episode, { live: true });
+  byId("transcript").focus({ preventScroll: true }); // out of the question, so that keys mean what the list says
   describe(episode, "waiting for the first token");
   const ticking = frames(() => player.grow(elapsed()));
   try {
@@ -146,8 +147,8 @@ const base = () => new URL("./", document.baseURI).href.split("#")[0];
 function theme() {
   const button = byId("theme");
   const names = Object.keys(THEMES);
-  const next = names[(names.indexOf(button.textContent) + 1) % names.length];
-  button.textContent = next;
+  const next = names[(names.indexOf(button.lastChild.textContent) + 1) % names.length];
+  button.lastChild.textContent = next;
   document.documentElement.style.colorScheme = THEMES[next];
 }
 
