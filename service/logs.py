@@ -39,5 +39,5 @@ def configure(level: str, log_format: Literal["console", "json"]) -> None:
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))
     logging.root.handlers = [handler]
     logging.root.setLevel(level.upper())
-    for chatty in ("uvicorn", "httpx", "httpcore", "urllib3", "docker", "websockets"):
+    for chatty in ("alembic", "uvicorn", "httpx", "httpcore", "urllib3", "docker", "websockets"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.root.level))

@@ -20,7 +20,7 @@ from service.api.access.drain import Drain
 from service.engines.base import EngineError
 from service.sandbox.base import SandboxError
 from service.settings import Settings
-from service.store.database import StoreError
+from service.store.errors import StoreError
 
 _console = Console(stderr=True)
 

@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event, text
+from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from service.store.tables import metadata
+from service.store.errors import StoreError
+from service.store.schema import upgrade
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -21,11 +22,6 @@ _DRIVERS = {
 }
 _IN_MEMORY = (None, "", ":memory:")
 _BUSY_TIMEOUT_MS = 10_000
-_SCHEMA_LOCK = 5_018_500  # any number of our own
-
-
-class StoreError(ValueError):
-    """The store can't be opened; the message says why and what to do."""
 
 
 def open_database(url: str) -> AsyncEngine:
@@ -75,14 +71,16 @@ def _with_pragmas(engine: AsyncEngine) -> AsyncEngine:
     return engine
 
 
-async def create_tables(engine: AsyncEngine) -> None:
-    """Make what is missing; several servers may do so at once. A new file is readable to its owner alone."""
+async def prepare(engine: AsyncEngine) -> None:
+    """Bring the database to this version's schema. A new file is readable to its owner alone.
+
+    Raises:
+        StoreError: a newer version wrote it.
+    """
     if engine.dialect.name == "sqlite" and engine.url.database not in _IN_MEMORY:
         _make_private(Path(str(engine.url.database)))
     async with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})
-        await connection.run_sync(metadata.create_all)
+        await connection.run_sync(upgrade)
 
 
 async def give_back_room(connection: AsyncConnection) -> None:

@@ -13,7 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.api.wire import Json, dumps
-from service.store.database import StoreError, create_tables, open_database
+from service.store.database import open_database, prepare
+from service.store.errors import StoreError
 from service.store.records import RUNNING, StoredResponse
 from service.store.runner_id import runner_id
 from service.store.tables import events, responses
@@ -43,13 +44,13 @@ class ResponseStore:
         self._clock = clock
 
     async def start(self) -> None:
-        """Make the tables.
+        """Bring the database to this version's schema.
 
         Raises:
-            StoreError: the database does not answer or refuses.
+            StoreError: the database does not answer or refuses, or a newer version wrote it.
         """
         try:
-            await create_tables(self.engine)
+            await prepare(self.engine)
         except (SQLAlchemyError, OSError) as error:
             where = self.engine.url.render_as_string(hide_password=True)
             cause = getattr(error, "orig", None) or error
