@@ -1,4 +1,4 @@
-"""Writes what each image installs, read from pyproject.toml: ``requirements.py PYPROJECT FOLDER``."""
+"""Prints what an image installs, read from pyproject.toml: ``requirements.py PYPROJECT EXTRA,EXTRA``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-EXTRAS = {"core": (), "api": ("cpu", "otel", "postgres"), "train": ("train",)}
-"""The extras of each image, beside what every install needs."""
 
-
-def requirements(project: dict[str, Any], extras: tuple[str, ...]) -> list[str]:
+def requirements(project: dict[str, Any], extras: list[str]) -> list[str]:
     """All requirements, those of extras that name extras of the project itself included."""
     found: list[str] = []
     queue = [*project["dependencies"], *(f"{project['name']}[{extra}]" for extra in extras)]
@@ -29,6 +26,4 @@ def requirements(project: dict[str, Any], extras: tuple[str, ...]) -> list[str]:
 
 if __name__ == "__main__":
     described = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]
-    for image, image_extras in EXTRAS.items():
-        lines = requirements(described, image_extras)
-        Path(sys.argv[2], f"{image}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(requirements(described, [extra for extra in sys.argv[2].split(",") if extra])))

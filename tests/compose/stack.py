@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
+import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import docker
 import httpx
+import pytest
+from openai import OpenAI
+
+REPO = Path(__file__).parents[2]
 
 
 class Stack:
@@ -17,35 +25,38 @@ class Stack:
 
     def __init__(self, client: list[str], folder: Path, name: str, daemon: docker.DockerClient) -> None:
         self.name = name
+        self.folder = folder
         self.daemon = daemon
+        self.key = "none"
         self._client = client
-        self._folder = folder
         self._settings: dict[str, str] = {}
 
     def configure(self, **settings: str) -> None:
-        """Write the project's .env."""
-        self._settings = {"COMPOSE_PROJECT_NAME": self.name, **settings}
+        """Write the project's .env; what was set before and is not named stays."""
+        self._settings = {"COMPOSE_PROJECT_NAME": self.name, **self._settings, **settings}
         lines = [f"{key}={value}\n" for key, value in self._settings.items()]
-        (self._folder / ".env").write_text("".join(lines))
+        (self.folder / ".env").write_text("".join(lines))
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._settings['PORT']}"
 
-    def compose(self, *arguments: str, check: bool = True, **settings: str) -> str:
-        """Run one command of Compose; ``settings`` go before those of .env. Returns all that it says."""
+    def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run one command of Compose; ``settings`` go before those of .env."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("IHGRPO_")}
-        environment = {**kept, "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0", **settings}
-        done = subprocess.run(
+        return subprocess.run(
             [*self._client, "--project-name", self.name, *arguments],
-            cwd=self._folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            env={**kept, "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0", **settings},
+            capture_output=True,
             text=True,
             check=False,
         )
-        assert not check or done.returncode == 0, f"compose {arguments} failed:\n{done.stdout[-6000:]}"
+
+    def compose(self, *arguments: str, **settings: str) -> str:
+        """As ``run``, but it must succeed. Returns what it says on stdout."""
+        done = self.run(*arguments, **settings)
+        assert done.returncode == 0, f"compose {arguments} failed:\n{(done.stdout + done.stderr)[-6000:]}"
         return done.stdout
 
     def container(self, service: str) -> Any:
@@ -54,19 +65,39 @@ class Stack:
         (found,) = self.daemon.containers.list(all=True, filters={"label": labels})
         return found
 
+    def get(self, path: str) -> httpx.Response:
+        """Ask the API with the stack's key."""
+        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {self.key}"}, timeout=10)
+
     def wait_ready(self, timeout_s: float = 300) -> None:
         """Until the API says that engine and sandbox serve."""
         deadline, answer = time.monotonic() + timeout_s, "nothing yet"
         while time.monotonic() < deadline:
             try:
-                reply = httpx.get(f"{self.url}/ready", timeout=10)
+                reply = self.get("/ready")
                 answer = reply.text
                 if reply.status_code == 200:
                     return
             except httpx.HTTPError as error:
                 answer = repr(error)
             time.sleep(0.5)
-        raise AssertionError(f"not ready: {answer}\n{self.compose('logs', '--tail', '30', check=False)}")
+        said = self.run("logs", "--tail", "30")
+        raise AssertionError(f"not ready: {answer}\n{said.stdout}{said.stderr}")
+
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=2, timeout=300)
+
+    def solve(self, model: str = "quickstart") -> None:
+        """Ask through the front door for what needs code to run in a sandbox."""
+        with self.client() as client:
+            reply = client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": "What is 739184 times 52967 plus 90412 times 33771?"}],
+                temperature=0,
+            )
+        message = reply.choices[0].message
+        assert rf"\boxed{{{739184 * 52967 + 90412 * 33771}}}" in (message.content or "")
+        assert [tool["status"] for tool in message.executed_tools] == ["ok"]  # type: ignore[attr-defined]
 
     def kill(self, service: str) -> None:
         """SIGKILL its program, as a crash or the kernel would (``docker kill`` means: keep it down)."""
@@ -88,3 +119,60 @@ class Stack:
             *self.daemon.volumes.list(filters=own),
         ]
         return [str(thing.name) for thing in found]
+
+
+@contextlib.contextmanager
+def new_stack(version: str, folder: Path, *, build: tuple[str, ...] = (), **settings: str) -> Iterator[Stack]:
+    """A stack whose images are built, not yet up. Nothing of it is left afterwards, whatever the tests did.
+
+    Args:
+        version: v1 or v2, of Compose.
+        folder: what Compose reads is copied there, with an override that lets images be built here.
+        build: services to build beside init, runner and api.
+        settings: of its .env.
+    """
+    client = _client(version)
+    subprocess.run([REPO / "scripts/compose-project", folder], check=True)
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    with contextlib.closing(docker.DockerClient(base_url=host, version="auto")) as daemon:
+        stack = Stack(client, folder, f"ihgrpo-test-{os.getpid()}-{folder.name}", daemon)
+        stack.configure(
+            PORT=str(_free_port()),
+            DOCKER_SOCKET=host.removeprefix("unix://"),
+            IHGRPO_VERSION="test",
+            # Built by scripts/ensure-sandbox-image from the same files.
+            SANDBOX_IMAGE="ih-grpo-sandbox:latest",
+            IHGRPO_RUNNER_WARM_CONTAINERS="1",
+            **settings,
+        )
+        try:
+            stack.compose("build", "init", "runner", "api", *build)
+            yield stack
+        finally:
+            stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "60")
+
+
+def image_of(service: str) -> str:
+    """The image of a service, or its stand-in where no registry is reached; skips where there is none."""
+    command = [REPO / "scripts/stand-in", service]
+    name = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    if not name:
+        pytest.skip(f"no registry is reached, and no package brings {service}")
+    return name
+
+
+def _client(version: str) -> list[str]:
+    commands = [shlex.split(line) for line in os.environ.get("IHGRPO_COMPOSE", "").splitlines()]
+    if not commands:
+        pytest.skip("brings up the whole stack: scripts/test-compose")
+    for command in commands:
+        said = subprocess.run([*command, "version"], capture_output=True, text=True, check=True).stdout
+        if ("version 1." in said) == (version == "v1"):
+            return command
+    pytest.skip(f"no Compose {version} here")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

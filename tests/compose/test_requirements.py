@@ -23,15 +23,15 @@ PROJECT = {
 @pytest.mark.parametrize(
     ("extras", "expected"),
     [
-        ((), ["a>=1"]),
-        (("cpu",), ["a>=1", "torch"]),
-        (("all",), ["a>=1", "b", "torch", "trl"]),
+        ([], ["a>=1"]),
+        (["cpu"], ["a>=1", "torch"]),
+        (["all"], ["a>=1", "b", "torch", "trl"]),
     ],
 )
-def test_extras_of_extras_are_followed(extras: tuple[str, ...], expected: list[str]) -> None:
+def test_extras_of_extras_are_followed(extras: list[str], expected: list[str]) -> None:
     assert REQUIREMENTS(PROJECT, extras) == expected
 
 
 def test_an_unknown_extra_is_an_error() -> None:
     with pytest.raises(KeyError):
-        REQUIREMENTS(PROJECT, ("none",))
+        REQUIREMENTS(PROJECT, ["none"])

@@ -1,0 +1,77 @@
+"""The profile `store`: responses in Postgres, which outlive api and database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openai.types.responses import Response
+
+from tests.compose.stack import Stack, image_of, new_stack
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1500)]
+
+COUNT = ["psql", "--username=ih_grpo", "--dbname=ih_grpo", "-tAc", "select count(*) from responses"]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with new_stack(
+        "v1",
+        tmp_path_factory.mktemp("stored-"),
+        POSTGRES_IMAGE=image_of("postgres"),
+        COMPOSE_PROFILES="store",
+        IHGRPO_STORE_URL="postgresql://ih_grpo@postgres/ih_grpo",
+    ) as stack:
+        stack.compose("up", "-d")
+        stack.wait_ready()
+        yield stack
+
+
+def answer(stack: Stack, **more: Any) -> Response:
+    """A response whose code ran in a sandbox."""
+    with stack.client() as client:
+        reply = client.responses.create(
+            model="quickstart",
+            input="What is 739184 times 52967 plus 90412 times 33771?",
+            tools=[{"type": "code_interpreter", "container": {"type": "auto"}}],
+            temperature=0,
+            **more,
+        )
+    assert reply.status == "completed", reply
+    return reply
+
+
+@pytest.fixture(scope="module")
+def first(stack: Stack) -> str:
+    """The id of a stored response."""
+    return answer(stack).id
+
+
+def test_it_is_stored_in_postgres(stack: Stack, first: str) -> None:
+    assert stack.container("postgres").exec_run(COUNT).output.strip() == b"1"
+
+
+def test_the_password_is_asked_for(stack: Stack) -> None:
+    wrong = (
+        "import asyncio, asyncpg\n"
+        "try: asyncio.run(asyncpg.connect('postgresql://ih_grpo:wrong@postgres/ih_grpo'))\n"
+        "except asyncpg.InvalidPasswordError as error: print(type(error).__name__)"
+    )
+    done = stack.container("api").exec_run(["/opt/ih-grpo/bin/python", "-c", wrong])
+    assert done.output.strip() == b"InvalidPasswordError"
+
+
+def test_the_api_goes_on_after_the_database_was_gone(stack: Stack, first: str) -> None:
+    stack.compose("restart", "postgres")
+    stack.wait_ready()
+    with stack.client() as client:
+        assert client.responses.retrieve(first).status == "completed"
+
+
+def test_all_is_there_after_a_new_start(stack: Stack, first: str) -> None:
+    stack.compose("up", "-d", "--force-recreate")
+    stack.wait_ready()
+    assert answer(stack, previous_response_id=first).previous_response_id == first
+    assert stack.container("postgres").exec_run(COUNT).output.strip() == b"2"
