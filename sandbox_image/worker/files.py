@@ -10,7 +10,6 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterator
 
 from .processes import WorkerError, as_user
 
@@ -59,12 +58,15 @@ class Snapshot:
             return
         room = self._max_bytes
         with os.fdopen(self._copy, "wb", closefd=False) as out, tarfile.open(fileobj=out, mode="w") as tar:
-            for path in entries(self._directories):
+            modes = opened(self._directories)
+            for path, mode in modes.items():
                 room -= os.lstat(path).st_size
                 if room < 0:
                     raise WorkerError("too much to copy")
-                with readable(path):
-                    tar.add(path, recursive=False)
+                add(tar, path, mode)
+        for path, mode in reversed(modes.items()):
+            if not os.path.islink(path):
+                os.chmod(path, mode)
 
     def _put_back(self) -> None:
         kept = set()
@@ -86,41 +88,39 @@ class Snapshot:
             remove_except(self._directories, kept)
 
 
-class readable:  # noqa: N801  reads as a phrase where it is used
-    """Let the owner read ``path`` for a moment, whatever its mode."""
+def add(tar: tarfile.TarFile, path: str, mode: int) -> None:
+    def with_mode(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.mode = mode
+        return member
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._mode = stat.S_IMODE(os.lstat(path).st_mode)
-        self._regular = stat.S_ISREG(os.lstat(path).st_mode)
-
-    def __enter__(self) -> None:
-        if self._regular and not self._mode & 0o400:
-            os.chmod(self._path, self._mode | 0o400)
-
-    def __exit__(self, *_: object) -> None:
-        if self._regular and not self._mode & 0o400:
-            os.chmod(self._path, self._mode)
+    tar.add(path, recursive=False, filter=with_mode)
 
 
 def empty(directories: list[str]) -> bool:
     return not any(os.listdir(directory) for directory in directories)
 
 
-def entries(directories: list[str]) -> Iterator[str]:
-    """Every path below ``directories``, parents first; folders are opened up to their owner on the way."""
+def opened(directories: list[str]) -> dict[str, int]:
+    """Every path below ``directories`` and its mode, parents first; its owner may read it from now on."""
+    modes = {}
+
+    def note(path: str, needed: int) -> None:
+        status = os.lstat(path)
+        mode = modes[path] = stat.S_IMODE(status.st_mode)
+        if mode & needed != needed and (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+            os.chmod(path, mode | needed)
+
     for directory in directories:
         for parent, names, files in os.walk(directory):
-            for name in names:
-                path = os.path.join(parent, name)
-                if not os.path.islink(path):
-                    os.chmod(path, stat.S_IMODE(os.lstat(path).st_mode) | 0o700)
-                yield path
-            yield from (os.path.join(parent, name) for name in files)
+            for name in names:  # before the walk goes into them
+                note(os.path.join(parent, name), 0o700)
+            for name in files:
+                note(os.path.join(parent, name), 0o400)
+    return modes
 
 
 def remove_except(directories: list[str], kept: set[str]) -> None:
-    for path in list(entries(directories)):
+    for path in opened(directories):
         if path not in kept and os.path.lexists(path):
             discard(path)
 

@@ -57,6 +57,29 @@ def test_everything_comes_back_and_nothing_more(tmp_path: Path) -> None:
         assert opened.read() == "one"  # the same file, not another of its name
 
 
+def test_modes_stay_as_they_are(tmp_path: Path) -> None:
+    closed, secret = tmp_path / "closed", tmp_path / "closed" / "secret"
+    closed.mkdir()
+    secret.write_text("x")
+
+    def modes() -> list[int]:
+        return [path.lstat().st_mode & 0o777 for path in (closed, secret)]
+
+    async def work() -> None:
+        secret.chmod(0)
+        closed.chmod(0o100)
+        snapshot = Snapshot([str(tmp_path)], uid=0, max_bytes=1 << 20)
+        await snapshot.take()
+        assert modes() == [0o100, 0]
+        closed.chmod(0o700)
+        secret.chmod(0o600)
+        await snapshot.restore()
+        assert modes() == [0o100, 0]
+
+    reaping(work)
+    assert secret.read_text() == "x"
+
+
 def test_an_empty_folder_is_emptied_again(tmp_path: Path) -> None:
     async def work() -> None:
         snapshot = Snapshot([str(tmp_path)], uid=0, max_bytes=10)
