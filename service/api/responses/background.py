@@ -75,7 +75,7 @@ class Background:
 
     async def cancel(self, response_id: str) -> bool:
         """End one that runs here, and wait until it has; False if none does."""
-        return await self._stop(response_id, _cancel)
+        return await self._stop(response_id, Resource.cancel)
 
     async def stop(self) -> None:
         """End those that still run: they are failed, and say why."""
@@ -152,10 +152,6 @@ def _end(response: StoredResponse, last: int) -> Json:
     """The last event of a response whose own server never told it."""
     kind = response.status if response.status in ("completed", "failed") else "incomplete"
     return {"type": f"response.{kind}", "response": response.body, "sequence_number": last + 1}
-
-
-def _cancel(resource: Resource) -> None:
-    resource.status = "cancelled"
 
 
 def _shut_down(resource: Resource) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 
@@ -12,7 +13,7 @@ from service.api.disconnect import until_disconnect
 from service.api.responses.ids import new_response_id
 from service.api.responses.job import prepare_response
 from service.api.responses.request import ResponseRequest
-from service.api.responses.resource import shown
+from service.api.responses.resource import Resource, shown
 from service.api.responses.responses import CurrentResponses, Owner
 from service.api.responses.route import PlainNames
 from service.api.responses.run import Run, Stream
@@ -39,17 +40,29 @@ async def create_response(
             return JsonResponse(shown(run.resource.body(), include))
         events = responses.background.read(job.id, owner, -1)
     elif body.stream:
-        events = run.told()
+        events = _attended(run, run.told())
     else:
         return JsonResponse(shown(await until_disconnect(request.receive, _complete(run)), include))
     return sse.EventStream(as_sse(events, include), server.settings.keep_alive_s)
 
 
 async def _complete(run: Run) -> Json:
-    async with aclosing(run.events()) as events:
+    async with aclosing(_attended(run, run.events())) as events:
         async for _ in events:
             pass
     return run.resource.body()
+
+
+async def _attended(run: Run, events: Stream) -> Stream:
+    """``events``; if the client leaves before the last, what there is so far is stored as cancelled."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield event
+    except (asyncio.CancelledError, GeneratorExit):
+        if run.is_running:
+            await run.stop(Resource.cancel)
+        raise
 
 
 async def as_sse(

@@ -40,6 +40,9 @@ class Resource:
     def fail(self, error: ApiError) -> None:
         self.status, self.error = "failed", failure(error.message, error.status)
 
+    def cancel(self) -> None:
+        self.status = "cancelled"
+
     def body(self) -> Json:
         """All of it, outputs of code included."""
         request, chat = self.job.request, self.job.chat

@@ -39,6 +39,11 @@ class Run:
         self._next = 0
         self._admitted = False
 
+    @property
+    def is_running(self) -> bool:
+        """It has its place, and no end."""
+        return self._admitted and self.resource.status == "in_progress"
+
     def lifecycle(self, kind: str) -> Json:
         """The event ``response.<kind>``, with the response as it is now."""
         return self._numbered({"type": f"response.{kind}", "response": self.resource.body()})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from sqlalchemy import select
 
 from service.engines.base import EngineError
+from service.store.tables import responses
 from tests.support.response_events import checked, collected, kinds
 from tests.support.responses_api import (
     ANSWER,
@@ -24,6 +27,7 @@ from tests.support.responses_api import (
     serving,
 )
 from tests.support.scripted import EOS, ScriptedEngine
+from tests.support.serving import Served
 from tests.support.until import until
 
 
@@ -140,21 +144,49 @@ async def test_silence_is_filled_with_comments() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_ends_it_and_nothing_is_stored(stream: bool) -> None:
+async def test_a_client_that_leaves_ends_it_and_what_there_is_stays(stream: bool) -> None:
     scripted = ScriptedEngine("x" * 10_000, delay_s=0.005)
     async with serving(scripted) as served:
         if stream:
             events = await ask(served, stream=True)
             response_id = (await anext(aiter(events))).response.id
+            while (await anext(aiter(events))).type != "response.output_text.delta":
+                pass
             await events.response.aclose()
         else:
             with pytest.raises(openai.APITimeoutError):
                 await ask(served, timeout=0.5)
         admission = served.app.state.server.admission
         await until(lambda: not scripted.open_streams and not admission.running)
+        [left] = await stored_responses(served)
         if stream:
-            with pytest.raises(openai.NotFoundError):
-                await served.openai.responses.retrieve(response_id)
+            assert left.id == response_id
+        assert left.status == "cancelled"
+        assert 0 < len(left.output_text) < 10_000
+        assert left.usage.output_tokens == len(left.output_text)
+
+
+async def stored_responses(served: Served) -> list[Any]:
+    """All that the server keeps, once it keeps any."""
+    engine = served.app.state.responses.store.engine
+    ids: list[str] = []
+    while not ids:
+        async with engine.connect() as connection:
+            ids = list((await connection.execute(select(responses.c.id))).scalars())
+        await asyncio.sleep(0.02)
+    return [await served.openai.responses.retrieve(response_id) for response_id in ids]
+
+
+async def test_who_leaves_and_wants_nothing_stored_leaves_nothing() -> None:
+    scripted = ScriptedEngine("x" * 10_000, delay_s=0.005)
+    async with serving(scripted) as served:
+        events = await ask(served, stream=True, store=False)
+        response_id = (await anext(aiter(events))).response.id
+        await events.response.aclose()
+        admission = served.app.state.server.admission
+        await until(lambda: not scripted.open_streams and not admission.running)
+        with pytest.raises(openai.NotFoundError):
+            await served.openai.responses.retrieve(response_id)
 
 
 class BrokenEngine(ScriptedEngine):
