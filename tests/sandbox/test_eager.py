@@ -66,7 +66,7 @@ STATEMENTS = [
     "import os\nos.makedirs('/tmp/deep/er', exist_ok=True)",
     "import os\nos.unlink('file')",
     "import threading\nt = threading.Thread(target=print, args=('thread',))\nt.start()\nt.join()",
-    "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.05), print('late'))).start()",
+    "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.5), print('late'))).start()",
     "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
     "import subprocess\nprint(subprocess.run(['echo', 'child'], capture_output=True, text=True).stdout)",
     "import subprocess\nsubprocess.Popen(['sleep', '60'])\nprint('left one behind')",
