@@ -4,8 +4,9 @@
     .venv-vllm/bin/python benchmarks/serving.py    # needs Docker and the sandbox image
 
 Output throughput, time to first token and CPU of the API process, with no tool used. A model with random
-weights, its end tokens biased away, writes a fixed number of tokens; the servers take turns. What needs no
-engine is measured by ``serving_api.py``.
+weights, its end tokens biased away, writes a fixed number of tokens. In every round each server gets the same
+requests, one server after another and each time another one first; ratios and differences are taken within
+a round. What needs no engine is measured by ``serving_api.py``.
 
 Clients, servers and engines share this machine's cores. On a GPU the engine takes none of them, and what is
 measured here as lost throughput is CPU that is idle there.
@@ -18,15 +19,11 @@ import asyncio
 import json
 import os
 import platform
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,96 +32,39 @@ from typing import Any
 import aiohttp
 import psutil
 
+from benchmarks.serving_servers import MODEL, SHAPE, Server, ours, ours_in_front, vllm, wait_for
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
 from tests.support.tiny_qwen3 import make_checkpoint, make_tokenizer
-from tests.support.vllm_args import VLLM_ARGS
-
-SHAPE = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.02,
-}
-ARGS = {**VLLM_ARGS, "max_num_seqs": 64, "enforce_eager": True}
-MODEL = "bench"
-ENVIRONMENT = {
-    "VLLM_TARGET_DEVICE": "cpu",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "OMP_NUM_THREADS": "1",
-    "IHGRPO_STORE_URL": "sqlite://",
-}
 
 
 @dataclass(frozen=True)
-class Target:
-    """A server under test; ``process`` is the API's own, without the engine's children."""
+class Stream:
+    """Seconds to the first text, tokens, and the events that brought them."""
 
-    name: str
-    url: str
-    process: psutil.Process
+    first: float
+    tokens: int
+    events: int
 
 
 @dataclass(frozen=True)
 class Round:
-    """Tokens per second of all streams, seconds to each first token, CPU seconds of the API a token."""
+    """What one server did with the streams of one round."""
 
     throughput: float
-    first: list[float]
+    """Tokens per second, of all streams together."""
+    first: float
+    """Milliseconds to the first text, the median over the streams."""
     cpu: float
+    """Microseconds of the API process a token."""
+    bundle: float
+    """Tokens an event."""
 
 
-@contextmanager
-def launched(name: str, command: list[str], port: int) -> Iterator[Target]:
-    process = subprocess.Popen([sys.executable, "-m", *command], env={**os.environ, **ENVIRONMENT})
-    try:
-        yield Target(name, f"http://127.0.0.1:{port}", psutil.Process(process.pid))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(90)
-
-
-def wait_for(target: Target) -> None:
-    """Until it listens. Both start at once, and neither listens before its engine is there."""
-    port = int(target.url.rpartition(":")[2])
-    while target.process.is_running() and target.process.status() != psutil.STATUS_ZOMBIE:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    raise SystemExit(f"the server {target.name!r} did not start")
-
-
-def bare(model: Path, port: int) -> list[str]:
-    command = ["vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--model", str(model), "--served-model-name", MODEL, "--dtype", "float32"]
-    command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
-    for name, value in ARGS.items():
-        command += (
-            [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
-        )
-    return command
-
-
-def ours(model: Path, port: int) -> list[str]:
-    command = ["service", "serve", "--engine", "vllm", "--sandbox", "in-process", "--port", str(port)]
-    command += ["--model", str(model), "--served-model-name", MODEL, "--max-concurrent-episodes", "64"]
-    command += ["--log-level", "warning"]
-    return [*command, *(f"--vllm-arg={name}={json.dumps(value)}" for name, value in ARGS.items())]
-
-
-def body(target: Target, tokens: int, banned: list[int], seed: int) -> dict[str, Any]:
-    """One prompt for both: vLLM's server gets the instruction that ours adds."""
+def body(server: Server, tokens: int, banned: list[int], seed: int) -> dict[str, Any]:
+    """One prompt for all: vLLM's server gets the instruction that ours adds."""
     question = f"Problem {seed}: add {seed} and {seed + 1}."
-    if target.name == "bare":
+    if not server.instructs:
         question = instruct(question, DeferralPolicy().prompt)
     return {
         "model": MODEL,
@@ -139,30 +79,32 @@ def body(target: Target, tokens: int, banned: list[int], seed: int) -> dict[str,
     }
 
 
-async def stream(session: aiohttp.ClientSession, url: str, payload: dict[str, Any]) -> tuple[float, int]:
-    """Seconds to the first text, and tokens."""
+async def stream(session: aiohttp.ClientSession, url: str, payload: dict[str, Any]) -> Stream:
     begin = time.perf_counter()
-    first, tokens = 0.0, 0
+    first, tokens, events = 0.0, 0, 0
     async with session.post(f"{url}/v1/chat/completions", json=payload) as response:
         response.raise_for_status()
         async for line in response.content:
-            if not first and b'"content":"' in line.replace(b'": ', b'":') and b'"content":""' not in line:
-                first = time.perf_counter() - begin
-            if b'"usage":{' in line.replace(b'": ', b'":'):
+            if b'"content":"' in line and b'"content":""' not in line:
+                first = first or time.perf_counter() - begin
+                events += 1
+            if b'"usage":{' in line:
                 tokens = json.loads(line[5:])["usage"]["completion_tokens"]
-    return first, tokens
+    return Stream(first, tokens, events)
 
 
-async def play(target: Target, streams: int, tokens: int, banned: list[int], seed: int) -> Round:
+async def play(server: Server, streams: int, tokens: int, banned: list[int], seed: int) -> Round:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
-        before, begin = _cpu(target.process), time.perf_counter()
-        calls = (stream(session, target.url, body(target, tokens, banned, seed + n)) for n in range(streams))
-        results = await asyncio.gather(*calls)
+        before, begin = _cpu(server.process), time.perf_counter()
+        calls = (stream(session, server.url, body(server, tokens, banned, seed + n)) for n in range(streams))
+        played = await asyncio.gather(*calls)
         seconds = time.perf_counter() - begin
-        total = sum(count for _, count in results)
+        cpu = _cpu(server.process) - before
+    total = sum(one.tokens for one in played)
     assert total == streams * tokens, (total, streams * tokens)
-    return Round(total / seconds, [first for first, _ in results], (_cpu(target.process) - before) / total)
+    first = 1e3 * statistics.median(one.first for one in played)
+    return Round(total / seconds, first, 1e6 * cpu / total, total / sum(one.events for one in played))
 
 
 def _cpu(process: psutil.Process) -> float:
@@ -170,31 +112,38 @@ def _cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-async def compare(targets: list[Target], options: argparse.Namespace, banned: list[int]) -> None:
-    print(
-        "| streams | output tokens/s, bare vLLM | ours | ratio | first token p50, ms: bare | ours | added |"
-        " API CPU per token, µs: bare | ours |"
-    )
-    print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and in brackets the quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+async def compare(servers: Sequence[Server], options: argparse.Namespace, banned: list[int]) -> None:
+    print("| streams | server | tokens/s | ratio | first token, ms | added, ms | CPU | tokens an event |")
+    print("|--:|---|--:|--:|--:|--:|--:|--:|", flush=True)
     for streams in options.streams:
-        rounds: dict[str, list[Round]] = {target.name: [] for target in targets}
+        rounds: dict[str, list[Round]] = {server.name: [] for server in servers}
         for number in range(options.rounds + 1):
             # Whoever goes second finds a warm machine; they take turns at that too.
-            for target in targets if number % 2 else targets[::-1]:
-                done = await play(target, streams, options.tokens, banned, 1000 * number)
+            first = number % len(servers)
+            for server in (*servers[first:], *servers[:first]):
+                done = await play(server, streams, options.tokens, banned, 1000 * number)
                 if number:  # the first round warms up
-                    rounds[target.name].append(done)
-        speed, first, cpu = {}, {}, {}
+                    rounds[server.name].append(done)
+        theirs = rounds[servers[0].name]
         for name, played in rounds.items():
-            speed[name] = statistics.median(r.throughput for r in played)
-            first[name] = 1000 * statistics.median(second for r in played for second in r.first)
-            cpu[name] = 1e6 * statistics.mean(r.cpu for r in played)
-        (a, b) = (target.name for target in targets)
-        print(
-            f"| {streams} | {speed[a]:.0f} | {speed[b]:.0f} | {speed[b] / speed[a]:.3f} | {first[a]:.1f} |"
-            f" {first[b]:.1f} | {first[b] - first[a]:+.1f} | {cpu[a]:.0f} | {cpu[b]:.0f} |",
-            flush=True,
-        )
+            print(f"| {streams} | {name} | {' | '.join(row(played, theirs))} |", flush=True)
+
+
+def row(played: Sequence[Round], theirs: Sequence[Round]) -> Iterator[str]:
+    """The columns of one server; ``theirs`` are the rounds that it is compared with."""
+    pairs = list(zip(played, theirs, strict=True))
+    yield spread([one.throughput for one in played], ",.0f")
+    yield "" if played is theirs else spread([a.throughput / b.throughput for a, b in pairs], ".3f")
+    yield spread([one.first for one in played], ".1f")
+    yield "" if played is theirs else spread([a.first - b.first for a, b in pairs], "+.1f")
+    yield f"{statistics.mean(one.cpu for one in played):.0f}"
+    yield f"{statistics.mean(one.bundle for one in played):.2f}"
 
 
 def main() -> None:
@@ -203,24 +152,30 @@ def main() -> None:
     )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--port", type=int, default=8731, help="this one and the next are taken")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--remote", action="store_true", help="our server in front of vLLM's, too")
+    parser.add_argument("--port", type=int, default=8731, help="this one and the next two are taken")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    print(
-        f"{os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}, vLLM "
-        f"{version('vllm-cpu')}, {options.tokens} tokens a stream, median of {options.rounds} rounds\n",
-        flush=True,
-    )
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         model = make_checkpoint(Path(folder) / MODEL, **SHAPE)
         tokenizer = make_tokenizer()
         banned = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>", "<tool_call>"])
-        mine = stack.enter_context(launched("ours", ours(model, options.port), options.port))
-        theirs = stack.enter_context(launched("bare", bare(model, options.port + 1), options.port + 1))
-        for target in (theirs, mine):
-            wait_for(target)
-        asyncio.run(compare([theirs, mine], options, banned))
+        servers = [
+            stack.enter_context(vllm(model, options.port + 1)),
+            stack.enter_context(ours(model, options.port)),
+        ]
+        for server in servers:
+            wait_for(server)
+        if options.remote:
+            servers.append(stack.enter_context(ours_in_front(model, options.port + 2, servers[0])))
+            wait_for(servers[-1])
+        print(
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
+            f"vLLM {version('vllm-cpu')}, {options.tokens} tokens a stream. {options.rounds} rounds: median "
+            f"(quartiles). CPU: of the API process, µs a token\n",
+            flush=True,
+        )
+        asyncio.run(compare(servers, options, banned))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""The servers that ``serving.py`` compares: vLLM's own, ours around vLLM, and ours in front of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.support.vllm_args import VLLM_ARGS
+
+MODEL = "bench"
+SHAPE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+}
+# Our server has metrics of its own and turns vLLM's off. They are off in both: the engines do the same.
+ARGS = {**VLLM_ARGS, "max_num_seqs": 64, "enforce_eager": True, "disable_log_stats": True}
+ENVIRONMENT = {
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "IHGRPO_STORE_URL": "sqlite://",
+    "IHGRPO_WARM_CONTAINERS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server under test; ``process`` is the API's own, without the engine's children."""
+
+    name: str
+    url: str
+    process: psutil.Process
+
+    @property
+    def instructs(self) -> bool:
+        """Whether it adds the deferral instruction to the prompt by itself."""
+        return self.name != "vLLM's own"
+
+
+@contextmanager
+def vllm(model: Path, port: int) -> Iterator[Server]:
+    """vLLM's own OpenAI server."""
+    command = ["vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--model", str(model), "--served-model-name", MODEL, "--dtype", "float32"]
+    command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+    for name, value in ARGS.items():
+        flag = f"--{name.replace('_', '-')}"
+        command += [flag] if value is True else [flag, str(value)]
+    with _launched("vLLM's own", command, port) as server:
+        yield server
+
+
+@contextmanager
+def ours(model: Path, port: int) -> Iterator[Server]:
+    """Our server, vLLM inside it."""
+    engine = ["--engine", "vllm", *(f"--vllm-arg={name}={json.dumps(value)}" for name, value in ARGS.items())]
+    with _launched("ours", _serve(model, port, engine), port) as server:
+        yield server
+
+
+@contextmanager
+def ours_in_front(model: Path, port: int, upstream: Server) -> Iterator[Server]:
+    """Our server, which asks ``upstream``, a server of vLLM's own, by HTTP."""
+    engine = ["--engine", "remote", "--engine-url", upstream.url]
+    with _launched("ours in front of it", _serve(model, port, engine), port) as server:
+        yield server
+
+
+def _serve(model: Path, port: int, engine: list[str]) -> list[str]:
+    command = ["service", "serve", "--sandbox", "in-process", "--port", str(port), "--log-level", "warning"]
+    command += ["--model", str(model), "--served-model-name", MODEL, "--max-concurrent-episodes", "64"]
+    return [*command, *engine]
+
+
+@contextmanager
+def _launched(name: str, command: list[str], port: int) -> Iterator[Server]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL
+    )
+    try:
+        yield Server(name, f"http://127.0.0.1:{port}", psutil.Process(process.pid))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(90)
+
+
+def wait_for(server: Server) -> None:
+    """Until it listens. All start at once, and none listens before its engine is there."""
+    port = int(server.url.rpartition(":")[2])
+    while server.process.is_running() and server.process.status() != psutil.STATUS_ZOMBIE:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise SystemExit(f"the server {server.name!r} did not start")
