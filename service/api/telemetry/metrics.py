@@ -39,6 +39,8 @@ class Metrics:
         )
         self._cached_before = 0
         self._sampled = self._counter("sampled_tokens", "Tokens that the model wrote.")
+        self._sampled_since = 0
+        """Since the last scrape. A plain sum: the counter takes a lock, and this is done for every token."""
         self._observed = self._counter("observation_tokens", "Observation tokens.")
         self._episodes = self._counter("episodes", "Episodes, by outcome.", "outcome")
         self._invoked = self._counter("tool_invoked", "Blocks that became pending.")
@@ -58,9 +60,9 @@ class Metrics:
         """Count one event of an episode."""
         match event:
             case Sampled(chunk):
-                self._sampled.inc(len(chunk.ids))
+                self._sampled_since += len(chunk.ids)
             case Stopped(ids):
-                self._sampled.inc(len(ids))
+                self._sampled_since += len(ids)
             case Observed(ids):
                 self._observed.inc(len(ids))
             case Invoked():
@@ -78,6 +80,8 @@ class Metrics:
         self.engine_waiting.set(engine.waiting)
         self._cached.inc(max(engine.cached_tokens - self._cached_before, 0))
         self._cached_before = engine.cached_tokens
+        self._sampled.inc(self._sampled_since)
+        self._sampled_since = 0
         return generate_latest(self.registry)
 
     def _observe_tool(self, tool: ExecutedTool) -> None:
