@@ -45,7 +45,7 @@ class Script:
         self.value = None
 
     def _split(self, block: str) -> tuple[CodeType, CodeType | None]:
-        first = not self._source
+        first = self._lines == 0
         block = block.replace("\r\n", "\n").replace("\r", "\n")
         self._source += block if first else "\n" + block
         linecache.cache[self.name] = (

@@ -126,6 +126,7 @@ def seen(result: ExecutionResult) -> tuple[object, ...]:
 @example([["c = 1000.5\nd = 1000.5", "e = 1000.5\nprint(e is d)"]], 0.1)
 @example([["raise SystemExit", "1 +"], ["raise SystemExit", "print('never')"]], 0.1)
 @example([["import os\nif not os.fork(): os.getpid()\nelse: os.wait()", "print('both')", "a = 1"]], 0.1)
+@example([["", "import traceback\ntry: f()\nexcept NameError: traceback.print_exc()"]], 0.0)
 @example([["import signal\nsignal.alarm(1)", "import time\nprint('before the alarm')"]], 1.2)
 @settings(
     max_examples=EXAMPLES,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import linecache
 from typing import Any
 
 import pytest
@@ -45,6 +46,21 @@ def test_showing_prints_the_repr_once(capsys: pytest.CaptureFixture[str]) -> Non
     script.show()
     script.show()
     assert capsys.readouterr().out == "'a'\n"
+
+
+@given(
+    st.lists(
+        st.sampled_from(["", "\n", "# only a comment", "a = 1\r\n", "if True:\n\n    a = 2"]), min_size=1
+    )
+)
+def test_the_source_of_the_blocks_is_that_of_the_whole(blocks: list[str]) -> None:
+    sources = []
+    for parts in (blocks, ["\n".join(blocks)]):
+        script = Script("<call 8>", {})
+        for part in parts:
+            script.run(part)
+        sources.append(linecache.getlines("<call 8>"))
+    assert sources[0] == sources[1]
 
 
 def test_line_numbers_go_on_and_tracebacks_show_the_source() -> None:
