@@ -40,7 +40,7 @@ fmt: ## Format the code and mend what ruff can mend
 	@.venv/bin/ruff check --fix .
 
 setup: ## Prepare all and start nothing (EXTRA=train adds what training needs)
-	@scripts/with-setup $(EXTRA) true
+	@scripts/with-setup $(EXTRA)
 
 stop-docker: ## Stop the Docker daemon, if it was started by these commands
 	@scripts/stop-docker

@@ -251,7 +251,10 @@ def _trainer(module: str, name: str, args: list[str]) -> None:
     try:
         command = import_module(module).app
     except ModuleNotFoundError as error:
-        _fail(f"{name} needs packages that are not installed ({error.name}): pip install 'ih-grpo[train]'")
+        _fail(
+            f"{name} needs packages that are not installed ({error.name}): pip install 'ih-grpo[train]', "
+            "in a checkout: make setup EXTRA=train"
+        )
     command(args=args, prog_name=name)
 
 

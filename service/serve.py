@@ -148,4 +148,4 @@ def _welcome(app: FastAPI, settings: Settings, port: int) -> str:
     key = ' -H "Authorization: Bearer $KEY"' if settings.keys() else ""
     content = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     curl = f"curl {url}/v1/chat/completions{key} \\\n  {content}"
-    return f"\n[bold green]Ready[/] on [bold]{url}[/]. Try it:\n\n{escape(curl)}\n"
+    return f"\n[bold green]Ready[/] on [bold]{url}[/]. Open it in a browser, or ask it:\n\n{escape(curl)}\n"

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Final
 
 from pydantic import Field
 
 from .pool_settings import PoolSettings
 
+USUAL_SOCKET: Final = Path("/var/run/docker.sock")
+OWN_SOCKET: Final = Path(os.environ.get("IHGRPO_DOCKER_RUN", "/run/ih-grpo"), "docker.sock")
+"""Of the daemon that `make serve` starts where none answers (scripts/start-dockerd)."""
+
 
 def default_docker_host() -> str:
-    """``DOCKER_HOST``, else Docker's usual socket."""
-    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    """``DOCKER_HOST``, else Docker's usual socket, or that of our own daemon where only that one is there."""
+    only_own = OWN_SOCKET.is_socket() and not USUAL_SOCKET.is_socket()
+    return os.environ.get("DOCKER_HOST") or f"unix://{OWN_SOCKET if only_own else USUAL_SOCKET}"
 
 
 class DockerSandboxSettings(PoolSettings):
