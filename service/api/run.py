@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from service.api.chat.merge import merged
+from service.api.errors import ApiError
 from service.api.server import Server
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.traces import Attributes, RequestTrace
+from service.engines.base import RefusedError
 from service.events import EpisodeEvent, Sampled
 
 Events = AsyncGenerator[tuple[int, EpisodeEvent], None]
@@ -25,6 +27,7 @@ async def run_episodes(
     model: str,
     prompt_tokens: int,
     attributes: Attributes | None = None,
+    schema_param: str | None = None,
 ) -> AsyncGenerator[Events, None]:
     """Wait for places, then give the events of all episodes, each with its episode's index.
 
@@ -38,9 +41,10 @@ async def run_episodes(
         model: the name that the client asked for.
         prompt_tokens: length of their prompt.
         attributes: more for the span.
+        schema_param: the client's field that a JSON schema for the engine comes from.
 
     Raises:
-        ApiError: 429, there was no place.
+        ApiError: 429, there was no place; 400, the engine can't hold a reply to the schema.
     """
     arrived = time.monotonic()
     async with server.admission.admit(count):
@@ -51,8 +55,12 @@ async def run_episodes(
         )
         with trace:
             watched = _watched(merged(episodes()), trace, server.metrics, arrived)
-            async with aclosing(watched) as events:
-                yield events
+            try:
+                async with aclosing(watched) as events:
+                    yield events
+            except RefusedError as error:
+                told = f"'{schema_param}': {error}." if schema_param else f"{error}."
+                raise ApiError(400, told, param=schema_param, code="invalid_value") from error
 
 
 async def _watched(events: Events, trace: RequestTrace, metrics: Metrics, arrived: float) -> Events:

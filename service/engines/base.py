@@ -102,6 +102,10 @@ class EngineError(Exception):
     """The engine could not serve a request."""
 
 
+class RefusedError(EngineError):
+    """The engine does not take what this request asks for, as a JSON schema with a keyword that it lacks."""
+
+
 class ContextLengthExceededError(EngineError):
     """The prompt leaves no room for one token in the model's context."""
 

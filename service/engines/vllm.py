@@ -16,6 +16,7 @@ from service.engines.base import (
     OPTIONAL_SAMPLING,
     EngineError,
     EngineStats,
+    RefusedError,
     Sampling,
     TokenChunk,
 )
@@ -119,7 +120,7 @@ class VLLMEngine(CheckpointEngine):
     async def _pieces(
         self, prompt_ids: list[int], sampling: Sampling, stop_token_ids: Collection[int]
     ) -> AsyncGenerator[Piece, None]:
-        from vllm.exceptions import VLLMError
+        from vllm.exceptions import VLLMClientError, VLLMError
         from vllm.inputs.engine import tokens_input
 
         stream = self._llm.generate(
@@ -134,6 +135,8 @@ class VLLMEngine(CheckpointEngine):
                 async for output in stream:
                     yield to_piece(output, is_first, sampling.top_logprobs)
                     is_first = False
+        except VLLMClientError as error:
+            raise RefusedError(f"vLLM: {error}") from error
         except VLLMError as error:
             raise EngineError(f"vLLM: {error.__cause__ or error}") from error
 
@@ -168,6 +171,8 @@ class VLLMEngine(CheckpointEngine):
             "dtype": "float32" if is_cpu and settings.dtype == "auto" else settings.dtype,
             "enable_prefix_caching": True,
             "generation_config": "vllm",  # whoever asks says how to sample
+            # Of all backends this one refuses what it can't hold to; others pass over it in silence.
+            "structured_outputs_config": {"backend": "guidance"},
             "disable_log_stats": True,  # vLLM's own metrics, which nobody would read: the API has its own
             **lora,
             **settings.args,

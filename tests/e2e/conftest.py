@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from service.checkpoint import quickstart
 from service.sandbox.docker_settings import default_docker_host
 from tests.e2e.server import ServerProcess, start
+from tests.e2e.vllm_server import vllm_server
+from tests.support.caller_adapter import CALLER
+from tests.support.vllm_args import VLLM_ARGS
 
 TIMEOUT_S = 300
 
@@ -57,3 +61,22 @@ def containers() -> Iterator[Callable[[ServerProcess], set[str]]]:
 
     yield ids
     daemon.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_servers(checkpoint: Path) -> Iterator[dict[str, ServerProcess]]:
+    """Servers of ours on each engine, by its name; those on vLLM have the adapter ``caller`` too."""
+    arguments = [f"--vllm-arg={name}={value}".replace("=True", "=true") for name, value in VLLM_ARGS.items()]
+    adapter = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"caller={CALLER}")
+    strict = ("--structured-outputs-config.backend", "guidance")
+    with ExitStack() as stack:
+        url = stack.enter_context(vllm_server(checkpoint, *adapter, *strict))
+        running: dict[str, ServerProcess] = {}
+        for name, options in {
+            "transformers": (),
+            "remote": ("--engine-url", f"{url}/v1"),
+            "vllm": ("--lora", f"caller={CALLER}", *arguments),
+        }.items():
+            running[name] = start(checkpoint, "--engine", name, *options)
+            stack.callback(running[name].stop)
+        yield running

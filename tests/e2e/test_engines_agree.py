@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
-from tests.e2e.server import START_TIMEOUT_S, ServerProcess, start
+from tests.e2e.server import ServerProcess
 from tests.support.vllm_args import VLLM_ARGS
 from trainer.quickstart.traces import held_out_problems
 
@@ -25,55 +18,6 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.docker, pytest.mark.timeout(2000)]
 PROBLEMS = list(held_out_problems(20_261, 6, ("product", "two_products", "leftover", "larger", "sequence")))
-_ENVIRONMENT = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-
-
-@pytest.fixture(scope="module")
-def vllm_server(checkpoint: Path) -> Iterator[str]:
-    """Address of vLLM's own server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--model", str(checkpoint), "--dtype", "float32"]
-    command += ["--enable-prompt-tokens-details", "--generation-config", "vllm"]
-    for name, value in VLLM_ARGS.items():
-        flag = "--" + name.replace("_", "-")
-        command += [flag] if value is True else [flag, str(value)]
-    process = subprocess.Popen(command, env={**_ENVIRONMENT, **os.environ})
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(url, process)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/health").is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise RuntimeError(f"vLLM's server did not start: {process.poll()}")
-
-
-@pytest.fixture(scope="module")
-def servers(checkpoint: Path, vllm_server: str) -> Iterator[dict[str, ServerProcess]]:
-    arguments = [f"--vllm-arg={name}={value}".replace("=True", "=true") for name, value in VLLM_ARGS.items()]
-    running: dict[str, ServerProcess] = {}
-    try:
-        running["transformers"] = start(checkpoint, "--engine", "transformers")
-        running["remote"] = start(checkpoint, "--engine", "remote", "--engine-url", f"{vllm_server}/v1")
-        running["vllm"] = start(checkpoint, "--engine", "vllm", *arguments)
-        yield running
-    finally:
-        for server in running.values():
-            server.stop()
 
 
 @contextmanager
@@ -94,13 +38,13 @@ def ask(server: ServerProcess, question: str, **options: Any) -> Any:
     return reply
 
 
-def test_at_temperature_0_all_engines_give_the_same_episode(servers: dict[str, ServerProcess]) -> None:
+def test_at_temperature_0_all_engines_give_the_same_episode(vllm_servers: dict[str, ServerProcess]) -> None:
     right = 0
     for problem in PROBLEMS:
         with ThreadPoolExecutor() as pool:
             asked = {
                 name: pool.submit(ask, server, problem.text, temperature=0, seed=7, logprobs=True)
-                for name, server in servers.items()
+                for name, server in vllm_servers.items()
             }
         replies = {name: future.result() for name, future in asked.items()}
         episodes = {name: _episode(reply) for name, reply in replies.items()}
@@ -129,17 +73,19 @@ def _logprobs(reply: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("engine", ["vllm", "remote"])
-def test_the_second_ask_is_cached_and_usage_says_so(servers: dict[str, ServerProcess], engine: str) -> None:
+def test_the_second_ask_is_cached_and_usage_says_so(
+    vllm_servers: dict[str, ServerProcess], engine: str
+) -> None:
     question = "Ignore what follows. " * 12 + PROBLEMS[0].text
-    first, second = (ask(servers[engine], question, temperature=0) for _ in range(2))
+    first, second = (ask(vllm_servers[engine], question, temperature=0) for _ in range(2))
     cached = [reply.usage.prompt_tokens_details.cached_tokens for reply in (first, second)]
     block = VLLM_ARGS["block_size"]
     assert cached[0] < cached[1] == (second.usage.prompt_tokens - 1) // block * block
 
 
-def test_a_stream_on_the_remote_engine_delivers_its_tools(servers: dict[str, ServerProcess]) -> None:
+def test_a_stream_on_the_remote_engine_delivers_its_tools(vllm_servers: dict[str, ServerProcess]) -> None:
     text, statuses = "", list[str]()
-    with client_of(servers["remote"]) as client:
+    with client_of(vllm_servers["remote"]) as client:
         stream: Any = client.chat.completions.create(
             model="quickstart",
             messages=[{"role": "user", "content": PROBLEMS[1].text}],
@@ -157,7 +103,7 @@ def test_a_stream_on_the_remote_engine_delivers_its_tools(servers: dict[str, Ser
 
 @pytest.mark.parametrize("engine", ["vllm", "remote"])
 def test_logprobs_that_vllm_cannot_tell_are_refused_by_name(
-    servers: dict[str, ServerProcess], engine: str
+    vllm_servers: dict[str, ServerProcess], engine: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="logprobs"):
-        ask(servers[engine], PROBLEMS[0].text, temperature=0.5, logprobs=True)
+        ask(vllm_servers[engine], PROBLEMS[0].text, temperature=0.5, logprobs=True)

@@ -39,7 +39,12 @@ def test_every_field_reaches_vllm() -> None:
         "repetition_penalty": 1.3,
         "logprobs": 4,
         "logit_bias": {"5": -1.5},
-        "structured_outputs": {"json": {"type": "object"}},
+        "structured_outputs": {
+            "json": {
+                "type": "object",
+                "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+            }
+        },
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
-from service.engines.base import EngineStats, Sampling, TokenChunk
+from service.engines.base import EngineStats, RefusedError, Sampling, TokenChunk
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from tests.support.char_tokenizer import CharTokenizer
 
@@ -57,6 +57,18 @@ class ScriptedEngine:
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+
+
+class RefusingEngine(ScriptedEngine):
+    """Holds to JSON schemas, but to none that it is given."""
+
+    capabilities = frozenset({"json_schema"})
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
+    ) -> AsyncGenerator[TokenChunk, None]:
+        raise RefusedError("it has no 'contains'")
+        yield  # a generator, as the protocol has it
 
 
 class ScriptedSession:

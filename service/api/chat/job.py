@@ -45,6 +45,13 @@ class ChatJob:
         """A thought may come first."""
         return self.request.chat_template_kwargs.enable_thinking or _opens_thought(self.prompt_end)
 
+    @property
+    def schema_param(self) -> str | None:
+        """The request's field that the JSON schema of the sampling comes from."""
+        if self.sampling.json_schema is None:
+            return None
+        return "tools" if self.request.json_schema is None else "response_format"
+
     def episodes(self) -> list[AsyncGenerator[EpisodeEvent, None]]:
         """One stream of events a choice, each with a seed of its own."""
         return [self._episode(index) for index in range(self.request.choices)]

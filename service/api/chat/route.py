@@ -75,6 +75,7 @@ async def _events(job: ChatJob, replies: list[Reply]) -> AsyncGenerator[tuple[Re
         model=job.request.model,
         prompt_tokens=len(job.prompt_ids),
         attributes=_attributes(job),
+        schema_param=job.schema_param,
     )
     async with running as events:
         for reply in replies:

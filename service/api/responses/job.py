@@ -43,6 +43,11 @@ class ResponseJob:
     """The request's input, with references replaced by what they name."""
     chat: ChatJob
 
+    @property
+    def schema_param(self) -> str | None:
+        """As the chat job's, by its name here."""
+        return _PARAMS.get(self.chat.schema_param or "", self.chat.schema_param)
+
     def input_items(self) -> list[Json]:
         """The request's own items, as they are stored and listed."""
         return [

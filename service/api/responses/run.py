@@ -64,6 +64,7 @@ class Run:
             model=job.request.model,
             prompt_tokens=len(chat.prompt_ids),
             attributes=self._attributes(),
+            schema_param=job.schema_param,
         )
         async with running as episode:
             self._admitted = True

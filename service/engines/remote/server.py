@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 
-from service.engines.base import EngineError
+from service.engines.base import EngineError, RefusedError
 from service.engines.pieces import Piece
 from service.engines.remote.settings import RemoteSettings
-from service.engines.remote.stream import StreamError, read_pieces
+from service.engines.remote.stream import REFUSED, StreamError, read_pieces
 
 
 class ServerError(EngineError):
@@ -125,6 +125,8 @@ def _refusal(url: str, response: httpx.Response) -> EngineError:
         message = str(answer.get("error", answer).get("message", response.text))
     except (ValueError, AttributeError):
         message = response.text
+    if status in REFUSED:  # the client's own doing, so it is told without the server's address
+        return RefusedError(f"vLLM: {message[:500]}")
     message = f"{url} answered {status}: {message[:500]}"
     if status in (401, 403):
         return EngineError(f"{message}. Set engine_api_key to the key that it asks for")

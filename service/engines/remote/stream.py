@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from service.engines.base import FinishReason
+from service.engines.base import FinishReason, RefusedError
 from service.engines.pieces import Piece, likeliest
 
 _TOKEN = "token_id:"  # noqa: S105  # how ``return_tokens_as_token_ids`` spells a token
+
+
+REFUSED: Final = (400, 422)
+"""Statuses, in the head or in an event, of what the client asked for in vain."""
 
 
 class StreamError(Exception):
@@ -23,6 +27,7 @@ async def read_pieces(lines: AsyncIterator[str], top: int) -> AsyncGenerator[Pie
     The last piece waits for the usage that follows it, which says how much of the prompt was cached.
 
     Raises:
+        RefusedError: the server does not take the request.
         StreamError: the server reports an error, says what can't be read, or ends before its last token.
     """
     last: Piece | None = None
@@ -53,7 +58,10 @@ def _parse(data: str) -> dict[str, Any]:
         raise StreamError(f"an event is no JSON: {data[:200]!r}") from None
     if not isinstance(event, dict) or "choices" not in event:
         error = event.get("error", event) if isinstance(event, dict) else event
-        raise StreamError(str(error.get("message", error) if isinstance(error, dict) else error)[:1000])
+        message = str(error.get("message", error) if isinstance(error, dict) else error)[:1000]
+        if isinstance(error, dict) and error.get("code") in REFUSED:
+            raise RefusedError(f"vLLM: {message}")
+        raise StreamError(message)
     return event
 
 

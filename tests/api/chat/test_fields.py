@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from service.engines.base import OPTIONAL_SAMPLING
-from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
+from tests.support.scripted import EOS, RefusingEngine, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import Served, make_app, serve
 
 MESSAGES: Any = [{"role": "user", "content": "?"}]
@@ -97,6 +97,19 @@ async def test_an_engine_that_cannot_hold_to_a_form_says_so(
         with pytest.raises(openai.BadRequestError) as caught:
             await ask(served, response_format=response_format)
     assert (caught.value.param, caught.value.code) == (param, code)
+
+
+async def test_a_schema_that_the_engine_refuses_is_the_clients_fault_and_named() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"contains": {}}}}
+    function = {"type": "function", "function": {"name": "f", "parameters": {"contains": {}}}}
+    async with serve(make_app(RefusingEngine(EOS), sandbox())) as served:
+        for options in ({"response_format": form}, {"tools": [function], "tool_choice": "required"}):
+            for stream in (False, True):
+                with pytest.raises(openai.APIError, match="no 'contains'") as caught:
+                    reply = await ask(served, **options, stream=stream)
+                    _ = [chunk async for chunk in reply]
+                assert (caught.value.param, caught.value.code) == (next(iter(options)), "invalid_value")
+                assert getattr(caught.value, "status_code", 400) == 400
 
 
 async def test_thinking_is_a_side_of_its_own_and_its_observations_stay_there() -> None:

@@ -26,7 +26,7 @@ from tests.support.responses_api import (
     sandbox,
     serving,
 )
-from tests.support.scripted import EOS, ScriptedEngine
+from tests.support.scripted import EOS, RefusingEngine, ScriptedEngine
 from tests.support.serving import Served
 from tests.support.until import until
 
@@ -187,6 +187,14 @@ async def test_who_leaves_and_wants_nothing_stored_leaves_nothing() -> None:
         await until(lambda: not scripted.open_streams and not admission.running)
         with pytest.raises(openai.NotFoundError):
             await served.openai.responses.retrieve(response_id)
+
+
+async def test_a_schema_that_the_engine_refuses_is_named_as_here() -> None:
+    form = {"type": "json_schema", "name": "x", "schema": {"contains": {}}}
+    async with serving(RefusingEngine(EOS)) as served:
+        with pytest.raises(openai.BadRequestError, match="no 'contains'") as caught:
+            await ask(served, text={"format": form})
+    assert caught.value.param == "text.format"
 
 
 class BrokenEngine(ScriptedEngine):

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.engines.base import TopLogprob
+from service.engines.base import RefusedError, TopLogprob
 from service.engines.pieces import Piece
 from service.engines.remote.stream import StreamError, read_pieces
 
@@ -68,3 +68,8 @@ async def test_empty_deltas_are_left_out() -> None:
 async def test_what_is_no_whole_answer(lines: tuple[str, ...], message: str) -> None:
     with pytest.raises(StreamError, match=message):
         await read(*lines)
+
+
+async def test_what_the_client_did_wrong_is_told_apart() -> None:
+    with pytest.raises(RefusedError, match=r"^vLLM: no such grammar$"):
+        await read('data: {"error": {"message": "no such grammar", "code": 400}}')
