@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -31,7 +32,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         COMPOSE_PROFILES="gpu",
         GPU_RUNTIME="runc",
         MODEL=MODEL,
-        VLLM_ARGS="--enforce-eager --dtype float32 --max-model-len 2048 --enable-prompt-tokens-details",
+        # Blocks as on a GPU: those of the CPU are longer than the problem.
+        VLLM_ARGS="--enforce-eager --dtype float32 --max-model-len 2048 --block-size 16",
         VLLM_MEMORY="6g",
         VLLM_SHM="1g",
     ) as stack:
@@ -46,6 +48,7 @@ def test_vllm_serves_the_model_and_a_problem_is_solved_through_it(stack: Stack) 
     health = ["python3", "-c", "import urllib.request as u; u.urlopen('http://vllm:8000/health')"]
     assert stack.container("api").exec_run(health).exit_code == 0
     stack.solve()
+    assert stack.container("api").attrs["RestartCount"] == 0  # it waited for vLLM
     assert 'ihgrpo_tool_executed_total{status="ok"} 3.0' in stack.get("/metrics").text
 
 
@@ -66,6 +69,11 @@ def test_it_is_not_published(stack: Stack) -> None:
 
 
 def test_while_vllm_is_away_the_api_is_not_ready_and_then_it_heals(stack: Stack) -> None:
-    stack.compose("restart", "vllm")
+    stack.compose("stop", "vllm")
+    deadline = time.monotonic() + 60
+    while stack.get("/ready").status_code != 503:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    stack.compose("start", "vllm")
     stack.wait_ready(600)
     stack.solve()

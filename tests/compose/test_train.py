@@ -19,7 +19,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def test_what_was_trained_in_the_stack_is_served_by_it(stack: Stack) -> None:
-    lean = {"steps": 2, "save_every": 2, "prompts_per_step": 2, "group_size": 4, "oversample": 1.5}
+    lean = {"steps": 2, "save_every": 2, "prompts_per_step": 2, "group_size": 4, "micro_batch_samples": 8}
     settings = [part for key, value in lean.items() for part in ("--set", f"{key}={value}")]
     said = stack.compose("run", "--rm", "-T", "trainer", "--recipe", "recipes/quickstart.toml", *settings)
     assert "checkpoint-2" in said
