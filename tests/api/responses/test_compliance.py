@@ -1,6 +1,6 @@
 """The cases of the Open Responses compliance suite, by their names, judged by that specification's own types.
 
-The suite itself is on no package registry; its types are (``openresponses-types``).
+The suite itself is on no package registry, its types are (``openresponses-types``); the cases are in our words.
 """
 
 from __future__ import annotations
@@ -103,14 +103,53 @@ async def test_tool_calling_streaming() -> None:
     assert items == ["function_call", "function_call"]
 
 
-async def test_image_input_is_refused_by_name() -> None:
-    """The suite wants an answer; a model that sees nothing can only say so."""
-    image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
-    content = [{"type": "input_text", "text": "What is this?"}, image]
+async def told_twice(first: str, second: str, body: dict[str, Any], go_on: Any) -> list[dict[str, Any]]:
+    """Two responses, the other one to ``go_on(the first one)``."""
+    async with (
+        serving(ScriptedEngine(first + EOS, second + EOS)) as served,
+        httpx.AsyncClient(base_url=served.url) as client,
+    ):
+        told: list[dict[str, Any]] = []
+        for make in (lambda: body, lambda: {**go_on(told[0]), "previous_response_id": told[0]["id"]}):
+            reply = await client.post("/v1/responses", json={"model": "scripted", **make()})
+            spec.ResponseResource.model_validate_json(reply.text)
+            told.append(reply.json())
+            assert told[-1]["status"] == "completed"
+    return told
+
+
+async def test_function_call_roundtrip() -> None:
+    written = '{"location": "Ulm"}}\n</tool_call>'  # the call is begun for the model
+    choice = {"type": "function", "name": "get_weather"}
+
+    def answer(first: dict[str, Any]) -> dict[str, Any]:
+        [call] = first["output"]
+        assert call["type"] == "function_call"
+        output = {"type": "function_call_output", "call_id": call["call_id"], "output": "Cloudy."}
+        return {"input": [output]}
+
+    body = {"input": "Weather?", "tools": TOOLS, "tool_choice": choice}
+    _, second = await told_twice(written, "Cloudy, it says.", body, answer)
+    assert second["output"][0]["content"][0]["text"] == "Cloudy, it says."
+
+
+async def test_previous_response_id() -> None:
+    again = {"input": "Which word?"}
+    _, second = await told_twice("OK", "papaya", {"input": "Remember: papaya."}, lambda first: again)
+    assert second["output"][0]["content"][0]["text"] == "papaya"
+
+
+@pytest.mark.parametrize("part", [
+    {"type": "input_image", "image_url": "data:image/png;base64,AAAA"},
+    {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"},
+])  # fmt: skip
+async def test_image_and_file_input_are_refused_by_name(part: dict[str, Any]) -> None:
+    """The suite wants an answer; a model that reads text alone can only say so."""
+    content = [{"type": "input_text", "text": "What is this?"}, part]
     reply = await post("", {"input": [{"type": "message", "role": "user", "content": content}]})
     error = reply.json()["error"]
     assert (reply.status_code, error["param"]) == (400, "input[0].content")
-    assert "input_image" in error["message"]
+    assert part["type"] in error["message"]
 
 
 async def test_multi_turn() -> None:
