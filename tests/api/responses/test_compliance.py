@@ -1,6 +1,6 @@
 """The cases of the Open Responses compliance suite, by their names, judged by that specification's own types.
 
-The suite itself is on no package registry, its types are (``openresponses-types``); the cases are in our words.
+The suite is on no package registry, its types are (``openresponses-types``); the cases are in our own words.
 """
 
 from __future__ import annotations
