@@ -31,8 +31,8 @@ from typing import Any
 
 import aiohttp
 import psutil
+from serving_servers import MODEL, SHAPE, Server, ours, ours_in_front, vllm, wait_for
 
-from benchmarks.serving_servers import MODEL, SHAPE, Server, ours, ours_in_front, vllm, wait_for
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
 from tests.support.tiny_qwen3 import make_checkpoint, make_tokenizer

@@ -32,8 +32,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         COMPOSE_PROFILES="gpu",
         GPU_RUNTIME="runc",
         MODEL=MODEL,
-        # Blocks as on a GPU: those of the CPU are longer than the problem.
-        VLLM_ARGS="--enforce-eager --dtype float32 --max-model-len 2048 --block-size 16",
+        # The CPU's own blocks of 128 tokens are longer than the problem; it takes multiples of 32.
+        VLLM_ARGS="--enforce-eager --dtype float32 --max-model-len 2048 --block-size 32",
         VLLM_MEMORY="6g",
         VLLM_SHM="1g",
     ) as stack:

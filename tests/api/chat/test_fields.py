@@ -99,6 +99,13 @@ async def test_an_engine_that_cannot_hold_to_a_form_says_so(
     assert (caught.value.param, caught.value.code) == (param, code)
 
 
+async def read(asked: Any) -> None:
+    """Take a reply to its end, streamed or not."""
+    reply = await asked
+    if hasattr(reply, "__aiter__"):
+        _ = [chunk async for chunk in reply]
+
+
 async def test_a_schema_that_the_engine_refuses_is_the_clients_fault_and_named() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"contains": {}}}}
     function = {"type": "function", "function": {"name": "f", "parameters": {"contains": {}}}}
@@ -106,8 +113,7 @@ async def test_a_schema_that_the_engine_refuses_is_the_clients_fault_and_named()
         for options in ({"response_format": form}, {"tools": [function], "tool_choice": "required"}):
             for stream in (False, True):
                 with pytest.raises(openai.APIError, match="no 'contains'") as caught:
-                    reply = await ask(served, **options, stream=stream)
-                    _ = [chunk async for chunk in reply]
+                    await read(ask(served, **options, stream=stream))
                 assert (caught.value.param, caught.value.code) == (next(iter(options)), "invalid_value")
                 assert getattr(caught.value, "status_code", 400) == 400
 
