@@ -75,7 +75,7 @@ STATEMENTS = [
     "print(random.random())",
     "import os\nos.environ['MINE'] = 'set'\nprint(os.environ.get('MINE'))",
     "import sys, io\nsys.stdout = io.StringIO()",
-    "class D:\n    def __del__(self): print('gone')\nD()",
+    "class D:\n    def __del__(self): print('gone')\n    def __repr__(self): return 'D'\nD()",
     "# only a comment",
     "",
 ]
