@@ -118,6 +118,7 @@ async def test_a_link_replays_and_holds_no_key(open_page: OpenPage) -> None:
         )
         assert "sk-of-the-test" not in json.dumps(packed)
         assert packed["request"]["messages"] == [{"role": "user", "content": "6 * 7?"}]
+        await expect(other.locator("#transcript")).to_be_focused()  # p and the other keys need no click
         await other.locator("#seek").fill("0")
         await expect(other.locator("#episode")).to_have_attribute("data-mode", "replay")
         await expect(other.locator(".observation")).to_have_count(0)

@@ -132,6 +132,7 @@ async function openLink() {
     const episode = await fromFragment(fragment);
     running?.abort();
     player.show(episode);
+    byId("transcript").focus({ preventScroll: true }); // as after a question: p replays it
     describe(episode);
     byId("about").textContent += ` · ${new Date(episode.created).toLocaleDateString("en", { dateStyle: "medium" })}`;
     byId("question").value = byId("about-question").textContent;
