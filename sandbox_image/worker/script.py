@@ -30,8 +30,11 @@ class Script:
 
     def run(self, block: str) -> None:
         """Run the next block. Raises whatever it raises, SyntaxError included."""
+        code = self._split(block)
+        if code is None:
+            return  # only comments: the last statement so far is still the last of the script
+        body, last = code
         self.value = None
-        body, last = self._split(block)
         _exec(body, self.namespace)
         if last is not None:
             self.value = _eval(last, self.namespace)
@@ -44,7 +47,8 @@ class Script:
                 sys.stdout.write(text + "\n")
         self.value = None
 
-    def _split(self, block: str) -> tuple[CodeType, CodeType | None]:
+    def _split(self, block: str) -> tuple[CodeType, CodeType | None] | None:
+        """The statements, and the expression at their end if there is one; None if nothing is to run."""
         first = self._lines == 0
         block = block.replace("\r\n", "\n").replace("\r", "\n")
         self._source += block if first else "\n" + block
@@ -56,8 +60,10 @@ class Script:
         )
         tree = _compile("\n" * self._lines + block, self.name, "exec", ast.PyCF_ONLY_AST)
         self._lines += block.count("\n") + 1
+        if not tree.body:
+            return None
         last = None
-        if tree.body and isinstance(tree.body[-1], ast.Expr):
+        if isinstance(tree.body[-1], ast.Expr):
             expression = tree.body.pop()
             last = _compile(ast.Expression(expression.value), self.name, "eval")  # type: ignore[attr-defined]
         if not first and tree.body and is_string(tree.body[0]):

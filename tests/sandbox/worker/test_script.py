@@ -25,6 +25,8 @@ def run(*blocks: str) -> tuple[dict[str, Any], object]:
         (["1 + 1"], 2),
         (["a = 1", "a"], 1),
         (["a = 1\na", "b = 2"], None),
+        (["1 + 1", "# only a comment", ""], 2),
+        (["1 + 1", "pass"], None),
         (["'text'"], "text"),
         (["1;"], 1),
         (["# only a comment"], None),
@@ -46,6 +48,15 @@ def test_showing_prints_the_repr_once(capsys: pytest.CaptureFixture[str]) -> Non
     script.show()
     script.show()
     assert capsys.readouterr().out == "'a'\n"
+
+
+def test_a_value_is_dropped_when_the_next_statement_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    script = Script("<call 1>", {})
+    script.run("class D:\n    def __del__(self): print('gone')\nD()")
+    script.run("# nothing yet")
+    assert capsys.readouterr().out == ""
+    script.run("print('next')")
+    assert capsys.readouterr().out == "gone\nnext\n"
 
 
 @given(
