@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from shapes import SHAPES
 from transformers import AutoModelForCausalLM
 
 from service.engines.base import Sampling
@@ -28,13 +29,8 @@ from service.engines.transformers import TransformersEngine
 from tests.support.tiny_qwen3 import make_checkpoint
 
 QUICKSTART_SIZE = {
+    **SHAPES["2m"],
     "vocab_size": 1536,
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
     "max_position_embeddings": 4096,
     "initializer_range": 0.02,
 }

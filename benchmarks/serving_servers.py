@@ -19,16 +19,6 @@ import psutil
 from tests.support.vllm_args import VLLM_ARGS
 
 MODEL = "bench"
-SHAPE = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.02,
-}
 # Our server has metrics of its own and turns vLLM's off. They are off in both: the engines do the same.
 ARGS = {**VLLM_ARGS, "max_num_seqs": 64, "enforce_eager": True, "disable_log_stats": True}
 ENVIRONMENT = {
