@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trainer.checkpoint import write_atomically
 
 SETTINGS: Final = "settings.json"
 ATTEMPTS: Final = "attempts.jsonl"
@@ -24,12 +28,16 @@ class Attempt(BaseModel):
 
     benchmark: str
     problem_id: str
+    """The row's number in its file."""
+    question: str
+    gold: str
     sample: int
     reward: float
     """1 if the answer is right, else 0."""
     reason: str
     """Why, in the words of ``trainer.reward``."""
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "too_long"]
+    """``length``: a limit ended it. ``too_long``: the prompt left no room for a single token."""
     tokens: int
     """Tokens that the model wrote."""
     seconds: float
@@ -54,7 +62,7 @@ class AttemptLog:
     """The attempts of one evaluation in a directory.
 
     Args:
-        directory: made if it is not there.
+        directory: made with the first attempt: a mistake found before that binds nobody to its settings.
         settings: what decides the outcome. A directory that was begun under others is refused.
 
     Raises:
@@ -62,15 +70,31 @@ class AttemptLog:
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        _check_settings(directory, json.loads(json.dumps(settings)))
+        self._settings: dict[str, Any] = json.loads(json.dumps(settings))
+        _check_settings(directory, self._settings)
         self._path = directory / ATTEMPTS
         self.attempts: dict[tuple[str, str, int], Attempt] = {a.key: a for a in self._read()}
 
     def add(self, attempt: Attempt) -> None:
-        """Keep an attempt: on disk when this returns, but for a crash of the whole machine."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(attempt.model_dump_json() + "\n")
+        """Keep an attempt: on disk when this returns, but for a crash of the whole machine.
+
+        Raises:
+            AttemptsError: it can't be written; the file is as it was.
+        """
+        try:
+            if not self.attempts:
+                settings = json.dumps(self._settings, indent=2) + "\n"
+                write_atomically(self._path.parent / SETTINGS, settings.encode())
+            with self._path.open("ab", buffering=0) as file:
+                before = file.tell()
+                line = f"{attempt.model_dump_json()}\n".encode()
+                if file.write(line) < len(line):  # the disk is full
+                    file.truncate(before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise AttemptsError(
+                f"{self._path} can't be written ({error.strerror}): mend that, and the same command goes on"
+            ) from None
         self.attempts[attempt.key] = attempt
 
     def _read(self) -> Iterator[Attempt]:
@@ -93,7 +117,6 @@ class AttemptLog:
 def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
     path = directory / SETTINGS
     if not path.exists():
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         return
     try:
         saved: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))

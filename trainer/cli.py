@@ -48,6 +48,7 @@ def _root(
     from service.sandbox.base import SandboxError
     from trainer.config import load_config
     from trainer.data import DataError
+    from trainer.exclusive import DirectoryError
     from trainer.push import PushError
 
     try:
@@ -63,8 +64,12 @@ def _root(
             _console.print(f"done: ih-grpo serve --model {checkpoint}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint")
-    except (ValueError, DataError, CheckpointError, EngineError, SandboxError, PushError) as error:
+    except (
+        ValueError, DataError, CheckpointError, DirectoryError, EngineError, SandboxError, PushError
+    ) as error:  # fmt: skip
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error}; once that is mended, the same command goes on from the last checkpoint")
 
 
 def _fail(complaint: str) -> NoReturn:
@@ -132,6 +137,7 @@ def quickstart_eval(
     import asyncio
     import os
 
+    from service.checkpoint import locate
     from service.engines.base import EngineError
     from service.sandbox.base import Sandbox, SandboxError
     from service.sandbox.docker import DockerSandbox
@@ -142,6 +148,10 @@ def quickstart_eval(
 
     if unknown := set(family or ()) - FAMILIES.keys():
         _fail(f"--family: there is no {sorted(unknown)[0]!r}; known are {', '.join(FAMILIES)}")
+    try:
+        locate(str(model))
+    except ValueError as error:
+        _fail(str(error))
     sandbox: Sandbox = DockerSandbox(
         DockerSandboxSettings(
             image=sandbox_image,

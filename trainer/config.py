@@ -11,7 +11,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from service.deferral.policy import DeferralPolicy
 from trainer.cluster.settings import RayConfig
+from trainer.explain import explain
 from trainer.machine import MachineConfig
+from trainer.quickstart.config import WarmStartConfig
 
 Method = Literal["ih-grpo", "grpo-delayed", "grpo-immediate"]
 
@@ -126,6 +128,11 @@ class TrainConfig(MachineConfig):
     """Weights & Biases project to log to; needs the extra ``wandb``. With ``WANDB_MODE=offline`` in the
     environment everything stays in ``run_dir``, for ``wandb sync``."""
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_source(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("policy")
     @classmethod
     def _policy_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +141,7 @@ class TrainConfig(MachineConfig):
         try:
             DeferralPolicy.model_validate(value)
         except ValidationError as error:
-            raise ValueError("; ".join(explain(error))) from None
+            raise ValueError("; ".join(explain(error, DeferralPolicy))) from None
         return value
 
     @model_validator(mode="after")
@@ -220,7 +227,10 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in explain(error))) from None
+        lines = explain(error, TrainConfig, RayConfig)
+        if values.keys() & (WarmStartConfig.model_fields.keys() - TrainConfig.model_fields.keys()):
+            lines.append("it looks like a recipe of: ih-grpo train warm-start")
+        raise ConfigError(f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -240,14 +250,3 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # a bare word: a path, a name
-
-
-def explain(error: ValidationError) -> list[str]:
-    """One line a mistake, led by the field's name."""
-    lines = []
-    for item in error.errors(include_url=False):
-        field = ".".join(map(str, item["loc"]))
-        message = item["msg"].removeprefix("Value error, ")
-        given = "" if item["type"] in ("missing", "value_error") else f", got {item['input']!r}"
-        lines.append(f"{field}: {message}{given}" if field else message)
-    return lines

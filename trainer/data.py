@@ -88,7 +88,7 @@ def load_problems(
         try:
             checked = _Row.model_validate(row)
         except ValidationError as error:
-            raise DataError(f"{source}, row {number}: {_explain(error)}") from None
+            raise DataError(f"{source}, row {number}: {_explain(error, row)}") from None
         if not checked.answer:
             without_answer += 1
             continue
@@ -103,10 +103,17 @@ def load_problems(
     return ProblemSet(tuple(problems), too_long, without_answer)
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, row: Any) -> str:
+    if not isinstance(row, Mapping):
+        return f"must be an object with question and answer, got {type(row).__name__}"
     first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(map(str, first["loc"]))
-    return f"{field}: {first['msg']}" if field else first["msg"]
+    if first["type"] == "missing":
+        wanted = "question (or problem)" if field == "question" else field
+        return f"it has no {wanted}, but {', '.join(map(str, row)) or 'nothing'}: rename the field"
+    if first["type"] == "string_type":
+        return f"{field}: must be text or a number, got {first['input']!r}"
+    return f"{field}: {first['msg']}" if field else first["msg"].removeprefix("Value error, ")
 
 
 def _rows(source: str | Path, split: str) -> Iterator[Any]:

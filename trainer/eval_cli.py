@@ -55,10 +55,11 @@ def evaluate(
     from service.engines.base import EngineError
     from service.sandbox.base import SandboxError
     from trainer.attempts import AttemptsError
-    from trainer.config import explain
     from trainer.data import DataError
     from trainer.eval_run import run_evaluation
     from trainer.evaluate import EvalConfig
+    from trainer.exclusive import DirectoryError
+    from trainer.explain import explain
     from trainer.solvers import SolverError
 
     try:
@@ -67,7 +68,9 @@ def evaluate(
         _fail(*explain(error))
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on")
-    except (ValueError, DataError, AttemptsError, SolverError, EngineError, SandboxError) as error:
+    except (
+        ValueError, DataError, AttemptsError, DirectoryError, SolverError, EngineError, SandboxError
+    ) as error:  # fmt: skip
         _fail(str(error))
     _console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
 

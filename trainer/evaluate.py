@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from service.engines.base import EngineError
-from trainer.attempts import Attempt, AttemptLog
+from trainer.attempts import Attempt, AttemptLog, AttemptsError
 from trainer.data import Problem
 from trainer.machine import MachineConfig
 from trainer.reward import Reward, RewardError
@@ -60,6 +61,14 @@ class EvalConfig(MachineConfig):
             raise ValueError(f"two files are named {min(twice)!r}: a benchmark is known by its file's name")
         return value
 
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "http://unset")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{value!r} is no base URL: give one such as http://127.0.0.1:8000/v1")
+        return value
+
     @model_validator(mode="after")
     def _only_with_url(self) -> Self:
         for name in ("api_key", "instruction", "max_tokens"):
@@ -91,6 +100,23 @@ def read_benchmarks(config: EvalConfig) -> dict[str, list[Problem]]:
     return {path.stem: list(load_source(path).problems[: config.limit]) for path in config.benchmarks}
 
 
+def check_problems(benchmarks: Mapping[str, Sequence[Problem]], log: AttemptLog) -> None:
+    """That the attempts which are there were made at these very problems.
+
+    Raises:
+        AttemptsError: a file has changed since.
+    """
+    for benchmark, problems in benchmarks.items():
+        known = {_name(problem): (problem.question, problem.answer) for problem in problems}
+        for attempt in log.attempts.values():
+            same = known.get(attempt.problem_id, (attempt.question, attempt.gold))
+            if attempt.benchmark == benchmark and same != (attempt.question, attempt.gold):
+                raise AttemptsError(
+                    f"{benchmark}, row {attempt.problem_id} is not the problem that the attempts were made "
+                    f"at: use the file as it was, or another directory"
+                )
+
+
 async def evaluate(
     config: EvalConfig,
     benchmarks: Mapping[str, Sequence[Problem]],
@@ -103,14 +129,8 @@ async def evaluate(
 
     Raises:
         SolverError: attempts failed for no fault of the model. The others are kept; a next call tries again.
+        AttemptsError: an attempt can't be written.
     """
-    todo = [
-        (benchmark, problem, sample)
-        for benchmark, problems in benchmarks.items()
-        for sample in range(config.samples_of(benchmark))
-        for problem in problems
-        if (benchmark, _name(problem), sample) not in log.attempts
-    ]
     slots = asyncio.Semaphore(config.max_concurrent_episodes)
     failures: list[Exception] = []
 
@@ -129,11 +149,11 @@ async def evaluate(
             log.add(made)
             on_attempt(made)
 
-    await asyncio.gather(*(attempt(*item) for item in todo))
+    await asyncio.gather(*(attempt(*item) for item in missing(config, benchmarks, log)))
     if failures:
         raise SolverError(
-            f"{len(failures)} attempts failed, the last: {failures[-1]}. What was made is kept, and the same "
-            f"command goes on"
+            f"{len(failures)} attempts failed, the last: {failures[-1]}. What was made is kept; once that is "
+            f"mended, the same command goes on"
         )
 
 
@@ -146,6 +166,19 @@ def scores_of(benchmarks: Mapping[str, Sequence[Problem]], log: AttemptLog) -> l
         if attempts:
             result.append(score(benchmark, attempts))
     return result
+
+
+def missing(
+    config: EvalConfig, benchmarks: Mapping[str, Sequence[Problem]], log: AttemptLog
+) -> list[tuple[str, Problem, int]]:
+    """Benchmark, problem and sample of every attempt that is still to be made, in order."""
+    return [
+        (benchmark, problem, sample)
+        for benchmark, problems in benchmarks.items()
+        for sample in range(config.samples_of(benchmark))
+        for problem in problems
+        if (benchmark, _name(problem), sample) not in log.attempts
+    ]
 
 
 def _name(problem: Problem) -> str:
@@ -170,6 +203,8 @@ def _attempt(benchmark: str, problem: Problem, sample: int, solution: Solution, 
     return Attempt(
         benchmark=benchmark,
         problem_id=_name(problem),
+        question=problem.question,
+        gold=problem.answer,
         sample=sample,
         reward=verdict.value,
         reason=verdict.reason,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class MachineConfig(BaseModel):
@@ -14,7 +15,7 @@ class MachineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     device: str = "auto"
-    """Where the model runs: ``auto``, ``cpu`` or ``cuda``."""
+    """Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
     engine_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the engine's weights and cache; ``auto`` is the checkpoint's on a GPU, float32 on the CPU."""
     engine_slots: int = Field(default=64, ge=1)
@@ -39,6 +40,13 @@ class MachineConfig(BaseModel):
     to its end."""
     eager: bool = True
     """Start a block in the background as soon as it is closed: the same result, after a shorter wait."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"{value!r} is not known: give auto, cpu, cuda or cuda:1")
+        return value
 
     @model_validator(mode="after")
     def _runner_needs_its_secret(self) -> Self:

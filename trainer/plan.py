@@ -15,8 +15,10 @@ from service.checkpoint import locate
 from service.deferral.policy import DeferralPolicy
 from service.engines.tokenizer import HFTokenizer
 from trainer.checkpoint import latest
-from trainer.config import TrainConfig
+from trainer.config import ConfigError, TrainConfig
+from trainer.data import ProblemStream
 from trainer.head import MAX_TILE_ELEMENTS
+from trainer.resume import check_resumable
 from trainer.setup import TrainingSet, load_training_set
 
 GIB = 2**30
@@ -93,11 +95,15 @@ def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> N
     Raises:
         ConfigError, DataError, CheckpointError, ValueError: the run would not start; the message says why.
     """
-    model_dir = locate(config.model)
+    model_dir = locate(config.model, weights=False)
     policy = config.resolve_policy(model_dir)
     model = AutoConfig.from_pretrained(model_dir)
     data = load_training_set(config, HFTokenizer(str(model_dir)), policy)
+    if config.run_dir.exists() and not config.run_dir.is_dir():
+        raise ConfigError(f"run_dir: {config.run_dir} is a file: name a directory")
     checkpoint = latest(config.run_dir / "checkpoints")
+    if checkpoint:
+        check_resumable(checkpoint, config, ProblemStream(data.problems, seed=config.seed).fingerprint)
     gpu = config.device != "cpu" and torch.cuda.is_available()
     memory = estimate_memory(config, model, policy, gpu=gpu, shards=shards)
     console.print(_plan(config, model_dir, policy, model, data, checkpoint))

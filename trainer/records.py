@@ -88,6 +88,8 @@ def read_rollout(path: Path) -> list[Record]:
     Raises:
         DataError: it is no such file.
     """
+    if not path.is_file():
+        raise DataError(f"{path} is no file: name one, such as RUN_DIR/rollouts/rollout-000000.parquet")
     names = [field.name for field in fields(Record)]
     try:
         rows = pq.read_table(path, columns=names).to_pylist()

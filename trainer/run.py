@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from trainer.background import BackgroundLoop
 from trainer.checkpoint import latest
 from trainer.collect import Collector, Share
 from trainer.config import TrainConfig
+from trainer.exclusive import exclusive
 from trainer.generation import connection, make_generation, make_scorer, rollout_settings
 from trainer.progress import RunProgress
 from trainer.resume import check_resumable
@@ -56,11 +57,24 @@ def train(
         The last checkpoint, ready to be served.
 
     Raises:
-        ConfigError, DataError, CheckpointError, ValueError: the recipe can't be run; the message says why.
+        ConfigError, DataError, CheckpointError, DirectoryError, ValueError: the recipe can't be run; the
+            message says why.
         EngineError, SandboxError, PushError: one did not start, the engine failed, or a server did not take
             new weights.
     """
     processes = PartialState(cpu=config.device == "cpu", timeout=PATIENCE)
+    # Two runs in one directory would remove each other's checkpoints.
+    with exclusive(config.run_dir) if processes.is_main_process else nullcontext():
+        return _train(config, console, processes, sandbox, trainer_class)
+
+
+def _train(
+    config: TrainConfig,
+    console: Console,
+    processes: PartialState,
+    sandbox: Sandbox | None,
+    trainer_class: type[IHGRPOTrainer],
+) -> Path:
     model_dir = locate(config.model)
     policy = config.resolve_policy(model_dir)
     generation = make_generation(config, model_dir, policy, str(processes.device), sandbox)

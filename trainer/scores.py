@@ -16,12 +16,13 @@ class Scores:
 
     benchmark: str
     problems: int
+    attempts: int
     samples: int
     """Fewest samples that a problem has: the k of avg@k."""
     accuracy: float
     """avg@k: the mean over problems of the mean over samples."""
-    accuracy_error: float
-    """Standard error of ``accuracy`` over problems."""
+    accuracy_error: float | None
+    """Standard error of ``accuracy`` over problems; None of a single one."""
     pass_at: dict[int, float]
     """pass@k by k, for powers of two up to ``samples`` and ``samples`` itself."""
     delay_rate: float | None
@@ -35,6 +36,10 @@ class Scores:
     """Of the time that code ran."""
     cut: float
     """Share of episodes that a limit ended."""
+    unanswered: float
+    """Share of episodes without an answer, those that were cut included."""
+    too_long: int
+    """Problems whose prompt left no room for an answer in some attempt; they count as not solved."""
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -67,6 +72,7 @@ def score(benchmark: str, attempts: Iterable[Attempt]) -> Scores:
     return Scores(
         benchmark=benchmark,
         problems=len(problems),
+        attempts=len(attempts),
         samples=samples,
         accuracy=_mean(means),
         accuracy_error=_standard_error(means),
@@ -79,6 +85,8 @@ def score(benchmark: str, attempts: Iterable[Attempt]) -> Scores:
             sum(a.hidden_seconds or 0.0 for a in tools), sum(a.tool_seconds or 0.0 for a in tools)
         ),
         cut=_mean([attempt.finish == "length" for attempt in attempts]),
+        unanswered=_mean([attempt.reason == "no_answer" for attempt in attempts]),
+        too_long=len({attempt.problem_id for attempt in attempts if attempt.finish == "too_long"}),
     )
 
 
@@ -86,9 +94,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _standard_error(values: Sequence[float]) -> float:
+def _standard_error(values: Sequence[float]) -> float | None:
     if len(values) < 2:
-        return 0.0
+        return None
     mean = _mean(values)
     return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
 

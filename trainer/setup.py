@@ -52,7 +52,8 @@ def make_sandbox(config: MachineConfig, policy: DeferralPolicy) -> Sandbox:
         "max_containers": config.max_containers,
         # A rollout has more episodes than containers, and each holds its own to its end.
         "queue_timeout_s": 600.0,
-        "run_limit_ceiling_s": policy.run_limit_s,
+        # The proofs at the start need more than an episode's few seconds on a machine that is busy.
+        "run_limit_ceiling_s": max(30.0, policy.run_limit_s),
     }
     if config.sandbox == "process":
         from service.sandbox.process import ProcessSandbox, ProcessSandboxSettings

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -37,7 +38,8 @@ class Solution:
     """One episode, as far as an evaluation cares."""
 
     text: str
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "too_long"]
+    """See ``trainer.attempts.Attempt``."""
     tokens: int
     seconds: float
     tools: ToolUse | None
@@ -71,9 +73,10 @@ class EpisodeSolver:
         )
         if any(tool.status == "sandbox_error" for tool in sample.tools):
             raise SolverError("the sandbox failed during an episode")
+        finish: Literal["stop", "length", "too_long"] = "length" if sample.outcome.is_truncated else "stop"
         return Solution(
             text=sample.text,
-            finish="length" if sample.outcome.is_truncated else "stop",
+            finish=finish if sample.ids else "too_long",
             tokens=sum(sample.sampled),
             seconds=sample.seconds,
             tools=ToolUse(
@@ -84,6 +87,26 @@ class EpisodeSolver:
                 seconds=sample.tool_seconds,
                 hidden_seconds=sample.hidden_seconds,
             ),
+        )
+
+
+async def check_server(client: httpx.AsyncClient) -> None:
+    """That a server is there and takes the key, before a thousand requests find out.
+
+    Raises:
+        SolverError: not so, with the remedy.
+    """
+    try:
+        response = await client.get("models")
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise SolverError(
+            f"url: the server at {client.base_url} did not answer ({error or type(error).__name__}): start "
+            f"it, or mend the URL, which ends in /v1"
+        ) from None
+    if response.status_code in (401, 403):
+        raise SolverError(
+            f"the server at {client.base_url} refuses the key ({response.status_code}): give it as --api-key "
+            f"or in IHGRPO_API_KEY"
         )
 
 
@@ -132,7 +155,7 @@ class ServerSolver:
             raise SolverError(f"{error}, {self._tries} times in a row") from None
         return _solution(reply, time.monotonic() - began)
 
-    async def _ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _ask(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
             response = await self._client.post("chat/completions", json=body)
         except httpx.TransportError as error:
@@ -142,9 +165,32 @@ class ServerSolver:
         if response.status_code in (408, 409, 429) or response.status_code >= 500:
             raise _BusyError(f"the server answered {response.status_code}")
         if response.is_error:
-            raise SolverError(f"the server answered {response.status_code}: {response.text[:500]}")
-        reply: dict[str, Any] = response.json()
+            if _TOO_LONG.search(response.text) and not _ASKS_TOO_MUCH.search(response.text):
+                return _NO_ROOM
+            raise SolverError(f"the server answered {response.status_code}: {_message(response)}")
+        try:
+            reply: Mapping[str, Any] = response.json()
+        except ValueError:
+            raise SolverError(
+                f"{response.url} answered with something that is not JSON: does the URL end in /v1?"
+            ) from None
         return reply
+
+
+_TOO_LONG: Final = re.compile("context_length_exceeded|maximum (context|model) length")
+_ASKS_TOO_MUCH: Final = re.compile("max_tokens|max_completion_tokens|in the completion")
+"""The request's own limit is what does not fit: the same for every problem, and to be mended."""
+_NO_ROOM: Final[Mapping[str, Any]] = {
+    "choices": [{"finish_reason": "too_long", "message": {"content": ""}}],
+}
+
+
+def _message(response: httpx.Response) -> str:
+    """The words of an error in OpenAI's shape, or the start of what came instead."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:500]
 
 
 class _BusyError(Exception):
@@ -159,7 +205,7 @@ def _solution(reply: Mapping[str, Any], seconds: float) -> Solution:
         tools = message.get("executed_tools")
         return Solution(
             text=message.get("content") or "",
-            finish="length" if choice["finish_reason"] == "length" else "stop",
+            finish=reason if (reason := choice["finish_reason"]) in ("length", "too_long") else "stop",
             tokens=int(usage.get("completion_tokens", 0)) - int(details.get("observation_tokens") or 0),
             seconds=seconds,
             tools=None if tools is None else _tool_use(tools),

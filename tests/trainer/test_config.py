@@ -58,11 +58,14 @@ def test_the_policy_starts_from_the_checkpoints(recipe: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("colour=1", "colour: Extra inputs"),
+    ("colour=1", "colour: there is no such field$"),
+    ("stepz=3", "stepz: there is no such field; did you mean steps"),
+    ("ray.adress=x", "ray.adress: there is no such field; did you mean address"),
+    ("device=tpu", "device: 'tpu' is not known: give auto, cpu, cuda"),
     ("steps=0", "steps: .* got 0"),
     ("method=ppo", "method: .* got 'ppo'"),
     ("policy.max_turns=0", "policy: max_turns: .* got 0"),
-    ("policy.turns=1", "policy: turns: Extra"),
+    ("policy.turns=1", "policy: turns: there is no such field; did you mean max_turns"),
     ("policy.mode=immediate", "policy: mode is decided by method"),
     ("min_valid_samples=9", "min_valid_samples is 9, more than group_size 8"),
     ("mini_batch_samples=48", "mini_batch_samples is 48: it must divide the 128"),
@@ -75,6 +78,16 @@ def test_the_policy_starts_from_the_checkpoints(recipe: Path, tmp_path: Path) ->
 def test_a_mistake_names_its_field(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(recipe, [override])
+
+
+def test_a_warm_starts_recipe_is_told_from_a_runs() -> None:
+    warm_start = Path(__file__).parents[2] / "recipes" / "quickstart-warm-start.toml"
+    with pytest.raises(ConfigError, match="looks like a recipe of: ih-grpo train warm-start"):
+        load_config(warm_start)
+
+
+def test_a_single_source_needs_no_list(recipe: Path) -> None:
+    assert load_config(recipe, ["data=quickstart:5"]).data == ("quickstart:5",)
 
 
 def test_checkpoints_fall_between_rollouts(recipe: Path) -> None:
@@ -90,7 +103,7 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"broken\.toml is not TOML"):
         load_config(broken)
     broken.write_text('data = ["d"]')
-    with pytest.raises(ConfigError, match="model: Field required"):
+    with pytest.raises(ConfigError, match="model: is missing"):
         load_config(broken)
 
 

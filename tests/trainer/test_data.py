@@ -52,17 +52,18 @@ def test_numbers_are_taken_as_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"problem": "1+1?"}, "answer: Field required"),
+        ({"problem": "1+1?"}, "it has no answer, but problem: rename the field"),
+        ({"q": "1+1?", "answer": "2"}, r"it has no question \(or problem\), but q, answer: rename"),
         ({"problem": "", "answer": "2"}, "problem: String should have at least 1"),
-        ({"problem": "1+1?", "answer": None}, "answer: Input should be a valid string"),
-        (verl_row(question=None), "question: Input should be"),
-        (verl_row(question=[]), "question: Input should be"),
+        ({"problem": "1+1?", "answer": None}, "answer: must be text or a number, got None"),
+        (verl_row(question=None), "question: must be text or a number"),
+        (verl_row(question=[]), "question: must be text or a number"),
         ({"prompt": "1+1?", "answer": "2"}, "prompt must be a list of messages"),
         ({"prompt": []}, "prompt must be a list of messages"),
         ({"prompt": [{"role": "system", "content": "x"}]}, "prompt must be one user message"),
         ({"prompt": [{"role": "user", "content": "x"}]}, "ground_truth is missing"),
-        ([1, 2], "Input should be"),
-        (None, "Input should be"),
+        ([1, 2], "must be an object with question and answer, got list"),
+        (None, "must be an object .* got NoneType"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, row: Any, message: str) -> None:

@@ -15,9 +15,9 @@ from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
 from tests.support.serving import make_app, serve
 from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
-from trainer.attempts import AttemptLog
+from trainer.attempts import AttemptLog, AttemptsError
 from trainer.eval_run import run_evaluation
-from trainer.evaluate import MAX_FAILURES, EvalConfig, evaluate, read_benchmarks, scores_of
+from trainer.evaluate import MAX_FAILURES, EvalConfig, check_problems, evaluate, read_benchmarks, scores_of
 from trainer.reward import Reward
 from trainer.solvers import Solution, SolverError
 
@@ -97,6 +97,19 @@ async def test_a_server_that_is_gone_is_given_up(tmp_path: Path) -> None:
     assert len(solver.calls) == MAX_FAILURES
 
 
+async def test_a_benchmark_that_has_changed_is_told(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    log = await go(settings, FakeSolver())
+    check_problems(read_benchmarks(settings), log)
+    check_problems({"another": []}, log)
+    path = settings.benchmarks[0]
+    path.write_text(path.read_text().replace(f"{QUESTION} 1", "another"))
+    with pytest.raises(
+        AttemptsError, match="aime24, row 1 is not the problem that the attempts were made at"
+    ):
+        check_problems(read_benchmarks(settings), log)
+
+
 def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
     settings = config(tmp_path, samples=None)
     assert (settings.temperature, settings.top_p) == (1.0, 0.7)
@@ -107,6 +120,8 @@ def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("changes", "message"), [
     ({"benchmarks": []}, "benchmarks"),
     ({"benchmarks": ["a/x.jsonl", "b/x.parquet"]}, "two files are named 'x'"),
+    ({"url": "host:8000"}, "'host:8000' is no base URL"),
+    ({"url": "http://"}, "is no base URL"),
     ({"api_key": "k"}, "api_key is for a server"),
     ({"instruction": "Solve"}, "instruction is for a server"),
     ({"sandbox": "runner"}, "runner_token_file is missing"),
@@ -146,7 +161,7 @@ async def test_a_live_server_scores_as_the_checkpoint_that_it_serves(
     engine = TransformersEngine(EngineSettings(model=str(toy_checkpoint), model_name="toy", threads=1))
     async with serve(make_app(engine, toy_sandbox(), POLICY, api_keys="k1"), "k1") as served:
         values = {"model": "toy", "url": f"{served.url}/v1", "out": tmp_path / "served", **how}
-        with pytest.raises(SolverError, match="answered 401"):
+        with pytest.raises(SolverError, match="refuses the key"):
             await asyncio.to_thread(run_evaluation, config(tmp_path, **values, api_key="wrong"), console)
         settings = config(tmp_path, **values, api_key="k1")
         [scores] = await asyncio.to_thread(run_evaluation, settings, console)

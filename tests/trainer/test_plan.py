@@ -9,9 +9,11 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from service.deferral.policy import DeferralPolicy
-from trainer.config import TrainConfig
+from trainer.checkpoint import staged
+from trainer.config import ConfigError, TrainConfig
 from trainer.data import DataError
 from trainer.plan import count_parameters, describe_run, estimate_memory
+from trainer.resume import write_state
 
 
 def config(tmp_path: Path, **changes: object) -> TrainConfig:
@@ -84,6 +86,21 @@ def test_the_plan_says_what_will_happen_and_does_nothing(tmp_path: Path, tiny_ch
     ):
         assert piece in text
     assert not settings.run_dir.exists()
+
+
+def test_a_plan_that_can_not_go_on_where_the_run_was_is_refused(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    settings = config(tmp_path, model=str(tiny_checkpoint), policy={"prompt": "brief-v1"}, seed=1)
+    with staged(settings.run_dir / "checkpoints" / "checkpoint-3") as staging:
+        write_state(staging, settings, "other problems", skipped_steps=0)
+    with pytest.raises(ConfigError, match=r"seed is 2, but the run in .* was started with 1"):
+        describe_run(settings.model_copy(update={"seed": 2}), Console(file=io.StringIO()))
+    with pytest.raises(ConfigError, match="data: the problems differ"):
+        describe_run(settings, Console(file=io.StringIO()))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"run_dir: .*file is a file"):
+        describe_run(settings.model_copy(update={"run_dir": tmp_path / "file"}), Console(file=io.StringIO()))
 
 
 def test_a_plan_for_missing_data_fails_as_the_run_would(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.support.attempts import attempt
-from trainer.report import mean_accuracy, render, score_table, write_report
+from trainer.report import mean_accuracy, remarks, render, score_table, write_report
 from trainer.scores import Scores, score
 
 USED = {
@@ -66,13 +66,33 @@ def test_report_files(tmp_path: Path, scores: list[Scores]) -> None:
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_what_one_must_know_to_read_it_is_said(tmp_path: Path, scores: list[Scores]) -> None:
+    assert remarks(scores, 0) == []
+    long = score("olympiad", [attempt("p", 0, 0.0, finish="too_long"), attempt("q", 0, 0.0)])
+    write_report(tmp_path, [long], {"model": "m"}, missing=1200)
+    page = (tmp_path / "report.html").read_text()
+    assert "olympiad: the prompts of 1 of 2 problems leave no room" in page
+    assert "Not finished: 1,200 attempts are missing" in page
+    assert json.loads((tmp_path / "report.json").read_text())["missing_attempts"] == 1200
+
+
+@pytest.mark.parametrize(("right", "top"), [(0, "5 %"), (1, "5 %"), (4, "25 %"), (20, "100 %")])
+def test_the_plot_reaches_as_far_as_its_values(right: int, top: str) -> None:
+    attempts = [attempt(str(p), s, float(p < right)) for p in range(20) for s in range(4)]
+    page = Texts()
+    page.feed(render([score("b" * 20, attempts)], {"model": "m"}))
+    assert top in page.text
+    assert [text for text in page.text if text in ("1", "2", "4", "8", "32")][-3:] == ["1", "2", "4"]
+    assert "b" * 13 + "…" in page.text
+
+
 def test_the_table_fits_a_terminal_of_80_columns(scores: list[Scores]) -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(score_table(scores))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     [row] = [line for line in lines if "aime24" in line]
     assert row.split() == [
-        "aime24", "1", "75.0", "±", "0.0", "4", "100.0", "25.0", "2.00", "100", "50.0", "75.0"
+        "aime24", "1", "75.0", "±", "-", "4", "100.0", "25.0", "2.00", "100", "50.0", "75.0"
     ]  # fmt: skip
     assert any(line.split() == ["mean", "87.5"] for line in lines)
     assert max(map(len, lines)) <= 80

@@ -61,12 +61,25 @@ def test_tool_use() -> None:
         0.5,
         0.75,
     )
-    assert (scores.cut, scores.tokens) == (0.5, 100.0)
+    assert (scores.cut, scores.tokens, scores.attempts) == (0.5, 100.0, 2)
 
 
 def test_a_server_that_does_not_tell_of_tools_gets_no_figures_for_them() -> None:
     scores = score("b", [attempt("p", 0, 1.0)])
     assert (scores.delay_rate, scores.flushes, scores.tool_error_rate, scores.time_hidden) == (None,) * 4
+
+
+def test_what_has_no_answer_and_what_had_no_room_is_counted() -> None:
+    long = {"finish": "too_long", "reason": "no_answer"}
+    scores = score("b", [
+        attempt("p", 0, 1.0), attempt("p", 1, 0.0, reason="no_answer"),
+        attempt("q", 0, 0.0, **long), attempt("q", 1, 0.0, **long),
+    ])  # fmt: skip
+    assert (scores.unanswered, scores.too_long, scores.cut, scores.accuracy) == (0.75, 1, 0.0, 0.25)
+
+
+def test_one_problem_has_no_standard_error() -> None:
+    assert score("b", [attempt("p", 0, 1.0), attempt("p", 1, 0.0)]).accuracy_error is None
 
 
 def test_no_attempts_are_no_score() -> None:

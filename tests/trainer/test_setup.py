@@ -25,7 +25,7 @@ def test_the_pool_is_patient_and_no_larger_than_asked(name: str, kind: type) -> 
     sandbox: Any = make_sandbox(MachineConfig.model_validate({"sandbox": name, "max_containers": 1}), POLICY)
     assert isinstance(sandbox, kind)
     settings = sandbox.settings
-    assert (settings.max_containers, settings.pool_size, settings.run_limit_ceiling_s) == (1, 1, 7.0)
+    assert (settings.max_containers, settings.pool_size, settings.run_limit_ceiling_s) == (1, 1, 30.0)
     assert settings.queue_timeout_s >= 600
 
 

@@ -13,7 +13,7 @@ from service.sandbox.base import ExecutionResult
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedSandbox, printed
 from trainer.rollout import RolloutSettings
-from trainer.solvers import EpisodeSolver, ServerSolver, Solution, SolverError, ToolUse
+from trainer.solvers import EpisodeSolver, ServerSolver, Solution, SolverError, ToolUse, check_server
 
 TOOL = {
     "index": 0, "id": "x", "type": "python", "status": "ok", "output": "42", "delayed": 1,
@@ -81,6 +81,10 @@ async def test_a_busy_server_is_asked_again(first: httpx.Response | Exception) -
     (httpx.Response(503), "answered 503, 3 times in a row", 3),
     (httpx.ConnectError("refused"), r"did not answer \(ConnectError\), 3 times", 3),
     (httpx.Response(400, text="no such field"), "answered 400: no such field", 1),
+    (httpx.Response(404, json={"error": {"message": "no model m"}}), "answered 404: no model m$", 1),
+    (httpx.Response(400, json={"error": {"message": "max_tokens is too large; maximum context length is 9"}}),
+     "answered 400: max_tokens is too large", 1),
+    (httpx.Response(200, text="<html>"), r"http://test/v1/chat/completions .* not JSON: .* end in /v1", 1),
     (httpx.Response(200, json={"choices": []}), "not a chat completion", 1),
     (httpx.Response(200, json={"error": "x"}), "not a chat completion", 1),
 ])  # fmt: skip
@@ -91,6 +95,32 @@ async def test_what_cannot_be_had_is_told(
     with pytest.raises(SolverError, match=message):
         await ServerSolver(client, "m", {}, tries=3).solve("?", seed=0)
     assert len(requests) == asked
+
+
+@pytest.mark.parametrize("error", [
+    {"message": "the prompt leaves no room", "code": "context_length_exceeded"},
+    {"message": "This model's maximum context length is 2048 tokens.", "code": 400},
+    {"message": "The prompt is longer than the maximum model length of 2048.", "code": None},
+])  # fmt: skip
+async def test_a_prompt_that_a_server_has_no_room_for_is_an_attempt(error: dict[str, Any]) -> None:
+    client, requests = server(httpx.Response(400, json={"error": error}))
+    solution = await ServerSolver(client, "m", {}).solve("?", seed=0)
+    assert (solution.text, solution.finish, solution.tokens) == ("", "too_long", 0)
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(("answer", "message"), [
+    (httpx.ConnectError("refused"), "url: the server at http://test/v1/ did not answer .refused.*start it"),
+    (httpx.Response(401), "refuses the key .401.: give it as --api-key"),
+])  # fmt: skip
+async def test_a_server_is_tried_before_it_is_asked(answer: httpx.Response | Exception, message: str) -> None:
+    client, _ = server(answer)
+    with pytest.raises(SolverError, match=message):
+        await check_server(client)
+    for fine in (httpx.Response(200, json={"data": []}), httpx.Response(404)):
+        client, requests = server(fine)
+        await check_server(client)
+        assert str(requests[0].url) == "http://test/v1/models"
 
 
 async def test_a_failed_sandbox_is_not_the_models_fault() -> None:
@@ -104,7 +134,9 @@ async def test_a_failed_sandbox_is_not_the_models_fault() -> None:
         await play(lambda blocks: broken)
 
 
-async def play(answer: Callable[[list[str]], ExecutionResult]) -> Solution:
+async def play(
+    answer: Callable[[list[str]], ExecutionResult], policy: DeferralPolicy | None = None
+) -> Solution:
     def reply(context: str) -> str:
         return (
             f"\\boxed{{42}}{EOS}"
@@ -112,8 +144,15 @@ async def play(answer: Callable[[list[str]], ExecutionResult]) -> Solution:
             else "```python\nprint(42)\n```<tool_call>"
         )
 
-    settings = RolloutSettings(DeferralPolicy(prompt="brief-v1"), Sampling())
+    settings = RolloutSettings(policy or DeferralPolicy(prompt="brief-v1"), Sampling())
     return await EpisodeSolver(ReplyEngine(reply), ScriptedSandbox(answer), settings).solve("?", seed=1)
+
+
+async def test_a_prompt_without_room_is_told_from_an_episode_that_was_cut() -> None:
+    solution = await play(
+        lambda blocks: printed("42"), DeferralPolicy(prompt="brief-v1", max_episode_tokens=8)
+    )
+    assert (solution.text, solution.finish, solution.tokens) == ("", "too_long", 0)
 
 
 async def test_an_episode_of_our_own_tells_the_same() -> None:

@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.deferral.policy import DeferralPolicy
+from trainer.explain import explain
 from trainer.quickstart.traces import Style
 
 
@@ -104,5 +105,5 @@ class WarmStartConfig(BaseModel):
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe {path} is not TOML: {error}") from None
         except ValidationError as error:
-            complaints = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-            raise RecipeError(f"recipe {path}: " + "; ".join(complaints)) from None
+            lines = "".join(f"\n  {line}" for line in explain(error, cls))
+            raise RecipeError(f"recipe {path}:{lines}") from None

@@ -66,8 +66,12 @@ def warm_start(config: WarmStartConfig, out: Path, listen: Listener) -> None:
     """Train and write the checkpoint to ``out``. A run that was cut off goes on from its last state.
 
     Raises:
-        RecipeError: ``out`` holds the state of a run with another recipe.
+        RecipeError: ``out`` holds the state of a run with another recipe, or can't be written to.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"--out: {out} can't be made ({error.strerror}): name another directory") from None
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     tokenizer = make_tokenizer(config)
@@ -115,7 +119,6 @@ def save_checkpoint(
     out: Path, config: WarmStartConfig, model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Write what a server needs. The weights come last and whole: without them there is no checkpoint."""
-    out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
     config.policy.save(out)
     staging = out / ".weights"

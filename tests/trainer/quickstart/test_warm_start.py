@@ -69,6 +69,12 @@ def test_another_recipe_does_not_take_over_a_run(tiny: WarmStartConfig, tmp_path
         warm_start(tiny.model_copy(update={"seed": 5}), tmp_path, lambda _: None)
 
 
+def test_what_is_no_directory_is_told_before_the_training(tiny: WarmStartConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match=r"file can't be made .*name another"):
+        warm_start(tiny, tmp_path / "file", lambda _: pytest.fail("it trains"))
+
+
 def test_the_model_learns(tiny: WarmStartConfig, tmp_path: Path) -> None:
     reports: list[Report] = []
     config = tiny.model_copy(
