@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 app = typer.Typer(
     name="ih-grpo",
@@ -249,13 +250,14 @@ def show(ctx: typer.Context) -> None:
 
 def _trainer(module: str, name: str, args: list[str]) -> None:
     try:
-        command = import_module(module).app
+        import_module(module).app(
+            args=args, prog_name=name
+        )  # which imports more, once it knows what is asked
     except ModuleNotFoundError as error:
         _fail(
             f"{name} needs packages that are not installed ({error.name}): pip install 'ih-grpo[train]', "
             "in a checkout: make setup EXTRA=train"
         )
-    command(args=args, prog_name=name)
 
 
 def _complaint(error: Any) -> str:
@@ -266,5 +268,5 @@ def _complaint(error: Any) -> str:
 
 def _fail(*complaints: str) -> NoReturn:
     for complaint in complaints:
-        _console.print(f"[bold red]error[/] {complaint}", highlight=False, soft_wrap=True)
+        _console.print(f"[bold red]error[/] {escape(complaint)}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)

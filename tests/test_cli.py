@@ -73,3 +73,19 @@ def test_a_key_is_made_with_the_line_for_its_file() -> None:
     assert not made.is_admin
     assert parse_key(runner.invoke(app, ["key", "--admin"]).stdout.strip(), hashed=True).is_admin
     assert runner.invoke(app, ["key", "--name", "two words"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", ["train --recipe recipes/quickstart.toml --dry-run", "show rollout.parquet"]
+)
+def test_what_training_needs_is_told_where_it_is_not_installed(arguments: str) -> None:
+    code = f"import sys; sys.modules['pyarrow'] = None; sys.argv = 'ih-grpo {arguments}'.split(); "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}from service.cli import main; main()"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error ih-grpo ")
+    assert "(pyarrow.parquet): pip install 'ih-grpo[train]'" in done.stderr
