@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import fields
+from typing import Any, Final
 
 from accelerate import PartialState
 from trl.trainer.grpo_config import GRPOConfig
 
 from trainer.config import ConfigError, TrainConfig
+
+_CHECKPOINTING: Final = next(
+    field.name
+    for field in fields(GRPOConfig)
+    if field.name in ("activation_checkpointing", "gradient_checkpointing")
+)
+"""transformers 5.23 gave it its new name; vLLM 0.32 wants an older one."""
 
 
 def grpo_arguments(config: TrainConfig) -> GRPOConfig:
@@ -28,6 +37,7 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
             f"micro_batch_samples is {config.micro_batch_samples}: on {processes} processes it must divide "
             f"{config.mini_batch} / {processes}"
         )
+    checkpointing: dict[str, Any] = {_CHECKPOINTING: config.gradient_checkpointing}
     passes = config.mini_batch // (config.micro_batch_samples * processes)
     return GRPOConfig(
         output_dir=str(config.run_dir),
@@ -45,7 +55,7 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.dtype == "bfloat16",
-        activation_checkpointing=config.gradient_checkpointing,
+        **checkpointing,
         use_cpu=config.device == "cpu",
         save_strategy="steps",
         save_steps=config.save_every,

@@ -60,12 +60,22 @@ class TrainConfig(MachineConfig):
 
     # Who samples, and who gets each step's weights
     generation: Literal["embedded", "vllm"] = "embedded"
-    """``embedded``: an engine in each training process. ``vllm``: vLLM servers elsewhere, or beside it on
-    GPUs of their own, which take each step's weights from ``weights_dir``."""
+    """``embedded``: an engine of ours in each training process. ``vllm``: the servers of
+    ``generation_urls``, or vLLM in each training process where there are none."""
     generation_urls: tuple[str, ...] = ()
-    """The vLLM servers, as ``http://gpu-1:8000``, started with ``VLLM_SERVER_DEV_MODE=1``."""
+    """vLLM servers, as ``http://gpu-1:8000``, started with ``VLLM_SERVER_DEV_MODE=1``."""
     generation_key_file: Path | None = None
     """File with the key that they ask for."""
+    weight_transfer: Literal["files", "gloo", "nccl", "ipc"] = "files"
+    """How each rollout's weights get to vLLM. ``files``: servers read them from ``weights_dir``. ``gloo``:
+    over TCP, from memory to memory. ``nccl``: vLLM's own, from GPU to GPU. ``ipc``: vLLM's own, between
+    processes on one GPU. But for ``files``, start servers with ``--weight-transfer-config '{"backend":
+    "gloo"}'``. vLLM in the training process takes ``gloo`` or ``ipc``."""
+    weight_transfer_port: int = Field(default=0, ge=0, le=65535)
+    """That vLLM's workers connect to on the trainer's host; 0: any that is free."""
+    vllm_args: dict[str, Any] = Field(default_factory=dict)
+    """For vLLM in the training process: fields of its ``AsyncEngineArgs``, as
+    ``gpu_memory_utilization``."""
     follower_urls: tuple[str, ...] = ()
     """Servers of our own that serve what is being trained: each rollout's weights go there by
     ``/admin/reload``, from ``weights_dir``, which is below their ``reload_root``."""
@@ -167,10 +177,16 @@ class TrainConfig(MachineConfig):
                     f"{name} is {value}: it must be a multiple of the {self.updates_per_rollout} optimiser "
                     f"steps that share a rollout, or a resumed run would not be the same"
                 )
-        if (self.generation == "vllm") != bool(self.generation_urls):
-            raise ValueError("generation_urls names the servers of generation 'vllm': set both or neither")
-        if (self.generation_urls or self.follower_urls) and self.weights_dir is None:
+        if self.generation_urls and self.generation != "vllm":
+            raise ValueError("generation_urls names vLLM servers: set generation to 'vllm', or leave it out")
+        by_file = bool(self.generation_urls) and self.weight_transfer == "files"
+        if (by_file or self.follower_urls) and self.weights_dir is None:
             raise ValueError("weights_dir is missing: servers elsewhere read each step's weights from there")
+        if self.has_own_vllm and self.weight_transfer not in ("gloo", "ipc"):
+            raise ValueError(
+                "weight_transfer must be 'gloo' or 'ipc' for vLLM in the training process, which generation "
+                "'vllm' means without generation_urls"
+            )
         if self.warmup_steps and self.lr_schedule == "constant":
             raise ValueError("warmup_steps needs lr_schedule 'constant_with_warmup', 'linear' or 'cosine'")
         return self
@@ -179,6 +195,11 @@ class TrainConfig(MachineConfig):
     def rollout_samples(self) -> int:
         """Samples that a rollout trains on, over all processes."""
         return self.prompts_per_step * self.group_size
+
+    @property
+    def has_own_vllm(self) -> bool:
+        """Whether episodes are sampled by vLLM in the training process, or in a Ray actor."""
+        return self.generation == "vllm" and not self.generation_urls
 
     @property
     def mini_batch(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import SecretStr
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling, Tokenizer
 from service.engines.tokenizer import HFTokenizer
+from service.engines.vllm_request import LogprobsMode
 from service.sandbox.base import Sandbox
 from trainer.config import ConfigError, TrainConfig
 from trainer.push import (
@@ -66,24 +68,61 @@ def make_generation(
         sandbox: instead of the recipe's; not with Ray.
 
     Raises:
-        ConfigError: vLLM servers would not tell the log-probs that the loss needs, or Ray is not installed.
+        ConfigError: vLLM would not tell the log-probs that the loss needs, or Ray is not installed.
+        EngineError: vLLM is not installed.
         ValueError: a key or a secret can't be read.
     """
     if config.ray is not None:
         player = _cluster().RayPlayer(config, policy)
-        tokenizer = HFTokenizer(str(model_dir))
-        sink = _sink(config, model_dir, policy, player if config.generation == "embedded" else None)
-        return Generation(tokenizer, player, sink, (player,))
+        own = None if config.generation_urls else player
+        sink = BothSinks(*_sinks(config, model_dir, policy, own))
+        return Generation(HFTokenizer(str(model_dir)), player, sink, (player,))
     sandbox = sandbox or make_sandbox(config, policy)
-    engine: Engine
-    if config.generation == "embedded":
-        engine = embedded = make_engine(config, model_dir, policy, device)
-        sink = _sink(config, model_dir, policy, EngineSink(embedded))
-    else:
-        engine = make_remote(config, model_dir, policy)
-        sink = _sink(config, model_dir, policy, None)
+    engine, own = make_own(config, model_dir, policy, device)
     player = LocalPlayer(engine, sandbox, rollout_settings(config, policy))
+    sink = BothSinks(*_sinks(config, model_dir, policy, own))
     return Generation(engine.tokenizer, player, sink, (sandbox, engine))
+
+
+def make_own(
+    config: TrainConfig, model_dir: Path, policy: DeferralPolicy, device: str
+) -> tuple[Engine, WeightSink | None]:
+    """The engine of a process that plays episodes, and what gives it weights; None where servers sample.
+
+    Raises as `make_generation`.
+    """
+    if config.generation == "embedded":
+        embedded = make_engine(config, model_dir, policy, device)
+        return embedded, EngineSink(embedded)
+    if config.generation_urls:
+        return make_remote(config, model_dir, policy), None
+    return _own_vllm(config, model_dir, policy)
+
+
+def _own_vllm(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) -> tuple[Engine, WeightSink]:
+    from service.engines.vllm import VLLMEngine
+    from service.engines.vllm_settings import VLLMSettings
+    from trainer.transfer.control import OwnEngine
+    from trainer.transfer.sink import TransferSink
+
+    backend = config.weight_transfer
+    assert backend != "files"  # noqa: S101 - the recipe was checked
+    engine = VLLMEngine(
+        VLLMSettings(
+            model=str(model_dir),
+            dtype=config.engine_dtype,
+            max_context=policy.max_episode_tokens,
+            args={
+                "max_num_seqs": config.engine_slots,
+                "logprobs_mode": _logprobs_mode(config),
+                "weight_transfer_config": {"backend": backend},
+                **config.vllm_args,
+            },
+        )
+    )
+    _must_tell_logprobs(config, engine)
+    control = OwnEngine(engine)
+    return engine, TransferSink(backend, control, model_dir, host="127.0.0.1", shared=False)
 
 
 def make_remote(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) -> Engine:
@@ -101,29 +140,53 @@ def make_remote(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) ->
             model=str(model_dir),
             max_context=policy.max_episode_tokens,
             api_key=None if key is None else SecretStr(key),
-            # Raw log-probs know no temperature; processed ones are what is left after top-p.
-            logprobs_mode="raw_logprobs" if config.temperature == 1 else "processed_logprobs",
+            logprobs_mode=_logprobs_mode(config),
         )
     )
-    if not remote.knows_logprobs(Sampling(temperature=config.temperature, top_p=config.top_p)):
+    _must_tell_logprobs(config, remote)
+    return remote
+
+
+def _logprobs_mode(config: TrainConfig) -> LogprobsMode:
+    # Raw log-probs know no temperature; processed ones are what is left after top-p.
+    return "raw_logprobs" if config.temperature == 1 else "processed_logprobs"
+
+
+def _must_tell_logprobs(config: TrainConfig, engine: Engine) -> None:
+    if not engine.knows_logprobs(Sampling(temperature=config.temperature, top_p=config.top_p)):
         raise ConfigError(
             f"top_p is {config.top_p} at temperature {config.temperature}: vLLM does not tell the log-probs "
             f"that the loss needs; set one of them to 1"
         )
-    return remote
 
 
-def _sink(config: TrainConfig, model_dir: Path, policy: DeferralPolicy, own: WeightSink | None) -> WeightSink:
+def _sinks(
+    config: TrainConfig, model_dir: Path, policy: DeferralPolicy, own: WeightSink | None
+) -> Iterator[WeightSink]:
     """To what samples, and to those that follow."""
+    if own is not None:
+        yield own
     targets: list[WeightTarget] = [
         IHGRPOServer(url, _key(config.follower_key_file)) for url in config.follower_urls
     ]
     key = _key(config.generation_key_file)
-    targets += [VLLMServer(url, key) for url in config.generation_urls]
-    sinks = [] if own is None else [own]
+    if config.generation_urls and config.weight_transfer != "files":
+        from trainer.transfer.control import Servers
+        from trainer.transfer.sink import TransferSink, address_towards
+
+        servers = Servers(config.generation_urls, key)
+        yield TransferSink(
+            config.weight_transfer,
+            servers,
+            model_dir,
+            host=address_towards(config.generation_urls[0]),
+            port=config.weight_transfer_port,
+            shared=True,
+        )
+    else:
+        targets += [VLLMServer(url, key) for url in config.generation_urls]
     if targets and config.weights_dir is not None:
-        sinks.append(CheckpointSink(config.weights_dir, model_dir, policy, targets))
-    return BothSinks(*sinks)
+        yield CheckpointSink(config.weights_dir, model_dir, policy, targets)
 
 
 def make_scorer(config: TrainConfig) -> RewardScorer | RayScorer:

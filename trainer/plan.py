@@ -76,7 +76,7 @@ def estimate_memory(
     layer = config.micro_batch_samples * length * text.hidden_size * train_bytes
     stored = text.num_hidden_layers + 17 if config.gradient_checkpointing else 17 * text.num_hidden_layers
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    elsewhere = config.generation == "vllm"
+    elsewhere = bool(config.generation_urls)
     kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * engine_bytes
     return Memory(
         weights_and_optimizer=16 * parameters // shards,

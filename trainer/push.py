@@ -116,7 +116,7 @@ class CheckpointSink:
                     if not path.name.endswith(".index.json"):
                         shutil.copyfile(path, staging / path.name)
             self._policy.save(staging)
-            save_file(_storable(weights, self._model_dir), staging / "model.safetensors", {"format": "pt"})
+            save_file(storable(weights, self._model_dir), staging / "model.safetensors", {"format": "pt"})
         return final
 
 
@@ -147,8 +147,16 @@ class BothSinks:
             await sink.push(index, weights)
 
 
-def _storable(weights: Mapping[str, Tensor], model_dir: Path) -> dict[str, Tensor]:
-    """In the dtype that the model was released in, each storage once: a tied head has two names."""
+def storable(
+    weights: Mapping[str, Tensor], model_dir: Path, device: torch.device | None = None
+) -> dict[str, Tensor]:
+    """In the dtype that the model was released in, each storage once: a tied head has two names.
+
+    Args:
+        weights: by parameter name.
+        model_dir: the model's.
+        device: where they are to be; the CPU if not given.
+    """
     config: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     dtype: torch.dtype = getattr(torch, name)
@@ -157,14 +165,19 @@ def _storable(weights: Mapping[str, Tensor], model_dir: Path) -> dict[str, Tenso
     for name, weight in weights.items():
         if weight.data_ptr() not in seen:
             seen.add(weight.data_ptr())
-            stored[name] = weight.to("cpu", dtype).contiguous()
+            stored[name] = weight.to(device or "cpu", dtype).contiguous()
     return stored
 
 
-def _client(url: str, key: str | None) -> httpx.AsyncClient:
+def connection_to(url: str, key: str | None) -> dict[str, Any]:
+    """Arguments of a client of httpx's for a server that takes weights."""
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     base = url.rstrip("/").removesuffix("/v1")
-    return httpx.AsyncClient(base_url=base, headers=headers, timeout=PATIENCE, trust_env=False)
+    return {"base_url": base, "headers": headers, "timeout": PATIENCE, "trust_env": False}
+
+
+def _client(url: str, key: str | None) -> httpx.AsyncClient:
+    return httpx.AsyncClient(**connection_to(url, key))
 
 
 async def _post(
@@ -172,12 +185,16 @@ async def _post(
 ) -> dict[str, Any]:
     where = f"{client.base_url}".rstrip("/") + path
     try:
-        response = await client.post(path, json=body)
+        return answer_of(await client.post(path, json=body), where)
     except httpx.HTTPError as error:
         raise PushError(f"{where}: {type(error).__name__} {error}") from error
+
+
+def answer_of(response: httpx.Response, where: str) -> dict[str, Any]:
+    """The JSON of a reply; raises PushError where it is a refusal."""
     if response.is_error:
         hint = ""
-        if response.status_code == 404 and "admin" not in path:
+        if response.status_code == 404 and "/admin/" not in where:
             hint = " (start vLLM with VLLM_SERVER_DEV_MODE=1)"
         raise PushError(f"{where} answered {response.status_code}{hint}: {response.text[:500]}")
     answer: dict[str, Any] = response.json() if response.content else {}

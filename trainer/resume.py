@@ -18,6 +18,7 @@ MAY_CHANGE: Final = frozenset(
         "sandbox_image", "max_containers", "eager", "save_every", "keep_checkpoints", "save_rollouts",
         "tensorboard", "wandb_project", "data", "model", "generation", "generation_urls",
         "generation_key_file", "follower_urls", "follower_key_file", "weights_dir", "ray",
+        "weight_transfer", "weight_transfer_port", "vllm_args",
     }
 )  # fmt: skip
 """Fields that say where and how fast, not what is learned. Problems are compared by content, not by path, and

@@ -72,11 +72,28 @@ class VLLMEngine(CheckpointEngine):
         """Started, and vLLM's processes are alive."""
         return self._llm is not None and not self._llm.errored
 
+    @property
+    def llm(self) -> Any:
+        """vLLM's own ``AsyncLLM``, which takes new weights in its own ways. Call it in ``loop``.
+
+        Raises:
+            EngineError: the engine does not run.
+        """
+        if self._llm is None:
+            raise EngineError("the engine does not run: await start() first")
+        return self._llm
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that the engine was started in."""
+        return self._loop
+
     async def start(self) -> None:
         """Start vLLM: on a GPU about a minute, most of it compiling. An engine starts once."""
         if self._was_started:
             raise EngineError("the engine was started before: make a new one")
         self._was_started = True
+        self._loop = asyncio.get_running_loop()
         _set_environment()
         try:
             from vllm import AsyncEngineArgs

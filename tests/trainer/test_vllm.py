@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import signal
 import socket
@@ -14,11 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from rich.console import Console
 
-from tests.support.toy_task import GOLD, QUESTION, make_toy_checkpoint, toy_sandbox
-from trainer.config import TrainConfig
-from trainer.run import train
+from tests.support.toy_task import make_toy_checkpoint
+from tests.support.toy_training import assert_learns_on_vllm
+from trainer.push import PushError
+from trainer.transfer.control import Servers
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -45,7 +43,7 @@ def url(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     command = [
         str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint),
         "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32",
-        "--max-num-seqs", "16",
+        "--max-num-seqs", "16", "--weight-transfer-config", '{"backend": "gloo"}',
     ]  # fmt: skip
     environment = {
         **os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -71,19 +69,28 @@ def url(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         server.wait(60)
 
 
-def test_the_server_samples_with_each_steps_weights(tmp_path: Path, checkpoint: Path, url: str) -> None:
-    data = tmp_path / "problems.jsonl"
-    data.write_text(json.dumps({"question": QUESTION, "answer": GOLD}) + "\n")
-    settings = TrainConfig(
-        model=str(checkpoint), data=(str(data),), run_dir=tmp_path / "run", steps=8, prompts_per_step=4,
-        group_size=8, min_valid_samples=2, min_group_std=0.0, oversample=1.0, micro_batch_samples=16,
-        learning_rate=1e-3, dtype="float32", device="cpu", threads=1, save_every=8, tensorboard=False,
-        generation="vllm", generation_urls=(f"{url}/v1",), weights_dir=tmp_path / "weights",
-    )  # fmt: skip
-    last = train(settings, Console(file=io.StringIO()), sandbox=toy_sandbox())
-    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
-    # What vLLM says of its tokens is what the trainer's own model says of them, at every step.
-    assert max(entry["logprob_gap"] for entry in history) < 1e-4
-    rewards = [entry["reward"] for entry in history]
-    assert sum(rewards[-3:]) / 3 > rewards[0] + 0.15
-    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["weights-000007"]
+@pytest.mark.parametrize("transfer", ["files", "gloo"])
+def test_the_server_samples_with_each_steps_weights(
+    tmp_path: Path, checkpoint: Path, url: str, transfer: str
+) -> None:
+    weights = tmp_path / "weights" if transfer == "files" else None
+    assert_learns_on_vllm(
+        tmp_path, checkpoint, generation_urls=(f"{url}/v1",), weight_transfer=transfer, weights_dir=weights
+    )
+    if transfer == "files":
+        assert [path.name for path in (tmp_path / "weights").iterdir()] == ["weights-000007"]
+    else:
+        assert httpx.get(f"{url}/weight_info").json() == {"weight_version": "rollout-7"}
+
+
+def test_the_server_says_what_it_does_not_take(url: str) -> None:
+    servers = Servers([url], None)
+    assert servers.world_size() == 1
+    with pytest.raises(PushError, match=r"/init_weight_transfer_engine answered 500"):
+        servers.init_weight_transfer_engine({"nonsense": 1})
+    with pytest.raises(PushError, match=r"/update_weights answered 500"):  # not started
+        servers.update_weights({"names": [], "dtype_names": [], "shapes": []})
+    servers.pause()
+    assert httpx.get(f"{url}/is_paused").json() == {"is_paused": True}
+    servers.resume()
+    assert httpx.get(f"{url}/is_paused").json() == {"is_paused": False}

@@ -10,13 +10,12 @@ from typing import Any
 
 from service.checkpoint import locate
 from service.deferral.policy import DeferralPolicy
-from service.engines.base import Engine
 from trainer.config import TrainConfig
-from trainer.generation import make_remote, rollout_settings
-from trainer.push import EngineSink
+from trainer.generation import make_own, rollout_settings
+from trainer.push import WeightSink
 from trainer.reward import Reward, RewardScorer
 from trainer.rollout import LocalPlayer, Sample
-from trainer.setup import make_engine, make_sandbox, start_all
+from trainer.setup import make_sandbox, start_all
 
 
 class EpisodeActor:
@@ -33,7 +32,7 @@ class EpisodeActor:
         self._lock = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._player: LocalPlayer | None = None
-        self._sink: EngineSink | None = None
+        self._sink: WeightSink | None = None
         self._index = -1
 
     async def start(self) -> int:
@@ -78,13 +77,8 @@ class EpisodeActor:
             model_dir = locate(config.model)
             sandbox = make_sandbox(config, self._policy)
             async with AsyncExitStack() as stack:
-                engine: Engine
-                if config.generation == "embedded":
-                    device = config.device if config.ray and config.ray.gpus else "cpu"
-                    engine = embedded = make_engine(config, model_dir, self._policy, device)
-                    self._sink = EngineSink(embedded)
-                else:
-                    engine = make_remote(config, model_dir, self._policy)
+                device = config.device if config.ray and config.ray.gpus else "cpu"
+                engine, self._sink = make_own(config, model_dir, self._policy, device)
                 await start_all(stack, sandbox, engine)
                 self._player = LocalPlayer(engine, sandbox, rollout_settings(config, self._policy))
                 self._stack = stack.pop_all()
