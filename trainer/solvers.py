@@ -167,7 +167,7 @@ class ServerSolver:
         if response.is_error:
             if _TOO_LONG.search(response.text) and not _ASKS_TOO_MUCH.search(response.text):
                 return _NO_ROOM
-            raise SolverError(f"the server answered {response.status_code}: {_message(response)}")
+            raise SolverError(f"{response.url} answered {response.status_code}: {_message(response)}")
         try:
             reply: Mapping[str, Any] = response.json()
         except ValueError:
@@ -188,7 +188,7 @@ _NO_ROOM: Final[Mapping[str, Any]] = {
 def _message(response: httpx.Response) -> str:
     """The words of an error in OpenAI's shape, or the start of what came instead."""
     try:
-        return str(response.json()["error"]["message"])
+        return str(response.json()["error"]["message"]).rstrip(".")
     except (ValueError, KeyError, TypeError):
         return response.text[:500]
 

@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from service.checkpoint import CheckpointError
 from service.deferral.policy import DeferralPolicy
 from trainer.arguments import grpo_arguments
 from trainer.batch import MicroBatch, Row, make_micro_batch, split_rows
@@ -218,6 +220,20 @@ class IHGRPOTrainer(GRPOTrainer):
         if final.exists():
             return  # the last step is also a multiple of save_every
         main = self.accelerator.is_main_process
+        try:
+            self._write_checkpoint(final, model, trial, main=main)
+        except Exception as error:
+            if not _is_of_the_disk(error):
+                raise
+            raise CheckpointError(
+                f"{final} can't be written ({error}): make room, and the same command goes on from the last "
+                f"whole checkpoint"
+            ) from error
+        if main:
+            prune(final.parent, self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, final: Path, model: nn.Module, trial: Any, *, main: bool) -> None:
         with staged(final) if main else nullcontext(staging_path(final)) as staging:
             self.accelerator.wait_for_everyone()
             Trainer._save_checkpoint(self, model, trial)  # TRL's own also writes a model card
@@ -227,9 +243,11 @@ class IHGRPOTrainer(GRPOTrainer):
                 self._policy.save(staging)
                 _update_json(staging / "config.json", self._served_config)
                 write_state(staging, self.config, self._source.fingerprint, self.skipped_steps)
-        if main:
-            prune(final.parent, self.config.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether writing failed; torch says so with a RuntimeError like any other."""
+    return isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error)
 
 
 def _lift(inner: Path, outer: Path) -> None:

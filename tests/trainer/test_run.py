@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from service.checkpoint import CheckpointError
 from service.deferral.policy import DeferralPolicy
 from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
 from trainer.config import ConfigError, TrainConfig
@@ -68,6 +70,21 @@ def test_the_reward_goes_up(tmp_path: Path, toy_checkpoint: Path, method: str) -
     assert DeferralPolicy.load(checkpoint) == POLICY.model_copy(update={"mode": mode})
     assert json.loads((checkpoint / "config.json").read_text())["use_cache"] is True
     assert not (settings.run_dir / "README.md").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(tmp_path / "run", toy_checkpoint, steps=1, save_every=1, save_rollouts=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # No file may be as large as the weights: so it is on a disk without room for them.
+        size = (toy_checkpoint / "model.safetensors").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+        with pytest.raises(CheckpointError, match=r"checkpoint-1 can't be written .*: make room"):
+            run(settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((settings.run_dir / "checkpoints").iterdir())
+    assert run(settings)[0].name == "checkpoint-1"
 
 
 def test_a_finished_run_goes_on_where_it_ended(tmp_path: Path, toy_checkpoint: Path) -> None:
