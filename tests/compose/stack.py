@@ -17,6 +17,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from tests.docs.blocks import documented
+
 REPO = Path(__file__).parents[2]
 
 
@@ -43,9 +45,12 @@ class Stack:
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run one command of Compose; ``settings`` go before those of .env."""
+        return self._run([*self._client, "--project-name", self.name, *arguments], **settings)
+
+    def _run(self, command: list[str], **settings: str) -> subprocess.CompletedProcess[str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("IHGRPO_")}
         return subprocess.run(
-            [*self._client, "--project-name", self.name, *arguments],
+            command,
             cwd=self.folder,
             env={**kept, "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0", **settings},
             capture_output=True,
@@ -58,6 +63,17 @@ class Stack:
         done = self.run(*arguments, **settings)
         assert done.returncode == 0, f"compose {arguments} failed:\n{(done.stdout + done.stderr)[-6000:]}"
         return done.stdout
+
+    def follow(self, file: str, name: str) -> str:
+        """Run a block of the documentation (tests/docs/blocks.py) here. Returns what it says on stderr."""
+        client = shlex.join([*self._client, "--project-name", self.name])
+        docker = (
+            f'docker() {{ shift; command {client} "$@"; }}'  # all that blocks ask of it is `docker compose`
+        )
+        code = f"{docker}\n{documented(file, name).code}"
+        done = self._run(["bash", "-euo", "pipefail", "-c", code])
+        assert done.returncode == 0, f"{code} failed:\n{(done.stdout + done.stderr)[-6000:]}"
+        return done.stderr
 
     def container(self, service: str) -> Any:
         """The container of a service, as it is now."""

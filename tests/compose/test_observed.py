@@ -31,10 +31,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("observed-")
     image = image_of("prometheus")
     with new_stack("v2", folder, PROMETHEUS_IMAGE=image, COMPOSE_PROFILES="observe") as stack:
-        key = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "ih-grpo", "api", "key", "--name", "alice")
-        made = stack.run(*key)
-        (folder / "secrets/api-keys").write_text(made.stdout)
-        (stack.key,) = re.findall(r"sk-\S+", made.stderr)
+        (stack.key,) = re.findall(r"sk-\S+", stack.follow(__file__, "key"))
         stack.compose("up", "-d", "api", "prometheus")
         stack.wait_ready()
         stack.solve()

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.compose, pytest.
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The default profile, up."""
     with new_stack(request.param, tmp_path_factory.mktemp(f"default-{request.param}-")) as stack:
-        stack.compose("up", "-d")
+        stack.follow(__file__, "start")
         yield stack
 
 

@@ -13,6 +13,8 @@ from tests.compose.stack import Stack, image_of, new_stack
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1500)]
 
 COUNT = ["psql", "--username=ih_grpo", "--dbname=ih_grpo", "-tAc", "select count(*) from responses"]
+DATA = "/var/lib/ih-grpo/data"
+"""Where SQLite's file would be."""
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,29 @@ def test_all_is_there_after_a_new_start(stack: Stack, first: str) -> None:
     stack.wait_ready()
     assert answer(stack, previous_response_id=first).previous_response_id == first
     assert stack.container("postgres").exec_run(COUNT).output.strip() == b"2"
+
+
+def test_runner_token_and_password_are_changed_as_the_guide_tells(stack: Stack, first: str) -> None:
+    read = ["cat", "/run/ih-grpo/runner-token", "/run/ih-grpo/pgpass"]
+    before = stack.container("api").exec_run(read).output.split()
+    stack.follow(__file__, "change-secrets")
+    stack.wait_ready()
+    after = stack.container("api").exec_run(read).output.split()
+    assert len(after) == len(before) == 2
+    assert not set(after) & set(before)
+    assert answer(stack, previous_response_id=first).previous_response_id == first
+
+
+def test_what_was_backed_up_is_there_after_all_was_lost(stack: Stack, first: str) -> None:
+    count = stack.container("postgres").exec_run(COUNT).output
+    keep = ["sh", "-c", f"echo kept > {DATA}/kept"]
+    assert stack.container("api").exec_run(keep).exit_code == 0
+    stack.follow(__file__, "back-up")
+    stack.compose("down", "--volumes", "--timeout", "60")
+    stack.follow(__file__, "restore")
+    stack.wait_ready()
+    assert stack.container("postgres").exec_run(COUNT).output == count
+    with stack.client() as client:
+        assert client.responses.retrieve(first).status == "completed"
+    add = ["sh", "-c", f"echo too >> {DATA}/kept && cat {DATA}/kept"]  # it is still the api's own
+    assert stack.container("api").exec_run(add).output == b"kept\ntoo\n"

@@ -19,12 +19,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def test_what_was_trained_in_the_stack_is_served_by_it(stack: Stack) -> None:
-    # At a temperature at which its samples differ: where all agree, nothing is learned and steps are skipped.
-    lean = {"steps": 2, "save_every": 2, "prompts_per_step": 2, "temperature": 1.3}
-    settings = [part for key, value in lean.items() for part in ("--set", f"{key}={value}")]
-    stack.compose("run", "--rm", "-T", "trainer", "--recipe", "recipes/quickstart.toml", *settings)
-    stack.configure(IHGRPO_MODEL="/var/lib/ih-grpo/runs/quickstart/checkpoints/checkpoint-2")
-    stack.compose("up", "-d", "api")
+    stack.follow(__file__, "train")
     stack.wait_ready()
     (model,) = stack.get("/v1/models").json()["data"]
     stack.solve(model["id"])

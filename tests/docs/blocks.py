@@ -5,6 +5,7 @@ A fenced ``sh`` or ``python`` block has a comment right before it, which readers
     <!-- test: run -->                     it runs as it stands
     <!-- test: run needs=server -->        so it does, and its addresses become those of a server of the tests
     <!-- test: run needs=rollout -->       in a folder with a saved rollout
+    <!-- test: run by FILE as NAME -->     that test runs it, by `documented(FILE, NAME)`
     <!-- test: not run: the reason -->     only its words are checked: commands, options, files
 """
 
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Final
 
 REPO: Final = Path(__file__).resolve().parents[2]
-_MARK: Final = re.compile(r"<!-- test: (?:run(?: needs=(?P<needs>[\w,]+))?|not run: (?P<reason>.{8,}?)) -->")
+_MARK: Final = re.compile(
+    r"<!-- test: (?:run(?: needs=(?P<needs>[\w,]+))?|run by (?P<by>tests/[\w/]+\.py as [\w-]+)"
+    r"|not run: (?P<reason>.{8,}?)) -->"
+)
 _LANGUAGES: Final = {
     "sh": "sh",
     "bash": "sh",
@@ -30,7 +34,7 @@ _LANGUAGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block. Neither ``runs`` nor a ``reason``: its author has said nothing."""
+    """A fenced block. None of ``runs``, ``by`` and ``reason``: its author has said nothing."""
 
     place: str
     language: str
@@ -38,14 +42,23 @@ class Block:
     runs: bool
     needs: frozenset[str]
     reason: str | None
+    by: str | None = None
+
+
+def documented(file: str, name: str) -> Block:
+    """The block that is marked as run by a test file under this name."""
+    by = f"{Path(file).resolve().relative_to(REPO)} as {name}"
+    (block,) = [block for block in all_blocks() if block.by == by]
+    return block
 
 
 def all_blocks() -> list[Block]:
-    """Those of the README, of the site and of the model card."""
+    """Those of the README, of the site, of the model card and of the folder of secrets."""
     pages = [
         REPO / "README.md",
         *sorted((REPO / "docs").rglob("*.md")),
         REPO / "checkpoints/quickstart/README.md",
+        REPO / "secrets/README.md",
     ]
     return [
         block
@@ -67,13 +80,14 @@ def blocks(text: str, page: str) -> Iterator[Block]:
         if language := _LANGUAGES.get(fence[2]):
             before = next((line for line in reversed(lines[:number]) if line.strip()), "")
             mark = _MARK.fullmatch(before.strip())
-            reason = mark["reason"] if mark else None
+            reason, by = (mark["reason"], mark["by"]) if mark else (None, None)
             yield Block(
                 place=f"{page}:{number + 1}",
                 language=language,
                 code="\n".join(lines[number + 1 : end]) + "\n",
-                runs=mark is not None and reason is None,
+                runs=mark is not None and reason is None and by is None,
                 needs=frozenset((mark["needs"] or "").split(",")) - {""} if mark else frozenset(),
                 reason=reason,
+                by=by,
             )
         number = end + 1

@@ -24,6 +24,10 @@ not one
 ```bash
 unmarked
 ```
+<!-- test: run by tests/compose/test_stack.py as start -->
+```sh
+up
+```
 """
 
 
@@ -32,6 +36,7 @@ def test_blocks_and_their_marks() -> None:
         Block("p.md:3", "sh", "ls\n", True, frozenset({"server", "rollout"}), None),
         Block("p.md:14", "python", "1 / 0\n", False, frozenset(), "needs a GPU"),
         Block("p.md:17", "sh", "unmarked\n", False, frozenset(), None),
+        Block("p.md:21", "sh", "up\n", False, frozenset(), None, by="tests/compose/test_stack.py as start"),
     ]
 
 

@@ -108,7 +108,10 @@ def test_a_block_runs(block: Block, folder: Path) -> None:
 
 @pytest.mark.parametrize("block", [pytest.param(block, id=block.place) for block in BLOCKS])
 def test_a_block_is_run_or_has_a_reason_and_its_words_exist(block: Block) -> None:
-    assert block.runs or block.reason, f"{block.place} needs a mark: see tests/docs/blocks.py"
+    assert block.runs or block.by or block.reason, f"{block.place} needs a mark: see tests/docs/blocks.py"
+    if block.by:
+        file, name = block.by.split(" as ")
+        assert f'"{name}"' in (REPO / file).read_text(encoding="utf-8"), f"{file} does not run {block.place}"
     if block.language == "sh":
         assert list(complaints(block.code)) == []
     else:
