@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_CPU_KVCACHE_SPACE": "2",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the one worker is in the engine's process, as with one GPU
     "OMP_NUM_THREADS": "1",
     "IHGRPO_STORE_URL": "sqlite://",
     "IHGRPO_WARM_CONTAINERS": "1",
