@@ -6,12 +6,13 @@ import json
 from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
+
+from service.terminal.refusal import refuse
 
 app = typer.Typer(
     name="ih-grpo",
@@ -98,9 +99,9 @@ def serve(
     try:
         serve_forever(Settings(**flags))
     except ValidationError as error:
-        _fail(*(_complaint(item) for item in error.errors()))
+        refuse(*(_complaint(item) for item in error.errors()))
     except StartupError as error:
-        _fail(str(error))
+        refuse(str(error))
 
 
 @app.command()
@@ -117,7 +118,7 @@ def chat(
     try:
         converse(url, question=question, model=model, api_key=api_key, eager=eager)
     except ChatError as error:
-        _fail(str(error))
+        refuse(str(error))
 
 
 @app.command()
@@ -138,7 +139,7 @@ def key(
     try:
         parse_key(line, hashed=True)
     except ValueError as error:
-        _fail(str(error))
+        refuse(str(error))
     _console.print("[bold]The secret[/], shown this once, for the client's Authorization header:")
     _console.print(f"  {secret}", highlight=False, soft_wrap=True)
     _console.print("The line for the key file, which is on stdout:")
@@ -197,9 +198,9 @@ def runner(
         )
         serve_runner(settings, DockerSandbox(DockerSandboxSettings(**docker)))
     except ValidationError as error:
-        _fail(*(_complaint(item) for item in error.errors()))
+        refuse(*(_complaint(item) for item in error.errors()))
     except (ValueError, OSError, SandboxError) as error:
-        _fail(str(error))
+        refuse(str(error))
 
 
 @app.command()
@@ -218,7 +219,7 @@ def doctor(
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        _fail(*(_complaint(item) for item in error.errors()))
+        refuse(*(_complaint(item) for item in error.errors()))
     findings = list(report.examine(settings, quick=quick))
     if as_json:
         typer.echo(json.dumps(report.as_json(findings), indent=2))
@@ -254,7 +255,7 @@ def _trainer(module: str, name: str, args: list[str]) -> None:
             args=args, prog_name=name
         )  # which imports more, once it knows what is asked
     except ModuleNotFoundError as error:
-        _fail(
+        refuse(
             f"{name} needs packages that are not installed ({error.name}): pip install 'ih-grpo[train]', "
             "in a checkout: make setup EXTRA=train"
         )
@@ -264,9 +265,3 @@ def _complaint(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
-
-
-def _fail(*complaints: str) -> NoReturn:
-    for complaint in complaints:
-        _console.print(f"[bold red]error[/] {escape(complaint)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(2)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from service.terminal.refusal import refuse
 
 app = typer.Typer(
     name="train",
@@ -42,7 +44,7 @@ def _root(
     if ctx.invoked_subcommand is not None:
         return
     if recipe is None:
-        _fail("--recipe is missing: give a TOML file, such as recipes/quickstart.toml")
+        refuse("--recipe is missing: give a TOML file, such as recipes/quickstart.toml")
     from service.checkpoint import CheckpointError
     from service.engines.base import EngineError
     from service.sandbox.base import SandboxError
@@ -63,18 +65,13 @@ def _root(
             checkpoint = train(config, _console)
             _console.print(f"done: ih-grpo serve --model {checkpoint}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint")
+        refuse("interrupted; the same command goes on from the last checkpoint")
     except (
         ValueError, DataError, CheckpointError, DirectoryError, EngineError, SandboxError, PushError
     ) as error:  # fmt: skip
-        _fail(str(error))
+        refuse(str(error))
     except OSError as error:
-        _fail(f"{error}; once that is mended, the same command goes on from the last checkpoint")
-
-
-def _fail(complaint: str) -> NoReturn:
-    _console.print(f"[bold red]error[/] {complaint}", highlight=False, soft_wrap=True)
-    raise typer.Exit(2)
+        refuse(f"{error}; once that is mended, the same command goes on from the last checkpoint")
 
 
 @app.command("warm-start")
@@ -113,7 +110,7 @@ def warm_start(
         else:
             train_with_progress(config, out, _console)
     except RecipeError as error:
-        _fail(str(error))
+        refuse(str(error))
 
 
 @app.command("quickstart-eval")
@@ -147,11 +144,11 @@ def quickstart_eval(
     from trainer.quickstart.traces import held_out_problems
 
     if unknown := set(family or ()) - FAMILIES.keys():
-        _fail(f"--family: there is no {sorted(unknown)[0]!r}; known are {', '.join(FAMILIES)}")
+        refuse(f"--family: there is no {sorted(unknown)[0]!r}; known are {', '.join(FAMILIES)}")
     try:
         locate(str(model))
     except ValueError as error:
-        _fail(str(error))
+        refuse(str(error))
     sandbox: Sandbox = DockerSandbox(
         DockerSandboxSettings(
             image=sandbox_image,
@@ -182,5 +179,5 @@ def quickstart_eval(
                 )
             )
     except (EngineError, SandboxError) as error:
-        _fail(str(error))
+        refuse(str(error))
     print_verdicts(verdicts, Console(), failures=failures)

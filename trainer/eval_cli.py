@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+
+from service.terminal.refusal import refuse
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 _console = Console(stderr=True)
@@ -65,17 +67,11 @@ def evaluate(
     try:
         run_evaluation(EvalConfig.model_validate(flags), _console)
     except ValidationError as error:
-        _fail(*explain(error))
+        refuse(*explain(error))
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on")
+        refuse("interrupted; the same command goes on")
     except (
         ValueError, DataError, AttemptsError, DirectoryError, SolverError, EngineError, SandboxError
     ) as error:  # fmt: skip
-        _fail(str(error))
+        refuse(str(error))
     _console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
-
-
-def _fail(*complaints: str) -> NoReturn:
-    for complaint in complaints:
-        _console.print(f"[bold red]error[/] {complaint}", highlight=False, soft_wrap=True)
-    raise typer.Exit(2)

@@ -12,6 +12,7 @@ from rich.table import Table
 from service.api.executed_tools import executed_tool
 from service.playground.record import episode_record, fragment
 from service.playground.standalone import standalone
+from service.terminal.refusal import refuse
 from service.terminal.safe import harmless
 from service.terminal.spans import episode_spans
 from service.terminal.timeline import timeline
@@ -44,8 +45,7 @@ def show(
         if row is None and (html or url):
             raise DataError("--row is missing: which episode?")
     except DataError as error:
-        Console(stderr=True).print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        refuse(str(error))
     if row is None:
         console.print(_list(records))
         return
