@@ -15,7 +15,9 @@ from service.api.disconnect import until_disconnect
 from service.api.errors import as_api_error
 from service.api.wire import dumps
 
-DONE: Final = b"data: [DONE]\n\n"
+DATA: Final = b"data: "
+END: Final = b"\n\n"
+DONE: Final = DATA + b"[DONE]" + END
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 _log = structlog.get_logger(__name__)
@@ -23,7 +25,7 @@ _log = structlog.get_logger(__name__)
 
 def data(payload: object) -> bytes:
     """One event."""
-    return b"data: " + dumps(payload) + b"\n\n"
+    return DATA + dumps(payload) + END
 
 
 class EventStream(Response):

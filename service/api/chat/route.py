@@ -21,7 +21,7 @@ from service.api.functions.hermes import CallError
 from service.api.run import run_episodes
 from service.api.server import CurrentServer
 from service.api.telemetry.traces import Attributes
-from service.api.wire import Json, JsonResponse
+from service.api.wire import Json, JsonResponse, dumps
 
 router = APIRouter(tags=["Chat"])
 
@@ -52,6 +52,7 @@ async def _stream(job: ChatJob) -> AsyncGenerator[bytes, None]:
     options = job.request.stream_options
     with_usage = options is not None and options.include_usage
     head = _head(job, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
+    start = sse.DATA + dumps({**head, "choices": []}).removesuffix(b"]}")  # the same for every token
     async with aclosing(_events(job, replies)) as deltas:
         async for reply, delta in deltas:
             choice = {
@@ -60,7 +61,7 @@ async def _stream(job: ChatJob) -> AsyncGenerator[bytes, None]:
                 "logprobs": delta.logprobs,
                 "finish_reason": delta.finish_reason,
             }
-            yield sse.data({**head, "choices": [choice]})
+            yield start + dumps(choice) + b"]}" + sse.END
     if with_usage:
         yield sse.data({**head, "choices": [], "usage": usage(len(job.prompt_ids), replies)})
 
