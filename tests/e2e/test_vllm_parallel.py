@@ -13,7 +13,7 @@ from trainer.quickstart.traces import held_out_problems
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-pytestmark = [pytest.mark.vllm, pytest.mark.docker, pytest.mark.timeout(1000)]
+pytestmark = [pytest.mark.vllm, pytest.mark.long, pytest.mark.docker, pytest.mark.timeout(1000)]
 
 
 @pytest.mark.parametrize("argument", ["tensor_parallel_size", "data_parallel_size"])

@@ -69,7 +69,7 @@ def url(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         server.wait(60)
 
 
-@pytest.mark.parametrize("transfer", ["files", "gloo"])
+@pytest.mark.parametrize("transfer", ["files", pytest.param("gloo", marks=pytest.mark.long)])
 def test_the_server_samples_with_each_steps_weights(
     tmp_path: Path, checkpoint: Path, url: str, transfer: str
 ) -> None:
