@@ -12,7 +12,7 @@ help: ## Show this list
 serve: ## Serve the quickstart model on http://127.0.0.1:8000 (ARGS="--port 9000" adds options)
 	@scripts/with-setup cpu ih-grpo serve --sandbox in-process $(ARGS)
 
-test: ## Check formatting, lint and types, then run every test (ARGS="-k name" selects)
+test: ## Check formatting, lint and types, then run the tests (ARGS="-k name" selects, ARGS="-m long" runs those left out)
 	@scripts/with-setup dev scripts/run-tests $(ARGS)
 
 test-vllm: ## Run the tests that need vLLM, on the CPU, in an environment of their own (2 GB)

@@ -23,6 +23,7 @@ PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not PYTHON.exists(), reason="there is no vLLM environment: scripts/ensure-vllm"),
 ]
@@ -69,7 +70,7 @@ def url(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         server.wait(60)
 
 
-@pytest.mark.parametrize("transfer", ["files", pytest.param("gloo", marks=pytest.mark.long)])
+@pytest.mark.parametrize("transfer", ["files", "gloo"])
 def test_the_server_samples_with_each_steps_weights(
     tmp_path: Path, checkpoint: Path, url: str, transfer: str
 ) -> None:

@@ -65,6 +65,7 @@ def run(run_dir: Path, **changes: Any) -> tuple[list[dict[str, Any]], list[dict[
     return rows, json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
 
 
+@pytest.mark.long
 def test_a_run_is_what_it_is_in_one_process_though_an_actor_is_killed(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

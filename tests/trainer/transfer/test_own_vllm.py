@@ -9,6 +9,8 @@ import pytest
 from tests.support.toy_task import make_toy_checkpoint
 from tests.support.toy_training import assert_learns_on_vllm
 
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
