@@ -251,9 +251,8 @@ def show(ctx: typer.Context) -> None:
 
 def _trainer(module: str, name: str, args: list[str]) -> None:
     try:
-        import_module(module).app(
-            args=args, prog_name=name
-        )  # which imports more, once it knows what is asked
+        command = import_module(module).app
+        command(args=args, prog_name=name)  # imports more, once it knows what is asked
     except ModuleNotFoundError as error:
         refuse(
             f"{name} needs packages that are not installed ({error.name}): pip install 'ih-grpo[train]', "

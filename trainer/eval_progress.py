@@ -9,16 +9,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from trainer.attempts import Attempt
+from trainer.bar import figures_bar
 
 LINE_EVERY_S: Final = 60.0
 
@@ -40,25 +33,15 @@ class EvalProgress:
         self._total, self._before = total, before
         self._made = self._right = 0
         self._began = self._last_line = clock()
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[right]}"),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("episodes", total=total, completed=before, right="")
+        self._bar = figures_bar(console)
+        self._task = self._bar.add_task("episodes", total=total, completed=before, figures="")
 
     def on_attempt(self, attempt: Attempt) -> None:
         """One more was made."""
         self._made += 1
         self._right += attempt.reward > 0
         right = f"{self._right / self._made:.1%} right"
-        self._bar.update(self._task, advance=1, right=right)
+        self._bar.update(self._task, advance=1, figures=right)
         if self._console.is_terminal or self._clock() - self._last_line < LINE_EVERY_S:
             return
         self._last_line = self._clock()

@@ -6,15 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainer.bar import figures_bar
 
 
 class RunProgress(TrainerCallback):
@@ -22,23 +16,13 @@ class RunProgress(TrainerCallback):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = Progress(
-            TextColumn("[bold]{task.fields[phase]}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=None, phase="start", figures="")
+        self._bar = figures_bar(console, elapsed_when_finished=True)
+        self._task = self._bar.add_task("start", total=None, figures="")
 
     def on_group(self, kept: int, wanted: int) -> None:
         """A group of the rollout is done."""
         phase = "train" if kept == wanted else f"rollout {kept}/{wanted}"
-        self._bar.update(self._task, phase=phase)
+        self._bar.update(self._task, description=phase)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -64,7 +48,7 @@ class RunProgress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._bar.update(self._task, phase="done")
+        self._bar.update(self._task, description="done")
         self._bar.stop()
 
 
