@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk
@@ -48,8 +49,7 @@ class ExecutedTool:
         return max(self.wall_ms - self.waited_ms, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):  # as `TokenChunk`
     """The model wrote these tokens."""
 
     chunk: TokenChunk

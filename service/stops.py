@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from service.engines.base import Engine, TokenChunk
 
@@ -90,6 +90,6 @@ def _cut(held: Sequence[tuple[TokenChunk, str]], at: int) -> list[TokenChunk | S
         elif start + len(part) <= at:
             whole.append(chunk)
         else:
-            begun.append(replace(chunk, text=part[: at - start], finish_reason=None))
+            begun.append(chunk._replace(text=part[: at - start], finish_reason=None))
         start += len(part)
     return [*whole, Stopped(tuple(taken)), *begun]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
@@ -72,9 +72,9 @@ class _Body:
     def silent_s(self) -> float:
         return self._clock() - self._written_at
 
-    async def write(self, part: bytes) -> None:
+    def write(self, part: bytes) -> Awaitable[None]:
         self._written_at = self._clock()
-        await self._send({"type": "http.response.body", "body": part, "more_body": True})
+        return self._send({"type": "http.response.body", "body": part, "more_body": True})
 
 
 @asynccontextmanager

@@ -53,6 +53,8 @@ class ThinkSplitter:
 
     def feed(self, text: str) -> Parted:
         """Take what the model wrote."""
+        if self._state is _State.CONTENT and not self._at_tag:
+            return Parted(content=text)
         parted = Parted()
         self._held += text
         if self._state is _State.START:

@@ -99,7 +99,7 @@ class Episode:
 
     def _begin_turn(self) -> None:
         self._scanner = FenceScanner(self.policy.marker)
-        self._text = ""
+        self._texts: list[str] = []
         self._spans: list[BlockClosed] = []
         self._pending: list[Invocation] = []
         self.turn_over = False
@@ -128,7 +128,7 @@ class Episode:
     def feed(self, ids: Sequence[int], text: str, logprobs: Sequence[float]) -> list[Invocation]:
         """Take sampled tokens; give the blocks that they closed. Sets `turn_over` at an execute marker."""
         self.transcript.add_sampled(ids, text, logprobs)
-        self._text += text
+        self._texts.append(text)
         invocations = []
         for event in self._scanner.feed(text):
             if not isinstance(event, BlockClosed):
@@ -150,22 +150,23 @@ class Episode:
             hit_length: the engine stopped at its token limit.
             stopped: a stop string of the client was met, which ends the episode.
         """
-        after_code = self._text[self._spans[-1].end :] if self._spans else self._text
+        text = "".join(self._texts)
+        after_code = text[self._spans[-1].end :] if self._spans else text
         if last_boxed(after_code) is not None:
             self.outcome = Outcome.ANSWER
         elif stopped:
             self.outcome = Outcome.VOID
         elif self.turn_over and self.turn < self.policy.max_turns:
-            return self._flush()
+            return self._flush(text)
         elif self.turn_over:
             self.outcome = Outcome.TURN_LIMIT
         else:
             self.outcome = Outcome.LENGTH if hit_length else Outcome.VOID
         return None
 
-    def _flush(self) -> Flush:
+    def _flush(self, text: str) -> Flush:
         spans = self._spans
-        gaps = [self._text[a.end : b.start] for a, b in pairwise(spans)]
+        gaps = [text[a.end : b.start] for a, b in pairwise(spans)]
         return Flush(tuple(self._pending), delayed_calls([span.code for span in spans], gaps))
 
     def observe(self, result: FlushResult | None) -> Observation:

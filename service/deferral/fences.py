@@ -47,6 +47,7 @@ class FenceScanner:
 
     def __init__(self, marker: str) -> None:
         self._marker = marker
+        self._last = marker[-1]
         self._state = _State.TEXT
         self._line = ""
         self._can_open = True  # false on the line that closed a block
@@ -64,6 +65,10 @@ class FenceScanner:
 
     def feed(self, text: str) -> list[ScanEvent]:
         """Take more text; give the events that it completes, in order."""
+        if self._last not in text and "\n" not in text and "`" not in text:  # it completes nothing
+            self._line += text
+            self._offset += len(text)
+            return []
         events: list[ScanEvent] = []
         for char in text:
             self._offset += 1

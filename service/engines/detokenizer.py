@@ -40,10 +40,16 @@ class _Bytes:
     def __init__(self, table: list[bytes]) -> None:
         self._table = table
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_between = True
 
     def add(self, token_id: int) -> str:
         # A model's embedding may be padded beyond the tokenizer's vocabulary; those ids have no text.
-        return self._decoder.decode(self._table[token_id] if token_id < len(self._table) else b"")
+        added = self._table[token_id] if token_id < len(self._table) else b""
+        if self._is_between and added.isascii():  # nearly always, and a third of the decoder's time
+            return added.decode("ascii")
+        text = self._decoder.decode(added)
+        self._is_between = not self._decoder.getstate()[0]
+        return text
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)

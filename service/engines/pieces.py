@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from service.engines.base import EngineStats, FinishReason, TokenChunk, TopLogpr
 from service.engines.detokenizer import Detokenizer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, and that would take four times as long
 class Piece:
     """New tokens of one call. ``logprobs`` is None where they were not asked for."""
 
@@ -67,14 +68,14 @@ async def chunks(
 
 
 def _chunk(piece: Piece, detokenizer: Detokenizer) -> TokenChunk:
-    text = "".join([detokenizer.add(token_id) for token_id in piece.ids])
+    ids = tuple(piece.ids)
+    text = "".join(map(detokenizer.add, ids))
     if piece.finish_reason is not None:
         text += detokenizer.finish()
-    unknown = (float("nan"),) * len(piece.ids)
     return TokenChunk(
-        tuple(piece.ids),
+        ids,
         text,
-        unknown if piece.logprobs is None else tuple(piece.logprobs),
+        (math.nan,) * len(ids) if piece.logprobs is None else tuple(piece.logprobs),
         piece.top_logprobs,
         piece.cached_tokens,
         piece.finish_reason,

@@ -12,14 +12,12 @@ import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from service.engines.base import EngineError
+from service.engines.segments import SegmentEncoder, encode
 
 _TEMPLATE_INPUTS = frozenset({"tools", "documents"})
 _RESERVED = (
     frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - _TEMPLATE_INPUTS
 )
-_SHORT = 10_000
-"""Characters that ``encode`` may take. It holds the interpreter's lock until it is done, a second for half a
-million of them; ``encode_batch`` lets other threads work, but wakes threads of its own."""
 
 
 class HFTokenizer:
@@ -35,6 +33,7 @@ class HFTokenizer:
         if not isinstance(backend, tokenizers.Tokenizer):
             raise EngineError(f"model {model!r} has no fast tokenizer: add a tokenizer.json to it")
         self.backend: tokenizers.Tokenizer = backend
+        self._segments = SegmentEncoder(backend)
 
     @cached_property
     def _literal_backend(self) -> tokenizers.Tokenizer:
@@ -56,11 +55,7 @@ class HFTokenizer:
         return cast("int | None", self._tokenizer.eos_token_id)
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
-        backend = self.backend if allow_special else self._literal_backend
-        if len(text) <= _SHORT:
-            return list(backend.encode(text, add_special_tokens=False).ids)
-        [encoding] = backend.encode_batch([text], add_special_tokens=False)
-        return list(encoding.ids)
+        return self._segments.encode(text) if allow_special else encode(self._literal_backend, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=False)

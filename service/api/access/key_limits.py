@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Awaitable
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
@@ -71,10 +72,10 @@ class KeyLimits:
             "x-ratelimit-reset-requests": f"{resets_s:.3f}s",
         }
 
-        async def send_with_limits(message: Message) -> None:
+        def send_with_limits(message: Message) -> Awaitable[None]:  # no coroutine, as in `RequestContext`
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(told)
-            await send(message)
+            return send(message)
 
         if passes:
             await self._app(scope, receive, send_with_limits)

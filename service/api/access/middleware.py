@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Awaitable
 from typing import Final
 
 import structlog
@@ -43,12 +44,12 @@ class RequestContext:
         status = 0
         began = time.monotonic()
 
-        async def send_with_id(message: Message) -> None:
+        def send_with_id(message: Message) -> Awaitable[None]:  # no coroutine: it is called for every token
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
+            return send(message)
 
         # Spans of this request go on from the client's own, if it sent one (W3C traceparent).
         token = context.attach(propagate.extract(headers))

@@ -30,6 +30,12 @@ class Delta:
     logprobs: Json | None = None
     finish_reason: str | None = None
 
+    @property
+    def only_content(self) -> object:
+        """The text, where nothing else is added; else None."""
+        is_bare = self.logprobs is None and self.finish_reason is None and len(self.delta) == 1
+        return self.delta.get("content") if is_bare else None
+
 
 class Reply:
     """Takes events in order; tells what each adds, and at the end the whole.
@@ -113,11 +119,13 @@ class Reply:
         self.sampled_tokens += len(ids)
         if ids and (ending := self._endings.get(ids[-1])) is not None:  # counted, but no part of the content
             ids, text = ids[:-1], text.removesuffix(ending)
-        self._count_reasoning(ids)
-        shown = range(len(ids)) if self._wants_logprobs else ()
-        logprobs = [logprob_item(chunk, at, self._tokenizer) for at in shown]
-        self._logprobs += logprobs
+        if self._thinking:
+            self._count_reasoning(ids)
         delta = self._text.written(text)
+        if not self._wants_logprobs:
+            return Delta(delta) if delta else None
+        logprobs = [logprob_item(chunk, at, self._tokenizer) for at in range(len(ids))]
+        self._logprobs += logprobs
         if not delta and not logprobs:
             return None
         return Delta(delta, {"content": logprobs, "refusal": None} if logprobs else None)
@@ -127,7 +135,7 @@ class Reply:
         return Delta({"executed_tools": [tool]})
 
     def _count_reasoning(self, ids: tuple[int, ...]) -> None:
-        for token in ids if self._thinking else ():
+        for token in ids:
             self.reasoning_tokens += 1
             if token == self._think_end:
                 self._thinking = False

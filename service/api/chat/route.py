@@ -55,15 +55,26 @@ async def _stream(job: ChatJob) -> AsyncGenerator[bytes, None]:
     start = sse.DATA + dumps({**head, "choices": []}).removesuffix(b"]}")  # the same for every token
     async with aclosing(_events(job, replies)) as deltas:
         async for reply, delta in deltas:
-            choice = {
-                "index": reply.index,
-                "delta": delta.delta,
-                "logprobs": delta.logprobs,
-                "finish_reason": delta.finish_reason,
-            }
-            yield start + dumps(choice) + b"]}" + sse.END
+            yield start + _choice(reply.index, delta) + b"]}" + sse.END
     if with_usage:
         yield sse.data({**head, "choices": [], "usage": usage(len(job.prompt_ids), replies)})
+
+
+def _choice(index: int, delta: Delta) -> bytes:
+    text = delta.only_content
+    if text is not None:  # as nearly all are: a fifth of the encoder's time
+        return b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}' % (
+            index,
+            dumps(text),
+        )
+    return dumps(
+        {
+            "index": index,
+            "delta": delta.delta,
+            "logprobs": delta.logprobs,
+            "finish_reason": delta.finish_reason,
+        }
+    )
 
 
 async def _events(job: ChatJob, replies: list[Reply]) -> AsyncGenerator[tuple[Reply, Delta], None]:

@@ -83,7 +83,8 @@ class MessageText:
         if parted.reasoning:
             self._reasoning.append(parted.reasoning)
             delta |= {"reasoning": parted.reasoning, "reasoning_content": parted.reasoning}
-        said, calls = parted.content, list[Fields]()
+        said = parted.content
+        calls: list[Fields] = []
         if self._parser is None:
             self._content.append(said)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from service.api.telemetry.histogram import LoopHistogram
 from service.engines.base import EngineStats
 from service.events import EpisodeEvent, ExecutedTool, Finished, FlushFinished, Invoked, Observed, Sampled
 from service.stops import Stopped
@@ -25,10 +26,11 @@ class Metrics:
         self.first_token_s = self._histogram(
             "first_token_seconds", "From a request's arrival to its first token, in seconds."
         )
-        self.inter_token_s = self._histogram(
-            "inter_token_seconds",
+        self.inter_token_s = LoopHistogram(
+            "ihgrpo_inter_token_seconds",
             "Seconds between two tokens of one turn; the wait for a flush is no part of it.",
-            buckets=_TOKEN_SECONDS,
+            _TOKEN_SECONDS,
+            self.registry,
         )
         self.running = self._gauge("episodes_running", "Episodes that run.")
         self.waiting = self._gauge("episodes_waiting", "Episodes in the admission queue.")
@@ -97,7 +99,5 @@ class Metrics:
     def _gauge(self, name: str, about: str) -> Gauge:
         return Gauge(f"ihgrpo_{name}", about, registry=self.registry)
 
-    def _histogram(
-        self, name: str, about: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
-    ) -> Histogram:
-        return Histogram(f"ihgrpo_{name}", about, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, about: str, *labels: str) -> Histogram:
+        return Histogram(f"ihgrpo_{name}", about, labels, buckets=_SECONDS, registry=self.registry)
