@@ -21,9 +21,9 @@ _REMEMBERED: Final = 1024
 class SegmentEncoder:
     """Encodes with control tokens, and remembers the segments between them.
 
-    Most of a prompt was there before: the instruction, the system's turn, the conversation so far. A byte-level
-    tokenizer takes control tokens out first and then reads each segment for itself, so the ids are those
-    of the whole text. A tokenizer that might read a segment by what stands around it is not cut.
+    Most of a prompt was there before: the instruction, the system's turn, the conversation so far. A
+    byte-level tokenizer takes control tokens out first and then reads each segment for itself, so the ids
+    are those of the whole text. A tokenizer that might read one by what stands around it is given all.
 
     Safe to use from several threads.
     """

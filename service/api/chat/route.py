@@ -61,20 +61,11 @@ async def _stream(job: ChatJob) -> AsyncGenerator[bytes, None]:
 
 
 def _choice(index: int, delta: Delta) -> bytes:
-    text = delta.only_content
-    if text is not None:  # as nearly all are: a fifth of the encoder's time
-        return b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}' % (
-            index,
-            dumps(text),
-        )
-    return dumps(
-        {
-            "index": index,
-            "delta": delta.delta,
-            "logprobs": delta.logprobs,
-            "finish_reason": delta.finish_reason,
-        }
-    )
+    if (text := delta.only_content) is not None:  # as in nearly all, and a fifth of the encoder's time
+        added = b'{"index":%d,"delta":{"content":%b}' % (index, dumps(text))
+        return added + b',"logprobs":null,"finish_reason":null}'
+    rest = {"logprobs": delta.logprobs, "finish_reason": delta.finish_reason}
+    return dumps({"index": index, "delta": delta.delta, **rest})
 
 
 async def _events(job: ChatJob, replies: list[Reply]) -> AsyncGenerator[tuple[Reply, Delta], None]:

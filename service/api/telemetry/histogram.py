@@ -13,7 +13,7 @@ from prometheus_client.utils import floatToGoString
 
 
 class LoopHistogram(Collector):
-    """As ``prometheus_client.Histogram`` without labels, for one thread: it takes no lock, a quarter of the time.
+    """As ``prometheus_client.Histogram`` without labels, for one thread: no lock, a quarter of the time.
 
     Args:
         name, about: as Prometheus shows them.
