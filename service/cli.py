@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
+from service.terminal.explain import explain
 from service.terminal.refusal import refuse
 
 app = typer.Typer(
@@ -93,13 +96,16 @@ def serve(
     flags: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
     if (arguments := flags.pop("vllm_arg", None)) is not None:
         flags["vllm_args"] = arguments
+    from service.misspelt import misspelt
     from service.serve import StartupError, serve_forever
     from service.settings import Settings
 
+    for warning in misspelt(os.environ):
+        _console.print(f"[bold yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
     try:
         serve_forever(Settings(**flags))
     except ValidationError as error:
-        refuse(*(_complaint(item) for item in error.errors()))
+        refuse(*explain(error))
     except StartupError as error:
         refuse(str(error))
 
@@ -198,7 +204,7 @@ def runner(
         )
         serve_runner(settings, DockerSandbox(DockerSandboxSettings(**docker)))
     except ValidationError as error:
-        refuse(*(_complaint(item) for item in error.errors()))
+        refuse(*explain(error))
     except (ValueError, OSError, SandboxError) as error:
         refuse(str(error))
 
@@ -219,7 +225,7 @@ def doctor(
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        refuse(*(_complaint(item) for item in error.errors()))
+        refuse(*explain(error))
     findings = list(report.examine(settings, quick=quick))
     if as_json:
         typer.echo(json.dumps(report.as_json(findings), indent=2))
@@ -258,9 +264,3 @@ def _trainer(module: str, name: str, args: list[str]) -> None:
             f"{name} needs packages that are not installed ({error.name}): pip install 'ih-grpo[train]', "
             "in a checkout: make setup EXTRA=train"
         )
-
-
-def _complaint(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

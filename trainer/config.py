@@ -10,8 +10,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from service.deferral.policy import DeferralPolicy
+from service.terminal.explain import explain
 from trainer.cluster.settings import RayConfig
-from trainer.explain import explain
 from trainer.machine import MachineConfig
 from trainer.quickstart.config import WarmStartConfig
 

@@ -56,12 +56,12 @@ def evaluate(
     flags = {name: value for name, value in locals().items() if value is not None}
     from service.engines.base import EngineError
     from service.sandbox.base import SandboxError
+    from service.terminal.explain import explain
     from trainer.attempts import AttemptsError
     from trainer.data import DataError
     from trainer.eval_run import run_evaluation
     from trainer.evaluate import EvalConfig
     from trainer.exclusive import DirectoryError
-    from trainer.explain import explain
     from trainer.solvers import SolverError
 
     try:

@@ -54,8 +54,8 @@ class IHGRPOServer:
         self._url, self._key = url, key
 
     async def load(self, checkpoint: Path) -> None:
-        async with _client(self._url, self._key) as client:
-            await _post(client, "/admin/reload", {"model": str(checkpoint)})
+        async with client_of(self._url, self._key) as client:
+            await ask(client, "/admin/reload", {"model": str(checkpoint)})
 
 
 class VLLMServer:
@@ -69,14 +69,14 @@ class VLLMServer:
 
     async def load(self, checkpoint: Path) -> None:
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(checkpoint)}}
-        async with _client(self._url, self._key) as client:
-            await _post(client, "/pause?mode=abort")
+        async with client_of(self._url, self._key) as client:
+            await ask(client, "/pause?mode=abort")
             try:
-                await _post(client, "/collective_rpc", reload)
-                if not (await _post(client, "/reset_prefix_cache")).get("success"):
+                await ask(client, "/collective_rpc", reload)
+                if not (await ask(client, "/reset_prefix_cache")).get("success"):
                     raise PushError(f"{self._url} could not drop its prefix cache")
             finally:
-                await _post(client, "/resume")
+                await ask(client, "/resume")
 
 
 class CheckpointSink:
@@ -169,29 +169,26 @@ def storable(
     return stored
 
 
-def connection_to(url: str, key: str | None) -> dict[str, Any]:
-    """Arguments of a client of httpx's for a server that takes weights."""
+def client_of(url: str, key: str | None) -> httpx.AsyncClient:
+    """A client of a server that takes weights."""
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     base = url.rstrip("/").removesuffix("/v1")
-    return {"base_url": base, "headers": headers, "timeout": PATIENCE, "trust_env": False}
+    return httpx.AsyncClient(base_url=base, headers=headers, timeout=PATIENCE, trust_env=False)
 
 
-def _client(url: str, key: str | None) -> httpx.AsyncClient:
-    return httpx.AsyncClient(**connection_to(url, key))
-
-
-async def _post(
-    client: httpx.AsyncClient, path: str, body: Mapping[str, Any] | None = None
+async def ask(
+    client: httpx.AsyncClient, path: str, body: Mapping[str, Any] | None = None, *, method: str = "POST"
 ) -> dict[str, Any]:
+    """The JSON of the reply.
+
+    Raises:
+        PushError: it is a refusal, or there is none.
+    """
     where = f"{client.base_url}".rstrip("/") + path
     try:
-        return answer_of(await client.post(path, json=body), where)
+        response = await client.request(method, path, json=body)
     except httpx.HTTPError as error:
         raise PushError(f"{where}: {type(error).__name__} {error}") from error
-
-
-def answer_of(response: httpx.Response, where: str) -> dict[str, Any]:
-    """The JSON of a reply; raises PushError where it is a refusal."""
     if response.is_error:
         hint = ""
         if response.status_code == 404 and "/admin/" not in where:

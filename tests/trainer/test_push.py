@@ -126,7 +126,7 @@ async def test_a_vllm_server_is_stopped_loaded_and_set_going_again(
     def client(url: str, key: str | None) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=url, transport=httpx.MockTransport(server))
 
-    monkeypatch.setattr("trainer.push._client", client)
+    monkeypatch.setattr("trainer.push.client_of", client)
     load = VLLMServer("http://v", None).load(Path("/w"))
     if message is None:
         await load

@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.deferral.policy import DeferralPolicy
-from trainer.explain import explain
+from service.terminal.explain import explain
 from trainer.quickstart.traces import Style
 
 

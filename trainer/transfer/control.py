@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
-from trainer.push import PushError, answer_of, connection_to
+from trainer.push import PushError, ask, client_of
 
 if TYPE_CHECKING:
     from service.engines.vllm import VLLMEngine
@@ -29,7 +26,8 @@ class Servers:
     def __init__(self, urls: Sequence[str], key: str | None) -> None:
         self.version = ""
         """Told at the end of an update; ``GET /weight_info`` gives it back."""
-        self._connections = [connection_to(url, key) for url in urls]
+        self._urls = tuple(urls)
+        self._key = key
         self._sizes: list[int] = []
 
     def world_size(self) -> int:
@@ -50,7 +48,7 @@ class Servers:
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Each server's workers take the ranks after those of the server before it."""
-        infos = [dict(init_info) for _ in self._connections]
+        infos = [dict(init_info) for _ in self._urls]
         if "rank_offset" in init_info:
             before = accumulate(self._sizes[:-1], initial=int(init_info["rank_offset"]))
             infos = [{**init_info, "rank_offset": offset} for offset in before]
@@ -60,25 +58,23 @@ class Servers:
         self._ask("POST", "/start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
-        self._ask("POST", "/update_weights", [{"update_info": update_info}] * len(self._connections))
+        self._ask("POST", "/update_weights", [{"update_info": update_info}] * len(self._urls))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         version = {"weight_version": weight_version or self.version}
-        self._ask("POST", "/finish_weight_update", [version] * len(self._connections))
+        self._ask("POST", "/finish_weight_update", [version] * len(self._urls))
 
     def _ask(self, method: str, path: str, bodies: Sequence[Any] | None = None) -> list[dict[str, Any]]:
-        """Of all at once; a body for each."""
+        """Of all at once; a body for each. Not to be called in an event loop: it waits."""
 
-        def ask(connection: dict[str, Any], body: Any) -> dict[str, Any]:
-            where = connection["base_url"] + path
-            try:
-                with httpx.Client(**connection) as client:
-                    return answer_of(client.request(method, path, json=body), where)
-            except httpx.HTTPError as error:
-                raise PushError(f"{where}: {type(error).__name__} {error}") from error
+        async def one(url: str, body: Any) -> dict[str, Any]:
+            async with client_of(url, self._key) as client:
+                return await ask(client, path, body, method=method)
 
-        with ThreadPoolExecutor(len(self._connections)) as pool:
-            return list(pool.map(ask, self._connections, bodies or [None] * len(self._connections)))
+        async def each() -> list[dict[str, Any]]:
+            return await asyncio.gather(*map(one, self._urls, bodies or [None] * len(self._urls)))
+
+        return asyncio.run(each())
 
 
 class OwnEngine:

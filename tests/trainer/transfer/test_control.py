@@ -43,9 +43,9 @@ class Fleet:
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Any:
     def make(fleet: Fleet) -> Servers:
-        client = httpx.Client
+        client = httpx.AsyncClient
         monkeypatch.setattr(
-            httpx, "Client", lambda **options: client(**options, transport=httpx.MockTransport(fleet))
+            httpx, "AsyncClient", lambda **options: client(**options, transport=httpx.MockTransport(fleet))
         )
         return Servers(["http://a:1/v1", "http://b:2"], "k")
 
