@@ -106,7 +106,9 @@ class _Server(uvicorn.Server):
 
 def _bind(host: str, port: int) -> socket.socket:
     """A socket that is bound but does not listen: until the model is there, clients are refused at once."""
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # It says that it is TCP: else asyncio would not turn off Nagle's algorithm (uvloop does so always).
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host.strip("[]"), port))
