@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import openai
+
 START_TIMEOUT_S = 900  # vLLM takes a minute, and minutes on a busy machine
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -26,6 +28,14 @@ class ServerProcess:
 
     def log(self) -> str:
         return "".join(self._lines)
+
+    def answer(self, question: str) -> str:
+        """What it says to ``question``, greedily. It may take minutes: vLLM's workers share few cores."""
+        with openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300) as client:
+            reply = client.chat.completions.create(
+                model="quickstart", messages=[{"role": "user", "content": question}], temperature=0
+            )
+        return reply.choices[0].message.content or ""
 
     def stop(self) -> int:
         """SIGTERM, and its exit status; killed if it does not end."""
