@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.vllm_args import VLLM_ARGS
+from tests.support.vllm_args import VLLM_ARGS, as_options
 
 MODEL = "bench"
 # Our server has metrics of its own and turns vLLM's off. They are off in both: the engines do the same.
@@ -64,7 +63,7 @@ def vllm(model: Path, port: int) -> Iterator[Server]:
 @contextmanager
 def ours(model: Path, port: int) -> Iterator[Server]:
     """Our server, vLLM inside it."""
-    engine = ["--engine", "vllm", *(f"--vllm-arg={name}={json.dumps(value)}" for name, value in ARGS.items())]
+    engine = ["--engine", "vllm", *as_options(ARGS)]
     with _launched("ours", _serve(model, port, engine), port) as server:
         yield server
 

@@ -12,10 +12,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 
 from service.terminal.explain import explain
-from service.terminal.refusal import refuse
+from service.terminal.refusal import refuse, warn
 
 app = typer.Typer(
     name="ih-grpo",
@@ -100,8 +99,7 @@ def serve(
     from service.serve import StartupError, serve_forever
     from service.settings import Settings
 
-    for warning in misspelt(os.environ):
-        _console.print(f"[bold yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
+    warn(*misspelt(os.environ))
     try:
         serve_forever(Settings(**flags))
     except ValidationError as error:

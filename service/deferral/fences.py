@@ -47,7 +47,6 @@ class FenceScanner:
 
     def __init__(self, marker: str) -> None:
         self._marker = marker
-        self._last = marker[-1]
         self._state = _State.TEXT
         self._line = ""
         self._can_open = True  # false on the line that closed a block
@@ -65,7 +64,7 @@ class FenceScanner:
 
     def feed(self, text: str) -> list[ScanEvent]:
         """Take more text; give the events that it completes, in order."""
-        if self._last not in text and "\n" not in text and "`" not in text:  # it completes nothing
+        if self._marker[-1] not in text and "\n" not in text and "`" not in text:  # it completes nothing
             self._line += text
             self._offset += len(text)
             return []

@@ -30,11 +30,12 @@ class SegmentEncoder:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
-        state = json.loads(tokenizer.to_str())
-        self._controls = {token["content"]: token["id"] for token in state["added_tokens"]}
+        added = tokenizer.get_added_tokens_decoder()
+        self._controls = {token.content: token_id for token_id, token in added.items()}
         # Of tokens that begin at one place the longest counts.
         names = sorted(self._controls, key=len, reverse=True)
-        self._cut = re.compile(f"({'|'.join(map(re.escape, names))})") if names and _can_cut(state) else None
+        can_cut = names and all(map(_is_plain, added.values())) and _reads_apart(_state(tokenizer))
+        self._cut = re.compile(f"({'|'.join(map(re.escape, names))})") if can_cut else None
         self._remember = lru_cache(_REMEMBERED)(self._array)
 
     def encode(self, text: str) -> list[int]:
@@ -57,17 +58,22 @@ class SegmentEncoder:
 
 
 def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    """The ids of ``text``, offsets left out."""
+    """The ids of ``text``; which control tokens it may spell is the tokenizer's own setting."""
     if len(text) <= _SHORT:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
     [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=False)
     return list(encoding.ids)
 
 
-def _can_cut(state: Mapping[str, Any]) -> bool:
-    flags = ("single_word", "lstrip", "rstrip", "normalized")
-    plain = not any(token[flag] for token in state["added_tokens"] for flag in flags)
-    return plain and _reads_apart(state["pre_tokenizer"])
+def _is_plain(token: tokenizers.AddedToken) -> bool:
+    """Whether it is found wherever it is spelled, and takes nothing else with it."""
+    return not (token.single_word or token.lstrip or token.rstrip or token.normalized)
+
+
+def _state(tokenizer: tokenizers.Tokenizer) -> Any:
+    """That of its pre-tokenizer. Of the whole it would take most of a second: it holds the vocabulary."""
+    part: Any = tokenizer.pre_tokenizer
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _reads_apart(pre_tokenizer: Mapping[str, Any] | None) -> bool:

@@ -1,4 +1,4 @@
-"""How every command ends that can't do what it is asked."""
+"""How every command complains, and how it ends when it can't do what it is asked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ def refuse(*complaints: str) -> NoReturn:
     Raises:
         typer.Exit: always.
     """
+    _tell("[bold red]error[/]", complaints)
+    raise typer.Exit(2)
+
+
+def warn(*complaints: str) -> None:
+    """Likewise, of what is odd and stops nothing."""
+    _tell("[bold yellow]warning[/]", complaints)
+
+
+def _tell(kind: str, complaints: tuple[str, ...]) -> None:
     console = Console(stderr=True)
     for complaint in complaints:
-        console.print(f"[bold red]error[/] {escape(complaint)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(2)
+        console.print(f"{kind} {escape(complaint)}", highlight=False, soft_wrap=True)

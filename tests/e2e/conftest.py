@@ -15,7 +15,7 @@ from service.sandbox.docker_settings import default_docker_host
 from tests.e2e.server import ServerProcess, start
 from tests.e2e.vllm_server import vllm_server
 from tests.support.caller_adapter import CALLER
-from tests.support.vllm_args import VLLM_ARGS
+from tests.support.vllm_args import VLLM_ARGS, as_options
 
 TIMEOUT_S = 300
 
@@ -66,7 +66,6 @@ def containers() -> Iterator[Callable[[ServerProcess], set[str]]]:
 @pytest.fixture(scope="session")
 def vllm_servers(checkpoint: Path) -> Iterator[dict[str, ServerProcess]]:
     """Servers of ours on each engine, by its name; those on vLLM have the adapter ``caller`` too."""
-    arguments = [f"--vllm-arg={name}={value}".replace("=True", "=true") for name, value in VLLM_ARGS.items()]
     adapter = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"caller={CALLER}")
     strict = ("--structured-outputs-config.backend", "guidance")
     with ExitStack() as stack:
@@ -75,7 +74,7 @@ def vllm_servers(checkpoint: Path) -> Iterator[dict[str, ServerProcess]]:
         for name, options in {
             "transformers": (),
             "remote": ("--engine-url", f"{url}/v1"),
-            "vllm": ("--lora", f"caller={CALLER}", *arguments),
+            "vllm": ("--lora", f"caller={CALLER}", *as_options(VLLM_ARGS)),
         }.items():
             running[name] = start(checkpoint, "--engine", name, *options)
             stack.callback(running[name].stop)

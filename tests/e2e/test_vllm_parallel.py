@@ -7,7 +7,7 @@ import pytest
 
 from service.checkpoint import quickstart
 from tests.e2e.server import start
-from tests.support.vllm_args import VLLM_ARGS
+from tests.support.vllm_args import VLLM_ARGS, as_options
 from trainer.quickstart.traces import held_out_problems
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -22,9 +22,8 @@ def test_two_workers_solve_a_problem_and_leave_nothing(
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)  # several workers are processes
     arguments = {**VLLM_ARGS, argument: 2}
     del arguments["distributed_executor_backend"]
-    options = [f"--vllm-arg={name}={str(value).lower()}" for name, value in arguments.items()]
     [problem] = held_out_problems(20_261, 1, ("two_products",))
-    server = start(quickstart(), "--engine", "vllm", *options)
+    server = start(quickstart(), "--engine", "vllm", *as_options(arguments))
     try:
         processes = psutil.Process(server.process.pid).children(recursive=True)
         assert len([process for process in processes if "Worker" in process.name()]) == 2

@@ -11,7 +11,7 @@ import pytest
 
 from service.checkpoint import quickstart
 from tests.e2e.server import start
-from tests.support.vllm_args import VLLM_ARGS
+from tests.support.vllm_args import VLLM_ARGS, as_options
 from trainer.quickstart.traces import held_out_problems
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -48,9 +48,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 def test_two_actors_solve_a_problem(arguments: dict[str, object], engines: int) -> None:
     given = {**VLLM_ARGS, "distributed_executor_backend": "ray", **arguments}
-    options = [f"--vllm-arg={name}={str(value).lower()}" for name, value in given.items()]
     [problem] = held_out_problems(20_261, 1, ("two_products",))
-    server = start(quickstart(), "--engine", "vllm", *options)
+    server = start(quickstart(), "--engine", "vllm", *as_options(given))
     try:
         names = [process.name() for process in psutil.process_iter()]
         assert len([name for name in names if name.startswith("ray::RayWorkerProc")]) == 2, names

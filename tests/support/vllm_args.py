@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 BLOCK: Final = 32
@@ -14,3 +16,8 @@ VLLM_ARGS: Final[dict[str, Any]] = {
     "max_num_batched_tokens": 2048,
     "distributed_executor_backend": "uni",  # one process less, which would import torch once more
 }
+
+
+def as_options(arguments: Mapping[str, Any]) -> list[str]:
+    """The same as options of ``ih-grpo serve``."""
+    return [f"--vllm-arg={name}={json.dumps(value)}" for name, value in arguments.items()]
