@@ -81,7 +81,7 @@ def measure(model: Path, policy: DeferralPolicy, seed: int) -> dict[str, float]:
     samples = [verdict.sample for verdict in verdicts]
     return {
         "solved": sum(verdict.solved for verdict in verdicts) / len(verdicts),
-        "delay_rate": sum(s.delayed for s in samples) / max(sum(s.executed for s in samples), 1),
+        "delay_rate": sum(s.delayed for s in samples) / max(sum(s.executed_by_model for s in samples), 1),
         "flushes": sum(len(s.tools) for s in samples) / len(samples),
     }
 

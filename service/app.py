@@ -27,7 +27,7 @@ from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.backend import Backend
 from service.checkpoint import default_sampling, locate
-from service.deferral.policy import DeferralPolicy
+from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engine_choice import engine_kind, make_engine
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
@@ -43,7 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     model_dir = locate(settings.model, weights=engine_kind(settings) != "remote")
-    policy = DeferralPolicy.load(model_dir)
+    policy = DeferralPolicy.load(model_dir, default=ASSISTANT_POLICY)
     backend = Backend(
         engine=make_engine(settings, model_dir),
         sandbox=_sandbox(settings, policy),

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from service.deferral.policy import DeferralPolicy
-from service.deferral.prompt import instruct
+from service.deferral.prompt import with_instruction
 from service.driver import new_episode, run_episode
 from service.engines.base import Engine, Sampling
 from service.events import EpisodeEvent
@@ -34,7 +34,7 @@ class Backend:
         thinking: bool = False,
         tools: Sequence[dict[str, object]] = (),
     ) -> list[int]:
-        """Prompt ids of ``messages``; with ``deferral`` the last user turn carries the instruction.
+        """Return the prompt ids of ``messages``; with ``deferral`` the instruction is added, once.
 
         Args:
             messages: turns as the chat template takes them.
@@ -46,15 +46,7 @@ class Backend:
             ValueError: there is no user turn to carry the instruction.
             EngineError: the template refused.
         """
-        turns = list(messages)
-        if deferral:
-            last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
-            if last is None:
-                raise ValueError("there is no user message to answer")
-            turns[last] = {
-                **turns[last],
-                "content": instruct(str(turns[last]["content"]), self.policy.prompt),
-            }
+        turns = with_instruction(messages, self.policy.prompt) if deferral else list(messages)
         options: dict[str, object] = {"enable_thinking": thinking}
         if tools:
             options["tools"] = list(tools)
@@ -80,12 +72,13 @@ class Backend:
         eager: bool,
         episode_id: str,
         stops: Sequence[str] = (),
+        code_is_answer: bool = False,
     ) -> AsyncGenerator[EpisodeEvent, None]:
-        """A deferred episode under ``policy``.
+        """A deferred episode under ``policy``; for ``code_is_answer`` see `service.driver.new_episode`.
 
         Raises:
             ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
         """
-        episode = new_episode(prompt_ids, policy, self.engine)
+        episode = new_episode(prompt_ids, policy, self.engine, code_is_answer=code_is_answer)
         session = self.sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=eager))
         return run_episode(episode, self.engine, session, sampling, episode_id=episode_id, stops=stops)

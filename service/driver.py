@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from service.deferral.episode import Episode, Flush
+from service.deferral.episode import Episode, Flush, Invocation
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling
 from service.events import (
@@ -26,8 +26,16 @@ from service.sandbox.base import ExecutionResult, Session
 from service.stops import Stopped, reply_endings, until_stop
 
 
-def new_episode(prompt_ids: Sequence[int], policy: DeferralPolicy, engine: Engine) -> Episode:
-    """A fresh episode under ``policy`` on ``engine``.
+def new_episode(
+    prompt_ids: Sequence[int], policy: DeferralPolicy, engine: Engine, *, code_is_answer: bool = False
+) -> Episode:
+    """Return a fresh episode under ``policy`` on ``engine``.
+
+    Args:
+        prompt_ids: the rendered prompt.
+        policy: as the checkpoint was trained, or as a request asks for.
+        engine: its context length bounds the episode.
+        code_is_answer: the request asks for code; see `service.deferral.code_request`.
 
     Raises:
         ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
@@ -38,7 +46,15 @@ def new_episode(prompt_ids: Sequence[int], policy: DeferralPolicy, engine: Engin
     # An episode must not outgrow the model: the engine would refuse its next turn.
     limit = min(policy.max_episode_tokens, engine.context_length)
     policy = policy.model_copy(update={"max_episode_tokens": limit})
-    return Episode(prompt_ids, policy, engine.tokenizer, marker_id)
+    return Episode(
+        prompt_ids,
+        policy,
+        engine.tokenizer,
+        marker_id,
+        endings=reply_endings(engine),
+        code_is_answer=code_is_answer,
+        in_thought=engine.tokenizer.decode(prompt_ids[-8:]).rstrip().endswith("<think>"),
+    )
 
 
 async def run_episode(
@@ -69,11 +85,13 @@ async def run_episode(
     endings = reply_endings(engine)
     invocations = Invocations(session)
     flushes = 0
+    unflushed: tuple[InvokedBlock, ...] = ()
     left = sampling.max_tokens
     try:
         while episode.outcome is None and (budget := min(episode.turn_budget(), left)) > 0:
             tool_id = f"{episode_id}_{flushes}"
             blocks: list[InvokedBlock] = []
+            held: list[tuple[Invocation, InvokedBlock]] = []
             hit_length = stopped = False
             stream = engine.generate(
                 episode.context_ids, _for_turn(sampling, episode.turn, budget), stop_token_ids=stop_ids
@@ -88,6 +106,10 @@ async def run_episode(
                     left -= len(chunk.ids)
                     for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):
                         block = InvokedBlock(invocation.code, invocation.at_token, clock())
+                        # A block that may never run does not run ahead, nor do the blocks after it.
+                        if held or invocation.waits:
+                            held.append((invocation, block))
+                            continue
                         invocations.add(block.code)
                         blocks.append(block)
                         yield Invoked(tool_id, len(blocks) - 1, block)
@@ -96,20 +118,26 @@ async def run_episode(
                         break
             flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
             if flush is None:
+                unflushed = (*blocks, *(block for invocation, block in held if not invocation.waits))
                 break
+            for invocation, block in held:
+                if flush.requested_by == "model" or not invocation.by_model_only:
+                    invocations.add(block.code)
+                    blocks.append(block)
+                    yield Invoked(tool_id, len(blocks) - 1, block)
             result: ExecutionResult | None = None
             if flush.blocks:
-                yield FlushStarted(tool_id, tuple(blocks))
+                yield FlushStarted(tool_id, tuple(blocks), flush.requested_by)
                 flushed_at = clock()
                 result = await invocations.flush()
                 flushes += 1
-            observation = episode.observe(result)
+            observation = episode.observe(result, requested_by=flush.requested_by)
             if result is not None:
                 tool = _executed(tool_id, blocks, flush, observation.output, result, flushed_at)
                 yield FlushFinished(tool)
             if observation.ids:
                 yield Observed(observation.ids, observation.text)
-        yield Finished(episode.finish())
+        yield Finished(episode.finish(), unflushed)
     finally:
         await invocations.close()
 
@@ -141,4 +169,5 @@ def _executed(
         waited_ms=result.waited_seconds * 1000,
         runs=result.runs,
         container=result.container,
+        requested_by=flush.requested_by,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from service.deferral.episode import Outcome
+from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.sandbox.base import Status
 from service.stops import Stopped
@@ -41,7 +41,9 @@ class ExecutedTool:
     runs: tuple[tuple[float, float], ...] = ()
     """Start and end of each block that ran; one pair where all ran as one script."""
     container: str | None = None
-    """Name of the episode's container; None where none was to be had."""
+    """Name of the episode's container; None where none was available."""
+    requested_by: RequestedBy = "model"
+    """Who decided that the blocks run. The delay rate counts the model's flushes only."""
 
     @property
     def hidden_ms(self) -> float:
@@ -66,10 +68,11 @@ class Invoked:
 
 @dataclass(frozen=True, slots=True)
 class FlushStarted:
-    """The model asked for all that is pending and now waits."""
+    """All that is pending is to run now, and the model waits."""
 
     tool_id: str
     blocks: tuple[InvokedBlock, ...]
+    requested_by: RequestedBy = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class Finished:
     """The episode is over."""
 
     outcome: Outcome
+    unflushed: tuple[InvokedBlock, ...] = ()
+    """Blocks that were pending and never ran. Code that is the answer itself is not among them."""
 
 
 EpisodeEvent = Sampled | Stopped | Invoked | FlushStarted | FlushFinished | Observed | Finished

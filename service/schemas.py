@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from service.deferral.episode import RequestedBy
 from service.deferral.policy import DeferralPolicy
 from service.sandbox.base import Status
 
@@ -65,8 +66,11 @@ class FinishedTool(_Tool):
     """What the model was shown."""
     delayed: int = Field(ge=0)
     """Blocks that did not run at once when they were closed, by the rule of the protocol."""
+    requested_by: RequestedBy = "model"
+    """Who decided that the blocks run: the model with its marker, or the server by the checkpoint's policy.
+    The delay rate counts the model's flushes only."""
     flushed_at: float
-    """When the model asked for the output, in Unix seconds."""
+    """When the model, or the server for it, asked for the output, in Unix seconds."""
     started_at: float | None
     """When the first block began to run; null where nothing ran."""
     finished_at: float | None

@@ -81,6 +81,8 @@ class Settings(BaseSettings):
     """Most turns a client may ask for; the checkpoint's own number where unset."""
     run_limit_s: float | None = Field(default=None, gt=0, le=600)
     """Most seconds a flush may run; the checkpoint's own number where unset."""
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of a flush's output that a client may ask for; the checkpoint's own number where unset."""
     max_n: int = Field(default=16, ge=1)
     """Most choices (``n``) a request."""
     max_concurrent_episodes: int = Field(default=32, ge=1)

@@ -104,7 +104,9 @@ async def test_the_model_writes_on_while_the_session_waits_for_a_container() -> 
     engine = ScriptedEngine(f"{BLOCK} and then {EOS}")
     session = ScriptedSession(lambda blocks: printed(""), delay_s=30)
     events = await asyncio.wait_for(run(engine, session, new_episode(engine)), timeout=5)
-    assert events[-1] == Finished(Outcome.VOID)
+    assert isinstance(events[-1], Finished)
+    assert events[-1].outcome is Outcome.VOID
+    assert [block.code for block in events[-1].unflushed] == ["x = 6 * 7"]
     assert session.closed
 
 

@@ -45,8 +45,10 @@ class Attempt(BaseModel):
     flushes: int | None = None
     executed: int | None = None
     """Blocks that ran."""
+    executed_by_model: int | None = None
+    """Those of them whose flush the model requested; None in older files, where all were."""
     delayed: int | None = None
-    """Those of them that were delayed calls."""
+    """Delayed calls; the delay rate is their share in ``executed_by_model``."""
     tool_errors: int | None = None
     """Flushes that did not end well."""
     tool_seconds: float | None = None

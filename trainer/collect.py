@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from service.deferral.episode import Outcome as Ending
-from service.deferral.prompt import instruct
+from service.deferral.prompt import with_instruction
 from service.engines.base import EngineError, Tokenizer
 from trainer.background import BackgroundLoop
 from trainer.batch import Row
@@ -141,9 +141,10 @@ class Collector:
         )
 
     def _render(self, problem: Problem) -> list[int]:
-        content = instruct(problem.question, self._settings.policy.prompt)
-        message: dict[str, object] = {"role": "user", "content": content}
-        return self._tokenizer.render_chat([message], template_kwargs={"enable_thinking": False})
+        turns = with_instruction(
+            [{"role": "user", "content": problem.question}], self._settings.policy.prompt
+        )
+        return self._tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False})
 
     async def _judge(self, problem: Problem, sample: Sample) -> Judged:
         if any(tool.status == "sandbox_error" for tool in sample.tools):
@@ -198,7 +199,7 @@ def _metrics(
     means.add("reward", sum(rewards), len(rewards))
     means.add("samples/not_judged", len(judged) - len(rewards), len(judged))
     means.add("samples/lost", lost, len(judged) + lost)
-    means.add("delay_rate", sum(s.delayed for s in samples), sum(s.executed for s in samples))
+    means.add("delay_rate", sum(s.delayed for s in samples), sum(s.executed_by_model for s in samples))
     means.add("flushes", len(tools), len(samples))
     means.add("tool_errors", sum(tool.status != "ok" for tool in tools), len(tools))
     means.add("tool_seconds", tool_seconds, len(tools))

@@ -194,6 +194,7 @@ def _attempt(benchmark: str, problem: Problem, sample: int, solution: Solution, 
         else {
             "flushes": tools.flushes,
             "executed": tools.executed,
+            "executed_by_model": tools.executed_by_model,
             "delayed": tools.delayed,
             "tool_errors": tools.errors,
             "tool_seconds": tools.seconds,

@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("advantage", pa.float64()),  # null where the sample is not trained on
         ("executed", pa.int32()),
+        ("executed_by_model", pa.int32()),
         ("delayed", pa.int32()),
         ("tools", pa.string()),  # JSON: the flushes, as service.events.ExecutedTool
         ("began_at", pa.float64()),  # Unix time, as the times of the flushes
@@ -39,6 +40,7 @@ SCHEMA = pa.schema(
         ("ids", pa.list_(pa.int32())),
         ("mask", pa.list_(pa.int8())),
         ("logprobs", pa.list_(pa.float32())),
+        ("dropped_ends", pa.string()),  # JSON: [position in ids, token id, log-probability] each
     ]
 )
 
@@ -126,6 +128,7 @@ def _record(index: int, item: Judged) -> dict[str, object]:
         "reason": item.reason,
         "advantage": item.advantage,
         "executed": sample.executed,
+        "executed_by_model": sample.executed_by_model,
         "delayed": sample.delayed,
         "tools": json.dumps([asdict(tool) for tool in sample.tools]),
         "began_at": sample.began_at,
@@ -135,4 +138,5 @@ def _record(index: int, item: Judged) -> dict[str, object]:
         "ids": sample.ids,
         "mask": sample.mask,
         "logprobs": sample.logprobs,
+        "dropped_ends": json.dumps(sample.dropped_ends),
     }

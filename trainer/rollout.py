@@ -51,6 +51,9 @@ class Sample:
     seed: int
     began_at: float | None = None
     """Unix time at which the episode began, on the clock of its tools' times."""
+    dropped_ends: tuple[tuple[int, int, float], ...] = ()
+    """End-of-turn tokens that were sampled and replaced by a flush of the server's: (position in ``ids``,
+    token id, log-probability). They are not in ``ids`` and take no part in the loss."""
 
     @property
     def is_valid(self) -> bool:
@@ -68,8 +71,13 @@ class Sample:
         return sum(len(tool.blocks) for tool in self.tools)
 
     @property
+    def executed_by_model(self) -> int:
+        """Those of them whose flush the model requested."""
+        return sum(len(tool.blocks) for tool in self.tools if tool.requested_by == "model")
+
+    @property
     def delayed(self) -> int:
-        """Those of them that were delayed calls; their share is the delay rate."""
+        """Delayed calls; the delay rate is their share in ``executed_by_model``."""
         return sum(tool.delayed for tool in self.tools)
 
     @property
@@ -197,4 +205,5 @@ async def play_episode(
         seconds=time.monotonic() - began,
         seed=seed,
         began_at=began_at,
+        dropped_ends=tuple(transcript.dropped_ends),
     )

@@ -77,7 +77,7 @@ def score(benchmark: str, attempts: Iterable[Attempt]) -> Scores:
         accuracy=_mean(means),
         accuracy_error=_standard_error(means),
         pass_at={k: _mean([pass_at_k(len(r), round(sum(r)), k) for r in problems.values()]) for k in ks},
-        delay_rate=_share(sum(a.delayed or 0 for a in tools), sum(a.executed or 0 for a in tools)),
+        delay_rate=_share(sum(a.delayed or 0 for a in tools), sum(map(_by_model, tools))),
         flushes=_share(sum(a.flushes or 0 for a in tools), len(tools)),
         tokens=_mean([attempt.tokens for attempt in attempts]),
         tool_error_rate=_share(sum(a.tool_errors or 0 for a in tools), sum(a.flushes or 0 for a in tools)),
@@ -103,3 +103,9 @@ def _standard_error(values: Sequence[float]) -> float | None:
 
 def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
+
+
+def _by_model(attempt: Attempt) -> int:
+    """Executed blocks that count for the delay rate."""
+    by_model = attempt.executed_by_model
+    return (attempt.executed or 0) if by_model is None else by_model

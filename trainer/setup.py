@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.deferral.policy import DeferralPolicy
-from service.deferral.prompt import instruct
+from service.deferral.prompt import with_instruction
 from service.engines.base import Tokenizer
 from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
@@ -94,8 +94,8 @@ def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: Deferra
         raise ConfigError(f"model: its tokenizer has no token {policy.marker!r}, so it can't defer")
 
     def count_tokens(question: str) -> int:
-        message: dict[str, object] = {"role": "user", "content": instruct(question, policy.prompt)}
-        return len(tokenizer.render_chat([message], template_kwargs={"enable_thinking": False}))
+        turns = with_instruction([{"role": "user", "content": question}], policy.prompt)
+        return len(tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False}))
 
     limit = min(config.max_prompt_tokens, policy.max_episode_tokens - 1)
     sets = [load_source(source, count_tokens=count_tokens, max_prompt_tokens=limit) for source in config.data]

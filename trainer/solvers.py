@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Protocol
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from service.deferral.prompt import instruct
+from service.deferral.prompt import with_instruction
 from service.engines.base import Engine
 from service.sandbox.base import Sandbox
 from trainer.rollout import RolloutSettings, play_episode
@@ -27,6 +27,7 @@ class ToolUse:
 
     flushes: int
     executed: int
+    executed_by_model: int
     delayed: int
     errors: int
     seconds: float
@@ -63,11 +64,8 @@ class EpisodeSolver:
         self._settings = settings
 
     async def solve(self, question: str, seed: int) -> Solution:
-        message: dict[str, object] = {
-            "role": "user",
-            "content": instruct(question, self._settings.policy.prompt),
-        }
-        prompt = self._engine.tokenizer.render_chat([message], template_kwargs={"enable_thinking": False})
+        turns = with_instruction([{"role": "user", "content": question}], self._settings.policy.prompt)
+        prompt = self._engine.tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False})
         sample = await play_episode(
             prompt, self._engine, self._sandbox, self._settings, seed=seed, episode_id=f"e{seed}"
         )
@@ -82,6 +80,7 @@ class EpisodeSolver:
             tools=ToolUse(
                 flushes=len(sample.tools),
                 executed=sample.executed,
+                executed_by_model=sample.executed_by_model,
                 delayed=sample.delayed,
                 errors=sum(tool.status != "ok" for tool in sample.tools),
                 seconds=sample.tool_seconds,
@@ -220,6 +219,9 @@ def _tool_use(tools: list[dict[str, Any]]) -> ToolUse:
     return ToolUse(
         flushes=len(tools),
         executed=sum(len(tool["blocks"]) for tool in tools),
+        executed_by_model=sum(
+            len(tool["blocks"]) for tool in tools if tool.get("requested_by", "model") == "model"
+        ),
         delayed=sum(tool["delayed"] for tool in tools),
         errors=sum(tool["status"] != "ok" for tool in tools),
         seconds=sum(tool["wall_ms"] for tool in tools) / 1000,

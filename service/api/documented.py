@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from service.schemas import FinishedTool
+from service.schemas import Block, FinishedTool
 
 
 class _Documented(BaseModel):
@@ -48,6 +48,8 @@ class MessageObject(_Documented):
     reasoning_content: str | None = None
     tool_calls: list[ToolCallObject] | None = None
     executed_tools: list[FinishedTool]
+    unflushed_blocks: list[Block] | None = None
+    """Code that was still pending when the reply ended, and never ran. Left out if there is none."""
 
 
 class TokenLogprob(_Documented):

@@ -17,6 +17,7 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         **_head(index, tool.id, tool.blocks, tool.status),
         "output": tool.output,
         "delayed": tool.delayed,
+        "requested_by": tool.requested_by,
         "flushed_at": tool.flushed_at,
         "started_at": tool.started_at,
         "finished_at": tool.finished_at,
@@ -38,8 +39,10 @@ def _head(index: int, tool_id: str, blocks: Sequence[InvokedBlock], status: str)
         "id": tool_id,
         "type": "python",
         "status": status,
-        "blocks": [
-            {"code": block.code, "invoked_at_token": block.invoked_at_token, "invoked_at": block.invoked_at}
-            for block in blocks
-        ],
+        "blocks": [block_json(block) for block in blocks],
     }
+
+
+def block_json(block: InvokedBlock) -> Json:
+    """Return a block that the model closed; ``invoked_at`` in Unix seconds."""
+    return {"code": block.code, "invoked_at_token": block.invoked_at_token, "invoked_at": block.invoked_at}

@@ -17,7 +17,7 @@ from service.api.errors import ApiError
 from service.api.server import CurrentServer, Server
 from service.api.wire import Json
 from service.checkpoint import MANIFEST, CheckpointError, default_sampling, verify
-from service.deferral.policy import DeferralPolicy
+from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.base import EngineError, Sampling
 
 router = APIRouter(prefix="/admin", tags=["Operations"], dependencies=[Depends(require_admin)])
@@ -101,7 +101,8 @@ def _read(server: Server, model: str) -> _Checkpoint:
     try:
         if (path / MANIFEST).is_file():
             verify(path)
-        policy, sampling = DeferralPolicy.load(path), default_sampling(path)
+        policy = DeferralPolicy.load(path, default=ASSISTANT_POLICY)
+        sampling = default_sampling(path)
     except ValidationError as error:
         raise _refused(f"its deferral.json is not right: {error.errors()[0]['msg']}") from None
     except (CheckpointError, OSError, ValueError) as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from service.engines.base import Tokenizer
 from service.stops import held_back
 
 OPEN: Final = "<think>"
@@ -18,6 +20,17 @@ class Parted:
 
     reasoning: str = ""
     content: str = ""
+
+
+def without_thought(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids of a reply after its thought: what a template keeps of an earlier turn."""
+    close = tokenizer.token_id(CLOSE)
+    rest = list(ids)
+    if close in rest:
+        del rest[: rest.index(close) + 1]
+        while rest and not tokenizer.decode(rest[:1]).strip():
+            del rest[0]
+    return tuple(rest)
 
 
 class _State(Enum):

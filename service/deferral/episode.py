@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+from typing import Literal
 
 from service.deferral.answer import BOX, last_boxed
+from service.deferral.code_request import only_defines
 from service.deferral.delay import delayed_calls
 from service.deferral.fences import BlockClosed, FenceScanner
 from service.deferral.observation import (
@@ -20,11 +22,15 @@ from service.deferral.observation import (
 from service.deferral.policy import DeferralPolicy
 from service.deferral.transcript import Transcript
 
+RequestedBy = Literal["model", "server"]
+"""Who decided that a flush happens: the model with its marker, or the server by the policy."""
+_THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
+
 
 class Outcome(StrEnum):
     """Why an episode ended."""
 
-    ANSWER = "answer"
+    ANSWER = "answer"  # a box, or under ``answer: any`` a turn that leaves nothing to run
     BOXED_OUTPUT = "boxed_output"  # an observation held a box
     VOID = "void"  # the model stopped with neither an answer nor a flush
     TURN_LIMIT = "turn_limit"  # it asked for a flush in the last turn
@@ -32,7 +38,7 @@ class Outcome(StrEnum):
 
     @property
     def is_void(self) -> bool:
-        """Whether training masks the whole sample (algorithm.md, section 1, void turn)."""
+        """Whether training masks the whole sample (the paper's void turn)."""
         return self not in (Outcome.ANSWER, Outcome.BOXED_OUTPUT)
 
     @property
@@ -47,15 +53,25 @@ class Invocation:
 
     code: str
     at_token: int
+    by_model_only: bool = False
+    """The server never runs it by its own decision: it is part of a thought, or the answer itself."""
+    only_defines: bool = False
+    """Running it alone could show nothing, so the server runs it only together with a later block."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it must not run ahead of a flush, because there may be none."""
+        return self.by_model_only or self.only_defines
 
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """The pending blocks that a marker releases; empty when nothing was pending."""
+    """The pending blocks to run; empty when a marker came with nothing pending."""
 
     blocks: tuple[Invocation, ...]
     delayed: int
-    """Delayed calls among them, 0 if the flush games the count."""
+    """Delayed calls among them, 0 if the flush games the count or was not requested by the model."""
+    requested_by: RequestedBy = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,9 @@ class Episode:
         policy: the limits, the marker, and when code runs.
         tokenizer: encodes observations.
         marker_id: the marker's token id.
+        endings: text of each token that ends a turn.
+        code_is_answer: the request asks for code, so the server runs none by its own decision.
+        in_thought: the prompt ends inside ``<think>``.
     """
 
     def __init__(
@@ -88,8 +107,15 @@ class Episode:
         policy: DeferralPolicy,
         tokenizer: ObservationTokenizer,
         marker_id: int,
+        *,
+        endings: Mapping[int, str] | None = None,
+        code_is_answer: bool = False,
+        in_thought: bool = False,
     ) -> None:
         self.policy = policy
+        self._endings = endings or {}
+        self._code_is_answer = code_is_answer and policy.unflushed == "run"
+        self._thought_open = in_thought
         self.transcript = Transcript(prompt_ids)
         self.turn = 1
         self.outcome: Outcome | None = None
@@ -102,7 +128,12 @@ class Episode:
         self._texts: list[str] = []
         self._spans: list[BlockClosed] = []
         self._pending: list[Invocation] = []
-        self.turn_over = False
+        self.turn_over = self._marker_seen = False
+
+    @property
+    def pending(self) -> tuple[Invocation, ...]:
+        """Blocks of the current turn that have not run."""
+        return tuple(self._pending)
 
     @property
     def context_ids(self) -> list[int]:
@@ -132,15 +163,18 @@ class Episode:
         invocations = []
         for event in self._scanner.feed(text):
             if not isinstance(event, BlockClosed):
-                self.turn_over = True
+                self.turn_over = self._marker_seen = True
                 continue
-            invocation = Invocation(event.code, at_token=len(self.transcript.ids))
+            by_model_only = self._code_is_answer or self._in_thought()
+            shows_nothing = self.policy.unflushed == "run" and only_defines(event.code)
+            invocation = Invocation(event.code, len(self.transcript.ids), by_model_only, shows_nothing)
             self._spans.append(event)
             self._pending.append(invocation)
             invocations.append(invocation)
-            self.turn_over |= self.policy.mode == "immediate"
+            self.turn_over |= self.policy.mode == "immediate" and not invocation.waits
         # The marker's token ends the turn even inside an open fence, whose code is then lost.
-        self.turn_over |= self.marker_id in ids
+        self._marker_seen |= self.marker_id in ids
+        self.turn_over |= self._marker_seen
         return invocations
 
     def end_turn(self, *, hit_length: bool = False, stopped: bool = False) -> Flush | None:
@@ -151,37 +185,60 @@ class Episode:
             stopped: a stop string of the client was met, which ends the episode.
         """
         text = "".join(self._texts)
+        boxed = self.policy.answer == "boxed"
         after_code = text[self._spans[-1].end :] if self._spans else text
-        if last_boxed(after_code) is not None:
+        runs_unflushed = self.policy.unflushed == "run" and not all(b.waits for b in self._pending)
+        if boxed and last_boxed(after_code) is not None:
             self.outcome = Outcome.ANSWER
         elif stopped:
             self.outcome = Outcome.VOID
-        elif self.turn_over and self.turn < self.policy.max_turns:
-            return self._flush(text)
-        elif self.turn_over:
+        elif self.turn_over or (runs_unflushed and not hit_length):
+            if self.turn < self.policy.max_turns:
+                return self._flush(text)
             self.outcome = Outcome.TURN_LIMIT
+        elif hit_length:
+            self.outcome = Outcome.LENGTH
         else:
-            self.outcome = Outcome.LENGTH if hit_length else Outcome.VOID
+            self.outcome = Outcome.VOID if boxed else Outcome.ANSWER
         return None
 
     def _flush(self, text: str) -> Flush:
         spans = self._spans
-        gaps = [text[a.end : b.start] for a, b in pairwise(spans)]
-        return Flush(tuple(self._pending), delayed_calls([span.code for span in spans], gaps))
+        if self._marker_seen:
+            gaps = [text[a.end : b.start] for a, b in pairwise(spans)]
+            return Flush(tuple(self._pending), delayed_calls([span.code for span in spans], gaps))
+        self.transcript.drop_end(self._endings)
+        return Flush(tuple(b for b in self._pending if not b.by_model_only), 0, "server")
 
-    def observe(self, result: FlushResult | None) -> Observation:
+    def _in_thought(self) -> bool:
+        """Whether the server must take what was just written for a thought."""
+        if self.policy.unflushed == "drop" and self.policy.mode == "deferred":
+            return False  # the server decides nothing
+        text = self.transcript.text
+        opened = self._thought_open or text.lstrip().startswith(_THOUGHT_BEGINS)
+        return opened and _THOUGHT_ENDS not in text
+
+    def observe(self, result: FlushResult | None, *, requested_by: RequestedBy = "model") -> Observation:
         """Append the observation and begin the next turn. ``result`` is None for an empty flush.
 
-        Where the observation does not fit the budget it is not appended, and the episode ends.
+        Where the server requested the flush at the end of a turn, the marker that the model did not write
+        comes before the observation, as given tokens.
+        An observation that does not fit the budget is not appended, and the episode ends.
         """
-        output = NOTHING_PENDING if result is None else result_text(result)
-        ids = observation_ids(output, self._tokenizer)
+        output = NOTHING_PENDING if result is None else result_text(result, self.policy)
+        ids = observation_ids(output, self._tokenizer, self.policy)
+        if (
+            requested_by == "server"
+            and self.policy.mode == "deferred"
+            and self.policy.observation == "result"
+        ):
+            ids = [self.marker_id, *ids]
         if len(self.context_ids) + len(ids) > self.policy.max_episode_tokens:
             self.outcome = Outcome.LENGTH
             return Observation(output, (), "")
         text = self._tokenizer.decode(ids)
         self.transcript.add_observation(ids, text)
-        if BOX in output:
+        if self.policy.answer == "boxed" and BOX in output:
             self.outcome = Outcome.BOXED_OUTPUT
         self.turn += 1
         self._begin_turn()

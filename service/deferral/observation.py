@@ -1,16 +1,18 @@
-"""The one formatter of what the model reads after a flush. Server and trainer both use it."""
+"""Format what the model reads after a flush. Server and trainer both use it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-MAX_CHARS: Final = 512
-MAX_TOKENS: Final = 256
+from service.deferral.policy import PAPER_POLICY, DeferralPolicy
+
 TIMEOUT_TEXT: Final = "interpreter timeout"
 NOTHING_PENDING: Final = "no code is pending"
 _PREFIX: Final = "\nCode execution result: "
 _CLOSE: Final = "</tool_call>"
+_GAP: Final = "\n[... output cut here ...]\n"
+_NO_OUTPUT: Final = "[nothing was printed]"
 
 
 class ObservationTokenizer(Protocol):
@@ -33,43 +35,55 @@ class FlushResult(Protocol):
     def signal(self) -> int | None: ...
 
 
-def result_text(result: FlushResult) -> str:
-    """What a flush says: stdout if stderr is empty, else the last line of stderr (algorithm.md, section 1).
+def result_text(result: FlushResult, policy: DeferralPolicy = PAPER_POLICY) -> str:
+    """Return the output of a flush as the model reads it, before it is cut to size.
 
-    A kill has no traceback to show, so it is named.
+    By default stdout, or the last line of stderr if there is any (the paper's rule). With ``traceback:
+    full``, stdout followed by stderr. A kill has no traceback, so it is named.
     """
+    full = policy.traceback == "full"
+    printed = f"{result.stdout.rstrip()}\n".lstrip("\n") if full and result.stdout.strip() else ""
     if result.status == "timeout":
-        return TIMEOUT_TEXT
+        return printed + TIMEOUT_TEXT
     if result.status == "oom":
-        return "MemoryError: the memory limit was reached"
+        return printed + "MemoryError: the memory limit was reached"
     if result.status == "sandbox_error":
         return "SandboxError: the sandbox failed; all variables are lost"
     stderr_lines = result.stderr.strip().splitlines()
     if stderr_lines:
-        return stderr_lines[-1].strip()
+        return printed + result.stderr.strip() if full else stderr_lines[-1].strip()
     if result.status == "error" and result.signal is not None:
-        return f"the interpreter was killed by signal {result.signal}"
+        return f"{printed}the interpreter was killed by signal {result.signal}"
     return result.stdout.rstrip("\n")
 
 
-def cut_middle(text: str, limit: int = MAX_CHARS) -> str:
-    """``text`` with its middle taken out so that ``limit`` characters stay, half at each end."""
+def cut_middle(text: str, limit: int, gap: str = "") -> str:
+    """Return ``text`` with its middle replaced by ``gap`` so that ``limit`` characters stay, half at each
+    end."""
     if len(text) <= limit:
         return text
     head = limit - limit // 2
-    return text[:head] + text[len(text) - limit // 2 :]
+    return text[:head] + gap + text[len(text) - limit // 2 :]
 
 
-def observation_ids(output: str, tokenizer: ObservationTokenizer) -> list[int]:
-    """Token ids of the observation for ``output``; never more than ``MAX_TOKENS`` of them come from it.
+def observation_ids(
+    output: str, tokenizer: ObservationTokenizer, policy: DeferralPolicy = PAPER_POLICY
+) -> list[int]:
+    """Return the token ids of the observation for ``output``; at most ``max_output_tokens`` come from it.
 
     The output is encoded with special tokens off: code that prints ``<|im_end|>`` cannot end the turn.
-    The closing ``</tool_call>`` is encoded with them on.
+    The closing ``</tool_call>`` of the paper's form is encoded with them on.
     """
-    output = cut_middle(output)
+    in_block = policy.observation == "output_block"
+    gap = _GAP if in_block else ""
+    limit = policy.max_output_tokens
+    output = cut_middle(output, policy.max_output_chars, gap)
     output_ids = tokenizer.encode(output, allow_special=False)
-    if len(output_ids) > MAX_TOKENS:
-        head = MAX_TOKENS - MAX_TOKENS // 2
-        output = tokenizer.decode(output_ids[:head]) + tokenizer.decode(output_ids[-(MAX_TOKENS // 2) :])
+    if len(output_ids) > limit:
+        limit = max(limit - len(tokenizer.encode(gap, allow_special=False)), 0)
+        head, tail = limit - limit // 2, len(output_ids) - limit // 2
+        output = tokenizer.decode(output_ids[:head]) + gap + tokenizer.decode(output_ids[tail:])
+    if in_block:
+        return tokenizer.encode(f"\n```output\n{output or _NO_OUTPUT}\n```\n", allow_special=False)
     body = tokenizer.encode(f"{_PREFIX}{output}\n", allow_special=False)
     return body + tokenizer.encode(f"{_CLOSE}\n", allow_special=True)

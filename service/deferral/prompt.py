@@ -1,4 +1,4 @@
-"""The instruction that teaches the protocol, by version.
+"""The instruction that explains the protocol to the model, by version.
 
 A checkpoint names the version that it was trained with in its ``deferral.json``; serving it with another one
 would be another task. A version, once released, never changes: add a new one.
@@ -6,6 +6,8 @@ would be another task. A version, once released, never changes: add a new one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 # For general Qwen3 checkpoints. Every point in it is needed (arXiv 2605.18500, appendix on prompts).
@@ -44,17 +46,79 @@ Problem: """
 # For checkpoints that have the protocol in their weights, such as the quickstart one.
 _BRIEF: Final = "Solve it with Python that you may delay. Problem: "
 
-PROMPTS: Final[dict[str, str]] = {"full-v1": _FULL, "brief-v1": _BRIEF}
+# For checkpoints that were not trained to defer: goes into the system message. The two examples make small
+# models write code where they would guess, and leave it out where they would write it without need.
+_ASSISTANT: Final = """\
+You are a helpful assistant. When a question needs a calculation, you write Python code in a ```python block \
+that prints the result, and the code is executed for you. When it does not, you just answer.
+
+Examples:
+User: What is 348 * 27 - 15?
+Assistant: ```python
+print(348 * 27 - 15)
+```
+User: What is the capital of Italy?
+Assistant: The capital of Italy is Rome."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlText:
+    """Text of the server's own in which control tokens count as such."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Token ids of an earlier reply, inserted as they were sampled."""
+
+    ids: tuple[int, ...]
+
+
+Content = str | Sequence[str | ControlText | TokenIds]
+"""Content of a message. In a ``str`` the spelling of a control token is ordinary text."""
+
+PROMPTS: Final[dict[str, str]] = {"full-v1": _FULL, "brief-v1": _BRIEF, "assistant-v1": _ASSISTANT}
+SYSTEM_PROMPTS: Final = frozenset({"assistant-v1"})
+"""Versions that go into the system message; the others precede the last user message."""
 DEFAULT_PROMPT: Final = "full-v1"
 
 
 def instruct(problem: str, version: str = DEFAULT_PROMPT) -> str:
-    """The user turn for ``problem``: the instruction, then the problem as it came.
+    """Return the text of the user turn for ``problem``: the instruction, then the problem as it came.
 
     Raises:
-        ValueError: no such version.
+        ValueError: unknown version.
     """
+    return _prompt(version) + problem
+
+
+def with_instruction(messages: Sequence[dict[str, object]], version: str) -> list[dict[str, object]]:
+    """Return ``messages`` with the instruction, once: in the system message or before the last user message.
+
+    A client's own system message follows the instruction.
+
+    Raises:
+        ValueError: unknown version, or no user message to carry the instruction.
+    """
+    turns = list(messages)
+    if version in SYSTEM_PROMPTS:
+        own = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else ""
+        content = [ControlText(_prompt(version)), *(["\n\n", *_parts(own)] if own else [])]
+        return [{"role": "system", "content": content}, *turns]
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+    if last is None:
+        raise ValueError("there is no user message to answer")
+    turns[last] = {**turns[last], "content": [ControlText(_prompt(version)), *_parts(turns[last]["content"])]}
+    return turns
+
+
+def _parts(content: object) -> list[str | ControlText | TokenIds]:
+    return [content] if isinstance(content, str) else list(content)  # type: ignore[call-overload]
+
+
+def _prompt(version: str) -> str:
     try:
-        return PROMPTS[version] + problem
+        return PROMPTS[version]
     except KeyError:
         raise ValueError(f"prompt version {version!r} is unknown; known are {', '.join(PROMPTS)}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class Transcript:
@@ -14,6 +14,8 @@ class Transcript:
         mask: 1 where the model sampled the token, 0 where it was given.
         logprobs: the engine's log-probability of each sampled token; 0.0 where it was given.
         text: the response's text.
+        dropped_ends: end-of-turn tokens that were sampled and left the context again, because the server ran
+            pending code in their place: (position in ``ids``, token id, log-probability).
     """
 
     def __init__(self, prompt_ids: Sequence[int]) -> None:
@@ -21,6 +23,7 @@ class Transcript:
         self.ids: list[int] = []
         self.mask: list[int] = []
         self.logprobs: list[float] = []
+        self.dropped_ends: list[tuple[int, int, float]] = []
         self._texts: list[str] = []
 
     @property
@@ -44,6 +47,19 @@ class Transcript:
 
     def add_observation(self, ids: Sequence[int], text: str) -> None:
         self._add(ids, text, 0, [0.0] * len(ids))
+
+    def drop_end(self, endings: Mapping[int, str]) -> None:
+        """Take the sampled end-of-turn token off the end of the response, if it is there.
+
+        Args:
+            endings: text of each token that ends a turn.
+        """
+        if not self.ids or self.ids[-1] not in endings or not self.mask[-1]:
+            return
+        token, logprob = self.ids.pop(), self.logprobs.pop()
+        self.mask.pop()
+        self.dropped_ends.append((len(self.ids), token, logprob))
+        self._texts[-1] = self._texts[-1].removesuffix(endings[token])
 
     def _add(self, ids: Sequence[int], text: str, mask: int, logprobs: Sequence[float]) -> None:
         if len(logprobs) != len(ids):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.deferral.policy import FILE_NAME, DeferralPolicy
+from service.deferral.policy import ASSISTANT_POLICY, FILE_NAME, DeferralPolicy
 from service.doctor.finding import Finding
 
 
@@ -36,7 +36,7 @@ def _judge(folder: Path) -> tuple[Path | None, Finding]:
             "model", "fail", f"{folder} has no config.json", "name the checkpoint's own directory"
         )
     try:
-        policy = DeferralPolicy.load(folder)
+        policy = DeferralPolicy.load(folder, default=ASSISTANT_POLICY)
     except (ValidationError, ValueError) as error:
         said = str(error).splitlines()[0]
         return folder, Finding("model", "fail", f"{folder / FILE_NAME}: {said}", "mend the file or remove it")

@@ -127,7 +127,12 @@ class Tokenizer(Protocol):
     def render_chat(
         self, messages: Sequence[dict[str, object]], *, template_kwargs: dict[str, object] | None = None
     ) -> list[int]:
-        """Ids of the prompt that the chat template makes of ``messages``, generation prompt included."""
+        """Return the ids of the prompt that the chat template makes of ``messages``, generation prompt
+        included.
+
+        A control token spelled in a message, or in ``tools``, stays text: only the template's own and those
+        of a `service.deferral.prompt.ControlText` count. See `service.deferral.prompt.Content`.
+        """
         ...
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import secrets
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, cast
@@ -11,6 +13,7 @@ from typing import Any, cast
 import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from service.deferral.prompt import ControlText, TokenIds
 from service.engines.base import EngineError
 from service.engines.segments import SegmentEncoder, encode
 
@@ -66,18 +69,109 @@ class HFTokenizer:
     def render_chat(
         self, messages: Sequence[dict[str, object]], *, template_kwargs: dict[str, object] | None = None
     ) -> list[int]:
-        """Render and encode. A control token spelled in a message is one: the instruction names the marker.
+        """Render and encode; see `service.engines.base.Tokenizer.render_chat`.
 
         Raises:
-            EngineError: no chat template, a reserved name in ``template_kwargs``, or the template refused.
+            EngineError: no chat template, a reserved name in ``template_kwargs``, or the template failed.
         """
         extra: dict[str, Any] = dict(template_kwargs or {})
         if reserved := sorted(_RESERVED & extra.keys()):
             raise EngineError(f"chat template arguments: {reserved[0]!r} is reserved, leave it out")
+        guard = _Guard(self._controls)
+        turns = [guard.message(message) for message in messages]
+        if "tools" in extra:
+            extra["tools"] = guard.plain(extra["tools"])
         try:
             text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True, **extra
+                turns, tokenize=False, add_generation_prompt=True, **extra
             )
         except Exception as error:  # whatever a template raises
             raise EngineError(f"the chat template failed: {error}") from error
-        return self.encode(text, allow_special=True)
+        return guard.encode(text, self)
+
+    @cached_property
+    def _controls(self) -> re.Pattern[str] | None:
+        """Every added token but runs of white space."""
+        names = [token.content for token in self.backend.get_added_tokens_decoder().values()]
+        names = [name for name in names if name and not name.isspace()]
+        return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
+
+
+class _Guard:
+    """Carries plain text and token ids through a chat template.
+
+    A control token spelled in plain text is broken by a random mark, which no text holds by chance, so that
+    the template still sees the text as it is. Segments with a mark are then encoded as literal text.
+    """
+
+    def __init__(self, controls: re.Pattern[str] | None) -> None:
+        self._controls = controls
+        self._mark = f"x{secrets.token_hex(12)}x"
+        self._sampled: list[tuple[int, ...]] = []
+        self._marked = False
+
+    def message(self, message: dict[str, object]) -> dict[str, object]:
+        """Return ``message`` as the template may take it."""
+        return {
+            name: value if name == "role" else self._value(name, value) for name, value in message.items()
+        }
+
+    def plain(self, value: Any) -> Any:
+        """Return ``value`` with the control tokens in its strings, keys included, broken."""
+        match value:
+            case str():
+                return self._break(value)
+            case dict():
+                return {self.plain(key): self.plain(item) for key, item in value.items()}
+            case list() | tuple():
+                return [self.plain(item) for item in value]
+        return value
+
+    def encode(self, text: str, tokenizer: HFTokenizer) -> list[int]:
+        """Return the ids of the rendered ``text``."""
+        if not self._marked:
+            return tokenizer.encode(text, allow_special=True)
+        ids: list[int] = []
+        mark = re.escape(self._mark)
+        parts = re.split(f"{mark}(\\d+){mark}", text)  # text, index of sampled ids, text, ...
+        for number, part in enumerate(parts):
+            if number % 2:
+                ids.extend(self._sampled[int(part)])
+            else:
+                ids.extend(self._encode_marked(part, tokenizer))
+        return ids
+
+    def _encode_marked(self, text: str, tokenizer: HFTokenizer) -> list[int]:
+        if self._mark not in text or self._controls is None:
+            return tokenizer.encode(text, allow_special=True) if text else []
+        ids: list[int] = []
+        at = 0
+        for found in [*self._controls.finditer(text), None]:
+            segment = text[at : found.start() if found else len(text)]
+            if segment:
+                literal = self._mark in segment
+                ids += tokenizer.encode(segment.replace(self._mark, ""), allow_special=not literal)
+            if found:
+                ids += tokenizer.encode(found[0], allow_special=True)
+                at = found.end()
+        return ids
+
+    def _value(self, name: str, value: object) -> object:
+        if name != "content" or isinstance(value, str) or not isinstance(value, Sequence):
+            return self.plain(value)
+        return "".join(self._part(part) for part in value)
+
+    def _part(self, part: object) -> str:
+        if isinstance(part, ControlText):
+            return part.text
+        if isinstance(part, TokenIds):
+            self._sampled.append(part.ids)
+            self._marked = True
+            return f"{self._mark}{len(self._sampled) - 1}{self._mark}"
+        return self._break(str(part))
+
+    def _break(self, text: str) -> str:
+        if self._controls is None or not self._controls.search(text):
+            return text
+        self._marked = True
+        return self._controls.sub(lambda found: found[0][:1] + self._mark + found[0][1:], text)

@@ -33,7 +33,7 @@ class RunnerSettings(BaseModel):
     """``unix:/path/to.sock`` or ``host:port``."""
     socket_mode: int = Field(default=0o600, ge=0, le=0o777)
     """Permissions of the Unix socket."""
-    max_run_limit_s: float = Field(default=30.0, gt=0)
+    max_run_limit_s: float = Field(default=60.0, gt=0)
     """Ceiling of ``run_limit_s``, in seconds; a session that asks for more gets this."""
     max_sessions: int = Field(default=32, ge=1)
     """Sessions that hold a container at the same time."""

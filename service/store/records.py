@@ -28,7 +28,10 @@ class StoredResponse:
     input: list[Json]
     """Its own input items, in order; not those of earlier responses."""
     text: str = ""
-    """What the model wrote and was shown, to the letter: a later turn starts from it."""
+    """What the model wrote and read, exactly."""
+    ids: list[int] | None = None
+    """The same as token ids, without an end token: a later turn starts from them. None in rows of older
+    versions."""
 
     @property
     def is_running(self) -> bool:

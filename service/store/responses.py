@@ -95,13 +95,15 @@ class ResponseStore:
         async with self.engine.connect() as connection:
             return [_record(row) for row in (await connection.execute(query)).mappings()]
 
-    async def change(self, response_id: str, *, status: str, body: Json, text: str = "") -> bool:
+    async def change(
+        self, response_id: str, *, status: str, body: Json, text: str = "", ids: list[int] | None = None
+    ) -> bool:
         """Replace what is stored of a response that is not over; False if it is over, or gone.
 
         So a response is ended once: who cancels it and who completes it can't both succeed.
         """
         grown = ROW_BYTES + len(dumps(body)) + len(dumps(text))
-        values: dict[str, object] = {"status": status, "body": body, "text": text}
+        values: dict[str, object] = {"status": status, "body": body, "text": text, "ids": ids}
         if status not in RUNNING:
             # The input was counted when it was put; the body is counted anew.
             values |= {"runner": None, "seen_at": None, "bytes": responses.c.bytes + grown}

@@ -1,4 +1,4 @@
-"""The two tables."""
+"""The tables."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ responses: Final = Table(
     Column("body", AsciiJson, nullable=False),
     Column("input", AsciiJson, nullable=False),
     Column("text", AsciiJson, nullable=False),
+    Column("ids", CompressedJson),
     Column("bytes", BigInteger, nullable=False),
     # Who runs it, and when that was last seen alive: so is told what a killed process left.
     Column("runner", String(200)),
@@ -79,4 +80,15 @@ events: Final = Table(
     Column("first", Integer, primary_key=True),
     Column("last", Integer, nullable=False),
     Column("events", CompressedJson, nullable=False),
+)
+
+# Replies of chat completions in which code ran, so that a conversation that comes back can be recognised.
+replies: Final = Table(
+    "chat_replies",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("ids", CompressedJson, nullable=False),
+    Column("expires_at", Double, nullable=False, index=True),
+    Column("bytes", BigInteger, nullable=False),
 )

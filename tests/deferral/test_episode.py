@@ -18,8 +18,22 @@ PROMPT = [ord(char) for char in "2+2?"]
 BLOCK = "```python\nx = 1\n```"
 
 
-def make(**policy: Any) -> Episode:
-    return Episode(PROMPT, DeferralPolicy(**policy), TOKENIZER, MARKER)
+EOS = "<|im_end|>"
+EOS_ID = TOKENIZER.token_id(EOS)
+assert EOS_ID is not None
+COMPUTE = "```python\nprint(1)\n```"
+
+
+def make(*, code_is_answer: bool = False, in_thought: bool = False, **policy: Any) -> Episode:
+    return Episode(
+        PROMPT,
+        DeferralPolicy(**policy),
+        TOKENIZER,
+        MARKER,
+        endings={EOS_ID: EOS},
+        code_is_answer=code_is_answer,
+        in_thought=in_thought,
+    )
 
 
 def write(episode: Episode, text: str, *, hit_length: bool = False) -> Flush | None:
@@ -177,3 +191,125 @@ def test_chunking_changes_nothing(data: st.DataObject) -> None:
         return codes, flush and flush.delayed, episode.outcome, episode.transcript.ids, episode.turn_over
 
     assert outcome(whole) == outcome(cut)
+
+
+def test_run_flushes_what_is_pending_at_the_end_of_a_turn() -> None:
+    episode = make(unflushed="run")
+    flush = write(episode, f"So\n{COMPUTE}\n{EOS}")
+    assert flush is not None
+    assert (flush.requested_by, flush.delayed) == ("server", 0)
+    assert [block.code for block in flush.blocks] == ["print(1)"]
+    # The end token left the context and is recorded; the marker that the model did not write is given.
+    assert episode.transcript.text == f"So\n{COMPUTE}\n"
+    assert episode.transcript.dropped_ends == [(len(f"So\n{COMPUTE}\n"), EOS_ID, -0.5)]
+    observation = episode.observe(result("1\n"), requested_by=flush.requested_by)
+    assert observation.ids[0] == MARKER
+    assert observation.text == "<tool_call>\nCode execution result: 1\n</tool_call>\n"
+    assert sum(episode.transcript.mask) == len(f"So\n{COMPUTE}\n")
+    assert len(episode.transcript.ids) == len(episode.transcript.mask) == len(episode.transcript.logprobs)
+    assert write(episode, f"It is \\boxed{{1}}{EOS}") is None
+    assert episode.outcome is Outcome.ANSWER
+
+
+def test_drop_leaves_a_void_turn() -> None:
+    episode = make()
+    assert write(episode, f"So\n{COMPUTE}\n{EOS}") is None
+    assert episode.outcome is Outcome.VOID
+    assert [block.code for block in episode.pending] == ["print(1)"]
+    assert episode.transcript.ids[-1] == EOS_ID
+
+
+def test_an_answer_after_pending_code_ends_the_episode_even_if_unflushed_code_runs() -> None:
+    episode = make(unflushed="run")
+    assert write(episode, f"{COMPUTE}\nso \\boxed{{1}}{EOS}") is None
+    assert episode.outcome is Outcome.ANSWER
+
+
+def test_the_last_turn_runs_nothing() -> None:
+    episode = make(unflushed="run", max_turns=1)
+    assert write(episode, f"{COMPUTE}\n{EOS}") is None
+    assert episode.outcome is Outcome.TURN_LIMIT
+
+
+def test_a_length_limit_runs_nothing() -> None:
+    episode = make(unflushed="run")
+    assert write(episode, f"{COMPUTE}\nand", hit_length=True) is None
+    assert episode.outcome is Outcome.LENGTH
+
+
+def test_code_that_is_the_answer_is_not_run_by_the_server() -> None:
+    episode = make(unflushed="run", answer="any", code_is_answer=True)
+    assert write(episode, f"{COMPUTE}\n{EOS}") is None
+    assert episode.outcome is Outcome.ANSWER
+    immediate = make(unflushed="run", answer="any", mode="immediate", code_is_answer=True)
+    assert write(immediate, f"{COMPUTE}\nThat prints 1.{EOS}") is None
+    assert immediate.outcome is Outcome.ANSWER
+
+
+def test_code_that_is_the_answer_runs_if_the_model_writes_the_marker() -> None:
+    episode = make(unflushed="run", answer="any", code_is_answer=True)
+    flush = write(episode, f"{COMPUTE}<tool_call>")
+    assert flush is not None
+    assert flush.requested_by == "model"
+    assert len(flush.blocks) == 1
+
+
+@pytest.mark.parametrize("mode", ["deferred", "immediate"])
+@pytest.mark.parametrize("opened_by_prompt", [False, True])
+def test_code_in_a_thought_is_not_run_by_the_server(mode: str, opened_by_prompt: bool) -> None:
+    begin = "" if opened_by_prompt else "<think>\n"
+    episode = make(unflushed="run", answer="any", mode=mode, in_thought=opened_by_prompt)
+    assert write(episode, f"{begin}maybe\n{COMPUTE}\n</think>\nNo code needed.{EOS}") is None
+    assert episode.outcome is Outcome.ANSWER
+    episode = make(unflushed="run", answer="any", mode=mode, in_thought=opened_by_prompt)
+    flush = write(episode, f"{begin}maybe\n{COMPUTE}\n</think>\nSo\n```python\nprint(2)\n```{EOS}")
+    assert flush is not None
+    assert [block.code for block in flush.blocks] == ["print(2)"]
+
+
+def test_the_models_own_marker_runs_code_in_a_thought() -> None:
+    episode = make(unflushed="run")
+    flush = write(episode, f"<think>\n{COMPUTE}<tool_call>")
+    assert flush is not None
+    assert [block.code for block in flush.blocks] == ["print(1)"]
+
+
+def test_a_definition_waits_for_a_block_that_uses_it() -> None:
+    define = "```python\ndef f():\n    return 1\n```"
+    episode = make(unflushed="run", answer="any", mode="immediate")
+    assert write(episode, f"Like this:\n{define}\nThat is all.{EOS}") is None
+    assert episode.outcome is Outcome.ANSWER
+    episode = make(unflushed="run", answer="any", mode="immediate")
+    flush = write(episode, f"First\n{define}\nthen\n```python\nprint(f())\n```")
+    assert flush is not None
+    assert [block.code for block in flush.blocks] == ["def f():\n    return 1", "print(f())"]
+
+
+def test_without_boxed_answers_a_box_ends_nothing() -> None:
+    episode = make(unflushed="run", answer="any")
+    flush = write(episode, f"{COMPUTE}\nThis prints \\boxed{{7}}{EOS}")
+    assert flush is not None  # the invented output is corrected by the real one
+    episode.observe(result("\\boxed{1}\n"), requested_by="server")
+    assert episode.outcome is None
+    assert write(episode, f"It is 1.{EOS}") is None
+    assert episode.outcome is Outcome.ANSWER
+
+
+@given(
+    st.lists(
+        st.sampled_from([COMPUTE, BLOCK, "\n", "text ", "<tool_call>", "<think>", "</think>", EOS]),
+        max_size=12,
+    )
+)
+def test_run_never_changes_what_a_model_that_flushes_sees(pieces: list[str]) -> None:
+    """Up to the first server flush, ``drop`` and ``run`` agree on every token."""
+    text = "".join(pieces)
+    dropped, ran = make(), make(unflushed="run")
+    first, second = write(dropped, text), write(ran, text)
+    if second is None or second.requested_by == "model":
+        assert first == second
+        assert dropped.transcript.ids == ran.transcript.ids
+        assert dropped.outcome == ran.outcome
+    else:
+        assert first is None
+        assert dropped.outcome is Outcome.VOID

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.deferral.policy import DeferralPolicy
+from service.deferral.policy import ASSISTANT_POLICY, PAPER_POLICY, DeferralPolicy
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -25,13 +25,32 @@ def test_a_file_of_version_1_is_a_deferring_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "deferral.json").write_text('{"schema_version": 1, "max_turns": 3}')
     policy = DeferralPolicy.load(tmp_path)
     assert policy == DeferralPolicy(max_turns=3)
-    assert (policy.schema_version, policy.mode) == (2, "deferred")
+    assert (policy.schema_version, policy.mode, policy.unflushed) == (3, "deferred", "drop")
+
+
+def test_a_file_of_version_2_is_read(tmp_path: Path) -> None:
+    (tmp_path / "deferral.json").write_text('{"schema_version": 2, "mode": "immediate", "run_limit_s": 1}')
+    assert DeferralPolicy.load(tmp_path) == DeferralPolicy(mode="immediate", run_limit_s=1)
+
+
+def test_a_checkpoint_without_a_file_takes_the_given_default(tmp_path: Path) -> None:
+    assert DeferralPolicy.load(tmp_path) == PAPER_POLICY
+    assert DeferralPolicy.load(tmp_path, default=ASSISTANT_POLICY) == ASSISTANT_POLICY
+    PAPER_POLICY.save(tmp_path)
+    assert DeferralPolicy.load(tmp_path, default=ASSISTANT_POLICY) == PAPER_POLICY
+
+
+def test_the_assistant_policy_has_the_limits_of_a_code_interpreter() -> None:
+    policy = ASSISTANT_POLICY
+    assert (policy.max_turns, policy.run_limit_s, policy.max_output_tokens) == (20, 60, 4000)
+    assert (policy.traceback, policy.unflushed, policy.answer) == ("full", "run", "any")
 
 
 @pytest.mark.parametrize("text", [
-    "{", "[]", '{"max_turns": 0}', '{"turns": 5}', '{"prompt": "none"}', '{"schema_version": 3}',
+    "{", "[]", '{"max_turns": 0}', '{"turns": 5}', '{"prompt": "none"}', '{"schema_version": 4}',
     '{"mode": "eager"}',
-    '{"schema_version": 1, "mode": "immediate"}',
+    '{"schema_version": 1, "mode": "immediate"}', '{"schema_version": 2, "unflushed": "run"}',
+    '{"unflushed": "keep"}',
 ])  # fmt: skip
 def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "deferral.json").write_text(text)

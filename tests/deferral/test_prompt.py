@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from service.deferral.fences import BlockClosed, FenceScanner, MarkerSeen
 from service.deferral.observation import observation_ids
-from service.deferral.prompt import PROMPTS, instruct
+from service.deferral.prompt import PROMPTS, ControlText, TokenIds, instruct, with_instruction
 from tests.support.char_tokenizer import CharTokenizer
 
 
@@ -26,3 +28,29 @@ def test_the_example_in_the_instruction_speaks_the_protocol() -> None:
     exec(blocks[0] + "\nresult = " + blocks[1].removeprefix("print"), namespace)
     observation = CharTokenizer().decode(observation_ids(str(namespace["result"]), CharTokenizer()))
     assert observation in example
+
+
+@pytest.mark.parametrize(("version", "digest"), [
+    ("full-v1", "e1244932ad330125cdc15d3ced573943c27733c38551bcef09dc3e609eb61da4"),
+    ("brief-v1", "956e07be0e9630e91164bf3b0e2e91617d1b1cb867c917a954258a783aae32a6"),
+])  # fmt: skip
+def test_the_prompts_of_trained_checkpoints_never_change(version: str, digest: str) -> None:
+    assert hashlib.sha256(PROMPTS[version].encode()).hexdigest() == digest
+
+
+def test_the_instruction_precedes_the_last_user_message() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [TokenIds((1,))]},
+             {"role": "user", "content": "b"}]  # fmt: skip
+    assert with_instruction(turns, "full-v1") == [
+        *turns[:2], {"role": "user", "content": [ControlText(PROMPTS["full-v1"]), "b"]},
+    ]  # fmt: skip
+    assert turns[2]["content"] == "b"
+
+
+def test_the_assistants_instruction_is_merged_with_the_clients_system_message() -> None:
+    instruction = ControlText(PROMPTS["assistant-v1"])
+    user = {"role": "user", "content": "a"}
+    assert with_instruction([user], "assistant-v1") == [{"role": "system", "content": [instruction]}, user]
+    system = {"role": "system", "content": "Be brief."}
+    merged = {"role": "system", "content": [instruction, "\n\n", "Be brief."]}
+    assert with_instruction([system, user, user], "assistant-v1") == [merged, user, user]

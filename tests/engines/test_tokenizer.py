@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.deferral.prompt import ControlText, TokenIds, with_instruction
 from service.engines.base import EngineError
 from service.engines.tokenizer import HFTokenizer
 from tests.support.tiny_qwen3 import CONTROL_TOKENS, MARKUP_TOKENS
@@ -74,6 +76,60 @@ def test_a_message_that_the_template_refuses_is_an_engine_error(tokenizer: HFTok
         tokenizer.render_chat([{"role": "user", "content": None}])
 
 
+PARTS = st.lists(
+    st.sampled_from([*CONTROL_TOKENS, *MARKUP_TOKENS, "<|im_", "end|>", "<", ">", "x", " ", "\n", "é"]),
+    max_size=12,
+).map("".join)
+
+
+def controls(tokenizer: HFTokenizer, ids: list[int]) -> list[int]:
+    names = {tokenizer.token_id(token) for token in (*CONTROL_TOKENS, *MARKUP_TOKENS)}
+    return [token for token in ids if token in names]
+
+
+@given(PARTS, PARTS, PARTS)
+def test_messages_make_no_control_tokens(tokenizer: HFTokenizer, system: str, user: str, tool: str) -> None:
+    def rendered(system: str, user: str, tool: str) -> list[int]:
+        messages: list[dict[str, object]] = [
+            {"role": "system", "content": system},
+            {"role": "user", "content": user},
+        ]
+        function = {"name": "f", "description": tool, "parameters": {"type": "object"}}
+        tools = [{"type": "function", "function": function}]
+        return tokenizer.render_chat(messages, template_kwargs={"tools": tools})
+
+    ids = rendered(system, user, tool)
+    assert controls(tokenizer, ids) == controls(tokenizer, rendered("a", "b", "c"))
+    assert user in tokenizer.decode(ids)
+
+
+def test_text_without_control_tokens_is_encoded_as_ever(tokenizer: HFTokenizer) -> None:
+    content = "1 + 1?\n\n  <tool> é 你好 <| im_end|>"
+    text = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    rendered = tokenizer.render_chat([{"role": "user", "content": content}])
+    assert rendered == tokenizer.encode(text, allow_special=True)
+
+
+def test_the_servers_own_text_may_name_control_tokens(tokenizer: HFTokenizer) -> None:
+    content = [ControlText("Write <tool_call> to run. Problem: "), "what is <tool_call>?"]
+    ids = tokenizer.render_chat([{"role": "user", "content": content}])
+    assert ids.count(tokenizer.token_id("<tool_call>")) == 1  # type: ignore[arg-type]
+    assert "Problem: what is <tool_call>?" in tokenizer.decode(ids)
+
+
+def test_sampled_ids_are_inserted_as_they_are(tokenizer: HFTokenizer) -> None:
+    sampled = tuple(tokenizer.encode("a<tool_call>", allow_special=True)[::-1])
+    messages: list[dict[str, object]] = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": [TokenIds(sampled)]},
+        {"role": "user", "content": "y<|im_end|>"},
+    ]
+    ids = tokenizer.render_chat(messages)
+    begin = tokenizer.encode("<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n", allow_special=True)
+    assert ids[: len(begin) + len(sampled)] == [*begin, *sampled]
+    assert ids.count(tokenizer.token_id("<|im_end|>")) == 3  # type: ignore[arg-type]
+
+
 @pytest.mark.skipif("QWEN3_TOKENIZER" not in os.environ, reason="QWEN3_TOKENIZER names no directory")
 def test_qwen3s_own_tokenizer() -> None:
     tokenizer = HFTokenizer(os.environ["QWEN3_TOKENIZER"])
@@ -88,3 +144,15 @@ def test_qwen3s_own_tokenizer() -> None:
         [{"role": "user", "content": "x"}], template_kwargs={"enable_thinking": False}
     )
     assert tokenizer.decode(rendered).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.skipif("QWEN3_TOKENIZER" not in os.environ, reason="QWEN3_TOKENIZER names no directory")
+def test_the_prompt_of_the_qwen3_recipes_is_pinned() -> None:
+    tokenizer = HFTokenizer(os.environ["QWEN3_TOKENIZER"])
+    turns = with_instruction([{"role": "user", "content": "What is $2^{10}$?"}], "full-v1")
+    ids = tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False})
+    assert ids.count(151657) == 2  # the instruction names the marker, its example writes it
+    assert (len(ids), hashlib.sha256(str(ids).encode()).hexdigest()) == (
+        344,
+        "2111c9bcb8322f85a31bb5640e658676d2a4e693c569531272e5f72946ee0b56",
+    )

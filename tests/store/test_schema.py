@@ -24,13 +24,13 @@ from tests.support.stored import Clock, stored
 ADDS_A_COLUMN = """
 from alembic import op
 import sqlalchemy as sa
-revision, down_revision, branch_labels, depends_on = "0002", "0001", None, None
+revision, down_revision, branch_labels, depends_on = "0003", "0002", None, None
 
 def upgrade():
     op.add_column("responses", sa.Column("mood", sa.String(9), server_default="calm"))
 """
 BREAKS = (
-    ADDS_A_COLUMN.replace('"0002", "0001"', '"0003", "0002"').replace("mood", "mood2")
+    ADDS_A_COLUMN.replace('"0003", "0002"', '"0004", "0003"').replace("mood", "mood2")
     + """
     op.execute("INSERT INTO nowhere VALUES (1)")
 """
@@ -86,13 +86,18 @@ async def test_a_store_of_before_there_were_revisions_keeps_its_responses(store_
     await old.start()
     await old.put(stored("resp_old"))
     async with old.engine.begin() as connection:
-        await connection.execute(text("DROP TABLE alembic_version"))
+        for later in (
+            "DROP TABLE alembic_version",
+            "DROP TABLE chat_replies",
+            "ALTER TABLE responses DROP COLUMN ids",
+        ):
+            await connection.execute(text(later))
     await old.stop()
     new = ResponseStore(store_url, clock=Clock())
     await new.start()
     try:
         assert await new.get("resp_old", "me") is not None
-        assert await _read(new.engine, "SELECT version_num FROM alembic_version") == ["0001"]
+        assert await _read(new.engine, "SELECT version_num FROM alembic_version") == ["0002"]
     finally:
         async with new.engine.begin() as connection:
             await connection.run_sync(_drop)
@@ -107,12 +112,12 @@ async def test_an_older_database_is_brought_up_and_the_older_version_then_refuse
         await connection.execute(
             text(
                 "INSERT INTO responses VALUES"
-                " ('r', '', 1, 2, 'completed', FALSE, NULL, '{}', '[]', '\"\"', 9, NULL, NULL)"
+                " ('r', '', 1, 2, 'completed', FALSE, NULL, '{}', '[]', '\"\"', 9, NULL, NULL, NULL)"
             )
         )
     await _upgrade(database, _revisions(tmp_path, ADDS_A_COLUMN))
     assert await _read(database, "SELECT mood FROM responses") == ["calm"]
-    with pytest.raises(StoreError, match=r"newer version .* schema is 0002, .* up to 0001"):
+    with pytest.raises(StoreError, match=r"newer version .* schema is 0003, .* up to 0002"):
         await prepare(database)
     assert await _read(database, "SELECT mood FROM responses") == ["calm"]
 
@@ -123,7 +128,7 @@ async def test_an_upgrade_that_breaks_leaves_the_database_as_it_was(
     await prepare(database)
     with pytest.raises(Exception, match="nowhere"):
         await _upgrade(database, _revisions(tmp_path, ADDS_A_COLUMN, BREAKS))
-    assert await _read(database, "SELECT version_num FROM alembic_version") == ["0001"]
+    assert await _read(database, "SELECT version_num FROM alembic_version") == ["0002"]
     async with database.connect() as connection:
         columns = await connection.run_sync(lambda sync: inspect(sync).get_columns("responses"))
     assert "mood" not in {column["name"] for column in columns}
@@ -134,7 +139,7 @@ async def test_servers_that_start_at_once_upgrade_once(store_url: str) -> None:
         pytest.skip("memory is no one else's")
     stores = [ResponseStore(store_url) for _ in range(6)]
     await asyncio.gather(*(store.start() for store in stores))
-    assert await _read(stores[0].engine, "SELECT version_num FROM alembic_version") == ["0001"]
+    assert await _read(stores[0].engine, "SELECT version_num FROM alembic_version") == ["0002"]
     for store in stores:
         await store.stop()
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import cast
 
+from service.deferral.prompt import ControlText, TokenIds
+
 SPECIALS = ("<tool_call>", "</tool_call>", "<|im_end|>")
 _FIRST_SPECIAL = 0x110000  # above every Unicode code point
 _PATTERN = re.compile("|".join(map(re.escape, SPECIALS)) + "|.", re.DOTALL)
@@ -30,12 +32,21 @@ class CharTokenizer:
         self, messages: Sequence[dict[str, object]], *, template_kwargs: dict[str, object] | None = None
     ) -> list[int]:
         options = template_kwargs or {}
-        text = "".join(
-            f"function: {json.dumps(tool)}\n" for tool in cast("list[object]", options.get("tools", []))
-        )
+        ids: list[int] = []
+        for tool in cast("list[object]", options.get("tools", [])):
+            ids += self.encode(f"function: {json.dumps(tool)}\n", allow_special=False)
         for message in messages:
-            text += f"{message['role']}: {message['content']}\n"
-            text += "".join(
-                f"call: {json.dumps(call)}\n" for call in cast("list[object]", message.get("tool_calls", []))
-            )
-        return self.encode(text, allow_special=True)
+            ids += self.encode(f"{message['role']}: ", allow_special=False)
+            content = message["content"]
+            for part in [content] if isinstance(content, str) else cast("list[object]", content):
+                match part:
+                    case TokenIds(sampled):
+                        ids += sampled
+                    case ControlText(text):
+                        ids += self.encode(text, allow_special=True)
+                    case _:
+                        ids += self.encode(str(part), allow_special=False)
+            ids += self.encode("\n", allow_special=False)
+            for call in cast("list[object]", message.get("tool_calls", [])):
+                ids += self.encode(f"call: {json.dumps(call)}\n", allow_special=False)
+        return ids

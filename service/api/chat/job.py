@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -16,7 +16,10 @@ from service.api.functions.forced_call import ForcedCall, forced_call
 from service.api.functions.hermes import CLOSE
 from service.api.server import Server
 from service.api.thinking import OPEN
+from service.deferral.code_request import asks_for_code
+from service.deferral.fences import FENCE
 from service.deferral.policy import DeferralPolicy
+from service.deferral.prompt import TokenIds
 from service.engines.base import EngineError, Sampling
 from service.events import EpisodeEvent
 
@@ -72,11 +75,20 @@ class ChatJob:
             eager=request.deferral.eager is not False,
             episode_id=f"exec_{self.id.removeprefix('chatcmpl-')}_{index}",
             stops=stops,
+            code_is_answer=_code_is_answer(request),
         )
 
 
-async def prepare(server: Server, request: ChatRequest) -> ChatJob:
-    """The job for ``request``.
+async def prepare(
+    server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
+) -> ChatJob:
+    """Return the job for ``request``.
+
+    Args:
+        server: runs it.
+        request: as it was sent.
+        proven: ids of the messages that are replies of this server, by their index; see `replies`. Anything
+            else in the conversation is encoded as plain text.
 
     Raises:
         ApiError: 404 for an unknown model; 400 for what is too much, does not fit, or can't be honoured.
@@ -92,7 +104,7 @@ async def prepare(server: Server, request: ChatRequest) -> ChatJob:
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
     policy = _policy(server, request)
     forced = forced_call(request.tool_choice, request.callable_tools)
-    prompt_ids = await _render(server, request)
+    prompt_ids = await _render(server, request, proven or {})
     prompt_end = server.backend.engine.tokenizer.decode(prompt_ids[-8:])
     if _opens_thought(prompt_end) and (forced is not None or request.json_schema is not None):
         param = "tool_choice" if forced is not None else "response_format"
@@ -129,22 +141,35 @@ def _held_to(sampling: Sampling, forced: ForcedCall | None, server: Server) -> S
 
 
 def _policy(server: Server, request: ChatRequest) -> DeferralPolicy:
-    """The checkpoint's policy with what the client asks for, up to the operator's ceilings."""
-    own, options, settings = server.backend.policy, request.deferral, server.settings
-    max_turns, run_limit_s = settings.max_turns or own.max_turns, settings.run_limit_s or own.run_limit_s
-    if options.max_turns is not None and options.max_turns > max_turns:
-        raise _above("deferral.max_turns", max_turns)
-    if options.run_limit_s is not None and options.run_limit_s > run_limit_s:
-        raise _above("deferral.run_limit_s", run_limit_s)
-    asked = {
-        "max_turns": options.max_turns or min(own.max_turns, max_turns),
-        "run_limit_s": options.run_limit_s or min(own.run_limit_s, run_limit_s),
-    }
-    return own.model_copy(update=asked)
+    """Return the checkpoint's policy with what the client asks for, up to the operator's ceilings."""
+    own, options = server.backend.policy, request.deferral
+    changed: dict[str, object] = {}
+    for name in ("max_turns", "run_limit_s", "max_output_tokens"):
+        default, asked = getattr(own, name), getattr(options, name)
+        ceiling = getattr(server.settings, name) or default
+        if asked is not None and asked > ceiling:
+            raise _above(f"deferral.{name}", ceiling)
+        changed[name] = asked or min(default, ceiling)
+    if options.max_output_tokens is not None:  # characters are cut first, so they must leave room
+        changed["max_output_chars"] = max(own.max_output_chars, 8 * options.max_output_tokens)
+    if options.unflushed is not None:
+        changed["unflushed"] = options.unflushed
+    return own.model_copy(update=changed)
 
 
-async def _render(server: Server, request: ChatRequest) -> list[int]:
+def _code_is_answer(request: ChatRequest) -> bool:
+    """Whether the last user message asks for code, so that code in the reply is to be read and not run."""
+    last = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=None)
+    if last is None:
+        return False
+    before = request.messages[last - 1].content if last else None
+    return asks_for_code(request.messages[last].content or "", after_code=FENCE in (before or ""))
+
+
+async def _render(server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]]) -> list[int]:
     turns = [message.as_turn() for message in request.messages]
+    for index, ids in proven.items():
+        turns[index]["content"] = [TokenIds(tuple(ids))]
     tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
     render = partial(
         server.backend.render,

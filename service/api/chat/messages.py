@@ -71,6 +71,7 @@ class Message(Strict):
     tool_call_id: str | None = None
     executed_tools: list[dict[str, object]] | None = None
     """Left out of the prompt: the content tells of them."""
+    unflushed_blocks: list[dict[str, object]] | None = None
     parsed: object = None
     refusal: Annotated[object, only()] = None
     name: Annotated[object, only()] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.api.chat.text import MessageText
-from service.api.executed_tools import executed_tool, waiting_tool
+from service.api.executed_tools import block_json, executed_tool, waiting_tool
 from service.api.token_logprobs import logprob_item
 from service.api.wire import Json
 from service.engines.base import Engine, TokenChunk
@@ -69,7 +69,10 @@ class Reply:
         self._text = text
         self._tools: list[Json] = []
         self._pending: list[InvokedBlock] = []
+        self._unflushed: list[Json] = []
         self._snapshots = 0
+        self.ids: list[int] = []
+        """Token ids of the reply as they stand in the context, without an end token."""
 
     def take(self, event: EpisodeEvent) -> Delta | None:
         """What ``event`` adds to the stream; None if nothing.
@@ -85,6 +88,7 @@ class Reply:
                 return None
             case Observed(ids, text):
                 self.observation_tokens += len(ids)
+                self.ids += ids
                 return Delta(self._text.given(text))
             case Invoked(tool_id, _, block):
                 self._pending.append(block)
@@ -95,22 +99,35 @@ class Reply:
             case FlushFinished(tool):
                 self._tools.append(executed_tool(tool, len(self._tools)))
                 return self._snapshot(executed_tool(tool, self._snapshots))
-            case Finished(outcome):
+            case Finished(outcome, unflushed):
                 delta = self._text.end(cut_off=outcome.is_truncated)
+                if unflushed:
+                    self._unflushed = [block_json(block) for block in unflushed]
+                    delta["unflushed_blocks"] = self._unflushed
                 self.finish_reason = "length" if outcome.is_truncated else "stop"
                 if self._text.finished_calls and not outcome.is_truncated:
                     self.finish_reason = "tool_calls"
                 return Delta(delta, finish_reason=self.finish_reason)
+
+    @property
+    def ran_code(self) -> bool:
+        """Whether a flush is part of the reply."""
+        return bool(self._tools)
 
     def choice(self) -> Json:
         """The choice as a whole."""
         logprobs = {"content": self._logprobs, "refusal": None} if self._wants_logprobs else None
         return {
             "index": self.index,
-            "message": {**self._text.message(), "executed_tools": self._tools},
+            "message": self.message(),
             "logprobs": logprobs,
             "finish_reason": self.finish_reason,
         }
+
+    def message(self) -> Json:
+        """The choice's message. ``unflushed_blocks`` is there only if code was pending at the end."""
+        unflushed = {"unflushed_blocks": self._unflushed} if self._unflushed else {}
+        return {**self._text.message(), "executed_tools": self._tools, **unflushed}
 
     def _sampled(self, chunk: TokenChunk) -> Delta | None:
         ids, text = chunk.ids, chunk.text
@@ -119,6 +136,7 @@ class Reply:
         self.sampled_tokens += len(ids)
         if ids and (ending := self._endings.get(ids[-1])) is not None:  # counted, but no part of the content
             ids, text = ids[:-1], text.removesuffix(ending)
+        self.ids += ids
         if self._thinking:
             self._count_reasoning(ids)
         delta = self._text.written(text)

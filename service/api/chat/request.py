@@ -46,10 +46,16 @@ class DeferralOptions(Strict):
     Unset: true."""
     max_turns: int | None = Field(default=None, ge=1)
     run_limit_s: float | None = Field(default=None, gt=0)
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of a flush's output that the model reads."""
+    unflushed: Literal["drop", "run"] | None = None
+    """What happens to blocks that are pending when the model ends its turn: they never run, or the server
+    runs them and the model continues."""
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        given = [name for name in ("eager", "max_turns", "run_limit_s") if getattr(self, name) is not None]
+        names = ("eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
+        given = [name for name in names if getattr(self, name) is not None]
         if self.enabled is False and given:
             raise invalid(f"'{given[0]}' says how code is run, and 'enabled' is false")
         return self

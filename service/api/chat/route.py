@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 
+import structlog
 from fastapi import APIRouter, Request, Response
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import sse
 from service.api.chat.job import ChatJob, prepare
@@ -18,28 +21,68 @@ from service.api.documented import COMPLETION
 from service.api.errors import ApiError
 from service.api.functions.declared import Functions
 from service.api.functions.hermes import CallError
+from service.api.responses.responses import CurrentResponses, Owner
 from service.api.run import run_episodes
 from service.api.server import CurrentServer
 from service.api.telemetry.traces import Attributes
+from service.api.thinking import without_thought
 from service.api.wire import Json, JsonResponse, dumps
+from service.deferral.fences import FENCE
+from service.store.replies import ReplyStore
 
 router = APIRouter(tags=["Chat"])
+_log = structlog.get_logger(__name__)
+_Keep = Callable[[ChatJob, Sequence[Reply]], Awaitable[None]]
 
 
 @router.post("/v1/chat/completions", response_class=JsonResponse, responses=COMPLETION)
-async def create_chat_completion(body: ChatRequest, request: Request, server: CurrentServer) -> Response:
+async def create_chat_completion(
+    body: ChatRequest, request: Request, server: CurrentServer, responses: CurrentResponses, owner: Owner
+) -> Response:
     """Answer a conversation. Code that the model writes runs in a sandbox when the model asks for it."""
-    job = await prepare(server, body)
+    job = await prepare(server, body, await _proven(responses.replies, owner, body))
+    keep = partial(_keep, responses.replies, owner)
     if body.stream:
-        return sse.EventStream(_stream(job), server.settings.keep_alive_s)
-    return JsonResponse(await until_disconnect(request.receive, _complete(job)))
+        return sse.EventStream(_stream(job, keep), server.settings.keep_alive_s)
+    return JsonResponse(await until_disconnect(request.receive, _complete(job, keep)))
 
 
-async def _complete(job: ChatJob) -> Json:
+async def _proven(store: ReplyStore, owner: str, request: ChatRequest) -> dict[int, tuple[int, ...]]:
+    """Return the ids of the messages that are this server's own replies, by index. A store that fails proves
+    none."""
+    if not request.deferred:
+        return {}
+    contents = {
+        index: message.content
+        for index, message in enumerate(request.messages)
+        if message.role == "assistant" and message.content and FENCE in message.content
+    }
+    try:
+        found = await store.find(owner, set(contents.values()))
+    except SQLAlchemyError:
+        _log.exception("replies_not_found")
+        return {}
+    return {index: found[content] for index, content in contents.items() if content in found}
+
+
+async def _keep(store: ReplyStore, owner: str, job: ChatJob, replies: Sequence[Reply]) -> None:
+    """Keep the ids of the replies in which code ran. A store that fails costs later turns their proof, no
+    more."""
+    tokenizer = job.server.backend.engine.tokenizer
+    try:
+        for reply in replies:
+            if reply.ran_code and (content := reply.message()["content"]):
+                await store.put(owner, str(content), without_thought(reply.ids, tokenizer))
+    except SQLAlchemyError:
+        _log.exception("replies_not_kept")
+
+
+async def _complete(job: ChatJob, keep: _Keep) -> Json:
     replies = _replies(job)
     async with aclosing(_events(job, replies)) as deltas:
         async for _ in deltas:
             pass
+    await keep(job, replies)
     return {
         **_head(job, "chat.completion"),
         "choices": [reply.choice() for reply in replies],
@@ -47,7 +90,7 @@ async def _complete(job: ChatJob) -> Json:
     }
 
 
-async def _stream(job: ChatJob) -> AsyncGenerator[bytes, None]:
+async def _stream(job: ChatJob, keep: _Keep) -> AsyncGenerator[bytes, None]:
     replies = _replies(job)
     options = job.request.stream_options
     with_usage = options is not None and options.include_usage
@@ -55,6 +98,8 @@ async def _stream(job: ChatJob) -> AsyncGenerator[bytes, None]:
     start = sse.DATA + dumps({**head, "choices": []}).removesuffix(b"]}")  # the same for every token
     async with aclosing(_events(job, replies)) as deltas:
         async for reply, delta in deltas:
+            if delta.finish_reason is not None:
+                await keep(job, [reply])  # before the client can send it back
             yield start + _choice(reply.index, delta) + b"]}" + sse.END
     if with_usage:
         yield sse.data({**head, "choices": [], "usage": usage(len(job.prompt_ids), replies)})

@@ -8,8 +8,8 @@ from pydantic import TypeAdapter
 
 from service.api.errors import ApiError
 from service.api.responses.ids import is_response_id, response_of
-from service.api.responses.items import CodeInterpreterCall, InputItem, ItemReference
-from service.api.responses.messages import Conversation
+from service.api.responses.items import CodeInterpreterCall, InputItem, ItemReference, Message, Reasoning
+from service.api.responses.messages import Conversation, StoredReply
 from service.api.wire import Json
 from service.store.records import StoredResponse
 from service.store.responses import ResponseStore
@@ -42,6 +42,8 @@ async def recall(conversation: Conversation, store: ResponseStore, response_id: 
         conversation.add(_items.validate_python(turn.input))
         if any(item["type"] == "function_call" for item in _output(turn)):
             conversation.add(_items.validate_python(_output(turn)))
+        elif turn.ids is not None:
+            conversation.reply(StoredReply(tuple(turn.ids), turn.text))
         elif turn.text:
             conversation.say("assistant", turn.text)
 
@@ -68,6 +70,61 @@ async def resolved(items: Sequence[InputItem], store: ResponseStore, owner: str)
     return found
 
 
+async def with_stored_replies(
+    items: Sequence[InputItem], store: ResponseStore, owner: str
+) -> list[InputItem | StoredReply]:
+    """Return ``items`` with each run of items that is the whole output of a stored response as that reply.
+
+    Code ran in such a reply, so it holds control tokens. The run must equal what is stored, item by item:
+    what was edited, or is not the owner's, stays plain text.
+    """
+    result: list[InputItem | StoredReply] = []
+    look_up = _Stored(store, owner)
+    at = 0
+    while at < len(items):
+        end = at
+        while end < len(items) and _is_output(items[end]):
+            end += 1
+        reply = await _stored_reply(items[at:end], look_up)
+        if reply is not None:
+            result.append(reply)
+        else:
+            end = max(end, at + 1)
+            result += items[at:end]
+        at = end
+    return result
+
+
+def _is_output(item: InputItem) -> bool:
+    return isinstance(item, Reasoning | CodeInterpreterCall) or (
+        isinstance(item, Message) and item.role == "assistant"
+    )
+
+
+async def _stored_reply(items: Sequence[InputItem], look_up: _Stored) -> StoredReply | None:
+    if not any(isinstance(item, CodeInterpreterCall) for item in items) or items[0].id is None:
+        return None
+    response = await look_up.response(items[0].id)
+    if response is None or response.ids is None:
+        return None
+    stored = _items.validate_python(_output(response))
+    if [_gist(item) for item in items] != [_gist(item) for item in stored]:
+        return None
+    return StoredReply(tuple(response.ids), response.text)
+
+
+def _gist(item: InputItem) -> object:
+    """What must be equal for an item to be the stored one."""
+    match item:
+        case Message():
+            return item.id, item.content
+        case Reasoning():
+            return item.id, [part.text for part in item.content]
+        case CodeInterpreterCall():
+            return item.id, item.code, None if item.outputs is None else [log.logs for log in item.outputs]
+    return item.id
+
+
 class _Stored:
     """Stored items by id; each response is read once."""
 
@@ -76,13 +133,18 @@ class _Stored:
         self._owner = owner
         self._read: dict[str, StoredResponse | None] = {}
 
-    async def item(self, item_id: str) -> Json | None:
+    async def response(self, item_id: str) -> StoredResponse | None:
+        """The response that an item belongs to."""
         response_id = response_of(item_id)
         if response_id is None:
             return None
         if response_id not in self._read:
             self._read[response_id] = await self._store.get(response_id, self._owner)
-        response = self._read[response_id]
+        return self._read[response_id]
+
+    async def item(self, item_id: str) -> Json | None:
+        """The stored item itself."""
+        response = await self.response(item_id)
         items = [] if response is None else [*_output(response), *response.input]
         return next((item for item in items if item["id"] == item_id), None)
 

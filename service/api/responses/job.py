@@ -10,7 +10,7 @@ from service.api.chat.job import ChatJob, prepare
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError
 from service.api.functions.declared import Functions
-from service.api.responses.history import recall, resolved
+from service.api.responses.history import recall, resolved, with_stored_replies
 from service.api.responses.ids import input_item_id
 from service.api.responses.items import PREFIXES, InputItem
 from service.api.responses.messages import Conversation
@@ -80,12 +80,12 @@ async def prepare_response(
     """
     _check(request)
     backend = server.backend
-    conversation = Conversation(backend.engine.tokenizer, backend.policy.marker)
+    conversation = Conversation(backend.engine.tokenizer, backend.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
     items = await resolved(request.input, store, owner)
-    conversation.add(items)
-    chat = await _fitting(server, request, conversation.messages)
+    conversation.add(await with_stored_replies(items, store, owner))
+    chat = await _fitting(server, request, conversation)
     # The sandbox sees flushes of this id; so do traces.
     return ResponseJob(response_id, owner, request, items, replace(chat, id=response_id))
 
@@ -107,10 +107,11 @@ def _refused(param: str, why: str) -> ApiError:
     return ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
 
 
-async def _fitting(server: Server, request: ResponseRequest, messages: list[Json]) -> ChatJob:
+async def _fitting(server: Server, request: ResponseRequest, conversation: Conversation) -> ChatJob:
     """The chat job; with ``truncation: auto`` for as much of the conversation's end as fits."""
+    messages = conversation.messages
     try:
-        return await _chat_job(server, request, messages)
+        return await _chat_job(server, request, conversation, 0)
     except ApiError as error:
         if request.truncation != "auto" or error.code != "context_length_exceeded":
             raise
@@ -121,7 +122,7 @@ async def _fitting(server: Server, request: ResponseRequest, messages: list[Json
     while few <= many:
         half = (few + many) // 2
         try:
-            job = await _chat_job(server, request, _whole(messages[half:]))
+            job = await _chat_job(server, request, conversation, _whole_from(messages, half))
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
@@ -133,14 +134,20 @@ async def _fitting(server: Server, request: ResponseRequest, messages: list[Json
     return job
 
 
-def _whole(messages: list[Json]) -> list[Json]:
-    """Without answers to calls that were cut away."""
-    first = next((i for i, message in enumerate(messages) if message["role"] != "tool"), len(messages))
-    return messages[first:]
+def _whole_from(messages: list[Json], start: int) -> int:
+    """Return the first index from ``start`` that leaves no answer to a call that was cut away."""
+    later = range(start, len(messages))
+    return next((index for index in later if messages[index]["role"] != "tool"), len(messages))
 
 
-async def _chat_job(server: Server, request: ResponseRequest, messages: list[Json]) -> ChatJob:
+async def _chat_job(
+    server: Server, request: ResponseRequest, conversation: Conversation, start: int
+) -> ChatJob:
+    """Return the job for the conversation from message ``start`` on."""
+    messages = conversation.messages[start:]
     first: list[Json] = [{"role": "system", "content": request.instructions}] if request.instructions else []
+    moved = len(first) - start
+    proven = {index + moved: ids for index, ids in conversation.proven.items() if index >= start}
     try:
         fields = _chat_fields(request, [*first, *messages])
         fields["deferral"] = {"enabled": request.runs_code, **_code_options(server, request)}
@@ -150,7 +157,7 @@ async def _chat_job(server: Server, request: ResponseRequest, messages: list[Jso
         where = str(told["loc"][0]) if told["loc"] else "input"
         raise ApiError(400, told["msg"], param=_PARAMS.get(where, where), code="invalid_value") from None
     try:
-        return await prepare(server, chat)
+        return await prepare(server, chat, proven)
     except ApiError as error:
         param = _PARAMS.get(error.param or "", error.param)
         message = error.message.replace(f"'{error.param}'", f"'{param}'")

@@ -1,8 +1,13 @@
-"""From items to messages as chat completions take them; the model sees its own words as they were."""
+"""Turn items into messages as chat completions take them.
+
+Only replies whose token ids were found in the store hold control tokens again. Anything else that a client
+sends, items of earlier responses included, is plain text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from service.api.responses.items import (
     CodeInterpreterCall,
@@ -12,74 +17,87 @@ from service.api.responses.items import (
     Message,
     Reasoning,
 )
-from service.api.thinking import CLOSE, OPEN
+from service.api.thinking import without_thought
 from service.api.wire import Json
 from service.deferral.observation import observation_ids
+from service.deferral.policy import DeferralPolicy
 from service.engines.base import Tokenizer
 
 
+@dataclass(frozen=True, slots=True)
+class StoredReply:
+    """A whole reply of an earlier response, with the ids that the store has of it."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
 class Conversation:
-    """Grows a list of messages.
+    """A growing list of messages.
+
+    Attributes:
+        messages: as chat completions take them.
+        proven: token ids of the messages that are stored replies, by index.
 
     Args:
         tokenizer: the model's.
-        marker: the execute marker.
+        policy: how the model reads outputs.
     """
 
-    def __init__(self, tokenizer: Tokenizer, marker: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, policy: DeferralPolicy) -> None:
         self.messages: list[Json] = []
+        self.proven: dict[int, tuple[int, ...]] = {}
         self._tokenizer = tokenizer
-        self._marker = marker
+        self._policy = policy
         self._text: list[str] = []
         self._calls: list[Json] = []
-        self._thinking = False
+        self._thought: list[str] = []
 
     def say(self, role: str, content: str) -> None:
         """A message of ``role``, to the letter."""
         self._end_reply()
         self.messages.append({"role": role, "content": content})
 
-    def add(self, items: Iterable[InputItem]) -> None:
+    def reply(self, reply: StoredReply) -> None:
+        """An earlier reply, as it was sampled."""
+        self.say("assistant", reply.text)
+        self.proven[len(self.messages) - 1] = without_thought(reply.ids, self._tokenizer)
+
+    def add(self, items: Iterable[InputItem | StoredReply]) -> None:
         """Items in order; what the model gave out in a row becomes one reply again."""
         for item in items:
             self._add(item)
         self._end_reply()
 
-    def _add(self, item: InputItem) -> None:
+    def _add(self, item: InputItem | StoredReply) -> None:
         match item:
+            case StoredReply():
+                self.reply(item)
             case Message(role="assistant"):
-                self._think(False)
                 self._text.append(item.content)
             case Message():
                 self.say(item.role, item.content)
             case Reasoning():
-                self._think(True)
-                self._text += [part.text for part in item.content]
+                self._thought += [part.text for part in item.content]
             case CodeInterpreterCall():
                 if item.outputs is not None:  # without them there is nothing that the model was shown
                     logs = "".join(output.logs for output in item.outputs)
-                    shown = self._tokenizer.decode(observation_ids(logs, self._tokenizer))
-                    self._text.append(self._marker + shown)
+                    shown = self._tokenizer.decode(observation_ids(logs, self._tokenizer, self._policy))
+                    in_block = self._policy.observation == "output_block"
+                    self._text.append(shown if in_block else self._policy.marker + shown)
             case FunctionCall():
-                self._think(False)
                 function = {"name": item.name, "arguments": item.arguments}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})
             case FunctionCallOutput():
                 self.say("tool", item.output)
                 self.messages[-1]["tool_call_id"] = item.call_id
 
-    def _think(self, thinking: bool) -> None:
-        if thinking and not self._thinking:
-            self._text.append(f"{OPEN}\n")
-        elif self._thinking and not thinking:
-            self._text.append(f"\n{CLOSE}\n\n")
-        self._thinking = thinking
-
     def _end_reply(self) -> None:
-        self._think(False)
-        if self._text or self._calls:
+        if self._text or self._calls or self._thought:
             message: Json = {"role": "assistant", "content": "".join(self._text)}
+            if self._thought:
+                message["reasoning_content"] = "".join(self._thought)
             if self._calls:
                 message["tool_calls"] = self._calls
             self.messages.append(message)
-        self._text, self._calls = [], []
+        self._text, self._calls, self._thought = [], [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 from service.api.functions.declared import Functions
 from service.api.functions.hermes import CallBegun, CallDone, CallWrote, HermesEvent, HermesParser, Said
@@ -65,6 +66,8 @@ class Reply:
         self._wants_logprobs = logprobs
         self._logprobs: list[Json] = []
         self._written: list[str] = [prefix] if prefix else []
+        self.ids: list[int] = []
+        """Token ids of the reply as they stand in the context, without an end token and ``prefix``."""
         self._text: TextItem | None = None
         self._call: FunctionCallItem | None = None
         self._code: CodeItem | None = None
@@ -116,7 +119,7 @@ class Reply:
                 self._observed_by_call = True
                 return code.finish(tool, self._container)
             case Observed(ids, text):
-                return self._observed(len(ids), text)
+                return self._observed(ids, text)
             case Finished(outcome):
                 return self.end("incomplete" if outcome.is_truncated else "completed")
         return []
@@ -168,6 +171,7 @@ class Reply:
         if ids and (ending := self._endings.get(ids[-1])) is not None:  # counted, but no part of the output
             ids, text = ids[:-1], text.removesuffix(ending)
         self._written.append(text)
+        self.ids += ids
         self._count_reasoning(ids)
         if self._marker is not None and text.endswith(self._marker):
             self._held_marker, text = self._marker, text.removesuffix(self._marker)
@@ -182,8 +186,9 @@ class Reply:
             closed = self._think_end in ids
             self.reasoning_tokens += ids.index(self._think_end) + 1 if closed else len(ids)
 
-    def _observed(self, tokens: int, text: str) -> Events:
-        self.observation_tokens += tokens
+    def _observed(self, ids: Sequence[int], text: str) -> Events:
+        self.observation_tokens += len(ids)
+        self.ids += ids
         self._written.append(text)
         if self._observed_by_call:
             self._observed_by_call = False

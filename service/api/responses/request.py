@@ -48,6 +48,11 @@ class CodeOptions(Strict):
     """Start a block in the background as soon as it is written; its output still waits for the marker."""
     max_turns: int | None = Field(default=None, ge=1)
     run_limit_s: float | None = Field(default=None, gt=0)
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of a flush's output that the model reads."""
+    unflushed: Literal["drop", "run"] | None = None
+    """What happens to blocks that are pending when the model ends its turn: they never run, or the server
+    runs them and the model continues."""
 
 
 class ResponseRequest(Strict):

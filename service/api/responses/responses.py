@@ -15,6 +15,7 @@ from service.api.responses.resource import cut
 from service.api.responses.run import Run
 from service.settings import Settings
 from service.store.records import StoredResponse
+from service.store.replies import ReplyStore
 from service.store.responses import ResponseStore
 from service.store.upkeep import Upkeep
 
@@ -35,6 +36,9 @@ class Responses:
 
     def __init__(self, settings: Settings, drain: Drain) -> None:
         self.store = ResponseStore(settings.store_url)
+        self.replies = ReplyStore(
+            self.store.engine, days=settings.store_days, max_bytes=settings.store_max_bytes // 8
+        )
         self.background = Background(self.store, settings.max_background_responses, drain)
         self._settings = settings
         self._upkeep = Upkeep(self.store, max_bytes=settings.store_max_bytes)
@@ -65,7 +69,11 @@ class Responses:
         body = run.resource.body()
         if run.job.request.background:
             return await self.store.change(
-                run.job.id, status=run.resource.status, body=body, text=run.reply.text
+                run.job.id,
+                status=run.resource.status,
+                body=body,
+                text=run.reply.text,
+                ids=run.reply.ids,
             )
         if run.job.request.stored:
             await self.store.put(self.record(run))
@@ -85,6 +93,7 @@ class Responses:
             body=resource.body(),
             input=job.input_items(),
             text=run.reply.text,
+            ids=list(run.reply.ids),
         )
 
     async def _keep_up(self) -> None:
@@ -109,6 +118,7 @@ class Responses:
     async def _clean(self) -> None:
         await self._upkeep.expire()
         await self._upkeep.shrink()
+        await self.replies.clean()
 
 
 async def _responses_of(request: Request) -> Responses:

@@ -47,6 +47,9 @@ class Metrics:
         self._episodes = self._counter("episodes", "Episodes, by outcome.", "outcome")
         self._invoked = self._counter("tool_invoked", "Blocks that became pending.")
         self._executed = self._counter("tool_executed", "Blocks that were executed, by status.", "status")
+        self._by_server = self._counter(
+            "tool_flushes_by_server", "Flushes that the server requested at the end of a turn or block."
+        )
         self._delayed = self._counter(
             "tool_delayed", "Executed blocks that were delayed, by status.", "status"
         )
@@ -90,6 +93,7 @@ class Metrics:
         self._flushes.labels(tool.status).inc()
         self._executed.labels(tool.status).inc(len(tool.blocks))
         self._delayed.labels(tool.status).inc(tool.delayed)
+        self._by_server.inc(tool.requested_by == "server")
         self._waited.labels(tool.status).inc(tool.waited_ms / 1000)
         self._hidden.labels(tool.status).inc(tool.hidden_ms / 1000)
 

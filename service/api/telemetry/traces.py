@@ -126,6 +126,7 @@ class _EpisodeTrace:
             self._delivery.set_attribute("ih_grpo.waited_ms", tool.waited_ms)
             self._delivery.set_attribute("ih_grpo.hidden_ms", tool.hidden_ms)
             self._delivery.set_attribute("ih_grpo.delayed", tool.delayed)
+            self._delivery.set_attribute("ih_grpo.requested_by", tool.requested_by)
 
     def _end_pending(self, *, dropped: bool) -> None:
         for span in self._pending:

@@ -5,14 +5,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from service.api.responses.items import InputItem
-from service.api.responses.messages import Conversation
+from service.api.responses.messages import Conversation, StoredReply
+from service.deferral.policy import PAPER_POLICY
 from tests.support.char_tokenizer import CharTokenizer
 
 _items: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
 def messages(*items: dict[str, Any]) -> list[dict[str, Any]]:
-    conversation = Conversation(CharTokenizer(), "<tool_call>")
+    conversation = Conversation(CharTokenizer(), PAPER_POLICY)
     conversation.add(_items.validate_python(items))
     return conversation.messages
 
@@ -35,12 +36,21 @@ def test_what_the_model_gave_out_in_a_row_is_one_reply() -> None:
     ]
 
 
-def test_a_call_in_a_thought_stays_in_it() -> None:
+def test_a_thought_is_a_field_of_its_own() -> None:
     thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
     assert messages(thought, CALL, thought, said("so")) == [
-        {"role": "assistant", "content": f"<think>\nhm{SEEN}hm\n</think>\n\nso"}
+        {"role": "assistant", "content": f"{SEEN}so", "reasoning_content": "hmhm"}
     ]
-    assert messages(thought) == [{"role": "assistant", "content": "<think>\nhm\n</think>\n\n"}]
+    assert messages(thought) == [{"role": "assistant", "content": "", "reasoning_content": "hm"}]
+
+
+def test_a_stored_reply_brings_its_ids() -> None:
+    conversation = Conversation(CharTokenizer(), PAPER_POLICY)
+    conversation.say("user", "?")
+    conversation.add([StoredReply((1, 2, 3), "abc")])
+    conversation.say("user", "!")
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant", "user"]
+    assert conversation.proven == {1: (1, 2, 3)}
 
 
 def test_calls_of_functions_and_their_answers() -> None:
