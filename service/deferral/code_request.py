@@ -1,9 +1,9 @@
 """Tell requests whose answer is program code from requests whose answer is a computed value.
 
 Where the server decides that code runs (``unflushed: "run"``), code that *is* the answer must not run: a
-user who asks for a function wants to read it. Whether a block prints says nothing, since shown functions usually come
-with a demonstration. The request decides, by its words, so the rule costs no model call and is the same for
-every model; a model that wants the code to run anyway writes the execute marker.
+user who asks for a function wants to read it. Whether a block prints says nothing, since shown functions
+usually come with a demonstration. The words of the request decide, so the rule costs no model call and is the
+same for every model; a model that wants the code to run anyway writes the execute marker.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _SHOWS_CODE: Final = tuple(
         r"\b(?:select|insert|update|delete|create table)\b.{0,80}\b(?:statement|sql)\b|\bsql\b",
         # Fenced code in the request: the user talks about code.
         r"^\s*```",
-        # Other languages: German, French, Spanish, Portuguese, Italian, Dutch, Polish, Russian, Chinese, Japanese, Korean.
+        # German, French, Spanish, Portuguese, Italian, Dutch, Polish, Russian, Chinese, Japanese, Korean
         r"\b(?:schreib|zeig|erstell|programmier|implementier|gib)\w*\b.{0,80}\b(?:funktion|code|skript|"
         r"programm|klasse|"
         r"methode|beispiel(?:code)?|schleife|abfrage)\b",
@@ -133,6 +133,7 @@ _CHANGES_IT: Final = re.compile(
     r"\b(?:it|this|that|them|the|a|an|some|type hints?|docstrings?|comments?)\b",
     re.IGNORECASE,
 )
+_FORMULA: Final = re.compile(r"\$\$?[^$]{1,500}\$\$?|\\\[.{1,500}?\\\]|\\\(.{1,500}?\\\)", re.DOTALL)
 _LENGTH: Final = 2000
 """Characters of a request that are looked at, half from each end."""
 
@@ -149,7 +150,7 @@ def asks_for_code(request: str, *, after_code: bool = False) -> bool:
     half = _LENGTH // 2
     text = request if len(request) <= _LENGTH else f"{request[:half]}\n{request[-half:]}"
     # Formulas hold no request, and "the function $f(x)$" is mathematics.
-    text = re.sub(r"\$\$?[^$]{1,500}\$\$?|\\\[.{1,500}?\\\]|\\\(.{1,500}?\\\)", " $ ", text, flags=re.DOTALL)
+    text = _FORMULA.sub(" $ ", text)
     if _WANTS_VALUE.search(text):
         return False
     if after_code and _CHANGES_IT.search(text):
@@ -157,22 +158,39 @@ def asks_for_code(request: str, *, after_code: bool = False) -> bool:
     return any(pattern.search(line) for line in text.splitlines() for pattern in _SHOWS_CODE)
 
 
-def only_defines(code: str) -> bool:
-    """Return whether running ``code`` could show nothing: it only imports and defines functions or classes.
+def computes_nothing(code: str) -> bool:
+    """Return whether running ``code`` could show nothing that its reader does not see.
 
-    Code that asks for input counts too, since nobody answers it. Code with a syntax error does not: running it
-    tells the model what is wrong.
+    It only imports, defines functions or classes, or prints constant text. Code that asks for input counts too,
+    since nobody answers it. Code with a syntax error does not: running it tells the model what is wrong.
     """
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Pass)
-    if all(isinstance(node, definitions) or _is_constant(node) for node in tree.body):
+    if all(isinstance(node, _DEFINITIONS) or _is_constant(node) for node in tree.body):
         return True
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
     return any(isinstance(func, ast.Name) and func.id == "input" for func in calls)
 
 
+_DEFINITIONS: Final = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Import,
+    ast.ImportFrom,
+    ast.Pass,
+)
+
+
 def _is_constant(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    """A constant by itself, or ``print`` of nothing but constant text."""
+    if not isinstance(node, ast.Expr):
+        return False
+    match node.value:
+        case ast.Constant(value=str()):
+            return True
+        case ast.Call(func=ast.Name(id="print"), args=args):
+            return all(isinstance(arg, ast.Constant) and isinstance(arg.value, str) for arg in args)
+    return False

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 from service.deferral.answer import BOX, last_boxed
-from service.deferral.code_request import only_defines
+from service.deferral.code_request import computes_nothing
 from service.deferral.delay import delayed_calls
 from service.deferral.fences import BlockClosed, FenceScanner
 from service.deferral.observation import (
@@ -55,13 +55,13 @@ class Invocation:
     at_token: int
     by_model_only: bool = False
     """The server never runs it by its own decision: it is part of a thought, or the answer itself."""
-    only_defines: bool = False
-    """Running it alone could show nothing, so the server runs it only together with a later block."""
+    shows_nothing_new: bool = False
+    """Running it alone could show nothing new, so the server runs it only together with a later block."""
 
     @property
     def waits(self) -> bool:
         """Whether it must not run ahead of a flush, because there may be none."""
-        return self.by_model_only or self.only_defines
+        return self.by_model_only or self.shows_nothing_new
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,7 @@ class Episode:
         self._endings = endings or {}
         self._code_is_answer = code_is_answer and policy.unflushed == "run"
         self._thought_open = in_thought
+        self._ran_by_server: set[str] = set()
         self.transcript = Transcript(prompt_ids)
         self.turn = 1
         self.outcome: Outcome | None = None
@@ -166,8 +167,10 @@ class Episode:
                 self.turn_over = self._marker_seen = True
                 continue
             by_model_only = self._code_is_answer or self._in_thought()
-            shows_nothing = self.policy.unflushed == "run" and only_defines(event.code)
-            invocation = Invocation(event.code, len(self.transcript.ids), by_model_only, shows_nothing)
+            nothing_new = self.policy.unflushed == "run" and (
+                event.code in self._ran_by_server or computes_nothing(event.code)
+            )
+            invocation = Invocation(event.code, len(self.transcript.ids), by_model_only, nothing_new)
             self._spans.append(event)
             self._pending.append(invocation)
             invocations.append(invocation)
@@ -208,7 +211,9 @@ class Episode:
             gaps = [text[a.end : b.start] for a, b in pairwise(spans)]
             return Flush(tuple(self._pending), delayed_calls([span.code for span in spans], gaps))
         self.transcript.drop_end(self._endings)
-        return Flush(tuple(b for b in self._pending if not b.by_model_only), 0, "server")
+        blocks = tuple(block for block in self._pending if not block.by_model_only)
+        self._ran_by_server.update(block.code for block in blocks)
+        return Flush(blocks, 0, "server")
 
     def _in_thought(self) -> bool:
         """Whether the server must take what was just written for a thought."""

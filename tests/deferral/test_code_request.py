@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from service.deferral.code_request import asks_for_code, only_defines
+from service.deferral.code_request import asks_for_code, computes_nothing
 
 
 @pytest.mark.parametrize("request_text", [
@@ -81,10 +81,13 @@ def test_long_requests_are_judged_quickly(piece: str) -> None:
     ('"""Only a comment."""', True),
     ("name = input('Your name? ')\nprint(name)", True),
     ("def f(x):\n    return x\n\nprint(f(2))", False),
+    ("print('The weather is beautiful today.')\nprint()", True),
+    ("print(f'{2 + 2}')", False),
+    ("print(2)", False),
     ("x = 2", False),
     ("2 + 2", False),
     ("def f(:", False),
     ("x.input()", False),
 ])  # fmt: skip
-def test_only_defines(code: str, expected: bool) -> None:
-    assert only_defines(code) is expected
+def test_computes_nothing(code: str, expected: bool) -> None:
+    assert computes_nothing(code) is expected

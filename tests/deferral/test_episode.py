@@ -285,6 +285,14 @@ def test_a_definition_waits_for_a_block_that_uses_it() -> None:
     assert [block.code for block in flush.blocks] == ["def f():\n    return 1", "print(f())"]
 
 
+def test_a_block_that_ran_is_not_run_again_by_the_server() -> None:
+    episode = make(unflushed="run", answer="any", mode="immediate")
+    assert write(episode, COMPUTE) is not None
+    episode.observe(result("1\n"), requested_by="server")
+    assert write(episode, f"{COMPUTE}\nAs I said.{EOS}") is None
+    assert episode.outcome is Outcome.ANSWER
+
+
 def test_without_boxed_answers_a_box_ends_nothing() -> None:
     episode = make(unflushed="run", answer="any")
     flush = write(episode, f"{COMPUTE}\nThis prints \\boxed{{7}}{EOS}")

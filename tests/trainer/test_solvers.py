@@ -53,7 +53,7 @@ async def test_a_server_is_asked_in_openais_words() -> None:
     solution = await solver.solve("6 * 7?", seed=3)
     assert (solution.text, solution.finish, solution.tokens) == ("so \\boxed{42}", "stop", 20)
     assert solution.tools == ToolUse(
-        flushes=1, executed=2, delayed=1, errors=0, seconds=0.2, hidden_seconds=0.15
+        flushes=1, executed=2, executed_by_model=2, delayed=1, errors=0, seconds=0.2, hidden_seconds=0.15
     )
     assert str(requests[0].url) == "http://test/v1/chat/completions"
     assert json.loads(requests[0].content) == {
@@ -160,6 +160,6 @@ async def test_an_episode_of_our_own_tells_the_same() -> None:
     assert solution.text.endswith(f"\\boxed{{42}}{EOS}")
     assert solution.finish == "stop"
     assert solution.tools == ToolUse(
-        flushes=1, executed=1, delayed=0, errors=0, seconds=0.2, hidden_seconds=0.1
+        flushes=1, executed=1, executed_by_model=1, delayed=0, errors=0, seconds=0.2, hidden_seconds=0.1
     )
     assert 0 < solution.tokens < len(solution.text)

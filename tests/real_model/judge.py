@@ -1,0 +1,93 @@
+"""Judge replies to the ordinary requests of ``requests.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Final
+
+REQUESTS: Final = Path(__file__).parent / "requests.jsonl"
+_NUMBER: Final = re.compile(r"(?<![\w.])-?\d[\d,  _']*(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_GROUPS: Final = re.compile(r"(?<=\d)[,  _'](?=\d{3}(?!\d))|(?<=\d)\{,\}(?=\d{3})|(?<=\d)\\,(?=\d{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of the list."""
+
+    id: str
+    category: str
+    messages: Sequence[Mapping[str, str]]
+    needs_execution: bool
+    """Whether the answer is a value that has to be calculated."""
+    answer: str | None
+    """The value, if there is one to check."""
+    has_demo_call: bool = False
+    """Whether shown code is asked for with a usage example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reply got right and wrong."""
+
+    unneeded_execution: bool
+    missing_execution: bool
+    pending_code: bool
+    """It ended with code that was neither run nor the answer itself."""
+    empty: bool
+    """Nothing follows the last output, or there is no text at all."""
+    right: bool | None
+    """The expected value is in the final text; None where there is none to check."""
+    right_from_execution: bool
+    """It was also printed by code that ran."""
+
+
+def load(path: Path = REQUESTS) -> list[Request]:
+    """Return the requests of a JSON Lines file."""
+    return [Request(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def judge(request: Request, message: Mapping[str, Any]) -> Verdict:
+    """Judge the ``message`` of a chat completion.
+
+    Args:
+        request: what was asked.
+        message: the choice's message, as JSON.
+    """
+    content = str(message.get("content") or "")
+    tools = message.get("executed_tools") or []
+    outputs = [str(tool["output"]) for tool in tools]
+    at = 0
+    for output in outputs:  # the first place after the one before: an answer often repeats the output
+        at = max(content.find(output, at), at) + len(output)
+    final = content[at:]
+    right = None if request.answer is None else holds(final, request.answer)
+    return Verdict(
+        unneeded_execution=bool(tools) and not request.needs_execution,
+        missing_execution=not tools and request.needs_execution,
+        pending_code=bool(message.get("unflushed_blocks")),
+        empty=not final.strip().strip("`").strip(),
+        right=right,
+        right_from_execution=bool(right) and any(holds(output, str(request.answer)) for output in outputs),
+    )
+
+
+def holds(text: str, answer: str) -> bool:
+    """Return whether ``text`` states ``answer``: the same number, however it is grouped, or the same
+    words."""
+    wanted = _decimal(answer)
+    if wanted is None:
+        return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
+    return any(_decimal(found[0]) == wanted for found in _NUMBER.finditer(_GROUPS.sub("", text)))
+
+
+def _decimal(text: str) -> Decimal | None:
+    try:
+        number = Decimal(_GROUPS.sub("", text).strip().rstrip(",.' _"))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
