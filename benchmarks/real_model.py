@@ -177,14 +177,13 @@ async def mathematics(args: argparse.Namespace) -> None:
                 [choice] = log.replies[str(i)]["choices"]
                 reward = await scorer.score(choice["message"]["content"] or "", gold)
                 right += reward.value == 1
-                usage = log.replies[str(i)]["usage"]
-                tokens += usage["completion_tokens"]
+                tokens += log.replies[str(i)]["usage"]["completion_tokens"]
                 flushed += bool(choice["message"].get("executed_tools"))
                 cut += choice["finish_reason"] == "length"
             count = len(problems)
             print(
-                f"{name}: {right} of {count} right ({right / count:.1%}), {tokens / count:.0f} tokens each, code "
-                f"ran in {flushed}, {cut} cut at {args.max_tokens} tokens"
+                f"{name}: {right} of {count} right ({right / count:.1%}), {tokens / count:.0f} tokens each, "
+                f"code ran in {flushed}, {cut} cut at {args.max_tokens} tokens"
             )
 
 
@@ -203,7 +202,7 @@ def main() -> None:
     parser.add_argument("--requests", type=Path, default=REQUESTS, help="list of requests")
     parser.add_argument("--details", action="store_true", help="print the replies that failed")
     parser.add_argument("--problems", type=Path, help="parquet file of problems")
-    parser.add_argument("--count", type=int, default=200, help="problems, from the first")
+    parser.add_argument("--count", type=int, default=200, help="problems, from the first on")
     parser.add_argument("--only", help="only the prompts whose name contains this")
     args = parser.parse_args()
     describe(args)

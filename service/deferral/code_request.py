@@ -161,8 +161,8 @@ def asks_for_code(request: str, *, after_code: bool = False) -> bool:
 def computes_nothing(code: str) -> bool:
     """Return whether running ``code`` could show nothing that its reader does not see.
 
-    It only imports, defines functions or classes, or prints constant text. Code that asks for input counts too,
-    since nobody answers it. Code with a syntax error does not: running it tells the model what is wrong.
+    It only imports, defines functions or classes, or prints constant text. Code that asks for input counts
+    too, since nobody answers it. Code with a syntax error does not: running it tells the model what is wrong.
     """
     try:
         tree = ast.parse(code)
