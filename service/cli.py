@@ -172,7 +172,7 @@ def runner(
     ] = 4,
     max_run_limit_s: Annotated[
         float, typer.Option(help="Most seconds a flush may run.", envvar="IHGRPO_RUNNER_MAX_RUN_LIMIT_S")
-    ] = 30.0,
+    ] = 60.0,
     log_level: Annotated[str, typer.Option(envvar="IHGRPO_LOG_LEVEL")] = "info",
     log_format: Annotated[str, typer.Option(envvar="IHGRPO_LOG_FORMAT")] = "console",
 ) -> None:

@@ -82,7 +82,12 @@ def observation_ids(
     if len(output_ids) > limit:
         limit = max(limit - len(tokenizer.encode(gap, allow_special=False)), 0)
         head, tail = limit - limit // 2, len(output_ids) - limit // 2
-        output = tokenizer.decode(output_ids[:head]) + gap + tokenizer.decode(output_ids[tail:])
+        while True:  # rare text is encoded in more tokens once it is cut
+            output = tokenizer.decode(output_ids[:head]) + gap + tokenizer.decode(output_ids[tail:])
+            excess = len(tokenizer.encode(output, allow_special=False)) - policy.max_output_tokens
+            if excess <= 0 or head == 0:
+                break
+            head, tail = max(head - excess, 0), min(tail + excess, len(output_ids))
     if in_block:
         return tokenizer.encode(f"\n```output\n{output or _NO_OUTPUT}\n```\n", allow_special=False)
     body = tokenizer.encode(f"{_PREFIX}{output}\n", allow_special=False)

@@ -1,6 +1,6 @@
 """Ordinary requests to a real model: chat stays chat, shown code is not run, computed answers come from code.
 
-Set ``IHGRPO_REAL_MODEL`` to the directory of a Qwen checkpoint without a ``deferral.json`` (the targets are for
+Set ``IHGRPO_REAL_MODEL`` to the directory of a Qwen checkpoint without ``deferral.json`` (the targets are for
 Qwen2.5-Coder-0.5B-Instruct), and ``IHGRPO_REAL_MODEL_URL`` to a server of it, if one is running.
 """
 
