@@ -87,11 +87,13 @@ def test_what_is_no_marker(text: str) -> None:
     assert not [event for event in scan(text) if isinstance(event, MarkerSeen)]
 
 
-@pytest.mark.parametrize(
-    "text", ["x" * 200_000, "`" * 200_000, "```python\n" + "x`" * 100_000, " " * 200_000 + "```"]
-)
+LONG = 200_000
+
+
+@pytest.mark.parametrize("text", ["x" * LONG, "`" * LONG, "```python\n" + "x`" * LONG, " " * LONG + "```"])
 def test_a_long_line_in_any_cut(text: str) -> None:
-    """A line of 200,000 characters, a character at a time: minutes if each one cost a look at the whole line."""
+    """A line of 200,000 characters, a character at a time: minutes if each one cost a look at the whole
+    line."""
     whole, cut = FenceScanner("<tool_call>"), FenceScanner("<tool_call>")
     events = [event for char in text for event in cut.feed(char)]
     assert events == whole.feed(text)

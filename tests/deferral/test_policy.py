@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,18 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "deferral.json").write_text(text)
     with pytest.raises(ValidationError):
         DeferralPolicy.load(tmp_path)
+
+
+def test_the_policy_in_the_guide_is_valid() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "real-models.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```json\n(.*?)```", guide, re.DOTALL)
+    policy = DeferralPolicy.model_validate_json(block)
+    limits = {
+        "max_turns",
+        "run_limit_s",
+        "max_turn_tokens",
+        "max_episode_tokens",
+        "max_output_tokens",
+        "max_output_chars",
+    }
+    assert policy.model_dump(exclude=limits) == ASSISTANT_POLICY.model_dump(exclude=limits)
