@@ -23,13 +23,13 @@ from trainer.filtering import FilterCounts, Outcome, filter_group
 from trainer.metrics import Means
 from trainer.push import WeightSink
 from trainer.records import Judged, write_rollout
-from trainer.reward import Reward, RewardError
+from trainer.rewards import Reward, RewardError
 from trainer.rollout import Player, RolloutSettings, Sample, rollout, sample_seed
 from trainer.trainer import Collected
 
 
 class Scorer(Protocol):
-    """Judges answers; see ``trainer.reward.RewardScorer``."""
+    """Judges answers; see ``trainer.rewards.RewardScorer``."""
 
     async def score(self, response_text: str, gold: str) -> Reward: ...
 

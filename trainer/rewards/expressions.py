@@ -79,11 +79,11 @@ def read(latex: str) -> Any:
 
 def _prepare(text: str) -> str:
     """Adapt normalised text to what the parser's grammar lacks."""
-    if re.search(r"\d\s+\d|\d\s*'|\d\s*\\text|\\quad|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}", text):
+    if re.search(r"\d\s+\d|(?<![_{\d])\d+\}?\s*_|\d\s*'|\d\s*\\text|\\quad|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}", text):
         raise Unreadable(text)
     if "/" in text:
         # 1/2x is half of x, as in the sentence; the parser would divide by 2x.
-        text = re.sub(r"(?<![\w}.])(\d+)\s*/\s*(\d+)(?![\d.!^])\s*(?=[A-Za-z\\(])", r"\\frac{\1}{\2}", text)
+        text = re.sub(r"(?<![\w}.^_])(\d+)\s*/\s*(\d+)(?![\d.!^])\s*(?=[A-Za-z\\(])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"(!+)\s*\^\s*(\{[^{}]*\}|\w)", r"\1^\2", text)
     text = re.sub(r"([A-Za-z0-9])(!)\^", r"(\1!)^", text)
     text = re.sub(r"(\((?:[^()]|\([^()]*\))*\))(!)\^", r"{\1!}^", text)
@@ -91,6 +91,7 @@ def _prepare(text: str) -> str:
     text = re.sub(r"_\{?\\(max|min)\s*\}?", r"_{\1}", text)
     text = re.sub(r"_\{([^{}]*)\}", _subscript, text)
     text = text.replace(r"\|", "|")
+    text = re.sub(r"\\gamma(?![A-Za-z])|\\Gamma(?!\s*\(|[A-Za-z])", lambda m: rf"\text{{{m[0][1:]}letter}}", text)
     text = _plain_letter("I", text)
     if r"\int" not in text and not re.search(r"\\frac\s*\{\s*d\s*\}", text):
         text = _plain_letter("d", text)

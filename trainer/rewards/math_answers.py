@@ -26,11 +26,12 @@ from trainer.rewards.structure import (
     bracketed,
     elements,
     matrix_rows,
+    named_list,
     relation,
     split,
     strip_outer,
 )
-from trainer.rewards.words import same_words
+from trainer.rewards.words import same_words, words
 
 Verdict = Literal["correct", "incorrect", "refused", "unparsable", "bad_gold", "timeout", "error"]
 
@@ -39,10 +40,12 @@ _MAX_UNORDERED: Final = 40
 _NUMBER: Final = re.compile(r"([+-]?)\s*(\d+)(?:\.(\d+))?")
 _GROUPED: Final = re.compile(r"\s*\$?\d{1,3}(?:,\d{3})+\$?\s*")
 _CLOCK: Final = re.compile(
-    r"(\d{1,2})\s*:\s*(\d{2})(?:\s*:\s*(\d{2}))?\s*(?:\\text\{)?\s*([ap])?\s*\.?\s*(?:m?\s*\.?)\s*\}?", re.IGNORECASE
+    r"(\d{1,2})(?:\s*:\s*(\d{2})(?:\s*:\s*(\d{2}))?)?\s*(?:\\text\{\s*([ap])\s*\.?\s*m\s*\.?\s*\}|"
+    r"([ap])\s*\.\s*m\s*\.?)?",
+    re.IGNORECASE,
 )
 _BASED: Final = re.compile(
-    r"\(?\s*\{?\s*(?:\\text\{)?([0-9A-Za-z]+)\}?\s*\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{)?(\d+|[a-z]+)\s*\}?\s*\}?"
+    r"(-?)\s*\(?\s*\{?\s*(?:\\text\{)?([0-9A-Za-z.]+)\}?\s*\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{)?(\d+|[a-z]+)\s*\}?\s*\}?"
 )
 _BASE_NAMES: Final = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}  # fmt: skip
 _CONGRUENCE: Final = re.compile(r"(?:(.*?)\\equiv)?(.+?)\\pmod\{(\w+)\}")
@@ -118,15 +121,12 @@ class _Comparison:
         return same_words(gold, answer)
 
     def _clock(self, gold: str, answer: str) -> bool | None:
-        g, a = _CLOCK.fullmatch(gold), _CLOCK.fullmatch(answer)
-        if not g or not a:
-            return None
-        if "text" in gold + answer or re.search("[ap]", (g[4] or "") + (a[4] or ""), re.IGNORECASE):
-            times = [(int(m[1]), int(m[2]), int(m[3] or 0)) for m in (g, a)]
-            halves = [(m[4] or "").casefold() for m in (g, a)]
-            return times[0] == times[1] and (halves[0] == halves[1] or "" in halves)
-        if len(g[2]) == 2 and int(g[2]) < 60 and (g[2].startswith("0") or a[2].startswith("0")):
-            return [int(x or 0) for x in g.group(1, 2, 3)] == [int(x or 0) for x in a.group(1, 2, 3)]
+        times = _clock(gold), _clock(answer)
+        if times[0] is None or times[1] is None:
+            return False if any(time and time[1] for time in times) and ":" in gold + answer else None
+        (g, g_half), (a, a_half) = times
+        if g_half or a_half or "0" in (gold.partition(":")[2][:1], answer.partition(":")[2][:1]):
+            return g == a and (g_half == a_half or "" in (g_half, a_half))
         return None
 
     def _based(self, gold: str, answer: str) -> bool | None:
@@ -135,14 +135,12 @@ class _Comparison:
             return None
         if g and a:
             return g == a
-        digits, base = g or a or ("", 0)
-        other = strip_outer(answer if g else gold)
-        if not other.isalnum():
-            return None
-        if g and other.upper() == digits:
-            return True  # the base is left out, as a unit may be
+        if g is not None:
+            # The base may be left out, as a unit may be.
+            return answer.upper() == g[0] and answer.replace(".", "").removeprefix("-").isalnum()
+        assert a is not None  # noqa: S101 - for the type checker
         try:
-            return other.isdigit() and int(other) == int(digits, base) and (a is not None or base == 10)
+            return self._expressions(gold, str(int(*a)))
         except ValueError:
             return False
 
@@ -173,6 +171,7 @@ class _Comparison:
         return self._expressions(fraction, answer) if len(g) > 1 else self._expressions(gold, fraction)
 
     def _matrix(self, gold: str, answer: str) -> bool | None:
+        gold, answer = _right_side(gold), _right_side(answer)
         g, a = matrix_rows(gold), matrix_rows(answer)
         if g is None and a is None:
             return None
@@ -207,6 +206,12 @@ class _Comparison:
         g, a = elements(gold), elements(answer)
         if len(g) == 1 and len(a) == 1:
             return None if (g, a) == ([gold], [answer]) else self.same(g[0], a[0])
+        names = named_list(g), named_list(a)
+        if names[0] and names[1] and names[0][0] != names[1][0]:
+            return False
+        for side, named, others in ((0, names[0], a), (1, names[1], g)):
+            if named and (names[1 - side] or not any(relation(part) for part in others)):
+                g, a = (named[1], a) if side == 0 else (g, named[1])
         if len(g) > 1 and len(a) > 1:
             if len(g) != len(a):
                 g, a = self._distinct(g, gold), self._distinct(a, answer)
@@ -222,7 +227,7 @@ class _Comparison:
             named = _named_values(many)
             many = named if named is not None else many
             return self._ordered(many, inner) if len(g) > 1 else self._ordered(inner, many)
-        if any(r"\text" in part for part in many):
+        if any(r"\text" in part for part in many) and all(words(part) is None for part in many):
             return self._segments(gold, answer)
         if pair is not None and pair.opening == r"\{":
             distinct = self._distinct(many, text)
@@ -291,7 +296,9 @@ class _Comparison:
             return False
         if len(g.numbers) > 1:
             return g.same_words(a) and self._ordered(list(g.numbers), list(a.numbers))
-        if g.qualifiers != a.qualifiers:
+        if g.qualifiers != a.qualifiers or g.contradicts(a):
+            return False
+        if (r"\circ" in gold + answer) and (g.has_unit or a.has_unit):
             return False
         factor = g.factor(a)
         if factor is None:
@@ -324,8 +331,8 @@ class _Comparison:
                 return True
             if not (_is_name(g.operands[0]) and _is_name(a.operands[0])):
                 return False
-            names = key(g.operands[0]), key(a.operands[0])
-            if names[0] != names[1] and not any(re.fullmatch(r"\w\(\w\)", name) for name in names):
+            names = {key(g.operands[0]), key(a.operands[0])}
+            if len(names) > 1 and not ("y" in names and any(re.fullmatch(r"\w\(x\)", name) for name in names)):
                 return False
             return self._chain(g.operands[-1], g, a)
         if a is not None:
@@ -430,15 +437,24 @@ def _float(value: object) -> complex:
     return complex(float(value)) if isinstance(value, Fraction) else complex(value)  # type: ignore[arg-type]
 
 
+def _clock(text: str) -> tuple[tuple[int, int, int], str] | None:
+    """Hour, minute and second of a time of day, and ``a`` or ``p``; None for what is not one."""
+    match = _CLOCK.fullmatch(text)
+    half = (match[4] or match[5] or "").casefold() if match else ""
+    if match is None or not (match[2] or half) or int(match[1]) > 24 or int(match[2] or 0) > 59:
+        return None
+    return (int(match[1]), int(match[2] or 0), int(match[3] or 0)), half
+
+
 def _based(text: str) -> tuple[str, int] | None:
     match = _BASED.fullmatch(text)
     if match is None:
         return None
-    base = int(match[2]) if match[2].isdigit() else _BASE_NAMES.get(match[2], 0)
-    digits = match[1].upper()
+    base = int(match[3]) if match[3].isdigit() else _BASE_NAMES.get(match[3], 0)
+    digits = match[2].upper()
     if not 2 <= base <= 36 or not (digits.isdigit() or (base > 10 and any(d.isdigit() for d in digits)) or "text" in text):
         return None
-    return digits, base
+    return match[1] + digits, base
 
 
 def _vector(text: str) -> list[list[str]] | None:
@@ -482,6 +498,9 @@ def _is_name(text: str) -> bool:
     pair = bracketed(text)
     if pair is not None and len(pair.items) > 1:
         return all(map(_is_name, pair.items))
+    rows = matrix_rows(text)
+    if rows is not None:
+        return all(_is_name(cell) for row in rows for cell in row)
     bare = re.sub(r"_\{[^{}]*\}|_\w|\\text\{[^{}]*\}|'+|\^\{\*\}", "", text).replace(" ", "")
     if not bare:
         return bool(text.strip())

@@ -21,7 +21,7 @@ _SYMBOLS: Final = {
     "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "°": r"^{\circ}", "º": r"^{\circ}",
     "√": r"\sqrt ", "∠": r"\angle ", "…": r"\ldots ", "⋯": r"\ldots ", "′": "'", "’": "'", "‘": "'",
     "“": '"', "”": '"', "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ",
-    "⟩": r"\rangle ", "∣": r"\mid ", "→": r"\to ", "€": r"\euro ", "£": r"\sterling ", "∖": r"\setminus ",
+    "⟩": r"\rangle ", "∣": r"\mid ", "→": r"\to ", "€": r"\euro ", "£": r"\sterling ", "¥": r"\yen ", "₹": r"\rupee ", "∖": r"\setminus ",
     "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "\u2060": "", "∑": r"\sum ", "∫": r"\int ",
     "△": r"\triangle ", "⁄": "/", "∕": "/", "％": r"\%", "∶": ":", "∧": r"\and ", "∨": r"\or ", "⊂": r"\subset ",
 }  # fmt: skip
@@ -46,7 +46,7 @@ _SYNONYMS: Final = {
     "thickapprox": "approx", "simeq": "approx", "doteq": "approx", "varphi": "phi", "epsilon": "epsilon",
     "lparen": "(", "rparen": ")", "divides": "mid", "imath": "i", "percent": "\\%", "differentialD": "d",
     "exponentialE": "e", "imaginaryI": "i", "rightarrow": "to", "longrightarrow": "to",
-    "measuredangle": "angle", "lcm": "lcm", "nmid": "nmid",
+    "measuredangle": "angle", "lcm": "lcm", "nmid": "nmid", "lg": "log_{10}",
 }  # fmt: skip
 _LITERAL: Final = {"<", ">", "[", "]", "|", ":", "(", ")", "^{\\circ}", "i", "d", "e", "\\%"}
 _DROPPED: Final = {
@@ -77,21 +77,25 @@ def normalise(latex: str) -> str:
 
     Linear in the length of the text.
     """
-    text = _unicode(latex)
+    text = re.sub(r"^\s*\"(.*)\"\s*$", r"\1", _unicode(latex), flags=re.DOTALL)
     text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3})", "", text)
     text = re.sub(r"\s*\\!\s*", "", text)
     text = _money(text)
-    text = text.replace("$", " ").replace("**", " ").replace("`", "'")
+    text = text.replace("$", " ").replace("`", "'")
+    text = re.sub(r"^\s*\*\*(.*)\*\*\s*$", r"\1", text, flags=re.DOTALL).replace("**", "^")
     text = re.sub(r"\\[()\[\]](?![A-Za-z0-9]*pt)", _delimiter, text)
     for _ in range(3):
         text, found = _BOX.subn(r" \1 ", text)
         if not found:
             break
-    text = _commands(text)
+    text = _commands(re.sub(r"(?<=\d)\s*(?:''|\")", r"\\text{ inches}", text))
     for _ in range(3):
         text, found = _FONT.subn(_font, text)
         if not found:
             break
+    text = re.sub(r"\^\s*\{?\s*\\text\{\s*(th|st|nd|rd)\s*\}\s*\}?", r"\\text{\1}", text)
+    text = re.sub(r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}", text)
+    text = re.sub(r"(?<=\d)\s*(km|m|cm|ft|mi)\s*/\s*(s|h|hr|min|sec)(?![A-Za-z])", r"\\text{ \1/\2}", text)
     text = _words(text)
     text = _relations(text)
     text = _numbers(text)
@@ -103,7 +107,8 @@ def strip_punctuation(text: str) -> str:
     """Remove spaces and sentence punctuation around an answer."""
     while True:
         before = text
-        text = text.strip().removeprefix(r"\quad").removesuffix(r"\quad").strip()
+        text = text.strip().removeprefix(r"\quad").removesuffix(r"\quad").removesuffix("\\\\").strip()
+        text = re.sub(r"^([\"'])(.*)\1$", r"\2", text)
         text = re.sub(r"(?:(?<!\\)[.,;:!?](?<!\d!)(?<!!)|\\text\{[.,;: ]*\})$", "", text) if not re.search(
             r"[\w)}\]]!$", text
         ) else text
@@ -133,8 +138,10 @@ def _money(text: str) -> str:
     r"""``\$5`` becomes ``5\text{ dollars}``: a currency is a unit."""
     amount = r"\s*((?:\\[,! ]|\{,\}|[\d,. ])*\d)"
     text = re.sub(r"\\\$" + amount, r" \1\\text{ dollars}", text)
-    text = re.sub(r"\\(?:euro|sterling) " + amount, lambda m: f" {m[1]}\\text{{ {'euros' if m[0][1] == 'e' else 'pounds sterling'}}}", text)
-    return text.replace(r"\$", " ").replace(r"\euro ", r"\text{ euros}").replace(r"\sterling ", r"\text{ pounds sterling}")
+    for command, name in (("euro", "euros"), ("sterling", "gbp"), ("yen", "yen"), ("rupee", "rupees")):
+        text = re.sub(rf"\\{command} {amount}", rf" \1\\text{{ {name}}}", text)
+        text = text.replace(rf"\{command} ", rf"\text{{ {name}}}")
+    return text.replace(r"\$", " ")
 
 
 def _commands(text: str) -> str:
@@ -188,7 +195,10 @@ def _font(match: re.Match[str]) -> str:
         return word + " "
     if word.strip("., ").casefold() in ("and", "or"):
         return rf" \{word.strip('., ').casefold()} "
-    if word in FUNCTIONS:
+    before = match.string[max(match.start() - 8, 0) : match.start()]
+    if re.fullmatch(r"[A-Z](?:\s*,\s*[A-Z])+(?:,?\s*and\s+[A-Z])?|[A-Z]\s+and\s+[A-Z]", word):
+        return word.replace(" and", ",").replace(",,", ",")
+    if word in FUNCTIONS and not (word in UNIT_WORDS and re.search(r"[\d}]\s*$", before)):
         return rf"\{word} "
     return _text(word)
 
@@ -199,6 +209,8 @@ def _text(words: str) -> str:
         return r"\%"
     if plain in ("degrees", "degree", "deg", "degs"):
         return r"^{\circ}"
+    if plain == "to":
+        return ":"
     if plain in ("infinity", "inf", "positive infinity", "infty"):
         return r"\infty "
     if plain == "negative infinity":
@@ -235,6 +247,9 @@ def _word(word: str, before: str, after: str) -> str:
     lower = word.casefold()
     if lower in ("and", "or"):
         return rf" \{lower} "
+    after_number = bool(re.search(r"[\d)}]$", before)) and not before.endswith(r"_{")
+    if after_number and lower in UNIT_WORDS and not after.lstrip().startswith(("_", "(", "^")):
+        return _text(word)
     if word in FUNCTIONS or lower in ("sin", "cos", "tan", "log", "ln"):
         return rf"\{lower} "
     if word in _GREEK_NAMES:
@@ -247,9 +262,6 @@ def _word(word: str, before: str, after: str) -> str:
         return r"\infty "
     rendered = _text(word)
     if not rendered.startswith(r"\text"):
-        return rendered
-    after_number = bool(re.search(r"[\d)}]$", before)) and not before.endswith(r"_{")
-    if after_number and lower in UNIT_WORDS and not after.lstrip().startswith(("_", "(")):
         return rendered
     if before.endswith("}") and re.search(r"\\text\{[^{}]*\}$", before) and (len(word) > 2 or lower in UNIT_WORDS):
         return rendered

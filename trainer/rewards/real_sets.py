@@ -53,8 +53,14 @@ def real_set(text: str) -> RealSet | None:
         return None
 
 
-def same_sets(gold: RealSet, answer: RealSet) -> bool:
-    """Whether two sets have the same intervals, and inequalities the same variable."""
+def same_sets(gold: RealSet, answer: RealSet) -> bool | None:
+    """Whether two sets have the same intervals, and inequalities the same variable; None if bounds have variables."""
+    if any(bound.value is None for piece in gold.pieces + answer.pieces for bound in piece):
+        return True if _same_pieces(gold, answer) else None
+    return _same_pieces(gold, answer)
+
+
+def _same_pieces(gold: RealSet, answer: RealSet) -> bool:
     if gold.variable and answer.variable and gold.variable != answer.variable:
         return False
     return len(gold.pieces) == len(answer.pieces) and all(

@@ -20,6 +20,13 @@ _QUALIFIERS: Final = frozenset(
 """Words that change what a number says: an answer must have the same ones as the gold answer."""
 
 
+_OPPOSITES: Final = (
+    {"am", "pm"}, {"north", "south", "east", "west"}, {"left", "right"}, {"up", "down"}, {"clockwise", "counterclockwise"},
+    {"gain", "profit", "loss"}, {"increase", "decrease"}, {"heads", "tails"}, {"even", "odd"},
+)  # fmt: skip
+"""Words of which an answer may leave one out, but not say another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segments:
     """The numbers of a text and the words after each. ``before``: words before the first number."""
@@ -37,6 +44,11 @@ class Segments:
         if self._unit() is not None:
             return frozenset()
         return frozenset(re.findall(r"[a-z]+", self.words.casefold())) & _QUALIFIERS
+
+    def contradicts(self, other: Segments) -> bool:
+        """Whether the words of one side say the opposite of the other's, as ``a.m.`` and ``p.m.`` do."""
+        own, others = (set(re.findall(r"[a-z]+", s.words.casefold().replace(".", ""))) for s in (self, other))
+        return any(own & group and others & group and own & group != others & group for group in _OPPOSITES)
 
     def same_words(self, other: Segments) -> bool:
         """Whether the words are the same, but for case, spaces and plurals."""
@@ -64,6 +76,10 @@ class Segments:
             dimension = unit.dimension
             total += Fraction(number) * unit.factor
         return None if dimension is None else (dimension, total)
+
+    @property
+    def has_unit(self) -> bool:
+        return self._unit() is not None
 
     def _unit(self) -> Unit | None:
         word = self.after[0] if len(self.after) == 1 else ""

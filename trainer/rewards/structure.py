@@ -119,13 +119,12 @@ def _closes_at_end(text: str) -> bool:
 
 
 def elements(text: str) -> list[str]:
-    r"""The elements of an unbracketed list, each ``\pm`` written out as two; one element for what is no list."""
+    r"""The elements of a list without brackets, each ``\pm`` written out as two. Conditions on the domain are left out."""
     parts = split(text, LIST_SEPARATORS)
     if len(parts) > 1:
         domains = [part for part in parts if re.search(r"\\in\s*(?:\\mathbb\{[ZNQRC]\})", part)]
         if len(domains) < len(parts):
             parts = [part for part in parts if part not in domains]
-        parts = _without_names(parts)
     result: list[str] = []
     for part in parts:
         if r"\pm" not in part and r"\mp" not in part:
@@ -134,28 +133,28 @@ def elements(text: str) -> list[str]:
         for plus, minus in (("+", "-"), ("-", "+")):
             result.append(part.replace(r"\pm", plus).replace(r"\mp", minus).lstrip("+ "))
     if len(result) > len(parts):
-        result = _without_names([re.sub(r"(?<=[=({,])\s*\+", "", part) for part in result])
+        result = [re.sub(r"(?<=[=({,])\s*\+", "", part) for part in result]
     return result
 
 
-def _without_names(parts: list[str]) -> list[str]:
-    """``x=1, x=2`` and ``x=1, 2`` name one variable, which is left out."""
+def named_list(parts: list[str]) -> tuple[str, list[str]] | None:
+    """The variable and the values of ``x=1, x=2`` or ``x=1, 2``, or None."""
     relations = [relation(part) for part in parts]
     first = relations[0]
-    if first is None or first.operators[-1] != "=" or len(first.operators) != 1:
-        return parts
-    name = first.operands[0]
-    if not re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*", name.replace(" ", "")):
-        return parts
+    if first is None or first.operators != ("=",):
+        return None
+    name = first.operands[0].replace(" ", "")
+    if not re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\([A-Za-z]\))?", name):
+        return None
     rest = []
     for part, found in zip(parts, relations, strict=True):
         if found is None:
             rest.append(part)
-        elif found.operators == ("=",) and found.operands[0] == name:
+        elif found.operators == ("=",) and found.operands[0].replace(" ", "") == name:
             rest.append(found.operands[1])
         else:
-            return parts
-    return rest
+            return None
+    return name, rest
 
 
 def matrix_rows(text: str) -> list[list[str]] | None:

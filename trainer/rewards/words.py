@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
+
+
+_CHOICE: Final = re.compile(r"(?:\\text\{)?\s*\(([A-Za-z])\)[\s.:]*+\}?+\s*+(?![-+*/^_=,!])")
+"""A choice before its content: ``(B) 12``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +36,13 @@ def words(text: str) -> Words | None:
 def same_words(gold: str, answer: str) -> bool | None:
     """Compare answers in words; None if neither is, or they may as well be products of variables."""
     g, a = words(gold), words(answer)
+    if g is None and a is not None and len(a.letters) == 1:
+        choice = _CHOICE.match(gold)
+        return choice[1] == a.letters if choice else None
     if g is None or a is None:
         if g is not None and g.is_text and len(g.letters) == 1 and a is None:
-            choice = re.match(r"\\text\{\s*\(?([A-Za-z])\)?[\s.:]*\}", answer) or re.match(r"\(([A-Z])\)", answer)
-            return bool(choice and choice[1] == g.letters) if "\\text" in answer or choice else None
+            choice = _CHOICE.match(answer)
+            return choice[1] == g.letters if choice else None
         return None
     if g.letters == a.letters:
         return True
@@ -44,6 +52,6 @@ def same_words(gold: str, answer: str) -> bool | None:
         return g.letters.casefold() == a.letters.casefold()
     if len(g.letters) == 2:
         return None
-    if g.letters.islower() and list(g.letters) == sorted(g.letters):
-        return None  # a product is written in alphabetical order, a word hardly ever is
+    if g.letters.islower() and (list(g.letters) == sorted(g.letters) or not re.search("[aeiou]", g.letters)):
+        return None  # a product is written in alphabetical order, and needs no vowels
     return g.letters.casefold() == a.letters.casefold() and g.letters[1:].islower() and a.letters[1:].islower()

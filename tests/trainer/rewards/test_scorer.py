@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from trainer.reward import RewardScorer
+from trainer.rewards import RewardScorer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
