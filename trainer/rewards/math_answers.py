@@ -276,7 +276,7 @@ class _Comparison:
         for pair, inside_gold in ((g, True), (a, False)):
             if pair is not None and pair.opening == r"\{":
                 items = self._distinct_set([part for item in pair.items for part in elements(item)])
-                if len(items) != 1:
+                if len(items) != 1 or items[0] == r"\emptyset":
                     return False
                 return self.same(items[0], answer) if inside_gold else self.same(gold, items[0])
             if pair is not None and len(pair.items) > 1 and pair.closing in ")]":
@@ -294,6 +294,8 @@ class _Comparison:
             return total
         if len(g.numbers) != len(a.numbers):
             return False
+        if not g.words and not a.words:
+            return None
         if len(g.numbers) > 1:
             return g.same_words(a) and self._ordered(list(g.numbers), list(a.numbers))
         if g.qualifiers != a.qualifiers or g.contradicts(a):
@@ -504,6 +506,8 @@ def _is_name(text: str) -> bool:
     bare = re.sub(r"_\{[^{}]*\}|_\w|\\text\{[^{}]*\}|'+|\^\{\*\}", "", text).replace(" ", "")
     if not bare:
         return bool(text.strip())
+    if re.fullmatch(r"\\frac\{d[A-Za-z]?\}\{d[A-Za-z]\}", bare):
+        return True
     if re.fullmatch(r"m?\\(?:angle|triangle|overline|widehat|vec|hat|bar|tilde|arc|overrightarrow)\{?[A-Za-z]+\}?", bare):
         return True
     if re.fullmatch(r"\|?[A-Z]{1,4}\|?|\[[A-Z]{3,6}\]|\|\\?[A-Za-z]+\||\\(?!pi$|infty$)[a-zA-Z]+", bare):

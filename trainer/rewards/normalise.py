@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import Final
 
-from trainer.rewards.units import UNIT_WORDS
+from trainer.rewards.units import UNIT_WORDS, find_unit
 
 _SYMBOLS: Final = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
@@ -89,6 +89,7 @@ def normalise(latex: str) -> str:
         if not found:
             break
     text = _commands(re.sub(r"(?<=\d)\s*(?:''|\")", r"\\text{ inches}", text))
+    text = re.sub(r"\^\s*\{\s*(\d)\s*\}", r"^\1", text)
     for _ in range(3):
         text, found = _FONT.subn(_font, text)
         if not found:
@@ -98,6 +99,7 @@ def normalise(latex: str) -> str:
     text = re.sub(r"(?<=\d)\s*(km|m|cm|ft|mi)\s*/\s*(s|h|hr|min|sec)(?![A-Za-z])", r"\\text{ \1/\2}", text)
     text = _words(text)
     text = _relations(text)
+    text = re.sub(r"([\^_])\s*(\d+|[A-Za-z])", r"\1{\2}", text)
     text = _numbers(text)
     text = _arguments(text)
     return strip_punctuation(re.sub(r"\s+", " ", text))
@@ -145,6 +147,8 @@ def _money(text: str) -> str:
 
 
 def _commands(text: str) -> str:
+    if r"\begin" not in text:
+        text = re.sub(r"\\\\(?=(?:text|[dt]?frac|sqrt|pi|math|left|right|cdot|times|pm|infty)(?![a-z]))", r"\\", text)
     text = re.sub(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\\[A-Za-z]+|[^\s\\{}])", " ", text)
     text = re.sub(r"\\[hvmk]?(?:space|skip|kern)\*?\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
@@ -162,7 +166,9 @@ def _command(match: re.Match[str]) -> str:
     if name is None and sign is None:
         return match[0]  # the end of a row
     if name is None:
-        return {"!": "", "{": r"\{", "}": r"\}", "%": r"\%", "|": r"\|", "_": "_", "&": "&", "#": "#", "-": ""}.get(sign, " ")
+        return {"!": "", "{": r"\{", "}": r"\}", "%": r"\%", "|": r"\|", "_": "_", "&": "&", "#": "#", "-": ""}.get(
+            sign, f" {sign}" if sign.isalnum() else " "
+        )
     if name in _DROPPED:
         return " "
     if name in _SPACES:
@@ -185,6 +191,11 @@ def _font(match: re.Match[str]) -> str:
         return " "
     if name in ("mathcal", "mathscr"):
         return "{" + word + "}"
+    if re.search(r"[A-Za-z].*[\^/]", word) and find_unit(word):
+        unit, power, last = word.rpartition("^")
+        return rf"\text{{{(unit + last if '/' in last else unit or last).replace('^', '')}}}" + (
+            f"^{last}" if power and "/" not in last else ""
+        )
     if not re.search(r"[A-Za-z]", word) or re.search(r"[\\^_=<>]", word):
         return f" {word} "
     if re.search(r"\d", word):
@@ -274,7 +285,10 @@ def _relations(text: str) -> str:
     text = re.sub(r">\s*=", r"\\ge ", text)
     text = re.sub(r"!=|\\not\s*=", r"\\ne ", text)
     text = re.sub(r"\\not\s*\\in(?![a-z])", r"\\notin ", text)
-    text = re.sub(r"\(?\s*\\p?mod\s*\{?\s*(\w+)\s*\}?\s*\)?", _modulo, text) if r"\equiv" in text else text
+    text = re.sub(r"\\text\{\s*(\(?)\s*mod(?:ulo)?\s*\}", r"\1\\mod ", text)
+    text = re.sub(r"\(\s*\\mod\s*\{?\s*(\w+)\s*\}?\s*\)|\\pmod\s*\{?\s*(\w+)\s*\}?", _modulo, text)
+    if r"\equiv" in text:
+        text = re.sub(r"\\mod\s*\{?\s*(\w+)\s*\}?()", _modulo, text)
     text = re.sub(r"\\mathbb\{R\}\s*-\s*\\\{", r"\\mathbb{R}\\setminus\\{", text)
     text = re.sub(r"\\\{\s*\\\}", r"\\emptyset ", text)
     text = re.sub(r"\.\.\.+", r"\\ldots ", text)
@@ -284,7 +298,7 @@ def _relations(text: str) -> str:
 
 
 def _modulo(match: re.Match[str]) -> str:
-    return rf" \pmod{{{match[1]}}}"
+    return rf" \pmod{{{match[1] or match[2]}}}"
 
 
 def _numbers(text: str) -> str:
@@ -323,7 +337,6 @@ def _arguments(text: str) -> str:
     text = re.sub(rf"\\(frac|binom)\s*{token}\s*(?=\{{)", r"\\\1{\2}", text)
     text = re.sub(rf"\\(frac|binom)\s*{group}\s*{token}", r"\\\1\2{\3}", text)
     text = re.sub(rf"\\(frac|binom)\s*{group}\s+(?=\{{)", r"\\\1\2", text)
-    text = re.sub(r"_\s*([0-9A-Za-z])", r"_{\1}", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(rf"\\sqrt\s*(\[[^\[\]]*\])?\s*{token}", lambda m: rf"\sqrt{m[1] or ''}{{{m[2]}}}", text)
     text = re.sub(r"\^\s*([+-]\s*(?:\d+|[A-Za-z]))", r"^{\1}", text)

@@ -174,8 +174,7 @@ def matrix_rows(text: str) -> list[list[str]] | None:
 def is_balanced(text: str) -> bool:
     """Whether every bracket of ``text`` is closed. Half-open intervals may mix ``(`` and ``]``."""
     braces = brackets = 0
-    for match in _TOKEN.finditer(text):
-        token = match[0]
+    for token in re.findall(r"\\.|.", text, re.DOTALL):
         braces += (token == "{") - (token == "}")
         brackets += (token in "([") - (token in ")]")
         if braces < 0 or (brackets < 0 and not text.lstrip().startswith("]")):
