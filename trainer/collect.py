@@ -197,6 +197,8 @@ def _metrics(
         means.add(name, total, count)
     means.add("reward", sum(rewards), len(rewards))
     means.add("samples/not_judged", len(judged) - len(rewards), len(judged))
+    for reason in ("bad_gold", "refused", "timeout"):
+        means.add(f"samples/{reason}", sum(item.reason == reason for item in judged), len(judged))
     means.add("samples/lost", lost, len(judged) + lost)
     means.add("delay_rate", sum(s.delayed for s in samples), sum(s.executed for s in samples))
     means.add("flushes", len(tools), len(samples))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from trainer.rewards.structure import is_balanced
@@ -30,14 +30,8 @@ def gold_problem(gold: str) -> str | None:
     return None
 
 
-def bad_rows(golds: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Row and problem of each gold answer that has one. ``golds``: rows and gold answers."""
-    found = ((row, gold_problem(cut_gold(gold))) for row, gold in golds)
-    return [(row, problem) for row, problem in found if problem]
-
-
 def describe(bad: Sequence[tuple[int, str]], total: int) -> str:
-    """One sentence that names the first rows of ``bad``."""
+    """Return one sentence that names the first rows of ``bad``: row numbers and problems."""
     rows = ", ".join(f"row {row} ({problem})" for row, problem in bad[:_SHOWN])
     more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     return f"{len(bad)} of {total} gold answers can't be graded: {rows}{more}"

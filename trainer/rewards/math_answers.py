@@ -63,10 +63,10 @@ def judge(gold: str, answer: str) -> Verdict:
         pairs = itertools.product(_readings(gold), _readings(answer))
         if any(comparison.same(g, a) for g, a in pairs):
             return "correct"
-    except TooLarge:
-        return "refused"
     except RecursionError:
         return "error"
+    if comparison.too_large:
+        return "refused"
     if comparison.unreadable_gold:
         return "bad_gold"
     return "unparsable" if comparison.unreadable_answer else "incorrect"
@@ -86,6 +86,7 @@ class _Comparison:
     def __init__(self) -> None:
         self.unreadable_gold = False
         self.unreadable_answer = False
+        self.too_large = False
 
     def same(self, gold: str, answer: str) -> bool:
         """Whether two normalised texts mean the same."""
@@ -427,7 +428,11 @@ class _Comparison:
                 unreadable.append(True)
         self.unreadable_gold |= unreadable[0]
         self.unreadable_answer |= unreadable[1]
-        return not any(unreadable) and same_expression(gold, answer)
+        try:
+            return not any(unreadable) and same_expression(gold, answer)
+        except TooLarge:
+            self.too_large = True
+            return False
 
 
 def _integer(match: re.Match[str]) -> tuple[bool, str]:
