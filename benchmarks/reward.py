@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from trainer.data import load_problems
-from trainer.reward import RewardScorer
+from trainer.rewards import RewardScorer
 
 HOSTILE = (
     "1000000!",

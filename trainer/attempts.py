@@ -35,7 +35,7 @@ class Attempt(BaseModel):
     reward: float
     """1 if the answer is right, else 0."""
     reason: str
-    """Why, in the words of ``trainer.reward``."""
+    """Why, in the words of ``trainer.rewards.Reason``."""
     finish: Literal["stop", "length", "too_long"]
     """``length``: a limit ended it. ``too_long``: the prompt left no room for a single token."""
     tokens: int

@@ -23,13 +23,13 @@ from trainer.filtering import FilterCounts, Outcome, filter_group
 from trainer.metrics import Means
 from trainer.push import WeightSink
 from trainer.records import Judged, write_rollout
-from trainer.reward import Reward, RewardError
+from trainer.rewards import Reward, RewardError
 from trainer.rollout import Player, RolloutSettings, Sample, rollout, sample_seed
 from trainer.trainer import Collected
 
 
 class Scorer(Protocol):
-    """Judges answers; see ``trainer.reward.RewardScorer``."""
+    """Judges answers; see ``trainer.rewards.RewardScorer``."""
 
     async def score(self, response_text: str, gold: str) -> Reward: ...
 
@@ -198,6 +198,8 @@ def _metrics(
         means.add(name, total, count)
     means.add("reward", sum(rewards), len(rewards))
     means.add("samples/not_judged", len(judged) - len(rewards), len(judged))
+    for reason in ("bad_gold", "refused", "timeout"):
+        means.add(f"samples/{reason}", sum(item.reason == reason for item in judged), len(judged))
     means.add("samples/lost", lost, len(judged) + lost)
     means.add("delay_rate", sum(s.delayed for s in samples), sum(s.executed_by_model for s in samples))
     means.add("flushes", len(tools), len(samples))

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from trainer.rewards.gold_answers import MAX_BAD_SHARE, cut_gold, describe, gold_problem
 
 
 class DataError(Exception):
@@ -36,6 +48,8 @@ class ProblemSet:
     """Prompts over the token limit."""
     without_answer: int = 0
     """Rows whose gold answer is empty: no response to them could be rewarded."""
+    bad_gold: int = 0
+    """Rows whose gold answer is not an answer: unbalanced brackets, or a whole text."""
 
 
 class _Row(BaseModel):
@@ -45,6 +59,14 @@ class _Row(BaseModel):
 
     question: str = Field(min_length=1, validation_alias=AliasChoices("question", "problem"))
     answer: str
+
+    @field_validator("answer", mode="before")
+    @classmethod
+    def _plain_decimal(cls, answer: Any) -> Any:
+        """Write floats without an exponent; NaN is how tables write a missing answer."""
+        if not isinstance(answer, (float, Decimal)):
+            return answer
+        return "" if math.isnan(answer) else f"{Decimal(str(answer)):f}"
 
     @model_validator(mode="before")
     @classmethod
@@ -77,30 +99,39 @@ def load_problems(
         max_prompt_tokens: problems with more are left out and counted; above 0; needs ``count_tokens``.
 
     Raises:
-        DataError: the source can't be read, holds nothing, or a row does not fit.
+        DataError: the source can't be read, holds nothing, a row does not fit, or more than 1 % of the gold answers
+            can't be graded.
         ValueError: ``max_prompt_tokens`` below 1, or without ``count_tokens``.
     """
     if max_prompt_tokens is not None and (count_tokens is None or max_prompt_tokens < 1):
         raise ValueError("max_prompt_tokens must be at least 1 and needs count_tokens")
     problems: list[Problem] = []
-    too_long = without_answer = 0
+    too_long = without_answer = with_answer = 0
+    bad: list[tuple[int, str]] = []
     for number, row in enumerate(_rows(source, split)):
         try:
             checked = _Row.model_validate(row)
         except ValidationError as error:
             raise DataError(f"{source}, row {number}: {_explain(error, row)}") from None
-        if not checked.answer:
+        answer = cut_gold(checked.answer)
+        if not answer:
             without_answer += 1
+            continue
+        with_answer += 1
+        if reason := gold_problem(answer):
+            bad.append((number, reason))
             continue
         if count_tokens and max_prompt_tokens and count_tokens(checked.question) > max_prompt_tokens:
             too_long += 1
             continue
-        problems.append(Problem(f"{source}:{number}", checked.question, checked.answer))
+        problems.append(Problem(f"{source}:{number}", checked.question, answer))
+    if len(bad) > MAX_BAD_SHARE * with_answer:
+        raise DataError(f"{source}: {describe(bad, with_answer)}")
     if not problems:
         raise DataError(
             f"{source}: no problem left: {without_answer} have no answer, {too_long} prompts are too long"
         )
-    return ProblemSet(tuple(problems), too_long, without_answer)
+    return ProblemSet(tuple(problems), too_long, without_answer, len(bad))
 
 
 def _explain(error: ValidationError, row: Any) -> str:

@@ -20,7 +20,7 @@ from trainer.eval_progress import EvalProgress
 from trainer.evaluate import EvalConfig, check_problems, evaluate, missing, read_benchmarks, scores_of
 from trainer.exclusive import exclusive
 from trainer.report import remarks, score_table, write_report
-from trainer.reward import RewardScorer
+from trainer.rewards import RewardScorer
 from trainer.rollout import RolloutSettings
 from trainer.scores import Scores
 from trainer.setup import make_engine, make_sandbox, start_all

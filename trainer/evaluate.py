@@ -14,7 +14,7 @@ from service.engines.base import EngineError
 from trainer.attempts import Attempt, AttemptLog, AttemptsError
 from trainer.data import Problem
 from trainer.machine import MachineConfig
-from trainer.reward import Reward, RewardError
+from trainer.rewards import Reward, RewardError
 from trainer.rollout import sample_seed
 from trainer.scores import Scores, score
 from trainer.solvers import Solution, Solver, SolverError
@@ -86,7 +86,7 @@ class EvalConfig(MachineConfig):
 
 
 class Judge(Protocol):
-    """See ``trainer.reward.RewardScorer``."""
+    """See ``trainer.rewards.RewardScorer``."""
 
     async def score(self, response_text: str, gold: str) -> Reward: ...
 

@@ -26,7 +26,7 @@ from trainer.push import (
     WeightSink,
     WeightTarget,
 )
-from trainer.reward import RewardScorer
+from trainer.rewards import RewardScorer
 from trainer.rollout import LocalPlayer, Player, RolloutSettings
 from trainer.setup import Part, make_engine, make_sandbox
 

@@ -75,11 +75,12 @@ class TrainingSet:
     problems: tuple[Problem, ...]
     too_long: int
     without_answer: int
+    bad_gold: int = 0
 
     def __str__(self) -> str:
         return (
             f"{len(self.problems):,} problems ({self.too_long:,} left out for their length, "
-            f"{self.without_answer:,} for want of an answer)"
+            f"{self.without_answer:,} without an answer, {self.bad_gold:,} with a bad gold answer)"
         )
 
 
@@ -103,6 +104,7 @@ def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: Deferra
         tuple(problem for found in sets for problem in found.problems),
         sum(found.too_long for found in sets),
         sum(found.without_answer for found in sets),
+        sum(found.bad_gold for found in sets),
     )
 
 

@@ -20,7 +20,20 @@ from service.deferral.answer import last_boxed
         (r"\boxed{7} and \boxed{ }", "7"),
         (r"put it in \boxed{}", None),
         (r"\boxed{", None),
-        (r"\boxed 5", None),
+        (r"\boxed 5", "5"),
+        (r"so \boxed 12,500.", "12,500"),
+        (r"it is \boxed B.", "B"),
+        (r"the \boxed answer", None),
+        (r"the \boxed command", None),
+        (r"\boxed", None),
+        (r"\fbox{5}", "5"),
+        (r"\boxed{3} or \fbox{5}", "5"),
+        (r"\boxed{\fbox{5}}", r"\fbox{5}"),
+        (r"\boxed{5\ }", "5"),
+        (r"\boxed{~\,5\quad}", "5"),
+        (r"\boxed{\ }", None),
+        (r"\boxed{\{5\}}", r"\{5\}"),
+        (r"\boxed {9} and \boxed{8", "9"),
         (r"\\boxed{5}", None),
         ("} stray } \\boxed{6}", "6"),
         ("204", None),
@@ -46,6 +59,10 @@ def test_whatever_comes_before_the_last_box_does_not_matter(before: str, answer:
 def test_any_text_gives_a_balanced_answer_or_none(text: str) -> None:
     answer = last_boxed(text)
     assert answer is None or rf"{answer}}}" in text
+
+
+def test_spaces_in_a_box_take_linear_time() -> None:
+    assert last_boxed("\\boxed{5" + " ~" * 100_000 + "}") == "5"
 
 
 def test_many_unclosed_boxes_take_linear_time() -> None:

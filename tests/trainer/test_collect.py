@@ -21,7 +21,7 @@ from trainer.config import TrainConfig
 from trainer.data import Problem
 from trainer.generation import rollout_settings
 from trainer.push import EngineSink
-from trainer.reward import Reward, RewardError
+from trainer.rewards import Reward, RewardError
 from trainer.rollout import EpisodeLostError, LocalPlayer, Player, Sample
 
 PROBLEMS = [Problem(f"p:{i}", f"question {i}", "1") for i in range(7)]

@@ -115,6 +115,37 @@ def test_rows_without_an_answer_are_dropped_and_counted(tmp_path: Path) -> None:
     assert len(loaded.problems) == loaded.without_answer == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [(0.00001, "0.00001"), (1e20, "100000000000000000000"), (2.5, "2.5"), (-3.0, "-3.0"), (7, "7"), ("1e-5", "1e-5")],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_numeric_answers_are_plain_decimals(tmp_path: Path, answer: object, read: str, suffix: str) -> None:
+    path = write(tmp_path / f"set{suffix}", [verl_row(answer=answer)])
+    assert load_problems(path).problems[0].answer == read
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_nan_is_a_missing_answer(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"set{suffix}", [verl_row(answer=float("nan")), verl_row(answer=1.0)])
+    loaded = load_problems(path)
+    assert len(loaded.problems) == loaded.without_answer == 1
+
+
+def test_rationales_are_cut_to_their_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.jsonl", [verl_row(answer="6*12 = <<6*12=72>>72 (a dozen.\n#### 72")])
+    assert load_problems(path).problems[0].answer == "72"
+
+
+def test_bad_gold_answers_are_dropped_and_counted_up_to_one_percent(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.jsonl", [verl_row(answer=r"\frac{1"), *[verl_row()] * 99])
+    loaded = load_problems(path)
+    assert (len(loaded.problems), loaded.bad_gold) == (99, 1)
+    write(path, [verl_row(), verl_row(answer=r"\frac{1"), *[verl_row()] * 97, verl_row(answer=")(1")])
+    with pytest.raises(DataError, match=r"set\.jsonl: 2 of 100 .*row 1 \(unbalanced.*\), row 99 \(unbal"):
+        load_problems(path)
+
+
 def test_a_hub_id_goes_through_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

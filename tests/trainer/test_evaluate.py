@@ -18,7 +18,7 @@ from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
 from trainer.attempts import AttemptLog, AttemptsError
 from trainer.eval_run import run_evaluation
 from trainer.evaluate import MAX_FAILURES, EvalConfig, check_problems, evaluate, read_benchmarks, scores_of
-from trainer.reward import Reward
+from trainer.rewards import Reward
 from trainer.solvers import Solution, SolverError
 
 

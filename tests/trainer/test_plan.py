@@ -77,7 +77,7 @@ def test_the_plan_says_what_will_happen_and_does_nothing(tmp_path: Path, tiny_ch
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for piece in (
         "grpo-immediate, hierarchy weight 0.0",
-        "1 problems (1 left out for their length, 0 for want of an answer)",
+        "1 problems (1 left out for their length, 0 without an answer, 0 with a bad gold answer)",
         "up to 48 prompts x 8 samples, 16 groups kept",
         "code runs at every block",
         "200, each of 128 samples in passes of 4",

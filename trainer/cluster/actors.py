@@ -13,7 +13,7 @@ from service.deferral.policy import DeferralPolicy
 from trainer.config import TrainConfig
 from trainer.generation import make_own, rollout_settings
 from trainer.push import WeightSink
-from trainer.reward import Reward, RewardScorer
+from trainer.rewards import Reward, RewardScorer
 from trainer.rollout import LocalPlayer, Sample
 from trainer.setup import make_sandbox, start_all
 
@@ -97,7 +97,7 @@ class JudgeActor:
         return os.getpid()
 
     async def score(self, response_text: str, gold: str) -> Reward:
-        """As ``trainer.reward.RewardScorer.score``. Raises RewardError."""
+        """As ``trainer.rewards.RewardScorer.score``. Raises RewardError."""
         if self._scorer is None:
             self._scorer = RewardScorer(workers=self._workers)
         return await self._scorer.score(response_text, gold)

@@ -18,7 +18,7 @@ from trainer.cluster.actors import EpisodeActor, JudgeActor
 from trainer.cluster.replicas import CallLostError, Replicas
 from trainer.cluster.settings import RayConfig
 from trainer.config import TrainConfig
-from trainer.reward import Reward, RewardError
+from trainer.rewards import Reward, RewardError
 from trainer.rollout import EpisodeLostError, Sample
 
 
@@ -106,7 +106,7 @@ class RayPlayer:
 
 
 class RayScorer:
-    """As ``trainer.reward.RewardScorer``, on reward actors. An async context manager."""
+    """As ``trainer.rewards.RewardScorer``, on reward actors. An async context manager."""
 
     def __init__(self, config: RayConfig) -> None:
         actor = ray.remote(JudgeActor).options(

@@ -1,9 +1,9 @@
-"""A process that judges answers with math-verify, one at a time: ``python -m trainer.reward_worker``.
+"""A process that judges answers, one at a time: ``python -m trainer.rewards.worker``.
 
-It reads requests and writes verdicts, one JSON object a line. The judging is done in a child, forked with all
-imported: one that has no verdict by the deadline is killed, wherever it hangs, and the next is forked in
-milliseconds. In the worker itself it could not be stopped: computer algebra spends its time in C, where
-Python's signal handlers don't run.
+It reads requests and writes verdicts, one JSON object a line. Each answer is judged in a child process, forked with
+everything imported. A child without a verdict by the deadline is killed, and the next is forked in milliseconds. The
+worker itself could not be interrupted: computer algebra spends its time in C, where Python's signal handlers don't
+run.
 """
 
 from __future__ import annotations
@@ -19,52 +19,35 @@ import select
 import signal
 import sys
 import time
-from typing import Literal, cast
+from typing import cast
 
-from math_verify import LatexExtractionConfig, parse, verify
+from trainer.rewards.math_answers import Verdict, judge
 
-Verdict = Literal["correct", "incorrect", "unparsable", "bad_gold", "timeout", "error"]
-
-# LaTeX only: math-verify's plain expressions go through SymPy's parser, which evaluates Python.
-_EXTRACTION = (LatexExtractionConfig(boxed_match_priority=0),)
 _MEMORY_BYTES = 2 << 30
 _ANSWERS_PER_CHILD = 500
-"""Then a fresh child, so that no cache grows for ever."""
+"""A child is replaced after so many answers, so that no cache grows without limit."""
 _PR_SET_PDEATHSIG = 1
 _WALL_PER_CPU = 4.0
 """An answer may take this many times its CPU deadline on the wall clock."""
 
 
 _WARM_UP = (
-    "12",
-    "-3.5",
-    r"\frac{3\sqrt{2}}{4}",
-    r"x^{2}+2x-1=0",
-    r"\left(3,\frac{\pi}{2}\right)",
-    r"[0,1)\cup(2,\infty)",
-    r"\{1,2,3\}",
-    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
-    r"12\%",
-    r"\text{east}",
-    r"\binom{n}{2}\cdot 5!",
+    ("12", "13"),
+    ("-3.5", r"\frac{7}{3}"),
+    (r"\frac{3\sqrt{2}}{4}", r"\frac{1}{2}"),
+    (r"x^{2}+2x-1=0", "y=3x"),
+    (r"\left(3,\frac{\pi}{2}\right)", "(3, 2)"),
+    (r"[0,1)\cup(2,\infty)", "x>2"),
+    (r"\{1,2,3\}", "1,2,4"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&n\end{pmatrix}"),
+    (r"12\%", "0.13"),
+    (r"\text{east}", "5"),
+    (r"\binom{n}{2}\cdot 5!", r"\log_2 n+\sin n"),
 )
 
 
-def judge(gold: str, answer: str) -> Verdict:
-    """Whether two pieces of LaTeX, as they stand in a box, mean the same. May run for ever: see above."""
-    gold_parsed, answer_parsed = (
-        parse(rf"\boxed{{{latex}}}", extraction_config=_EXTRACTION, parsing_timeout=None)
-        for latex in (gold, answer)
-    )
-    if not gold_parsed:
-        return "bad_gold"
-    if not answer_parsed:
-        return "unparsable"
-    return "correct" if verify(gold_parsed, answer_parsed, timeout_seconds=None) else "incorrect"
-
-
 class Judge:
-    """A forked child that calls :func:`judge`, and is forked again whenever it was lost."""
+    """A forked child that calls :func:`judge`, forked again whenever it was lost."""
 
     def __init__(self) -> None:
         self._child = 0
@@ -121,7 +104,7 @@ class Judge:
 
 
 def _serve(requests: int, verdicts: int) -> None:
-    """The child's life. Never returns."""
+    """The main loop of the child. Never returns."""
     with contextlib.suppress(BaseException):
         ctypes.CDLL(None).prctl(
             _PR_SET_PDEATHSIG, signal.SIGKILL
@@ -129,16 +112,25 @@ def _serve(requests: int, verdicts: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for line in os.fdopen(requests):
-            os.write(verdicts, judge(*json.loads(line)).encode())
+            os.write(verdicts, _verdict(*json.loads(line)).encode())
     os._exit(0)
+
+
+def _verdict(gold: str, answer: str) -> Verdict:
+    try:
+        return judge(gold, answer)
+    except MemoryError:
+        raise  # too little is left to go on with
+    except Exception:
+        return "error"
 
 
 def main() -> None:
     """Serve requests until standard input ends."""
     logging.disable(logging.CRITICAL)
-    # The parser learns its tables as it goes. What it learns here every child starts with.
-    for latex in _WARM_UP:
-        judge(latex, latex)
+    # The parser fills its tables as it reads. Children start with those that are filled here.
+    for gold, answer in _WARM_UP:
+        judge(gold, answer)
     gc.collect()
     gc.freeze()
     # Whatever a library may print must not end up between the verdicts.

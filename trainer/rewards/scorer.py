@@ -1,6 +1,6 @@
 """The reward: 1 if the last boxed answer means the same as the gold answer, else 0.
 
-math-verify judges, in worker processes that can be killed. One deadline holds over parsing both answers and
+Answers are judged in worker processes that can be killed. One deadline holds over parsing both answers and
 comparing them. It counts CPU time, so that a busy machine does not turn right answers into wrong ones.
 """
 
@@ -17,30 +17,30 @@ from types import TracebackType
 from typing import Literal, Self, cast
 
 from service.deferral.answer import last_boxed
-from trainer.answer import is_explosive
+from trainer.rewards.gold_answers import cut_gold, gold_problem
 
 Reason = Literal[
     "correct",
     "incorrect",
     "no_answer",  # no complete box in the response, or only empty ones
     "too_long",  # more characters in the box than any answer needs
-    "refused",  # its value would be out of all proportion, see trainer.answer
+    "refused",  # its value is out of all proportion, see trainer.rewards.expression_guard
     "unparsable",
-    "bad_gold",  # the gold answer itself can't be parsed: mend the data
+    "bad_gold",  # the gold answer itself can't be read: fix the data
     "timeout",
     "error",  # the comparison crashed or ran out of memory
 ]
 
 _WALL_PER_CPU = 4.0
-"""As in trainer.reward_worker, which is not imported here: math-verify stays out of this process."""
+"""As in trainer.rewards.worker, which is not imported here: math-verify stays out of this process."""
 _GRACE_S = 5.0
-"""What a worker may take beyond the deadline, which it enforces itself, before it is taken for dead."""
+"""Seconds that a worker may take beyond the deadline, which it enforces itself, before it counts as dead."""
 _START_S = 120.0
-"""What importing math-verify may take on a machine that is busy."""
+"""Seconds that importing math-verify may take on a busy machine."""
 
 
 class RewardError(Exception):
-    """The workers can't be started or keep dying. The answer was not judged."""
+    """A worker could not be started or kept dying. The answer was not judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,12 @@ class Reward:
 
 
 class RewardScorer:
-    """Judges answers side by side. An async context manager; workers start as they are first needed.
+    """Judge of answers in several processes. An async context manager; workers start when they are first needed.
 
     Args:
-        workers: processes; the machine's cores if not given. Each holds about 100 MB.
-        deadline_s: CPU seconds for one answer, from parsing to comparing, once a worker has taken it up; on
-            the wall clock 4 times as many.
-        max_answer_chars: an answer with more characters is not judged.
+        workers: processes; the number of cores if not given. Each holds about 100 MB.
+        deadline_s: CPU seconds for one answer, from parsing to comparing; on the wall clock 4 times as many.
+        max_answer_chars: an answer with more characters is not judged, unless it is the gold answer itself.
     """
 
     def __init__(
@@ -82,10 +81,12 @@ class RewardScorer:
         answer = last_boxed(response_text)
         if answer is None:
             return Reward(0.0, "no_answer")
+        if answer.split() == cut_gold(gold).split():
+            return Reward(1.0, "correct")
+        if gold_problem(cut_gold(gold)):
+            return Reward(0.0, "bad_gold")
         if len(answer) > self.max_answer_chars:
             return Reward(0.0, "too_long")
-        if is_explosive(answer):
-            return Reward(0.0, "refused")
         reason = await self._judge(gold, answer)
         return Reward(float(reason == "correct"), reason)
 
@@ -163,7 +164,7 @@ async def _start() -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "trainer.reward_worker",
+        "trainer.rewards.worker",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,

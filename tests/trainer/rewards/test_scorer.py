@@ -1,4 +1,4 @@
-"""Verdicts of the reward, and workers that no answer brings down. Real processes, real math-verify."""
+"""Verdicts of the scorer, and workers that survive every answer. Real processes, real math-verify."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from trainer.reward import RewardScorer
+from trainer.rewards import RewardScorer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,13 +63,30 @@ async def test_correct(scorer: RewardScorer, gold: str, answer: str) -> None:
         ("204", r"\boxed{204", "no_answer"),
         ("204", r"\boxed{}", "no_answer"),
         ("204", rf"\boxed{{{'2+' * 600}2}}", "too_long"),
-        ("204", r"\boxed{1000000!}", "refused"),
+        ("204", rf"\boxed{{{'2+' * 400}9^{{9^{{9^{{9}}}}}}}}", "refused"),
+        ("204", r"\boxed{1000000!}", "incorrect"),
+        ("204", r"\boxed{\frac{1}{)}}", "unparsable"),
+        (")(", r"\boxed{204}", "bad_gold"),
+        (r"\frac{1", r"\boxed{204}", "bad_gold"),
+        ("t(0,4]", r"\boxed{5}", "bad_gold"),
         ("", r"\boxed{204}", "bad_gold"),
     ],
 )
 async def test_no_reward(scorer: RewardScorer, gold: str, response: str, reason: str) -> None:
     reward = await scorer.score(response, gold)
     assert (reward.value, reward.reason) == (0.0, reason)
+
+
+async def test_identical_text_is_correct_whatever_it_is(scorer: RewardScorer) -> None:
+    for gold in ("2024^{2024^{2024}}", r"e^{-(x^2+y^2)}", "t(0,4]", "2+" * 600 + "2", "1" * 1200, r"\odot ?"):
+        assert (await scorer.score(rf"\boxed{{ {gold} }}", gold)).reason == "correct"
+
+
+async def test_gold_answer_of_a_rationale_follows_its_hashes(scorer: RewardScorer) -> None:
+    gold = "He has 6*12 = <<6*12=72>>72 eggs (a dozen each.\n#### 72"
+    assert (await scorer.score(r"\boxed{72}", gold)).reason == "correct"
+    assert (await scorer.score(r"\boxed{72.0}", gold)).reason == "correct"
+    assert (await scorer.score(r"\boxed{12}", gold)).reason == "incorrect"
 
 
 async def test_the_last_of_two_boxes_counts(scorer: RewardScorer) -> None:
@@ -106,6 +123,7 @@ def hostile_answers() -> list[str]:
         "(x+{0})^{{{1}}}=x",
         r"\sqrt[{0}]{{{1}^{{99}}}}",
         r"\prod_{{k=1}}^{{{0}}}(k+{1})",
+        r"\int_0^{{{0}}} e^{{-x^3}}\sin(x^{{{1}}})\,dx",
     )
     while len(answers) < 100:
         template = rng.choice(operations)
@@ -130,15 +148,15 @@ async def test_100_hostile_answers_lose_no_worker(scorer: RewardScorer) -> None:
     assert [r.value for r in rewards] == [0.0] * 100
     assert sum(r.reason == "timeout" for r in rewards) >= 10
     assert scorer.worker_pids == workers
-    assert [(await scorer.score(r"\boxed{204}", "204")).value for _ in range(2)] == [1.0, 1.0]
+    assert [(await scorer.score(r"\boxed{204.}", "204")).value for _ in range(2)] == [1.0, 1.0]
     # A timeout leaves no child that runs on.
     assert all(len(children(pid)) <= 1 for pid in workers)
 
 
 async def test_a_hang_in_one_answer_does_not_hold_up_the_others(scorer: RewardScorer) -> None:
-    hang = asyncio.create_task(scorer.score(r"\boxed{\binom{1000000}{500000}}", "204"))
+    hang = asyncio.create_task(scorer.score(r"\boxed{\int_0^\infty e^{-x^3}\sin(x^2)\,dx}", "204"))
     await asyncio.sleep(0)
-    others = await asyncio.gather(*(scorer.score(rf"\boxed{{{n}}}", str(n)) for n in range(20)))
+    others = await asyncio.gather(*(scorer.score(rf"\boxed{{{n}.0}}", str(n)) for n in range(20)))
     assert [r.value for r in others] == [1.0] * 20
     assert not hang.done()
     hang.cancel()
@@ -150,18 +168,18 @@ async def test_a_hang_in_one_answer_does_not_hold_up_the_others(scorer: RewardSc
 
 
 async def test_workers_killed_from_outside_are_replaced(scorer: RewardScorer) -> None:
-    await asyncio.gather(*(scorer.score(r"\boxed{1}", "1") for _ in range(4)))
+    await asyncio.gather(*(scorer.score(r"\boxed{1.0}", "1") for _ in range(4)))
     before = scorer.worker_pids
     for pid in before:
         os.kill(pid, signal.SIGKILL)
-    rewards = await asyncio.gather(*(scorer.score(r"\boxed{1}", "1") for _ in range(4)))
+    rewards = await asyncio.gather(*(scorer.score(r"\boxed{1.0}", "1") for _ in range(4)))
     assert [r.value for r in rewards] == [1.0] * 4
     assert not set(before) & set(scorer.worker_pids)
 
 
 async def test_close_ends_the_workers() -> None:
     async with RewardScorer(workers=1, deadline_s=PATIENT_S) as scorer:
-        await scorer.score(r"\boxed{1}", "1")
+        await scorer.score(r"\boxed{1.0}", "1")
         (pid,) = scorer.worker_pids
     assert scorer.worker_pids == []
     with pytest.raises(ProcessLookupError):
@@ -174,7 +192,7 @@ async def test_a_deadline_of_nothing_is_refused() -> None:
 
 
 def benchmark_golds(name: str) -> list[str]:
-    root = Path(os.environ.get("IHGRPO_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    root = Path(os.environ.get("IHGRPO_DATA", Path(__file__).parents[4] / "shared" / "data"))
     path = root / "benchmarks" / f"{name}.parquet"
     if path.exists():
         return [row["ground_truth"] for row in pq.read_table(path)["reward_model"].to_pylist()]
