@@ -131,7 +131,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     app.add_middleware(Draining, drain=drain)
     app.add_middleware(ApiKeys, keys=settings.keys())
     app.add_middleware(Playground)  # before the keys: a page can be opened without one
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics, strict_requests=settings.strict_requests)
     return app
 
 

@@ -90,6 +90,8 @@ class Settings(BaseSettings):
     """Episodes that wait for their turn; beyond it a request gets 429."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
     """Longest wait in that queue, in seconds; then 429."""
+    strict_requests: bool = False
+    """Reject requests with fields that are unknown or have no effect, instead of ignoring the fields."""
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     """Largest request body; beyond it 413."""
     keep_alive_s: float = Field(default=5.0, gt=0)

@@ -47,7 +47,8 @@ class MessageObject(_Documented):
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCallObject] | None = None
-    executed_tools: list[FinishedTool]
+    executed_tools: list[FinishedTool] | None = None
+    """Left out where no code ran."""
 
 
 class TokenLogprob(_Documented):

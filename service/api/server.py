@@ -11,6 +11,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 
 from service.api.access.admission import Admission
 from service.api.access.drain import Drain
+from service.api.errors import ApiError
 from service.api.telemetry.metrics import Metrics
 from service.backend import Backend
 from service.settings import Settings
@@ -40,6 +41,13 @@ class Server:
     def model_names(self) -> tuple[str, ...]:
         """All names that clients may ask for: the model itself, then its adapters."""
         return (self.model_name, *self.backend.engine.adapters)
+
+    def check_model(self, name: str) -> None:
+        """Raise ApiError 404 unless clients may ask for ``name``."""
+        if name not in self.model_names:
+            known = ", ".join(repr(known) for known in self.model_names)
+            message = f"The model '{name}' does not exist. This server has {known}."
+            raise ApiError(404, message, param="model", code="model_not_found")
 
 
 async def server_of(request: Request) -> Server:  # not async, it would be run in a thread

@@ -18,6 +18,8 @@ class History:
 
     prompt: frozenset[int]
     sampled: Counter[int]
+    stops: tuple[int, ...] = ()
+    """Stop tokens, which ``min_tokens`` keeps out."""
 
 
 def adjust(logits: Tensor, settings: Sequence[Sampling], histories: Sequence[History | None]) -> Tensor:
@@ -43,6 +45,8 @@ def _adjust_row(row: Tensor, sampling: Sampling, history: History) -> None:
         seen = _ids([*(history.prompt | history.sampled.keys())], row)
         scores, penalty = row[seen], sampling.repetition_penalty
         row[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    if history.stops and history.sampled.total() < sampling.min_tokens:
+        row[_ids(history.stops, row)] = float("-inf")
     if history.sampled:
         ids_sampled = _ids([*history.sampled], row)
         counts = torch.tensor([*history.sampled.values()], dtype=row.dtype, device=row.device)

@@ -38,7 +38,9 @@ class Request:
     def __post_init__(self) -> None:
         self._prompt_length = len(self.tokens)
         penalised = self.sampling.has_penalties
-        self.history = History(frozenset(self.tokens), Counter()) if penalised else None
+        self.history = (
+            History(frozenset(self.tokens), Counter(), tuple(self.stop_token_ids)) if penalised else None
+        )
         # The prompt's length goes into the seed: the turns of one episode, all with one seed, must not
         # draw the same numbers again. A string seed is hashed, so near seeds are unrelated.
         seed = self.sampling.seed

@@ -34,6 +34,8 @@ def request_fields(sampling: Sampling, *, max_tokens: int, stop_token_ids: Colle
         "frequency_penalty": sampling.frequency_penalty,
         "repetition_penalty": sampling.repetition_penalty,
     }
+    if sampling.min_tokens:
+        fields["min_tokens"] = sampling.min_tokens
     if sampling.logprobs:
         fields["logprobs"] = sampling.top_logprobs
     if sampling.logit_bias:

@@ -15,6 +15,8 @@ _PATTERN = re.compile("|".join(map(re.escape, SPECIALS)) + "|.", re.DOTALL)
 class CharTokenizer:
     """Implements `service.engines.base.Tokenizer`."""
 
+    vocab_size = _FIRST_SPECIAL + len(SPECIALS)
+
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         if not allow_special:
             return [ord(char) for char in text]
@@ -27,7 +29,11 @@ class CharTokenizer:
         return _FIRST_SPECIAL + SPECIALS.index(token) if token in SPECIALS else None
 
     def render_chat(
-        self, messages: Sequence[dict[str, object]], *, template_kwargs: dict[str, object] | None = None
+        self,
+        messages: Sequence[dict[str, object]],
+        *,
+        template_kwargs: dict[str, object] | None = None,
+        continue_final: bool = False,
     ) -> list[int]:
         options = template_kwargs or {}
         text = "".join(
@@ -38,4 +44,6 @@ class CharTokenizer:
             text += "".join(
                 f"call: {json.dumps(call)}\n" for call in cast("list[object]", message.get("tool_calls", []))
             )
+        if continue_final:
+            text = text.removesuffix("\n")
         return self.encode(text, allow_special=True)

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Final
 
 from service.api.chat.request import ChatRequest
-from service.api.chat.sampling import sampling_of
 from service.api.errors import ApiError
 from service.api.functions.forced_call import ForcedCall, forced_call
 from service.api.functions.hermes import CLOSE
+from service.api.sampling import sampling_of, with_endings
 from service.api.server import Server
 from service.api.thinking import OPEN
+from service.backend import Backend
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import EngineError, Sampling
 from service.events import EpisodeEvent
@@ -31,6 +32,8 @@ class ChatJob:
 
     id: str
     server: Server
+    backend: Backend
+    """The server's, with the tokens that end this reply."""
     request: ChatRequest
     prompt_ids: list[int]
     prompt_end: str
@@ -43,7 +46,7 @@ class ChatJob:
     @property
     def thinks(self) -> bool:
         """A thought may come first."""
-        return self.request.chat_template_kwargs.enable_thinking or _opens_thought(self.prompt_end)
+        return self.request.thinks or _opens_thought(self.prompt_end)
 
     @property
     def schema_param(self) -> str | None:
@@ -57,7 +60,7 @@ class ChatJob:
         return [self._episode(index) for index in range(self.request.choices)]
 
     def _episode(self, index: int) -> AsyncGenerator[EpisodeEvent, None]:
-        backend, request, sampling = self.server.backend, self.request, self.sampling
+        backend, request, sampling = self.backend, self.request, self.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + index)
         stops = list(request.stop or ())
@@ -81,10 +84,7 @@ async def prepare(server: Server, request: ChatRequest) -> ChatJob:
     Raises:
         ApiError: 404 for an unknown model; 400 for what is too much, does not fit, or can't be honoured.
     """
-    if request.model not in server.model_names:
-        known = ", ".join(repr(name) for name in server.model_names)
-        message = f"The model '{request.model}' does not exist. This server has {known}."
-        raise ApiError(404, message, param="model", code="model_not_found")
+    server.check_model(request.model)
     if request.choices > server.settings.max_n:
         raise _above("n", server.settings.max_n)
     if (conflict := request.conflict) is not None:
@@ -104,10 +104,25 @@ async def prepare(server: Server, request: ChatRequest) -> ChatJob:
     if room < 1:
         message = f"The prompt has {len(prompt_ids)} tokens; at most {len(prompt_ids) + room - 1} fit."
         raise ApiError(400, message, param="messages", code="context_length_exceeded")
-    sampling = sampling_of(request, server.backend.sampling, room, server.backend.engine)
+    if request.min_tokens and request.deferred:
+        message = (
+            "'min_tokens': where code runs, replies can't be kept from ending; set deferral.enabled to false."
+        )
+        raise ApiError(400, message, param="min_tokens", code="unsupported_parameter")
+    sampling = sampling_of(
+        request,
+        server.backend.sampling,
+        room,
+        server.backend.engine,
+        model=request.model,
+        logprobs=bool(request.logprobs),
+        top_logprobs=request.top_logprobs or 0,
+        json_schema=request.json_schema,
+    )
     return ChatJob(
         id=f"chatcmpl-{secrets.token_hex(12)}",
         server=server,
+        backend=replace(server.backend, engine=with_endings(server.backend.engine, request)),
         request=request,
         prompt_ids=prompt_ids,
         prompt_end=prompt_end,
@@ -150,8 +165,9 @@ async def _render(server: Server, request: ChatRequest) -> list[int]:
         server.backend.render,
         turns,
         deferral=request.deferred,
-        thinking=request.chat_template_kwargs.enable_thinking,
+        thinking=request.thinks,
         tools=tools,
+        continue_final=bool(request.continue_final_message),
     )
     size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
     try:

@@ -107,7 +107,7 @@ class Reply:
         logprobs = {"content": self._logprobs, "refusal": None} if self._wants_logprobs else None
         return {
             "index": self.index,
-            "message": {**self._text.message(), "executed_tools": self._tools},
+            "message": self._text.message() | ({"executed_tools": self._tools} if self._tools else {}),
             "logprobs": logprobs,
             "finish_reason": self.finish_reason,
         }

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from service.api.errors import ApiError
 from service.api.responses.ids import is_response_id, response_of
-from service.api.responses.items import CodeInterpreterCall, InputItem, ItemReference
+from service.api.responses.items import CodeInterpreterCall, InputItem, ItemReference, SkippedItem
 from service.api.responses.messages import Conversation
 from service.api.wire import Json
 from service.store.records import StoredResponse
@@ -55,6 +55,8 @@ async def resolved(items: Sequence[InputItem], store: ResponseStore, owner: str)
     found: list[InputItem] = []
     look_up = _Stored(store, owner)
     for index, item in enumerate(items):
+        if isinstance(item, SkippedItem):
+            continue
         if isinstance(item, ItemReference):
             stored = await look_up.item(str(item.id))
             if stored is None:

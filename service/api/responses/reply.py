@@ -5,7 +5,15 @@ from __future__ import annotations
 import secrets
 
 from service.api.functions.declared import Functions
-from service.api.functions.hermes import CallBegun, CallDone, CallWrote, HermesEvent, HermesParser, Said
+from service.api.functions.hermes import (
+    CallBegun,
+    CallDone,
+    CallFailed,
+    CallWrote,
+    HermesEvent,
+    HermesParser,
+    Said,
+)
 from service.api.responses.code_item import CodeItem
 from service.api.responses.output import Events, FunctionCallItem, Output, TextItem
 from service.api.thinking import CLOSE, Parted, ThinkSplitter
@@ -38,6 +46,7 @@ class Reply:
         prefix: what was written for the model at the beginning of its reply.
         functions: those that it may call; None where ``<tool_call>`` is no call of them.
         marker: the execute marker; None where no code runs.
+        strict_calls: raise for a call that can't be made; otherwise its text becomes a message.
         logprobs: tell the log-probabilities of the message's tokens.
     """
 
@@ -49,6 +58,7 @@ class Reply:
         prompt_end: str,
         prefix: str = "",
         functions: Functions | None = None,
+        strict_calls: bool = False,
         marker: str | None = None,
         logprobs: bool = False,
     ) -> None:
@@ -59,7 +69,7 @@ class Reply:
         self._endings = reply_endings(engine)
         self._think_end = engine.tokenizer.token_id(CLOSE)
         self._splitter = ThinkSplitter(prompt_end)
-        self._parser = None if functions is None else HermesParser(functions.check)
+        self._parser = None if functions is None else HermesParser(functions.check, strict=strict_calls)
         self._marker = marker
         self._held_marker = ""
         self._wants_logprobs = logprobs
@@ -238,6 +248,10 @@ class Reply:
                 case CallWrote(_, text):
                     assert self._call is not None  # noqa: S101
                     told += self._call.write(text)
+                case CallFailed():
+                    assert self._call is not None  # noqa: S101
+                    told += self._call.close("incomplete")
+                    self._call = None
                 case CallDone():
                     assert self._call is not None  # noqa: S101
                     told += self._call.close("completed")
