@@ -92,6 +92,10 @@ class Settings(BaseSettings):
     """Longest wait in that queue, in seconds; then 429."""
     strict_requests: bool = False
     """Reject requests with fields that are unknown or have no effect, instead of ignoring the fields."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins whose web pages may use the API, separated by commas, as ``http://localhost:3000``."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """More names that a loopback server without keys answers to, separated by commas: others get 403."""
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     """Largest request body; beyond it 413."""
     keep_alive_s: float = Field(default=5.0, gt=0)
@@ -134,7 +138,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     """For eyes, or for a log collector."""
 
-    @field_validator("api_keys", "engine_url", mode="before")
+    @field_validator("api_keys", "engine_url", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -190,6 +194,11 @@ class Settings(BaseSettings):
                 "`ih-grpo key --admin` and put its line into api_keys_file"
             )
         return self
+
+    @property
+    def is_open_locally(self) -> bool:
+        """Whether no key is asked for because only this machine reaches the server."""
+        return is_loopback(self.host) and not self.keys()
 
     def keys(self) -> tuple[ApiKey, ...]:
         """All API keys.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -20,6 +22,8 @@ from service.sandbox.base import QueueTimeoutError, SandboxError
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _NO_OBJECT: Final = frozenset({"missing", "model_type", "model_attributes_type", "dict_type"})
 """What pydantic says of a whole body that is not an object."""
+_UNPARSABLE: Final = "There was an error parsing the body"
+"""FastAPI's words for a body that is not UTF-8, or nested too deeply."""
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded"}
 
 
@@ -107,8 +111,45 @@ def install(app: FastAPI) -> None:
 async def _respond(request: Request, error: Exception) -> JSONResponse:
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(_allowed(request))
+        allowed = _allowed(request)
+        headers["Allow"] = ", ".join(allowed)
+        message = f"{request.method} is not allowed on {_shown(request)}: use {' or '.join(allowed)}."
+        return ApiError(405, message, code="method_not_allowed").response(headers)
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
+        message = f"Unknown URL: {request.method} {_shown(request)}. {_hint(request)}"
+        return ApiError(404, message, code="unknown_url").response(headers)
+    if isinstance(error, HTTPException) and error.detail == _UNPARSABLE:
+        cause = error.__cause__
+        known = cause if isinstance(cause, ApiError) else None  # raised while the body was received
+        return (
+            known or ApiError(400, "The body is not valid JSON in UTF-8.", code="invalid_body")
+        ).response()
     return as_api_error(error).response(headers)
+
+
+def _shown(request: Request) -> str:
+    return str(request.scope["path"])[:200]
+
+
+def _hint(request: Request) -> str:
+    """What the client probably meant by a path that leads nowhere."""
+    path: str = request.scope["path"]
+    flat = re.sub("/{2,}", "/", path)
+    last = "/v1/" + flat.rpartition("/v1/")[2]
+    for meant in (flat, last, f"/v1{flat}", flat.removeprefix("/v1")):
+        if meant != path and _is_served(request, meant):
+            if meant == f"/v1{flat}":
+                return f"The base URL ends in /v1: did you mean {meant}?"
+            return f"Did you mean {meant}? Check the base URL."
+    known = sorted(request.app.openapi()["paths"])
+    if near := get_close_matches(flat, known, n=1, cutoff=0.85):
+        return f"Did you mean {near[0]}?"
+    return f"This server has {', '.join(path for path in known if '{' not in path)}."
+
+
+def _is_served(request: Request, path: str) -> bool:
+    scope = {**request.scope, "path": path}
+    return any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)
 
 
 def _allowed(request: Request) -> list[str]:
@@ -118,7 +159,7 @@ def _allowed(request: Request) -> list[str]:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
-    return [method for method in _METHODS if served(method)]
+    return [method for method in _METHODS if served("GET" if method == "HEAD" else method)]
 
 
 def _error_type(status: int) -> str:

@@ -22,6 +22,15 @@ from service.api.validation import Reading
 
 IGNORED_HEADER: Final = "x-ih-grpo-ignored"
 """Names the fields of the request that have no effect."""
+EXPOSED_HEADERS: Final = (
+    "x-request-id",
+    IGNORED_HEADER,
+    "retry-after",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+)
+"""What scripts of another origin may read."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT: Final = 499  # nginx's number for it; never sent
 
@@ -92,6 +101,23 @@ class RequestContext:
         _log.info(
             "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
         )
+
+
+class HeadAsGet:
+    """Answers HEAD on every route of GET, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        def send_head(message: Message) -> Awaitable[None]:
+            return send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
 class BodyLimit:
