@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Security
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import errors, models, ops, reload
+from service.api import completions, errors, models, ops, reload, tokenize
 from service.api.access.admission import Admission
 from service.api.access.auth import BEARER, ApiKeys
 from service.api.access.decoding import RequestDecoding
@@ -120,7 +120,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     app.state.drain = drain
     app.state.responses = responses
     errors.install(app)
-    for module in (chat, create, stored, models, ops, reload):
+    for module in (chat, completions, create, stored, tokenize, models, ops, reload):
         app.include_router(module.router, dependencies=[Security(BEARER)])
     app.include_router(ops.open_router)
     # The last one added is the first that a request meets.

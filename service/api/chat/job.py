@@ -21,7 +21,7 @@ from service.deferral.policy import DeferralPolicy
 from service.engines.base import EngineError, Sampling
 from service.events import EpisodeEvent
 
-_SHORT: Final = 4000
+SHORT: Final = 4000
 """Characters of a request that are tokenised at once, in a millisecond or two: a thread would take longer to
 get its turn. A prompt of megabytes takes a second and must not hold the event loop."""
 
@@ -92,7 +92,7 @@ async def prepare(server: Server, request: ChatRequest) -> ChatJob:
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
     policy = _policy(server, request)
     forced = forced_call(request.tool_choice, request.callable_tools)
-    prompt_ids = await _render(server, request)
+    prompt_ids = await render_prompt(server, request)
     prompt_end = server.backend.engine.tokenizer.decode(prompt_ids[-8:])
     if _opens_thought(prompt_end) and (forced is not None or request.json_schema is not None):
         param = "tool_choice" if forced is not None else "response_format"
@@ -158,7 +158,12 @@ def _policy(server: Server, request: ChatRequest) -> DeferralPolicy:
     return own.model_copy(update=asked)
 
 
-async def _render(server: Server, request: ChatRequest) -> list[int]:
+async def render_prompt(server: Server, request: ChatRequest) -> list[int]:
+    """Prompt ids of ``request``.
+
+    Raises:
+        ApiError: 400, the chat template can't take the messages.
+    """
     turns = [message.as_turn() for message in request.messages]
     tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
     render = partial(
@@ -171,7 +176,7 @@ async def _render(server: Server, request: ChatRequest) -> list[int]:
     )
     size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
     try:
-        return render() if size <= _SHORT else await asyncio.to_thread(render)
+        return render() if size <= SHORT else await asyncio.to_thread(render)
     except (ValueError, EngineError) as error:
         raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
 
