@@ -185,6 +185,14 @@ async def test_a_stop_token_is_delivered_and_ends_the_stream(engine: Transformer
     assert chunks[-1].finish_reason == "stop"
 
 
+async def test_a_stop_token_waits_for_the_least_length(engine: TransformersEngine) -> None:
+    ids = prompt(30)
+    stop = sampled(await collect(engine, ids))[5]
+    chunks = await collect(engine, ids, replace(GREEDY, min_tokens=12), stop=[stop])
+    assert stop not in sampled(chunks)[:12]
+    assert len(sampled(chunks)) > 12
+
+
 async def test_top_logprobs_are_reported_beside_the_sample(engine: TransformersEngine) -> None:
     for chunk in await collect(engine, prompt(9), Sampling(temperature=0, max_tokens=3, top_logprobs=4)):
         (top,) = chunk.top_logprobs

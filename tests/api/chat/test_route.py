@@ -287,6 +287,28 @@ async def test_what_cannot_be_honoured_is_refused_by_name() -> None:
             assert caught.value.type == "invalid_request_error"
 
 
+async def test_the_last_message_may_be_continued() -> None:
+    scripted = ScriptedEngine(" of them." + EOS)
+    turns: Any = [*MESSAGES, {"role": "assistant", "content": "All"}]
+    async with serve(make_app(scripted, sandbox())) as served:
+        completion = await ask(served, messages=turns, extra_body={"continue_final_message": True})
+        with pytest.raises(openai.BadRequestError) as caught:
+            await ask(served, extra_body={"continue_final_message": True})
+    assert completion.choices[0].message.content == " of them."
+    assert scripted.tokenizer.decode(scripted.calls[0][0]).endswith("assistant: All")
+    assert caught.value.param == "continue_final_message"
+
+
+async def test_a_reply_may_end_at_other_tokens() -> None:
+    scripted = ScriptedEngine("one" + EOS + "two" + EOS)
+    async with serve(make_app(scripted, sandbox())) as served:
+        stopped = await ask(served, extra_body={"stop_token_ids": [ord("e")]})
+        longer = await ask(served, extra_body={"ignore_eos": True, "stop_token_ids": [ord("w")]})
+    assert stopped.choices[0].message.content == "on"
+    assert longer.choices[0].message.content == f"one{EOS}t"
+    assert [choice.finish_reason for choice in (stopped.choices[0], longer.choices[0])] == ["stop", "stop"]
+
+
 async def test_fields_that_ask_for_nothing_are_accepted() -> None:
     neutral = {
         "presence_penalty": 0.0,
