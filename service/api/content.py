@@ -38,7 +38,7 @@ class _Parts(Lenient):
         for index, part in enumerate(raw if isinstance(raw, list) else ()):
             if not isinstance(part, dict):
                 continue
-            if part.get("type") in _LEFT_OUT:
+            if str(part.get("type")) in _LEFT_OUT:
                 yield f"[{index}]"
                 continue
             for name, value in part.items():
@@ -58,14 +58,13 @@ def _text(part: object, at: str) -> str:
         return part
     if not isinstance(part, dict):
         raise unsupported("content is a string, or parts of type 'text' with their text", at)
-    kind = part.get("type")
-    if kind is None and isinstance(part.get("text"), str):
-        kind = "text"
+    kind = part.get("type", "text")
+    if not isinstance(kind, str):
+        raise invalid("the type of a part is a string", f"{at}.type")
     if kind in _LEFT_OUT and not is_strict():
         return ""
-    name = _TEXT.get(kind) if isinstance(kind, str) else None
-    if name is None:
-        raise unsupported(f"parts of type {str(kind)[:40]!r} can't be read: this model reads text only", at)
+    if (name := _TEXT.get(kind)) is None:
+        raise unsupported(f"parts of type {kind[:40]!r} can't be read: this model reads text only", at)
     if not isinstance(text := part.get(name), str):
         raise invalid(f"a part of type {name!r} needs its '{name}'", f"{at}.{name}")
     if is_strict() and (extra := next((key for key in part if key not in _OWN_FIELDS), None)):

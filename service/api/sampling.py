@@ -32,7 +32,7 @@ Stops = Annotated[
 ]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 BiasedId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
 
 class StreamOptions(RequestModel):

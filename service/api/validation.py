@@ -204,7 +204,7 @@ def in_union(known: frozenset[str]) -> Callable[[object], str | None]:
         kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
         if kind is None and isinstance(value, dict) and "function" in value:
             kind = "function"
-        if kind in known:
+        if isinstance(kind, str) and kind in known:
             return f"<{kind}>"
         is_skippable = isinstance(value, Skipped) or (isinstance(value, dict) and not is_strict())
         return "<skipped>" if is_skippable else None
