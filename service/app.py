@@ -25,6 +25,7 @@ from service.api.chat import route as chat
 from service.api.documented import ERRORS
 from service.api.responses import create, stored
 from service.api.responses.responses import Responses
+from service.api.responses.seal import Seal
 from service.api.server import Server
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
@@ -89,7 +90,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
         settings.max_concurrent_episodes, settings.max_queued_episodes, settings.queue_timeout_s
     )
 
-    responses = Responses(settings, drain)
+    responses, seal = Responses(settings, drain), Seal(settings.seals())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -102,7 +103,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
             await _stop(responses, backend)
             raise
         app.state.server = Server(
-            backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain
+            backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain, seal=seal
         )
         try:
             yield

@@ -12,6 +12,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 from service.api.access.admission import Admission
 from service.api.access.drain import Drain
 from service.api.errors import ApiError
+from service.api.responses.seal import Seal
 from service.api.telemetry.metrics import Metrics
 from service.backend import Backend
 from service.settings import Settings
@@ -29,6 +30,8 @@ class Server:
     """Unix time."""
     tracer: Tracer = field(default_factory=NoOpTracer)
     drain: Drain = field(default_factory=Drain)
+    seal: Seal = field(default_factory=Seal)
+    """Seals the thoughts that clients keep."""
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while new weights are read and taken."""
 

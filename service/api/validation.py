@@ -76,6 +76,12 @@ def unreported() -> Iterator[None]:
         current.reset(token)
 
 
+def report(name: str) -> None:
+    """Note a field of the request at hand that turned out to have no effect."""
+    if (reading := current.get()) is not None:
+        reading.ignore(name, name)
+
+
 def is_strict() -> bool:
     """Whether the operator wants every field that has no effect rejected."""
     reading = current.get()

@@ -223,4 +223,4 @@ def test_any_extra_field_is_accepted_or_named(extra: dict[str, Any]) -> None:
             kinds = {item["type"] for item in error.errors()}
         else:
             kinds = set()
-        assert kinds <= {"unknown_parameter", "invalid_value"}
+        assert kinds <= {"unknown_parameter", "unsupported_parameter", "invalid_value"}

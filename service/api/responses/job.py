@@ -13,14 +13,15 @@ from service.api.errors import ApiError, complaint
 from service.api.functions.declared import Functions
 from service.api.responses.history import recall, resolved
 from service.api.responses.ids import input_item_id
-from service.api.responses.items import PREFIXES, InputItem, SkippedItem
+from service.api.responses.items import PREFIXES, InputItem, Reasoning, ReasoningText, SkippedItem
 from service.api.responses.messages import Conversation
 from service.api.responses.reply import Reply
-from service.api.responses.request import LOGPROBS, ResponseRequest
+from service.api.responses.request import LOGPROBS, SEALED, ResponseRequest
+from service.api.responses.seal import Seal
 from service.api.responses.text import TextOptions
 from service.api.responses.tools import FunctionChoice
 from service.api.server import Server
-from service.api.validation import unreported
+from service.api.validation import report, unreported
 from service.api.wire import Json
 from service.store.responses import ResponseStore
 
@@ -73,7 +74,11 @@ class ResponseJob:
             strict_calls=self.request.strict_tool_calls,
             marker=policy.marker if self.request.runs_code else None,
             logprobs=LOGPROBS in (self.request.include or ()),
+            seal=self._seal if SEALED in (self.request.include or ()) else None,
         )
+
+    def _seal(self, text: str) -> str:
+        return self.chat.server.seal.close(text, self.owner)
 
 
 async def prepare_response(
@@ -89,11 +94,21 @@ async def prepare_response(
     conversation = Conversation(backend.engine.tokenizer, backend.policy.marker)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
-    items = await resolved(request.input, store, owner)
+    items = [_opened(item, server.seal, owner) for item in await resolved(request.input, store, owner)]
     conversation.add(items)
     chat = await _fitting(server, request, conversation.messages)
     # The sandbox sees flushes of this id; so do traces.
     return ResponseJob(response_id, owner, request, items, replace(chat, id=response_id))
+
+
+def _opened(item: InputItem, seal: Seal, owner: str) -> InputItem:
+    """A sealed thought with its text; one that can't be opened is what the client sends beside the seal."""
+    if not isinstance(item, Reasoning) or not item.encrypted_content:
+        return item
+    if (text := seal.open(item.encrypted_content, owner)) is None:
+        report("input.encrypted_content")
+        return item
+    return item.model_copy(update={"content": [ReasoningText(text=text)]})
 
 
 def _check(request: ResponseRequest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 from service.api.functions.declared import Functions
 from service.api.functions.hermes import (
@@ -48,6 +49,7 @@ class Reply:
         marker: the execute marker; None where no code runs.
         strict_calls: raise for a call that can't be made; otherwise its text becomes a message.
         logprobs: tell the log-probabilities of the message's tokens.
+        seal: seals thoughts for the client to keep; None where it does not ask for that.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Reply:
         strict_calls: bool = False,
         marker: str | None = None,
         logprobs: bool = False,
+        seal: Callable[[str], str] | None = None,
     ) -> None:
+        self._seal = seal
         self.output = Output(response_id)
         self.sampled_tokens = self.observation_tokens = self.reasoning_tokens = 0
         self.cached_tokens: int | None = None
@@ -227,7 +231,7 @@ class Reply:
         return [*told, *self._text.write(text, [] if thought else logprobs)]
 
     def _open_text(self, *, thought: bool) -> Events:
-        self._text = TextItem(self.output, thought=thought, logprobs=self._wants_logprobs)
+        self._text = TextItem(self.output, thought=thought, logprobs=self._wants_logprobs, seal=self._seal)
         return self._text.open()
 
     def _close_text(self, status: str) -> Events:
