@@ -11,17 +11,21 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Security
+from starlette.middleware.cors import CORSMiddleware
 
-from service.api import errors, models, ops, reload
+from service.api import completions, errors, models, ops, reload, tokenize
 from service.api.access.admission import Admission
 from service.api.access.auth import BEARER, ApiKeys
+from service.api.access.decoding import RequestDecoding
 from service.api.access.drain import Drain, Draining
+from service.api.access.hosts import HostCheck
 from service.api.access.key_limits import KeyLimits
-from service.api.access.middleware import BodyLimit, RequestContext
+from service.api.access.middleware import EXPOSED_HEADERS, BodyLimit, HeadAsGet, RequestContext
 from service.api.chat import route as chat
 from service.api.documented import ERRORS
 from service.api.responses import create, stored
 from service.api.responses.responses import Responses
+from service.api.responses.seal import Seal
 from service.api.server import Server
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
@@ -86,7 +90,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
         settings.max_concurrent_episodes, settings.max_queued_episodes, settings.queue_timeout_s
     )
 
-    responses = Responses(settings, drain)
+    responses, seal = Responses(settings, drain), Seal(settings.seals())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -99,7 +103,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
             await _stop(responses, backend)
             raise
         app.state.server = Server(
-            backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain
+            backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain, seal=seal
         )
         try:
             yield
@@ -117,10 +121,11 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     app.state.drain = drain
     app.state.responses = responses
     errors.install(app)
-    for module in (chat, create, stored, models, ops, reload):
+    for module in (chat, completions, create, stored, tokenize, models, ops, reload):
         app.include_router(module.router, dependencies=[Security(BEARER)])
     app.include_router(ops.open_router)
     # The last one added is the first that a request meets.
+    app.add_middleware(RequestDecoding, max_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(
         KeyLimits,
@@ -131,7 +136,19 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     app.add_middleware(Draining, drain=drain)
     app.add_middleware(ApiKeys, keys=settings.keys())
     app.add_middleware(Playground)  # before the keys: a page can be opened without one
-    app.add_middleware(RequestContext, metrics=metrics)
+    if settings.is_open_locally:
+        app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
+    app.add_middleware(RequestContext, metrics=metrics, strict_requests=settings.strict_requests)
+    app.add_middleware(HeadAsGet)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=EXPOSED_HEADERS,
+        )
     return app
 
 

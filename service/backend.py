@@ -32,6 +32,7 @@ class Backend:
         *,
         deferral: bool,
         thinking: bool = False,
+        continue_final: bool = False,
         tools: Sequence[dict[str, object]] = (),
     ) -> list[int]:
         """Return the prompt ids of ``messages``; with ``deferral`` the instruction is added, once.
@@ -40,6 +41,7 @@ class Backend:
             messages: turns as the chat template takes them.
             deferral: code that the model writes will run.
             thinking: let the model think first.
+            continue_final: leave the last message open, for the model to continue it.
             tools: functions of the client, in OpenAI's form, that the model may call.
 
         Raises:
@@ -50,7 +52,9 @@ class Backend:
         options: dict[str, object] = {"enable_thinking": thinking}
         if tools:
             options["tools"] = list(tools)
-        return self.engine.tokenizer.render_chat(turns, template_kwargs=options)
+        return self.engine.tokenizer.render_chat(
+            turns, template_kwargs=options, continue_final=continue_final
+        )
 
     def room(self, prompt_ids: Sequence[int], *, deferral: bool) -> int:
         """Tokens that may follow the prompt."""

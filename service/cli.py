@@ -82,6 +82,10 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     max_slots: Annotated[int | None, typer.Option(help="Sequences in one batch.")] = None,
     max_concurrent_episodes: Annotated[int | None, typer.Option(help="Episodes that run at once.")] = None,
+    strict_requests: Annotated[
+        bool | None,
+        typer.Option("--strict-requests", help="Reject fields that are unknown or have no effect."),
+    ] = None,
     api_keys_file: Annotated[
         Path | None, typer.Option(help="File with one hashed API key a line (ih-grpo key).")
     ] = None,

@@ -18,6 +18,7 @@ from rich.markup import escape
 from service import logs
 from service.api.access.drain import Drain
 from service.engines.base import EngineError
+from service.http1 import Http1Protocol
 from service.sandbox.base import SandboxError
 from service.settings import Settings
 from service.store.errors import StoreError
@@ -67,6 +68,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Http1Protocol,
                 lifespan="on",
                 access_log=False,
                 log_config=None,

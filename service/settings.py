@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.api.responses.seal import SealKey, parse_seal_key
 from service.api_keys import ApiKey, parse_keys
 from service.checkpoint import quickstart
 from service.store.location import default_url
@@ -92,6 +93,12 @@ class Settings(BaseSettings):
     """Episodes that wait for their turn; beyond it a request gets 429."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
     """Longest wait in that queue, in seconds; then 429."""
+    strict_requests: bool = False
+    """Reject requests with fields that are unknown or have no effect, instead of ignoring the fields."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins whose web pages may use the API, separated by commas, as ``http://localhost:3000``."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """More names that a loopback server without keys answers to, separated by commas: others get 403."""
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     """Largest request body; beyond it 413."""
     keep_alive_s: float = Field(default=5.0, gt=0)
@@ -106,6 +113,10 @@ class Settings(BaseSettings):
     """How long a response is kept, in days."""
     store_max_bytes: int = Field(default=2**30, ge=2**20)
     """About how much the store may hold; beyond it the oldest responses go first."""
+    seal_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Keys that seal the thoughts which clients of the Responses API keep (``encrypted_content``), as
+    ``ID:BASE64`` of 32 bytes, separated by commas. The first one seals, all open. Unset: a random one, so
+    that what was sealed can't be read after a restart."""
     max_background_responses: int = Field(default=128, ge=0)
     """Responses that run in the background or wait for it; beyond it a request gets 429."""
 
@@ -134,11 +145,18 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     """For eyes, or for a log collector."""
 
-    @field_validator("api_keys", "engine_url", mode="before")
+    @field_validator("api_keys", "engine_url", "cors_origins", "allowed_hosts", "seal_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("seal_keys")
+    @classmethod
+    def _are_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in value:
+            parse_seal_key(key.get_secret_value())
         return value
 
     @field_validator("lora", mode="before")
@@ -190,6 +208,15 @@ class Settings(BaseSettings):
                 "`ih-grpo key --admin` and put its line into api_keys_file"
             )
         return self
+
+    @property
+    def is_open_locally(self) -> bool:
+        """Whether no key is asked for because only this machine reaches the server."""
+        return is_loopback(self.host) and not self.keys()
+
+    def seals(self) -> tuple[SealKey, ...]:
+        """All seal keys, the one that seals first."""
+        return tuple(parse_seal_key(key.get_secret_value()) for key in self.seal_keys)
 
     def keys(self) -> tuple[ApiKey, ...]:
         """All API keys.

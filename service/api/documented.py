@@ -47,7 +47,8 @@ class MessageObject(_Documented):
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCallObject] | None = None
-    executed_tools: list[FinishedTool]
+    executed_tools: list[FinishedTool] | None = None
+    """Left out where no code ran."""
     unflushed_blocks: list[Block] | None = None
     """Code that was still pending when the reply ended, and never ran. Left out if there is none."""
 
@@ -101,6 +102,46 @@ class ChatCompletionObject(_Documented):
     usage: UsageObject
 
 
+class TextLogprobsObject(_Documented):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoiceObject(_Documented):
+    index: int
+    text: str
+    logprobs: TextLogprobsObject | None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextUsageObject(_Documented):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TextCompletionObject(_Documented):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoiceObject]
+    usage: TextUsageObject
+
+
+class TokenizedObject(_Documented):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizedObject(_Documented):
+    prompt: str
+
+
 class ModelObject(_Documented):
     id: str
     object: Literal["model"]
@@ -140,6 +181,13 @@ COMPLETION: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ChatCompletionObject,
         "description": "The completion; with `stream`, events that hold `chat.completion.chunk` objects.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+TEXT_COMPLETION: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": TextCompletionObject,
+        "description": "The completion; with `stream`, events that hold pieces of the same object.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }

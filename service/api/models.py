@@ -21,6 +21,8 @@ async def list_models(server: CurrentServer) -> Json:
 @router.get("/{model_id:path}", responses={200: {"model": ModelObject}})
 async def retrieve_model(model_id: str, server: CurrentServer) -> Json:
     """One model, with its context length and the deferral policy that it was trained with."""
+    if not model_id:  # `/v1/models/`
+        return await list_models(server)
     if model_id not in server.model_names:
         raise ApiError(404, f"The model '{model_id}' does not exist.", param="model", code="model_not_found")
     return _model(server, model_id)

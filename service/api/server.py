@@ -11,6 +11,8 @@ from opentelemetry.trace import NoOpTracer, Tracer
 
 from service.api.access.admission import Admission
 from service.api.access.drain import Drain
+from service.api.errors import ApiError
+from service.api.responses.seal import Seal
 from service.api.telemetry.metrics import Metrics
 from service.backend import Backend
 from service.settings import Settings
@@ -28,6 +30,8 @@ class Server:
     """Unix time."""
     tracer: Tracer = field(default_factory=NoOpTracer)
     drain: Drain = field(default_factory=Drain)
+    seal: Seal = field(default_factory=Seal)
+    """Seals the thoughts that clients keep."""
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while new weights are read and taken."""
 
@@ -40,6 +44,13 @@ class Server:
     def model_names(self) -> tuple[str, ...]:
         """All names that clients may ask for: the model itself, then its adapters."""
         return (self.model_name, *self.backend.engine.adapters)
+
+    def check_model(self, name: str) -> None:
+        """Raise ApiError 404 unless clients may ask for ``name``."""
+        if name not in self.model_names:
+            known = ", ".join(repr(known) for known in self.model_names)
+            message = f"The model '{name}' does not exist. This server has {known}."
+            raise ApiError(404, message, param="model", code="model_not_found")
 
 
 async def server_of(request: Request) -> Server:  # not async, it would be run in a thread

@@ -14,6 +14,11 @@ OPEN: Final = "<think>"
 CLOSE: Final = "</think>"
 
 
+def is_effort(effort: str | None) -> bool | None:
+    """Whether a model that knows no degrees should think at this effort; None where none is given."""
+    return None if effort is None else effort not in ("none", "minimal")
+
+
 @dataclass(slots=True)
 class Parted:
     """What a piece of text adds to each side."""

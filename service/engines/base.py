@@ -22,6 +22,8 @@ class Sampling:
     seed: int | None = None
     """The same seed, prompt and weights give the same tokens, whatever else shares the batch."""
     max_tokens: int = 8000
+    min_tokens: int = 0
+    """Tokens to sample before a stop token may be."""
     logprobs: bool = True
     """False: nobody reads them, so an engine may save the work; they are NaN then."""
     top_logprobs: int = 0
@@ -41,12 +43,18 @@ class Sampling:
 
     @property
     def has_penalties(self) -> bool:
-        """Whether bias or a penalty changes the logits."""
-        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
+        """Whether bias, a penalty or a least length changes the logits."""
+        penalties = (
+            self.presence_penalty,
+            self.frequency_penalty,
+            self.repetition_penalty - 1,
+            self.min_tokens,
+        )
         return bool(self.logit_bias) or any(penalties)
 
 
 OPTIONAL_SAMPLING: Final = (
+    "min_tokens",
     "top_logprobs",
     "presence_penalty",
     "frequency_penalty",
@@ -112,6 +120,11 @@ class ContextLengthExceededError(EngineError):
 class Tokenizer(Protocol):
     """The few things that the service asks of a tokenizer."""
 
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest token id."""
+        ...
+
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         """Token ids of ``text``; with ``allow_special`` false, a special token spelled out stays text."""
         ...
@@ -125,11 +138,15 @@ class Tokenizer(Protocol):
         ...
 
     def render_chat(
-        self, messages: Sequence[dict[str, object]], *, template_kwargs: dict[str, object] | None = None
+        self,
+        messages: Sequence[dict[str, object]],
+        *,
+        template_kwargs: dict[str, object] | None = None,
+        continue_final: bool = False,
     ) -> list[int]:
-        """Return the ids of the prompt that the chat template makes of ``messages``, generation prompt
-        included.
+        """Return the ids of the prompt that the chat template makes of ``messages``.
 
+        The beginning of a reply is included; with ``continue_final`` the last message is left open instead.
         A control token spelled in a message, or in ``tools``, stays text: only the template's own and those
         of a `service.deferral.prompt.ControlText` count. See `service.deferral.prompt.Content`.
         """

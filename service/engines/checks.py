@@ -43,6 +43,7 @@ def _check_ranges(sampling: Sampling, vocab_size: int) -> None:
         ("top_k", sampling.top_k >= 0, "0 (no limit) or more"),
         ("min_p", 0 <= sampling.min_p <= 1, "between 0 and 1"),
         ("max_tokens", sampling.max_tokens >= 1, "1 or more"),
+        ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "0 or more, and at most max_tokens"),
         ("top_logprobs", sampling.top_logprobs >= 0, "0 or more"),
         ("presence_penalty", isfinite(sampling.presence_penalty), "a number"),
         ("frequency_penalty", isfinite(sampling.frequency_penalty), "a number"),

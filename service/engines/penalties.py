@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from service.engines.base import Sampling
+from service.engines.grammar import Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,10 @@ class History:
 
     prompt: frozenset[int]
     sampled: Counter[int]
+    stops: tuple[int, ...] = ()
+    """Stop tokens, which ``min_tokens`` keeps out."""
+    grammar: Grammar | None = None
+    """What the reply may still write; None: anything."""
 
 
 def adjust(logits: Tensor, settings: Sequence[Sampling], histories: Sequence[History | None]) -> Tensor:
@@ -43,6 +48,10 @@ def _adjust_row(row: Tensor, sampling: Sampling, history: History) -> None:
         seen = _ids([*(history.prompt | history.sampled.keys())], row)
         scores, penalty = row[seen], sampling.repetition_penalty
         row[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    if history.grammar is not None:
+        history.grammar.mask(row, history.stops)
+    if history.stops and history.sampled.total() < sampling.min_tokens:
+        row[_ids(history.stops, row)] = float("-inf")
     if history.sampled:
         ids_sampled = _ids([*history.sampled], row)
         counts = torch.tensor([*history.sampled.values()], dtype=row.dtype, device=row.device)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from service.engines.base import FinishReason, Sampling, TokenChunk
 from service.engines.detokenizer import Detokenizer
+from service.engines.grammar import Grammar
 from service.engines.penalties import History
 from service.engines.sampling import Draw
 from service.engines.slots import Slot
@@ -25,20 +26,25 @@ class Request:
     detokenizer: Detokenizer
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[TokenChunk | Exception] = field(default_factory=asyncio.Queue)
+    grammar: Grammar | None = None
+    """What the reply may still write; None: anything."""
     cancelled: bool = False
     """Set from the event loop, read by the worker before each step."""
     slot: Slot | None = None
     cached_tokens: int = 0
     """Of the prompt, taken from the prefix cache."""
     history: History | None = field(init=False)
-    """Kept only for penalties."""
+    """Kept only where something changes the logits."""
     _prompt_length: int = field(init=False)
     _random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
         self._prompt_length = len(self.tokens)
-        penalised = self.sampling.has_penalties
-        self.history = History(frozenset(self.tokens), Counter()) if penalised else None
+        changes_logits = self.sampling.has_penalties or self.grammar is not None
+        stops = tuple(self.stop_token_ids)
+        self.history = (
+            History(frozenset(self.tokens), Counter(), stops, self.grammar) if changes_logits else None
+        )
         # The prompt's length goes into the seed: the turns of one episode, all with one seed, must not
         # draw the same numbers again. A string seed is hashed, so near seeds are unrelated.
         seed = self.sampling.seed
@@ -54,6 +60,8 @@ class Request:
         self.tokens.append(draw.token_id)
         if self.history is not None:
             self.history.sampled[draw.token_id] += 1
+        if self.grammar is not None and draw.token_id not in self.stop_token_ids:
+            self.grammar.accept(draw.token_id)
         reason = self._finish_reason(draw.token_id)
         text = self.detokenizer.add(draw.token_id)
         if reason is not None:

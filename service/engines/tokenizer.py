@@ -57,6 +57,11 @@ class HFTokenizer:
     def eos_token_id(self) -> int | None:
         return cast("int | None", self._tokenizer.eos_token_id)
 
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest token id, added tokens included."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         return self._segments.encode(text) if allow_special else encode(self._literal_backend, text)
 
@@ -67,7 +72,11 @@ class HFTokenizer:
         return self.backend.token_to_id(token)
 
     def render_chat(
-        self, messages: Sequence[dict[str, object]], *, template_kwargs: dict[str, object] | None = None
+        self,
+        messages: Sequence[dict[str, object]],
+        *,
+        template_kwargs: dict[str, object] | None = None,
+        continue_final: bool = False,
     ) -> list[int]:
         """Render and encode; see `service.engines.base.Tokenizer.render_chat`.
 
@@ -83,7 +92,11 @@ class HFTokenizer:
             extra["tools"] = guard.plain(extra["tools"])
         try:
             text = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **extra
+                turns,
+                tokenize=False,
+                add_generation_prompt=not continue_final,
+                continue_final_message=continue_final,
+                **extra,
             )
         except Exception as error:  # whatever a template raises
             raise EngineError(f"the chat template failed: {error}") from error

@@ -10,6 +10,7 @@ import torch
 
 from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
 from service.engines.checks import check
+from service.engines.grammar import GrammarCompiler, is_available
 from service.engines.model_files import CheckpointEngine
 from service.engines.reading import read_weights
 from service.engines.request import Request
@@ -40,12 +41,13 @@ class TransformersEngine(CheckpointEngine):
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings.model, settings.model_name, settings.max_context)
         self._settings = settings
+        self._grammars = GrammarCompiler(self.tokenizer)
         self._runner: ModelRunner | None = None
         self._worker: Worker | None = None
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset(OPTIONAL_SAMPLING) - {"json_schema"}
+        return frozenset(OPTIONAL_SAMPLING) - (frozenset() if is_available() else {"json_schema"})
 
     def knows_logprobs(self, _sampling: Sampling) -> bool:
         """Always: they are computed here."""
@@ -88,6 +90,8 @@ class TransformersEngine(CheckpointEngine):
         """See ``Engine.generate``. Only ``stop_token_ids`` stop: pass ``eos_token_ids`` among them."""
         runner, worker = self._started()
         check(self, prompt_ids, sampling, runner.vocab_size)
+        schema = sampling.json_schema
+        grammar = None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
         request = Request(
             tokens=list(prompt_ids),
             sampling=sampling,
@@ -95,6 +99,7 @@ class TransformersEngine(CheckpointEngine):
             context_length=self._files.context_length,
             detokenizer=self._files.detokenizer(),
             loop=asyncio.get_running_loop(),
+            grammar=grammar,
         )
         worker.submit(request)
         try:

@@ -11,7 +11,7 @@ from service.engines.base import Sampling
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
 """vLLM's setting: logprobs of the model as it is (its default), or of what it draws from, after filters."""
 
-_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+SPACING: Final[Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How llguidance lets JSON be spaced: as models are taught it. Free white space has no end, and models that
 would say something else write it until their limit."""
 
@@ -34,13 +34,15 @@ def request_fields(sampling: Sampling, *, max_tokens: int, stop_token_ids: Colle
         "frequency_penalty": sampling.frequency_penalty,
         "repetition_penalty": sampling.repetition_penalty,
     }
+    if sampling.min_tokens:
+        fields["min_tokens"] = sampling.min_tokens
     if sampling.logprobs:
         fields["logprobs"] = sampling.top_logprobs
     if sampling.logit_bias:
         fields["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias}
     if sampling.json_schema is not None:
         # Only the backend "guidance" reads the hint, others pass over it.
-        fields["structured_outputs"] = {"json": {**json.loads(sampling.json_schema), "x-guidance": _SPACING}}
+        fields["structured_outputs"] = {"json": {**json.loads(sampling.json_schema), "x-guidance": SPACING}}
     return fields
 
 

@@ -12,13 +12,10 @@ from typing import Any
 import yaml
 
 ROUTES = {"/chat/completions": "post", "/models": "get", "/models/{model}": "get"}
-_REFUSED = {
-    *("audio", "function_call", "functions", "modalities", "moderation", "prediction", "web_search_options"),
-    *("prompt_cache_retention", "reasoning_effort", "service_tier", "store", "verbosity"),
-}
+_REFUSED = {"function_call", "functions", "modalities", "moderation"}
 """Fields of OpenAI that this server refuses by name."""
 _REFUSED_KINDS = (
-    *("PartImage", "PartAudio", "PartFile", "PartRefusal"),
+    *("PartImage", "PartAudio", "PartFile"),
     *("FunctionMessage", "Custom", "AllowedTools"),
 )
 """Words in the names of what it refuses among the kinds of messages, content, tools and choices."""

@@ -126,8 +126,10 @@ def test_errors_are_openais(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(**{**question(problem), "model": "gpt-5"})
     assert missing.value.code == "model_not_found"
+    schema = {"type": "array", "contains": {}}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(**question(problem), response_format={"type": "json_object"})
+        client.chat.completions.create(**question(problem), response_format=form)
     assert refused.value.param == "response_format"
     too_long = problem.text * 2000
     with pytest.raises(openai.BadRequestError) as long:

@@ -37,6 +37,13 @@ def test_nothing_sampled_yet() -> None:
     assert adjusted([0], [], presence_penalty=1.0, frequency_penalty=1.0) == LOGITS[0].tolist()
 
 
+def test_stop_tokens_wait_for_the_least_length() -> None:
+    for sampled, kept_out in (([], True), ([1], True), ([1, 1], False)):
+        history = History(frozenset(), Counter(sampled), (2,))
+        [row] = adjust(LOGITS, [Sampling(min_tokens=2)], [history]).tolist()
+        assert row == [1.0, -1.0, float("-inf") if kept_out else 2.0, 0.5]
+
+
 def test_rows_without_history_are_left_alone() -> None:
     two = LOGITS.repeat(2, 1)
     settings = [Sampling(), Sampling(presence_penalty=1)]
@@ -48,6 +55,11 @@ def test_rows_without_history_are_left_alone() -> None:
 
 def test_what_asks_for_it() -> None:
     assert not Sampling(temperature=0.5, top_p=0.9).has_penalties
-    for options in ({"presence_penalty": 1}, {"frequency_penalty": -1}, {"repetition_penalty": 0.9}):
+    for options in (
+        {"presence_penalty": 1},
+        {"frequency_penalty": -1},
+        {"repetition_penalty": 0.9},
+        {"min_tokens": 1},
+    ):
         assert Sampling(**options).has_penalties  # type: ignore[arg-type]
     assert Sampling(logit_bias=((1, 0.0),)).has_penalties

@@ -65,6 +65,20 @@ def test_the_chat_template_is_rendered_with_its_arguments(tokenizer: HFTokenizer
     assert tokenizer.decode(without) == asked + "<think>\n\n</think>\n\n"
 
 
+def test_the_last_message_may_be_left_open(tokenizer: HFTokenizer) -> None:
+    messages: list[dict[str, object]] = [
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "The sum"},
+    ]
+    ids = tokenizer.render_chat(messages, continue_final=True)
+    assert tokenizer.decode(ids) == "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\nThe sum"
+
+
+def test_the_vocabulary_ends_after_the_highest_id(tokenizer: HFTokenizer) -> None:
+    assert tokenizer.decode([tokenizer.vocab_size - 1])
+    assert max(tokenizer.backend.get_vocab().values()) == tokenizer.vocab_size - 1
+
+
 @pytest.mark.parametrize("name", ["tokenize", "chat_template", "return_dict", "add_generation_prompt"])
 def test_template_arguments_cannot_change_how_it_is_rendered(tokenizer: HFTokenizer, name: str) -> None:
     with pytest.raises(EngineError, match=f"'{name}' is reserved"):

@@ -185,6 +185,14 @@ async def test_a_stop_token_is_delivered_and_ends_the_stream(engine: Transformer
     assert chunks[-1].finish_reason == "stop"
 
 
+async def test_a_stop_token_waits_for_the_least_length(engine: TransformersEngine) -> None:
+    ids = prompt(30)
+    stop = sampled(await collect(engine, ids))[5]
+    chunks = await collect(engine, ids, replace(GREEDY, min_tokens=12), stop=[stop])
+    assert stop not in sampled(chunks)[:12]
+    assert len(sampled(chunks)) > 12
+
+
 async def test_top_logprobs_are_reported_beside_the_sample(engine: TransformersEngine) -> None:
     for chunk in await collect(engine, prompt(9), Sampling(temperature=0, max_tokens=3, top_logprobs=4)):
         (top,) = chunk.top_logprobs
@@ -250,7 +258,7 @@ async def test_the_context_ends_a_stream(tiny_checkpoint: Path, reference: torch
         ([1], Sampling(repetition_penalty=0), "repetition_penalty is 0"),
         ([1], Sampling(presence_penalty=float("inf")), "presence_penalty is inf"),
         ([1], Sampling(logit_bias=((365, 1.0),)), "logit_bias: 365 is outside of 0..364"),
-        ([1], Sampling(json_schema="{}"), "can't honour json_schema"),
+        ([1], Sampling(json_schema='{"contains": {}}'), "can't be enforced"),
         ([1], Sampling(adapter="poet"), "adapter 'poet' is not known"),
     ],
 )

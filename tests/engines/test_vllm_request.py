@@ -17,6 +17,7 @@ def test_every_field_reaches_vllm() -> None:
         min_p=0.1,
         seed=-3,
         max_tokens=99,
+        min_tokens=4,
         top_logprobs=4,
         presence_penalty=0.1,
         frequency_penalty=0.2,
@@ -27,6 +28,7 @@ def test_every_field_reaches_vllm() -> None:
     fields = request_fields(sampling, max_tokens=10, stop_token_ids={9, 2})
     assert json.loads(json.dumps(fields)) == {
         "max_tokens": 10,
+        "min_tokens": 4,
         "stop_token_ids": [2, 9],
         "ignore_eos": True,
         "temperature": 0.5,

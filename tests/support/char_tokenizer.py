@@ -17,6 +17,8 @@ _PATTERN = re.compile("|".join(map(re.escape, SPECIALS)) + "|.", re.DOTALL)
 class CharTokenizer:
     """Implements `service.engines.base.Tokenizer`."""
 
+    vocab_size = _FIRST_SPECIAL + len(SPECIALS)
+
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         if not allow_special:
             return [ord(char) for char in text]
@@ -29,7 +31,11 @@ class CharTokenizer:
         return _FIRST_SPECIAL + SPECIALS.index(token) if token in SPECIALS else None
 
     def render_chat(
-        self, messages: Sequence[dict[str, object]], *, template_kwargs: dict[str, object] | None = None
+        self,
+        messages: Sequence[dict[str, object]],
+        *,
+        template_kwargs: dict[str, object] | None = None,
+        continue_final: bool = False,
     ) -> list[int]:
         options = template_kwargs or {}
         ids: list[int] = []
@@ -49,4 +55,4 @@ class CharTokenizer:
             ids += self.encode("\n", allow_special=False)
             for call in cast("list[object]", message.get("tool_calls", [])):
                 ids += self.encode(f"call: {json.dumps(call)}\n", allow_special=False)
-        return ids
+        return ids[:-1] if continue_final else ids

@@ -17,6 +17,7 @@ from service.app import create_app_from
 from service.backend import Backend
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling
+from service.http1 import Http1Protocol
 from service.sandbox.base import Sandbox
 from service.settings import Settings
 
@@ -50,7 +51,7 @@ async def serve(app: FastAPI, key: str = "none") -> AsyncGenerator[Served, None]
     # Of a socket that does not say it is TCP, asyncio would not turn off Nagle's algorithm: 40 ms a request.
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", log_config=None))
+        server = uvicorn.Server(uvicorn.Config(app, http=Http1Protocol, log_level="warning", log_config=None))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             if task.done():

@@ -47,9 +47,7 @@ class _Reader(_Latex2Sympy):
         return super().convert_postfix_list(arr, i)
 
     def convert_binom(self, binom: Any) -> Any:
-        return sympy.binomial(
-            self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False
-        )
+        return sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
 
     def handle_gcd_lcm(self, f: str, args: Any) -> Any:
         if all(isinstance(arg, sympy.Integer) for arg in args):
@@ -79,7 +77,9 @@ def read(latex: str) -> Any:
 
 def _prepare(text: str) -> str:
     """Adapt normalised text to what the parser's grammar lacks."""
-    if re.search(r"\d\s+\d|(?<![_{\d])\d+\}?\s*_|\d\s*'|\d\s*\\text|\\quad|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}", text):
+    if re.search(
+        r"\d\s+\d|(?<![_{\d])\d+\}?\s*_|\d\s*'|\d\s*\\text|\\quad|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}", text
+    ):
         raise Unreadable(text)
     if "/" in text:
         # 1/2x is half of x, as in the sentence; the parser would divide by 2x.
@@ -91,7 +91,9 @@ def _prepare(text: str) -> str:
     text = re.sub(r"_\{?\\(max|min)\s*\}?", r"_{\1}", text)
     text = re.sub(r"_\{([^{}]*)\}", _subscript, text)
     text = text.replace(r"\|", "|")
-    text = re.sub(r"\\gamma(?![A-Za-z])|\\Gamma(?!\s*\(|[A-Za-z])", lambda m: rf"\text{{{m[0][1:]}letter}}", text)
+    text = re.sub(
+        r"\\gamma(?![A-Za-z])|\\Gamma(?!\s*\(|[A-Za-z])", lambda m: rf"\text{{{m[0][1:]}letter}}", text
+    )
     text = _plain_letter("I", text)
     if r"\int" not in text and not re.search(r"\\frac\s*\{\s*d\s*\}", text):
         text = _plain_letter("d", text)
@@ -184,7 +186,14 @@ def same_value(gold: Any, answer: Any) -> bool:
 
 
 def _points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
-    values = (Fraction(17, 11), Fraction(5, 7), Fraction(31, 13), Fraction(9, 19), Fraction(23, 17), Fraction(37, 29))
+    values = (
+        Fraction(17, 11),
+        Fraction(5, 7),
+        Fraction(31, 13),
+        Fraction(9, 19),
+        Fraction(23, 17),
+        Fraction(37, 29),
+    )
     for signs, shift in (((1,), 0), ((1,), 2), ((1, -1), 1), ((-1, 1), 3), ((-1,), 4)):
         yield {
             name: signs[at % len(signs)] * values[(at + shift) % 6] * (1 + Fraction(at // 6, 7))
@@ -279,7 +288,9 @@ def _same_rounded(gold: str, gold_tree: Any, answer: str, answer_tree: Any) -> b
             error = abs(g - a)
             if not g or not a:
                 return False
-            if max(gold_digits or (0, 0), answer_digits or (0, 0))[0] >= 15 and error <= abs(g) * _mpf(_NOISE):
+            if max(gold_digits or (0, 0), answer_digits or (0, 0))[0] >= 15 and error <= abs(g) * _mpf(
+                _NOISE
+            ):
                 return True
             if gold_digits is not None and answer_digits is not None:
                 return False
@@ -298,9 +309,7 @@ def _mpf(value: Fraction) -> Any:
 
 def _precision(text: str) -> tuple[int, int] | None:
     """Significant digits and places after the point of the most precise decimal in ``text``, if it has any."""
-    found = [
-        (len((whole + places).lstrip("0")), len(places)) for whole, places in _DECIMAL.findall(text)
-    ]
+    found = [(len((whole + places).lstrip("0")), len(places)) for whole, places in _DECIMAL.findall(text)]
     return max(found) if found else None
 
 

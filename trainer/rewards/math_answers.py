@@ -232,7 +232,9 @@ class _Comparison:
             return self._segments(gold, answer)
         if pair is not None and pair.opening == r"\{":
             distinct = self._distinct(many, text)
-            return len(distinct) == 1 and self.same(*((distinct[0], one) if len(g) > 1 else (one, distinct[0])))
+            return len(distinct) == 1 and self.same(
+                *((distinct[0], one) if len(g) > 1 else (one, distinct[0]))
+            )
         return False
 
     def _distinct(self, parts: list[str], text: str) -> list[str]:
@@ -308,7 +310,9 @@ class _Comparison:
             return False
         number_g, number_a = g.numbers[0], a.numbers[0]
         if factor != 1:
-            return self._expressions(number_g, rf"({number_a})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}")
+            return self._expressions(
+                number_g, rf"({number_a})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+            )
         if self.same(number_g, number_a):
             return True
         letters = [re.sub(r"\\text\{\s*([A-Za-z])\s*\}", r" \1 ", text) for text in (gold, answer)]
@@ -335,7 +339,9 @@ class _Comparison:
             if not (_is_name(g.operands[0]) and _is_name(a.operands[0])):
                 return False
             names = {key(g.operands[0]), key(a.operands[0])}
-            if len(names) > 1 and not ("y" in names and any(re.fullmatch(r"\w\(x\)", name) for name in names)):
+            if len(names) > 1 and not (
+                "y" in names and any(re.fullmatch(r"\w\(x\)", name) for name in names)
+            ):
                 return False
             return self._chain(g.operands[-1], g, a)
         if a is not None:
@@ -392,7 +398,9 @@ class _Comparison:
 
     def _quantities(self, gold: str, answer: str) -> bool:
         """Compare numbers that may have a percent or degree sign."""
-        gold, answer = (re.sub(r"\^\{\\circ\}\s*(?:\\text\{[CFK]\}|[CF])$", r"^{\\circ}", t) for t in (gold, answer))
+        gold, answer = (
+            re.sub(r"\^\{\\circ\}\s*(?:\\text\{[CFK]\}|[CF])$", r"^{\\circ}", t) for t in (gold, answer)
+        )
         percents = gold.endswith(r"\%"), answer.endswith(r"\%")
         if any(percents):
             g, a = (_mixed_number(t.removesuffix(r"\%").strip()) for t in (gold, answer))
@@ -400,7 +408,11 @@ class _Comparison:
                 return percents[0] or self._above_one(a)
             if percents[0] == percents[1]:
                 return False
-            return self._expressions(rf"\frac{{{g}}}{{100}}", a) if percents[0] else self._expressions(g, rf"\frac{{{a}}}{{100}}")
+            return (
+                self._expressions(rf"\frac{{{g}}}{{100}}", a)
+                if percents[0]
+                else self._expressions(g, rf"\frac{{{a}}}{{100}}")
+            )
         degree = r"^{\circ}"
         degrees = [degree in t and not _TRIGONOMETRIC.search(t) for t in (gold, answer)]
         if any(degrees):
@@ -459,7 +471,9 @@ def _based(text: str) -> tuple[str, int] | None:
         return None
     base = int(match[3]) if match[3].isdigit() else _BASE_NAMES.get(match[3], 0)
     digits = match[2].upper()
-    if not 2 <= base <= 36 or not (digits.isdigit() or (base > 10 and any(d.isdigit() for d in digits)) or "text" in text):
+    if not 2 <= base <= 36 or not (
+        digits.isdigit() or (base > 10 and any(d.isdigit() for d in digits)) or "text" in text
+    ):
         return None
     return match[1] + digits, base
 
@@ -490,7 +504,9 @@ def _named_values(parts: list[str]) -> list[str] | None:
     """The values of ``x=1, y=2`` in the order of the names."""
     found = [relation(part) for part in parts]
     pairs = [r.operands for r in found if r is not None and r.operators == ("=",)]
-    if len(pairs) != len(parts) or not all(re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?", name) for name, _ in pairs):
+    if len(pairs) != len(parts) or not all(
+        re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?", name) for name, _ in pairs
+    ):
         return None
     return [value for _, value in sorted(pairs)]
 
@@ -513,7 +529,9 @@ def _is_name(text: str) -> bool:
         return bool(text.strip())
     if re.fullmatch(r"\\frac\{d[A-Za-z]?\}\{d[A-Za-z]\}", bare):
         return True
-    if re.fullmatch(r"m?\\(?:angle|triangle|overline|widehat|vec|hat|bar|tilde|arc|overrightarrow)\{?[A-Za-z]+\}?", bare):
+    if re.fullmatch(
+        r"m?\\(?:angle|triangle|overline|widehat|vec|hat|bar|tilde|arc|overrightarrow)\{?[A-Za-z]+\}?", bare
+    ):
         return True
     if re.fullmatch(r"\|?[A-Z]{1,4}\|?|\[[A-Z]{3,6}\]|\|\\?[A-Za-z]+\||\\(?!pi$|infty$)[a-zA-Z]+", bare):
         return True

@@ -67,7 +67,9 @@ _FONTS: Final = (
 
 _COMMAND: Final = re.compile(r"\\\\|\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
 _FONT: Final = re.compile(rf"\\({_FONTS})\*?\s*(?:\{{([^{{}}]*)\}}|(?<=\s)([0-9A-Za-z]))")
-_BOX: Final = re.compile(r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}[^{}]*)*)\}")
+_BOX: Final = re.compile(
+    r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}[^{}]*)*)\}"
+)
 _TOKEN: Final = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\.|[A-Za-z]{2,}|.", re.DOTALL)
 _GROUPED: Final = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
@@ -95,7 +97,9 @@ def normalise(latex: str) -> str:
         if not found:
             break
     text = re.sub(r"\^\s*\{?\s*\\text\{\s*(th|st|nd|rd)\s*\}\s*\}?", r"\\text{\1}", text)
-    text = re.sub(r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}", text)
+    text = re.sub(
+        r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}", text
+    )
     text = re.sub(r"(?<=\d)\s*(km|m|cm|ft|mi)\s*/\s*(s|h|hr|min|sec)(?![A-Za-z])", r"\\text{ \1/\2}", text)
     text = _words(text)
     text = _relations(text)
@@ -111,9 +115,11 @@ def strip_punctuation(text: str) -> str:
         before = text
         text = text.strip().removeprefix(r"\quad").removesuffix(r"\quad").removesuffix("\\\\").strip()
         text = re.sub(r"^([\"'])(.*)\1$", r"\2", text)
-        text = re.sub(r"(?:(?<!\\)[.,;:!?](?<!\d!)(?<!!)|\\text\{[.,;: ]*\})$", "", text) if not re.search(
-            r"[\w)}\]]!$", text
-        ) else text
+        text = (
+            re.sub(r"(?:(?<!\\)[.,;:!?](?<!\d!)(?<!!)|\\text\{[.,;: ]*\})$", "", text)
+            if not re.search(r"[\w)}\]]!$", text)
+            else text
+        )
         text = re.sub(r"^(?:[,;:=](?!=)|\\text\{[.,;: ]*\})\s*", "", text)
         if text == before:
             return text
@@ -148,7 +154,9 @@ def _money(text: str) -> str:
 
 def _commands(text: str) -> str:
     if r"\begin" not in text:
-        text = re.sub(r"\\\\(?=(?:text|[dt]?frac|sqrt|pi|math|left|right|cdot|times|pm|infty)(?![a-z]))", r"\\", text)
+        text = re.sub(
+            r"\\\\(?=(?:text|[dt]?frac|sqrt|pi|math|left|right|cdot|times|pm|infty)(?![a-z]))", r"\\", text
+        )
     text = re.sub(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\\[A-Za-z]+|[^\s\\{}])", " ", text)
     text = re.sub(r"\\[hvmk]?(?:space|skip|kern)\*?\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
@@ -166,9 +174,17 @@ def _command(match: re.Match[str]) -> str:
     if name is None and sign is None:
         return match[0]  # the end of a row
     if name is None:
-        return {"!": "", "{": r"\{", "}": r"\}", "%": r"\%", "|": r"\|", "_": "_", "&": "&", "#": "#", "-": ""}.get(
-            sign, f" {sign}" if sign.isalnum() else " "
-        )
+        return {
+            "!": "",
+            "{": r"\{",
+            "}": r"\}",
+            "%": r"\%",
+            "|": r"\|",
+            "_": "_",
+            "&": "&",
+            "#": "#",
+            "-": "",
+        }.get(sign, f" {sign}" if sign.isalnum() else " ")
     if name in _DROPPED:
         return " "
     if name in _SPACES:
@@ -200,7 +216,10 @@ def _font(match: re.Match[str]) -> str:
         return f" {word} "
     if re.search(r"\d", word):
         return f" {word} "
-    if name in ("mathbf", "mathit", "boldsymbol", "bm", "pmb", "bold", "underline", "mathnormal") and len(word) == 1:
+    if (
+        name in ("mathbf", "mathit", "boldsymbol", "bm", "pmb", "bold", "underline", "mathnormal")
+        and len(word) == 1
+    ):
         return "{" + word + "}"
     if name in ("mathrm", "operatorname", "mathop", "mathord") and word in ("e", "i", "d"):
         return word + " "
@@ -274,7 +293,11 @@ def _word(word: str, before: str, after: str) -> str:
     rendered = _text(word)
     if not rendered.startswith(r"\text"):
         return rendered
-    if before.endswith("}") and re.search(r"\\text\{[^{}]*\}$", before) and (len(word) > 2 or lower in UNIT_WORDS):
+    if (
+        before.endswith("}")
+        and re.search(r"\\text\{[^{}]*\}$", before)
+        and (len(word) > 2 or lower in UNIT_WORDS)
+    ):
         return rendered
     is_word = len(word) >= 4 and list(lower) != sorted(lower) and re.search(r"[aeiouy]", lower)
     return rendered if is_word and not before.endswith("_") and not before.endswith("_{") else word
@@ -304,7 +327,9 @@ def _modulo(match: re.Match[str]) -> str:
 def _numbers(text: str) -> str:
     text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text)
     # A space groups digits only if every group has three of them.
-    text = re.sub(r"(?<![\d.,])[1-9]\d{0,2}(?: +\d{3})+(?!\d| +\d| */)", lambda m: m[0].replace(" ", ""), text)
+    text = re.sub(
+        r"(?<![\d.,])[1-9]\d{0,2}(?: +\d{3})+(?!\d| +\d| */)", lambda m: m[0].replace(" ", ""), text
+    )
     text = _thousands(text)
     text = re.sub(r"(?<![\d.)}\w])\.(?=\d)", "0.", text)
     return re.sub(r"(?<![\w.}])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])", _scientific, text)

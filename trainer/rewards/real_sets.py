@@ -73,7 +73,11 @@ def _same_pieces(gold: RealSet, answer: RealSet) -> bool:
 def _same_bound(gold: Bound, answer: Bound) -> bool:
     if gold.closed != answer.closed:
         return False
-    if gold.value is not None and answer.value is not None and (mp.isinf(gold.value) or mp.isinf(answer.value)):
+    if (
+        gold.value is not None
+        and answer.value is not None
+        and (mp.isinf(gold.value) or mp.isinf(answer.value))
+    ):
         return bool(gold.value == answer.value)
     return same_expression(gold.text, answer.text)
 
@@ -254,9 +258,13 @@ def _intersect(sets: list[tuple[tuple[Bound, Bound], ...]]) -> tuple[tuple[Bound
             for other_low, other_high in other:
                 bottom = _tighter(low, other_low, lower=True)
                 top = _tighter(high, other_high, lower=False)
-                if bottom.value is not None and top.value is not None and (
-                    bottom.value > top.value
-                    or (bottom.value == top.value and not (bottom.closed and top.closed))
+                if (
+                    bottom.value is not None
+                    and top.value is not None
+                    and (
+                        bottom.value > top.value
+                        or (bottom.value == top.value and not (bottom.closed and top.closed))
+                    )
                 ):
                     continue
                 pieces.append((bottom, top))

@@ -71,7 +71,11 @@ class Segments:
         total, dimension = Fraction(0), None
         for number, word in zip(self.numbers, self.after, strict=True):
             unit = find_unit(_without_joints(word))
-            if unit is None or not re.fullmatch(r"\d+(\.\d+)?", number) or dimension not in (None, unit.dimension):
+            if (
+                unit is None
+                or not re.fullmatch(r"\d+(\.\d+)?", number)
+                or dimension not in (None, unit.dimension)
+            ):
                 return None
             dimension = unit.dimension
             total += Fraction(number) * unit.factor

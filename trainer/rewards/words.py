@@ -54,4 +54,6 @@ def same_words(gold: str, answer: str) -> bool | None:
         return None
     if g.letters.islower() and (list(g.letters) == sorted(g.letters) or not re.search("[aeiou]", g.letters)):
         return None  # a product is written in alphabetical order, and needs no vowels
-    return g.letters.casefold() == a.letters.casefold() and g.letters[1:].islower() and a.letters[1:].islower()
+    return (
+        g.letters.casefold() == a.letters.casefold() and g.letters[1:].islower() and a.letters[1:].islower()
+    )

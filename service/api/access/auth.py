@@ -1,4 +1,4 @@
-"""Who may ask, as pure ASGI middleware: a known API key, as a bearer token."""
+"""Who may ask, as pure ASGI middleware: a known API key, as a bearer token or in a header of its own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from service.api_keys import ADMIN, ApiKey, find_key
 
 BEARER: Final = HTTPBearer(auto_error=False, description="An API key, where the server has any.")
 """Tells the OpenAPI document of the keys; who may pass, the middleware decides."""
+KEY_HEADERS: Final = ("x-api-key", "api-key")
 OPEN_PATHS: Final = frozenset({"/health"})
 
 
@@ -33,19 +34,27 @@ class ApiKeys:
         if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
-        key = find_key(self._keys, presented.strip()) if scheme.lower() == "bearer" else None
+        presented = _presented(Headers(scope=scope))
+        found = [key for secret in presented if (key := find_key(self._keys, secret)) is not None]
+        key = found[0] if found else None
         if key is None:
             wrong = (
                 "Incorrect API key provided."
                 if presented
-                else "No API key: send 'Authorization: Bearer KEY'."
+                else "No API key: send 'Authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'."
             )
             await ApiError(401, wrong).response()(scope, receive, send)
             return
         scope["api_key"] = key
         structlog.contextvars.bind_contextvars(api_key=key.name)
         await self._app(scope, receive, send)
+
+
+def _presented(headers: Headers) -> list[str]:
+    """The secrets that a request shows: OpenAI's header, Anthropic's, Azure's."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    secrets = [token if scheme.lower() == "bearer" else "", *(headers.get(name, "") for name in KEY_HEADERS)]
+    return [secret.strip() for secret in secrets if secret.strip()]
 
 
 async def require_admin(request: Request) -> None:

@@ -7,6 +7,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.errors import ApiError
 
 RETRY_AFTER_S = 5
+COUNTED = ("/v1/", "/tokenize", "/detokenize")
+"""Beginnings of the paths that do work for a client."""
 
 
 class Drain:
@@ -35,7 +37,7 @@ class Draining:
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http" or not scope["path"].startswith(COUNTED):
             await self._app(scope, receive, send)
             return
         if self._drain.draining:

@@ -12,6 +12,7 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.access.drain import COUNTED
 from service.api.errors import ApiError
 from service.api.telemetry.metrics import Metrics
 from service.api_keys import ApiKey
@@ -41,7 +42,7 @@ class KeyLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key: ApiKey | None = scope.get("api_key")
-        if scope["type"] != "http" or key is None or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http" or key is None or not scope["path"].startswith(COUNTED):
             await self._app(scope, receive, send)
             return
         at_once = key.concurrency or self._concurrency

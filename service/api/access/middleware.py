@@ -15,9 +15,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api import validation
 from service.api.errors import as_api_error
 from service.api.telemetry.metrics import Metrics
+from service.api.validation import Reading
 
+IGNORED_HEADER: Final = "x-ih-grpo-ignored"
+"""Names the fields of the request that have no effect."""
+EXPOSED_HEADERS: Final = (
+    "x-request-id",
+    IGNORED_HEADER,
+    "retry-after",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+)
+"""What scripts of another origin may read."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT: Final = 499  # nginx's number for it; never sent
 
@@ -30,29 +43,35 @@ class RequestContext:
     The client's own ``x-request-id`` is taken if it is a plain word.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, strict_requests: bool = False) -> None:
         self._app = app
         self._metrics = metrics
+        self._strict_requests = strict_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        asked = headers.get("x-request-id", "")
+        sent = Headers(scope=scope)
+        asked = sent.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else f"req_{secrets.token_hex(12)}"
         status = 0
+        reading = Reading(self._strict_requests)
         began = time.monotonic()
 
         def send_with_id(message: Message) -> Awaitable[None]:  # no coroutine: it is called for every token
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if reading.labels:
+                    headers[IGNORED_HEADER] = reading.header()
             return send(message)
 
         # Spans of this request go on from the client's own, if it sent one (W3C traceparent).
-        token = context.attach(propagate.extract(headers))
+        token = context.attach(propagate.extract(sent))
+        reading_token = validation.current.set(reading)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
@@ -63,8 +82,16 @@ class RequestContext:
                 if status == 0:
                     await as_api_error(error).response()(scope, receive, send_with_id)
             finally:
+                self._report(reading)
                 self._finish(scope, status, time.monotonic() - began)
+                validation.current.reset(reading_token)
                 context.detach(token)
+
+    def _report(self, reading: Reading) -> None:
+        for label, count in reading.labels.items():
+            self._metrics.ignored.labels(label).inc(count)
+        if reading.labels:
+            _log.debug("fields_ignored", fields=reading.header())
 
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
         # The route's pattern, so that odd paths make no new metrics.
@@ -74,6 +101,23 @@ class RequestContext:
         _log.info(
             "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
         )
+
+
+class HeadAsGet:
+    """Answers HEAD on every route of GET, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        def send_head(message: Message) -> Awaitable[None]:
+            return send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
 class BodyLimit:

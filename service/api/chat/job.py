@@ -10,12 +10,13 @@ from functools import partial
 from typing import Final
 
 from service.api.chat.request import ChatRequest
-from service.api.chat.sampling import sampling_of
 from service.api.errors import ApiError
 from service.api.functions.forced_call import ForcedCall, forced_call
 from service.api.functions.hermes import CLOSE
+from service.api.sampling import sampling_of, with_endings
 from service.api.server import Server
 from service.api.thinking import OPEN
+from service.backend import Backend
 from service.deferral.code_request import asks_for_code
 from service.deferral.fences import FENCE
 from service.deferral.policy import DeferralPolicy
@@ -23,7 +24,7 @@ from service.deferral.prompt import TokenIds
 from service.engines.base import EngineError, Sampling
 from service.events import EpisodeEvent
 
-_SHORT: Final = 4000
+SHORT: Final = 4000
 """Characters of a request that are tokenised at once, in a millisecond or two: a thread would take longer to
 get its turn. A prompt of megabytes takes a second and must not hold the event loop."""
 
@@ -34,6 +35,8 @@ class ChatJob:
 
     id: str
     server: Server
+    backend: Backend
+    """The server's, with the tokens that end this reply."""
     request: ChatRequest
     prompt_ids: list[int]
     prompt_end: str
@@ -46,7 +49,7 @@ class ChatJob:
     @property
     def thinks(self) -> bool:
         """A thought may come first."""
-        return self.request.chat_template_kwargs.enable_thinking or _opens_thought(self.prompt_end)
+        return self.request.thinks or _opens_thought(self.prompt_end)
 
     @property
     def schema_param(self) -> str | None:
@@ -60,7 +63,7 @@ class ChatJob:
         return [self._episode(index) for index in range(self.request.choices)]
 
     def _episode(self, index: int) -> AsyncGenerator[EpisodeEvent, None]:
-        backend, request, sampling = self.server.backend, self.request, self.sampling
+        backend, request, sampling = self.backend, self.request, self.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + index)
         stops = list(request.stop or ())
@@ -93,10 +96,7 @@ async def prepare(
     Raises:
         ApiError: 404 for an unknown model; 400 for what is too much, does not fit, or can't be honoured.
     """
-    if request.model not in server.model_names:
-        known = ", ".join(repr(name) for name in server.model_names)
-        message = f"The model '{request.model}' does not exist. This server has {known}."
-        raise ApiError(404, message, param="model", code="model_not_found")
+    server.check_model(request.model)
     if request.choices > server.settings.max_n:
         raise _above("n", server.settings.max_n)
     if (conflict := request.conflict) is not None:
@@ -104,7 +104,7 @@ async def prepare(
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
     policy = _policy(server, request)
     forced = forced_call(request.tool_choice, request.callable_tools)
-    prompt_ids = await _render(server, request, proven or {})
+    prompt_ids = await render_prompt(server, request, proven)
     prompt_end = server.backend.engine.tokenizer.decode(prompt_ids[-8:])
     if _opens_thought(prompt_end) and (forced is not None or request.json_schema is not None):
         param = "tool_choice" if forced is not None else "response_format"
@@ -116,10 +116,25 @@ async def prepare(
     if room < 1:
         message = f"The prompt has {len(prompt_ids)} tokens; at most {len(prompt_ids) + room - 1} fit."
         raise ApiError(400, message, param="messages", code="context_length_exceeded")
-    sampling = sampling_of(request, server.backend.sampling, room, server.backend.engine)
+    if request.min_tokens and request.deferred:
+        message = (
+            "'min_tokens': where code runs, replies can't be kept from ending; set deferral.enabled to false."
+        )
+        raise ApiError(400, message, param="min_tokens", code="unsupported_parameter")
+    sampling = sampling_of(
+        request,
+        server.backend.sampling,
+        room,
+        server.backend.engine,
+        model=request.model,
+        logprobs=bool(request.logprobs),
+        top_logprobs=request.top_logprobs or 0,
+        json_schema=request.json_schema,
+    )
     return ChatJob(
         id=f"chatcmpl-{secrets.token_hex(12)}",
         server=server,
+        backend=replace(server.backend, engine=with_endings(server.backend.engine, request)),
         request=request,
         prompt_ids=prompt_ids,
         prompt_end=prompt_end,
@@ -166,21 +181,29 @@ def _code_is_answer(request: ChatRequest) -> bool:
     return asks_for_code(request.messages[last].content or "", after_code=FENCE in (before or ""))
 
 
-async def _render(server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]]) -> list[int]:
+async def render_prompt(
+    server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
+) -> list[int]:
+    """Return the prompt ids of ``request``; for ``proven`` see `prepare`.
+
+    Raises:
+        ApiError: 400, the chat template can't take the messages.
+    """
     turns = [message.as_turn() for message in request.messages]
-    for index, ids in proven.items():
+    for index, ids in (proven or {}).items():
         turns[index]["content"] = [TokenIds(tuple(ids))]
     tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
     render = partial(
         server.backend.render,
         turns,
         deferral=request.deferred,
-        thinking=request.chat_template_kwargs.enable_thinking,
+        thinking=request.thinks,
         tools=tools,
+        continue_final=bool(request.continue_final_message),
     )
     size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
     try:
-        return render() if size <= _SHORT else await asyncio.to_thread(render)
+        return render() if size <= SHORT else await asyncio.to_thread(render)
     except (ValueError, EngineError) as error:
         raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
 

@@ -2,68 +2,72 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from service.api.content import OptionalContent
 from service.api.functions.json_span import loads
-from service.api.strict import Strict, invalid, only, unsupported
+from service.api.validation import Ignored, RequestModel, invalid, only
 
 
-def _join_parts(value: object) -> object:
-    """Text parts as one string; anything else stays what it is and is judged by the field's type."""
-    if not isinstance(value, list):
-        return value
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or set(part) != {"type", "text"} or not isinstance(part["text"], str):
-            raise unsupported("content is a string, or parts of type 'text' with their text")
-    return "".join(part["text"] for part in value)
+def _as_text(value: object) -> object:
+    """Arguments that some SDKs send as an object, as text."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
 
 
-class TextPart(Strict):
-    """A piece of content. Pieces are joined with nothing between them."""
-
-    type: Literal["text"]
-    text: str
-
-
-Content = Annotated[str, BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart])]
-
-
-class CalledFunction(Strict):
+class CalledFunction(RequestModel):
     """A call that the model made in an earlier reply."""
 
     name: str
-    arguments: str
-    """A JSON object, as text."""
+    arguments: Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | dict[str, object])] = ""
+    """A JSON object, as text. What is not one is shown to the model as it is: it was the model's own slip."""
     parsed_arguments: object = None
     """What the official SDK makes of them; it sends it back too. Left out, as ``parsed`` is."""
 
-    @model_validator(mode="after")
-    def _is_object(self) -> Self:
+    def as_object(self) -> object:
+        """The arguments as chat templates take them: an object, or broken ones as text."""
+        if not self.arguments.strip():
+            return {}
         try:
-            whole = isinstance(loads(self.arguments), dict)
+            arguments = loads(self.arguments)
         except ValueError:
-            whole = False
-        if not whole:
-            raise invalid("'arguments' is a JSON object, as text")
-        return self
+            return self.arguments
+        return arguments if isinstance(arguments, dict) else self.arguments
 
 
-class ToolCall(Strict):
+class CustomCall(RequestModel):
+    """A call of a tool that takes free text."""
+
+    name: str
+    input: str = ""
+
+
+class ToolCall(RequestModel):
     id: str
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
     function: CalledFunction
     index: int | None = None
     """Of streamed calls, sent back as they came; of no meaning here."""
+    custom: CustomCall | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_custom(cls, data: object) -> object:
+        """A call of a custom tool as one of a function with the argument ``input``."""
+        custom = data.get("custom") if isinstance(data, dict) else None
+        if not isinstance(data, dict) or not isinstance(custom, dict) or data.get("function") is not None:
+            return data
+        arguments = {"input": custom.get("input") or ""}
+        return {**data, "function": {"name": custom.get("name"), "arguments": arguments}}
 
 
-class Message(Strict):
+class Message(RequestModel):
     """One turn. What a reply has beside its content is accepted when it is sent back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content | None = None
+    content: OptionalContent = None
     reasoning: str | None = None
     reasoning_content: str | None = None
     """The same as ``reasoning``, by its other name. The chat template decides whether it is shown again."""
@@ -73,35 +77,38 @@ class Message(Strict):
     """Left out of the prompt: the content tells of them."""
     unflushed_blocks: list[dict[str, object]] | None = None
     parsed: object = None
-    refusal: Annotated[object, only()] = None
-    name: Annotated[object, only()] = None
-    audio: Annotated[object, only()] = None
-    annotations: Annotated[object, only([])] = None
+    refusal: str | None = None
+    """Shown as the content of a message that has none."""
+    name: Annotated[object, Ignored()] = None
+    audio: Annotated[object, Ignored()] = None
+    annotations: Annotated[object, Ignored([])] = None
     function_call: Annotated[object, only()] = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.content is None and self.role != "assistant":
-            raise invalid("only an assistant's message may lack content")
-        if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise invalid("'tool_call_id' belongs to messages of role 'tool', and each of them needs one")
-        if self.role != "assistant" and (self.tool_calls or self.reasoning or self.reasoning_content):
-            raise invalid("only an assistant's message has 'tool_calls' or 'reasoning'")
+        if self.content is None and self.role not in ("assistant", "tool"):
+            raise invalid("only a message of an assistant or a tool may lack content", ".content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise invalid(
+                "a message of role 'tool' needs the id of the call that it answers", ".tool_call_id"
+            )
+        if self.role != "assistant" and self.tool_calls:
+            raise invalid("only an assistant's message has 'tool_calls'", ".tool_calls")
         return self
 
     def as_turn(self) -> dict[str, object]:
         """The turn as chat templates take it."""
         turn: dict[str, object] = {
             "role": "system" if self.role == "developer" else self.role,
-            "content": self.content or "",
+            "content": self.content or self.refusal or "",
         }
-        if thought := self.reasoning or self.reasoning_content:
+        if self.role == "assistant" and (thought := self.reasoning or self.reasoning_content):
             turn["reasoning_content"] = thought
         if self.tool_calls:
             turn["tool_calls"] = [
                 {
                     "type": "function",
-                    "function": {"name": call.function.name, "arguments": loads(call.function.arguments)},
+                    "function": {"name": call.function.name, "arguments": call.function.as_object()},
                 }
                 for call in self.tool_calls
             ]
@@ -111,10 +118,13 @@ class Message(Strict):
 def check_tool_answers(messages: list[Message]) -> list[Message]:
     """Each message of role ``tool`` answers a call that stands before it."""
     called: set[str] = set()
-    for message in messages:
+    for index, message in enumerate(messages):
         called |= {call.id for call in message.tool_calls or ()}
-        if message.tool_call_id is not None and message.tool_call_id not in called:
-            raise invalid(f"no call before it has the id {message.tool_call_id!r} ('tool_call_id')")
+        if message.role == "tool" and message.tool_call_id not in called:
+            raise invalid(
+                f"no call before it has the id {message.tool_call_id!r} ('tool_call_id')",
+                f"[{index}].tool_call_id",
+            )
     return messages
 
 

@@ -125,9 +125,9 @@ class Reply:
         }
 
     def message(self) -> Json:
-        """The choice's message. ``unflushed_blocks`` is there only if code was pending at the end."""
-        unflushed = {"unflushed_blocks": self._unflushed} if self._unflushed else {}
-        return {**self._text.message(), "executed_tools": self._tools, **unflushed}
+        """The choice's message. The lists of flushes and of unflushed blocks are left out if empty."""
+        lists = {"executed_tools": self._tools, "unflushed_blocks": self._unflushed}
+        return {**self._text.message(), **{name: items for name, items in lists.items() if items}}
 
     def _sampled(self, chunk: TokenChunk) -> Delta | None:
         ids, text = chunk.ids, chunk.text

@@ -1,38 +1,43 @@
-"""The body of ``POST /v1/chat/completions``, checked. A field that can't be honoured is refused by name."""
+"""The body of ``POST /v1/chat/completions``, checked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from service.api.chat.messages import Messages
-from service.api.functions.declared import FunctionTool, NamedChoice, ToolChoice
+from service.api.functions.declared import FunctionTool, NamedChoice, Tool, ToolChoice
 from service.api.functions.response_format import ResponseFormat
-from service.api.strict import Strict, invalid, only
+from service.api.sampling import SamplingRequest
+from service.api.thinking import is_effort
+from service.api.validation import Ignored, RequestModel, Strict, invalid, only
 
-MAX_STOPS = 16
-
-Unsupported = Annotated[object, only()]
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
-Stops = Annotated[
-    list[StopString],
-    Field(max_length=MAX_STOPS),
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-]
-Bias = Annotated[float, Field(ge=-100, le=100)]
-TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Effort = Annotated[str, Field(max_length=32)]
 
 
-class StreamOptions(Strict):
-    include_usage: bool = False
-    include_obfuscation: Annotated[object, only(False)] = None
-
-
-class ChatTemplateKwargs(Strict):
+class ChatTemplateKwargs(RequestModel):
     """What a client may tell the chat template."""
 
-    enable_thinking: bool = False
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    """The same under the name that other templates have."""
+
+
+class ReasoningSwitch(RequestModel):
+    """How other servers let thinking be switched; ``type`` in ``thinking``, the rest in ``reasoning``."""
+
+    type: Literal["enabled", "disabled", "adaptive", "auto"] | None = None
+    enabled: bool | None = None
+    effort: Effort | None = None
+
+    @property
+    def on(self) -> bool | None:
+        """None: nothing is said."""
+        if self.type is not None:
+            return self.type == "enabled"
+        return self.enabled if self.enabled is not None else is_effort(self.effort)
 
 
 class DeferralOptions(Strict):
@@ -61,83 +66,118 @@ class DeferralOptions(Strict):
         return self
 
 
-class ChatRequest(Strict):
-    """OpenAI's fields, the sampling extras of vLLM, and ``deferral``."""
+class ChatRequest(SamplingRequest):
+    """OpenAI's fields, the extras of vLLM and llama.cpp, and ``deferral``."""
 
     model: str
     messages: Messages
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
-    """0 and -1: no limit."""
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """Tokens that the model may sample in the whole episode; observations are not counted."""
-    stop: Stops | None = None
-    """Text of the model that ends the reply; it is not shown. Code that is pending then never runs."""
-    n: int | None = Field(default=None, ge=1)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
-    logit_bias: dict[TokenId, Bias] | None = Field(default=None, max_length=1024)
     response_format: ResponseFormat | None = None
-    tools: list[FunctionTool] | None = Field(default=None, max_length=128)
+    tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    user: str | None = None
+    strict_tool_calls: bool = False
+    """Fail where the model writes a call that can't be made, instead of passing it on as it is."""
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
     chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs()
+    continue_final_message: bool | None = None
+    """Let the model continue the last message, an assistant's, instead of beginning a new one."""
+    reasoning_effort: Effort | None = None
+    """``none`` and ``minimal``: no thinking; any other: thinking, of which the model knows no degrees."""
+    reasoning: ReasoningSwitch | None = None
+    thinking: ReasoningSwitch | None = None
+    enable_thinking: bool | None = None
     deferral: DeferralOptions = DeferralOptions()
 
-    reasoning_effort: Annotated[object, only("none")] = None
+    add_generation_prompt: bool | None = None
+    """True, unless the last message is continued."""
+    add_special_tokens: Annotated[object, only(False)] = None
+    chat_template: Annotated[object, only("")] = None
+    documents: Annotated[object, only([])] = None
+    echo: Annotated[object, only(False)] = None
     functions: Annotated[object, only([])] = None
-    function_call: Annotated[object, only("none")] = None
+    function_call: Annotated[object, only("none", "auto")] = None
     modalities: Annotated[object, only(["text"])] = None
-    audio: Unsupported = None
-    prediction: Unsupported = None
-    verbosity: Unsupported = None
-    web_search_options: Unsupported = None
-    store: Annotated[object, only(False)] = None
-    service_tier: Annotated[object, only("auto", "default")] = None
-    prompt_cache_retention: Unsupported = None
-    moderation: Unsupported = None
+    moderation: Annotated[object, only()] = None
+
+    audio: Annotated[object, Ignored()] = None
+    prediction: Annotated[object, Ignored()] = None
+    verbosity: Annotated[object, Ignored()] = None
+    web_search_options: Annotated[object, Ignored()] = None
+    store: Annotated[object, Ignored(False)] = None
+    service_tier: Annotated[object, Ignored("auto", "default")] = None
+    prompt_cache_retention: Annotated[object, Ignored()] = None
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise invalid("'top_logprobs' needs 'logprobs' to be true")
-        if self.stream_options is not None and not self.stream:
-            raise invalid("'stream_options' needs 'stream' to be true")
-        names = [tool.function.name for tool in self.tools or ()]
+        if self.top_logprobs and not self.logprobs:
+            raise invalid("it needs 'logprobs' to be true", ".top_logprobs")
+        names = [tool.function.name for tool in self.functions_offered]
         if len(names) != len(set(names)):
-            raise invalid("two functions in 'tools' have one name")
-        if self.tool_choice not in (None, "none") and not names:
-            raise invalid("'tool_choice' needs 'tools'")
+            raise invalid("two functions have one name", ".tools")
+        if self.forces_call and not names:
+            raise invalid("there is no function in 'tools' that could be called", ".tool_choice")
         if isinstance(self.tool_choice, NamedChoice) and self.tool_choice.function.name not in names:
-            raise invalid(f"'tool_choice' names {self.tool_choice.function.name!r}, which is not in 'tools'")
+            name = self.tool_choice.function.name
+            raise invalid(f"it names {name!r}, which is not in 'tools'", ".tool_choice.function.name")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid("it can't be joined with 'add_generation_prompt'", ".continue_final_message")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise invalid("the last message is not an assistant's", ".continue_final_message")
+        if self.add_generation_prompt is False and not self.continue_final_message:
+            raise invalid("without it there is no reply to begin", ".add_generation_prompt")
         return self
 
     @property
-    def choices(self) -> int:
-        return self.n or 1
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens or super().token_limit
 
     @property
-    def token_limit(self) -> int | None:
-        """Bound on sampled tokens, if the client gave one."""
-        return self.max_completion_tokens or self.max_tokens
+    def functions_offered(self) -> list[FunctionTool]:
+        """The client's functions; tools of other kinds are left out."""
+        return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
+
+    @property
+    def forces_call(self) -> bool:
+        """Whether the reply must call a function."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedChoice)
+
+    @property
+    def thinking_asked(self) -> bool | None:
+        """What the client says of thinking by a switch; None if it does not."""
+        options = self.chat_template_kwargs
+        for asked in (options.enable_thinking, options.thinking, self.enable_thinking):
+            if asked is not None:
+                return asked
+        return None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks first. An effort gives way where the reply has a fixed form."""
+        if self.thinking_asked is not None:
+            return self.thinking_asked
+        return self._effort is True and not (self.json_schema or self.forces_call)
+
+    @property
+    def _effort(self) -> bool | None:
+        switches = [switch.on for switch in (self.thinking, self.reasoning) if switch is not None]
+        return next((on for on in switches if on is not None), is_effort(self.reasoning_effort))
+
+    def without_effect(self) -> Iterator[str]:
+        yield from super().without_effect()
+        if self._effort and not self.thinks:
+            yield "reasoning_effort"
 
     @property
     def callable_tools(self) -> list[FunctionTool]:
         """The functions that this reply may call."""
-        return [] if self.tool_choice == "none" else list(self.tools or ())
+        return [] if self.tool_choice == "none" else self.functions_offered
 
     @property
     def json_schema(self) -> str | None:
@@ -149,15 +189,14 @@ class ChatRequest(Strict):
         """Whether code runs: unless switched off, in every request that leaves room for it."""
         if self.deferral.enabled is not None:
             return self.deferral.enabled
-        return not self.tools and self.json_schema is None
+        return not self.functions_offered and self.json_schema is None
 
     @property
     def conflict(self) -> tuple[Literal["deferral", "response_format", "tool_choice"], str] | None:
         """A field that can't be honoured beside another one, and why; None if there is none."""
-        forced = self.tool_choice == "required" or isinstance(self.tool_choice, NamedChoice)
-        thinking = self.chat_template_kwargs.enable_thinking
+        forced, thinking = self.forces_call, self.thinks
         options = self.deferral.model_dump(exclude_none=True)
-        if options and self.deferral.enabled is not False and (self.tools or self.json_schema):
+        if options and self.deferral.enabled is not False and (self.functions_offered or self.json_schema):
             return "deferral", "no code runs in a request with 'tools' or a JSON 'response_format'"
         if self.json_schema and self.callable_tools:
             return "response_format", "JSON replies and 'tools' can't be joined"

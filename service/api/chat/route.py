@@ -139,13 +139,18 @@ async def _events(job: ChatJob, replies: list[Reply]) -> AsyncGenerator[tuple[Re
 
 
 def _replies(job: ChatJob) -> list[Reply]:
-    request, engine = job.request, job.server.backend.engine
+    request, engine = job.request, job.backend.engine
     tools = [tool.function for tool in request.callable_tools]
     return [
         Reply(
             index,
             engine,
-            MessageText(job.prompt_end, job.prefix, Functions(tools) if tools else None),
+            MessageText(
+                job.prompt_end,
+                job.prefix,
+                Functions(tools) if tools else None,
+                strict=request.strict_tool_calls,
+            ),
             logprobs=bool(request.logprobs),
             thinks=job.thinks,
         )

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.api.functions.declared import Functions
-from service.api.functions.hermes import CallBegun, CallDone, CallWrote, HermesEvent, HermesParser, Said
+from service.api.functions.hermes import (
+    CallBegun,
+    CallDone,
+    CallFailed,
+    CallWrote,
+    HermesEvent,
+    HermesParser,
+    Said,
+)
 from service.api.thinking import Parted, ThinkSplitter
 
 Fields = dict[str, Any]
@@ -21,11 +29,14 @@ class MessageText:
         prompt_end: the last characters of the prompt, without ``prefix``.
         prefix: what was written for the model at the beginning of its reply.
         functions: those that the reply may call; None where ``<tool_call>`` is no call of them.
+        strict: raise for a call that can't be made; otherwise its text becomes content.
     """
 
-    def __init__(self, prompt_end: str, prefix: str, functions: Functions | None) -> None:
+    def __init__(
+        self, prompt_end: str, prefix: str, functions: Functions | None, *, strict: bool = False
+    ) -> None:
         self._splitter = ThinkSplitter(prompt_end)
-        self._parser = None if functions is None else HermesParser(functions.check)
+        self._parser = None if functions is None else HermesParser(functions.check, strict=strict)
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self._calls: list[Fields] = []
@@ -112,6 +123,9 @@ class MessageText:
                     _append_arguments(deltas, index, text)
                 case CallDone():
                     self.finished_calls += 1
+                case CallFailed():
+                    self._calls.pop()
+                    self._arguments.pop()
         self._content.append(said)
         return said
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import jsonschema_rs
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from service.api.functions.json_schemas import compile_schema, complaint
-from service.api.strict import Strict, invalid
+from service.api.validation import RequestModel, Skipped, Strict, in_union, invalid
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
-class Function(Strict):
+class Function(RequestModel):
     """A function that the client can run."""
 
     name: FunctionName
@@ -31,7 +31,7 @@ class Function(Strict):
         try:
             self._validator = compile_schema(self.schema_of_arguments)
         except ValueError as error:
-            raise invalid(f"'parameters' is no JSON schema that can be used: {error}") from None
+            raise invalid(f"'parameters' is not a usable JSON schema: {error}", ".parameters") from None
         return self
 
     @property
@@ -43,23 +43,50 @@ class Function(Strict):
         return complaint(self._validator, arguments)
 
 
-class FunctionTool(Strict):
-    type: Literal["function"]
+class FunctionTool(RequestModel):
+    type: Literal["function"] = "function"
     function: Function
 
 
-class NamedFunction(Strict):
+class SkippedTool(Skipped):
+    """A tool of a kind that this server lacks. The model is not offered it."""
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("<function>")] | Annotated[SkippedTool, Tag("<skipped>")],
+    Discriminator(
+        in_union(frozenset({"function"})),
+        custom_error_type="unsupported_parameter",
+        custom_error_message="this server has tools of type 'function' only",
+    ),
+]
+
+
+class NamedFunction(RequestModel):
     name: FunctionName
 
 
 class NamedChoice(Strict):
     """The model must call this function."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: NamedFunction
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedChoice
+def _choice_tag(value: object) -> str | None:
+    if isinstance(value, dict):
+        return "<function>" if value.get("type", "function") == "function" else None
+    return "<function>" if isinstance(value, NamedChoice) else "<mode>"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<mode>")] | Annotated[NamedChoice, Tag("<function>")],
+    Discriminator(
+        _choice_tag,
+        custom_error_type="unsupported_parameter",
+        custom_error_message="this server takes 'none', 'auto', 'required' or a function by name",
+    ),
+]
 
 
 class Functions:

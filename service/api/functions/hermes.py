@@ -52,7 +52,14 @@ class CallDone:
     index: int
 
 
-HermesEvent = Said | CallBegun | CallWrote | CallDone
+@dataclass(frozen=True, slots=True)
+class CallFailed:
+    """The call that was begun last can't be made: its text and all that comes after follow as `Said`."""
+
+    index: int
+
+
+HermesEvent = Said | CallBegun | CallWrote | CallDone | CallFailed
 
 
 class CallError(Exception):
@@ -68,6 +75,7 @@ class _State(Enum):
     HEAD = auto()
     ARGUMENTS = auto()
     TAIL = auto()
+    PLAIN = auto()  # a call could not be made: the rest is text
 
 
 class HermesParser:
@@ -79,11 +87,20 @@ class HermesParser:
     Args:
         check: given name and arguments of a finished call, says what is wrong with them, or None. With
             arguments None it is asked about the name alone.
+        strict: raise for a call that can't be made or does not fit its schema. Otherwise one that can't be
+            read is text, and one that does not fit is the client's to judge.
     """
 
-    def __init__(self, check: Callable[[str, dict[str, object] | None], str | None]) -> None:
+    def __init__(
+        self, check: Callable[[str, dict[str, object] | None], str | None], *, strict: bool = True
+    ) -> None:
         self.calls = 0
         self._check = check
+        self._strict = strict
+        self._gap = ""
+        """White space before the call that is read."""
+        self._begun = ""
+        """What was taken of the call before its arguments."""
         self._state = _State.TEXT
         self._held = ""
         self._span = JsonSpan()
@@ -94,7 +111,7 @@ class HermesParser:
         """Take more text.
 
         Raises:
-            CallError: the model's call can't be made; nothing more may be fed.
+            CallError: the model's call can't be made, and the parser is strict; nothing more may be fed.
         """
         self._held += text
         events: list[HermesEvent] = []
@@ -103,9 +120,15 @@ class HermesParser:
             _State.HEAD: self._head,
             _State.ARGUMENTS: self._write,
             _State.TAIL: self._tail,
+            _State.PLAIN: self._plain,
         }
-        while steps[self._state](events):
-            pass
+        try:
+            while steps[self._state](events):
+                pass
+        except CallError:
+            if self._strict:
+                raise
+            self._give_up(events)
         return events
 
     def end(self, *, cut_off: bool) -> list[HermesEvent]:
@@ -114,18 +137,42 @@ class HermesParser:
         Raises:
             CallError: as `feed`.
         """
-        held, self._held = self._held, ""
         events: list[HermesEvent] = []
+        try:
+            self._end(events, cut_off=cut_off)
+        except CallError:
+            if self._strict:
+                raise
+            self._give_up(events)
+        self._held = ""
+        return events
+
+    def _end(self, events: list[HermesEvent], *, cut_off: bool) -> None:
+        held = self._held
         if self._state is _State.TEXT:
             if held.strip() or not self.calls:
                 events.append(Said(held))
-        elif self._state is _State.TAIL and held.lstrip()[:1] in ("", "}"):
+        elif self._state is _State.TAIL and (not self._strict or held.lstrip()[:1] in ("", "}")):
             events.append(CallDone(self.calls - 1))
         elif self._state is _State.HEAD and not cut_off:
             self._whole(held, events)
-        elif not cut_off:
+        elif self._state is _State.ARGUMENTS and not cut_off:
             raise self._error("the call ends too early", "".join(self._arguments) + held)
-        return events
+
+    def _give_up(self, events: list[HermesEvent]) -> None:
+        """The call that is read can't be made: it and all that follows is text."""
+        written = f"{self._gap}{OPEN}{self._begun}{''.join(self._arguments)}{self._held}"
+        if self._state is _State.ARGUMENTS:
+            self.calls -= 1
+            events.append(CallFailed(self.calls))
+        events.append(Said(written))
+        self._state, self._held = _State.PLAIN, ""
+
+    def _plain(self, events: list[HermesEvent]) -> bool:
+        if self._held:
+            events.append(Said(self._held))
+            self._held = ""
+        return False
 
     def _text(self, events: list[HermesEvent]) -> bool:
         said, tag, after = self._held.partition(OPEN)
@@ -133,6 +180,7 @@ class HermesParser:
             # Text between two calls counts as said; white space there does not.
             if said.strip():
                 events.append(Said(said.rstrip()))
+            self._gap, self._begun, self._arguments = said[len(said.rstrip()) :], "", []
             self._state, self._held = _State.HEAD, after
             return True
         sure = said[: len(said) - held_back(said, [OPEN])].rstrip()
@@ -144,6 +192,7 @@ class HermesParser:
     def _head(self, events: list[HermesEvent]) -> bool:
         if found := _HEAD.match(self._held):
             self._begin(str(self._loads(found[1])), events)
+            self._begun = found[0]
             self._state, self._held, self._span = _State.ARGUMENTS, self._held[found.end() :], JsonSpan()
             return True
         whole, tag, after = self._held.partition(CLOSE)
@@ -168,9 +217,13 @@ class HermesParser:
     def _tail(self, events: list[HermesEvent]) -> bool:
         found = _TAIL.match(self._held)
         if found is None:
-            if CLOSE in self._held:
+            if CLOSE not in self._held:
+                return False
+            if self._strict:
                 raise self._error("something follows the arguments", self._held)
-            return False
+            events.append(CallDone(self.calls - 1))
+            self._state, self._held = _State.TEXT, self._held.partition(CLOSE)[2]
+            return True
         events.append(CallDone(self.calls - 1))
         self._state, self._held = _State.TEXT, self._held[found.end() :]
         return True
@@ -180,23 +233,31 @@ class HermesParser:
         call = self._loads(written)
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             raise self._error("a call is an object with 'name' and 'arguments'", written)
-        self._begin(call["name"], events)
-        arguments = json.dumps(call.get("arguments", {}), ensure_ascii=False)
+        self._name = call["name"]
+        arguments = call.get("arguments", {})
+        if not self._strict and isinstance(arguments, str):
+            arguments = self._loads(arguments or "{}")
+        arguments = json.dumps(arguments, ensure_ascii=False)
+        self._check_name()
         self._checked(arguments)
+        self._begin(call["name"], events)
         events += [CallWrote(self.calls - 1, arguments), CallDone(self.calls - 1)]
 
     def _begin(self, name: str, events: list[HermesEvent]) -> None:
         self._name, self._arguments = name, []
-        if (complaint := self._check(name, None)) is not None:
-            raise self._error(complaint, self._held)
+        self._check_name()
         events.append(CallBegun(self.calls, name))
         self.calls += 1
+
+    def _check_name(self) -> None:
+        if (complaint := self._check(self._name, None)) is not None:
+            raise self._error(complaint, self._held)
 
     def _checked(self, written: str) -> None:
         arguments = self._loads(written)
         if not isinstance(arguments, dict):
-            raise self._error("the arguments are no JSON object", written)
-        if (complaint := self._check(self._name, arguments)) is not None:
+            raise self._error("the arguments are not a JSON object", written)
+        if self._strict and (complaint := self._check(self._name, arguments)) is not None:
             raise self._error(complaint, written)
 
     def _loads(self, written: str) -> object:

@@ -8,10 +8,17 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from service.api.functions.json_schemas import compile_schema
-from service.api.strict import Strict, invalid
+from service.api.validation import RequestModel, invalid
 
 
-class TextFormat(Strict):
+def _check_schema(schema: dict[str, object] | None) -> None:
+    try:
+        compile_schema(schema or {})
+    except ValueError as error:
+        raise invalid(f"'schema' is not a usable JSON schema: {error}", ".schema") from None
+
+
+class TextFormat(RequestModel):
     type: Literal["text"]
 
     @property
@@ -20,16 +27,23 @@ class TextFormat(Strict):
         return None
 
 
-class JsonObjectFormat(Strict):
+class JsonObjectFormat(RequestModel):
     type: Literal["json_object"]
+    schema_: dict[str, object] | None = Field(default=None, alias="schema")
+    """An extra of llama.cpp and others: the object's schema."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        _check_schema(self.schema_)
+        return self
 
     @property
     def schema_text(self) -> str | None:
-        return '{"type": "object"}'
+        return json.dumps(self.schema_ or {"type": "object"})
 
 
-class JsonSchema(Strict):
-    name: str = Field(max_length=64)
+class JsonSchema(RequestModel):
+    name: str = Field(default="response", max_length=64)
     description: str | None = None
     schema_: dict[str, object] = Field(alias="schema")
     strict: bool | None = None
@@ -37,14 +51,11 @@ class JsonSchema(Strict):
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
-        try:
-            compile_schema(self.schema_)
-        except ValueError as error:
-            raise invalid(f"'schema' is no JSON schema that can be used: {error}") from None
+        _check_schema(self.schema_)
         return self
 
 
-class JsonSchemaFormat(Strict):
+class JsonSchemaFormat(RequestModel):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 

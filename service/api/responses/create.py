@@ -15,12 +15,11 @@ from service.api.responses.job import prepare_response
 from service.api.responses.request import ResponseRequest
 from service.api.responses.resource import Resource, shown
 from service.api.responses.responses import CurrentResponses, Owner
-from service.api.responses.route import PlainNames
 from service.api.responses.run import Run, Stream
 from service.api.server import CurrentServer
 from service.api.wire import Json, JsonResponse
 
-router = APIRouter(tags=["Responses"], route_class=PlainNames)
+router = APIRouter(tags=["Responses"])
 
 
 @router.post("/v1/responses", response_class=JsonResponse)

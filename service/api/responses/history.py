@@ -8,7 +8,14 @@ from pydantic import TypeAdapter
 
 from service.api.errors import ApiError
 from service.api.responses.ids import is_response_id, response_of
-from service.api.responses.items import CodeInterpreterCall, InputItem, ItemReference, Message, Reasoning
+from service.api.responses.items import (
+    CodeInterpreterCall,
+    InputItem,
+    ItemReference,
+    Message,
+    Reasoning,
+    SkippedItem,
+)
 from service.api.responses.messages import Conversation, StoredReply
 from service.api.wire import Json
 from service.store.records import StoredResponse
@@ -57,6 +64,8 @@ async def resolved(items: Sequence[InputItem], store: ResponseStore, owner: str)
     found: list[InputItem] = []
     look_up = _Stored(store, owner)
     for index, item in enumerate(items):
+        if isinstance(item, SkippedItem):
+            continue
         if isinstance(item, ItemReference):
             stored = await look_up.item(str(item.id))
             if stored is None:
@@ -102,9 +111,10 @@ def _is_output(item: InputItem) -> bool:
 
 
 async def _stored_reply(items: Sequence[InputItem], look_up: _Stored) -> StoredReply | None:
-    if not any(isinstance(item, CodeInterpreterCall) for item in items) or items[0].id is None:
+    call = next((item for item in items if isinstance(item, CodeInterpreterCall)), None)
+    if call is None or call.id is None:
         return None
-    response = await look_up.response(items[0].id)
+    response = await look_up.response(call.id)
     if response is None or response.ids is None:
         return None
     stored = _items.validate_python(_output(response))
@@ -122,7 +132,7 @@ def _gist(item: InputItem) -> object:
             return item.id, [part.text for part in item.content]
         case CodeInterpreterCall():
             return item.id, item.code, None if item.outputs is None else [log.logs for log in item.outputs]
-    return item.id
+    return item
 
 
 class _Stored:

@@ -6,8 +6,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from service.api.responses.tools import by_type
-from service.api.strict import Strict, invalid, only, unsupported
+from service.api.content import ResponseContent
+from service.api.validation import Ignored, RequestModel, Skipped, in_union, invalid
 from service.api.wire import Json
 
 PREFIXES: Final = {
@@ -16,41 +16,18 @@ PREFIXES: Final = {
     "code_interpreter_call": "ci",
     "function_call": "fc",
     "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
     "item_reference": "ref",
 }
 """What the id of an item begins with, by its type."""
 
-_TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
 
+class Item(RequestModel):
+    """What all items share."""
 
-def _join_parts(value: object) -> object:
-    """Text parts as one string; anything but text is refused."""
-    if not isinstance(value, list):
-        return value
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _TEXT_PARTS:
-            raise unsupported(
-                f"parts of type {kind!r} can't be read: this model reads text only ('input_text')"
-            )
-        if not isinstance(part.get("text"), str):
-            raise invalid("a text part needs its 'text'")
-    return "".join(part["text"] for part in value)
-
-
-Content = Annotated[str, BeforeValidator(_join_parts, json_schema_input_type=str | list[dict[str, object]])]
-
-
-class Item(Strict):
-    """What all items share. Fields that are null count as left out, as SDKs send them back."""
-
-    id: str | None = Field(default=None, max_length=80)
-    status: Literal["in_progress", "completed", "incomplete", "interpreting", "failed"] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, data: object) -> object:
-        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+    id: str | None = Field(default=None, max_length=512)
+    status: str | None = Field(default=None, max_length=32)
 
     def as_listed(self, item_id: str) -> Json:
         """The item as ``input_items`` lists it, under an id of the response that it goes into."""
@@ -62,8 +39,8 @@ class Message(Item):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: Content
-    phase: Annotated[object, only("commentary", "final_answer")] = None
+    content: ResponseContent
+    phase: Annotated[object, Ignored("commentary", "final_answer")] = None
 
     def as_listed(self, item_id: str) -> Json:
         part: Json = {"type": "input_text", "text": self.content}
@@ -72,7 +49,7 @@ class Message(Item):
         return {**super().as_listed(item_id), "content": [part]}
 
 
-class ReasoningText(Strict):
+class ReasoningText(RequestModel):
     type: Literal["reasoning_text"] = "reasoning_text"
     text: str
 
@@ -83,10 +60,11 @@ class Reasoning(Item):
     type: Literal["reasoning"]
     summary: list[dict[str, object]] = Field(default_factory=list)
     content: list[ReasoningText] = Field(default_factory=list)
-    encrypted_content: Annotated[object, only("")] = None
+    encrypted_content: str | None = None
+    """The thought, sealed by this deployment."""
 
 
-class Logs(Strict):
+class Logs(RequestModel):
     type: Literal["logs"]
     logs: str
 
@@ -107,8 +85,8 @@ class FunctionCall(Item):
     type: Literal["function_call"]
     call_id: str
     name: str
-    arguments: str
-    parsed_arguments: Annotated[object, only()] = None
+    arguments: str = ""
+    parsed_arguments: object = None
 
 
 class FunctionCallOutput(Item):
@@ -116,7 +94,24 @@ class FunctionCallOutput(Item):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: Content
+    output: ResponseContent
+
+
+class CustomToolCall(Item):
+    """A call of a tool that takes free text; the model sees it as a function with the argument ``input``."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str = ""
+
+
+class CustomToolCallOutput(Item):
+    """What that tool gave."""
+
+    type: Literal["custom_tool_call_output"]
+    call_id: str
+    output: ResponseContent
 
 
 class ItemReference(Item):
@@ -131,11 +126,25 @@ class ItemReference(Item):
         return self
 
 
+class SkippedItem(Skipped):
+    """An item of a kind that this server never makes, from a conversation with another one."""
+
+
+_in_union = in_union(frozenset(PREFIXES))
+
+
 def _tag(value: object) -> str | None:
     if isinstance(value, dict) and value.get("type") is None:
         return "<message>" if "role" in value else "<item_reference>"
-    return by_type(value)
+    if isinstance(value, dict) and str(value.get("type")) in _INPUT_PARTS:
+        return None
+    return _in_union(value)
 
+
+_INPUT_PARTS: Final = frozenset(
+    {"input_image", "input_file", "input_audio", "input_text", "text", "image_url"}
+)
+"""Parts of a message that stand where an item belongs: leaving them out would change the question."""
 
 InputItem = Annotated[
     Annotated[Message, Tag("<message>")]
@@ -143,7 +152,10 @@ InputItem = Annotated[
     | Annotated[CodeInterpreterCall, Tag("<code_interpreter_call>")]
     | Annotated[FunctionCall, Tag("<function_call>")]
     | Annotated[FunctionCallOutput, Tag("<function_call_output>")]
-    | Annotated[ItemReference, Tag("<item_reference>")],
+    | Annotated[CustomToolCall, Tag("<custom_tool_call>")]
+    | Annotated[CustomToolCallOutput, Tag("<custom_tool_call_output>")]
+    | Annotated[ItemReference, Tag("<item_reference>")]
+    | Annotated[SkippedItem, Tag("<skipped>")],
     Discriminator(
         _tag,
         custom_error_type="unsupported_parameter",

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
 from service.api.chat.job import ChatJob, prepare
 from service.api.chat.request import ChatRequest
-from service.api.errors import ApiError
+from service.api.errors import ApiError, complaint
 from service.api.functions.declared import Functions
 from service.api.responses.history import recall, resolved, with_stored_replies
 from service.api.responses.ids import input_item_id
-from service.api.responses.items import PREFIXES, InputItem
+from service.api.responses.items import PREFIXES, InputItem, Reasoning, ReasoningText, SkippedItem
 from service.api.responses.messages import Conversation
 from service.api.responses.reply import Reply
-from service.api.responses.request import LOGPROBS, ResponseRequest
+from service.api.responses.request import LOGPROBS, SEALED, ResponseRequest
+from service.api.responses.seal import Seal
 from service.api.responses.text import TextOptions
 from service.api.responses.tools import FunctionChoice
 from service.api.server import Server
+from service.api.validation import report, unreported
 from service.api.wire import Json
 from service.store.responses import ResponseStore
 
@@ -30,6 +33,8 @@ _PARAMS = {
     "logprobs": "include",
 }
 """What a chat request calls differently."""
+_WHOLE = ("messages", "response_format")
+"""Those of them whose parts have no counterpart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class ResponseJob:
         return [
             item.as_listed(input_item_id(PREFIXES[item.type], self.id, index))
             for index, item in enumerate(self.items)
+            if not isinstance(item, SkippedItem)
         ]
 
     def reply(self) -> Reply:
@@ -65,9 +71,14 @@ class ResponseJob:
             prompt_end=self.chat.prompt_end,
             prefix=self.chat.prefix,
             functions=Functions(functions) if functions else None,
+            strict_calls=self.request.strict_tool_calls,
             marker=policy.marker if self.request.runs_code else None,
             logprobs=LOGPROBS in (self.request.include or ()),
+            seal=self._seal if SEALED in (self.request.include or ()) else None,
         )
+
+    def _seal(self, text: str) -> str:
+        return self.chat.server.seal.close(text, self.owner)
 
 
 async def prepare_response(
@@ -83,24 +94,37 @@ async def prepare_response(
     conversation = Conversation(backend.engine.tokenizer, backend.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
-    items = await resolved(request.input, store, owner)
+    items = [_opened(item, server.seal, owner) for item in await resolved(request.input, store, owner)]
     conversation.add(await with_stored_replies(items, store, owner))
     chat = await _fitting(server, request, conversation)
     # The sandbox sees flushes of this id; so do traces.
     return ResponseJob(response_id, owner, request, items, replace(chat, id=response_id))
 
 
+def _opened(item: InputItem, seal: Seal, owner: str) -> InputItem:
+    """A sealed thought with its text; one that can't be opened is what the client sends beside the seal."""
+    if not isinstance(item, Reasoning) or not item.encrypted_content:
+        return item
+    if (text := seal.open(item.encrypted_content, owner)) is None:
+        report("input.encrypted_content")
+        return item
+    return item.model_copy(update={"content": [ReasoningText(text=text)]})
+
+
 def _check(request: ResponseRequest) -> None:
     if request.runs_code and request.functions:
         raise _refused("tools", "code_interpreter and functions can't be joined: both calls begin alike")
     if request.tool_choice == "required" and not request.functions:
+        if not request.runs_code:
+            raise _refused("tool_choice", "there is no tool in 'tools' that could be called")
         raise _refused("tool_choice", "the model decides itself when code runs; it can't be made to")
-    for name in ("deferral", "max_tool_calls"):
-        if not request.runs_code and getattr(request, name) is not None:
-            raise _refused(name, "it says how code runs, and there is no code_interpreter in 'tools' to use")
+    if not request.runs_code and request.deferral is not None:
+        raise _refused(
+            "deferral", "it says how code runs, and there is no code_interpreter in 'tools' to use"
+        )
     choice = request.tool_choice
     if isinstance(choice, FunctionChoice) and choice.name not in {tool.name for tool in request.functions}:
-        raise _refused("tool_choice", f"there is no function {choice.name!r} in 'tools'")
+        raise _refused("tool_choice.name", f"there is no function {choice.name!r} in 'tools'")
 
 
 def _refused(param: str, why: str) -> ApiError:
@@ -151,17 +175,25 @@ async def _chat_job(
     try:
         fields = _chat_fields(request, [*first, *messages])
         fields["deferral"] = {"enabled": request.runs_code, **_code_options(server, request)}
-        chat = ChatRequest.model_validate(fields)
+        with unreported():
+            chat = ChatRequest.model_validate(fields)
     except ValidationError as error:
-        told = error.errors()[0]
-        where = str(told["loc"][0]) if told["loc"] else "input"
-        raise ApiError(400, told["msg"], param=_PARAMS.get(where, where), code="invalid_value") from None
+        what = error.errors()[0]
+        raise _renamed(complaint(what, what["loc"], fields)) from None
     try:
         return await prepare(server, chat, proven)
     except ApiError as error:
-        param = _PARAMS.get(error.param or "", error.param)
-        message = error.message.replace(f"'{error.param}'", f"'{param}'")
-        raise ApiError(error.status, message, param=param, code=error.code) from None
+        raise _renamed(error) from None
+
+
+def _renamed(error: ApiError) -> ApiError:
+    """An error of the chat request by the names that fields have here."""
+    param = error.param
+    for name, here in _PARAMS.items():
+        if param == name or (name in _WHOLE and re.match(rf"{name}[.\[]", param or "")):
+            param = here
+    message = error.message.replace(f"'{error.param}'", f"'{param}'")
+    return ApiError(error.status, message, param=param, code=error.code, retry_after_s=error.retry_after_s)
 
 
 def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
@@ -181,8 +213,8 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
     fields |= {"messages": messages, "max_tokens": request.max_output_tokens, "metadata": request.metadata}
     if LOGPROBS in (request.include or ()):
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
-    if request.reasoning is not None and request.reasoning.effort not in (None, "none"):
-        fields["chat_template_kwargs"] = {"enable_thinking": True}
+    if request.reasoning is not None:
+        fields["reasoning_effort"] = request.reasoning.effort
     if request.form.as_told() != TextOptions().as_told():
         fields["response_format"] = request.form.as_response_format()
     if request.functions and request.tool_choice != "none":

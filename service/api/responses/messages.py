@@ -6,11 +6,14 @@ sends, items of earlier responses included, is plain text.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from service.api.responses.items import (
     CodeInterpreterCall,
+    CustomToolCall,
+    CustomToolCallOutput,
     FunctionCall,
     FunctionCallOutput,
     InputItem,
@@ -88,7 +91,11 @@ class Conversation:
             case FunctionCall():
                 function = {"name": item.name, "arguments": item.arguments}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})
-            case FunctionCallOutput():
+            case CustomToolCall():
+                self._think(False)
+                function = {"name": item.name, "arguments": json.dumps({"input": item.input})}
+                self._calls.append({"id": item.call_id, "type": "function", "function": function})
+            case FunctionCallOutput() | CustomToolCallOutput():
                 self.say("tool", item.output)
                 self.messages[-1]["tool_call_id"] = item.call_id
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -46,12 +47,20 @@ class Output:
 class TextItem:
     """A message, or a thought: one part of text that is written piece by piece."""
 
-    def __init__(self, output: Output, *, thought: bool, logprobs: bool = False) -> None:
+    def __init__(
+        self,
+        output: Output,
+        *,
+        thought: bool,
+        logprobs: bool = False,
+        seal: Callable[[str], str] | None = None,
+    ) -> None:
         self.thought = thought
         self._output = output
         self._pieces: list[str] = []
         self._logprobs: list[Json] = []
         self._wants_logprobs = logprobs
+        self._seal = seal if thought else None
         self._name = "response.reasoning_text" if thought else "response.output_text"
         head: Json = {"type": "reasoning", "summary": []} if thought else {"type": "message"}
         role: Json = {} if thought else {"role": "assistant"}
@@ -76,10 +85,11 @@ class TextItem:
         text = "".join(self._pieces)
         part = self._part(text)
         told: Json = {} if self.thought else {"logprobs": self._logprobs}
+        sealed: Json = {} if self._seal is None else {"encrypted_content": self._seal(text)}
         return [
             self._event(f"{self._name}.done", text=text, **told),
             self._event("response.content_part.done", part=part),
-            self._output.done(self._index, status=status, content=[part]),
+            self._output.done(self._index, status=status, content=[part], **sealed),
         ]
 
     def _part(self, text: str) -> Json:

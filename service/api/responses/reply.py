@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from service.api.functions.declared import Functions
-from service.api.functions.hermes import CallBegun, CallDone, CallWrote, HermesEvent, HermesParser, Said
+from service.api.functions.hermes import (
+    CallBegun,
+    CallDone,
+    CallFailed,
+    CallWrote,
+    HermesEvent,
+    HermesParser,
+    Said,
+)
 from service.api.responses.code_item import CodeItem
 from service.api.responses.output import Events, FunctionCallItem, Output, TextItem
 from service.api.thinking import CLOSE, Parted, ThinkSplitter
@@ -39,7 +47,9 @@ class Reply:
         prefix: what was written for the model at the beginning of its reply.
         functions: those that it may call; None where ``<tool_call>`` is no call of them.
         marker: the execute marker; None where no code runs.
+        strict_calls: raise for a call that can't be made; otherwise its text becomes a message.
         logprobs: tell the log-probabilities of the message's tokens.
+        seal: seals thoughts for the client to keep; None where it does not ask for that.
     """
 
     def __init__(
@@ -50,9 +60,12 @@ class Reply:
         prompt_end: str,
         prefix: str = "",
         functions: Functions | None = None,
+        strict_calls: bool = False,
         marker: str | None = None,
         logprobs: bool = False,
+        seal: Callable[[str], str] | None = None,
     ) -> None:
+        self._seal = seal
         self.output = Output(response_id)
         self.sampled_tokens = self.observation_tokens = self.reasoning_tokens = 0
         self.cached_tokens: int | None = None
@@ -60,7 +73,7 @@ class Reply:
         self._endings = reply_endings(engine)
         self._think_end = engine.tokenizer.token_id(CLOSE)
         self._splitter = ThinkSplitter(prompt_end)
-        self._parser = None if functions is None else HermesParser(functions.check)
+        self._parser = None if functions is None else HermesParser(functions.check, strict=strict_calls)
         self._marker = marker
         self._held_marker = ""
         self._wants_logprobs = logprobs
@@ -222,7 +235,7 @@ class Reply:
         return [*told, *self._text.write(text, [] if thought else logprobs)]
 
     def _open_text(self, *, thought: bool) -> Events:
-        self._text = TextItem(self.output, thought=thought, logprobs=self._wants_logprobs)
+        self._text = TextItem(self.output, thought=thought, logprobs=self._wants_logprobs, seal=self._seal)
         return self._text.open()
 
     def _close_text(self, status: str) -> Events:
@@ -243,6 +256,10 @@ class Reply:
                 case CallWrote(_, text):
                     assert self._call is not None  # noqa: S101
                     told += self._call.write(text)
+                case CallFailed():
+                    assert self._call is not None  # noqa: S101
+                    told += self._call.close("incomplete")
+                    self._call = None
                 case CallDone():
                     assert self._call is not None  # noqa: S101
                     told += self._call.close("completed")

@@ -1,44 +1,66 @@
-"""The body of ``POST /v1/responses``, checked. A field that can't be honoured is refused by name."""
+"""The body of ``POST /v1/responses``, checked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from service.api.functions.declared import SkippedTool
 from service.api.responses.items import Input
 from service.api.responses.text import TextOptions
-from service.api.responses.tools import CodeInterpreterTool, FunctionTool, ToolChoice, Tools
-from service.api.strict import Strict, invalid, only
+from service.api.responses.tools import (
+    CodeInterpreterTool,
+    FunctionChoice,
+    FunctionTool,
+    ToolChoice,
+    Tools,
+)
+from service.api.thinking import is_effort
+from service.api.validation import (
+    Ignored,
+    Lenient,
+    RequestBody,
+    RequestModel,
+    Strict,
+    invalid,
+    is_strict,
+    only,
+    unsupported,
+)
 
 OUTPUTS = "code_interpreter_call.outputs"
 LOGPROBS = "message.output_text.logprobs"
-Include = Literal[
-    "code_interpreter_call.outputs",
-    "message.output_text.logprobs",
-    # Of items that this server never makes: asking for them asks for nothing.
-    "file_search_call.results",
-    "web_search_call.results",
-    "web_search_call.action.sources",
-    "message.input_image.image_url",
-    "computer_call_output.output.image_url",
-]
+SEALED = "reasoning.encrypted_content"
+INCLUDES = (OUTPUTS, LOGPROBS, SEALED)
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Unsupported = Annotated[object, only()]
+NoEffect = Annotated[object, Ignored()]
 
 
-class StreamOptions(Strict):
-    include_obfuscation: Annotated[object, only(False)] = None
+class IncludeNames(Lenient):
+    """Reports names of what this server never makes: asking for it asks for nothing."""
+
+    def ignored_in(self, raw: object) -> Iterator[str]:
+        for index, name in enumerate(raw if isinstance(raw, list) else ()):
+            if name not in INCLUDES:
+                yield f"[{index}]"
 
 
-class ReasoningOptions(Strict):
+class StreamOptions(RequestModel):
+    include_obfuscation: Annotated[object, Ignored(False)] = None
+
+
+class ReasoningOptions(RequestModel):
     """Whether the model thinks first. It knows no degrees of it."""
 
-    effort: Literal["none", "medium"] | None = None
-    summary: Annotated[object, only("auto")] = None
+    effort: Annotated[str, Field(max_length=32)] | None = None
+    """``none`` and ``minimal``: no thinking; any other: thinking."""
+    summary: Annotated[object, Ignored("auto")] = None
     """``auto`` gives what there is: the thoughts themselves, as the item's content."""
-    generate_summary: Annotated[object, only("auto")] = None
+    generate_summary: Annotated[object, Ignored("auto")] = None
 
 
 class CodeOptions(Strict):
@@ -55,7 +77,7 @@ class CodeOptions(Strict):
     runs them and the model continues."""
 
 
-class ResponseRequest(Strict):
+class ResponseRequest(RequestBody):
     """OpenAI's fields, three sampling extras of vLLM, and ``deferral``."""
 
     model: str
@@ -66,7 +88,7 @@ class ResponseRequest(Strict):
     store: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    include: list[Include] | None = None
+    include: Annotated[list[str] | None, Field(max_length=64), IncludeNames()] = None
     max_output_tokens: int | None = Field(default=None, ge=1)
     """Tokens that the model may sample in the whole response; observations are not counted."""
     max_tool_calls: int | None = Field(default=None, ge=1)
@@ -84,7 +106,8 @@ class ResponseRequest(Strict):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    service_tier: Annotated[object, only("auto", "default")] = None
+    strict_tool_calls: bool = False
+    """Fail where the model writes a call that can't be made, instead of passing it on as it is."""
 
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
@@ -93,25 +116,43 @@ class ResponseRequest(Strict):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     deferral: CodeOptions | None = None
 
-    access_programs: Unsupported = None
-    background_options: Unsupported = None
-    context_management: Annotated[object, only([])] = None
+    access_programs: NoEffect = None
+    background_options: NoEffect = None
+    context_management: Annotated[object, Ignored([])] = None
     conversation: Unsupported = None
     image: Unsupported = None
     moderation: Unsupported = None
     prompt: Unsupported = None
-    prompt_cache_options: Unsupported = None
-    prompt_cache_retention: Unsupported = None
+    prompt_cache_options: NoEffect = None
+    prompt_cache_retention: NoEffect = None
+    service_tier: Annotated[object, Ignored("auto", "default")] = None
 
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.background and self.store is False:
-            raise invalid("'background' needs 'store': who leaves must find the response again")
-        if self.stream_options is not None and not self.stream:
-            raise invalid("'stream_options' needs 'stream' to be true")
+            raise invalid("it needs 'store': who leaves must find the response again", ".background")
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
-            raise invalid(f"'top_logprobs' needs 'include' to hold '{LOGPROBS}'")
+            raise invalid(f"it needs 'include' to hold '{LOGPROBS}'", ".top_logprobs")
+        if is_strict() and (
+            other := [at for at, name in enumerate(self.include or ()) if name not in INCLUDES]
+        ):
+            raise unsupported("this server never makes it", f".include[{other[0]}]")
         return self
+
+    def without_effect(self) -> Iterator[str]:
+        if self.stream_options is not None and not self.stream:
+            yield "stream_options"
+        if self.max_tool_calls is not None and not self.runs_code:
+            yield "max_tool_calls"
+        has_form = self.form.as_told() != TextOptions().as_told()
+        is_forced = self.tool_choice == "required" or isinstance(self.tool_choice, FunctionChoice)
+        if self.thinks and (has_form or is_forced):
+            yield "reasoning.effort"
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is asked to think first."""
+        return self.reasoning is not None and is_effort(self.reasoning.effort) is True
 
     @property
     def stored(self) -> bool:
@@ -121,6 +162,11 @@ class ResponseRequest(Strict):
     def form(self) -> TextOptions:
         """The form of the reply."""
         return self.text or TextOptions()
+
+    @property
+    def offered_tools(self) -> list[CodeInterpreterTool | FunctionTool]:
+        """The tools of kinds that this server has."""
+        return [tool for tool in self.tools or () if not isinstance(tool, SkippedTool)]
 
     @property
     def runs_code(self) -> bool:

@@ -38,7 +38,7 @@ class Resource:
             self.status, self.completed_at = "completed", int(time.time())
 
     def fail(self, error: ApiError) -> None:
-        self.status, self.error = "failed", failure(error.message, error.status)
+        self.status, self.error = "failed", failure(error.message, error.status, error.code)
 
     def cancel(self) -> None:
         self.status = "cancelled"
@@ -68,7 +68,7 @@ class Resource:
             "previous_response_id": request.previous_response_id,
             "prompt_cache_key": request.prompt_cache_key,
             "reasoning": {
-                "effort": "medium" if chat.request.chat_template_kwargs.enable_thinking else "none",
+                "effort": "medium" if chat.request.thinks else "none",
                 "summary": None,
             },
             "safety_identifier": request.safety_identifier,
@@ -81,7 +81,7 @@ class Resource:
             "frequency_penalty": sampling.frequency_penalty,
             "text": request.form.as_told(),
             "tool_choice": choice.model_dump() if isinstance(choice, FunctionChoice) else choice or "auto",
-            "tools": [tool.as_told() for tool in request.tools or ()],
+            "tools": [tool.as_told() for tool in request.offered_tools],
             "truncation": request.truncation or "disabled",
             "usage": self.usage,
             "user": request.user,
@@ -89,10 +89,9 @@ class Resource:
         }
 
 
-def failure(message: str, status: int = 500) -> Json:
-    """A response's ``error``; OpenAI knows few codes for it."""
-    code = "rate_limit_exceeded" if status == 429 else "server_error" if status >= 500 else "invalid_prompt"
-    return {"code": code, "message": message}
+def failure(message: str, status: int = 500, code: str | None = None) -> Json:
+    """A response's ``error``, with the code that the same error has when it is an answer of its own."""
+    return {"code": code or ("server_error" if status >= 500 else "invalid_prompt"), "message": message}
 
 
 STOPPED: Final = failure("The server stopped before the response was complete.")

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from service.api.functions.response_format import JsonObjectFormat, JsonSchema, TextFormat
 from service.api.responses.tools import by_type
-from service.api.strict import Strict, only
+from service.api.validation import Ignored, RequestModel
 from service.api.wire import Json
 
 
@@ -26,14 +26,14 @@ Format = Annotated[
 ]
 
 
-class TextOptions(Strict):
+class TextOptions(RequestModel):
     format: Format = Field(default=TextFormat(type="text"))
-    verbosity: Annotated[object, only("medium")] = None
+    verbosity: Annotated[object, Ignored("medium")] = None
 
     def as_response_format(self) -> Json:
         """The same in chat completions' form."""
         if not isinstance(self.format, SchemaFormat):
-            return self.format.model_dump()
+            return self.format.model_dump(exclude_none=True, by_alias=True)
         schema = self.format.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
         return {"type": "json_schema", "json_schema": schema}
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from service.api.functions.declared import Function, FunctionName
-from service.api.strict import Strict, only
+from service.api.functions.declared import Function, FunctionName, SkippedTool
+from service.api.validation import Ignored, RequestModel, Strict, in_union, only
 from service.api.wire import Json
 
 MEANT_TAG = "<{}>"
@@ -23,12 +23,12 @@ class AutoContainer(Strict):
     network_policy: Annotated[object, only({"type": "disabled"})] = None
 
 
-class CodeInterpreterTool(Strict):
+class CodeInterpreterTool(RequestModel):
     """The model may run code. Without this tool none runs."""
 
     type: Literal["code_interpreter"]
     container: AutoContainer = AutoContainer()
-    allowed_callers: Annotated[object, only(["direct"])] = None
+    allowed_callers: Annotated[object, Ignored(["direct"])] = None
 
     def as_told(self) -> Json:
         """As the response object tells it."""
@@ -38,10 +38,10 @@ class CodeInterpreterTool(Strict):
 class FunctionTool(Function):
     """A function that the client runs."""
 
-    type: Literal["function"]
-    defer_loading: Annotated[object, only(False)] = None
-    allowed_callers: Annotated[object, only(["direct"])] = None
-    output_schema: Annotated[object, only()] = None
+    type: Literal["function"] = "function"
+    defer_loading: Annotated[object, Ignored(False)] = None
+    allowed_callers: Annotated[object, Ignored(["direct"])] = None
+    output_schema: Annotated[object, Ignored()] = None
 
     def as_told(self) -> Json:
         """As the response object tells it."""
@@ -55,9 +55,11 @@ def by_type(value: object) -> str | None:
 
 
 Tool = Annotated[
-    Annotated[CodeInterpreterTool, Tag("<code_interpreter>")] | Annotated[FunctionTool, Tag("<function>")],
+    Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
+    | Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        by_type,
+        in_union(frozenset({"code_interpreter", "function"})),
         custom_error_type="unsupported_parameter",
         custom_error_message="this server has tools of type 'code_interpreter' and 'function' only",
     ),
@@ -67,7 +69,7 @@ Tool = Annotated[
 class FunctionChoice(Strict):
     """The model must call this function."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     name: FunctionName
 
 

@@ -21,6 +21,11 @@ class Metrics:
         self.requests = self._counter("requests", "HTTP requests, by route and status.", "route", "status")
         self.request_s = self._histogram("request_seconds", "Seconds a request took, by route.", "route")
         self.refused = self._counter("refused", "Requests refused by a limit, by its name.", "limit")
+        self.ignored = self._counter(
+            "ignored_fields",
+            "Fields of requests that have no effect, by name where it is a known one.",
+            "field",
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens.")
         self.queue_s = self._histogram("queue_seconds", "Seconds a request waited for its places.")
         self.first_token_s = self._histogram(

@@ -30,6 +30,20 @@ async def test_every_route_but_health_needs_a_key() -> None:
         assert [model.id async for model in served.openai.models.list()] == ["scripted"]
 
 
+async def test_a_key_may_come_in_other_headers() -> None:
+    app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")), api_keys="sk-one")
+    async with serve(app) as served, httpx.AsyncClient(base_url=served.url) as client:
+        for headers, status in [
+            ({"x-api-key": "sk-one"}, 200),
+            ({"api-key": "sk-one"}, 200),
+            ({"authorization": "Bearer dummy", "x-api-key": "sk-one"}, 200),
+            ({"x-api-key": "sk-two"}, 401),
+            ({"x-api-key": ""}, 401),
+            ({"api-key": "Bearer sk-one"}, 401),
+        ]:
+            assert (await client.get("/v1/models", headers=headers)).status_code == status, headers
+
+
 async def test_no_documented_route_is_open_but_health() -> None:
     app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")), api_keys="sk-one")
     async with serve(app, key="sk-one") as served, httpx.AsyncClient(base_url=served.url) as client:

@@ -84,7 +84,7 @@ async def test_json_of_a_schema_is_parsed_by_the_sdk() -> None:
         ),
         (
             {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}},
-            "response_format.json_schema.json_schema",
+            "response_format.json_schema.schema",
             "invalid_value",
         ),
         ({"type": "xml"}, "response_format", "invalid_value"),

@@ -32,17 +32,56 @@ def test_as_chat_templates_take_them() -> None:
     [
         {"role": "user"},
         {"role": "user", "content": "x", "tool_calls": [CALL]},
-        {"role": "user", "content": "x", "reasoning": "x"},
-        {"role": "user", "content": "x", "tool_call_id": "call_1"},
         {"role": "tool", "content": "x"},
-        {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[]"}}]},
-        {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{"}}]},
-        {"role": "user", "content": "x", "name": "me"},
+        {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": 1}}]},
+        {"role": "user", "contnet": "x"},
     ],
 )
 def test_what_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         message(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"role": "user", "content": "x", "name": "bob"},
+        {"role": "system", "content": "x", "name": "bob"},
+        {"role": "user", "content": "x", "reasoning": "x", "tool_call_id": "call_1", "type": "text"},
+        {
+            "role": "assistant",
+            "refusal": "no",
+            "annotations": [{}],
+            "thinking_blocks": [{"type": "thinking"}],
+        },
+        {
+            "role": "assistant",
+            "content": "x",
+            "provider_specific_fields": {"a": None},
+            "reasoning_details": [],
+        },
+        {
+            "role": "assistant",
+            "content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "x"}],
+        },
+        {"role": "tool", "content": None, "tool_call_id": "call_1", "name": "f"},
+        {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+    ],
+)
+def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
+    turn = message(**fields).as_turn()
+    assert set(turn) == {"role", "content"}
+    assert turn["content"] in ("x", "no", "")
+
+
+def test_calls_of_custom_tools_and_arguments_as_objects() -> None:
+    custom = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
+    as_object = {"id": "d", "function": {"name": "f", "arguments": {"a": 1}}}
+    calls: Any = message(role="assistant", tool_calls=[custom, as_object]).as_turn()["tool_calls"]
+    assert [call["function"] for call in calls] == [
+        {"name": "patch", "arguments": {"input": "*** Begin"}},
+        {"name": "f", "arguments": {"a": 1}},
+    ]
 
 
 def test_an_answer_of_a_tool_needs_its_call() -> None:

@@ -34,10 +34,10 @@ def test_text_parts_are_joined() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [{"type": "input_audio"}, {"type": "text"}, {"type": "text", "text": 1}, "a", None]
+    "part", [{"type": "input_audio"}, {"type": "text"}, {"type": "text", "text": 1}, 1, None]
 )
 def test_other_parts_are_refused(part: object) -> None:
-    with pytest.raises(ValidationError, match="parts of type 'text'"):
+    with pytest.raises(ValidationError, match="part"):
         request(messages=[{"role": "user", "content": [part]}])
 
 
@@ -58,11 +58,38 @@ def test_numbers_that_are_none_are_refused() -> None:
     [
         ("functions", []),
         ("function_call", "none"),
-        ("reasoning_effort", "none"),
-        ("store", False),
+        ("modalities", ["text"]),
+        ("guided_regex", ""),
     ],
 )
 def test_a_field_that_asks_for_nothing_is_taken(name: str, neutral: object) -> None:
     assert request(**{name: neutral})
     with pytest.raises(ValidationError, match="not support"):
         request(**{name: "something"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinks"),
+    [
+        ({}, False),
+        ({"reasoning_effort": "none"}, False),
+        ({"reasoning_effort": "minimal"}, False),
+        ({"reasoning_effort": "low"}, True),
+        ({"reasoning_effort": "xhigh"}, True),
+        ({"reasoning": {"effort": "high", "exclude": False}}, True),
+        ({"reasoning": {"enabled": False}}, False),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
+        ({"enable_thinking": True}, True),
+        ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "high"}, False),
+        ({"chat_template_kwargs": None, "reasoning_effort": None}, False),
+        ({"reasoning_effort": "high", "response_format": {"type": "json_object"}}, False),
+    ],
+)
+def test_degrees_of_thinking_are_on_or_off(fields: dict[str, Any], thinks: bool) -> None:
+    assert request(**fields).thinks is thinks
+
+
+def test_token_limits_by_other_names() -> None:
+    assert request(n_predict=5).token_limit == 5
+    assert request(n_predict=-1).token_limit is None
+    assert request(max_new_tokens=5).token_limit == 5

@@ -130,7 +130,7 @@ async def test_plain_generation_runs_no_code() -> None:
     async with serve(make_app(scripted, box)) as served:
         completion = await ask(served, extra_body={"deferral": {"enabled": False}})
     assert completion.choices[0].message.content == ASK + " and on"
-    assert completion.choices[0].message.executed_tools == []
+    assert not hasattr(completion.choices[0].message, "executed_tools")
     assert box.sessions == []
     assert scripted.tokenizer.decode(scripted.calls[0][0]) == "user: 6 * 7?\n"
 
@@ -235,39 +235,44 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"top_p": 0}, "top_p", "invalid_value"),
     ({"n": 99}, "n", "invalid_value"),
     ({"max_tokens": 0}, "max_tokens", "invalid_value"),
-    ({"stop": [""]}, "stop[0]", "invalid_value"),
+    ({"stop": ["x" * 257]}, "stop[0]", "invalid_value"),
     ({"stop": ["x"] * 17}, "stop", "invalid_value"),
     ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
     ({"presence_penalty": 3}, "presence_penalty", "invalid_value"),
     ({"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty", "unsupported_parameter"),
-    ({"logit_bias": {"x": 2}}, "logit_bias.x.[key]", "invalid_value"),
-    ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
-    ({"store": True}, "store", "unsupported_parameter"),
+    ({"logit_bias": {"x": 2}}, "logit_bias.x", "invalid_value"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
     ({"extra_body": {"deferral": {"enabled": False, "eager": True}}}, "deferral", "invalid_value"),
     ({"logit_bias": {"1": 2}}, "logit_bias", "unsupported_parameter"),
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-    ({"extra_body": {"nonsense": 1}}, "nonsense", "unknown_parameter"),
+    ({"extra_body": {"temprature": 1}}, "temprature", "unknown_parameter"),
+    ({"extra_body": {"ignore_eos": 3}}, "ignore_eos", "invalid_value"),
+    ({"extra_body": {"guided_json": {}}}, "guided_json", "unsupported_parameter"),
+    ({"extra_body": {"stop_token_ids": [-1]}}, "stop_token_ids[0]", "invalid_value"),
+    ({"extra_body": {"stop_token_ids": [2**30]}}, "stop_token_ids[0]", "invalid_value"),
+    ({"extra_body": {"min_tokens": 2}}, "min_tokens", "unsupported_parameter"),
+    ({"logit_bias": {"99999999": 2}}, "logit_bias.99999999", "invalid_value"),
+    ({"tool_choice": "any"}, "tool_choice", "invalid_value"),
+    ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
     ({"extra_body": {"deferral": {"max_turns": 99}}}, "deferral.max_turns", "invalid_value"),
     ({"extra_body": {"deferral": {"run_limit_s": 99}}}, "deferral.run_limit_s", "invalid_value"),
     ({"extra_body": {"deferral": {"lazy": True}}}, "deferral.lazy", "unknown_parameter"),
-    (
-        {"extra_body": {"chat_template_kwargs": {"tools": 1}}},
-        "chat_template_kwargs.tools",
-        "unknown_parameter",
-    ),
-    ({"top_logprobs": 2}, None, "invalid_value"),
+    ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     ({"messages": []}, "messages", "invalid_value"),
     ({"messages": [{"role": "system", "content": "x"}]}, "messages", "invalid_value"),
     ({"messages": [{"role": "user", "content": "x" * 20_000}]}, "messages", "context_length_exceeded"),
-    ({"messages": [{"role": "user"}]}, "messages[0]", "invalid_value"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "invalid_value"),
-    ({"messages": [{"role": "tool", "tool_call_id": "a", "content": "x"}]}, "messages", "invalid_value"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "invalid_value"),
+    (
+        {"messages": [{"role": "tool", "tool_call_id": "a", "content": "x"}]},
+        "messages[0].tool_call_id",
+        "invalid_value",
+    ),
     ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role", "invalid_value"),
     ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content", "invalid_value"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        "messages[0].content",
+        "messages[0].content[0]",
         "unsupported_parameter",
     ),
 ]
@@ -280,6 +285,28 @@ async def test_what_cannot_be_honoured_is_refused_by_name() -> None:
                 await ask(served, **options)
             assert (caught.value.param, caught.value.code) == (param, code), options
             assert caught.value.type == "invalid_request_error"
+
+
+async def test_the_last_message_may_be_continued() -> None:
+    scripted = ScriptedEngine(" of them." + EOS)
+    turns: Any = [*MESSAGES, {"role": "assistant", "content": "All"}]
+    async with serve(make_app(scripted, sandbox())) as served:
+        completion = await ask(served, messages=turns, extra_body={"continue_final_message": True})
+        with pytest.raises(openai.BadRequestError) as caught:
+            await ask(served, extra_body={"continue_final_message": True})
+    assert completion.choices[0].message.content == " of them."
+    assert scripted.tokenizer.decode(scripted.calls[0][0]).endswith("assistant: All")
+    assert caught.value.param == "continue_final_message"
+
+
+async def test_a_reply_may_end_at_other_tokens() -> None:
+    scripted = ScriptedEngine("one" + EOS + "two" + EOS)
+    async with serve(make_app(scripted, sandbox())) as served:
+        stopped = await ask(served, extra_body={"stop_token_ids": [ord("e")]})
+        longer = await ask(served, extra_body={"ignore_eos": True, "stop_token_ids": [ord("w")]})
+    assert stopped.choices[0].message.content == "on"
+    assert longer.choices[0].message.content == f"one{EOS}t"
+    assert [choice.finish_reason for choice in (stopped.choices[0], longer.choices[0])] == ["stop", "stop"]
 
 
 async def test_fields_that_ask_for_nothing_are_accepted() -> None:

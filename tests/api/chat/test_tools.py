@@ -102,15 +102,73 @@ async def reasons(stream: Any) -> None:
         "<tool_call>weather(Ulm)</tool_call>",
     ],
 )
-async def test_a_call_that_does_not_fit_is_never_handed_out_as_done(written: str) -> None:
+async def test_strict_tool_calls_fail_where_a_call_does_not_fit(written: str) -> None:
+    strict = {"extra_body": {"strict_tool_calls": True}}
     async with serve(make_app(ScriptedEngine(written + EOS), sandbox())) as served:
         with pytest.raises(openai.BadRequestError) as caught:
-            await ask(served)
+            await ask(served, **strict)
         assert caught.value.code == "tool_use_failed"
         assert caught.value.body["failed_generation"]  # type: ignore[index]
-        stream = await ask(served, stream=True)
+        stream = await ask(served, stream=True, **strict)
         with pytest.raises(openai.APIError, match="can't be made"):
             await reasons(stream)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '<tool_call>{"name": "rain", "arguments": {}}</tool_call>',
+        "<tool_call>weather(Ulm)</tool_call> and more",
+        "I look.\n\n<tool_call>\n",
+        '<tool_call>{"name": "weather", "arguments": {"city": }}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {"city": "Ulm',
+    ],
+)
+async def test_a_call_that_cannot_be_parsed_is_text(written: str) -> None:
+    async with serve(make_app(ScriptedEngine(written + EOS), sandbox())) as served:
+        [choice] = (await ask(served)).choices
+        stream = [chunk.choices[0] async for chunk in await ask(served, stream=True)]
+    assert (choice.message.content, choice.message.tool_calls) == (written, None)
+    assert choice.finish_reason == stream[-1].finish_reason == "stop"
+    assert "".join(part.delta.content or "" for part in stream) == written
+
+
+async def test_a_call_that_does_not_fit_its_schema_is_the_clients_to_judge() -> None:
+    written = '<tool_call>{"name": "weather", "arguments": {"city": 5}}</tool_call>'
+    async with serve(make_app(ScriptedEngine(written + EOS), sandbox())) as served:
+        [choice] = (await ask(served)).choices
+    assert choice.finish_reason == "tool_calls"
+    assert json.loads(choice.message.tool_calls[0].function.arguments) == {"city": 5}
+
+
+async def test_tools_of_other_kinds_are_left_out_unless_required() -> None:
+    scripted = ScriptedEngine(f"No.{EOS}")
+    others: Any = [{"type": "web_search"}, {"type": "custom", "custom": {"name": "x"}}]
+    async with serve(make_app(scripted, sandbox())) as served:
+        raw = await served.openai.chat.completions.with_raw_response.create(
+            model="scripted", messages=MESSAGES, tools=[*TOOLS, *others]
+        )
+        assert raw.headers["x-ih-grpo-ignored"] == "tools[2], tools[3]"
+        with pytest.raises(openai.BadRequestError) as caught:
+            await ask(served, tools=others, tool_choice="required")
+    assert caught.value.param == "tool_choice"
+    assert "custom" not in scripted.tokenizer.decode(scripted.calls[0][0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"), [("", "{}"), ('{"city": "Ul', '"{\\"city\\": \\"Ul"'), ("[1]", '"[1]"')]
+)
+async def test_broken_arguments_in_the_history_are_shown_as_they_are(arguments: str, shown: str) -> None:
+    scripted = ScriptedEngine(f"Sorry.{EOS}")
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    turns: Any = [
+        *MESSAGES,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "error"},
+    ]
+    async with serve(make_app(scripted, sandbox())) as served:
+        await ask(served, messages=turns)
+    assert f'"arguments": {shown}' in scripted.tokenizer.decode(scripted.calls[0][0])
 
 
 async def test_choices_of_tools() -> None:
@@ -176,15 +234,14 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
         {"tool_choice": "required", "extra_body": {"chat_template_kwargs": {"enable_thinking": True}}},
         "tool_choice",
     ),
-    ({"tool_choice": {"type": "function", "function": {"name": "rain"}}}, None),
-    ({"tools": [TOOLS[0], TOOLS[0]]}, None),
+    ({"tool_choice": {"type": "function", "function": {"name": "rain"}}}, "tool_choice.function.name"),
+    ({"tools": [TOOLS[0], TOOLS[0]]}, "tools"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
-    ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
     (
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": 1}}}]},
-        "tools[0].function",
+        "tools[0].function.parameters",
     ),
-    ({"tools": [], "tool_choice": "auto"}, None),
+    ({"tools": [], "tool_choice": "required"}, "tool_choice"),
 ]
 
 

@@ -45,7 +45,7 @@ def test_a_call_is_checked_against_the_schema() -> None:
 def test_a_schema_that_cannot_be_used_is_refused_and_nothing_is_fetched(
     parameters: dict[str, object],
 ) -> None:
-    with pytest.raises(ValidationError, match="'parameters' is no JSON schema that can be used"):
+    with pytest.raises(ValidationError, match="'parameters' is not a usable JSON schema"):
         Function(name="f", parameters=parameters)
 
 

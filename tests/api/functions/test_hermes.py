@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.functions.hermes import CallBegun, CallDone, CallError, CallWrote, HermesParser, Said
+from service.api.functions.hermes import (
+    CallBegun,
+    CallDone,
+    CallError,
+    CallFailed,
+    CallWrote,
+    HermesParser,
+    Said,
+)
 from tests.api.functions.test_json_span import OBJECTS
 
 
@@ -17,9 +25,11 @@ def check(name: str, arguments: dict[str, object] | None) -> str | None:
     return "a 'bad' argument" if arguments is not None and "bad" in arguments else None
 
 
-def read(pieces: list[str], *, cut_off: bool = False) -> tuple[str, list[tuple[str, str]], int]:
+def read(
+    pieces: list[str], *, cut_off: bool = False, strict: bool = True
+) -> tuple[str, list[tuple[str, str]], int]:
     """Text, calls as (name, arguments), and how many of them were finished."""
-    parser = HermesParser(check)
+    parser = HermesParser(check, strict=strict)
     events = [event for piece in pieces for event in parser.feed(piece)] + parser.end(cut_off=cut_off)
     text, calls, done = "", list[list[str]](), 0
     for event in events:
@@ -34,6 +44,9 @@ def read(pieces: list[str], *, cut_off: bool = False) -> tuple[str, list[tuple[s
                 calls[index][1] += wrote
             case CallDone():
                 done += 1
+            case CallFailed(index):
+                assert index == len(calls) - 1
+                calls.pop()
     return text, [(name, arguments) for name, arguments in calls], done
 
 
@@ -122,3 +135,43 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         except CallError:
             outcomes.append(None)
     assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        call("h", {}),
+        call("f", []),
+        "I see.\n\n<tool_call>call f</tool_call> and\n" + call("f", {}),
+        "<tool_call>",
+        " <tool_call>",
+        '<tool_call>{"name": "f", "arguments": {"a": }}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {"a": "',
+    ],
+)
+def test_a_lenient_parser_gives_back_what_it_cannot_read(text: str) -> None:
+    for pieces in ([text], list(text)):
+        assert read(pieces, strict=False) == (text, [], 0)
+
+
+def test_a_lenient_parser_keeps_the_calls_before() -> None:
+    assert read([call("f", {"x": 1}) + " <tool_call>?"], strict=False) == (
+        " <tool_call>?",
+        [("f", '{"x": 1}')],
+        1,
+    )
+
+
+def test_a_lenient_parser_leaves_schemas_to_the_client() -> None:
+    for swapped in (False, True):
+        assert read([call("f", {"bad": 1}, swapped=swapped)], strict=False)[1:] == ([("f", '{"bad": 1}')], 1)
+    assert read([call("f", '{"a": 1}')], strict=False)[1:] == ([("f", '{"a": 1}')], 1)
+    more = '<tool_call>{"name": "f", "arguments": {}, "more": 1}</tool_call>'
+    assert read([more], strict=False) == ("", [("f", "{}")], 1)
+
+
+@given(st.text(alphabet='<tool_ca>{"}nme:f/\\ \n', max_size=60), st.booleans())
+def test_a_lenient_parser_reads_any_text_in_any_cut(text: str, cut_off: bool) -> None:
+    whole = read([text], strict=False, cut_off=cut_off)
+    assert read(list(text), strict=False, cut_off=cut_off) == whole

@@ -27,7 +27,6 @@ def test_each_form_as_a_schema() -> None:
         {"type": "json_schema", "json_schema": {"name": "x"}},
         {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}},
         {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://127.0.0.1:1/"}}},
-        {"type": "text", "more": 1},
     ],
 )
 def test_what_is_no_form_is_refused(asked: object) -> None:

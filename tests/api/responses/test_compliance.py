@@ -148,7 +148,7 @@ async def test_image_and_file_input_are_refused_by_name(part: dict[str, Any]) ->
     content = [{"type": "input_text", "text": "What is this?"}, part]
     reply = await post("", {"input": [{"type": "message", "role": "user", "content": content}]})
     error = reply.json()["error"]
-    assert (reply.status_code, error["param"]) == (400, "input[0].content")
+    assert (reply.status_code, error["param"]) == (400, "input[0].content[1]")
     assert part["type"] in error["message"]
 
 

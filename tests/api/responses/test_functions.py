@@ -91,12 +91,49 @@ async def test_one_call_only_where_calls_may_not_be_parallel() -> None:
 async def test_a_call_that_can_not_be_made_fails_the_response() -> None:
     wrong = '<tool_call>\n{"name": "weather", "arguments": {"town": 1}}\n</tool_call>' + EOS
     async with serving(ScriptedEngine(wrong)) as served:
-        with pytest.raises(openai.BadRequestError, match="can't be made"):
-            await ask(served, tools=TOOLS)
-        events = await collected(await ask(served, tools=TOOLS, stream=True))
-    final = checked(events)
+        strict: Any = {"tools": TOOLS, "extra_body": {"strict_tool_calls": True}}
+        with pytest.raises(openai.BadRequestError, match="can't be made") as caught:
+            await ask(served, **strict)
+        events = await collected(await ask(served, **strict, stream=True))
+    final = events[-1]["response"]
     assert (events[-1]["type"], final["output"][0]["status"]) == ("response.failed", "incomplete")
     assert "can't be made" in final["error"]["message"]
+    assert caught.value.code == final["error"]["code"] == "tool_use_failed"
+
+
+@pytest.mark.parametrize(
+    "written", ["<tool_call>\nweather(Ulm)", '<tool_call>{"name": "rain", "arguments": {}}']
+)
+async def test_a_call_that_cannot_be_parsed_is_a_message(written: str) -> None:
+    async with serving(ScriptedEngine(written + EOS)) as served:
+        response = await ask(served, tools=TOOLS)
+        final = checked(await collected(await ask(served, tools=TOOLS, stream=True)))
+    assert response.output_text == written
+    assert final["status"] == "completed"
+    assert [item["type"] for item in final["output"]] == ["message"]
+
+
+async def test_tools_and_items_of_other_kinds_are_left_out() -> None:
+    tools: Any = [
+        *TOOLS,
+        {"type": "web_search"},
+        {"type": "custom", "name": "patch", "format": {"type": "text"}},
+    ]
+    items: Any = [
+        {"role": "user", "content": "Hi"},
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search"}},
+        {"type": "custom_tool_call", "call_id": "c", "name": "patch", "input": "*** Begin"},
+        {"type": "custom_tool_call_output", "call_id": "c", "output": "done"},
+    ]
+    scripted = ScriptedEngine("Hi." + EOS)
+    async with serving(scripted) as served:
+        raw = await served.openai.responses.with_raw_response.create(
+            model="scripted", input=items, tools=tools, text={"verbosity": "low"}, max_tool_calls=3
+        )
+    assert raw.headers["x-ih-grpo-ignored"] == "input[1], text.verbosity, tools[2], tools[3], max_tool_calls"
+    assert [tool["name"] for tool in raw.http_response.json()["tools"]] == ["weather", "now"]
+    assert '"arguments": {"input": "*** Begin"}' in prompt(scripted)
+    assert "tool: done" in prompt(scripted)
 
 
 async def test_a_call_cut_by_a_limit_is_incomplete() -> None:

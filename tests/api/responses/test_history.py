@@ -194,10 +194,10 @@ async def test_null_fields_of_items_count_as_left_out() -> None:
     assert prompt(scripted) == "user: Hi\n"
 
 
-async def test_an_id_that_is_no_text_is_not_found() -> None:
+async def test_an_id_that_is_no_text_is_named() -> None:
     body = '{"model": "scripted", "input": "On.", "previous_response_id": "\\ud800"}'
     async with serving(engine()) as served, httpx.AsyncClient() as client:
         url = f"{served.url}/v1/responses"
         reply = await client.post(url, content=body, headers={"Content-Type": "application/json"})
-    assert reply.status_code == 404
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "previous_response_id")
     assert reply.json()["error"]["param"] == "previous_response_id"

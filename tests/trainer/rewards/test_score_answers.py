@@ -15,7 +15,12 @@ PAIRS = [("5", r"so \boxed{5.}"), ("5", r"\boxed{6}"), ("5", "no box"), (r"\frac
 
 
 def children() -> set[str]:
-    return set(Path("/proc/self/task").joinpath(str(Path("/proc/self").resolve().name), "children").read_text().split())
+    return set(
+        Path("/proc/self/task")
+        .joinpath(str(Path("/proc/self").resolve().name), "children")
+        .read_text()
+        .split()
+    )
 
 
 def test_scores_keep_the_order_of_the_pairs() -> None:
@@ -44,7 +49,9 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("gold", ["5", r"\frac{1}{2}", "[0,1)", "(-\\infty, 2]", r"\text{no solution}", "None", r"\emptyset", "°"])
+@pytest.mark.parametrize(
+    "gold", ["5", r"\frac{1}{2}", "[0,1)", "(-\\infty, 2]", r"\text{no solution}", "None", r"\emptyset", "°"]
+)
 def test_gold_answers_that_can_be_graded(gold: str) -> None:
     assert gold_problem(gold) is None
 

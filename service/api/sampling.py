@@ -1,0 +1,215 @@
+"""Fields that say how a request is sampled, and the sampling that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, TypeVar
+
+from pydantic import BeforeValidator, Field
+
+from service.api.errors import ApiError
+from service.api.validation import Ignored, RequestBody, RequestModel, only
+from service.engines.base import Engine, Sampling, unsupported
+from service.engines.endings import EngineWithEndings
+
+MAX_STOPS = 16
+
+Number = TypeVar("Number", int, float)
+
+
+def _stops(value: object) -> object:
+    """One string as a list; empty strings stop nothing and are dropped."""
+    stops = [value] if isinstance(value, str) else value
+    return [stop for stop in stops if stop != ""] if isinstance(stops, list) else stops
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Stops = Annotated[
+    list[StopString],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(_stops, json_schema_input_type=str | list[str]),
+]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+BiasedId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+
+
+class StreamOptions(RequestModel):
+    include_usage: bool = False
+    include_obfuscation: Annotated[object, Ignored(False)] = None
+
+
+class SamplingRequest(RequestBody):
+    """OpenAI's sampling fields, those of vLLM's and llama.cpp's that can be honoured, and the rest by name.
+
+    A field with ``only`` is accepted with its neutral values: any other would change the reply.
+    """
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    """0 and -1: no limit."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: Stops | None = None
+    """Text of the model that ends the reply; it is not shown. Code that is pending then never runs."""
+    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
+    """Tokens that end the reply like the model's own; they are not shown."""
+    ignore_eos: bool | None = None
+    """Do not end the reply at the model's own end of turn."""
+    min_tokens: int | None = Field(default=None, ge=0)
+    """Tokens to sample before the reply may end; for replies without deferral."""
+    n: int | None = Field(default=None, ge=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
+    logit_bias: dict[BiasedId, Bias] | None = Field(default=None, max_length=1024)
+    do_sample: bool | None = None
+    """False: greedy, unless there is a temperature."""
+    n_predict: int | None = Field(default=None, ge=-1)
+    """llama.cpp's name of ``max_tokens``; -1: no limit."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Transformers' name of ``max_tokens``."""
+    user: str | None = None
+
+    allowed_token_ids: Annotated[object, only([])] = None
+    bad_words: Annotated[object, only([])] = None
+    dry_multiplier: Annotated[object, only(0)] = None
+    dynatemp_range: Annotated[object, only(0)] = None
+    grammar: Annotated[object, only("")] = None
+    guided_choice: Annotated[object, only([])] = None
+    guided_grammar: Annotated[object, only("")] = None
+    guided_json: Annotated[object, only()] = None
+    guided_regex: Annotated[object, only("")] = None
+    include_stop_str_in_output: Annotated[object, only(False)] = None
+    json_schema_: Annotated[object, only({})] = Field(default=None, alias="json_schema")
+    length_penalty: Annotated[object, only(1)] = None
+    logits_processors: Annotated[object, only([])] = None
+    lora: Annotated[object, only([])] = None
+    mirostat: Annotated[object, only(0)] = None
+    prompt_logprobs: Annotated[object, only(False)] = None
+    repeat_penalty: Annotated[object, only(1)] = None
+    return_token_ids: Annotated[object, only(False)] = None
+    return_tokens_as_token_ids: Annotated[object, only(False)] = None
+    skip_special_tokens: Annotated[object, only(True)] = None
+    structured_outputs: Annotated[object, only({})] = None
+    tfs_z: Annotated[object, only(1)] = None
+    top_a: Annotated[object, only(0)] = None
+    truncate_prompt_tokens: Annotated[object, only()] = None
+    typical_p: Annotated[object, only(1)] = None
+    use_beam_search: Annotated[object, only(False)] = None
+    xtc_probability: Annotated[object, only(0)] = None
+
+    cache_prompt: Annotated[object, Ignored(True)] = None
+    cache_salt: Annotated[object, Ignored()] = None
+    priority: Annotated[object, Ignored(0)] = None
+    request_id: Annotated[object, Ignored()] = None
+    spaces_between_special_tokens: Annotated[object, Ignored(True)] = None
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def token_limit(self) -> int | None:
+        """Bound on sampled tokens, if the client gave one."""
+        limit = self.max_new_tokens or self.n_predict
+        return limit if limit is None or limit > 0 else None
+
+    def without_effect(self) -> Iterator[str]:
+        if self.stream_options is not None and not self.stream:
+            yield "stream_options"
+
+
+def with_endings(engine: Engine, request: SamplingRequest) -> Engine:
+    """``engine`` with the tokens that end a reply of ``request``."""
+    if not (request.stop_token_ids or request.ignore_eos):
+        return engine
+    own = frozenset() if request.ignore_eos else engine.eos_token_ids
+    return EngineWithEndings(engine, own | frozenset(request.stop_token_ids or ()))
+
+
+def sampling_of(
+    request: SamplingRequest,
+    default: Sampling,
+    room: int,
+    engine: Engine,
+    *,
+    model: str,
+    logprobs: bool,
+    top_logprobs: int,
+    json_schema: str | None = None,
+) -> Sampling:
+    """The sampling of one choice.
+
+    Args:
+        request: what the client asks for.
+        default: what holds where it says nothing.
+        room: tokens that may follow the prompt.
+        engine: has to honour it.
+        model: the name that the client asks for, the engine's own or one of its adapters.
+        logprobs: report log-probabilities.
+        top_logprobs: alternatives to report beside each token.
+        json_schema: what the reply has to match.
+
+    Raises:
+        ApiError: 400 that names the field which the engine can't honour.
+    """
+    _check_ids(request, engine)
+    greedy = request.do_sample is False and request.temperature is None
+    sampling = replace(
+        default,
+        temperature=0 if greedy else _given(request.temperature, default.temperature),
+        top_p=_given(request.top_p, default.top_p),
+        top_k=max(_given(request.top_k, default.top_k), 0),
+        min_p=_given(request.min_p, default.min_p),
+        seed=request.seed,
+        max_tokens=min(_given(request.token_limit, room), room),
+        min_tokens=request.min_tokens or 0,
+        logprobs=logprobs,
+        top_logprobs=top_logprobs,
+        presence_penalty=_given(request.presence_penalty, default.presence_penalty),
+        frequency_penalty=_given(request.frequency_penalty, default.frequency_penalty),
+        repetition_penalty=_given(request.repetition_penalty, default.repetition_penalty),
+        logit_bias=tuple((int(token), bias) for token, bias in (request.logit_bias or {}).items()),
+        json_schema=json_schema,
+        adapter=None if model == engine.model_name else model,
+    )
+    if sampling.min_tokens > sampling.max_tokens:
+        message = f"'min_tokens': at most {sampling.max_tokens} tokens are sampled in this request."
+        raise ApiError(400, message, param="min_tokens", code="invalid_value")
+    if missing := unsupported(engine, sampling):
+        param = {"json_schema": "response_format"}.get(missing[0], missing[0])
+        raise ApiError(
+            400,
+            f"'{param}': the engine of this server can't honour it; leave it out.",
+            param=param,
+            code="unsupported_parameter",
+        )
+    return sampling
+
+
+def _check_ids(request: SamplingRequest, engine: Engine) -> None:
+    """Raise for token ids outside of the vocabulary: the engine would fail in the middle."""
+    if not (request.logit_bias or request.stop_token_ids):
+        return
+    size = engine.tokenizer.vocab_size
+    for token in request.logit_bias or ():
+        if int(token) >= size:
+            raise outside_vocabulary(f"logit_bias.{token}", int(token), size)
+    for index, token_id in enumerate(request.stop_token_ids or ()):
+        if token_id >= size:
+            raise outside_vocabulary(f"stop_token_ids[{index}]", token_id, size)
+
+
+def outside_vocabulary(param: str, token_id: int, size: int) -> ApiError:
+    """The error for a token id that the model lacks."""
+    message = f"'{param}': token id {token_id} is outside of the vocabulary, 0 to {size - 1}."
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def _given(asked: Number | None, default: Number) -> Number:
+    return default if asked is None else asked

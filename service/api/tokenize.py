@@ -1,0 +1,92 @@
+"""``POST /tokenize`` and ``/detokenize``, in vLLM's form."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import Field, ValidationError
+
+from service.api.chat.job import SHORT, render_prompt
+from service.api.chat.request import ChatRequest
+from service.api.documented import DetokenizedObject, TokenizedObject
+from service.api.errors import ApiError, complaint
+from service.api.sampling import TokenId, outside_vocabulary
+from service.api.server import CurrentServer
+from service.api.validation import Ignored, RequestBody
+from service.api.wire import Json
+
+router = APIRouter(tags=["Tokens"])
+
+
+class TokenizeRequest(RequestBody):
+    """A text, or messages with what a chat request says of their prompt."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, object]] | None = None
+    """As in a chat request; then they are rendered as there, with the instruction where code would run."""
+    return_token_strs: bool = False
+    add_special_tokens: Annotated[object, Ignored()] = None
+    add_generation_prompt: object = None
+    continue_final_message: object = None
+    chat_template: object = None
+    chat_template_kwargs: object = None
+    tools: object = None
+    deferral: object = None
+
+
+class DetokenizeRequest(RequestBody):
+    """Token ids."""
+
+    model: str | None = None
+    tokens: list[TokenId] = Field(max_length=2**20)
+
+
+@router.post("/tokenize", responses={200: {"model": TokenizedObject}})
+async def tokenize(body: TokenizeRequest, server: CurrentServer) -> Json:
+    """The token ids of a text, or of the prompt that a chat request with these messages has."""
+    server.check_model(body.model or server.model_name)
+    tokenizer = server.backend.engine.tokenizer
+    if body.messages is not None:
+        ids = await render_prompt(server, _chat_request(body, server.model_name))
+    elif body.prompt is None:
+        raise ApiError(
+            400,
+            "Send 'prompt' or 'messages'.",
+            param="prompt",
+            code="missing_required_parameter",
+        )
+    elif len(body.prompt) <= SHORT:
+        ids = tokenizer.encode(body.prompt, allow_special=True)
+    else:
+        ids = await asyncio.to_thread(tokenizer.encode, body.prompt, allow_special=True)
+    return {
+        "count": len(ids),
+        "max_model_len": server.backend.engine.context_length,
+        "tokens": ids,
+        "token_strs": [tokenizer.decode([token]) for token in ids] if body.return_token_strs else None,
+    }
+
+
+@router.post("/detokenize", responses={200: {"model": DetokenizedObject}})
+async def detokenize(body: DetokenizeRequest, server: CurrentServer) -> Json:
+    """The text of token ids."""
+    server.check_model(body.model or server.model_name)
+    tokenizer = server.backend.engine.tokenizer
+    size = tokenizer.vocab_size
+    if wrong := [place for place, token in enumerate(body.tokens) if token >= size]:
+        raise outside_vocabulary(f"tokens[{wrong[0]}]", body.tokens[wrong[0]], size)
+    return {"prompt": tokenizer.decode(body.tokens)}
+
+
+def _chat_request(body: TokenizeRequest, model: str) -> ChatRequest:
+    """The chat request whose prompt is asked for."""
+    fields = body.model_dump(exclude={"prompt", "return_token_strs", "add_special_tokens"}, exclude_none=True)
+    fields.setdefault("model", model)
+    try:
+        return ChatRequest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise complaint(first, first["loc"], fields) from None
