@@ -88,7 +88,7 @@ class FenceScanner:
         self._tail = (self._tail + text)[-len(self._marker) :]
         if text == "`":
             self._ticks += self._ticks >= 0
-        elif self._ticks or text.strip(" \t"):
+        elif text and (self._ticks or text.strip(" \t")):
             self._ticks = -1
 
     def _look(self) -> ScanEvent | None:

@@ -43,6 +43,8 @@ class CharTokenizer:
             ids += self.encode(f"function: {json.dumps(tool)}\n", allow_special=False)
         for message in messages:
             ids += self.encode(f"{message['role']}: ", allow_special=False)
+            if thought := message.get("reasoning_content"):
+                ids += self.encode(f"<think>\n{thought}\n</think>\n\n", allow_special=False)
             content = message["content"]
             for part in [content] if isinstance(content, str) else cast("list[object]", content):
                 match part:

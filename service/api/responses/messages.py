@@ -92,7 +92,6 @@ class Conversation:
                 function = {"name": item.name, "arguments": item.arguments}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})
             case CustomToolCall():
-                self._think(False)
                 function = {"name": item.name, "arguments": json.dumps({"input": item.input})}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})
             case FunctionCallOutput() | CustomToolCallOutput():

@@ -144,16 +144,16 @@ async def test_items_by_reference() -> None:
     assert listed.data[1].outputs[0].logs == "42"  # type: ignore[union-attr,index]
 
 
-async def test_the_template_decides_on_thoughts_that_are_sent_back() -> None:
+async def test_thoughts_that_are_sent_back_stand_where_they_were() -> None:
     scripted = ScriptedEngine("<think>\nHm.\n</think>\n\nYes." + EOS, "Bye." + EOS)
     async with serving(scripted) as served:
         first = await ask(served, reasoning={"effort": "medium"})
         output = [item.to_dict() for item in first.output]
         await ask(served, [*output, {"role": "user", "content": "Bye."}])
         await ask(served, "Bye.", previous_response_id=first.id)
-    # The test's template leaves earlier thoughts out of items, as Qwen3's does; its vocabulary has no tag.
-    assert prompt(scripted, 1) == "assistant: Yes.\nuser: Bye.\n"
-    assert prompt(scripted, 2) == "user: 6 * 7?\nassistant: <think>\nHm.\n</think>\n\nYes.\nuser: Bye.\n"
+    said = "assistant: <think>\nHm.\n</think>\n\nYes.\nuser: Bye.\n"
+    assert prompt(scripted, 1) == said
+    assert prompt(scripted, 2) == f"user: 6 * 7?\n{said}"
 
 
 async def test_an_earlier_response_that_is_gone_is_404() -> None:
