@@ -88,4 +88,6 @@ class Backend:
         """
         episode = new_episode(prompt_ids, policy, self.engine)
         session = self.sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=eager))
-        return run_episode(episode, self.engine, session, sampling, episode_id=episode_id, stops=stops)
+        return run_episode(
+            episode, self.engine, session, sampling, episode_id=episode_id, stops=stops, prepare=True
+        )

@@ -50,6 +50,7 @@ async def run_episode(
     episode_id: str,
     stops: Sequence[str] = (),
     clock: Callable[[], float] = time.time,
+    prepare: bool = False,
 ) -> AsyncGenerator[EpisodeEvent, None]:
     """Drive ``episode`` to its outcome. Closing the generator cancels the engine and closes the session.
 
@@ -61,6 +62,7 @@ async def run_episode(
         episode_id: prefix of the flushes' ids.
         stops: text of the model that ends the episode; what is pending then never runs.
         clock: Unix time.
+        prepare: blocks are likely, so have a container ready for the first.
 
     Raises:
         EngineError: the engine failed. A sandbox that fails is not raised: the model reads of it.
@@ -71,6 +73,8 @@ async def run_episode(
     flushes = 0
     left = sampling.max_tokens
     try:
+        if prepare:
+            invocations.prepare()
         while episode.outcome is None and (budget := min(episode.turn_budget(), left)) > 0:
             tool_id = f"{episode_id}_{flushes}"
             blocks: list[InvokedBlock] = []
@@ -106,6 +110,7 @@ async def run_episode(
             observation = episode.observe(result)
             if result is not None:
                 tool = _executed(tool_id, blocks, flush, observation.output, result, flushed_at)
+                tool = replace(tool, container_wait_ms=invocations.container_wait_s * 1000)
                 yield FlushFinished(tool)
             if observation.ids:
                 yield Observed(observation.ids, observation.text)

@@ -60,6 +60,15 @@ class QueueTimeoutError(SandboxError):
 class Session(Protocol):
     """One episode's namespace, in one container of its own."""
 
+    async def prepare(self) -> None:
+        """Announce that blocks are likely, so that a container is ready when the first one comes.
+
+        Only a hint. The session holds no container until its first block: what it makes the sandbox keep
+        ready goes to whichever session needs one first, so an announcement can't starve others, and
+        ``close`` takes it back if no block came. Never raises SandboxError.
+        """
+        ...
+
     async def invoke(self, code: str) -> None:
         """Add a pending block. May start it in the background; its output waits for the flush."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class RunnerClientSettings:
 
 
 class RunnerClient:
-    """A ``Sandbox`` that is a runner elsewhere. Sessions connect at their first block, not before."""
+    """A ``Sandbox`` that is a runner elsewhere. Sessions connect at ``prepare`` or at their first block."""
 
     def __init__(self, settings: RunnerClientSettings) -> None:
         self._settings = settings
@@ -115,6 +116,13 @@ class RunnerSession:
         self._leased = False
         """A container is there and takes blocks: none needs to be waited for."""
         self._closed = False
+
+    async def prepare(self) -> None:
+        """Connect and open the session, so that the runner expects blocks; see ``Session.prepare``."""
+        if self._closed or self._connection is not None or self._lost is not None:
+            return
+        with contextlib.suppress(SandboxError):  # the first block tries again, and reports the failure
+            await self._connect()
 
     async def invoke(self, code: str) -> None:
         """Add a pending block; waits until there is a container for it.

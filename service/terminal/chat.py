@@ -11,6 +11,7 @@ from rich.console import Console
 from service.terminal.client import ChatError, Client
 from service.terminal.recorder import Recorder
 from service.terminal.safe import harmless
+from service.terminal.spans import MIN_CONTAINER_WAIT_MS
 from service.terminal.timeline import timeline
 
 __all__ = ["ChatError", "converse"]
@@ -80,4 +81,9 @@ def _line(tool: dict[str, Any]) -> str:
     sign = _SIGNS.get(status, "\u2717")
     if status in ("pending", "running"):
         return f"  {sign} {blocks} {status}"
-    return f"  {sign} {blocks} {status}: ran {tool['wall_ms']:.0f} ms, waited {tool['waited_ms']:.0f} ms"
+    waited = f"waited {tool['waited_ms']:.0f} ms"
+    if (container := tool.get("container_wait_ms", 0)) >= MIN_CONTAINER_WAIT_MS:
+        waited += f" ({container:.0f} ms for a container)"
+    return (
+        f"  {sign} {blocks} {status}: ran {tool['wall_ms']:.0f} ms ({tool['hidden_ms']:.0f} hidden), {waited}"
+    )

@@ -58,6 +58,12 @@ class Metrics:
             "tool_hidden_seconds", "Seconds of code hidden behind the model's writing, by status.", "status"
         )
 
+        self._container = self._counter(
+            "tool_container_wait_seconds",
+            "Seconds that first blocks waited for a container, by status.",
+            "status",
+        )
+
     def observe(self, event: EpisodeEvent) -> None:
         """Count one event of an episode."""
         match event:
@@ -92,6 +98,7 @@ class Metrics:
         self._delayed.labels(tool.status).inc(tool.delayed)
         self._waited.labels(tool.status).inc(tool.waited_ms / 1000)
         self._hidden.labels(tool.status).inc(tool.hidden_ms / 1000)
+        self._container.labels(tool.status).inc(tool.container_wait_ms / 1000)
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"ihgrpo_{name}", about, labels, registry=self.registry)
