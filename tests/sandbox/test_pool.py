@@ -201,6 +201,27 @@ async def test_the_number_of_idle_workers_follows_the_arrival_rate(monkeypatch: 
     await pool.stop()
 
 
+async def test_six_questions_in_a_row_never_wait() -> None:
+    """One user, whose questions come three times as fast as two containers start."""
+    factory = Factory()
+    pool = pool_of(factory, size=4, maximum=32)
+    await pool.start()
+    await settled()
+    factory.gate.clear()
+    for question in range(6):
+        pool.expect()
+        await settled()
+        pool.unexpect()
+        await asyncio.wait_for(pool.lease(), 1)
+        assert pool.stats().waiting == 0
+        if question % 3 == 2:  # two starts are over
+            factory.gate.set()
+            await settled()
+            factory.gate.clear()
+    factory.gate.set()
+    await pool.stop()
+
+
 async def test_surplus_workers_are_destroyed_when_demand_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.sandbox.pool._SHRINK_S", 0.01)
     factory = Factory()
