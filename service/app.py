@@ -54,11 +54,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
-    if settings.sandbox == "runner":
+    if settings.sandbox_kind == "runner":
         from service.sandbox.client import RunnerClient, RunnerClientSettings
         from service.sandbox.runner_settings import read_token
 
-        token = read_token(settings.runner_token_file)
+        try:
+            token = read_token(settings.runner_token_file)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. `ih-grpo runner` needs the same token. To serve this machine alone, without a "
+                "runner: a loopback host and --sandbox in-process"
+            ) from None
         return RunnerClient(RunnerClientSettings(address=settings.runner_url, token=token))
     pool: dict[str, Any] = {
         "pool_size": min(settings.warm_containers, settings.max_containers),
@@ -66,7 +72,7 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
         # Requests are held to lower ceilings already; the proofs of isolation need their time.
         "run_limit_ceiling_s": max(30.0, settings.run_limit_s or policy.run_limit_s),
     }
-    if settings.sandbox == "process":
+    if settings.sandbox_kind == "process":
         from service.sandbox.process import ProcessSandbox, ProcessSandboxSettings
 
         return ProcessSandbox(ProcessSandboxSettings(**pool))

@@ -133,9 +133,9 @@ def _build(settings: Settings) -> FastAPI:
 
 
 def _sandbox_words(settings: Settings) -> str:
-    if settings.sandbox == "runner":
+    if settings.sandbox_kind == "runner":
         return f"runner at {escape(settings.runner_url)}"
-    if settings.sandbox == "process":
+    if settings.sandbox_kind == "process":
         return "processes under bubblewrap: weaker than containers, as accepted (for this machine alone)"
     return "containers started by this process, which holds the Docker socket (for this machine alone)"
 
