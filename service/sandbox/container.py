@@ -54,7 +54,7 @@ class Daemon:
             image = self._settings.image
             raise SandboxError(f"Docker has no image {image!r}. Build it: {build_command(image)}") from error
         except (DockerException, RequestException, OSError) as error:
-            drop_sockets(error)
+            _drop_sockets(error)
             raise SandboxError(f"Docker at {self._settings.docker_host}: {error}") from error
 
     async def remove(self, container: str) -> None:
@@ -88,7 +88,7 @@ class Daemon:
             self._client.close()
 
 
-def drop_sockets(error: BaseException | None) -> None:
+def _drop_sockets(error: BaseException | None) -> None:
     """docker-py leaves the socket of a refused connection in a frame: it goes now, not with garbage."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)

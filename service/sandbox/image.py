@@ -24,7 +24,6 @@ from docker.errors import DockerException, ImageNotFound
 from requests.exceptions import RequestException
 
 from .base import SandboxError
-from .container import drop_sockets
 from .docker_settings import DEFAULT_IMAGE, default_docker_host
 from .program import image_folder
 
@@ -56,10 +55,11 @@ def build_image(
         SandboxError: Docker does not answer, or the build failed; with the end of its output.
     """
     host = default_docker_host()
+    if host.startswith("unix://") and not Path(host.removeprefix("unix://")).is_socket():
+        raise SandboxError(f"no Docker daemon answers at {host}: start it, or set DOCKER_HOST")
     try:
         client = docker.APIClient(base_url=host, version="auto", timeout=600)
     except (DockerException, RequestException) as error:
-        drop_sockets(error)
         raise SandboxError(f"Docker at {host}: {error}") from None
     try:
         folder = image_folder()

@@ -72,7 +72,7 @@ def test_no_daemon_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     result = CliRunner().invoke(app, ["sandbox", "build"])
     assert result.exit_code == 2
-    assert f"Docker at unix://{tmp_path}/docker.sock" in result.output.replace("\n", "")
+    assert f"no Docker daemon answers at unix://{tmp_path}/docker.sock" in result.output.replace("\n", "")
 
 
 @pytest.mark.docker
