@@ -47,6 +47,10 @@ class MessageObject(_Documented):
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCallObject] | None = None
+    final_answer: str | None
+    """Just the answer: what the last complete `\\boxed{}` holds, else the text of the last turn. Null if the
+    reply was cut, ends with code that never ran, or calls the client's functions. In a stream it comes with
+    the last chunk of a choice."""
     executed_tools: list[FinishedTool]
 
 

@@ -71,6 +71,8 @@ class Message(Strict):
     tool_call_id: str | None = None
     executed_tools: list[dict[str, object]] | None = None
     """Left out of the prompt: the content tells of them."""
+    final_answer: str | None = None
+    """Left out of the prompt: the content holds it."""
     parsed: object = None
     refusal: Annotated[object, only()] = None
     name: Annotated[object, only()] = None

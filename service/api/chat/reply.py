@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from service.api.chat.text import MessageText
 from service.api.executed_tools import executed_tool, waiting_tool
+from service.api.final_answer import FinalAnswer
 from service.api.token_logprobs import logprob_item
 from service.api.wire import Json
 from service.engines.base import Engine, TokenChunk
@@ -70,6 +71,9 @@ class Reply:
         self._tools: list[Json] = []
         self._pending: list[InvokedBlock] = []
         self._snapshots = 0
+        self._answer = FinalAnswer()
+        self.final_answer: str | None = None
+        """Set at the end; see ``FinalAnswer``."""
 
     def take(self, event: EpisodeEvent) -> Delta | None:
         """What ``event`` adds to the stream; None if nothing.
@@ -85,6 +89,7 @@ class Reply:
                 return None
             case Observed(ids, text):
                 self.observation_tokens += len(ids)
+                self._answer.observed(text)
                 return Delta(self._text.given(text))
             case Invoked(tool_id, _, block):
                 self._pending.append(block)
@@ -97,9 +102,13 @@ class Reply:
                 return self._snapshot(executed_tool(tool, self._snapshots))
             case Finished(outcome):
                 delta = self._text.end(cut_off=outcome.is_truncated)
+                self._answer.wrote(delta.get("content") or "")
                 self.finish_reason = "length" if outcome.is_truncated else "stop"
                 if self._text.finished_calls and not outcome.is_truncated:
                     self.finish_reason = "tool_calls"
+                complete = self.finish_reason == "stop" and not self._pending
+                self.final_answer = self._answer.result(complete=complete)
+                delta["final_answer"] = self.final_answer
                 return Delta(delta, finish_reason=self.finish_reason)
 
     def choice(self) -> Json:
@@ -107,7 +116,11 @@ class Reply:
         logprobs = {"content": self._logprobs, "refusal": None} if self._wants_logprobs else None
         return {
             "index": self.index,
-            "message": {**self._text.message(), "executed_tools": self._tools},
+            "message": {
+                **self._text.message(),
+                "final_answer": self.final_answer,
+                "executed_tools": self._tools,
+            },
             "logprobs": logprobs,
             "finish_reason": self.finish_reason,
         }
@@ -122,6 +135,8 @@ class Reply:
         if self._thinking:
             self._count_reasoning(ids)
         delta = self._text.written(text)
+        if content := delta.get("content"):
+            self._answer.wrote(content)
         if not self._wants_logprobs:
             return Delta(delta) if delta else None
         logprobs = [logprob_item(chunk, at, self._tokenizer) for at in range(len(ids))]

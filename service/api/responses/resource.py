@@ -27,6 +27,7 @@ class Resource:
     incomplete_reason: str | None = None
     usage: Json | None = None
     output: list[Json] = field(default_factory=list)
+    final_answer: str | None = None
 
     def finish(self, outcome: Outcome) -> None:
         """The episode is over: completed, or cut by a limit."""
@@ -64,6 +65,7 @@ class Resource:
             "max_tool_calls": request.max_tool_calls,
             "model": request.model,
             "output": list(self.output),
+            "final_answer": self.final_answer,
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": request.previous_response_id,
             "prompt_cache_key": request.prompt_cache_key,
