@@ -114,7 +114,9 @@ def serve(
 @app.command()
 def chat(
     question: Annotated[str | None, typer.Argument(help="Ask this and leave. Else: converse.")] = None,
-    url: Annotated[str, typer.Option(help="The server.", envvar="IHGRPO_URL")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str, typer.Option(help="The server, with or without /v1.", envvar="IHGRPO_URL")
+    ] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Default: the first that the server has.")] = None,
     api_key: Annotated[str | None, typer.Option(help="API key.", envvar="IHGRPO_API_KEY")] = None,
     eager: Annotated[bool, typer.Option(help="Let blocks start before they are asked for.")] = True,

@@ -8,9 +8,9 @@ from service.deferral.answer import last_boxed
 class FinalAnswer:
     r"""Finds the answer while a reply grows.
 
-    It is what the last complete ``\boxed{...}`` holds; one that code printed counts, as it ends the episode. A
-    reply without a box is answered by its last turn: the text after the last observation, or all of it if no
-    code ran. There is no answer if such a turn was cut by a limit, ends with code that never ran, or calls
+    It is what the last complete ``\boxed{...}`` holds; one that code printed counts, as it ends the episode.
+    A reply without a box is answered by its last turn: the text after the last observation, or all of it if
+    no code ran. There is no answer if such a turn was cut by a limit, ends with code that never ran, or calls
     the client's functions. Thoughts are never searched.
     """
 

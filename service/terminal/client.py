@@ -14,7 +14,7 @@ class ChatError(Exception):
 
 
 class Client:
-    """A server at ``url``.
+    """A server at ``url``, with or without ``/v1``.
 
     Raises (every method):
         ChatError: with what the server said.
@@ -23,7 +23,8 @@ class Client:
     def __init__(self, url: str, api_key: str | None) -> None:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         # A flush may take long, but the server sends keep-alives.
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(60, connect=5))
+        root = url.rstrip("/").removesuffix("/v1")
+        self._http = httpx.Client(base_url=root, headers=headers, timeout=httpx.Timeout(60, connect=5))
 
     def __enter__(self) -> Self:
         return self
@@ -39,6 +40,8 @@ class Client:
             raise ChatError(
                 f"no server at {self._http.base_url}: {error}. Start one: ih-grpo serve"
             ) from None
+        if answer.status_code == 404:
+            raise ChatError(f"{answer.url} answered 404: is {self._http.base_url} the base URL of a server?")
         _check(answer)
         return str(answer.json()["data"][0]["id"])
 
