@@ -18,6 +18,7 @@ from service.api.access.auth import BEARER, ApiKeys
 from service.api.access.drain import Drain, Draining
 from service.api.access.key_limits import KeyLimits
 from service.api.access.middleware import BodyLimit, RequestContext
+from service.api.api_docs import ApiDocs
 from service.api.chat import route as chat
 from service.api.documented import ERRORS
 from service.api.responses import create, stored
@@ -119,6 +120,8 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
         version=version("ih-grpo"),
         lifespan=lifespan,
         responses=ERRORS,
+        docs_url=None,  # see ApiDocs; FastAPI's own pages load their scripts from another host
+        redoc_url=None,
     )
     app.state.drain = drain
     app.state.responses = responses
@@ -136,7 +139,8 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     )
     app.add_middleware(Draining, drain=drain)
     app.add_middleware(ApiKeys, keys=settings.keys())
-    app.add_middleware(Playground)  # before the keys: a page can be opened without one
+    app.add_middleware(ApiDocs)  # these two before the keys: a page can be opened without one
+    app.add_middleware(Playground)
     app.add_middleware(RequestContext, metrics=metrics)
     return app
 

@@ -104,8 +104,8 @@ async def check_server(client: httpx.AsyncClient) -> None:
             response = await client.get("v1/models")
             if response.status_code == 404:
                 raise SolverError(
-                    f"url: the server at {client.base_url} has no route /models (404): give the base URL of an "
-                    f"OpenAI-compatible server, with or without /v1"
+                    f"url: the server at {client.base_url} has no route /models (404): give the base URL of "
+                    f"an OpenAI-compatible server, with or without /v1"
                 )
             client.base_url = client.base_url.join("v1/")
     except (httpx.TransportError, httpx.InvalidURL) as error:

@@ -120,8 +120,9 @@ class ModelList(_Documented):
 
 class Readiness(_Documented):
     status: Literal["ready", "not ready", "going down"]
-    engine: Literal["ready", "not ready"]
-    sandbox: Literal["ready", "not ready"]
+    engine: Literal["ready", "not ready"] | None = None
+    """This and the next are there for a request with a key, or where no key is asked for."""
+    sandbox: Literal["ready", "not ready"] | None = None
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -56,7 +56,9 @@ def values(stack: Stack, expression: str) -> list[float]:
 
 def test_without_the_key_nothing_is_told(stack: Stack) -> None:
     assert httpx.get(f"{stack.url}/health").status_code == 200
-    for path in ("/v1/models", "/ready", "/metrics"):
+    assert httpx.get(f"{stack.url}/ready").json() == {"status": "ready"}
+    assert stack.get("/ready").json()["sandbox"] == "ready"
+    for path in ("/v1/models", "/metrics"):
         assert httpx.get(stack.url + path).status_code == 401, path
         assert stack.get(path).status_code == 200, path
     wrong = httpx.get(f"{stack.url}/v1/models", headers={"Authorization": "Bearer sk-wrong"})

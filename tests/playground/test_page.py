@@ -321,3 +321,19 @@ async def test_the_lanes_are_the_terminals(open_page: OpenPage) -> None:
     assert drawn == [
         (span.lane, span.kind, (span.start - 1000) * 1000, (span.end - 1000) * 1000) for span in spans
     ]
+
+
+async def test_the_api_page_is_drawn_from_files_of_this_server_alone(open_page: OpenPage) -> None:
+    async with serve(app(EOS)) as served:
+        page = await open_page("about:blank")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        await page.goto(f"{served.url}/docs")
+        await expect(page.locator("#swagger-ui .info .title")).to_contain_text("IH-GRPO")
+        route = page.locator('[data-path="/v1/chat/completions"]')
+        await route.click()
+        await expect(
+            page.locator(".opblock.is-open .parameters-container, .opblock.is-open .opblock-body").first
+        ).to_be_visible()
+    assert len(asked) >= 4
+    assert [url for url in asked if not url.startswith((served.url, "data:"))] == []

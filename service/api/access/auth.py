@@ -16,13 +16,15 @@ from service.api_keys import ADMIN, ApiKey, find_key
 
 BEARER: Final = HTTPBearer(auto_error=False, description="An API key, where the server has any.")
 """Tells the OpenAPI document of the keys; who may pass, the middleware decides."""
-OPEN_PATHS: Final = frozenset({"/health"})
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/openapi.json"})
+"""Need no key. The document describes the routes and holds nothing of this server's own."""
 
 
 class ApiKeys:
-    """Lets a request pass that carries one of ``keys``; any request if there are none.
+    """Lets a request pass that carries one of ``keys`` or is for an open path; any request if there are none.
 
-    The key is found again under ``scope["api_key"]``, and its name in every line of the log.
+    The key is found again under ``scope["api_key"]``, and its name in every line of the log. Without one,
+    although there are keys, ``scope["anonymous"]`` is true.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[ApiKey]) -> None:
@@ -30,12 +32,17 @@ class ApiKeys:
         self._keys = tuple(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or not self._keys:
             await self._app(scope, receive, send)
             return
         scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
         key = find_key(self._keys, presented.strip()) if scheme.lower() == "bearer" else None
-        if key is None:
+        if key is not None:
+            scope["api_key"] = key
+            structlog.contextvars.bind_contextvars(api_key=key.name)
+        elif scope["path"] in OPEN_PATHS:
+            scope["anonymous"] = True
+        else:
             wrong = (
                 "Incorrect API key provided."
                 if presented
@@ -43,8 +50,6 @@ class ApiKeys:
             )
             await ApiError(401, wrong).response()(scope, receive, send)
             return
-        scope["api_key"] = key
-        structlog.contextvars.bind_contextvars(api_key=key.name)
         await self._app(scope, receive, send)
 
 
