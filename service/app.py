@@ -27,7 +27,7 @@ from service.api.server import Server
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.backend import Backend
-from service.checkpoint import default_sampling, locate
+from service.checkpoint import DEMO_NOTICE, default_sampling, is_demo, locate
 from service.deferral.policy import DeferralPolicy
 from service.engine_choice import engine_kind, make_engine
 from service.playground.files import Playground
@@ -108,6 +108,8 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
         app.state.server = Server(
             backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain
         )
+        if is_demo(settings.model):
+            app.state.server.notice = DEMO_NOTICE
         try:
             yield
         finally:

@@ -19,6 +19,7 @@ from service import logs
 from service.api.access.drain import Drain
 from service.engines.base import EngineError
 from service.sandbox.base import SandboxError
+from service.sandbox.docker_settings import default_docker_host
 from service.settings import Settings
 from service.store.errors import StoreError
 
@@ -37,7 +38,10 @@ def serve_forever(settings: Settings) -> None:
     """
     logs.configure(settings.log_level, settings.log_format)
     with _bind(settings.host, settings.port) as listener:
-        for name, value in (("Model", escape(settings.model)), ("Sandbox", _sandbox_words(settings))):
+        lines = [("Model", escape(settings.model)), ("Sandbox", _sandbox_words(settings))]
+        if settings.sandbox_kind == "in-process":
+            lines.append(("Docker", _docker_words()))
+        for name, value in lines:
             _console.print(f"{name:8} {value}", highlight=False, soft_wrap=True)
         app = _build(settings)
         server = _Server(app, settings, listener.getsockname()[1])
@@ -140,6 +144,12 @@ def _sandbox_words(settings: Settings) -> str:
     return "containers started by this process, which holds the Docker socket (for this machine alone)"
 
 
+def _docker_words() -> str:
+    """The daemon's address, and how the docker client reaches it."""
+    host = escape(default_docker_host())
+    return f"{host} (its containers: docker --host {host} ps)"
+
+
 def _welcome(app: FastAPI, settings: Settings, port: int) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{port}"
@@ -150,4 +160,7 @@ def _welcome(app: FastAPI, settings: Settings, port: int) -> str:
     key = ' -H "Authorization: Bearer $KEY"' if settings.keys() else ""
     content = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     curl = f"curl {url}/v1/chat/completions{key} \\\n  {content}"
-    return f"\n[bold green]Ready[/] on [bold]{url}[/]. Open it in a browser, or ask it:\n\n{escape(curl)}\n"
+    notice = app.state.server.notice
+    told = "" if notice is None else f"\n[yellow]{escape(notice)}[/]\n"
+    ready = f"\n[bold green]Ready[/] on [bold]{url}[/]. Open it in a browser, or ask it:"
+    return f"{ready}\n\n{escape(curl)}\n{told}"

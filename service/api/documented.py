@@ -101,6 +101,8 @@ class ChatCompletionObject(_Documented):
     model: str
     choices: list[ChoiceObject]
     usage: UsageObject
+    notice: str | None = None
+    """Says that the demo model was asked with deferral off, which it can't answer; absent otherwise."""
 
 
 class ModelObject(_Documented):
@@ -111,6 +113,8 @@ class ModelObject(_Documented):
     context_length: int
     deferral: dict[str, Any]
     """The policy that the checkpoint was trained with."""
+    notice: str | None
+    """What to know before relying on this model, as that it is a demo; null if there is nothing to say."""
 
 
 class ModelList(_Documented):

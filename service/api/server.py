@@ -30,6 +30,8 @@ class Server:
     drain: Drain = field(default_factory=Drain)
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while new weights are read and taken."""
+    notice: str | None = None
+    """What whoever talks to the model should know; shown by the page and by ``ih-grpo chat``."""
 
     @property
     def model_name(self) -> str:

@@ -36,7 +36,11 @@ def converse(
     console = console or Console(highlight=False)
     messages: list[dict[str, str]] = []
     with Client(url, api_key) as client:
-        body: dict[str, Any] = {"model": model or client.first_model(), "deferral": {"eager": eager}}
+        model, notice = client.model(model)
+        if notice is not None:
+            console.print(harmless(notice), style="yellow", markup=False)
+            console.print()
+        body: dict[str, Any] = {"model": model, "deferral": {"eager": eager}}
         for turn in _turns(console, question):
             messages.append({"role": "user", "content": turn})
             reply = _answer(console, client, {**body, "messages": messages})

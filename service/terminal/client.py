@@ -32,8 +32,8 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def first_model(self) -> str:
-        """The name of the first model that the server has."""
+    def model(self, wanted: str | None = None) -> tuple[str, str | None]:
+        """The name of the model ``wanted``, or of the first that the server has, and its notice if any."""
         try:
             answer = self._http.get("/v1/models")
         except httpx.HTTPError as error:
@@ -43,7 +43,9 @@ class Client:
         if answer.status_code == 404:
             raise ChatError(f"{answer.url} answered 404: is {self._http.base_url} the base URL of a server?")
         _check(answer)
-        return str(answer.json()["data"][0]["id"])
+        models: list[dict[str, Any]] = answer.json()["data"]
+        model = next((each for each in models if each["id"] == wanted), models[0] if wanted is None else {})
+        return wanted or str(model["id"]), model.get("notice")
 
     def deltas(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The ``delta`` of each chunk of a streamed chat completion."""

@@ -17,7 +17,7 @@ from playwright.async_api import Page, expect
 from service.deferral.fences import BlockClosed, FenceScanner
 from service.playground.record import episode_record, fragment
 from service.playground.standalone import standalone
-from service.sandbox.base import ExecutionResult
+from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from service.terminal.spans import episode_spans
 from tests.playground.conftest import OpenPage
 from tests.playground.test_record import record
@@ -337,3 +337,39 @@ async def test_the_api_page_is_drawn_from_files_of_this_server_alone(open_page: 
         ).to_be_visible()
     assert len(asked) >= 4
     assert [url for url in asked if not url.startswith((served.url, "data:"))] == []
+
+
+async def test_the_page_says_that_the_demo_model_is_one(open_page: OpenPage, tiny_checkpoint: Path) -> None:
+    async with serve(app(EOS)) as served:
+        page = await open_page(served.url)
+        await expect(page.locator("#notice")).to_contain_text("This is the demo model")
+        await page.locator("input[name=enabled]").uncheck()
+        await expect(page.locator("#notice")).to_contain_text("With deferred execution off it can't answer")
+    async with serve(app(EOS, model=str(tiny_checkpoint))) as served:
+        page = await open_page(served.url)
+        await expect(page.locator("#model")).to_have_value("scripted")
+        await expect(page.locator("#notice")).to_be_hidden()
+
+
+async def test_a_wait_for_a_container_has_a_lane_and_a_number(open_page: OpenPage) -> None:
+    class Queued(ScriptedSandbox):
+        def session(self, limits: SessionLimits) -> Session:
+            session = super().session(limits)
+            invoke = session.invoke
+
+            async def late(code: str) -> None:
+                await asyncio.sleep(0.3)
+                await invoke(code)
+
+            session.invoke = late  # type: ignore[method-assign]
+            return session
+
+    sandbox = Queued(lambda blocks: printed("42"))
+    async with serve(make_app(ScriptedEngine(ASK, ANSWER), sandbox)) as served:
+        page = await open_page(served.url)
+        await ask(page)
+        await until_over(page)
+        await expect(page.locator(".timeline .lane").nth(1)).to_have_text("container")
+        await expect(page.locator(".timeline .bar.container").first).to_be_visible()
+        await expect(page.locator(".total.container dt")).to_have_text("for a container")
+        await expect(page.locator(".total.hidden dd")).to_have_text("100 %")  # it ran long before the flush

@@ -31,6 +31,7 @@ async def test_text_calls_and_timeline_are_shown() -> None:
         assert part in shown
     assert "● 2 blocks ok: ran 200 ms (200 hidden), waited " in shown
     assert "Code execution result: 42" in shown
+    assert shown.startswith("This is the demo model")
     assert "\nwrites" in shown
     assert "\nwaits" in shown
 

@@ -13,7 +13,7 @@ from tests.support.serving import make_app, serve
 async def test_a_base_url_may_end_in_v1(suffix: str) -> None:
     def first_model(url: str) -> str:
         with Client(url, None) as client:
-            return client.first_model()
+            return client.model()[0]
 
     app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")))
     async with serve(app) as served:

@@ -22,6 +22,7 @@ from service.api.run import run_episodes
 from service.api.server import CurrentServer
 from service.api.telemetry.traces import Attributes
 from service.api.wire import Json, JsonResponse, dumps
+from service.checkpoint import DEMO_WITHOUT_DEFERRAL
 
 router = APIRouter(tags=["Chat"])
 
@@ -40,11 +41,14 @@ async def _complete(job: ChatJob) -> Json:
     async with aclosing(_events(job, replies)) as deltas:
         async for _ in deltas:
             pass
-    return {
+    completion: Json = {
         **_head(job, "chat.completion"),
         "choices": [reply.choice() for reply in replies],
         "usage": usage(len(job.prompt_ids), replies),
     }
+    if job.server.notice is not None and not job.request.deferred:
+        completion["notice"] = DEMO_WITHOUT_DEFERRAL
+    return completion
 
 
 async def _stream(job: ChatJob) -> AsyncGenerator[bytes, None]:
