@@ -54,9 +54,7 @@ def locate(model: str, *, weights: bool = True) -> Path:
     path = Path(model).expanduser()
     if (path / "config.json").is_file():
         return path
-    if path == Path(
-        "checkpoints/quickstart"
-    ):  # as the recipes name it; outside a checkout it is the packaged one
+    if path == Path("checkpoints/quickstart"):  # as recipes name it, also where there is no checkout
         return quickstart()
     if path.exists() or not _HUB_ID.fullmatch(model):
         raise ValueError(f"model {model!r} is no checkpoint: give a directory with config.json, or a hub id")

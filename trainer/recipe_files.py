@@ -1,4 +1,4 @@
-"""Find a recipe by its path, also where there is no checkout: the wheel holds the recipes of the repository."""
+"""Find a recipe by its path, also where there is no checkout: the wheel holds the repository's recipes."""
 
 from __future__ import annotations
 

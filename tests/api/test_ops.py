@@ -55,6 +55,7 @@ async def test_metrics_tell_what_deferral_hid() -> None:
         "ihgrpo_tool_invoked_total 2.0",
         'ihgrpo_tool_executed_total{status="ok"} 2.0',
         'ihgrpo_tool_delayed_total{status="ok"} 1.0',
+        'ihgrpo_tool_run_seconds_total{status="ok"} 0.2',
         'ihgrpo_tool_waited_seconds_total{status="ok"} 0.1',
         'ihgrpo_tool_hidden_seconds_total{status="ok"} 0.',
         'ihgrpo_tool_container_wait_seconds_total{status="ok"} ',

@@ -49,7 +49,7 @@ def ask(stack: Stack, path: str, **parameters: str) -> Any:
 
 def values(stack: Stack, expression: str) -> list[float]:
     """What an expression of a panel or an alert is now, without what is not a number."""
-    asked = expression.replace("$__rate_interval", "1m")
+    asked = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
     found = [float(series["value"][1]) for series in ask(stack, "query", query=asked)["result"]]
     return [value for value in found if not math.isnan(value)]
 
