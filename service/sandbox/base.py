@@ -1,4 +1,4 @@
-"""The three verbs of a sandbox session, and what a flush gives back."""
+"""The verbs of a sandbox session, and the result of a flush."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from service.api.responses.job import ResponseJob
 from service.api.responses.request import OUTPUTS
 from service.api.responses.tools import FunctionChoice
 from service.api.wire import Json
+from service.checkpoint import DEMO_WITHOUT_DEFERRAL
 from service.deferral.episode import Outcome
 
 
@@ -49,6 +50,7 @@ class Resource:
         request, chat = self.job.request, self.job.chat
         sampling = chat.sampling
         choice = request.tool_choice
+        has_notice = chat.server.notice is not None and not request.runs_code
         return {
             "id": self.job.id,
             "object": "response",
@@ -88,6 +90,7 @@ class Resource:
             "usage": self.usage,
             "user": request.user,
             "metadata": request.metadata or {},
+            **({"notice": DEMO_WITHOUT_DEFERRAL} if has_notice else {}),
         }
 
 

@@ -36,7 +36,7 @@ export class SettingsForm {
     const policy = model?.deferral;
     const facts = [
       model?.context_length && `${model.context_length.toLocaleString("en")} tokens of context`,
-      policy?.run_limit_s && `${policy.run_limit_s} s a run`,
+      policy?.run_limit_s && `${policy.run_limit_s} s a flush`,
     ];
     byId("model-facts").textContent = facts.filter(Boolean).join(" · ");
     this.warn(model?.notice);
