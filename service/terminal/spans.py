@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from service.terminal.timeline import Span
 
-MIN_CONTAINER_WAIT_MS: Final = 1.0
+MIN_CONTAINER_WAIT_MS: Final = 10.0
 """A shorter wait for a container is the time that handing the block over takes; it is not shown."""
 
 

@@ -291,15 +291,16 @@ async def test_the_lanes_are_the_terminals(open_page: OpenPage) -> None:
             "blocks": [{"code": "x", "invoked_at": 1000.0 + 2 * number + 0.25 * n} for n in range(count)],
             "flushed_at": 1001.0 + 2 * number,
             "waited_ms": 250.0,
+            "container_wait_ms": container,
             "runs": [
                 {"started_at": start + 2 * number, "finished_at": end + 2 * number} for start, end in runs
             ],
         }
-        for number, (count, status, runs) in enumerate(
+        for number, (count, status, container, runs) in enumerate(
             [
-                (2, "ok", [(1000.5, 1000.75), (1001.0, 1001.25)]),
-                (2, "ok", [(1001.0, 1001.25)]),
-                (1, "error", [(1000.5, 1001.25)]),
+                (2, "ok", 500.0, [(1000.5, 1000.75), (1001.0, 1001.25)]),
+                (2, "ok", 0.25, [(1001.0, 1001.25)]),
+                (1, "error", 1125.0, [(1000.5, 1001.25)]),
             ]
         )
     ]

@@ -2,7 +2,7 @@
 // (service/terminal/spans.py).
 import { duration, flushes, isSettled } from "./episode.js";
 
-const MIN_CONTAINER_WAIT_MS = 1; // a shorter one is the time that handing the block over takes
+export const MIN_CONTAINER_WAIT_MS = 10; // a shorter one is the time that handing the block over takes
 
 /** {lanes, totals, end}; what lies after `now` is left out. A lane: {name, spans, thread, marks}. */
 export function lanesOf(episode, now = duration(episode)) {

@@ -1,5 +1,6 @@
 // Lanes drawn to scale.
 import { el, svg } from "./dom.js";
+import { MIN_CONTAINER_WAIT_MS } from "./lanes.js";
 import { milliseconds } from "./segments.js";
 
 const ROW = 24;
@@ -58,7 +59,7 @@ const hiddenShare = ({ ran, hidden }) => (ran > 0 ? `${Math.round((100 * hidden)
 /** The picture in words. */
 function told(totals) {
   const { written, ran, waited, hidden, container } = totals;
-  const leasing = container >= 1 ? ` The first block waited ${milliseconds(container)} for a container.` : "";
+  const leasing = container >= MIN_CONTAINER_WAIT_MS ? ` The first block waited ${milliseconds(container)} for a container.` : "";
   return `The model wrote for ${milliseconds(written)}; code ran for ${milliseconds(ran)}, of which ${milliseconds(hidden)} passed while the model was writing; it waited ${milliseconds(waited)}.${leasing}`;
 }
 
@@ -69,7 +70,7 @@ export function drawTotals(root, totals) {
     ["write", "wrote", milliseconds(written)],
     ["run", "ran", milliseconds(ran)],
     ["wait", "waited", milliseconds(waited)],
-    ...(container >= 1 ? [["container", "for a container", milliseconds(container)]] : []),
+    ...(container >= MIN_CONTAINER_WAIT_MS ? [["container", "for a container", milliseconds(container)]] : []),
     ["hidden", "hidden", hiddenShare(totals)],
     ["delayed", "delayed", executed ? `${delayed} of ${executed} blocks` : "–"],
   ];
