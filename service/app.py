@@ -66,7 +66,10 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
                 f"{error}. `ih-grpo runner` needs the same token. To serve this machine alone, without a "
                 "runner: a loopback host and --sandbox in-process"
             ) from None
-        return RunnerClient(RunnerClientSettings(address=settings.runner_url, token=token))
+        # Started together with this server, a runner needs a while to prove its isolation.
+        return RunnerClient(
+            RunnerClientSettings(address=settings.runner_url, token=token, start_timeout_s=60.0)
+        )
     pool: dict[str, Any] = {
         "pool_size": min(settings.warm_containers, settings.max_containers),
         "max_containers": settings.max_containers,

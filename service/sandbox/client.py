@@ -32,6 +32,8 @@ class RunnerClientSettings:
     token: SecretStr
     connect_timeout_s: float = 10.0
     """How long to try to reach a runner that is away, as while it restarts."""
+    start_timeout_s: float | None = None
+    """How long ``start`` waits for it to be ready; as ``connect_timeout_s`` where unset."""
     invoke_timeout_s: float = 90.0
     """How long a block may wait for a container; more than the runner's and its pool's queues take."""
     flush_margin_s: float = 10.0
@@ -49,10 +51,11 @@ class RunnerClient:
         self._connected: set[RunnerSession] = set()
 
     async def start(self) -> None:
-        """Wait up to ``connect_timeout_s`` for the runner to be ready; raises SandboxError when it is not."""
+        """Wait up to ``start_timeout_s`` for the runner to be ready; raises SandboxError when it is not."""
         trouble: str | None = "no answer"
+        timeout_s = self._settings.start_timeout_s or self._settings.connect_timeout_s
         try:
-            async with asyncio.timeout(self._settings.connect_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 while (trouble := await self._trouble()) is not None:  # noqa: ASYNC110  (another process: nothing to wait on)
                     await asyncio.sleep(0.1)
         except TimeoutError:

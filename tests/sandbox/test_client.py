@@ -50,6 +50,16 @@ async def test_an_announcement_reaches_the_runners_sandbox_before_any_block(serv
         await session.close()
 
 
+async def test_the_start_has_a_patience_of_its_own(tmp_path: Path) -> None:
+    settings = RunnerClientSettings(
+        f"unix:{tmp_path}/none.sock", TOKEN, connect_timeout_s=600, start_timeout_s=0.05
+    )
+    client = RunnerClient(settings)
+    with pytest.raises(SandboxError, match=r"the runner at unix:.*none\.sock is not ready"):
+        await client.start()
+    await client.stop()
+
+
 async def test_an_announcement_to_a_runner_that_is_away_does_no_harm(tmp_path: Path) -> None:
     settings = RunnerClientSettings(f"unix:{tmp_path}/none.sock", TOKEN, connect_timeout_s=0.05)
     session = RunnerClient(settings).session(LIMITS)
