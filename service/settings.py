@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     """Image of the containers, for ``in-process``."""
     warm_containers: int = Field(default=4, ge=0)
     """Idle containers kept ready, for ``in-process``, each about 100 MB of memory. While episodes begin
-    faster than containers start there are up to four times as many."""
+    faster than containers start there are up to twice as many."""
     max_containers: int = Field(default=32, ge=1)
     """Containers at once, for ``in-process``."""
 

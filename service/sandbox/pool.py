@@ -2,8 +2,9 @@
 
 How many workers are kept idle follows demand. On top of ``size`` there is one for each session that announced
 blocks (``expect``), and as many as are leased, at the present rate, while one starts; never more than
-``_GROWTH`` times ``size`` for the rate, and never more than ``maximum`` alive. Surplus workers are destroyed
-once demand has been lower for ``_SHRINK_S``.
+``_GROWTH`` times ``size`` for the rate, and never more than ``maximum`` alive. What the rate alone asks for is
+started one at a time: where starts are slow because the machine is busy, more of them must not make it busier.
+Surplus workers are destroyed once demand has been lower for ``_SHRINK_S``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .worker import Worker
 log = structlog.get_logger(__name__)
 
 _LONGEST_PAUSE_S = 30.0
-_GROWTH: Final = 4
+_GROWTH: Final = 2
 """How many times ``size`` the arrival rate may raise the number of idle workers to."""
 _RATE_LEASES: Final = 8
 _RATE_WINDOW_S: Final = 60.0
@@ -255,8 +256,11 @@ class Pool:
         target = self.target
         missing = target + len(self._waiters) - len(self._idle) - self._starting
         room = min(self._maximum - alive, self._concurrency - self._starting, missing)
+        urgent = self._size + self._expected + len(self._waiters) - len(self._idle) - self._starting
+        one_at_a_time = 1 - self._starting
+        room = min(room, max(urgent, one_at_a_time))
         if self._failures_in_row:
-            room = min(room, 1 - self._starting)  # one try at a time until one works
+            room = min(room, one_at_a_time)  # until one works
         for _ in range(room):
             self._starting += 1
             self._spawn(self._start_one())

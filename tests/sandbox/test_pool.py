@@ -183,21 +183,44 @@ async def test_the_number_of_idle_workers_follows_the_arrival_rate(monkeypatch: 
     now = 0.0
     monkeypatch.setattr(Pool, "_now", staticmethod(lambda: now))
     factory = Factory()
-    pool = pool_of(factory, size=2, maximum=64, queue_timeout_s=5)
+    pool = pool_of(factory, size=4, maximum=64, queue_timeout_s=5)
     await pool.start()
     pool._start_seconds = 3.0
-    assert pool.target == 2
+    assert pool.target == 4
     for _ in range(6):  # one a second, each of which takes three to replace
         pool._lease_times.append(now)
         now += 1.0
-    assert pool.target == 2 + 3
+    assert pool.target == 4 + 3
     now += 10.0
-    assert pool.target == 2 + 1
+    assert pool.target == 4 + 1
     now += 60.0
-    assert pool.target == 2
+    assert pool.target == 4
     for _ in range(8):
         pool._lease_times.append(now)
-    assert pool.target == 2 * 4  # at most four times the size
+    assert pool.target == 2 * 4  # at most twice the size
+    await pool.stop()
+
+
+async def test_what_only_the_rate_asks_for_is_started_one_at_a_time() -> None:
+    factory = Factory()
+    pool = pool_of(factory, size=4, maximum=64, concurrency=3)
+    await pool.start()
+    await settled()
+    factory.gate.clear()
+    pool._start_seconds = 60.0
+    for _ in range(4):
+        await pool.lease()
+    assert pool.target == 4 + 3
+    await settled()
+    assert pool.stats().starting == 3  # those that replace
+    for _ in range(3):
+        factory.gate.set()
+        await settled()
+        factory.gate.clear()
+    factory.gate.set()
+    await settled()
+    assert pool.stats().idle == 4 + 3
+    assert factory.most_at_once == 3
     await pool.stop()
 
 
