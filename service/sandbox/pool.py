@@ -2,9 +2,9 @@
 
 How many workers are kept idle follows demand. On top of ``size`` there is one for each session that announced
 blocks (``expect``), and as many as are leased, at the present rate, while one starts; never more than
-``_GROWTH`` times ``size`` for the rate, and never more than ``maximum`` alive. What the rate alone asks for is
-started one at a time: where starts are slow because the machine is busy, more of them must not make it busier.
-Surplus workers are destroyed once demand has been lower for ``_SHRINK_S``.
+``_GROWTH`` times ``size`` for the rate, and never more than ``maximum`` alive. What the rate alone asks for
+is started one at a time: where starts are slow because the machine is busy, more of them must not make it
+busier. Surplus workers are destroyed once demand has been lower for ``_SHRINK_S``.
 """
 
 from __future__ import annotations
