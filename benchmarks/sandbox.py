@@ -31,6 +31,7 @@ import httpx
 from pydantic import SecretStr
 from sandbox_rivals import Call, docker_exec, llm_sandbox, plain_http
 
+from service.events import hidden_seconds
 from service.sandbox.base import Sandbox, SessionLimits
 from service.sandbox.client import RunnerClient, RunnerClientSettings
 from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
@@ -160,9 +161,10 @@ async def overlap(sandbox: Sandbox, *, eager: bool, writes_on_s: float, calls: i
     for duration in durations:
         await session.invoke(f"import time; time.sleep({duration})")
         await asyncio.sleep(writes_on_s)  # the model writes on
+        flushed_at = time.time()
         result = await session.flush()
         wall += result.wall_seconds
-        hidden += max(0.0, result.wall_seconds - result.waited_seconds)
+        hidden += hidden_seconds(result.runs, flushed_at)
     await session.close()
     return hidden / wall
 

@@ -21,6 +21,7 @@ from service.api.access.drain import Drain, Draining
 from service.api.access.hosts import HostCheck
 from service.api.access.key_limits import KeyLimits
 from service.api.access.middleware import EXPOSED_HEADERS, BodyLimit, HeadAsGet, RequestContext
+from service.api.api_docs import ApiDocs
 from service.api.chat import route as chat
 from service.api.documented import ERRORS
 from service.api.responses import create, stored
@@ -30,7 +31,7 @@ from service.api.server import Server
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.backend import Backend
-from service.checkpoint import default_sampling, locate
+from service.checkpoint import DEMO_NOTICE, default_sampling, is_demo, locate
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engine_choice import engine_kind, make_engine
 from service.playground.files import Playground
@@ -58,19 +59,28 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
-    if settings.sandbox == "runner":
+    if settings.sandbox_kind == "runner":
         from service.sandbox.client import RunnerClient, RunnerClientSettings
         from service.sandbox.runner_settings import read_token
 
-        token = read_token(settings.runner_token_file)
-        return RunnerClient(RunnerClientSettings(address=settings.runner_url, token=token))
+        try:
+            token = read_token(settings.runner_token_file)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. `ih-grpo runner` needs the same token. To serve this machine alone, without a "
+                "runner: a loopback host and --sandbox in-process"
+            ) from None
+        # Started together with this server, a runner needs a while to prove its isolation.
+        return RunnerClient(
+            RunnerClientSettings(address=settings.runner_url, token=token, start_timeout_s=60.0)
+        )
     pool: dict[str, Any] = {
         "pool_size": min(settings.warm_containers, settings.max_containers),
         "max_containers": settings.max_containers,
         # Requests are held to lower ceilings already; the proofs of isolation need their time.
         "run_limit_ceiling_s": max(30.0, settings.run_limit_s or policy.run_limit_s),
     }
-    if settings.sandbox == "process":
+    if settings.sandbox_kind == "process":
         from service.sandbox.process import ProcessSandbox, ProcessSandboxSettings
 
         return ProcessSandbox(ProcessSandboxSettings(**pool))
@@ -105,6 +115,8 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
         app.state.server = Server(
             backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain, seal=seal
         )
+        if is_demo(settings.model):
+            app.state.server.notice = DEMO_NOTICE
         try:
             yield
         finally:
@@ -117,6 +129,8 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
         version=version("ih-grpo"),
         lifespan=lifespan,
         responses=ERRORS,
+        docs_url=None,  # see ApiDocs; FastAPI's own pages load their scripts from another host
+        redoc_url=None,
     )
     app.state.drain = drain
     app.state.responses = responses
@@ -135,7 +149,8 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     )
     app.add_middleware(Draining, drain=drain)
     app.add_middleware(ApiKeys, keys=settings.keys())
-    app.add_middleware(Playground)  # before the keys: a page can be opened without one
+    app.add_middleware(ApiDocs)  # these two before the keys: a page can be opened without one
+    app.add_middleware(Playground)
     if settings.is_open_locally:
         app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
     app.add_middleware(RequestContext, metrics=metrics, strict_requests=settings.strict_requests)

@@ -85,4 +85,6 @@ class Backend:
         """
         episode = new_episode(prompt_ids, policy, self.engine, code_is_answer=code_is_answer)
         session = self.sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=eager))
-        return run_episode(episode, self.engine, session, sampling, episode_id=episode_id, stops=stops)
+        return run_episode(
+            episode, self.engine, session, sampling, episode_id=episode_id, stops=stops, prepare=True
+        )

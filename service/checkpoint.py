@@ -27,6 +27,22 @@ def quickstart() -> Path:
     return next((place for place in places if place.is_dir()), places[-1])
 
 
+DEMO_NOTICE: Final = (
+    "This is the demo model: 2 million parameters, trained on a few kinds of number problems and on nothing "
+    "else. Its replies to other questions mean nothing. For a real model: ih-grpo serve --model Qwen/Qwen3-4B"
+)
+"""What a server says of the quickstart checkpoint, wherever somebody may take it for more than it is."""
+DEMO_WITHOUT_DEFERRAL: Final = (
+    "The demo model only knows to answer by code that runs. With deferral off nothing runs, so this reply is "
+    "not an answer."
+)
+
+
+def is_demo(model: str) -> bool:
+    """Whether ``model`` is the quickstart checkpoint that comes with this package."""
+    return Path(model).expanduser().resolve() == quickstart().resolve()
+
+
 def locate(model: str, *, weights: bool = True) -> Path:
     """The directory of ``model``: a path, or a Hugging Face id, which is downloaded if it is not cached.
 
@@ -38,6 +54,8 @@ def locate(model: str, *, weights: bool = True) -> Path:
     path = Path(model).expanduser()
     if (path / "config.json").is_file():
         return path
+    if path == Path("checkpoints/quickstart"):  # as recipes name it, also where there is no checkout
+        return quickstart()
     if path.exists() or not _HUB_ID.fullmatch(model):
         raise ValueError(f"model {model!r} is no checkpoint: give a directory with config.json, or a hub id")
     from huggingface_hub import snapshot_download

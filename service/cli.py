@@ -64,7 +64,10 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. Default: 8000.")] = None,
     sandbox: Annotated[
         str | None,
-        typer.Option(help="Who holds the Docker socket: 'runner', or 'in-process' for this machine alone."),
+        typer.Option(
+            help="Who holds the Docker socket: 'runner', or 'in-process' for this machine alone. "
+            "Default: in-process on a loopback address where no runner is configured."
+        ),
     ] = None,
     accept_weaker_isolation: Annotated[
         bool | None,
@@ -115,7 +118,9 @@ def serve(
 @app.command()
 def chat(
     question: Annotated[str | None, typer.Argument(help="Ask this and leave. Else: converse.")] = None,
-    url: Annotated[str, typer.Option(help="The server.", envvar="IHGRPO_URL")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str, typer.Option(help="The server, with or without /v1.", envvar="IHGRPO_URL")
+    ] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Default: the first that the server has.")] = None,
     api_key: Annotated[str | None, typer.Option(help="API key.", envvar="IHGRPO_API_KEY")] = None,
     eager: Annotated[bool, typer.Option(help="Let blocks start before they are asked for.")] = True,
@@ -214,7 +219,9 @@ def runner(
 @app.command()
 def doctor(
     model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub id.")] = None,
-    sandbox: Annotated[str | None, typer.Option(help="runner or in-process. Default: what is here.")] = None,
+    sandbox: Annotated[
+        str | None, typer.Option(help="runner or in-process. Default: as for `serve`.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Start no container to prove its walls.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -234,6 +241,40 @@ def doctor(
     else:
         report.show(findings, Console())
     raise typer.Exit(1 if report.failed(findings) else 0)
+
+
+sandbox_app = typer.Typer(help="The sandbox that code runs in.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(sandbox_app, name="sandbox")
+
+
+@sandbox_app.callback()
+def _sandbox() -> None:
+    """The sandbox that code runs in."""
+
+
+@sandbox_app.command("build")
+def build_sandbox(
+    image: Annotated[
+        str, typer.Option(help="Tag of the image.", envvar="IHGRPO_SANDBOX_IMAGE")
+    ] = "ih-grpo-sandbox:latest",
+    base_image: Annotated[
+        str | None,
+        typer.Option(help="Image to build on. Default: python:3.12-slim.", envvar="IHGRPO_BASE_IMAGE"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build even if the image is up to date.")] = False,
+) -> None:
+    """Build the sandbox image from the files that come with this package, unless it is up to date."""
+    from service.sandbox.base import SandboxError
+    from service.sandbox.image import build_image
+
+    def report(line: str) -> None:
+        _console.print(line, highlight=False, markup=False, overflow="ellipsis", no_wrap=True)
+
+    try:
+        built = build_image(image, base_image=base_image, force=force, report=report)
+    except SandboxError as error:
+        refuse(str(error))
+    _console.print(f"{image} is {'built' if built else 'up to date'}", highlight=False)
 
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -66,6 +66,7 @@ async def run_episode(
     episode_id: str,
     stops: Sequence[str] = (),
     clock: Callable[[], float] = time.time,
+    prepare: bool = False,
 ) -> AsyncGenerator[EpisodeEvent, None]:
     """Drive ``episode`` to its outcome. Closing the generator cancels the engine and closes the session.
 
@@ -77,6 +78,7 @@ async def run_episode(
         episode_id: prefix of the flushes' ids.
         stops: text of the model that ends the episode; what is pending then never runs.
         clock: Unix time.
+        prepare: blocks are likely, so have a container ready for the first.
 
     Raises:
         EngineError: the engine failed. A sandbox that fails is not raised: the model reads of it.
@@ -88,6 +90,8 @@ async def run_episode(
     unflushed: tuple[InvokedBlock, ...] = ()
     left = sampling.max_tokens
     try:
+        if prepare:
+            invocations.prepare()
         while episode.outcome is None and (budget := min(episode.turn_budget(), left)) > 0:
             tool_id = f"{episode_id}_{flushes}"
             blocks: list[InvokedBlock] = []
@@ -134,6 +138,7 @@ async def run_episode(
             observation = episode.observe(result, requested_by=flush.requested_by)
             if result is not None:
                 tool = _executed(tool_id, blocks, flush, observation.output, result, flushed_at)
+                tool = replace(tool, container_wait_ms=invocations.container_wait_s * 1000)
                 yield FlushFinished(tool)
             if observation.ids:
                 yield Observed(observation.ids, observation.text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,20 @@ class InvokedBlock:
     code: str
     invoked_at_token: int
     invoked_at: float
+
+
+def hidden_seconds(runs: Iterable[tuple[float, float]], flushed_at: float) -> float:
+    """Return how much of ``runs`` lies before the flush: run time that the model did not wait for.
+
+    This is the one definition of hidden time: the API's ``hidden_ms``, the metrics, the traces, the
+    playground, the terminal and the evaluation all use it. Time spent waiting for a container is not run
+    time, so it is never subtracted.
+
+    Args:
+        runs: start and end of each run, in Unix seconds.
+        flushed_at: when the model asked for the output, in Unix seconds.
+    """
+    return sum(max(min(end, flushed_at) - start, 0.0) for start, end in runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +56,16 @@ class ExecutedTool:
     runs: tuple[tuple[float, float], ...] = ()
     """Start and end of each block that ran; one pair where all ran as one script."""
     container: str | None = None
-    """Name of the episode's container; None where none was available."""
+    """Name of the episode's container; None if no container was available."""
+    container_wait_ms: float = 0.0
+    """How long the first block waited for a container, from the moment the model closed it."""
     requested_by: RequestedBy = "model"
     """Who decided that the blocks run. The delay rate counts the model's flushes only."""
 
     @property
     def hidden_ms(self) -> float:
-        """The part of ``wall_ms`` that passed while the model wrote on."""
-        return max(self.wall_ms - self.waited_ms, 0.0)
+        """The part of ``wall_ms`` that passed while the model was still writing."""
+        return min(hidden_seconds(self.runs, self.flushed_at) * 1000, self.wall_ms)
 
 
 class Sampled(NamedTuple):  # as `TokenChunk`

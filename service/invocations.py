@@ -19,20 +19,35 @@ class Invocations:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._tail: asyncio.Task[None] | None = None
+        self._is_first = True
+        """No block has been added since the last flush."""
+        self.container_wait_s = 0.0
+        """How long the first block since the last flush waited for a container."""
+
+    def prepare(self) -> None:
+        """Announce in the background that blocks are likely; those that are added meanwhile come after it."""
+        self._tail = asyncio.create_task(self._session.prepare())
 
     def add(self, code: str) -> None:
         """Invoke ``code`` after those before it; returns at once."""
-        self._tail = asyncio.create_task(self._invoke(self._tail, code))
+        closed_at = time.monotonic() if self._is_first else None
+        self._is_first = False
+        self._tail = asyncio.create_task(self._invoke(self._tail, code, closed_at))
 
-    async def _invoke(self, before: asyncio.Task[None] | None, code: str) -> None:
-        if before is not None:
-            await before
-        await self._session.invoke(code)
+    async def _invoke(self, before: asyncio.Task[None] | None, code: str, closed_at: float | None) -> None:
+        try:
+            if before is not None:
+                await before
+            await self._session.invoke(code)  # returns as soon as a container has the block
+        finally:
+            if closed_at is not None:
+                self.container_wait_s = time.monotonic() - closed_at
 
     async def flush(self) -> ExecutionResult:
         """The result of all that was added since the last flush; ``sandbox_error`` if the sandbox failed."""
         began = time.monotonic()
         tail, self._tail = self._tail, None
+        self._is_first = True
         try:
             if tail is not None:
                 await tail

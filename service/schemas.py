@@ -80,7 +80,10 @@ class FinishedTool(_Tool):
     waited_ms: float = Field(ge=0)
     """How long the model waited for it."""
     hidden_ms: float = Field(ge=0)
-    """The part of `wall_ms` that passed while the model wrote on."""
+    """The part of `wall_ms` before `flushed_at`, that is, while the model was still writing."""
+    container_wait_ms: float = Field(default=0.0, ge=0)
+    """How long the first block waited for a container, from its `invoked_at`. Not part of `wall_ms`; what of
+    it lies after `flushed_at` is part of `waited_ms`."""
 
 
 def executed_tools() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from service.api.access.drain import Drain
 from service.engines.base import EngineError
 from service.http1 import Http1Protocol
 from service.sandbox.base import SandboxError
+from service.sandbox.docker_settings import default_docker_host
 from service.settings import Settings
 from service.store.errors import StoreError
 
@@ -38,7 +39,10 @@ def serve_forever(settings: Settings) -> None:
     """
     logs.configure(settings.log_level, settings.log_format)
     with _bind(settings.host, settings.port) as listener:
-        for name, value in (("Model", escape(settings.model)), ("Sandbox", _sandbox_words(settings))):
+        lines = [("Model", escape(settings.model)), ("Sandbox", _sandbox_words(settings))]
+        if settings.sandbox_kind == "in-process":
+            lines.append(("Docker", _docker_words()))
+        for name, value in lines:
             _console.print(f"{name:8} {value}", highlight=False, soft_wrap=True)
         app = _build(settings)
         server = _Server(app, settings, listener.getsockname()[1])
@@ -135,11 +139,17 @@ def _build(settings: Settings) -> FastAPI:
 
 
 def _sandbox_words(settings: Settings) -> str:
-    if settings.sandbox == "runner":
+    if settings.sandbox_kind == "runner":
         return f"runner at {escape(settings.runner_url)}"
-    if settings.sandbox == "process":
+    if settings.sandbox_kind == "process":
         return "processes under bubblewrap: weaker than containers, as accepted (for this machine alone)"
     return "containers started by this process, which holds the Docker socket (for this machine alone)"
+
+
+def _docker_words() -> str:
+    """The daemon's address, and how the docker client reaches it."""
+    host = escape(default_docker_host())
+    return f"{host} (its containers: docker --host {host} ps)"
 
 
 def _welcome(app: FastAPI, settings: Settings, port: int) -> str:
@@ -152,4 +162,7 @@ def _welcome(app: FastAPI, settings: Settings, port: int) -> str:
     key = ' -H "Authorization: Bearer $KEY"' if settings.keys() else ""
     content = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     curl = f"curl {url}/v1/chat/completions{key} \\\n  {content}"
-    return f"\n[bold green]Ready[/] on [bold]{url}[/]. Open it in a browser, or ask it:\n\n{escape(curl)}\n"
+    notice = app.state.server.notice
+    told = "" if notice is None else f"\n[yellow]{escape(notice)}[/]\n"
+    ready = f"\n[bold green]Ready[/] on [bold]{url}[/]. Open it in a browser, or ask it:"
+    return f"{ready}\n\n{escape(curl)}\n{told}"

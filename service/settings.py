@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,10 +14,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.api.responses.seal import SealKey, parse_seal_key
 from service.api_keys import ApiKey, parse_keys
 from service.checkpoint import quickstart
+from service.sandbox.runner_settings import TOKEN_ENV
 from service.store.location import default_url
 
 EngineKind = Literal["auto", "transformers", "vllm", "remote"]
-SandboxBackend = Literal["runner", "in-process", "process"]
+SandboxKind = Literal["runner", "in-process", "process"]
 
 
 class Settings(BaseSettings):
@@ -60,10 +62,11 @@ class Settings(BaseSettings):
     max_context: int | None = Field(default=None, ge=16)
     """Tokens a sequence may hold; the checkpoint's limit where unset."""
 
-    sandbox: SandboxBackend = "runner"
+    sandbox: Literal["auto", "runner", "in-process", "process"] = "auto"
     """Where code runs. ``runner``: a runner service, which alone holds the Docker socket. ``in-process``:
-    this very process holds it, so whoever breaks the API owns the machine; for a loopback address only.
-    ``process``: bubblewrap in place of containers, which is meant for training; see the next field."""
+    this process holds the socket, so whoever breaks the API owns the machine; for a loopback address only.
+    ``process``: bubblewrap in place of containers, which is meant for training; see the next field.
+    ``auto``: the runner if its address or token is set or the host is not loopback, else in-process."""
     accept_weaker_isolation: bool = False
     """Serve with sandbox ``process`` all the same: code sees this machine's programs, and memory, CPU time
     and the number of files are not limited for its processes together. For a loopback address only."""
@@ -73,8 +76,9 @@ class Settings(BaseSettings):
     """File with the secret shared with the runner; ``IHGRPO_RUNNER_TOKEN`` holds it where unset."""
     sandbox_image: str = "ih-grpo-sandbox:latest"
     """Image of the containers, for ``in-process``."""
-    warm_containers: int = Field(default=2, ge=0)
-    """Idle containers kept ready, for ``in-process``."""
+    warm_containers: int = Field(default=4, ge=0)
+    """Idle containers kept ready, for ``in-process``, each about 100 MB of memory. While episodes begin
+    faster than containers start there are up to twice as many."""
     max_containers: int = Field(default=32, ge=1)
     """Containers at once, for ``in-process``."""
 
@@ -213,6 +217,14 @@ class Settings(BaseSettings):
     def is_open_locally(self) -> bool:
         """Whether no key is asked for because only this machine reaches the server."""
         return is_loopback(self.host) and not self.keys()
+
+    @property
+    def sandbox_kind(self) -> SandboxKind:
+        """The kind that ``sandbox`` names, or that ``auto`` stands for here."""
+        if self.sandbox != "auto":
+            return self.sandbox
+        configured = {"runner_url", "runner_token_file"} & self.model_fields_set or os.environ.get(TOKEN_ENV)
+        return "runner" if configured or not is_loopback(self.host) else "in-process"
 
     def seals(self) -> tuple[SealKey, ...]:
         """All seal keys, the one that seals first."""

@@ -22,7 +22,10 @@ def test_version_and_help() -> None:
     ("arguments", "complaint"),
     [
         (["serve", "--sandbox", "in-process", "--host", "0.0.0.0"], "Docker socket"),
-        (["serve", "--sandbox", "docker"], "sandbox: Input should be 'runner', 'in-process' or 'process'"),
+        (
+            ["serve", "--sandbox", "docker"],
+            "sandbox: Input should be 'auto', 'runner', 'in-process' or 'process'",
+        ),
         (["serve", "--sandbox", "process"], "use sandbox 'runner', or set accept_weaker_isolation"),
         (
             ["serve", "--sandbox", "process", "--accept-weaker-isolation", "--port", "0", "--model", "/no"],
@@ -33,6 +36,10 @@ def test_version_and_help() -> None:
             "'/no' is no checkpoint",
         ),
         (["chat", "hello", "--url", "http://127.0.0.1:9"], "no server at http://127.0.0.1:9"),
+        (
+            ["serve", "--sandbox", "runner", "--port", "0"],
+            "without a runner: a loopback host and --sandbox in-process",
+        ),
         (["runner"], "no usable token in IHGRPO_RUNNER_TOKEN"),
     ],
 )

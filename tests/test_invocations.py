@@ -50,6 +50,43 @@ async def test_waiting_for_a_container_is_waiting() -> None:
     assert (await invocations.flush()).waited_seconds >= 0.29  # the session itself says 0.1
 
 
+async def test_only_the_first_block_of_a_flush_waits_for_a_container() -> None:
+    class Queued(ScriptedSession):
+        async def invoke(self, code: str) -> None:
+            await asyncio.sleep(0.2 if code == "a" else 0)
+            await super().invoke(code)
+
+    invocations = Invocations(Queued(lambda blocks: printed("")))
+    invocations.add("a")
+    invocations.add("b")
+    await invocations.flush()
+    assert invocations.container_wait_s >= 0.19
+    invocations.add("c")
+    await invocations.flush()
+    assert invocations.container_wait_s < 0.19
+
+
+async def test_blocks_come_after_the_announcement_and_closing_ends_it() -> None:
+    order: list[str] = []
+
+    class Slow(ScriptedSession):
+        async def prepare(self) -> None:
+            await asyncio.sleep(0.01)
+            order.append("prepared")
+
+        async def invoke(self, code: str) -> None:
+            order.append(code)
+
+    invocations = Invocations(Slow(lambda blocks: printed("")))
+    invocations.prepare()
+    invocations.add("a")
+    await invocations.flush()
+    assert order == ["prepared", "a"]
+    invocations.prepare()
+    await invocations.close()
+    assert order == ["prepared", "a"]
+
+
 async def test_close_drops_what_is_pending() -> None:
     session = ScriptedSession(lambda blocks: printed(""), delay_s=30)
     invocations = Invocations(session)

@@ -85,7 +85,10 @@ def test_it_holds_its_data_and_nothing_of_the_machine(wheel: Path) -> None:
         "service/sandbox/image/seccomp.json",
         "service/sandbox/image/worker/supervisor.py",
         "service/store/migrations/versions/r0001_baseline.py",
+        "service/api/swagger_ui/swagger-ui-bundle.js",
         "trainer/templates/report.html.jinja",
+        "trainer/recipes/quickstart-warm-start.toml",
+        "trainer/recipes/accelerate/ddp.yaml",
     ):
         assert name in names
     assert [name for name in names if name.endswith((".crt", ".pyc"))] == []
@@ -106,6 +109,14 @@ def test_the_programs_run(installed: Path) -> None:
     assert "serve" in run(installed / "ih-grpo", "--help").stdout
     assert run(installed / "ih-grpo", "--version").stdout.startswith("ih-grpo ")
     assert "--recipe" in run(installed / "ih-grpo", "train", "--help").stdout
+
+
+@pytest.mark.docker
+def test_commands_that_messages_name_run_without_a_checkout(installed: Path) -> None:
+    assert "steps" in run(installed / "ih-grpo", "train", "warm-start", "--dry-run").stderr
+    plan = run(installed / "ih-grpo", "train", "--recipe", "recipes/quickstart.toml", "--dry-run")
+    assert "quickstart" in plan.stdout + plan.stderr
+    assert "is up to date" in run(installed / "ih-grpo", "sandbox", "build").stderr
 
 
 def test_it_finds_its_own_data(installed: Path) -> None:

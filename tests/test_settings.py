@@ -17,9 +17,28 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_the_default_is_the_runner_on_loopback() -> None:
+def test_the_default_is_a_sandbox_in_this_process_on_loopback() -> None:
     settings = Settings()
-    assert (settings.sandbox, settings.host, settings.keys()) == ("runner", "127.0.0.1", ())
+    assert (settings.sandbox_kind, settings.host, settings.keys()) == ("in-process", "127.0.0.1", ())
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({"sandbox": "runner"}, "runner"),
+        ({"sandbox": "in-process"}, "in-process"),
+        ({"runner_url": "runner:8090"}, "runner"),
+        ({"runner_token_file": "token"}, "runner"),
+        ({"host": "0.0.0.0", "allow_anonymous": True}, "runner"),
+    ],
+)
+def test_the_runner_is_the_default_where_one_is_configured(given: dict[str, object], kind: str) -> None:
+    assert Settings(**given).sandbox_kind == kind  # type: ignore[arg-type]
+
+
+def test_a_runner_token_in_the_environment_configures_a_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IHGRPO_RUNNER_TOKEN", "t" * 32)
+    assert Settings().sandbox_kind == "runner"
 
 
 def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +88,7 @@ def test_a_key_file_without_keys_is_an_error_not_an_open_door(tmp_path: Path, co
 
 
 def test_an_unknown_sandbox_is_refused() -> None:
-    with pytest.raises(ValidationError, match="'runner', 'in-process' or 'process'"):
+    with pytest.raises(ValidationError, match="'auto', 'runner', 'in-process' or 'process'"):
         Settings(sandbox="docker")  # type: ignore[arg-type]
 
 

@@ -129,7 +129,7 @@ def quickstart_eval(
 ) -> None:
     """Measure a warm-started checkpoint on problems that it never saw, in real containers.
 
-    Needs Docker and the sandbox image: `make setup` brings both.
+    Needs Docker and the sandbox image: `ih-grpo sandbox build` builds it.
     """
     import asyncio
     import os
@@ -146,7 +146,7 @@ def quickstart_eval(
     if unknown := set(family or ()) - FAMILIES.keys():
         refuse(f"--family: there is no {sorted(unknown)[0]!r}; known are {', '.join(FAMILIES)}")
     try:
-        locate(str(model))
+        model = locate(str(model))
     except ValueError as error:
         refuse(str(error))
     sandbox: Sandbox = DockerSandbox(

@@ -14,6 +14,7 @@ from service.terminal.explain import explain
 from trainer.cluster.settings import RayConfig
 from trainer.machine import MachineConfig
 from trainer.quickstart.config import WarmStartConfig
+from trainer.recipe_files import find_recipe
 
 Method = Literal["ih-grpo", "grpo-delayed", "grpo-immediate"]
 
@@ -230,7 +231,7 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a recipe.
 
     Args:
-        recipe: a TOML file of ``TrainConfig``'s fields.
+        recipe: a TOML file of ``TrainConfig``'s fields; see ``find_recipe``.
         overrides: ``key=value`` each, the value in TOML or a bare word; ``policy.max_turns=3`` reaches
             inside.
 
@@ -238,7 +239,7 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigError: the file, a field or a value can't be used.
     """
     try:
-        values = tomllib.loads(recipe.read_text(encoding="utf-8"))
+        values = tomllib.loads(find_recipe(recipe).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"recipe {recipe} can't be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -23,7 +23,7 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Checkpoint or hub id; with --url, the model's name there.")],
     out: Annotated[Path, typer.Option(help="Directory for attempts and report; started again, it goes on.")],
     url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server, ending in /v1. Default: play here.")
+        str | None, typer.Option(help="OpenAI-compatible server, with or without /v1. Default: play here.")
     ] = None,
     api_key: Annotated[str | None, typer.Option(help="For --url.", envvar="IHGRPO_API_KEY")] = None,
     instruction: Annotated[

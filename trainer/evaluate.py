@@ -37,7 +37,8 @@ class EvalConfig(MachineConfig):
     model: str
     """Directory of a checkpoint or a hub id; with ``url``, the name that the server knows the model by."""
     url: str | None = None
-    """Base URL of an OpenAI-compatible server, such as ``http://127.0.0.1:8000/v1``. Default: play here."""
+    """Base URL of an OpenAI-compatible server, such as ``http://127.0.0.1:8000``, with or without ``/v1``.
+    Default: play here."""
     api_key: SecretStr | None = None
     """For ``url``."""
     instruction: str = ""
@@ -66,7 +67,7 @@ class EvalConfig(MachineConfig):
     def _is_url(cls, value: str | None) -> str | None:
         parts = urlsplit(value or "http://unset")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{value!r} is no base URL: give one such as http://127.0.0.1:8000/v1")
+            raise ValueError(f"{value!r} is not a base URL: give one such as http://127.0.0.1:8000")
         return value
 
     @model_validator(mode="after")
@@ -82,7 +83,10 @@ class EvalConfig(MachineConfig):
     def deciding(self) -> dict[str, Any]:
         """The settings that decide an attempt's outcome; under others an evaluation does not go on."""
         names = {"model", "url", "instruction", "temperature", "top_p", "max_tokens", "seed"}
-        return self.model_dump(mode="json", include=names)
+        deciding = self.model_dump(mode="json", include=names)
+        if self.url is not None:  # one server, however it is written
+            deciding["url"] = self.url.rstrip("/").removesuffix("/v1") + "/v1"
+        return deciding
 
 
 class Judge(Protocol):

@@ -143,7 +143,7 @@ async def rollout(
     Args:
         prompts: rendered prompts, as token ids.
         player: started.
-        seeds: one a sample, [len(prompts)][group_size].
+        seeds: one a sample, ``len(prompts)`` rows of ``group_size`` each.
 
     Raises:
         ValueError: the seeds' shape does not fit, or the tokenizer has no execute marker.

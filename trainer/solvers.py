@@ -90,17 +90,27 @@ class EpisodeSolver:
 
 
 async def check_server(client: httpx.AsyncClient) -> None:
-    """That a server is there and takes the key, before a thousand requests find out.
+    """Check that a server is there and takes the key, before a thousand requests find out.
+
+    The client's base URL may lack ``/v1``: it is added if the server has its routes below that.
 
     Raises:
         SolverError: not so, with the remedy.
     """
     try:
         response = await client.get("models")
+        if response.status_code == 404 and not client.base_url.path.endswith("/v1/"):
+            response = await client.get("v1/models")
+            if response.status_code == 404:
+                raise SolverError(
+                    f"url: the server at {client.base_url} has no route /models (404): give the base URL of "
+                    f"an OpenAI-compatible server, with or without /v1"
+                )
+            client.base_url = client.base_url.join("v1/")
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise SolverError(
             f"url: the server at {client.base_url} did not answer ({error or type(error).__name__}): start "
-            f"it, or mend the URL, which ends in /v1"
+            f"it, or correct the URL"
         ) from None
     if response.status_code in (401, 403):
         raise SolverError(
@@ -113,7 +123,7 @@ class ServerSolver:
     """Asks ``POST {url}/chat/completions``. A server that is busy or away is asked again.
 
     Args:
-        client: with the server's base URL (ending in ``/v1``), headers and time limit.
+        client: with the server's base URL (see ``check_server``), headers and time limit.
         model: the name that the server knows it by.
         request: more fields of each request, such as ``temperature``.
         instruction: put before each problem. Our own server adds what a deferring model needs by itself.
@@ -171,7 +181,7 @@ class ServerSolver:
             reply: Mapping[str, Any] = response.json()
         except ValueError:
             raise SolverError(
-                f"{response.url} answered with something that is not JSON: does the URL end in /v1?"
+                f"{response.url} answered with something that is not JSON: is it an OpenAI-compatible server?"
             ) from None
         return reply
 

@@ -47,6 +47,10 @@ class MessageObject(_Documented):
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCallObject] | None = None
+    final_answer: str | None
+    """Just the answer: what the last complete `\\boxed{}` holds, else the text of the last turn. Null if the
+    reply was cut, ends with code that never ran, or calls the client's functions. In a stream it comes with
+    the last chunk of a choice."""
     executed_tools: list[FinishedTool] | None = None
     """Left out where no code ran."""
     unflushed_blocks: list[Block] | None = None
@@ -100,6 +104,8 @@ class ChatCompletionObject(_Documented):
     model: str
     choices: list[ChoiceObject]
     usage: UsageObject
+    notice: str | None = None
+    """Says that the demo model was asked with deferral off, which it can't answer; absent otherwise."""
 
 
 class TextLogprobsObject(_Documented):
@@ -150,6 +156,8 @@ class ModelObject(_Documented):
     context_length: int
     deferral: dict[str, Any]
     """The policy that the checkpoint was trained with."""
+    notice: str | None
+    """What to know before relying on this model, as that it is a demo; null if there is nothing to say."""
 
 
 class ModelList(_Documented):
@@ -159,8 +167,9 @@ class ModelList(_Documented):
 
 class Readiness(_Documented):
     status: Literal["ready", "not ready", "going down"]
-    engine: Literal["ready", "not ready"]
-    sandbox: Literal["ready", "not ready"]
+    engine: Literal["ready", "not ready"] | None = None
+    """This and the next are there for a request with a key, or where no key is asked for."""
+    sandbox: Literal["ready", "not ready"] | None = None
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

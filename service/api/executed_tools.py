@@ -25,6 +25,7 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "wall_ms": round(tool.wall_ms, 3),
         "waited_ms": round(tool.waited_ms, 3),
         "hidden_ms": round(tool.hidden_ms, 3),
+        "container_wait_ms": round(tool.container_wait_ms, 3),
     }
 
 

@@ -36,4 +36,5 @@ def _model(server: Server, name: str) -> Json:
         "owned_by": "ih-grpo",
         "context_length": server.backend.engine.context_length,
         "deferral": server.backend.policy.model_dump(),
+        "notice": server.notice,
     }

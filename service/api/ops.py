@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -16,18 +16,19 @@ open_router = APIRouter(tags=["Operations"])
 
 @open_router.get("/health")
 async def health() -> dict[str, str]:
-    """The process answers. The one route that needs no key."""
+    """The process answers. Needs no key."""
     return {"status": "ok"}
 
 
-@router.get("/ready", response_class=JSONResponse, responses=READINESS)
-async def ready(server: CurrentServer) -> JSONResponse:
-    """Whether new requests will be served; 503 tells which part can't, or that the server is going down."""
+@open_router.get("/ready", response_class=JSONResponse, responses=READINESS)
+async def ready(request: Request, server: CurrentServer) -> JSONResponse:
+    """Whether new requests will be served. Needs no key; with one, it reports the state of each part, too."""
     parts = {"engine": server.backend.engine.healthy, "sandbox": await server.backend.sandbox.ready()}
     is_ready = all(parts.values()) and not server.drain.draining
     told = {name: "ready" if part else "not ready" for name, part in parts.items()}
     status = "going down" if server.drain.draining else "ready" if is_ready else "not ready"
-    return JSONResponse({"status": status, **told}, 200 if is_ready else 503)
+    details = {} if request.scope.get("anonymous") else told
+    return JSONResponse({"status": status, **details}, 200 if is_ready else 503)
 
 
 @router.get("/metrics", response_class=Response, responses=METRICS)

@@ -16,7 +16,7 @@ from service.api.access.auth import require_admin
 from service.api.errors import ApiError
 from service.api.server import CurrentServer, Server
 from service.api.wire import Json
-from service.checkpoint import MANIFEST, CheckpointError, default_sampling, verify
+from service.checkpoint import DEMO_NOTICE, MANIFEST, CheckpointError, default_sampling, is_demo, verify
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.base import EngineError, Sampling
 
@@ -68,6 +68,7 @@ async def reload(body: ReloadRequest, server: CurrentServer) -> Json:
         except EngineError as error:
             raise _refused(str(error)) from error
         server.backend = replace(server.backend, policy=checkpoint.policy, sampling=checkpoint.sampling)
+        server.notice = DEMO_NOTICE if is_demo(str(checkpoint.path)) else None
     seconds = round(time.monotonic() - began, 3)
     _log.info("weights_reloaded", checkpoint=str(checkpoint.path), seconds=seconds)
     return {

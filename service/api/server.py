@@ -34,6 +34,8 @@ class Server:
     """Seals the thoughts that clients keep."""
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while new weights are read and taken."""
+    notice: str | None = None
+    """What whoever talks to the model should know; shown by the page and by ``ih-grpo chat``."""
 
     @property
     def model_name(self) -> str:

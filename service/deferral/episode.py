@@ -8,7 +8,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Literal
 
-from service.deferral.answer import BOX, last_boxed
+from service.deferral.answer import last_boxed
 from service.deferral.code_request import computes_nothing
 from service.deferral.delay import delayed_calls
 from service.deferral.fences import BlockClosed, FenceScanner
@@ -243,7 +243,7 @@ class Episode:
             return Observation(output, (), "")
         text = self._tokenizer.decode(ids)
         self.transcript.add_observation(ids, text)
-        if self.policy.answer == "boxed" and BOX in output:
+        if self.policy.answer == "boxed" and last_boxed(output) is not None:
             self.outcome = Outcome.BOXED_OUTPUT
         self.turn += 1
         self._begin_turn()

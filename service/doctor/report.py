@@ -30,7 +30,7 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[Finding]:
     yield found
     if engine == "remote":
         yield from (_server(url) for url in settings.engine_url)
-    if sandbox.kind(settings) == "runner":
+    if settings.sandbox_kind == "runner":
         yield asyncio.run(sandbox.runner(settings))
         containers = 0  # the runner's business, maybe on another machine
     else:

@@ -7,20 +7,8 @@ from pathlib import Path
 
 from service.doctor.finding import Finding
 from service.sandbox.base import Sandbox, SandboxError
-from service.sandbox.docker_settings import DockerSandboxSettings
-from service.sandbox.program import image_folder
+from service.sandbox.docker_settings import DockerSandboxSettings, build_command
 from service.settings import Settings
-
-
-def kind(settings: Settings) -> str:
-    """``runner`` or ``in-process``. Where nobody chose: a runner if one is set up here, else in-process."""
-    if "sandbox" in settings.model_fields_set:
-        return settings.sandbox
-    chosen = {"runner_url", "runner_token_file"} & settings.model_fields_set or os.environ.get(
-        "IHGRPO_RUNNER_TOKEN"
-    )
-    socket = Path(settings.runner_url.removeprefix("unix:"))
-    return "runner" if chosen or socket.is_socket() else "in-process"
 
 
 def docker_settings(settings: Settings) -> DockerSandboxSettings:
@@ -50,8 +38,10 @@ def docker(settings: Settings) -> list[Finding]:
         found = [Finding("docker", "ok", f"version {about['Version']} at {host}")]
         client.images.get(image)
     except ImageNotFound:
-        remedy = f"docker build --tag {image} {image_folder()}"
-        return [*found, Finding("sandbox image", "fail", f"Docker has no image {image}", remedy)]
+        return [
+            *found,
+            Finding("sandbox image", "fail", f"Docker has no image {image}", build_command(image)),
+        ]
     except DockerException as error:
         return [Finding("docker", "fail", f"{host}: {_first_line(error)}", _no_docker(host))]
     finally:

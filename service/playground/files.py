@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -31,25 +32,28 @@ HEADERS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class StaticFile:
+    """A file in memory."""
+
     content: bytes
     media_type: str
     etag: str
 
 
-class Playground:
-    """Serves ``/`` and ``/playground/*``; passes everything else on. The files are read once."""
+class StaticPages:
+    """Serves ``files`` by their paths, with ``headers``; passes everything else on."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, files: Mapping[str, StaticFile], headers: Mapping[str, str]) -> None:
         self._app = app
-        self._files = {_path(file.name): _read(file) for file in STATIC.iterdir()}
+        self._files = files
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         file = self._files.get(scope["path"]) if scope["type"] == "http" else None
         if file is None or scope["method"] not in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        headers = {**HEADERS, "ETag": file.etag}
+        headers = {**self._headers, "ETag": file.etag}
         if Headers(scope=scope).get("if-none-match") == file.etag:
             response = Response(status_code=304, headers=headers)
         else:
@@ -57,11 +61,19 @@ class Playground:
         await response(scope, receive, send)
 
 
+class Playground(StaticPages):
+    """Serves ``/`` and ``/playground/*``. The files are read once."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app, {_path(file.name): read_file(file) for file in STATIC.iterdir()}, HEADERS)
+
+
 def _path(name: str) -> str:
     return "/" if name == INDEX else f"/playground/{name}"
 
 
-def _read(file: Path) -> _File:
+def read_file(file: Path) -> StaticFile:
+    """Read a file that is going to be served; its type follows from its name."""
     content = file.read_bytes()
     media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    return _File(content, media_type, f'"{sha256(content).hexdigest()[:32]}"')
+    return StaticFile(content, media_type, f'"{sha256(content).hexdigest()[:32]}"')

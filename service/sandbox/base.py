@@ -1,4 +1,4 @@
-"""The three verbs of a sandbox session, and what a flush gives back."""
+"""The verbs of a sandbox session, and the result of a flush."""
 
 from __future__ import annotations
 
@@ -59,6 +59,15 @@ class QueueTimeoutError(SandboxError):
 
 class Session(Protocol):
     """One episode's namespace, in one container of its own."""
+
+    async def prepare(self) -> None:
+        """Announce that blocks are likely, so that a container is ready when the first one comes.
+
+        Only a hint. The session holds no container until its first block: what it makes the sandbox keep
+        ready goes to whichever session needs one first, so an announcement can't starve others, and
+        ``close`` takes it back if no block came. Never raises SandboxError.
+        """
+        ...
 
     async def invoke(self, code: str) -> None:
         """Add a pending block. May start it in the background; its output waits for the flush."""

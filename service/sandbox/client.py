@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ class RunnerClientSettings:
     token: SecretStr
     connect_timeout_s: float = 10.0
     """How long to try to reach a runner that is away, as while it restarts."""
+    start_timeout_s: float | None = None
+    """How long ``start`` waits for it to be ready; as ``connect_timeout_s`` where unset."""
     invoke_timeout_s: float = 90.0
     """How long a block may wait for a container; more than the runner's and its pool's queues take."""
     flush_margin_s: float = 10.0
@@ -39,7 +42,7 @@ class RunnerClientSettings:
 
 
 class RunnerClient:
-    """A ``Sandbox`` that is a runner elsewhere. Sessions connect at their first block, not before."""
+    """A ``Sandbox`` that is a runner elsewhere. Sessions connect at ``prepare`` or at their first block."""
 
     def __init__(self, settings: RunnerClientSettings) -> None:
         self._settings = settings
@@ -48,10 +51,11 @@ class RunnerClient:
         self._connected: set[RunnerSession] = set()
 
     async def start(self) -> None:
-        """Wait up to ``connect_timeout_s`` for the runner to be ready; raises SandboxError when it is not."""
+        """Wait up to ``start_timeout_s`` for the runner to be ready; raises SandboxError when it is not."""
         trouble: str | None = "no answer"
+        timeout_s = self._settings.start_timeout_s or self._settings.connect_timeout_s
         try:
-            async with asyncio.timeout(self._settings.connect_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 while (trouble := await self._trouble()) is not None:  # noqa: ASYNC110  (another process: nothing to wait on)
                     await asyncio.sleep(0.1)
         except TimeoutError:
@@ -115,6 +119,13 @@ class RunnerSession:
         self._leased = False
         """A container is there and takes blocks: none needs to be waited for."""
         self._closed = False
+
+    async def prepare(self) -> None:
+        """Connect and open the session, so that the runner expects blocks; see ``Session.prepare``."""
+        if self._closed or self._connection is not None or self._lost is not None:
+            return
+        with contextlib.suppress(SandboxError):  # the first block tries again, and reports the failure
+            await self._connect()
 
     async def invoke(self, code: str) -> None:
         """Add a pending block; waits until there is a container for it.

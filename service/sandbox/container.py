@@ -17,7 +17,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from requests.exceptions import RequestException
 
 from .base import SandboxError
-from .docker_settings import DockerSandboxSettings
+from .docker_settings import DockerSandboxSettings, build_command
 from .frames import MAX_FRAME_BYTES, DockerStream, Ready
 from .hostconfig import create_arguments
 from .worker import Channel
@@ -51,9 +51,8 @@ class Daemon:
         except TimeoutError as error:
             raise SandboxError(f"Docker at {self._settings.docker_host} did not answer in time") from error
         except ImageNotFound as error:
-            raise SandboxError(
-                f"Docker has no image {self._settings.image!r}: build it with scripts/ensure-sandbox-image"
-            ) from error
+            image = self._settings.image
+            raise SandboxError(f"Docker has no image {image!r}. Build it: {build_command(image)}") from error
         except (DockerException, RequestException, OSError) as error:
             _drop_sockets(error)
             raise SandboxError(f"Docker at {self._settings.docker_host}: {error}") from error

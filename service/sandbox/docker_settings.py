@@ -13,6 +13,12 @@ from .pool_settings import PoolSettings
 USUAL_SOCKET: Final = Path("/var/run/docker.sock")
 OWN_SOCKET: Final = Path(os.environ.get("IHGRPO_DOCKER_RUN", "/run/ih-grpo"), "docker.sock")
 """Of the daemon that `make serve` starts where none answers (scripts/start-dockerd)."""
+DEFAULT_IMAGE: Final = "ih-grpo-sandbox:latest"
+
+
+def build_command(image: str) -> str:
+    """Return the shell command that builds ``image``, for messages."""
+    return "ih-grpo sandbox build" + ("" if image == DEFAULT_IMAGE else f" --image {image}")
 
 
 def default_docker_host() -> str:
@@ -26,7 +32,7 @@ class DockerSandboxSettings(PoolSettings):
 
     docker_host: str = Field(default_factory=default_docker_host, pattern=r"^(unix|tcp)://")
     """Address of the daemon: ``unix:///path`` or ``tcp://host:port`` without TLS."""
-    image: str = "ih-grpo-sandbox:latest"
+    image: str = DEFAULT_IMAGE
     """The sandbox image. It must exist: it is never pulled."""
     runtime: str | None = None
     """OCI runtime, by the daemon's name for it; None takes the daemon's default. One that is missing or does

@@ -61,6 +61,7 @@ class Lease:
         session = self._sandbox.session(limits)
         try:
             await self._send(wire.Opened(run_limit_s=limits.run_limit_s, eager=limits.eager))
+            await session.prepare()  # who opens a session is about to send blocks
             await self._serve_session(session)
         finally:
             await session.close()

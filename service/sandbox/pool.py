@@ -1,13 +1,21 @@
-"""A warm pool of single-use workers: leased once, destroyed afterwards, made anew in the background."""
+"""A warm pool of single-use workers: leased once, destroyed afterwards, replaced in the background.
+
+How many workers are kept idle follows demand. On top of ``size`` there is one for each session that announced
+blocks (``expect``), and as many as are leased, at the present rate, while one starts; never more than
+``_GROWTH`` times ``size`` for the rate, and never more than ``maximum`` alive. What the rate alone asks for
+is started one at a time: where starts are slow because the machine is busy, more of them must not make it
+busier. Surplus workers are destroyed once demand has been lower for ``_SHRINK_S``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -17,6 +25,12 @@ from .worker import Worker
 log = structlog.get_logger(__name__)
 
 _LONGEST_PAUSE_S = 30.0
+_GROWTH: Final = 2
+"""How many times ``size`` the arrival rate may raise the number of idle workers to."""
+_RATE_LEASES: Final = 8
+_RATE_WINDOW_S: Final = 60.0
+"""The arrival rate is that of the last few leases, if they are not older than this."""
+_SHRINK_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +51,14 @@ class PoolStats:
     kills: dict[str, int]
     """Workers or scripts killed, by reason: timeout, oom, output_limit, sandbox_error, cancelled."""
     orphans_reaped: int
+    expected: int = 0
+    """Sessions that announced blocks and have not sent one yet."""
+    target: int = 0
+    """Idle workers that the pool aims at now."""
 
 
 class Pool:
-    """Keeps ``size`` workers idle, at most ``maximum`` alive, and starts at most ``concurrency`` at once."""
+    """Keeps at least ``size`` workers idle, at most ``maximum`` alive; starts ``concurrency`` at once."""
 
     def __init__(
         self,
@@ -63,6 +81,11 @@ class Pool:
         self._failures_in_row = 0
         self._last_error: SandboxError | None = None
         self._stopped = True
+        self._expected = 0
+        self._lease_times: deque[float] = deque(maxlen=_RATE_LEASES)
+        self._start_seconds = 0.0
+        """How long the last starts took, smoothed."""
+        self._shrinking: asyncio.TimerHandle | None = None
         self._counts: Counter[str] = Counter()
         self._kills: Counter[str] = Counter()
         self._lease_wait = 0.0
@@ -75,7 +98,7 @@ class Pool:
             SandboxError: the first worker could not be started.
         """
         self._stopped = False
-        worker = await self._create()  # not in the background: what is wrong with the first is wrong with all
+        worker = await self._timed_create()  # in the foreground: an error of the first one is that of all
         self._counts["started"] += 1
         self._offer(worker)
         self._balance()
@@ -90,6 +113,7 @@ class Pool:
         if self._stopped:
             raise SandboxError("the sandbox is stopped")
         began = asyncio.get_running_loop().time()
+        self._lease_times.append(began)
         if self._idle:
             worker, watcher = self._idle.popleft()
             self._leased.add(worker)
@@ -144,6 +168,31 @@ class Pool:
         worker.close()
         self._spawn(self.release(worker, reason))
 
+    def expect(self) -> None:
+        """Keep one more worker idle, for a session that will probably lease one. Undone by ``unexpect``."""
+        self._expected += 1
+        self._balance()
+
+    def unexpect(self) -> None:
+        """Undo one ``expect``: the session leases its worker now, or never will."""
+        self._expected -= 1
+        self._balance()
+
+    @property
+    def target(self) -> int:
+        """Idle workers to aim at, by the pool's size and the present demand."""
+        recent = [at for at in self._lease_times if at > self._now() - _RATE_WINDOW_S]
+        wanted = self._size
+        if len(recent) > 1:
+            elapsed = max(self._now() - recent[0], self._start_seconds)
+            in_a_start = math.ceil((len(recent) - 1) / elapsed * self._start_seconds) if elapsed else 0
+            wanted = min(self._size + in_a_start, _GROWTH * self._size)
+        return min(wanted + self._expected, self._maximum)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
     def count_kill(self, reason: str) -> None:
         self._kills[reason] += 1
 
@@ -167,11 +216,16 @@ class Pool:
             leases=counts["leases"],
             kills=dict(self._kills),
             orphans_reaped=self.orphans_reaped,
+            expected=self._expected,
+            target=0 if self._stopped else self.target,
         )
 
     async def stop(self) -> None:
         """Destroy every worker and wait until that is done."""
         self._stopped = True
+        if self._shrinking is not None:
+            self._shrinking.cancel()
+            self._shrinking = None
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_exception(SandboxError("the sandbox is stopped"))
@@ -199,13 +253,35 @@ class Pool:
         if self._stopped:
             return
         alive = len(self._idle) + len(self._leased) + self._dying + self._starting
-        missing = self._size + len(self._waiters) - len(self._idle) - self._starting
+        target = self.target
+        missing = target + len(self._waiters) - len(self._idle) - self._starting
         room = min(self._maximum - alive, self._concurrency - self._starting, missing)
+        urgent = self._size + self._expected + len(self._waiters) - len(self._idle) - self._starting
+        one_at_a_time = 1 - self._starting
+        room = min(room, max(urgent, one_at_a_time))
         if self._failures_in_row:
-            room = min(room, 1 - self._starting)  # one try at a time until one works
+            room = min(room, one_at_a_time)  # until one works
         for _ in range(room):
             self._starting += 1
             self._spawn(self._start_one())
+        if len(self._idle) > self._size and self._shrinking is None:
+            self._shrinking = asyncio.get_running_loop().call_later(_SHRINK_S, self._shrink)
+
+    def _shrink(self) -> None:
+        """Destroy the idle workers that demand no longer asks for."""
+        self._shrinking = None
+        for _ in range(len(self._idle) - self.target):
+            worker, watcher = self._idle.popleft()
+            watcher.cancel()
+            self._spawn(self._destroy(worker))
+        self._balance()  # which looks again later, while there are more than ``size``
+
+    async def _timed_create(self) -> Worker:
+        began = self._now()
+        worker = await self._create()
+        took = self._now() - began
+        self._start_seconds = (self._start_seconds + took) / 2 if self._start_seconds else took
+        return worker
 
     async def _start_one(self) -> None:
         try:
@@ -213,7 +289,7 @@ class Pool:
                 await asyncio.sleep(min(0.5 * 2**self._failures_in_row, _LONGEST_PAUSE_S))
             if self._stopped:
                 return
-            worker = await self._create()
+            worker = await self._timed_create()
         except SandboxError as error:
             self._counts["start_failures"] += 1
             self._failures_in_row += 1

@@ -13,7 +13,7 @@ class PoolSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pool_size: int = Field(default=4, ge=0, le=512)
-    """Idle sandboxes kept warm, each about 150 MB of memory."""
+    """Idle sandboxes kept warm, each about 100 MB of memory. Demand raises the number: see ``pool``."""
     max_containers: int = Field(default=32, ge=1, le=4096)
     """Sandboxes at any time, idle, leased and dying together."""
     start_concurrency: int = Field(default=2, ge=1, le=32)

@@ -26,6 +26,18 @@ class PooledSession:
         """Why the pending blocks can't run; told once, at the flush."""
         self._closed = False
         self._lock = asyncio.Lock()
+        self._announced = False
+
+    async def prepare(self) -> None:
+        if self._worker is None and not self._announced and not self._closed:
+            self._announced = True
+            self._pool.expect()
+
+    def _withdraw(self) -> None:
+        """Take the announcement back: the session leases its worker now, or never will."""
+        if self._announced:
+            self._announced = False
+            self._pool.unexpect()
 
     async def invoke(self, code: str) -> None:
         async with self._lock:
@@ -37,6 +49,7 @@ class PooledSession:
                 return
             try:
                 if self._worker is None:
+                    self._withdraw()
                     self._worker = await self._pool.lease()
                     await self._worker.send(
                         {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
@@ -106,6 +119,7 @@ class PooledSession:
 
     async def close(self) -> None:
         self._closed = True
+        self._withdraw()
         self._drop_worker(None)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from service.terminal.client import ChatError, Client
 from service.terminal.recorder import Recorder
 from service.terminal.safe import harmless
+from service.terminal.spans import MIN_CONTAINER_WAIT_MS
 from service.terminal.timeline import timeline
 
 __all__ = ["ChatError", "converse"]
@@ -35,7 +36,11 @@ def converse(
     console = console or Console(highlight=False)
     messages: list[dict[str, str]] = []
     with Client(url, api_key) as client:
-        body: dict[str, Any] = {"model": model or client.first_model(), "deferral": {"eager": eager}}
+        model, notice = client.model(model)
+        if notice is not None:
+            console.print(harmless(notice), style="yellow", markup=False)
+            console.print()
+        body: dict[str, Any] = {"model": model, "deferral": {"eager": eager}}
         for turn in _turns(console, question):
             messages.append({"role": "user", "content": turn})
             reply = _answer(console, client, {**body, "messages": messages})
@@ -80,4 +85,9 @@ def _line(tool: dict[str, Any]) -> str:
     sign = _SIGNS.get(status, "\u2717")
     if status in ("pending", "running"):
         return f"  {sign} {blocks} {status}"
-    return f"  {sign} {blocks} {status}: ran {tool['wall_ms']:.0f} ms, waited {tool['waited_ms']:.0f} ms"
+    waited = f"waited {tool['waited_ms']:.0f} ms"
+    if (container := tool.get("container_wait_ms", 0)) >= MIN_CONTAINER_WAIT_MS:
+        waited += f" ({container:.0f} ms for a container)"
+    return (
+        f"  {sign} {blocks} {status}: ran {tool['wall_ms']:.0f} ms ({tool['hidden_ms']:.0f} hidden), {waited}"
+    )

@@ -14,7 +14,7 @@ class ChatError(Exception):
 
 
 class Client:
-    """A server at ``url``.
+    """A server at ``url``, with or without ``/v1``.
 
     Raises (every method):
         ChatError: with what the server said.
@@ -23,7 +23,8 @@ class Client:
     def __init__(self, url: str, api_key: str | None) -> None:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         # A flush may take long, but the server sends keep-alives.
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(60, connect=5))
+        root = url.rstrip("/").removesuffix("/v1")
+        self._http = httpx.Client(base_url=root, headers=headers, timeout=httpx.Timeout(60, connect=5))
 
     def __enter__(self) -> Self:
         return self
@@ -31,16 +32,20 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def first_model(self) -> str:
-        """The name of the first model that the server has."""
+    def model(self, wanted: str | None = None) -> tuple[str, str | None]:
+        """The name of the model ``wanted``, or of the first that the server has, and its notice if any."""
         try:
             answer = self._http.get("/v1/models")
         except httpx.HTTPError as error:
             raise ChatError(
                 f"no server at {self._http.base_url}: {error}. Start one: ih-grpo serve"
             ) from None
+        if answer.status_code == 404:
+            raise ChatError(f"{answer.url} answered 404: is {self._http.base_url} the base URL of a server?")
         _check(answer)
-        return str(answer.json()["data"][0]["id"])
+        models: list[dict[str, Any]] = answer.json()["data"]
+        model = next((each for each in models if each["id"] == wanted), models[0] if wanted is None else {})
+        return wanted or str(model["id"]), model.get("notice")
 
     def deltas(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The ``delta`` of each chunk of a streamed chat completion."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from service.terminal.timeline import Span
+
+MIN_CONTAINER_WAIT_MS: Final = 10.0
+"""A shorter wait for a container is the time that handing the block over takes; it is not shown."""
 
 
 def episode_spans(start: float, end: float, tools: Sequence[Mapping[str, Any]]) -> list[Span]:
     """Spans of an episode: what the model wrote, each block's run, each wait.
+
+    Waiting for a container has a lane and a kind of its own; the part of it that the model waited for is of
+    that kind in the lane ``waits``, too.
 
     Args:
         start: when the model began to write, in seconds on the clock of the tools' times.
@@ -19,17 +25,25 @@ def episode_spans(start: float, end: float, tools: Sequence[Mapping[str, Any]]) 
     writes: list[Span] = []
     waits: list[Span] = []
     runs: list[Span] = []
+    containers: list[Span] = []
     first = 1
     for tool in tools:
         asked = tool["flushed_at"]
         delivered = asked + tool["waited_ms"] / 1000
         writes.append(Span("writes", "write", start, max(asked, start)))
-        waits.append(Span("waits", "wait", asked, delivered))
+        leased = asked
+        if tool.get("container_wait_ms", 0) >= MIN_CONTAINER_WAIT_MS:
+            invoked = tool["blocks"][0]["invoked_at"]
+            leased = min(invoked + tool["container_wait_ms"] / 1000, delivered)
+            containers.append(Span("container", "container", invoked, leased))
+        if leased > asked:
+            waits.append(Span("waits", "container", asked, leased))
+        waits.append(Span("waits", "wait", max(asked, leased), delivered))
         runs += _runs(tool, first)
         first += len(tool["blocks"])
         start = delivered
     writes.append(Span("writes", "write", start, max(end, start)))
-    return writes + runs + waits
+    return writes + containers + runs + waits
 
 
 def _runs(tool: Mapping[str, Any], first: int) -> Iterator[Span]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-STYLES = {"write": "cyan", "run": "green", "failed": "red", "wait": "yellow"}
+STYLES = {"write": "cyan", "run": "green", "failed": "red", "wait": "yellow", "container": "magenta"}
 
 
 @dataclass(frozen=True, slots=True)

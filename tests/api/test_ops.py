@@ -27,6 +27,21 @@ async def test_ready_names_what_is_not() -> None:
         assert (await client.get("/health")).status_code == 200
 
 
+async def test_ready_is_open_and_keeps_its_details_for_keys() -> None:
+    sandbox = ScriptedSandbox(lambda blocks: printed(""))
+    app = make_app(ScriptedEngine(EOS), sandbox, api_keys="sk-one")
+    async with serve(app) as served, httpx.AsyncClient(base_url=served.url) as client:
+        key = {"Authorization": "Bearer sk-one"}
+        wrong = {"Authorization": "Bearer sk-two"}
+        for headers in ({}, wrong):
+            answer = await client.get("/ready", headers=headers)
+            assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+        assert (await client.get("/ready", headers=key)).json()["sandbox"] == "ready"
+        sandbox.is_ready = False
+        answer = await client.get("/ready")
+        assert (answer.status_code, answer.json()) == (503, {"status": "not ready"})
+
+
 async def test_metrics_tell_what_deferral_hid() -> None:
     ask = "```python\nx = 1\n```\nthen\n```python\nprint(x)\n```<tool_call>"
     engine = ScriptedEngine(ask, f"\\boxed{{1}}{EOS}")
@@ -40,8 +55,10 @@ async def test_metrics_tell_what_deferral_hid() -> None:
         "ihgrpo_tool_invoked_total 2.0",
         'ihgrpo_tool_executed_total{status="ok"} 2.0',
         'ihgrpo_tool_delayed_total{status="ok"} 1.0',
+        'ihgrpo_tool_run_seconds_total{status="ok"} 0.2',
         'ihgrpo_tool_waited_seconds_total{status="ok"} 0.1',
-        'ihgrpo_tool_hidden_seconds_total{status="ok"} 0.1',
+        'ihgrpo_tool_hidden_seconds_total{status="ok"} 0.',
+        'ihgrpo_tool_container_wait_seconds_total{status="ok"} ',
         'ihgrpo_episodes_total{outcome="answer"} 1.0',
         'ihgrpo_requests_total{route="/v1/chat/completions",status="200"} 1.0',
         "ihgrpo_episodes_running 0.0",

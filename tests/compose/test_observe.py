@@ -53,6 +53,20 @@ def test_what_is_asked_for_is_measured(where: str, expression: str, metrics: dic
         assert name == f"{family.name}{suffix}", f"{where}: {name} is a {family.type}"
 
 
+def test_dashboards_can_be_pointed_at_a_data_source_and_an_instance() -> None:
+    for path in DASHBOARDS:
+        board = json.loads(path.read_text())
+        variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+        assert variables.keys() == {"datasource", "instance"}
+        assert variables["datasource"]["type"] == "datasource"
+        assert variables["instance"]["definition"].startswith("label_values(ihgrpo_")
+        for panel in board["panels"]:
+            assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
+            for target in panel["targets"]:
+                for name, labels in re.findall(r"\b((?:ihgrpo|process)_\w+)(\{[^}]*\})?", target["expr"]):
+                    assert 'instance=~"$instance"' in labels, f"{panel['title']}: {name}"
+
+
 def test_panels_have_places_and_names_of_their_own() -> None:
     for path in DASHBOARDS:
         panels = json.loads(path.read_text())["panels"]

@@ -49,14 +49,16 @@ def ask(stack: Stack, path: str, **parameters: str) -> Any:
 
 def values(stack: Stack, expression: str) -> list[float]:
     """What an expression of a panel or an alert is now, without what is not a number."""
-    asked = expression.replace("$__rate_interval", "1m")
+    asked = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
     found = [float(series["value"][1]) for series in ask(stack, "query", query=asked)["result"]]
     return [value for value in found if not math.isnan(value)]
 
 
 def test_without_the_key_nothing_is_told(stack: Stack) -> None:
     assert httpx.get(f"{stack.url}/health").status_code == 200
-    for path in ("/v1/models", "/ready", "/metrics"):
+    assert httpx.get(f"{stack.url}/ready").json() == {"status": "ready"}
+    assert stack.get("/ready").json()["sandbox"] == "ready"
+    for path in ("/v1/models", "/metrics"):
         assert httpx.get(stack.url + path).status_code == 401, path
         assert stack.get(path).status_code == 200, path
     wrong = httpx.get(f"{stack.url}/v1/models", headers={"Authorization": "Bearer sk-wrong"})

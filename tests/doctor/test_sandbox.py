@@ -25,9 +25,7 @@ def test_a_missing_image_is_told_with_the_command_that_builds_it() -> None:
     daemon, image = sandbox.docker(Settings(sandbox_image="ih-grpo-no-such-image:none"))
     assert daemon.verdict == "ok"
     assert image.verdict == "fail"
-    command, folder = image.remedy.rsplit(" ", 1)
-    assert command == "docker build --tag ih-grpo-no-such-image:none"
-    assert (Path(folder) / "Dockerfile").is_file()
+    assert image.remedy == "ih-grpo sandbox build --image ih-grpo-no-such-image:none"
 
 
 @pytest.mark.docker
@@ -58,19 +56,3 @@ async def test_a_runner_without_a_token_or_out_of_reach_is_told(tmp_path: Path) 
     found = await sandbox.runner(absent)
     assert found.verdict == "fail"
     assert "ih-grpo runner" in found.remedy
-
-
-@pytest.mark.parametrize(
-    ("given", "kind"),
-    [
-        ({}, "in-process"),
-        ({"sandbox": "runner"}, "runner"),
-        ({"sandbox": "in-process"}, "in-process"),
-        ({"runner_url": "runner:8090"}, "runner"),
-    ],
-)
-def test_where_nobody_chose_what_is_here_is_looked_at(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], kind: str
-) -> None:
-    monkeypatch.delenv("IHGRPO_RUNNER_TOKEN", raising=False)
-    assert sandbox.kind(Settings(**given)) == kind  # type: ignore[arg-type]

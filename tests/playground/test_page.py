@@ -17,7 +17,7 @@ from playwright.async_api import Page, expect
 from service.deferral.fences import BlockClosed, FenceScanner
 from service.playground.record import episode_record, fragment
 from service.playground.standalone import standalone
-from service.sandbox.base import ExecutionResult
+from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from service.terminal.spans import episode_spans
 from tests.playground.conftest import OpenPage
 from tests.playground.test_record import record
@@ -291,15 +291,16 @@ async def test_the_lanes_are_the_terminals(open_page: OpenPage) -> None:
             "blocks": [{"code": "x", "invoked_at": 1000.0 + 2 * number + 0.25 * n} for n in range(count)],
             "flushed_at": 1001.0 + 2 * number,
             "waited_ms": 250.0,
+            "container_wait_ms": container,
             "runs": [
                 {"started_at": start + 2 * number, "finished_at": end + 2 * number} for start, end in runs
             ],
         }
-        for number, (count, status, runs) in enumerate(
+        for number, (count, status, container, runs) in enumerate(
             [
-                (2, "ok", [(1000.5, 1000.75), (1001.0, 1001.25)]),
-                (2, "ok", [(1001.0, 1001.25)]),
-                (1, "error", [(1000.5, 1001.25)]),
+                (2, "ok", 500.0, [(1000.5, 1000.75), (1001.0, 1001.25)]),
+                (2, "ok", 0.25, [(1001.0, 1001.25)]),
+                (1, "error", 1125.0, [(1000.5, 1001.25)]),
             ]
         )
     ]
@@ -321,3 +322,55 @@ async def test_the_lanes_are_the_terminals(open_page: OpenPage) -> None:
     assert drawn == [
         (span.lane, span.kind, (span.start - 1000) * 1000, (span.end - 1000) * 1000) for span in spans
     ]
+
+
+async def test_the_api_page_is_drawn_from_files_of_this_server_alone(open_page: OpenPage) -> None:
+    async with serve(app(EOS)) as served:
+        page = await open_page("about:blank")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        await page.goto(f"{served.url}/docs")
+        await expect(page.locator("#swagger-ui .info .title")).to_contain_text("IH-GRPO")
+        route = page.locator('[data-path="/v1/chat/completions"]')
+        await route.click()
+        await expect(
+            page.locator(".opblock.is-open .parameters-container, .opblock.is-open .opblock-body").first
+        ).to_be_visible()
+    assert len(asked) >= 4
+    assert [url for url in asked if not url.startswith((served.url, "data:"))] == []
+
+
+async def test_the_page_says_that_the_demo_model_is_one(open_page: OpenPage, tiny_checkpoint: Path) -> None:
+    async with serve(app(EOS)) as served:
+        page = await open_page(served.url)
+        await expect(page.locator("#notice")).to_contain_text("This is the demo model")
+        await page.locator("input[name=enabled]").uncheck()
+        await expect(page.locator("#notice")).to_contain_text("With deferred execution off it can't answer")
+    async with serve(app(EOS, model=str(tiny_checkpoint))) as served:
+        page = await open_page(served.url)
+        await expect(page.locator("#model")).to_have_value("scripted")
+        await expect(page.locator("#notice")).to_be_hidden()
+
+
+async def test_a_wait_for_a_container_has_a_lane_and_a_number(open_page: OpenPage) -> None:
+    class Queued(ScriptedSandbox):
+        def session(self, limits: SessionLimits) -> Session:
+            session = super().session(limits)
+            invoke = session.invoke
+
+            async def late(code: str) -> None:
+                await asyncio.sleep(0.3)
+                await invoke(code)
+
+            session.invoke = late  # type: ignore[method-assign]
+            return session
+
+    sandbox = Queued(lambda blocks: printed("42"))
+    async with serve(make_app(ScriptedEngine(ASK, ANSWER), sandbox)) as served:
+        page = await open_page(served.url)
+        await ask(page)
+        await until_over(page)
+        await expect(page.locator(".timeline .lane").nth(1)).to_have_text("container")
+        await expect(page.locator(".timeline .bar.container").first).to_be_visible()
+        await expect(page.locator(".total.container dt")).to_have_text("for a container")
+        await expect(page.locator(".total.hidden dd")).to_have_text("100 %")  # it ran long before the flush

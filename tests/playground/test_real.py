@@ -41,11 +41,12 @@ async def test_blocks_run_while_the_model_writes_on(server: ServerProcess, open_
     await expect(first).to_have_attribute("data-state", "done")
     await expect(page.locator("mark.answer")).to_have_text(str(739184 * 52967 + 90412 * 33771))
     await expect(page.locator("#about")).to_contain_text("ended by itself")
-    lanes = await page.locator("#timeline .lane").all_text_contents()
+    shown = await page.locator("#timeline .lane").all_text_contents()
+    lanes = [lane for lane in shown if lane != "container"]  # a busy machine may have had none ready
     # On a machine that is too busy to tell whether they may, the blocks run as one script at the marker.
     assert lanes[1:-1] in (["block 1", "block 2", "block 3"], ["blocks 1–3"])
     runs = len(lanes) - 2
-    bars = page.locator("#timeline rect.bar")
+    bars = page.locator("#timeline rect.bar:not(.container)")
     kinds = await bars.evaluate_all("all => all.map(each => each.classList[1])")
     assert kinds == ["write", "write", *["run"] * runs, "wait"]
     # To scale: blocks ran one after another, and the output of the last one was waited for.

@@ -38,6 +38,37 @@ async def test_a_session_keeps_its_namespace_and_shares_it_with_nobody(serve_fak
         assert runner.sandbox.active == set()
 
 
+async def test_an_announcement_reaches_the_runners_sandbox_before_any_block(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner:
+        session = runner.client.session(LIMITS)
+        await session.prepare()
+        await until(lambda: runner.sandbox.announced == 1)
+        assert (runner.sandbox.active, runner.server._runner.admission.active) == (set(), 0)
+        await session.invoke("print 1")
+        assert (await session.flush()).stdout == "1\n"
+        assert len(runner.sandbox.sessions) == 1
+        await session.close()
+
+
+async def test_the_start_has_a_patience_of_its_own(tmp_path: Path) -> None:
+    settings = RunnerClientSettings(
+        f"unix:{tmp_path}/none.sock", TOKEN, connect_timeout_s=600, start_timeout_s=0.05
+    )
+    client = RunnerClient(settings)
+    with pytest.raises(SandboxError, match=r"the runner at unix:.*none\.sock is not ready"):
+        await client.start()
+    await client.stop()
+
+
+async def test_an_announcement_to_a_runner_that_is_away_does_no_harm(tmp_path: Path) -> None:
+    settings = RunnerClientSettings(f"unix:{tmp_path}/none.sock", TOKEN, connect_timeout_s=0.05)
+    session = RunnerClient(settings).session(LIMITS)
+    await session.prepare()
+    with pytest.raises(SandboxError, match="no runner answers"):
+        await session.invoke("print 1")
+    await session.close()
+
+
 async def test_more_blocks_than_may_wait_for_their_replies(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         session = runner.client.session(LIMITS)

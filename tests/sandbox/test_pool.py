@@ -8,6 +8,7 @@ import pytest
 from service.sandbox.base import QueueTimeoutError, SandboxError
 from service.sandbox.pool import Pool
 from tests.support.fake_worker import Factory
+from tests.support.until import until
 
 
 def pool_of(factory: Factory, **options: Any) -> Pool:
@@ -148,6 +149,117 @@ async def test_failing_starts_are_tried_again_and_told_to_who_waits(monkeypatch:
         await pool.lease()
     assert not pool.healthy
     assert pool.stats().start_failures >= 1
+    await pool.stop()
+
+
+async def test_an_announced_session_finds_one_more_worker() -> None:
+    factory = Factory()
+    pool = pool_of(factory, size=1)
+    await pool.start()
+    await settled()
+    pool.expect()
+    await settled()
+    assert (pool.stats().idle, pool.stats().expected) == (2, 1)
+    pool.unexpect()
+    await pool.lease()
+    await settled()
+    assert (pool.stats().idle, pool.stats().leased) == (1, 1)
+    assert len(factory.made) == 2  # the one for the announcement replaces the one that was leased
+    await pool.stop()
+
+
+async def test_announcements_take_no_worker_from_others() -> None:
+    pool = pool_of(Factory(), size=0, maximum=2)
+    pool._stopped = False
+    for _ in range(10):
+        pool.expect()
+    await settled()
+    assert (pool.stats().idle, pool.stats().leased, pool.stats().target) == (2, 0, 2)
+    assert await pool.lease() is not await pool.lease()  # by sessions that announced nothing
+    await pool.stop()
+
+
+async def test_the_number_of_idle_workers_follows_the_arrival_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(Pool, "_now", staticmethod(lambda: now))
+    factory = Factory()
+    pool = pool_of(factory, size=4, maximum=64, queue_timeout_s=5)
+    await pool.start()
+    pool._start_seconds = 3.0
+    assert pool.target == 4
+    for _ in range(6):  # one a second, each of which takes three to replace
+        pool._lease_times.append(now)
+        now += 1.0
+    assert pool.target == 4 + 3
+    now += 10.0
+    assert pool.target == 4 + 1
+    now += 60.0
+    assert pool.target == 4
+    for _ in range(8):
+        pool._lease_times.append(now)
+    assert pool.target == 2 * 4  # at most twice the size
+    await pool.stop()
+
+
+async def test_what_only_the_rate_asks_for_is_started_one_at_a_time() -> None:
+    factory = Factory()
+    pool = pool_of(factory, size=4, maximum=64, concurrency=3)
+    await pool.start()
+    await settled()
+    factory.gate.clear()
+    pool._start_seconds = 60.0
+    for _ in range(4):
+        await pool.lease()
+    assert pool.target == 4 + 3
+    await settled()
+    assert pool.stats().starting == 3  # those that replace
+    for _ in range(3):
+        factory.gate.set()
+        await settled()
+        factory.gate.clear()
+    factory.gate.set()
+    await settled()
+    assert pool.stats().idle == 4 + 3
+    assert factory.most_at_once == 3
+    await pool.stop()
+
+
+async def test_six_questions_in_a_row_never_wait() -> None:
+    """One user, whose questions come three times as fast as two containers start."""
+    factory = Factory()
+    pool = pool_of(factory, size=4, maximum=32)
+    await pool.start()
+    await settled()
+    factory.gate.clear()
+    for question in range(6):
+        pool.expect()
+        await settled()
+        pool.unexpect()
+        await asyncio.wait_for(pool.lease(), 1)
+        assert pool.stats().waiting == 0
+        if question % 3 == 2:  # two starts are over
+            factory.gate.set()
+            await settled()
+            factory.gate.clear()
+    factory.gate.set()
+    await pool.stop()
+
+
+async def test_surplus_workers_are_destroyed_when_demand_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.sandbox.pool._SHRINK_S", 0.01)
+    factory = Factory()
+    pool = pool_of(factory, size=1, maximum=4)
+    await pool.start()
+    for _ in range(3):
+        pool.expect()
+    await settled()
+    assert pool.stats().idle == 4
+    await asyncio.sleep(0.05)
+    assert pool.stats().idle == 4  # still wanted
+    for _ in range(3):
+        pool.unexpect()
+    await until(lambda: pool.stats().idle == 1)
+    assert sum(worker.destroyed for worker in factory.made) == 3
     await pool.stop()
 
 

@@ -39,6 +39,8 @@ class Answers:
         self.answers = {probe.code: answers[probe.wall] for probe in WALLS}
         self.closed = False
 
+    async def prepare(self) -> None: ...
+
     async def invoke(self, code: str) -> None:
         self.code = code
 

@@ -44,6 +44,22 @@ async def test_nothing_is_leased_before_the_first_block(pool: Pool, session: Poo
     assert pool.stats().leases == 1
 
 
+async def test_an_announcement_ends_with_the_first_block_or_with_the_session(pool: Pool) -> None:
+    limits = SessionLimits(run_limit_s=0.1, eager=True)
+    first, second = (PooledSession(pool, limits, grace_s=0.1) for _ in range(2))
+    for session in (first, second):
+        await session.prepare()
+        await session.prepare()  # once is enough
+    assert (pool.stats().expected, pool.stats().leases) == (2, 0)
+    await first.invoke("1")
+    assert (pool.stats().expected, pool.stats().leases) == (1, 1)
+    await second.close()
+    assert (pool.stats().expected, pool.stats().leases) == (0, 1)
+    await second.prepare()
+    assert pool.stats().expected == 0
+    await first.close()
+
+
 async def test_blocks_go_to_the_worker_as_they_come(session: PooledSession) -> None:
     await session.invoke("a")
     await session.invoke("b")

@@ -29,6 +29,9 @@ class FakeSession:
         self._pending: list[str] = []
         self._stored = "nothing"
 
+    async def prepare(self) -> None:
+        self._sandbox.announced += 1
+
     async def invoke(self, code: str) -> None:
         if code == "refuse":
             raise SandboxError("no container")
@@ -70,6 +73,7 @@ class FakeSandbox:
     def __init__(self, log: Path | None = None) -> None:
         self.sessions: list[FakeSession] = []
         self.active: set[FakeSession] = set()
+        self.announced = 0
         self.is_ready = True
         self.running = False
         self.ran: list[str] = []

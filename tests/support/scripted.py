@@ -80,6 +80,8 @@ class ScriptedSession:
         self._answer = answer
         self._delay_s = delay_s
 
+    async def prepare(self) -> None: ...
+
     async def invoke(self, code: str) -> None:
         await asyncio.sleep(self._delay_s)
         self.pending.append(code)

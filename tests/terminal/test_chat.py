@@ -29,8 +29,9 @@ async def test_text_calls_and_timeline_are_shown() -> None:
     shown = out.getvalue()
     for part in ("x = 6 * 7", "○ 1 block pending", "○ 2 blocks pending", "◔ 2 blocks running"):
         assert part in shown
-    assert "● 2 blocks ok: ran 200 ms, waited 100 ms" in shown
+    assert "● 2 blocks ok: ran 200 ms (200 hidden), waited " in shown
     assert "Code execution result: 42" in shown
+    assert shown.startswith("This is the demo model")
     assert "\nwrites" in shown
     assert "\nwaits" in shown
 

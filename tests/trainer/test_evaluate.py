@@ -120,8 +120,8 @@ def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("changes", "message"), [
     ({"benchmarks": []}, "benchmarks"),
     ({"benchmarks": ["a/x.jsonl", "b/x.parquet"]}, "two files are named 'x'"),
-    ({"url": "host:8000"}, "'host:8000' is no base URL"),
-    ({"url": "http://"}, "is no base URL"),
+    ({"url": "host:8000"}, "'host:8000' is not a base URL"),
+    ({"url": "http://"}, "is not a base URL"),
     ({"api_key": "k"}, "api_key is for a server"),
     ({"instruction": "Solve"}, "instruction is for a server"),
     ({"sandbox": "runner"}, "runner_token_file is missing"),
@@ -168,3 +168,8 @@ async def test_a_live_server_scores_as_the_checkpoint_that_it_serves(
     assert 0 < scores.accuracy < 1
     assert (scores.flushes or 0) > 0
     assert scores == replace(expected, time_hidden=scores.time_hidden)
+
+
+def test_one_server_is_the_same_however_its_url_is_written(tmp_path: Path) -> None:
+    urls = ("http://x", "http://x/", "http://x/v1", "http://x/v1/")
+    assert {config(tmp_path, url=url).deciding()["url"] for url in urls} == {"http://x/v1"}

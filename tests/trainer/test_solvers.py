@@ -84,7 +84,7 @@ async def test_a_busy_server_is_asked_again(first: httpx.Response | Exception) -
     (httpx.Response(404, json={"error": {"message": "no model m"}}), "answered 404: no model m$", 1),
     (httpx.Response(400, json={"error": {"message": "max_tokens is too large; maximum context length is 9"}}),
      "answered 400: max_tokens is too large", 1),
-    (httpx.Response(200, text="<html>"), r"http://test/v1/chat/completions .* not JSON: .* end in /v1", 1),
+    (httpx.Response(200, text="<html>"), r"http://test/v1/chat/completions .* not JSON: is it an OpenAI", 1),
     (httpx.Response(200, json={"choices": []}), "not a chat completion", 1),
     (httpx.Response(200, json={"error": "x"}), "not a chat completion", 1),
 ])  # fmt: skip
@@ -160,6 +160,35 @@ async def test_an_episode_of_our_own_tells_the_same() -> None:
     assert solution.text.endswith(f"\\boxed{{42}}{EOS}")
     assert solution.finish == "stop"
     assert solution.tools == ToolUse(
-        flushes=1, executed=1, executed_by_model=1, delayed=0, errors=0, seconds=0.2, hidden_seconds=0.1
+        flushes=1,
+        executed=1,
+        executed_by_model=1,
+        delayed=0,
+        errors=0,
+        seconds=0.2,
+        hidden_seconds=pytest.approx(0.2),
     )
     assert 0 < solution.tokens < len(solution.text)
+
+
+@pytest.mark.parametrize("base", ["http://test", "http://test/", "http://test/v1", "http://test/v1/"])
+async def test_a_base_url_may_lack_v1(base: str) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200 if request.url.path.startswith("/v1/") else 404, json={"data": []})
+
+    async with httpx.AsyncClient(base_url=base, transport=httpx.MockTransport(handle)) as client:
+        await check_server(client)
+        assert str(client.base_url) == "http://test/v1/"
+
+
+async def test_a_base_url_of_another_form_is_kept_and_one_without_models_is_an_error() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200 if request.url.path == "/v1beta/openai/models" else 404, json={"data": []})
+
+    transport = httpx.MockTransport(handle)
+    async with httpx.AsyncClient(base_url="http://test/v1beta/openai", transport=transport) as client:
+        await check_server(client)
+        assert str(client.base_url) == "http://test/v1beta/openai/"
+    async with httpx.AsyncClient(base_url="http://test/web", transport=transport) as client:
+        with pytest.raises(SolverError, match=r"no route /models \(404\): give the base URL"):
+            await check_server(client)

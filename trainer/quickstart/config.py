@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.deferral.policy import DeferralPolicy
 from service.terminal.explain import explain
 from trainer.quickstart.traces import Style
+from trainer.recipe_files import find_recipe
 
 
 class RecipeError(ValueError):
@@ -99,7 +100,7 @@ class WarmStartConfig(BaseModel):
             RecipeError: it can't be read, or a field is wrong.
         """
         try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(tomllib.loads(find_recipe(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise RecipeError(f"recipe {path} can't be read: {error.strerror}") from None
         except tomllib.TOMLDecodeError as error:

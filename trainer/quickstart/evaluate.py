@@ -45,6 +45,9 @@ class GarbageSession:
         self._inner = inner
         self._rng = rng
 
+    async def prepare(self) -> None:
+        await self._inner.prepare()
+
     async def invoke(self, code: str) -> None:
         await self._inner.invoke(code)
 

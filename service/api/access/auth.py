@@ -17,13 +17,15 @@ from service.api_keys import ADMIN, ApiKey, find_key
 BEARER: Final = HTTPBearer(auto_error=False, description="An API key, where the server has any.")
 """Tells the OpenAPI document of the keys; who may pass, the middleware decides."""
 KEY_HEADERS: Final = ("x-api-key", "api-key")
-OPEN_PATHS: Final = frozenset({"/health"})
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/openapi.json"})
+"""Need no key. The document describes the routes and holds nothing of this server's own."""
 
 
 class ApiKeys:
-    """Lets a request pass that carries one of ``keys``; any request if there are none.
+    """Lets a request pass that carries one of ``keys`` or is for an open path; any request if there are none.
 
-    The key is found again under ``scope["api_key"]``, and its name in every line of the log.
+    The key is found again under ``scope["api_key"]``, and its name in every line of the log. Without one,
+    although there are keys, ``scope["anonymous"]`` is true.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[ApiKey]) -> None:
@@ -31,13 +33,17 @@ class ApiKeys:
         self._keys = tuple(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or not self._keys:
             await self._app(scope, receive, send)
             return
         presented = _presented(Headers(scope=scope))
         found = [key for secret in presented if (key := find_key(self._keys, secret)) is not None]
-        key = found[0] if found else None
-        if key is None:
+        if found:
+            scope["api_key"] = found[0]
+            structlog.contextvars.bind_contextvars(api_key=found[0].name)
+        elif scope["path"] in OPEN_PATHS:
+            scope["anonymous"] = True
+        else:
             wrong = (
                 "Incorrect API key provided."
                 if presented
@@ -45,8 +51,6 @@ class ApiKeys:
             )
             await ApiError(401, wrong).response()(scope, receive, send)
             return
-        scope["api_key"] = key
-        structlog.contextvars.bind_contextvars(api_key=key.name)
         await self._app(scope, receive, send)
 
 

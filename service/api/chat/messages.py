@@ -76,6 +76,8 @@ class Message(RequestModel):
     executed_tools: list[dict[str, object]] | None = None
     """Left out of the prompt: the content tells of them."""
     unflushed_blocks: list[dict[str, object]] | None = None
+    final_answer: str | None = None
+    """Left out of the prompt: the content holds it."""
     parsed: object = None
     refusal: str | None = None
     """Shown as the content of a message that has none."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from service.api.chat.text import MessageText
 from service.api.executed_tools import block_json, executed_tool, waiting_tool
+from service.api.final_answer import FinalAnswer
 from service.api.token_logprobs import logprob_item
 from service.api.wire import Json
 from service.engines.base import Engine, TokenChunk
@@ -73,6 +74,9 @@ class Reply:
         self._snapshots = 0
         self.ids: list[int] = []
         """Token ids of the reply as they stand in the context, without an end token."""
+        self._answer = FinalAnswer()
+        self.final_answer: str | None = None
+        """Set at the end; see ``FinalAnswer``."""
 
     def take(self, event: EpisodeEvent) -> Delta | None:
         """What ``event`` adds to the stream; None if nothing.
@@ -89,6 +93,7 @@ class Reply:
             case Observed(ids, text):
                 self.observation_tokens += len(ids)
                 self.ids += ids
+                self._answer.observed(text)
                 return Delta(self._text.given(text))
             case Invoked(tool_id, _, block):
                 self._pending.append(block)
@@ -104,9 +109,13 @@ class Reply:
                 if unflushed:
                     self._unflushed = [block_json(block) for block in unflushed]
                     delta["unflushed_blocks"] = self._unflushed
+                self._answer.wrote(delta.get("content") or "")
                 self.finish_reason = "length" if outcome.is_truncated else "stop"
                 if self._text.finished_calls and not outcome.is_truncated:
                     self.finish_reason = "tool_calls"
+                complete = self.finish_reason == "stop" and not self._pending
+                self.final_answer = self._answer.result(complete=complete)
+                delta["final_answer"] = self.final_answer
                 return Delta(delta, finish_reason=self.finish_reason)
 
     @property
@@ -127,7 +136,8 @@ class Reply:
     def message(self) -> Json:
         """The choice's message. The lists of flushes and of unflushed blocks are left out if empty."""
         lists = {"executed_tools": self._tools, "unflushed_blocks": self._unflushed}
-        return {**self._text.message(), **{name: items for name, items in lists.items() if items}}
+        present = {name: items for name, items in lists.items() if items}
+        return {**self._text.message(), "final_answer": self.final_answer, **present}
 
     def _sampled(self, chunk: TokenChunk) -> Delta | None:
         ids, text = chunk.ids, chunk.text
@@ -140,6 +150,8 @@ class Reply:
         if self._thinking:
             self._count_reasoning(ids)
         delta = self._text.written(text)
+        if content := delta.get("content"):
+            self._answer.wrote(content)
         if not self._wants_logprobs:
             return Delta(delta) if delta else None
         logprobs = [logprob_item(chunk, at, self._tokenizer) for at in range(len(ids))]

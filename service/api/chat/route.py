@@ -27,6 +27,7 @@ from service.api.server import CurrentServer
 from service.api.telemetry.traces import Attributes
 from service.api.thinking import without_thought
 from service.api.wire import Json, JsonResponse, dumps
+from service.checkpoint import DEMO_WITHOUT_DEFERRAL
 from service.deferral.fences import FENCE
 from service.store.replies import ReplyStore
 
@@ -83,11 +84,14 @@ async def _complete(job: ChatJob, keep: _Keep) -> Json:
         async for _ in deltas:
             pass
     await keep(job, replies)
-    return {
+    completion: Json = {
         **_head(job, "chat.completion"),
         "choices": [reply.choice() for reply in replies],
         "usage": usage(len(job.prompt_ids), replies),
     }
+    if job.server.notice is not None and not job.request.deferred:
+        completion["notice"] = DEMO_WITHOUT_DEFERRAL
+    return completion
 
 
 async def _stream(job: ChatJob, keep: _Keep) -> AsyncGenerator[bytes, None]:

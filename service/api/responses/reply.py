@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 
+from service.api.final_answer import FinalAnswer
 from service.api.functions.declared import Functions
 from service.api.functions.hermes import (
     CallBegun,
@@ -86,6 +87,9 @@ class Reply:
         self._code: CodeItem | None = None
         self._container = ""
         self._observed_by_call = False
+        self._answer = FinalAnswer()
+        self.final_answer: str | None = None
+        """Set at the end; see ``FinalAnswer``."""
         if self._parser is not None and prefix:
             self._begun = self._calls(self._parser.feed(prefix))
         else:
@@ -134,7 +138,12 @@ class Reply:
             case Observed(ids, text):
                 return self._observed(ids, text)
             case Finished(outcome):
-                return self.end("incomplete" if outcome.is_truncated else "completed")
+                has_pending = self._code is not None
+                told = self.end("incomplete" if outcome.is_truncated else "completed")
+                calls = any(item["type"] == "function_call" for item in self.output.items)
+                complete = not (outcome.is_truncated or has_pending or calls)
+                self.final_answer = self._answer.result(complete=complete)
+                return told
         return []
 
     def end(self, status: str) -> Events:
@@ -205,8 +214,11 @@ class Reply:
         self._written.append(text)
         if self._observed_by_call:
             self._observed_by_call = False
+            self._answer.observed(text)
             return []
-        return [*self._release_marker(), *self._shown(self._splitter.given(text))]
+        told = [*self._release_marker(), *self._shown(self._splitter.given(text))]
+        self._answer.observed(text)
+        return told
 
     def _release_marker(self) -> Events:
         """A marker that releases nothing is text, save where a call that was never flushed tells of it."""
@@ -226,6 +238,8 @@ class Reply:
 
     def _write(self, text: str, *, thought: bool) -> Events:
         told: Events = []
+        if not thought:
+            self._answer.wrote(text)
         if self._text is not None and self._text.thought != thought:
             told += self._close_text("completed")
         if self._text is None:

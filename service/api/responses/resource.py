@@ -12,6 +12,7 @@ from service.api.responses.job import ResponseJob
 from service.api.responses.request import OUTPUTS
 from service.api.responses.tools import FunctionChoice
 from service.api.wire import Json
+from service.checkpoint import DEMO_WITHOUT_DEFERRAL
 from service.deferral.episode import Outcome
 
 
@@ -27,6 +28,7 @@ class Resource:
     incomplete_reason: str | None = None
     usage: Json | None = None
     output: list[Json] = field(default_factory=list)
+    final_answer: str | None = None
 
     def finish(self, outcome: Outcome) -> None:
         """The episode is over: completed, or cut by a limit."""
@@ -48,6 +50,7 @@ class Resource:
         request, chat = self.job.request, self.job.chat
         sampling = chat.sampling
         choice = request.tool_choice
+        has_notice = chat.server.notice is not None and not request.runs_code
         return {
             "id": self.job.id,
             "object": "response",
@@ -64,6 +67,7 @@ class Resource:
             "max_tool_calls": request.max_tool_calls,
             "model": request.model,
             "output": list(self.output),
+            "final_answer": self.final_answer,
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": request.previous_response_id,
             "prompt_cache_key": request.prompt_cache_key,
@@ -86,6 +90,7 @@ class Resource:
             "usage": self.usage,
             "user": request.user,
             "metadata": request.metadata or {},
+            **({"notice": DEMO_WITHOUT_DEFERRAL} if has_notice else {}),
         }
 
 

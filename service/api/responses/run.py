@@ -81,6 +81,7 @@ class Run:
                     yield self._numbered(item)
                 if isinstance(event, Finished):
                     self.resource.finish(event.outcome)
+                    self.resource.final_answer = self.reply.final_answer
         self._count()
         if await self._ended(self):
             yield self.lifecycle(self.resource.status)

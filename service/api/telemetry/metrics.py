@@ -59,11 +59,20 @@ class Metrics:
             "tool_delayed", "Executed blocks that were delayed, by status.", "status"
         )
         self._flushes = self._counter("tool_flushes", "Flushes, by status.", "status")
+        self._ran = self._counter("tool_run_seconds", "Seconds that code ran, by status.", "status")
         self._waited = self._counter(
             "tool_waited_seconds", "Seconds that the model waited for code, by status.", "status"
         )
         self._hidden = self._counter(
-            "tool_hidden_seconds", "Seconds of code hidden behind the model's writing, by status.", "status"
+            "tool_hidden_seconds",
+            "Seconds that code ran while the model was still writing, by status.",
+            "status",
+        )
+
+        self._container = self._counter(
+            "tool_container_wait_seconds",
+            "Seconds that first blocks waited for a container, by status.",
+            "status",
         )
 
     def observe(self, event: EpisodeEvent) -> None:
@@ -99,8 +108,10 @@ class Metrics:
         self._executed.labels(tool.status).inc(len(tool.blocks))
         self._delayed.labels(tool.status).inc(tool.delayed)
         self._by_server.inc(tool.requested_by == "server")
+        self._ran.labels(tool.status).inc(tool.wall_ms / 1000)
         self._waited.labels(tool.status).inc(tool.waited_ms / 1000)
         self._hidden.labels(tool.status).inc(tool.hidden_ms / 1000)
+        self._container.labels(tool.status).inc(tool.container_wait_ms / 1000)
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"ihgrpo_{name}", about, labels, registry=self.registry)

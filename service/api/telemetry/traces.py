@@ -125,6 +125,7 @@ class _EpisodeTrace:
         if self._delivery is not None:
             self._delivery.set_attribute("ih_grpo.waited_ms", tool.waited_ms)
             self._delivery.set_attribute("ih_grpo.hidden_ms", tool.hidden_ms)
+            self._delivery.set_attribute("ih_grpo.container_wait_ms", tool.container_wait_ms)
             self._delivery.set_attribute("ih_grpo.delayed", tool.delayed)
             self._delivery.set_attribute("ih_grpo.requested_by", tool.requested_by)
 

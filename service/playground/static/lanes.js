@@ -2,12 +2,14 @@
 // (service/terminal/spans.py).
 import { duration, flushes, isSettled } from "./episode.js";
 
+export const MIN_CONTAINER_WAIT_MS = 10; // a shorter one is the time that handing the block over takes
+
 /** {lanes, totals, end}; what lies after `now` is left out. A lane: {name, spans, thread, marks}. */
 export function lanesOf(episode, now = duration(episode)) {
   const since = (unix) => Math.max((unix - (episode.began ?? unix)) * 1000, 0);
   const tools = flushes(episode.events).map((tool) => timed(tool, since, now));
   const first = episode.events[0]?.[0] ?? now;
-  const lanes = [writing(first, now, tools), ...tools.flatMap((tool) => tool.lanes), waiting(tools)];
+  const lanes = [writing(first, now, tools), container(tools), ...tools.flatMap((tool) => tool.lanes), waiting(tools)];
   for (const lane of lanes) {
     lane.spans = lane.spans
       .filter(({ start }) => start < now)
@@ -27,7 +29,9 @@ function timed(tool, since, now) {
   const invoked = tool.blocks.map((block) => since(block.invoked_at));
   const runs = (tool.runs ?? []).map((run) => ({ start: since(run.started_at), end: since(run.finished_at), kind: "run" }));
   if (settled && tool.status !== "ok" && runs.length) runs.at(-1).kind = "failed";
-  return { tool, settled, asked, delivered, invoked, lanes: blockLanes(tool, invoked, runs, delivered) };
+  const held = tool.container_wait_ms >= MIN_CONTAINER_WAIT_MS;
+  const leased = held ? Math.min(invoked[0] + tool.container_wait_ms, delivered) : null; // when its container was there
+  return { tool, settled, asked, delivered, invoked, leased, lanes: blockLanes(tool, invoked, runs, delivered) };
 }
 
 /** A lane a block, or one for all that ran as one script. */
@@ -52,8 +56,20 @@ function writing(first, now, tools) {
 function waiting(tools) {
   const spans = tools
     .filter((tool) => tool.asked !== Infinity)
-    .map(({ asked, delivered }) => ({ start: asked, end: delivered, kind: "wait" }));
+    .flatMap(({ asked, delivered, leased }) => {
+      const from = Math.max(asked, leased ?? asked);
+      const rest = { start: from, end: delivered, kind: "wait" };
+      return from > asked ? [{ start: asked, end: from, kind: "container" }, rest] : [rest];
+    });
   return { name: "waits", spans };
+}
+
+/** Waits of first blocks for a container: time that is neither the model's nor the code's. */
+function container(tools) {
+  const spans = tools
+    .filter(({ leased }) => leased !== null)
+    .map(({ invoked, leased }) => ({ start: invoked[0], end: leased, kind: "container" }));
+  return { name: "container", spans };
 }
 
 function numbered(lanes) {
@@ -70,6 +86,6 @@ function totalsOf(tools, now, writes) {
   const seen = tools.filter((tool) => tool.settled && tool.delivered <= now + 1).map(({ tool }) => tool);
   const sum = (name) => seen.reduce((total, tool) => total + (tool[name] ?? 0), 0);
   const written = writes.spans.reduce((total, { start, end }) => total + end - start, 0);
-  const [ran, waited, hidden] = ["wall_ms", "waited_ms", "hidden_ms"].map(sum);
-  return { written, ran, waited, hidden, delayed: sum("delayed"), executed: seen.reduce((n, tool) => n + tool.blocks.length, 0) };
+  const [ran, waited, hidden, container] = ["wall_ms", "waited_ms", "hidden_ms", "container_wait_ms"].map(sum);
+  return { written, ran, waited, hidden, container, delayed: sum("delayed"), executed: seen.reduce((n, tool) => n + tool.blocks.length, 0) };
 }

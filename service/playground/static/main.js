@@ -72,7 +72,7 @@ function describe(episode, doing) {
   const finish = { stop: "ended by itself", length: "cut at a limit", stopped: "stopped by you" }[episode.finish];
   const tools = flushes(episode.events);
   const facts = [episode.request.model, doing ?? finish ?? "broken off"];
-  if (!doing) facts.push(milliseconds(duration(episode)), `${tools.length} run${tools.length === 1 ? "" : "s"}`);
+  if (!doing) facts.push(milliseconds(duration(episode)), `${tools.length} flush${tools.length === 1 ? "" : "es"}`);
   if (episode.usage) facts.push(`${episode.usage.completion_tokens} tokens`);
   byId("about").textContent = facts.join(" · ");
 }

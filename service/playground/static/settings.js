@@ -11,6 +11,7 @@ export class SettingsForm {
     this.models = [];
     this.restore();
     this.form.addEventListener("input", () => this.keep());
+    this.form.elements.enabled.addEventListener("change", () => this.describe());
     this.form.addEventListener("submit", (event) => event.preventDefault());
     byId("model").addEventListener("change", () => this.describe());
   }
@@ -35,10 +36,18 @@ export class SettingsForm {
     const policy = model?.deferral;
     const facts = [
       model?.context_length && `${model.context_length.toLocaleString("en")} tokens of context`,
-      policy?.run_limit_s && `${policy.run_limit_s} s a run`,
+      policy?.run_limit_s && `${policy.run_limit_s} s a flush`,
     ];
     byId("model-facts").textContent = facts.filter(Boolean).join(" · ");
+    this.warn(model?.notice);
     if (policy?.max_turns) this.form.elements.max_turns.placeholder = policy.max_turns;
+  }
+
+  /** What the server says of the model: as that it is a demo, and what that means for these settings. */
+  warn(notice) {
+    const off = notice && !this.form.elements.enabled.checked;
+    byId("notice").textContent = off ? `${notice}. With deferred execution off it can't answer at all: it only knows to answer by code that runs.` : (notice ?? "");
+    byId("notice").hidden = !notice;
   }
 
   /** The request that asks `question`. Only what is set is sent: the rest is the checkpoint's own. */

@@ -1,5 +1,6 @@
 // Lanes drawn to scale.
 import { el, svg } from "./dom.js";
+import { MIN_CONTAINER_WAIT_MS } from "./lanes.js";
 import { milliseconds } from "./segments.js";
 
 const ROW = 24;
@@ -7,7 +8,7 @@ const BAR = 12;
 const AXIS = 22;
 const LEFT = { wide: 84, narrow: 66 };
 const RIGHT = 60;
-const WORDS = { write: "wrote", run: "ran", failed: "ran and failed", wait: "waited" };
+const WORDS = { write: "wrote", run: "ran", failed: "ran and failed", wait: "waited", container: "waited for a container" };
 
 /** Draw into `root`: `view` as lanesOf gives it, `total` ms on the axis, a playhead at `now`. */
 export function drawTimeline(root, { lanes, totals, flushed }, total, now) {
@@ -57,17 +58,19 @@ const hiddenShare = ({ ran, hidden }) => (ran > 0 ? `${Math.round((100 * hidden)
 
 /** The picture in words. */
 function told(totals) {
-  const { written, ran, waited, hidden } = totals;
-  return `The model wrote for ${milliseconds(written)}; code ran for ${milliseconds(ran)}, of which ${milliseconds(hidden)} passed while the model wrote on; it waited ${milliseconds(waited)}.`;
+  const { written, ran, waited, hidden, container } = totals;
+  const leasing = container >= MIN_CONTAINER_WAIT_MS ? ` The first block waited ${milliseconds(container)} for a container.` : "";
+  return `The model wrote for ${milliseconds(written)}; code ran for ${milliseconds(ran)}, of which ${milliseconds(hidden)} passed while the model was writing; it waited ${milliseconds(waited)}.${leasing}`;
 }
 
 /** The sums beneath the picture, as pairs of a <dl>. */
 export function drawTotals(root, totals) {
-  const { written, ran, waited, executed, delayed } = totals;
+  const { written, ran, waited, container, executed, delayed } = totals;
   const facts = [
     ["write", "wrote", milliseconds(written)],
     ["run", "ran", milliseconds(ran)],
     ["wait", "waited", milliseconds(waited)],
+    ...(container >= MIN_CONTAINER_WAIT_MS ? [["container", "for a container", milliseconds(container)]] : []),
     ["hidden", "hidden", hiddenShare(totals)],
     ["delayed", "delayed", executed ? `${delayed} of ${executed} blocks` : "–"],
   ];

@@ -7,17 +7,19 @@ from service.settings import Settings
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import make_app, serve
 
-ROUTES = ("/v1/models", "/v1/models/scripted", "/ready", "/metrics", "/openapi.json", "/docs", "/nope")
+ROUTES = ("/v1/models", "/v1/models/scripted", "/metrics", "/docs/nope", "/nope")
+OPEN = ("/health", "/ready", "/openapi.json", "/docs")
 
 
-async def test_every_route_but_health_needs_a_key() -> None:
+async def test_every_route_that_reveals_something_needs_a_key() -> None:
     app = make_app(
         ScriptedEngine(EOS),
         ScriptedSandbox(lambda blocks: printed("")),
         api_keys="sk-one,sk-two",
     )
     async with serve(app, key="sk-two") as served, httpx.AsyncClient(base_url=served.url) as client:
-        assert (await client.get("/health")).status_code == 200
+        for route in OPEN:
+            assert (await client.get(route)).status_code == 200, route
         for route in ROUTES:
             refused = await client.get(route)
             assert refused.status_code == 401, route
@@ -44,7 +46,7 @@ async def test_a_key_may_come_in_other_headers() -> None:
             assert (await client.get("/v1/models", headers=headers)).status_code == status, headers
 
 
-async def test_no_documented_route_is_open_but_health() -> None:
+async def test_no_documented_route_is_open_but_health_and_ready() -> None:
     app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")), api_keys="sk-one")
     async with serve(app, key="sk-one") as served, httpx.AsyncClient(base_url=served.url) as client:
         answers = {
@@ -52,7 +54,7 @@ async def test_no_documented_route_is_open_but_health() -> None:
             for path, methods in app.openapi()["paths"].items()
             for method in methods
         }
-    assert answers.pop(("get", "/health")) == 200
+    assert (answers.pop(("get", "/health")), answers.pop(("get", "/ready"))) == (200, 200)
     assert len(answers) > 8
     assert set(answers.values()) == {401}
 

@@ -48,7 +48,8 @@ async def test_a_deferred_episode() -> None:
     assert (tool["status"], tool["output"], tool["delayed"]) == ("ok", "42", 1)
     assert (tool["started_at"], tool["finished_at"]) == (1.0, 1.2)
     assert tool["runs"] == [{"started_at": 1.0, "finished_at": 1.2}]
-    assert (tool["wall_ms"], tool["waited_ms"], tool["hidden_ms"]) == (200, 100, 100)
+    assert (tool["wall_ms"], tool["waited_ms"], tool["hidden_ms"]) == (200, 100, 200)
+    assert tool["container_wait_ms"] >= 0
     usage = completion.usage
     assert usage.completion_tokens_details.observation_tokens == len("\nCode execution result: 42\n") + 2
     # The scripted tokenizer has one token a character, one for each of the two markers, and one for the end.

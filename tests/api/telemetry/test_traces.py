@@ -73,7 +73,9 @@ async def test_one_span_for_each_invocation_execution_and_delivery(exporter: InM
     assert (execution.start_time, execution.end_time) == (10**9, 1_200_000_000)
     assert execution.attributes["ih_grpo.status"] == "ok"
     assert delivery.attributes["ih_grpo.delivered"] is True
-    assert (delivery.attributes["ih_grpo.waited_ms"], delivery.attributes["ih_grpo.hidden_ms"]) == (100, 100)
+    assert delivery.attributes["ih_grpo.waited_ms"] == 100
+    assert delivery.attributes["ih_grpo.hidden_ms"] == pytest.approx(200)  # it ran long before the flush
+    assert delivery.attributes["ih_grpo.container_wait_ms"] >= 0
     assert root.attributes["gen_ai.operation.name"] == "chat"
     assert root.attributes["gen_ai.usage.output_tokens"] > 0
     assert root.attributes["ih_grpo.outcome.0"] == "answer"
