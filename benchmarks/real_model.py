@@ -145,7 +145,7 @@ def print_failure(request: Request, verdict: Verdict, reply: Mapping[str, Any]) 
 async def mathematics(args: argparse.Namespace) -> None:
     import pyarrow.parquet as pq
 
-    from trainer.reward import RewardScorer
+    from trainer.rewards.scorer import RewardScorer
 
     rows = pq.read_table(args.problems).to_pylist()[: args.count]
     problems = [(str(row["prompt"][0]["content"]), str(row["reward_model"]["ground_truth"])) for row in rows]
