@@ -163,3 +163,15 @@ async def test_an_episode_of_our_own_tells_the_same() -> None:
         flushes=1, executed=1, delayed=0, errors=0, seconds=0.2, hidden_seconds=0.1
     )
     assert 0 < solution.tokens < len(solution.text)
+
+
+async def test_a_reply_in_which_no_code_ran_counts_as_none() -> None:
+    reply = json.loads(json.dumps(REPLY))
+    del reply["choices"][0]["message"]["executed_tools"]
+    client, _ = server(httpx.Response(200, json=reply))
+    solution = await ServerSolver(client, "m", {}).solve("?", seed=0)
+    assert solution.tools is not None
+    assert solution.tools.flushes == 0
+    del reply["usage"]["completion_tokens_details"]
+    client, _ = server(httpx.Response(200, json=reply))
+    assert (await ServerSolver(client, "m", {}).solve("?", seed=0)).tools is None
