@@ -212,6 +212,8 @@ def _solution(reply: Mapping[str, Any], seconds: float) -> Solution:
         message, usage = choice["message"], reply.get("usage") or {}
         details = usage.get("completion_tokens_details") or {}
         tools = message.get("executed_tools")
+        if tools is None and "observation_tokens" in details:
+            tools = []  # a server that runs code leaves the field out where none ran
         return Solution(
             text=message.get("content") or "",
             finish=reason if (reason := choice["finish_reason"]) in ("length", "too_long") else "stop",

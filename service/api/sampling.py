@@ -199,7 +199,7 @@ def _check_ids(request: SamplingRequest, engine: Engine) -> None:
     size = engine.tokenizer.vocab_size
     for token in request.logit_bias or ():
         if int(token) >= size:
-            raise outside_vocabulary(f"logit_bias.{token}", int(token), size)
+            raise outside_vocabulary("logit_bias", int(token), size)
     for index, token_id in enumerate(request.stop_token_ids or ()):
         if token_id >= size:
             raise outside_vocabulary(f"stop_token_ids[{index}]", token_id, size)

@@ -26,7 +26,11 @@ FEATURES = (
 CLIENTS = {
     "openai_python.py": "OpenAI SDK for Python",
     "openai_javascript.mjs": "OpenAI SDK for JavaScript",
+    "ai_sdk.mjs": "Vercel AI SDK",
     "langchain.py": "LangChain, `ChatOpenAI`",
+    "langgraph_client.py": "LangGraph",
+    "pydantic_ai_client.py": "Pydantic AI",
+    "autogen_client.py": "AutoGen",
     "agents_sdk.py": "OpenAI Agents SDK",
     "litellm_client.py": "LiteLLM",
     "llm_client.py": "`llm`",

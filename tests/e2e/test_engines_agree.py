@@ -26,6 +26,11 @@ def client_of(server: ServerProcess) -> Iterator[openai.OpenAI]:
         yield client
 
 
+def executed(message: Any) -> list[dict[str, Any]]:
+    """The flushes of a reply; the field is left out where there are none."""
+    return getattr(message, "executed_tools", None) or []
+
+
 def ask(server: ServerProcess, question: str, **options: Any) -> Any:
     """The reply; asked again where the machine was too busy for the sandbox, no engine's doing."""
     for _ in range(4):
@@ -33,7 +38,7 @@ def ask(server: ServerProcess, question: str, **options: Any) -> Any:
             reply: Any = client.chat.completions.create(
                 model="quickstart", messages=[{"role": "user", "content": question}], **options
             )
-        if all(tool["status"] in ("ok", "error") for tool in reply.choices[0].message.executed_tools):
+        if all(tool["status"] in ("ok", "error") for tool in executed(reply.choices[0].message)):
             break
     return reply
 
@@ -62,7 +67,7 @@ def _episode(reply: Any) -> Any:
     [choice] = reply.choices
     tools = [
         ([block["code"] for block in tool["blocks"]], tool["output"], tool["status"])
-        for tool in choice.message.executed_tools
+        for tool in executed(choice.message)
     ]
     assert tools
     return choice.message.content, tools, choice.finish_reason, reply.usage.completion_tokens

@@ -192,3 +192,15 @@ async def test_a_base_url_of_another_form_is_kept_and_one_without_models_is_an_e
     async with httpx.AsyncClient(base_url="http://test/web", transport=transport) as client:
         with pytest.raises(SolverError, match=r"no route /models \(404\): give the base URL"):
             await check_server(client)
+
+
+async def test_a_reply_in_which_no_code_ran_counts_as_none() -> None:
+    reply = json.loads(json.dumps(REPLY))
+    del reply["choices"][0]["message"]["executed_tools"]
+    client, _ = server(httpx.Response(200, json=reply))
+    solution = await ServerSolver(client, "m", {}).solve("?", seed=0)
+    assert solution.tools is not None
+    assert solution.tools.flushes == 0
+    del reply["usage"]["completion_tokens_details"]
+    client, _ = server(httpx.Response(200, json=reply))
+    assert (await ServerSolver(client, "m", {}).solve("?", seed=0)).tools is None

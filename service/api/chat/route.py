@@ -118,7 +118,10 @@ def _choice(index: int, delta: Delta) -> bytes:
 
 
 async def _events(job: ChatJob, replies: list[Reply]) -> AsyncGenerator[tuple[Reply, Delta], None]:
-    """What each event adds, the role first; holds the request's places for as long as it runs."""
+    """What each event adds, the role first; holds the request's places for as long as it runs.
+
+    Where there is a schema the role waits for the first event: the engine may reject the schema before.
+    """
     running = run_episodes(
         job.server,
         job.episodes,
@@ -130,9 +133,15 @@ async def _events(job: ChatJob, replies: list[Reply]) -> AsyncGenerator[tuple[Re
         schema_param=job.schema_param,
     )
     async with running as events:
-        for reply in replies:
-            yield reply, Delta({"role": "assistant", "content": ""})
+        heads = [(reply, Delta({"role": "assistant", "content": ""})) for reply in replies]
+        if job.schema_param is None:
+            for head in heads:
+                yield head
+            heads = []
         async for index, event in events:
+            for head in heads:
+                yield head
+            heads = []
             try:
                 delta = replies[index].take(event)
             except CallError as error:

@@ -252,7 +252,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"extra_body": {"stop_token_ids": [-1]}}, "stop_token_ids[0]", "invalid_value"),
     ({"extra_body": {"stop_token_ids": [2**30]}}, "stop_token_ids[0]", "invalid_value"),
     ({"extra_body": {"min_tokens": 2}}, "min_tokens", "unsupported_parameter"),
-    ({"logit_bias": {"99999999": 2}}, "logit_bias.99999999", "invalid_value"),
+    ({"logit_bias": {"99999999": 2}}, "logit_bias", "invalid_value"),
     ({"tool_choice": "any"}, "tool_choice", "invalid_value"),
     ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
     ({"extra_body": {"deferral": {"max_turns": 99}}}, "deferral.max_turns", "invalid_value"),

@@ -73,7 +73,9 @@ const features = {
     assert.equal(reply.choices[0].logprobs.content.map((item) => item.token).join(""), hello);
   },
   errors: async () => {
-    await assert.rejects(create({ messages: user("Hi"), store: true }), { status: 400, param: "store" });
+    assert.ok((await create({ messages: user("Hi"), store: true })).choices);
+    const speak = { messages: user("Hi"), modalities: ["text", "audio"] };
+    await assert.rejects(create(speak), { status: 400, param: "modalities" });
     const stranger = new OpenAI({ baseURL: url + "/v1", apiKey: "wrong", maxRetries: 0 });
     await assert.rejects(stranger.models.list(), { status: 401 });
   },

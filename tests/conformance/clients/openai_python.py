@@ -79,10 +79,11 @@ def logprobs() -> None:
 
 @feature("errors")
 def errors() -> None:
+    assert create(model=MODEL, messages=user("Hi"), store=True).choices
     try:
-        create(model=MODEL, messages=user("Hi"), store=True)
+        create(model=MODEL, messages=user("Hi"), modalities=["text", "audio"])
     except openai.BadRequestError as error:
-        if (error.param, error.code) != ("store", "unsupported_parameter"):
+        if (error.param, error.code) != ("modalities", "unsupported_parameter"):
             raise
     else:
         raise AssertionError("accepted")
