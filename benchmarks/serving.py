@@ -4,8 +4,8 @@
     .venv-vllm/bin/python benchmarks/serving.py    # needs Docker and the sandbox image
     .venv-vllm/bin/python benchmarks/serving.py --embedded --checkpoint DIR --streams 1 4 8
 
-With ``--embedded`` our server runs the embedded engine instead, in bfloat16 and on all cores, as vLLM does; code
-execution is off in every request. A real checkpoint shows the speed of the two engines.
+With ``--embedded`` our server runs the embedded engine instead, in bfloat16 and on all cores, as vLLM does;
+no code runs. A real checkpoint shows the speed of the two engines.
 
 Output throughput, time to first token and CPU of the API process, with no tool used. A model with random
 weights, its end tokens biased away, writes a fixed number of tokens. In every round each server gets the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -75,7 +76,9 @@ def _read(path: Path, config: PretrainedConfig) -> dict[str, Lora]:
         raise ValueError("layer_replication and activated LoRA are not supported")
     tensors = load_file(path / "adapter_model.safetensors")
     model = without_weights(config)
-    inject_adapter_in_model(lora_config, model, low_cpu_mem_usage=True)
+    with warnings.catch_warnings():  # of peft, about names in transformers
+        warnings.simplefilter("ignore")
+        inject_adapter_in_model(lora_config, model, low_cpu_mem_usage=True)
     loras = {}
     modules: Iterable[tuple[str, Any]] = model.named_modules()
     for layer, module in modules:
