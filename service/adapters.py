@@ -76,7 +76,8 @@ def base_of(adapter: Path, base: str | None = None, *, weights: bool = True) -> 
 def merged(adapter: Path, base: Path) -> Path:
     """The directory of the merged checkpoint, from the cache or made now.
 
-    Weights are merged in float32 and stored in the base's own dtype. Tokenizer, chat template, generation
+    The adapter's products are computed in float32 and added to the base's weights in the base's own dtype, so
+    each weight is rounded once. Tokenizer, chat template, generation
     config and ``deferral.json`` are the adapter's if it has them, else the base's. The cache lies in the
     Hugging Face home, beside what is downloaded (``HF_HOME``), one directory for each pair of adapter and
     base; a change to either makes another one.
@@ -187,6 +188,7 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
         dtype = model.dtype
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", message="Unexpected keyword arguments")  # of a newer peft
             peft_model = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
             _check_keys(peft_model, adapter)
             _separate(model)
@@ -240,7 +242,7 @@ def _check_keys(peft_model: Any, adapter: Path) -> None:
 
 
 def _separate(model: Any) -> None:
-    """Give a tied head a weight of its own: merging into the embedding must not change it, nor the reverse."""
+    """Give a tied head a weight of its own, so that merging into the one does not change the other."""
     from torch.nn import Linear, Parameter
 
     shared = {weight.data_ptr() for weight in model.get_input_embeddings().parameters()}

@@ -52,6 +52,11 @@ def locate(model: str, *, weights: bool = True, base: str | None = None, revisio
         from service import hub
 
         path = hub.download(model, weights=weights, revision=revision)
+        if not (path / "config.json").is_file() and not adapters.is_adapter(path):
+            raise ValueError(
+                f"model {model!r} is not a checkpoint: the hub's repository has neither config.json nor "
+                "adapter_config.json (files for other programs, such as GGUF, are not read)"
+            )
     if not adapters.is_adapter(path):
         if base is not None:
             raise ValueError(f"base is for adapters, and {model!r} is a whole model: leave base out")

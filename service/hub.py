@@ -88,21 +88,22 @@ def _bar(size: int, model: str) -> type[_Silent]:
     """A bar class that logs how many of ``size`` bytes have come; one that is silent for 0."""
     if not size:
         return _Silent
-    last = time.monotonic()
+    last, most = time.monotonic(), 0.0
 
     class Logged(_Silent):
-        # The client has several bars. The one that is given the files' sizes counts in bytes.
+        # The client has several bars; the one that has come furthest counts all bytes.
         def update(self, n: float | None = 1) -> None:
-            nonlocal last
+            nonlocal last, most
             self.n += n or 0
-            if getattr(self, "unit", "B") == "B" and time.monotonic() - last >= LOG_EVERY_S:
+            most = max(most, self.n)
+            if self.n == most and time.monotonic() - last >= LOG_EVERY_S:
                 last = time.monotonic()
                 log.info(
                     "model_download_progress",
                     model=model,
-                    mib=round(self.n / _MIB),
+                    mib=round(most / _MIB),
                     of_mib=round(size / _MIB),
-                    percent=min(100, round(100 * self.n / size)),
+                    percent=min(100, round(100 * most / size)),
                 )
 
     return Logged
@@ -110,22 +111,22 @@ def _bar(size: int, model: str) -> type[_Silent]:
 
 def _explain(model: str, error: Exception) -> str:
     """The cause in one line, with what to do about it."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    endpoint = _endpoint()
+    endpoint = constants.ENDPOINT
     if isinstance(error, GatedRepoError):
         return f"it asks for a licence: accept it at {endpoint}/{model} and set HF_TOKEN to a token of yours"
     if isinstance(error, RevisionNotFoundError):
         return "it has no such revision"
     if isinstance(error, RepositoryNotFoundError):
         return f"{endpoint} has no such model, or it is private: check the id, or set HF_TOKEN"
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
         return "it is not in the cache and HF_HUB_OFFLINE is set: unset it, or set model to a directory"
     if isinstance(error, LocalEntryNotFoundError):
         return (
@@ -133,9 +134,3 @@ def _explain(model: str, error: Exception) -> str:
             "copy the checkpoint here and set model to its directory"
         )
     return next((line for line in str(error).splitlines() if line.strip()), repr(error))
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT

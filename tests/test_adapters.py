@@ -252,7 +252,7 @@ def test_cache_that_cannot_be_written_is_named(pair: tuple[Path, Path], tmp_path
     (tmp_path / "file").write_text("")
     with (
         patch.object(adapters, "cache_dir", lambda: tmp_path / "file" / "cache"),
-        pytest.raises(ValueError, match="is not writable .*HF_HOME"),
+        pytest.raises(ValueError, match=r"is not writable .*HF_HOME"),
     ):
         locate(str(pair[0]))
 
