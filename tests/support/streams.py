@@ -19,11 +19,13 @@ async def collect(
 
 
 @torch.inference_mode()
-def assert_greedy(model: torch.nn.Module, ids: Sequence[int], chunks: Sequence[TokenChunk]) -> None:
+def assert_greedy(
+    model: torch.nn.Module, ids: Sequence[int], chunks: Sequence[TokenChunk], *, atol: float = 1e-4
+) -> None:
     """What was sampled is what one forward pass over prompt and samples says, logprobs included."""
     output = sampled(chunks)
     logits = model(input_ids=torch.tensor([[*ids, *output]]), use_cache=False).logits[0]
     logprobs = logits[len(ids) - 1 : -1].log_softmax(-1)
     assert output == logprobs.argmax(-1).tolist()
     found = [logprob for chunk in chunks for logprob in chunk.logprobs]
-    assert found == pytest.approx(logprobs.max(-1).values.tolist(), abs=1e-4)
+    assert found == pytest.approx(logprobs.max(-1).values.tolist(), abs=atol)
