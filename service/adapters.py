@@ -185,7 +185,7 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
         raise ValueError(f"the adapter {adapter} has no {WEIGHTS}: save it with safetensors")
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-        dtype = model.dtype
+        dtype, was_tied = model.dtype, model.config.tie_word_embeddings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("default", message="Unexpected keyword arguments")  # of a newer peft
@@ -195,7 +195,8 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
             whole: Any = peft_model.merge_and_unload(safe_merge=True)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"the adapter {adapter} does not fit the base {base}: {_short(error)}") from error
-    _tie_if_equal(whole)
+    if was_tied:
+        _tie_if_equal(whole)
     for path in _small_files(base):
         shutil.copyfile(path, target / path.name)
     if any((adapter / name).is_file() for name in _TOKENIZER):
@@ -255,12 +256,10 @@ def _tie_if_equal(model: Any) -> None:
     """Store one weight for embedding and head if the adapter has left them equal, else two."""
     import torch
 
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    model.config.tie_word_embeddings = torch.equal(embedding.weight, head.weight)
     if model.config.tie_word_embeddings:
-        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        if torch.equal(embedding.weight, head.weight):
-            head.weight = embedding.weight
-        else:
-            model.config.tie_word_embeddings = False
+        head.weight = embedding.weight
 
 
 def _short(error: Exception) -> str:

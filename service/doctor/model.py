@@ -62,7 +62,9 @@ def _judge_adapter(folder: Path) -> tuple[Path | None, Finding]:
     try:
         config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return None, Finding("model", "fail", f"{folder / adapters.CONFIG}: {error}", "copy the adapter again")
+        return None, Finding(
+            "model", "fail", f"{folder / adapters.CONFIG}: {error}", "copy the adapter again"
+        )
     if not (folder / adapters.WEIGHTS).is_file():
         return None, Finding("model", "fail", f"{folder} has no {adapters.WEIGHTS}", "copy it, too")
     base = config.get("base_model_name_or_path")
