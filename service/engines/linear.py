@@ -88,11 +88,11 @@ class AdapterLinear(nn.Module):
         self._rows = rows
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` [1, T, in_features] to [1, T, out_features]."""
+        """``x`` [..., in_features] to [..., out_features], of T tokens in all."""
         output: Tensor = self.base(x)
         for lora, rows in self._active():
-            delta = x[0, rows] @ lora.a @ lora.b
-            output[0].index_add_(0, rows, delta)
+            delta = x.view(-1, x.shape[-1])[rows] @ lora.a @ lora.b
+            output.view(-1, output.shape[-1]).index_add_(0, rows, delta)
         return output
 
     def _active(self) -> Iterator[tuple[Lora, Tensor]]:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from service.engines.attention import NAME, Chunk, Singles, Step
 from service.engines.base import EngineError
 from service.engines.cache import KVCache
+from service.engines.decoder import ARCHITECTURES, Decoder
 from service.engines.linear import AdapterRows, can_pack, pack_linears
 from service.engines.lora import attach, read_adapters
 from service.engines.precision import count_parameters, resolve_dtype
@@ -52,11 +53,14 @@ class ModelRunner:
         self._weights = Weights(self._model)
         self._adapter_rows = AdapterRows()
         adapters = read_adapters(settings.adapters, config, self.device, self.dtype)
-        if can_pack(self.device, self.dtype):
+        is_packed = can_pack(self.device, self.dtype)
+        if is_packed:
             pack_linears(self._model)
         if self.device.type == "cpu":
             unmap(self._model)
         attach(self._model, adapters, self._adapter_rows)
+        is_qwen = config.model_type in ARCHITECTURES and config.hidden_act == "silu"
+        self._decoder = Decoder(self._model) if is_packed and is_qwen else None
         heads = text_config.num_attention_heads
         self._groups = heads // (getattr(text_config, "num_key_value_heads", None) or heads)
         self.cache = KVCache(settings.max_slots, max_length)
@@ -87,14 +91,22 @@ class ModelRunner:
             self._singles(works),
             self._chunks(works),
         )
+        logits = self._logits(self._tensor(ids), step, self._tensor([end for _, end in sampling]))
+        return [work for work, _ in sampling], logits.float()
+
+    def _logits(self, ids: Tensor, step: Step, keep: Tensor) -> Tensor:
+        """Logits [S, V] of the tokens ``keep`` [S] among ``ids`` [T]."""
+        if self._decoder is not None:
+            return self._decoder.forward(ids, step, keep)
         output = self._model(
-            input_ids=self._tensor(ids)[None],
+            input_ids=ids[None],
             position_ids=step.positions[None],
             use_cache=False,
-            logits_to_keep=self._tensor([end for _, end in sampling]),
+            logits_to_keep=keep,
             step=step,
         )
-        return [work for work, _ in sampling], output.logits[0].float()
+        logits: Tensor = output.logits[0]
+        return logits
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Copy new weights over the old ones; nothing is changed unless all of them fit. Adapters stay.
