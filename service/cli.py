@@ -47,7 +47,13 @@ def _root(
 @app.command()
 def serve(
     model: Annotated[
-        str | None, typer.Option(help="Checkpoint directory or hub id. Default: the quickstart checkpoint.")
+        str | None,
+        typer.Option(
+            help="Checkpoint or PEFT adapter: directory or hub id. Default: the quickstart checkpoint."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base model of an adapter. Default: the one that the adapter names.")
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The name that clients ask for.")] = None,
     engine: Annotated[str | None, typer.Option(help="auto, transformers, vllm or remote.")] = None,
@@ -55,7 +61,8 @@ def serve(
         list[str] | None, typer.Option(help="A vLLM server to sample on (remote); may be repeated.")
     ] = None,
     lora: Annotated[
-        list[str] | None, typer.Option(help="name=directory of a LoRA adapter (vllm); may be repeated.")
+        list[str] | None,
+        typer.Option(help="name=directory of a LoRA adapter to serve beside the model; may be repeated."),
     ] = None,
     vllm_arg: Annotated[
         list[str] | None, typer.Option(help="name=value of vLLM's engine arguments; may be repeated.")

@@ -18,7 +18,7 @@ def engine_kind(settings: Settings) -> Kind:
         return settings.engine
     if settings.engine_url:
         return "remote"
-    if settings.lora or settings.vllm_args:
+    if settings.vllm_args:
         return "vllm"
     if find_spec("vllm") is None or settings.device == "cpu":
         return "transformers"
@@ -48,6 +48,7 @@ def make_engine(settings: Settings, model_dir: Path) -> Engine:
                     model_name=name,
                     device=settings.device,
                     dtype=settings.dtype,
+                    adapters=settings.lora,
                     max_slots=settings.max_slots,
                     max_context=settings.max_context,
                 )

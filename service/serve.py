@@ -127,11 +127,12 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _build(settings: Settings) -> FastAPI:
-    from service.app import create_app
+    from service.app import create_app, locate_model
 
     try:
+        model_dir = locate_model(settings)  # it may download for minutes and shows its own progress
         with _console.status("Reading the checkpoint"):
-            return create_app(settings)
+            return create_app(settings, model_dir)
     except ModuleNotFoundError as error:
         raise StartupError(f"the embedded engine needs {error.name}: pip install 'ih-grpo[cpu]'") from None
     except (ValueError, EngineError) as error:

@@ -34,7 +34,10 @@ class Settings(BaseSettings):
     """TCP port; 0 takes a free one."""
 
     model: str = Field(default_factory=lambda: str(quickstart()))
-    """Directory of a checkpoint, or its Hugging Face id."""
+    """Directory of a checkpoint, or its Hugging Face id. A PEFT adapter is merged into its base model."""
+    base: str | None = None
+    """Base model of an adapter that ``model`` names: a directory or a Hugging Face id. Unset: the one that
+    the adapter names."""
     served_model_name: str | None = None
     """The name that clients ask for; the checkpoint's own where unset."""
     engine: EngineKind = "auto"
@@ -49,14 +52,16 @@ class Settings(BaseSettings):
     engine_logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] = "raw_logprobs"
     """Their ``--logprobs-mode``; logprobs are refused where they would not mean what they promise."""
     lora: Annotated[dict[str, Path], NoDecode] = Field(default_factory=dict)
-    """LoRA adapters that vLLM serves as models of their own: ``name=directory``, separated by commas."""
+    """LoRA adapters that are served as models of their own beside ``model``: ``name=directory``, separated by
+    commas."""
     vllm_args: dict[str, Any] = Field(default_factory=dict)
     """Any of vLLM's engine arguments, as JSON: ``{"tensor_parallel_size": 2}``; on the command line
     ``--vllm-arg tensor_parallel_size=2``, one by one."""
     device: str = "auto"
     """Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and cache; ``auto`` is the checkpoint's on a GPU and float32 on the CPU."""
+    """Type of weights and cache. ``auto`` is the checkpoint's on a GPU; on a CPU bfloat16 if that is faster
+    (AVX512-BF16 or AMX, a model of 20 million parameters or more), else float32."""
     max_slots: int = Field(default=16, ge=1)
     """Sequences that the embedded engine decodes in one batch."""
     max_context: int | None = Field(default=None, ge=16)
@@ -182,10 +187,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"engine_url names vLLM servers, and engine {self.engine!r} asks none: leave one out"
             )
-        if self.engine in ("transformers", "remote") or self.engine_url:
-            for name in ("lora", "vllm_args"):
-                if getattr(self, name):
-                    raise ValueError(f"{name} is for vLLM in this process: set engine to 'vllm'")
+        if self.vllm_args and (self.engine in ("transformers", "remote") or self.engine_url):
+            raise ValueError("vllm_args is for vLLM in this process: set engine to 'vllm'")
+        if self.lora and (self.engine == "remote" or self.engine_url):
+            raise ValueError("lora is for engines in this process: give the adapters to the vLLM servers")
         return self
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ def test_a_directory_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["/nowhere", "no checkpoint here", "../x/y/z"])
 def test_what_is_neither_directory_nor_hub_id_is_told(model: str) -> None:
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         locate(model)
 
 

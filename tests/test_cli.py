@@ -29,11 +29,11 @@ def test_version_and_help() -> None:
         (["serve", "--sandbox", "process"], "use sandbox 'runner', or set accept_weaker_isolation"),
         (
             ["serve", "--sandbox", "process", "--accept-weaker-isolation", "--port", "0", "--model", "/no"],
-            "'/no' is no checkpoint",
+            "'/no' is not a checkpoint",
         ),
         (
             ["serve", "--sandbox", "in-process", "--port", "0", "--model", "/no"],
-            "'/no' is no checkpoint",
+            "'/no' is not a checkpoint",
         ),
         (["chat", "hello", "--url", "http://127.0.0.1:9"], "no server at http://127.0.0.1:9"),
         (

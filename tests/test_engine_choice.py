@@ -28,7 +28,8 @@ def test_auto(has_vllm: bool, has_gpu: bool) -> None:
         assert engine_kind(Settings()) == ("vllm" if has_vllm and has_gpu else "transformers")
         assert engine_kind(Settings(device="cpu")) == "transformers"
         assert engine_kind(Settings(engine_url=URL)) == "remote"
-        assert engine_kind(Settings(lora={"poet": Path("p")})) == "vllm"
+        assert engine_kind(Settings(vllm_args={"seed": 1})) == "vllm"
+        assert engine_kind(Settings(lora={"poet": Path("p")})) == engine_kind(Settings())
         assert engine_kind(Settings(engine="transformers")) == "transformers"
 
 
@@ -49,3 +50,8 @@ def test_every_engine_goes_by_the_same_name(
     assert (engine.model_name, engine.context_length, engine.healthy) == (tiny_checkpoint.name, 100, False)
     named = settings.model_copy(update={"served_model_name": "mine"})
     assert make_engine(named, tiny_checkpoint).model_name == "mine"
+
+
+def test_lora_reaches_the_embedded_engine(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = Settings(model=str(tiny_checkpoint), engine="transformers", lora={"poet": tmp_path})
+    assert make_engine(settings, tiny_checkpoint).adapters == ("poet",)

@@ -128,7 +128,7 @@ def test_engine_options_from_the_environment_and_the_command_line(monkeypatch: p
     [
         ({"engine": "remote"}, "needs the address of a vLLM server: set engine_url"),
         ({"engine": "vllm", "engine_url": ["http://a"]}, "leave one out"),
-        ({"engine": "transformers", "lora": {"a": "b"}}, "lora is for vLLM in this process"),
+        ({"engine_url": ["http://a"], "lora": {"a": "b"}}, "lora is for engines in this process"),
         ({"engine_url": ["http://a"], "vllm_args": {"a": 1}}, "vllm_args is for vLLM in this process"),
         ({"lora": ["poet"]}, "'poet' is not of the form name=value"),
         ({"lora": ["a=b", "a=c"]}, "'a' is named twice"),

@@ -28,7 +28,7 @@ from trainer.push import (
 )
 from trainer.rewards import RewardScorer
 from trainer.rollout import LocalPlayer, Player, RolloutSettings
-from trainer.setup import Part, make_engine, make_sandbox
+from trainer.setup import Part, engine_dtype, make_engine, make_sandbox
 
 if TYPE_CHECKING:
     from trainer.cluster.player import RayScorer
@@ -110,7 +110,7 @@ def _own_vllm(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) -> t
     engine = VLLMEngine(
         VLLMSettings(
             model=str(model_dir),
-            dtype=config.engine_dtype,
+            dtype=engine_dtype(config, config.device),
             max_context=policy.max_episode_tokens,
             args={
                 "max_num_seqs": config.engine_slots,

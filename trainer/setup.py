@@ -6,7 +6,9 @@ import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
+
+import torch
 
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
@@ -28,12 +30,21 @@ def make_engine(
         EngineSettings(
             model=str(model_dir),
             device=device,
-            dtype=config.engine_dtype,
+            dtype=engine_dtype(config, device),
             max_slots=config.engine_slots,
             max_context=policy.max_episode_tokens,
             threads=config.threads,
         )
     )
+
+
+def engine_dtype(config: MachineConfig, device: str) -> Literal["auto", "float32", "bfloat16"]:
+    """``config.engine_dtype``, but float32 for ``auto`` on a CPU, whatever a server would take there.
+
+    The loss compares the engine's logprobs with the trainer's, so rounding is not to depend on the CPU.
+    """
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return "float32" if config.engine_dtype == "auto" and not on_gpu else config.engine_dtype
 
 
 def make_sandbox(config: MachineConfig, policy: DeferralPolicy) -> Sandbox:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from service import adapters
 from service.deferral.policy import ASSISTANT_POLICY, FILE_NAME, DeferralPolicy
 from service.doctor.finding import Finding
 
@@ -31,6 +32,8 @@ def find(model: str) -> tuple[Path | None, Finding]:
 
 
 def _judge(folder: Path) -> tuple[Path | None, Finding]:
+    if adapters.is_adapter(folder):
+        return _judge_adapter(folder)
     if not (folder / "config.json").is_file():
         return None, Finding(
             "model", "fail", f"{folder} has no config.json", "name the checkpoint's own directory"
@@ -53,6 +56,20 @@ def _judge(folder: Path) -> tuple[Path | None, Finding]:
         "taught to defer" if (folder / FILE_NAME).is_file() else "never taught to defer: ordinary prompting"
     )
     return folder, Finding("model", "ok", f"{folder.name}, {weights(folder) / 2**20:,.0f} MiB, {taught}")
+
+
+def _judge_adapter(folder: Path) -> tuple[Path | None, Finding]:
+    try:
+        config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return None, Finding(
+            "model", "fail", f"{folder / adapters.CONFIG}: {error}", "copy the adapter again"
+        )
+    if not (folder / adapters.WEIGHTS).is_file():
+        return None, Finding("model", "fail", f"{folder} has no {adapters.WEIGHTS}", "copy it, too")
+    base = config.get("base_model_name_or_path")
+    said = f"{folder.name} is an adapter of {base}, merged at the first start"
+    return None, Finding("model", "ok", said)
 
 
 def weights(folder: Path) -> int:

@@ -70,10 +70,9 @@ def slot_attention(
     softcap: float | None = None,
     **_kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Write ``key`` and ``value`` [1, kv_heads, T, head_dim] to the cache, then attend.
+    """`attend`, as transformers calls it.
 
-    ``query`` is [1, heads, T, head_dim]. Query heads that share a key head are laid side by side as if they
-    were positions, so that keys and values are never repeated.
+    ``query`` is [1, heads, T, head_dim], ``key`` and ``value`` are [1, kv_heads, T, head_dim].
 
     Returns:
         [1, T, heads, head_dim] and no weights, as transformers' attention functions do.
@@ -85,17 +84,37 @@ def slot_attention(
     if any(option is not None for option in asked):
         raise EngineError("the embedded engine serves plain causal attention only; use the vLLM engine")
     layer = cast(int, module.layer_idx)
-    keys, values = step.cache.write(layer, key[0], value[0], step.slots, step.positions)
-    _, heads, tokens, width = query.shape
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return attend(query, key, value, step, layer, scaling)[None], None
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, step: Step, layer: int, scaling: float | None
+) -> Tensor:
+    """Write ``key`` and ``value`` [T, kv_heads, head_dim] to the cache, then attend.
+
+    ``query`` and the result are [T, heads, head_dim]. Query heads that share a key head are laid side by side
+    as if they were positions, so that keys and values are never repeated.
+    """
+    keys, values = step.cache.write(
+        layer, key.transpose(0, 1), value.transpose(0, 1), step.slots, step.positions
+    )
+    tokens, heads, width = query.shape
     kv_heads = key.shape[1]
-    grouped = query.view(kv_heads, heads // kv_heads, tokens, width).permute(2, 0, 1, 3)
-    output = query.new_empty(*grouped.shape[:3], value.shape[-1])
-    if (singles := step.singles) is not None:
-        output[: singles.count] = _attend_singles(grouped[: singles.count], keys, values, singles, scaling)
-    for chunk in step.chunks:
-        here = slice(chunk.start, chunk.stop)
-        output[here] = _attend_chunk(grouped[here], keys, values, chunk, scaling)
-    return output.view(1, tokens, heads, -1), None
+    grouped = query.reshape(tokens, kv_heads, heads // kv_heads, width)
+    singles = step.singles
+    if singles is not None and not step.chunks:
+        output = _attend_singles(grouped, keys, values, singles, scaling)
+    else:
+        output = query.new_empty(*grouped.shape[:3], value.shape[-1])
+        if singles is not None:
+            output[: singles.count] = _attend_singles(
+                grouped[: singles.count], keys, values, singles, scaling
+            )
+        for chunk in step.chunks:
+            here = slice(chunk.start, chunk.stop)
+            output[here] = _attend_chunk(grouped[here], keys, values, chunk, scaling)
+    return output.reshape(tokens, heads, -1)
 
 
 def _attend_singles(

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from service.engines.base import EngineError
+from service.engines.linear import AdapterLinear, PackedLinear
 from service.engines.tokenizer import HFTokenizer
 
 _NO_MATTER: Final = frozenset(
@@ -52,7 +53,7 @@ def read_weights(
     return state
 
 
-def unmap(model: torch.nn.Module) -> None:
+def unmap(model: nn.Module) -> None:
     """Copy the weights into memory of our own.
 
     Loaded weights are a view of the checkpoint's file: a training run that writes the next checkpoint over it
@@ -60,6 +61,54 @@ def unmap(model: torch.nn.Module) -> None:
     """
     for weight in model.parameters():
         weight.data = weight.data.clone()
+
+
+class Weights:
+    """The weights of a running model by parameter name, to be replaced while it is served.
+
+    Make it before layers are replaced or wrapped: names, shapes and ties are those of the checkpoint.
+    A weight goes to wherever its module is then.
+
+    Args:
+        model: as loaded; tied weights have several names and one storage.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        state: dict[str, Tensor] = model.state_dict()
+        self._shapes = {name: tensor.shape for name, tensor in state.items()}
+        self._storage = {name: tensor.data_ptr() for name, tensor in state.items()}
+        self._model = model
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Replace all weights, or none. A tied weight may have any of its names.
+
+        Raises:
+            EngineError: names or shapes differ from the model's.
+        """
+        if unknown := sorted(state.keys() - self._shapes.keys()):
+            raise EngineError(
+                f"new weights: {unknown[0]!r} is not a parameter of the model ({len(unknown)} unknown)"
+            )
+        for name, tensor in state.items():
+            if tensor.shape != self._shapes[name]:
+                raise EngineError(
+                    f"new weights: {name!r} is {list(tensor.shape)}, not {list(self._shapes[name])}"
+                )
+        given = {self._storage[name]: tensor for name, tensor in state.items()}
+        if missing := [name for name, storage in self._storage.items() if storage not in given]:
+            raise EngineError(f"new weights: {missing[0]!r} is missing ({len(missing)} missing)")
+        for name, storage in self._storage.items():
+            self._put(name, given[storage])
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        path, _, attribute = name.rpartition(".")
+        module = self._model.get_submodule(path)
+        if isinstance(module, AdapterLinear):
+            module = module.base
+        if isinstance(module, PackedLinear) and attribute == "weight":
+            module.pack(tensor)
+        else:
+            getattr(module, attribute).copy_(tensor)
 
 
 def _compare(theirs: PretrainedConfig, ours: PretrainedConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from service.engines.attention import NAME, Chunk, Singles, Step
 from service.engines.base import EngineError
 from service.engines.cache import KVCache
-from service.engines.reading import unmap
+from service.engines.decoder import ARCHITECTURES, Decoder
+from service.engines.linear import AdapterRows, can_pack, pack_linears
+from service.engines.lora import attach, read_adapters
+from service.engines.precision import count_parameters, resolve_dtype
+from service.engines.reading import Weights, unmap
 from service.engines.scheduler import Work
 from service.engines.settings import EngineSettings
 
@@ -24,7 +29,8 @@ class ModelRunner:
     """One causal LM on one device with its KV cache. Used by one thread, in inference mode.
 
     Raises:
-        EngineError: the checkpoint needs more than full causal attention in every layer.
+        EngineError: the checkpoint needs more than full causal attention in every layer, or an adapter
+            can't be served beside it.
     """
 
     def __init__(self, settings: EngineSettings, config: PretrainedConfig, max_length: int) -> None:
@@ -36,16 +42,25 @@ class ModelRunner:
                 "full attention only: use the vLLM engine"
             )
         self.device = _device(settings.device)
-        dtype = "float32" if settings.dtype == "auto" and self.device.type == "cpu" else settings.dtype
+        dtype = resolve_dtype(settings.dtype, self.device, count_parameters(config))
         model: Any = AutoModelForCausalLM.from_pretrained(
             settings.model, dtype=dtype, attn_implementation=NAME
         )
         self._model = model.to(self.device).eval().requires_grad_(False)
-        if self.device.type == "cpu":
-            unmap(self._model)
         self.dtype: torch.dtype = self._model.dtype
         self.is_small = sum(weight.numel() for weight in self._model.parameters()) < SMALL_MODEL
         self.vocab_size: int = self._model.get_input_embeddings().num_embeddings
+        self._weights = Weights(self._model)
+        self._adapter_rows = AdapterRows()
+        adapters = read_adapters(settings.adapters, config, self.device, self.dtype)
+        is_packed = can_pack(self.device, self.dtype)
+        if is_packed:
+            pack_linears(self._model)
+        if self.device.type == "cpu":
+            unmap(self._model)
+        attach(self._model, adapters, self._adapter_rows)
+        is_qwen = config.model_type in ARCHITECTURES and config.hidden_act == "silu"
+        self._decoder = Decoder(self._model) if is_packed and is_qwen else None
         heads = text_config.num_attention_heads
         self._groups = heads // (getattr(text_config, "num_key_value_heads", None) or heads)
         self.cache = KVCache(settings.max_slots, max_length)
@@ -67,6 +82,7 @@ class ModelRunner:
             positions += range(work.start, work.stop)
             ends.append(len(ids) - 1)
         self.cache.reserve(max(work.stop for work in works))
+        self._adapter_rows.groups = self._rows_by_adapter(works)
         sampling = [(work, end) for work, end in zip(works, ends, strict=True) if work.samples]
         step = Step(
             self.cache,
@@ -75,37 +91,41 @@ class ModelRunner:
             self._singles(works),
             self._chunks(works),
         )
+        logits = self._logits(self._tensor(ids), step, self._tensor([end for _, end in sampling]))
+        return [work for work, _ in sampling], logits.float()
+
+    def _logits(self, ids: Tensor, step: Step, keep: Tensor) -> Tensor:
+        """Logits [S, V] of the tokens ``keep`` [S] among ``ids`` [T]."""
+        if self._decoder is not None:
+            return self._decoder.forward(ids, step, keep)
         output = self._model(
-            input_ids=self._tensor(ids)[None],
+            input_ids=ids[None],
             position_ids=step.positions[None],
             use_cache=False,
-            logits_to_keep=self._tensor([end for _, end in sampling]),
+            logits_to_keep=keep,
             step=step,
         )
-        return [work for work, _ in sampling], output.logits[0].float()
+        logits: Tensor = output.logits[0]
+        return logits
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Copy new weights over the old ones; nothing is changed unless all of them fit.
+        """Copy new weights over the old ones; nothing is changed unless all of them fit. Adapters stay.
 
         Raises:
             EngineError: names or shapes differ from the model's.
         """
-        own: dict[str, Tensor] = self._model.state_dict()
-        if unknown := sorted(state.keys() - own.keys()):
-            raise EngineError(
-                f"new weights: {unknown[0]!r} is not a parameter of the model ({len(unknown)} unknown)"
-            )
-        for name, tensor in state.items():
-            if tensor.shape != own[name].shape:
-                raise EngineError(
-                    f"new weights: {name!r} is {list(tensor.shape)}, not {list(own[name].shape)}"
-                )
-        given = {own[name].data_ptr() for name in state}  # a tied weight has two names and one storage
-        if missing := [name for name, tensor in own.items() if tensor.data_ptr() not in given]:
-            raise EngineError(f"new weights: {missing[0]!r} is missing ({len(missing)} missing)")
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
+        self._weights.load(state)
         self.cache.clear()
+
+    def _rows_by_adapter(self, works: Sequence[Work]) -> dict[str, Tensor]:
+        rows: defaultdict[str, list[int]] = defaultdict(list)
+        offset = 0
+        for work in works:
+            count = work.stop - work.start
+            if (adapter := work.request.sampling.adapter) is not None:
+                rows[adapter] += range(offset, offset + count)
+            offset += count
+        return {adapter: self._tensor(numbers) for adapter, numbers in rows.items()}
 
     def _singles(self, works: Sequence[Work]) -> Singles | None:
         singles = [work for work in works if work.stop - work.start == 1]

@@ -43,32 +43,58 @@ def sample(logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence[floa
     if any(t != 1.0 for t in temperatures):
         logits = logits / _column(temperatures, logits)
     logprobs = torch.log_softmax(logits, dim=-1)
-    if all(greedy):
-        ids = logprobs.argmax(dim=-1)
-    else:
-        ids = _invert(_weights(logprobs, settings, greedy), uniforms)
-        if any(greedy):
-            ids = torch.where(torch.tensor(greedy, device=ids.device), logprobs.argmax(dim=-1), ids)
+    ids = _draw(logprobs, settings, greedy, uniforms)
     chosen = logprobs.gather(1, ids[:, None])[:, 0]
     tops = _top_logprobs(logprobs, settings)
     return [Draw(*row) for row in zip(ids.tolist(), chosen.tolist(), tops, strict=True)]
 
 
-def _weights(logprobs: Tensor, settings: Sequence[Sampling], greedy: Sequence[bool]) -> Tensor:
-    """Probabilities [B, V] with what the filters take out set to zero; not normalised."""
-    weights = logprobs.exp()
-    filtered = [
-        row
-        for row, s in enumerate(settings)
-        if not greedy[row] and (s.top_p < 1 or s.min_p > 0 or 0 < s.top_k < logprobs.shape[1])
-    ]
-    if filtered:
-        weights[filtered] *= keep_mask(logprobs[filtered], [settings[row] for row in filtered])
-    return weights
+def _draw(
+    logprobs: Tensor, settings: Sequence[Sampling], greedy: Sequence[bool], uniforms: Sequence[float]
+) -> Tensor:
+    """Token ids [B]. Each row goes the cheapest way: most have no need of a pass over the vocabulary."""
+    vocabulary = logprobs.shape[1]
+    ways: dict[str, list[int]] = {"greedy": [], "filtered": [], "plain": []}
+    for row, s in enumerate(settings):
+        is_filtered = s.top_p < 1 or s.min_p > 0 or 0 < s.top_k < vocabulary
+        ways["greedy" if greedy[row] else "filtered" if is_filtered else "plain"].append(row)
+    ids = torch.empty(len(settings), dtype=torch.int64, device=logprobs.device)
+    for way, rows in ways.items():
+        if rows:
+            some = logprobs if len(rows) == len(settings) else logprobs[rows]
+            numbers = [uniforms[row] for row in rows]
+            if way == "greedy":
+                drawn = some.argmax(dim=-1)
+            elif way == "filtered":
+                drawn = _draw_filtered(some, [settings[row] for row in rows], numbers)
+            else:
+                drawn = _draw_plain(some, numbers)
+            ids[rows] = drawn
+    return ids
 
 
-def keep_mask(logprobs: Tensor, settings: Sequence[Sampling]) -> Tensor:
-    """Which tokens [R, V] pass: top-k, then top-p of what is left, and min-p relative to the likeliest."""
+def _draw_plain(logprobs: Tensor, uniforms: Sequence[float]) -> Tensor:
+    """`_invert` over the whole vocabulary."""
+    if logprobs.device.type != "cpu":
+        return _invert(logprobs.exp(), uniforms)
+    # Row by row: the sums of one row fit into a core's cache, those of a batch are paged in at every step.
+    return torch.cat([_invert(logprobs[n, None].exp(), [uniform]) for n, uniform in enumerate(uniforms)])
+
+
+def _draw_filtered(logprobs: Tensor, settings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
+    """`_invert` of what passes the filters, over the candidates alone, in the order of the vocabulary."""
+    candidates, ids, keep = filter_candidates(logprobs, settings)
+    ids, order = ids.sort(dim=-1)
+    weights = (candidates.exp() * keep).gather(1, order)
+    return ids.gather(1, _invert(weights, uniforms)[:, None])[:, 0]
+
+
+def filter_candidates(logprobs: Tensor, settings: Sequence[Sampling]) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest tokens [R, W], in falling order: logprobs, ids, and whether each passes the filters.
+
+    The filters are top-k, then top-p of what is left, and min-p relative to the likeliest. Tokens beyond W
+    do not pass.
+    """
     vocabulary = logprobs.shape[1]
     top_k = [s.top_k if 0 < s.top_k < vocabulary else vocabulary for s in settings]
     limit = _column(top_k, logprobs)
@@ -76,7 +102,8 @@ def keep_mask(logprobs: Tensor, settings: Sequence[Sampling]) -> Tensor:
         [s.top_p if s.top_p < 1 else 2.0 for s in settings], logprobs
     )  # 2: rounding takes nothing
     min_p = _column([s.min_p for s in settings], logprobs)
-    width = min(vocabulary, max([_SORTED_WIDTH, *(k + 1 for k in top_k if k < vocabulary)]))
+    width = max([k + 1 if k < vocabulary else _SORTED_WIDTH for k in top_k])
+    width = min(vocabulary, width)
     while True:
         candidates, order = logprobs.topk(width)
         inside = torch.arange(width, device=logprobs.device) < limit
@@ -85,13 +112,13 @@ def keep_mask(logprobs: Tensor, settings: Sequence[Sampling]) -> Tensor:
         total = torch.where(limit < vocabulary, probabilities.sum(dim=-1, keepdim=True), 1.0)
         keep = inside & (mass_before < top_p * total) & (candidates >= candidates[:, :1] + min_p.log())
         if width == vocabulary or not keep[:, -1].any():
-            return torch.zeros_like(logprobs, dtype=torch.bool).scatter_(1, order, keep)
+            return candidates, order, keep
         width = vocabulary
 
 
 def _invert(weights: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """First id [B] at which the cumulative weight exceeds uniform x total; it has weight itself."""
-    cumulative = weights.double().cumsum(dim=-1)
+    """First column [B] at which the cumulative weight exceeds uniform x total; it has weight itself."""
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     target = torch.tensor(uniforms, dtype=torch.float64, device=weights.device)[:, None] * total
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))

@@ -46,8 +46,12 @@ class Scheduler:
 
     def admit(self) -> Iterator[tuple[Request, Claim]]:
         """Move waiting requests into slots, in order, while there is room."""
-        while self.waiting and (claim := self.pool.claim(self.waiting[0].tokens)) is not None:
-            request = self.waiting.popleft()
+        while self.waiting:
+            request = self.waiting[0]
+            claim = self.pool.claim(request.tokens, request.sampling.adapter)
+            if claim is None:
+                return
+            self.waiting.popleft()
             request.slot = claim.slot
             self.running.append(request)
             yield request, claim

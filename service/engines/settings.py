@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +20,10 @@ class EngineSettings(BaseModel):
     device: str = "auto"
     """``auto`` takes the GPU where there is one; else a torch device such as ``cpu`` or ``cuda:1``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """``auto`` keeps the checkpoint's dtype on a GPU and takes float32 on the CPU."""
+    """``auto`` keeps the checkpoint's dtype on a GPU. On a CPU it is bfloat16 if the CPU has instructions for
+    it (AVX512-BF16 or AMX) and the model is large enough to gain from it, else float32."""
+    adapters: dict[str, Path] = Field(default_factory=dict)
+    """LoRA adapters by the name that clients ask for: directories with ``adapter_config.json``."""
     max_slots: int = Field(default=16, ge=1)
     """Sequences that run at once, each in a row of the KV cache. Idle rows are the prefix cache, so a few
     more than the expected number of episodes keeps those that wait for a tool call cached. Rows are as

@@ -11,13 +11,17 @@ WORTH_WAITING = 32
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One row. ``tokens[:length]`` have their keys and values in it, from position 0 on."""
+    """One row. ``tokens[:length]`` have their keys and values in it, from position 0 on.
+
+    ``adapter`` computed them; None is the model itself.
+    """
 
     index: int
     tokens: list[int] = field(default_factory=list)
     length: int = 0
     busy: bool = False
     last_used: int = 0
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,10 @@ class SlotPool:
         self.slots = tuple(Slot(index) for index in range(count))
         self._clock = 0
 
-    def claim(self, tokens: list[int]) -> Claim | None:
+    def claim(self, tokens: list[int], adapter: str | None = None) -> Claim | None:
         """Take a free slot for the sequence that starts with the prompt ``tokens`` (kept, not copied).
+
+        Only keys and values that the same ``adapter`` computed are reused.
 
         A slot is gone on with in place only if the prompt goes on from all that it holds. Otherwise the
         least recently used free slot is overwritten, and the shared prefix copied into it: several
@@ -51,7 +57,10 @@ class SlotPool:
             return None
         # The last prompt token is always computed: its logits are what the first sample is drawn from.
         reusable = tokens[:-1]
-        shared = {slot: common_prefix(slot.tokens, reusable) for slot in self.slots}
+        shared = {
+            slot: common_prefix(slot.tokens, reusable) if slot.adapter == adapter else 0
+            for slot in self.slots
+        }
         best = max(
             self.slots, key=lambda slot: (min(shared[slot], slot.length), not slot.busy, slot.last_used)
         )
@@ -60,7 +69,7 @@ class SlotPool:
             return None
         oldest = min(free, key=lambda slot: slot.last_used)
         slot = best if not best.busy and reused == best.length > 0 else oldest
-        slot.tokens, slot.length, slot.busy = tokens, reused, True
+        slot.tokens, slot.length, slot.busy, slot.adapter = tokens, reused, True, adapter
         return Claim(slot, reused, None if slot is best or reused == 0 else best)
 
     def release(self, slot: Slot) -> None:

@@ -32,6 +32,9 @@ class TransformersEngine(CheckpointEngine):
     argmax that falls within that of a boundary (about one in a million in float32, far more often in
     bfloat16) can go the other way.
 
+    LoRA adapters are served beside the model, in one batch with it: a request's ``Sampling.adapter`` says
+    which one, and keys and values are shared only between requests of one adapter.
+
     The constructor reads configuration and tokenizer; ``start`` reads the weights.
 
     Raises:
@@ -41,6 +44,8 @@ class TransformersEngine(CheckpointEngine):
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings.model, settings.model_name, settings.max_context)
         self._settings = settings
+        if self.model_name in settings.adapters:
+            raise EngineError(f"adapter {self.model_name!r} has the model's own name: give it another")
         self._grammars = GrammarCompiler(self.tokenizer)
         self._runner: ModelRunner | None = None
         self._worker: Worker | None = None
@@ -55,7 +60,7 @@ class TransformersEngine(CheckpointEngine):
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        return ()
+        return tuple(self._settings.adapters)
 
     @property
     def healthy(self) -> bool:

@@ -185,7 +185,7 @@ class VLLMEngine(CheckpointEngine):
         return {
             "model": settings.model,
             "max_model_len": self.context_length,
-            "dtype": "float32" if is_cpu and settings.dtype == "auto" else settings.dtype,
+            "dtype": self._dtype(is_cpu=is_cpu),
             "enable_prefix_caching": True,
             "generation_config": "vllm",  # whoever asks says how to sample
             # Of all backends this one refuses what it can't hold to; others pass over it in silence.
@@ -194,6 +194,16 @@ class VLLMEngine(CheckpointEngine):
             **lora,
             **settings.args,
         }
+
+    def _dtype(self, *, is_cpu: bool) -> str:
+        """On a CPU ``auto`` is what the embedded engine takes there; else vLLM chooses."""
+        if self._settings.dtype != "auto" or not is_cpu:
+            return self._settings.dtype
+        import torch
+
+        from service.engines.precision import count_parameters, resolve_dtype
+
+        return resolve_dtype("auto", torch.device("cpu"), count_parameters(self._files.config))
 
 
 def _rank(name: str, path: Path) -> int:

@@ -18,7 +18,7 @@ class VLLMSettings(BaseModel):
     model_name: str | None = None
     """Name that clients see. Default: the last part of ``model``."""
     dtype: str = "auto"
-    """``auto``: float32 on the CPU, else vLLM's own choice."""
+    """``auto``: on a CPU as the embedded engine, float32 or bfloat16; else vLLM's own choice."""
     max_context: int | None = Field(default=None, ge=2)
     """Upper bound on prompt + completion, in tokens. Default: the model's own."""
     adapters: dict[str, Path] = Field(default_factory=dict)

@@ -62,3 +62,15 @@ def test_what_is_neither_a_folder_nor_an_id_is_told() -> None:
     folder, found = model.find("no/such/folder/here")
     assert folder is None
     assert found.verdict == "fail"
+
+
+def test_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    found = model.find(str(tmp_path))[1]
+    assert (found.verdict, found.found) == ("fail", f"{tmp_path} has no adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").touch()
+    found = model.find(str(tmp_path))[1]
+    assert found.verdict == "ok"
+    assert "is an adapter of org/base, merged at the first start" in found.found
+    (tmp_path / "adapter_config.json").write_text("{")
+    assert model.find(str(tmp_path))[1].verdict == "fail"

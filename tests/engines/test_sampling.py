@@ -9,13 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engines.base import Sampling
-from service.engines.sampling import keep_mask, sample
+from service.engines.sampling import filter_candidates, sample
 
 VOCABULARY = 50
 
 
 def logits(rows: int = 1, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
     return 2 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+def keep_mask(logprobs: torch.Tensor, settings: list[Sampling]) -> torch.Tensor:
+    """Which tokens [R, V] pass the filters."""
+    _, ids, keep = filter_candidates(logprobs, settings)
+    return torch.zeros_like(logprobs, dtype=torch.bool).scatter_(1, ids, keep)
 
 
 def kept(row: torch.Tensor, settings: Sampling) -> set[int]:

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 from unittest.mock import patch
 
 import pytest
 import torch
 from structlog.testing import capture_logs
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from service.engines.base import ContextLengthExceededError, Engine, EngineError, Sampling, TokenChunk
 from service.engines.runner import ModelRunner
@@ -20,7 +21,9 @@ from service.engines.settings import EngineSettings
 from service.engines.slots import WORTH_WAITING
 from service.engines.transformers import TransformersEngine
 from service.engines.worker import FAILURES_IN_A_ROW
-from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_tokenizer
+from tests.support import streams
+from tests.support.streams import assert_greedy
+from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_qwen2, make_tokenizer, save
 from tests.support.tokens import prompt, sampled
 
 GREEDY = Sampling(temperature=0, max_tokens=20)
@@ -48,7 +51,7 @@ async def engine(tiny_checkpoint: Path) -> AsyncIterator[TransformersEngine]:
 async def collect(
     engine: Engine, ids: Sequence[int], sampling: Sampling = GREEDY, stop: Sequence[int] = ()
 ) -> list[TokenChunk]:
-    return [chunk async for chunk in engine.generate(ids, sampling, stop)]
+    return await streams.collect(engine, ids, sampling, stop)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -60,17 +63,6 @@ async def until(condition: Callable[[], bool]) -> None:
 def is_idle(engine: TransformersEngine) -> bool:
     stats = engine.stats()
     return stats.running == stats.waiting == 0
-
-
-@torch.inference_mode()
-def assert_greedy(model: torch.nn.Module, ids: Sequence[int], chunks: Sequence[TokenChunk]) -> None:
-    """What was sampled is what one plain forward pass over prompt and samples says, logprobs included."""
-    output = sampled(chunks)
-    logits = model(input_ids=torch.tensor([[*ids, *output]]), use_cache=False).logits[0]
-    logprobs = logits[len(ids) - 1 : -1].log_softmax(-1)
-    assert output == logprobs.argmax(-1).tolist()
-    found = [logprob for chunk in chunks for logprob in chunk.logprobs]
-    assert found == pytest.approx(logprobs.max(-1).values.tolist(), abs=1e-4)
 
 
 async def test_one_request_is_plain_greedy_decoding(
@@ -204,14 +196,14 @@ async def test_top_logprobs_are_reported_beside_the_sample(engine: TransformersE
 
 
 async def test_closing_the_iterator_frees_the_slot(engine: TransformersEngine) -> None:
-    streams = [engine.generate(prompt(5, seed=n), Sampling(max_tokens=400)) for n in range(SLOTS)]
-    for stream in streams:
+    running = [engine.generate(prompt(5, seed=n), Sampling(max_tokens=400)) for n in range(SLOTS)]
+    for stream in running:
         await anext(stream)
     assert engine.stats().running == SLOTS
     waiting = asyncio.create_task(collect(engine, prompt(9)))
-    await streams[0].aclose()
+    await running[0].aclose()
     assert len(await waiting) == GREEDY.max_tokens
-    for stream in streams[1:]:
+    for stream in running[1:]:
         await stream.aclose()
     await until(lambda: is_idle(engine))
 
@@ -449,3 +441,36 @@ async def test_other_kinds_of_attention_are_refused(tmp_path: Path) -> None:
     engine = TransformersEngine(EngineSettings(model=str(tmp_path)))
     with pytest.raises(EngineError, match="sliding_attention"):
         await engine.start()
+
+
+@pytest.mark.parametrize("make", [make_model, make_qwen2])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_architectures(
+    tmp_path: Path, make: Callable[..., PreTrainedModel], tied: bool, dtype: Literal["float32", "bfloat16"]
+) -> None:
+    """Qwen2 and Qwen2.5 (one architecture) and Qwen3, each with a tied head and without; new weights too."""
+    models = [make(make_tokenizer(), seed=seed, tie_word_embeddings=tied) for seed in (0, 1)]
+    engine = TransformersEngine(
+        EngineSettings(model=str(save(models[0], tmp_path / "0")), dtype=dtype, prefill_chunk=24)
+    )
+    await engine.start()
+    for model in models:
+        for ids in (prompt(1), prompt(70)):
+            chunks = await collect(engine, ids, Sampling(temperature=0, max_tokens=12, top_logprobs=1))
+            if dtype == "float32":
+                assert_greedy(model, ids, chunks)
+            else:
+                assert_close(model, ids, chunks)
+        await engine.load_weights(save(models[1], tmp_path / "1"))
+    await engine.stop()
+
+
+@torch.inference_mode()
+def assert_close(model: torch.nn.Module, ids: Sequence[int], chunks: Sequence[TokenChunk]) -> None:
+    """Logprobs in bfloat16 are about those in float32, and far from those of other weights."""
+    output = sampled(chunks)
+    logits = model(input_ids=torch.tensor([[*ids, *output]]), use_cache=False).logits[0]
+    expected = logits[len(ids) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(output)[:, None])[:, 0]
+    found = torch.tensor([logprob for chunk in chunks for logprob in chunk.logprobs])
+    assert (found - expected).abs().mean() < 0.15

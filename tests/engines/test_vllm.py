@@ -15,12 +15,15 @@ import pytest_asyncio
 import torch
 from prometheus_client import REGISTRY
 
+from service import adapters
+from service.checkpoint import locate
 from service.engines.base import Engine, EngineError, Sampling, TokenChunk, unsupported
 from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
 from service.engines.vllm import VLLMEngine
 from service.engines.vllm_settings import VLLMSettings
-from tests.support.tiny_qwen3 import make_checkpoint
+from tests.support.streams import assert_greedy
+from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_tokenizer, save
 from tests.support.tokens import prompt, sampled
 from tests.support.vllm_args import BLOCK, VLLM_ARGS
 
@@ -214,6 +217,25 @@ async def test_an_adapter_is_a_model_of_its_own(engine: VLLMEngine, adapter: Pat
     found = true_logprobs(adapter / "merged", ids, sampled(tuned))
     assert logprobs(tuned) == pytest.approx(found, abs=2e-4)
     assert tuned[0].cached_tokens == 0  # keys and values of the plain model are not the adapter's
+
+
+async def test_adapter_with_a_trained_token_row_is_served_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes no such adapter; the merged checkpoint is an ordinary one."""
+    from tests.support.peft_adapters import make_adapter
+
+    monkeypatch.setattr(adapters, "cache_dir", lambda: tmp_path / "cache")
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, head_dim=32)
+    base = save(model, tmp_path / "base")
+    marker = tokenizer.convert_tokens_to_ids("<tool_call>")
+    tuned = make_adapter(model, tmp_path / "adapter", base=base, trainable_token_indices=[marker])
+    engine = VLLMEngine(VLLMSettings(model=str(locate(str(tmp_path / "adapter"))), args=VLLM_ARGS))
+    await engine.start()
+    ids = [*prompt(30), marker]
+    assert_greedy(tuned, ids, await collect(engine, ids), atol=2e-4)
+    await engine.stop()
 
 
 async def test_a_schema_is_matched(engine: VLLMEngine) -> None:

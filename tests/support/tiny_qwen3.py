@@ -1,4 +1,4 @@
-"""A Qwen3-architecture checkpoint with random weights and its own small tokenizer, made in a second."""
+"""A Qwen checkpoint with random weights and its own small tokenizer, made in a second. Qwen3 by default."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKUP_TOKENS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
@@ -73,9 +81,29 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **overrides
     return model.float().eval()
 
 
-def make_checkpoint(directory: Path, *, seed: int = 0, **overrides: object) -> Path:
+def make_qwen2(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **overrides: object) -> Qwen2ForCausalLM:
+    """The same of the architecture of Qwen2 and Qwen2.5: biases in attention, no norms of query and key."""
+    like = make_model(tokenizer, seed=seed, **overrides)
+    fields = like.config.to_dict()
+    for name in ("model_type", "architectures", "head_dim", "layer_types"):
+        fields.pop(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(Qwen2Config(**fields)).float().eval()
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):  # zero at first
+                torch.nn.init.normal_(weight, std=0.5)
+    model.generation_config = like.generation_config
+    return model
+
+
+def save(model: PreTrainedModel, directory: Path) -> Path:
     """Write model, tokenizer and generation config to ``directory`` in the Hugging Face format."""
-    tokenizer = make_tokenizer()
-    make_model(tokenizer, seed=seed, **overrides).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    model.save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
     return directory
+
+
+def make_checkpoint(directory: Path, *, seed: int = 0, **overrides: object) -> Path:
+    """`save` of a `make_model`."""
+    return save(make_model(make_tokenizer(), seed=seed, **overrides), directory)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 
@@ -15,7 +16,7 @@ from service.sandbox.process import ProcessSandbox
 from tests.support.char_tokenizer import CharTokenizer
 from trainer.config import ConfigError, TrainConfig
 from trainer.machine import MachineConfig
-from trainer.setup import load_training_set, make_engine, make_sandbox, start_all
+from trainer.setup import engine_dtype, load_training_set, make_engine, make_sandbox, start_all
 
 POLICY = DeferralPolicy(run_limit_s=7.0, max_episode_tokens=300)
 
@@ -88,3 +89,21 @@ async def test_what_was_started_is_stopped_where_the_rest_does_not_start() -> No
         async with AsyncExitStack() as stack:
             await start_all(stack, sandbox, engine)
     assert told == ["sandbox started", "engine stopped", "sandbox stopped"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "has_gpu", "expected"),
+    [
+        ("auto", "cpu", True, "float32"),
+        ("auto", "auto", False, "float32"),
+        ("auto", "auto", True, "auto"),
+        ("auto", "cuda:1", True, "auto"),
+        ("bfloat16", "cpu", False, "bfloat16"),
+        ("float32", "cuda", True, "float32"),
+    ],
+)
+def test_rollouts_on_a_cpu_are_in_float32_unless_asked_otherwise(
+    dtype: Literal["auto", "float32", "bfloat16"], device: str, has_gpu: bool, expected: str
+) -> None:
+    with patch("torch.cuda.is_available", lambda: has_gpu):
+        assert engine_dtype(MachineConfig(engine_dtype=dtype), device) == expected

@@ -1,0 +1,31 @@
+"""What an engine streams, collected and compared with a plain forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from service.engines.base import Engine, Sampling, TokenChunk
+from tests.support.tokens import sampled
+
+
+async def collect(
+    engine: Engine, ids: Sequence[int], sampling: Sampling, stop: Sequence[int] = ()
+) -> list[TokenChunk]:
+    """All chunks of one call."""
+    return [chunk async for chunk in engine.generate(ids, sampling, stop)]
+
+
+@torch.inference_mode()
+def assert_greedy(
+    model: torch.nn.Module, ids: Sequence[int], chunks: Sequence[TokenChunk], *, atol: float = 1e-4
+) -> None:
+    """What was sampled is what one forward pass over prompt and samples says, logprobs included."""
+    output = sampled(chunks)
+    logits = model(input_ids=torch.tensor([[*ids, *output]]), use_cache=False).logits[0]
+    logprobs = logits[len(ids) - 1 : -1].log_softmax(-1)
+    assert output == logprobs.argmax(-1).tolist()
+    found = [logprob for chunk in chunks for logprob in chunk.logprobs]
+    assert found == pytest.approx(logprobs.max(-1).values.tolist(), abs=atol)
