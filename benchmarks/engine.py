@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py                   # a random model of the quickstart's size
     python benchmarks/engine.py --model DIR --streams 1 8 --prompt 512
+    python benchmarks/engine.py --dtypes --shape 20m --streams 1 4 8    # bfloat16 beside float32, on a CPU
 
 Both decode the same random prompts to the same length with temperature 1. Every figure is the median of
 ``--repeat`` runs that take turns, so that a busy machine slows both.
@@ -21,9 +22,10 @@ from pathlib import Path
 import torch
 import transformers
 from shapes import SHAPES
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from service.engines.base import Sampling
+from service.engines.precision import count_parameters
 from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
 from tests.support.tiny_qwen3 import make_checkpoint
@@ -94,9 +96,41 @@ async def compare(arguments: argparse.Namespace, model: str) -> None:
     await engine.stop()
 
 
+async def compare_dtypes(arguments: argparse.Namespace, model: str) -> None:
+    """The engine in bfloat16 beside itself in float32."""
+    engines = {}
+    for dtype in ("float32", "bfloat16"):
+        engines[dtype] = TransformersEngine(
+            EngineSettings(
+                model=model,
+                device="cpu",
+                dtype=dtype,
+                max_slots=max(arguments.streams),
+                threads=arguments.threads,
+            )
+        )
+        await engines[dtype].start()
+    parameters = count_parameters(AutoConfig.from_pretrained(model))
+    print(f"model of {parameters / 1e6:.1f}M parameters, {arguments.threads} threads\n")
+    print("| streams | float32 tok/s | bfloat16 tok/s | ratio |\n| ---: | ---: | ---: | ---: |")
+    rng = random.Random(0)
+    for streams in arguments.streams:
+        speeds: dict[str, list[float]] = {dtype: [] for dtype in engines}
+        for _ in range(arguments.repeat + 1):  # the first round warms up
+            prompts = [rng.choices(range(300), k=arguments.prompt) for _ in range(streams)]
+            for dtype, engine in engines.items():
+                speeds[dtype].append(await run_engine(engine, prompts, arguments.new))
+        a, b = (statistics.median(speeds[dtype][1:]) for dtype in ("float32", "bfloat16"))
+        print(f"| {streams} | {a:,.0f} | {b:,.0f} | {b / a:.2f} |", flush=True)
+    for engine in engines.values():
+        await engine.stop()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="checkpoint directory; default: random weights")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of another size")
+    parser.add_argument("--dtypes", action="store_true", help="compare bfloat16 with float32 instead")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=128)
@@ -104,8 +138,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        model = arguments.model or str(make_checkpoint(Path(directory), **QUICKSTART_SIZE))
-        asyncio.run(compare(arguments, model))
+        size = {**QUICKSTART_SIZE, **SHAPES.get(arguments.shape, {})}
+        model = arguments.model or str(make_checkpoint(Path(directory), **size))
+        asyncio.run((compare_dtypes if arguments.dtypes else compare)(arguments, model))
 
 
 if __name__ == "__main__":

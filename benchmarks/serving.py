@@ -5,7 +5,7 @@
     .venv-vllm/bin/python benchmarks/serving.py --embedded --checkpoint DIR --streams 1 4 8
 
 With ``--embedded`` our server runs the embedded engine instead, in bfloat16 and on all cores, as vLLM does;
-no code runs, and CPU is that of API and engine together. A real checkpoint shows the speed of the two engines.
+no code runs, and CPU is that of API and engine together. A real checkpoint shows how fast the engines are.
 
 Output throughput, time to first token and CPU of the API process, with no tool used. A model with random
 weights, its end tokens biased away, writes a fixed number of tokens. In every round each server gets the same
@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 from serving_servers import MODEL, Server, embedded, ours, ours_in_front, vllm, wait_for
 from shapes import SHAPES
 from transformers import AutoTokenizer, PreTrainedTokenizerFast

@@ -14,6 +14,15 @@ SHAPES: Final = {
         "num_key_value_heads": 2,
         "head_dim": 32,
     },
+    # About the smallest that `dtype=auto` runs in bfloat16.
+    "20m": {
+        "hidden_size": 448,
+        "intermediate_size": 1280,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 7,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+    },
     # A step of one stream takes about ten milliseconds on a CPU, as that of an 8B model does on a GPU.
     "60m": {
         "hidden_size": 640,

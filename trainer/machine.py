@@ -17,8 +17,8 @@ class MachineConfig(BaseModel):
     device: str = "auto"
     """Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
     engine_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the engine's weights and cache. ``auto`` is the checkpoint's on a GPU and float32 on the CPU, even if a
-    server would take bfloat16: the loss compares the engine's logprobs with the trainer's."""
+    """Of the engine's weights and cache. ``auto`` is the checkpoint's on a GPU and float32 on a CPU, where a
+    server may take bfloat16: the loss compares the engine's logprobs with the trainer's."""
     engine_slots: int = Field(default=64, ge=1)
     """Sequences that the engine decodes in one batch."""
     threads: int | None = Field(default=None, ge=1)
