@@ -117,7 +117,14 @@ def test_rows_without_an_answer_are_dropped_and_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "read"),
-    [(0.00001, "0.00001"), (1e20, "100000000000000000000"), (2.5, "2.5"), (-3.0, "-3.0"), (7, "7"), ("1e-5", "1e-5")],
+    [
+        (0.00001, "0.00001"),
+        (1e20, "100000000000000000000"),
+        (2.5, "2.5"),
+        (-3.0, "-3.0"),
+        (7, "7"),
+        ("1e-5", "1e-5"),
+    ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_numeric_answers_are_plain_decimals(tmp_path: Path, answer: object, read: str, suffix: str) -> None:

@@ -57,7 +57,9 @@ def test_prompts_that_leave_no_room_are_left_out_and_told(tmp_path: Path) -> Non
     policy = DeferralPolicy(prompt="brief-v1", max_episode_tokens=300)
     data = load_training_set(training_config(tmp_path), CharTokenizer(), policy)
     assert (len(data.problems), data.too_long, data.without_answer) == (4, 1, 1)
-    assert str(data) == "4 problems (1 left out for their length, 1 without an answer, 0 with a bad gold answer)"
+    assert (
+        str(data) == "4 problems (1 left out for their length, 1 without an answer, 0 with a bad gold answer)"
+    )
 
 
 def test_a_model_without_the_marker_is_refused(tmp_path: Path) -> None:

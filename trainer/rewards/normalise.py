@@ -1,29 +1,32 @@
 """Normalisation of the typography of a LaTeX answer: nothing here changes what an answer means.
 
-:func:`normalise` maps the many spellings of one answer (Unicode signs, spacing commands, font commands, synonyms,
-thousands separators, sentence punctuation) to one, on which the rest of the package works.
+:func:`normalise` maps the many spellings of one answer (Unicode signs, spacing commands, font commands,
+synonyms, thousands separators, sentence punctuation) to one, on which the rest of the package works.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
 from typing import Final
 
 from trainer.rewards.units import UNIT_WORDS, find_unit
 
 _SYMBOLS: Final = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ",
+    "⋅": r"\cdot ",
     "∙": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "∓": r"\mp ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ",
     "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "∞": r"\infty ", "∅": r"\emptyset ",
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∉": r"\notin ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
     "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "°": r"^{\circ}", "º": r"^{\circ}",
     "√": r"\sqrt ", "∠": r"\angle ", "…": r"\ldots ", "⋯": r"\ldots ", "′": "'", "’": "'", "‘": "'",
-    "“": '"', "”": '"', "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ",
-    "⟩": r"\rangle ", "∣": r"\mid ", "→": r"\to ", "€": r"\euro ", "£": r"\sterling ", "¥": r"\yen ", "₹": r"\rupee ", "∖": r"\setminus ",
+    "“": '"', "”": '"', "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
+    "⟨": r"\langle ", "⟩": r"\rangle ", "∣": r"\mid ", "→": r"\to ", "€": r"\euro ", "£": r"\sterling ",
+    "¥": r"\yen ", "₹": r"\rupee ",
+    "∖": r"\setminus ",
     "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "\u2060": "", "∑": r"\sum ", "∫": r"\int ",
-    "△": r"\triangle ", "⁄": "/", "∕": "/", "％": r"\%", "∶": ":", "∧": r"\and ", "∨": r"\or ", "⊂": r"\subset ",
+    "△": r"\triangle ", "⁄": "/", "∕": "/", "％": r"\%", "∶": ":", "∧": r"\and ", "∨": r"\or ",
+    "⊂": r"\subset ",
 }  # fmt: skip
 _GREEK: Final = {
     letter: f"\\{unicodedata.name(letter).rpartition(' ')[2].lower()} "
@@ -49,16 +52,16 @@ _SYNONYMS: Final = {
     "measuredangle": "angle", "lcm": "lcm", "nmid": "nmid", "lg": "log_{10}",
 }  # fmt: skip
 _LITERAL: Final = {"<", ">", "[", "]", "|", ":", "(", ")", "^{\\circ}", "i", "d", "e", "\\%"}
-_DROPPED: Final = {
-    "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "left", "right", "mleft", "mright", "big",
-    "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "bf", "rm", "it",
-    "hfill", "middle", "mathopen", "mathclose", "cal", "sf", "tt", "boldmath", "notag", "nonumber",
-}  # fmt: skip
+_DROPPED: Final = frozenset({
+    "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "left", "right", "mleft", "mright",
+    "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr",
+    "bf", "rm", "it", "cal", "sf", "tt", "boldmath", "hfill", "mathopen", "mathclose", "notag", "nonumber",
+})  # fmt: skip
 _SPACES: Final = {"thinspace", "enspace", "space", "nobreakspace", "medspace", "thickspace"}
-FUNCTIONS: Final = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln",
-    "exp", "max", "min", "gcd", "lcm", "det", "lim",
-}  # fmt: skip
+FUNCTIONS: Final = frozenset({
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log",
+    "ln", "exp", "max", "min", "gcd", "lcm", "det", "lim",
+})  # fmt: skip
 _GREEK_NAMES: Final = {"pi", "theta", "alpha", "beta", "gamma", "delta", "lambda", "phi", "omega", "sigma"}
 _FONTS: Final = (
     "text|textbf|textit|textrm|textnormal|textsf|texttt|textup|textsc|emph|mbox|hbox|mathrm|mathbf|mathit|mathsf|"
@@ -67,7 +70,9 @@ _FONTS: Final = (
 
 _COMMAND: Final = re.compile(r"\\\\|\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
 _FONT: Final = re.compile(rf"\\({_FONTS})\*?\s*(?:\{{([^{{}}]*)\}}|(?<=\s)([0-9A-Za-z]))")
-_BOX: Final = re.compile(r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}[^{}]*)*)\}")
+_BOX: Final = re.compile(
+    r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}[^{}]*)*)\}"
+)
 _TOKEN: Final = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\.|[A-Za-z]{2,}|.", re.DOTALL)
 _GROUPED: Final = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
@@ -83,7 +88,7 @@ def normalise(latex: str) -> str:
     text = _money(text)
     text = text.replace("$", " ").replace("`", "'")
     text = re.sub(r"^\s*\*\*(.*)\*\*\s*$", r"\1", text, flags=re.DOTALL).replace("**", "^")
-    text = re.sub(r"\\[()\[\]](?![A-Za-z0-9]*pt)", _delimiter, text)
+    text = re.sub(r"\\[()\[\]]", " ", text)
     for _ in range(3):
         text, found = _BOX.subn(r" \1 ", text)
         if not found:
@@ -95,7 +100,9 @@ def normalise(latex: str) -> str:
         if not found:
             break
     text = re.sub(r"\^\s*\{?\s*\\text\{\s*(th|st|nd|rd)\s*\}\s*\}?", r"\\text{\1}", text)
-    text = re.sub(r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}", text)
+    text = re.sub(
+        r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}", text
+    )
     text = re.sub(r"(?<=\d)\s*(km|m|cm|ft|mi)\s*/\s*(s|h|hr|min|sec)(?![A-Za-z])", r"\\text{ \1/\2}", text)
     text = _words(text)
     text = _relations(text)
@@ -111,16 +118,14 @@ def strip_punctuation(text: str) -> str:
         before = text
         text = text.strip().removeprefix(r"\quad").removesuffix(r"\quad").removesuffix("\\\\").strip()
         text = re.sub(r"^([\"'])(.*)\1$", r"\2", text)
-        text = re.sub(r"(?:(?<!\\)[.,;:!?](?<!\d!)(?<!!)|\\text\{[.,;: ]*\})$", "", text) if not re.search(
-            r"[\w)}\]]!$", text
-        ) else text
+        text = (
+            re.sub(r"(?:(?<!\\)[.,;:!?](?<!\d!)(?<!!)|\\text\{[.,;: ]*\})$", "", text)
+            if not re.search(r"[\w)}\]]!$", text)
+            else text
+        )
         text = re.sub(r"^(?:[,;:=](?!=)|\\text\{[.,;: ]*\})\s*", "", text)
         if text == before:
             return text
-
-
-def _delimiter(match: re.Match[str]) -> str:
-    return " "
 
 
 def _unicode(text: str) -> str:
@@ -148,7 +153,9 @@ def _money(text: str) -> str:
 
 def _commands(text: str) -> str:
     if r"\begin" not in text:
-        text = re.sub(r"\\\\(?=(?:text|[dt]?frac|sqrt|pi|math|left|right|cdot|times|pm|infty)(?![a-z]))", r"\\", text)
+        text = re.sub(
+            r"\\\\(?=(?:text|[dt]?frac|sqrt|pi|math|left|right|cdot|times|pm|infty)(?![a-z]))", r"\\", text
+        )
     text = re.sub(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\\[A-Za-z]+|[^\s\\{}])", " ", text)
     text = re.sub(r"\\[hvmk]?(?:space|skip|kern)\*?\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
@@ -166,9 +173,17 @@ def _command(match: re.Match[str]) -> str:
     if name is None and sign is None:
         return match[0]  # the end of a row
     if name is None:
-        return {"!": "", "{": r"\{", "}": r"\}", "%": r"\%", "|": r"\|", "_": "_", "&": "&", "#": "#", "-": ""}.get(
-            sign, f" {sign}" if sign.isalnum() else " "
-        )
+        return {
+            "!": "",
+            "{": r"\{",
+            "}": r"\}",
+            "%": r"\%",
+            "|": r"\|",
+            "_": "_",
+            "&": "&",
+            "#": "#",
+            "-": "",
+        }.get(sign, f" {sign}" if sign.isalnum() else " ")
     if name in _DROPPED:
         return " "
     if name in _SPACES:
@@ -200,7 +215,10 @@ def _font(match: re.Match[str]) -> str:
         return f" {word} "
     if re.search(r"\d", word):
         return f" {word} "
-    if name in ("mathbf", "mathit", "boldsymbol", "bm", "pmb", "bold", "underline", "mathnormal") and len(word) == 1:
+    if (
+        name in ("mathbf", "mathit", "boldsymbol", "bm", "pmb", "bold", "underline", "mathnormal")
+        and len(word) == 1
+    ):
         return "{" + word + "}"
     if name in ("mathrm", "operatorname", "mathop", "mathord") and word in ("e", "i", "d"):
         return word + " "
@@ -242,7 +260,7 @@ def _words(text: str) -> str:
         if token in (r"\begin", r"\end", r"\mathbb", r"\operatorname"):
             environment = True
         elif environment:
-            environment = token != "}"
+            environment = not token.startswith("}")
         elif len(token) > 1 and token.isalpha():
             before = "".join(pieces).rstrip() if at else ""
             pieces.append(_word(token, before, "".join(tokens[at + 1 : at + 3])))
@@ -274,7 +292,11 @@ def _word(word: str, before: str, after: str) -> str:
     rendered = _text(word)
     if not rendered.startswith(r"\text"):
         return rendered
-    if before.endswith("}") and re.search(r"\\text\{[^{}]*\}$", before) and (len(word) > 2 or lower in UNIT_WORDS):
+    if (
+        before.endswith("}")
+        and re.search(r"\\text\{[^{}]*\}$", before)
+        and (len(word) > 2 or lower in UNIT_WORDS)
+    ):
         return rendered
     is_word = len(word) >= 4 and list(lower) != sorted(lower) and re.search(r"[aeiouy]", lower)
     return rendered if is_word and not before.endswith("_") and not before.endswith("_{") else word
@@ -304,7 +326,9 @@ def _modulo(match: re.Match[str]) -> str:
 def _numbers(text: str) -> str:
     text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text)
     # A space groups digits only if every group has three of them.
-    text = re.sub(r"(?<![\d.,])[1-9]\d{0,2}(?: +\d{3})+(?!\d| +\d| */)", lambda m: m[0].replace(" ", ""), text)
+    text = re.sub(
+        r"(?<![\d.,])[1-9]\d{0,2}(?: +\d{3})+(?!\d| +\d| */)", lambda m: m[0].replace(" ", ""), text
+    )
     text = _thousands(text)
     text = re.sub(r"(?<![\d.)}\w])\.(?=\d)", "0.", text)
     return re.sub(r"(?<![\w.}])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])", _scientific, text)
@@ -330,15 +354,15 @@ def _thousands(text: str) -> str:
 
 def _arguments(text: str) -> str:
     r"""Put braces around the arguments of ``\frac12``, ``\sqrt2``, ``\binom nk`` and ``x^-1``."""
-    token = r"(\\[A-Za-z]+|[0-9A-Za-z])"
+    atom = r"(\\[A-Za-z]+|[0-9A-Za-z])"
     group = r"(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})"
     text = re.sub(r"\\(frac|binom)\s+", r"\\\1 ", text)
-    text = re.sub(rf"\\(frac|binom)\s*{token}\s*{token}", r"\\\1{\2}{\3}", text)
-    text = re.sub(rf"\\(frac|binom)\s*{token}\s*(?=\{{)", r"\\\1{\2}", text)
-    text = re.sub(rf"\\(frac|binom)\s*{group}\s*{token}", r"\\\1\2{\3}", text)
+    text = re.sub(rf"\\(frac|binom)\s*{atom}\s*{atom}", r"\\\1{\2}{\3}", text)
+    text = re.sub(rf"\\(frac|binom)\s*{atom}\s*(?=\{{)", r"\\\1{\2}", text)
+    text = re.sub(rf"\\(frac|binom)\s*{group}\s*{atom}", r"\\\1\2{\3}", text)
     text = re.sub(rf"\\(frac|binom)\s*{group}\s+(?=\{{)", r"\\\1\2", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(rf"\\sqrt\s*(\[[^\[\]]*\])?\s*{token}", lambda m: rf"\sqrt{m[1] or ''}{{{m[2]}}}", text)
+    text = re.sub(rf"\\sqrt\s*(\[[^\[\]]*\])?\s*{atom}", lambda m: rf"\sqrt{m[1] or ''}{{{m[2]}}}", text)
     text = re.sub(r"\^\s*([+-]\s*(?:\d+|[A-Za-z]))", r"^{\1}", text)
     return re.sub(r"\^\s*(\\[A-Za-z]+)(?!\s*[\[{A-Za-z])", r"^{\1}", text)
 
@@ -351,6 +375,3 @@ def key(text: str) -> str:
     text = text.replace(" ", "").replace("\0", " ")
     text = re.sub(r"([_^])\{([0-9A-Za-z])\}", r"\1\2", text)
     return text.removesuffix(".")
-
-
-Normaliser = Callable[[str], str]

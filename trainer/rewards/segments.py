@@ -13,15 +13,53 @@ from trainer.rewards.units import SCALES, Unit, find_unit
 _TEXT: Final = re.compile(r"\\text\{([^{}]*)\}")
 _POWER: Final = re.compile(r"\s*\^\s*\{?\s*([23])\s*\}?")
 _QUALIFIERS: Final = frozenset(
-    "not no never except least most more less greater fewer over under below above than either between non minus "
-    "negative plus times half twice about approximately only or and least false wrong unless without multiple "
-    "multiples divides squared".split()
+    [
+        "not",
+        "no",
+        "never",
+        "except",
+        "least",
+        "most",
+        "more",
+        "less",
+        "greater",
+        "fewer",
+        "over",
+        "under",
+        "below",
+        "above",
+        "than",
+        "either",
+        "between",
+        "non",
+        "minus",
+        "negative",
+        "plus",
+        "times",
+        "half",
+        "twice",
+        "about",
+        "approximately",
+        "only",
+        "or",
+        "and",
+        "least",
+        "false",
+        "wrong",
+        "unless",
+        "without",
+        "multiple",
+        "multiples",
+        "divides",
+        "squared",
+    ]
 )
 """Words that change what a number says: an answer must have the same ones as the gold answer."""
 
 
 _OPPOSITES: Final = (
-    {"am", "pm"}, {"north", "south", "east", "west"}, {"left", "right"}, {"up", "down"}, {"clockwise", "counterclockwise"},
+    {"am", "pm"}, {"north", "south", "east", "west"}, {"left", "right"}, {"up", "down"},
+    {"clockwise", "counterclockwise"},
     {"gain", "profit", "loss"}, {"increase", "decrease"}, {"heads", "tails"}, {"even", "odd"},
 )  # fmt: skip
 """Words of which an answer may leave one out, but not say another."""
@@ -71,7 +109,11 @@ class Segments:
         total, dimension = Fraction(0), None
         for number, word in zip(self.numbers, self.after, strict=True):
             unit = find_unit(_without_joints(word))
-            if unit is None or not re.fullmatch(r"\d+(\.\d+)?", number) or dimension not in (None, unit.dimension):
+            if (
+                unit is None
+                or not re.fullmatch(r"\d+(\.\d+)?", number)
+                or dimension not in (None, unit.dimension)
+            ):
                 return None
             dimension = unit.dimension
             total += Fraction(number) * unit.factor

@@ -6,14 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-
 _CHOICE: Final = re.compile(r"(?:\\text\{)?\s*\(([A-Za-z])\)[\s.:]*+\}?+\s*+(?![-+*/^_=,!])")
 """A choice before its content: ``(B) 12``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """An answer without mathematics. ``is_text``: some of it was marked as text, not written as bare letters."""
+    """An answer without mathematics. ``is_text``: some of it was marked as text, not bare letters."""
 
     letters: str
     is_text: bool
@@ -54,4 +53,6 @@ def same_words(gold: str, answer: str) -> bool | None:
         return None
     if g.letters.islower() and (list(g.letters) == sorted(g.letters) or not re.search("[aeiou]", g.letters)):
         return None  # a product is written in alphabetical order, and needs no vowels
-    return g.letters.casefold() == a.letters.casefold() and g.letters[1:].islower() and a.letters[1:].islower()
+    return (
+        g.letters.casefold() == a.letters.casefold() and g.letters[1:].islower() and a.letters[1:].islower()
+    )

@@ -15,7 +15,12 @@ PAIRS = [("5", r"so \boxed{5.}"), ("5", r"\boxed{6}"), ("5", "no box"), (r"\frac
 
 
 def children() -> set[str]:
-    return set(Path("/proc/self/task").joinpath(str(Path("/proc/self").resolve().name), "children").read_text().split())
+    return set(
+        Path("/proc/self/task")
+        .joinpath(str(Path("/proc/self").resolve().name), "children")
+        .read_text()
+        .split()
+    )
 
 
 def test_scores_keep_the_order_of_the_pairs() -> None:
@@ -39,20 +44,30 @@ def test_deadline_must_be_positive() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, trainer.rewards; print([m for m in ('sympy', 'math_verify', 'torch', 'numpy') if m in sys.modules])"
+    heavy = "('sympy', 'math_verify', 'torch', 'numpy')"
+    code = f"import sys, trainer.rewards; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("gold", ["5", r"\frac{1}{2}", "[0,1)", "(-\\infty, 2]", r"\text{no solution}", "None", r"\emptyset", "°"])
+@pytest.mark.parametrize(
+    "gold", ["5", r"\frac{1}{2}", "[0,1)", "(-\\infty, 2]", r"\text{no solution}", "None", r"\emptyset", "°"]
+)
 def test_gold_answers_that_can_be_graded(gold: str) -> None:
     assert gold_problem(gold) is None
 
 
 @pytest.mark.parametrize(
     ("gold", "problem"),
-    [("", "empty"), (" ", "empty"), ("$$", "empty"), (")(", "empty"), ("x)(", "unbalanced"), (r"\frac{1", "unbalanced"),
-     ("The answer is found by adding all of the numbers from the first column to those in the second column and then taking half of that sum", "a text")],
-)  # fmt: skip
+    [
+        ("", "empty"),
+        (" ", "empty"),
+        ("$$", "empty"),
+        (")(", "empty"),
+        ("x)(", "unbalanced"),
+        (r"\frac{1", "unbalanced"),
+        ("The answer is found by adding " + "all of the numbers " * 10, "a text"),
+    ],
+)
 def test_gold_answers_that_can_not_be_graded(gold: str, problem: str) -> None:
     assert str(gold_problem(gold)).startswith(problem)
