@@ -54,8 +54,9 @@ _SYNONYMS: Final = {
 _LITERAL: Final = {"<", ">", "[", "]", "|", ":", "(", ")", "^{\\circ}", "i", "d", "e", "\\%"}
 _DROPPED: Final = frozenset({
     "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "left", "right", "mleft", "mright",
-    "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr",
-    "bf", "rm", "it", "cal", "sf", "tt", "boldmath", "hfill", "mathopen", "mathclose", "notag", "nonumber",
+    "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl",
+    "Biggr", "bf", "rm", "it", "cal", "sf", "tt", "boldmath", "hfill", "mathopen", "mathclose", "notag",
+    "nonumber",
 })  # fmt: skip
 _SPACES: Final = {"thinspace", "enspace", "space", "nobreakspace", "medspace", "thickspace"}
 FUNCTIONS: Final = frozenset({
