@@ -53,7 +53,7 @@ VARIANTS: dict[str, Callable[[str], str]] = {
     "full stop": lambda gold: f"{gold}.",
     "thin spaces": thin_spaces,
     "degree sign": lambda gold: re.sub(r"\^\{?\\circ\}?", "°", gold),
-    "Unicode minus": lambda gold: gold.replace("-", "−"),  # noqa: RUF001
+    "Unicode minus": lambda gold: gold.replace("-", "−"),
     "mixed number": mixed_number,
     "inequality": inequality,
 }
