@@ -1,4 +1,4 @@
-"""The reward's throughput, on gold answers against themselves and on hostile answers.
+"""Throughput of the reward: gold answers in another spelling, wrong answers, and hostile answers.
 
     python benchmarks/reward.py --benchmarks DIR --workers 2
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import platform
+import resource
 import time
 from collections import Counter
 from importlib.metadata import version
@@ -27,6 +29,11 @@ HOSTILE = (
     "(" * 200 + "1" + ")" * 200,
     "(x+y+z+w)^{300}",
 )
+
+
+def respelled(gold: str) -> str:
+    """``gold`` as a model may write it: not the same text, so that a worker has to judge it."""
+    return gold.replace(r"\frac", r"\dfrac").replace("+", " + ") + r"\,."
 
 
 async def timed(scorer: RewardScorer, name: str, pairs: list[tuple[str, str]]) -> None:
@@ -60,12 +67,18 @@ async def main() -> None:
     ]
     async with RewardScorer(workers=a.workers, deadline_s=a.deadline) as scorer:
         started = time.perf_counter()
-        await asyncio.gather(*(scorer.score(r"\boxed{1}", "1") for _ in range(2 * a.workers)))
+        await asyncio.gather(*(scorer.score(r"\boxed{1.0}", "1") for _ in range(2 * a.workers)))
         print(f"start of the workers: {time.perf_counter() - started:.2f} s")
         before = scorer.worker_pids
         await timed(scorer, "gold answers", [(gold, gold) for gold in golds])
-        await timed(scorer, "hostile answers", [(HOSTILE[i % len(HOSTILE)], "204") for i in range(a.hostile)])
+        await timed(scorer, "respelled gold answers", [(respelled(gold), gold) for gold in golds])
+        await timed(scorer, "answers of the next problem", list(itertools.pairwise(golds)))
+        if a.hostile:
+            await timed(
+                scorer, "hostile answers", [(HOSTILE[i % len(HOSTILE)], "204") for i in range(a.hostile)]
+            )
         print(f"workers lost: {len(set(before) - set(scorer.worker_pids))} of {len(before)}")
+    print(f"CPU time of the workers: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime:.1f} s")
 
 
 if __name__ == "__main__":

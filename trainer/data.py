@@ -99,8 +99,8 @@ def load_problems(
         max_prompt_tokens: problems with more are left out and counted; above 0; needs ``count_tokens``.
 
     Raises:
-        DataError: the source can't be read, holds nothing, a row does not fit, or more than 1 % of the gold answers
-            can't be graded.
+        DataError: the source can't be read, holds nothing, a row does not fit, or more than 1 % of the gold
+            answers can't be graded.
         ValueError: ``max_prompt_tokens`` below 1, or without ``count_tokens``.
     """
     if max_prompt_tokens is not None and (count_tokens is None or max_prompt_tokens < 1):

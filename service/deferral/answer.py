@@ -21,9 +21,9 @@ _SPACES: Final = ("~", "\\ ", "\\,", "\\;", "\\:", "\\!", "\\quad", "\\qquad")
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last complete ``\boxed{...}`` or ``\fbox{...}`` of ``text``, or None.
 
-    ``\boxed 5`` counts as ``\boxed{5}``. Spaces at both ends of the content, TeX's included, are removed. Of nested
-    boxes the outermost counts. A box that is never closed, or holds nothing, is not an answer. Linear in the length
-    of the text.
+    ``\boxed 5`` counts as ``\boxed{5}``. Spaces at both ends of the content, TeX's included, are removed. Of
+    nested boxes the outermost counts. A box that is never closed, or holds nothing, is not an answer.
+    Linear in the length of the text.
     """
     open_groups: list[tuple[bool, int]] = []
     answer: str | None = None

@@ -1,7 +1,7 @@
 """Rewards: whether a response's boxed answer means the same as the gold answer.
 
-:func:`score_answers` judges a batch from a script or a notebook; :class:`RewardScorer` is its asynchronous form.
-Importing this package does not import math-verify, which runs in processes of its own.
+:func:`score_answers` judges a batch from a script or a notebook; :class:`RewardScorer` is its asynchronous
+form. Importing this package does not import math-verify, which runs in processes of its own.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _PAIRS_PER_WORKER = 50
 def score_answers(
     pairs: Sequence[tuple[str, str]], *, workers: int | None = None, deadline_s: float = 5.0
 ) -> list[float]:
-    r"""Judge responses against gold answers; 1.0 for each that is correct, else 0.0, in the order of ``pairs``.
+    r"""Judge responses against gold answers: 1.0 for a correct one, else 0.0, in the order of ``pairs``.
 
-    Starts worker processes and ends them before it returns, so one call with many pairs is faster than many calls.
-    Also works where an event loop runs, as in a notebook; it blocks that loop.
+    Starts worker processes and ends them before it returns, so one call with many pairs is faster than many
+    calls. Also works where an event loop runs, as in a notebook; it blocks that loop.
 
     Args:
-        pairs: gold answer (LaTeX, without a box) and whole response, whose last ``\boxed{...}`` counts.
+        pairs: gold answer (LaTeX, without a box) and response, whose last ``\boxed{...}`` counts.
         workers: processes. Default: one for 50 pairs, up to the number of cores.
         deadline_s: CPU seconds for one answer.
 

@@ -1,7 +1,7 @@
 """Values of SymPy trees: exact fractions as long as possible, then mpmath numbers at its working precision.
 
-SymPy's own ``evalf`` and ``simplify`` are not used: they first rewrite the tree, which for hostile input takes
-minutes, and they round to zero.
+SymPy's own ``evalf`` and ``simplify`` are not used: they first rewrite the tree, which takes minutes for
+hostile input, and they round to zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from mpmath import mp
 from sympy.core.function import AppliedUndef
 
 from trainer.rewards.expression_guard import (
-    TooLarge,
+    MAX_BITS,
+    MAX_BITS_AT_POINTS,
     check_exponent,
     check_factorial,
     check_power,
@@ -30,15 +31,15 @@ _FUNCTION_NAMES: Final = frozenset("fghpquFGHPQTVSAN")
 """Letters that a bracket after them is an argument of; after other letters it is a factor."""
 
 
-class Undefined(ValueError):
+class UndefinedError(ValueError):
     """The expression has no value here: a division by zero, the logarithm of 0."""
 
 
-class Undecided(ValueError):
+class UndecidedError(ValueError):
     """The working precision does not reach to tell a sum from its largest term."""
 
 
-class Unsupported(ValueError):
+class UnsupportedError(ValueError):
     """The expression has parts without a value: unknown functions, divergent sums, sets."""
 
 
@@ -46,17 +47,17 @@ def evaluate(tree: Any, point: Mapping[str, Fraction]) -> Value:
     """The value of ``tree`` with its variables at ``point``.
 
     Raises:
-        Undefined: it has none there.
-        Undecided: the precision is too low.
-        Unsupported: a part can't be worked out.
-        expression_guard.TooLarge: a part is out of all proportion.
+        UndefinedError: it has none there.
+        UndecidedError: the precision is too low.
+        UnsupportedError: a part can't be worked out.
+        expression_guard.TooLargeError: a part is out of all proportion.
     """
     try:
         return _value(tree, dict(point))
     except (ZeroDivisionError, OverflowError, ArithmeticError) as error:
-        raise Undefined(str(error)) from error
+        raise UndefinedError(str(error)) from error
     except (TypeError, AttributeError, NotImplementedError, RecursionError) as error:
-        raise Unsupported(str(error)) from error
+        raise UnsupportedError(str(error)) from error
 
 
 def _value(tree: Any, point: dict[str, Fraction]) -> Value:
@@ -82,15 +83,15 @@ def _value(tree: Any, point: dict[str, Fraction]) -> Value:
     if isinstance(tree, (sympy.Integral, sympy.Derivative, sympy.Limit)):
         done = tree.doit()
         if done.has(sympy.Integral, sympy.Derivative, sympy.Limit):
-            raise Unsupported(str(type(tree)))
+            raise UnsupportedError(str(type(tree)))
         return _value(done, point)
     if isinstance(tree, AppliedUndef):
         return _call(tree, point)
     if tree in (sympy.nan, sympy.zoo):
-        raise Undefined("not a number")
+        raise UndefinedError("not a number")
     function = _FUNCTIONS.get(type(tree).__name__)
     if function is None:
-        raise Unsupported(type(tree).__name__)
+        raise UnsupportedError(type(tree).__name__)
     return _tidy(function(*(_value(arg, point) for arg in tree.args)))
 
 
@@ -99,7 +100,7 @@ def _symbol(name: str, point: dict[str, Fraction]) -> Value:
         return point[name]
     if name == "i":
         return mp.mpc(0, 1)
-    raise Unsupported(name)
+    raise UnsupportedError(name)
 
 
 def number(value: Value) -> Any:
@@ -116,7 +117,7 @@ def _tidy(value: Value) -> Value:
     elif isinstance(value, int):
         return Fraction(value)
     if mp.isnan(value) if not isinstance(value, Fraction) else False:
-        raise Undefined("not a number")
+        raise UndefinedError("not a number")
     return value
 
 
@@ -131,7 +132,7 @@ def _sum(terms: list[Value]) -> Value:
     largest = max(sizes)
     smallest_kept = largest * mp.mpf(10) ** (8 - mp.dps)
     if min(sizes) < smallest_kept:
-        raise Undecided("a term is lost in the sum")
+        raise UndecidedError("a term is lost in the sum")
     return mp.mpf(0) if abs(total) < smallest_kept else _tidy(total)
 
 
@@ -153,7 +154,7 @@ def _power(base_tree: Any, exponent_tree: Any, point: dict[str, Fraction]) -> Va
     base, exponent = _value(base_tree, point), _value(exponent_tree, point)
     if isinstance(base, Fraction) and isinstance(exponent, Fraction):
         if exponent.denominator == 1:
-            return _integer_power(base, exponent.numerator)
+            return _integer_power(base, exponent.numerator, MAX_BITS_AT_POINTS if point else MAX_BITS)
         root = _exact_root(abs(base), exponent)
         # The root of a negative number is real only if an odd root is written, as in \sqrt[3]{-8}.
         if base < 0 and exponent.denominator % 2 and not exponent_tree.free_symbols:
@@ -163,7 +164,7 @@ def _power(base_tree: Any, exponent_tree: Any, point: dict[str, Fraction]) -> Va
             return root
     if base == 0:
         if mp.re(number(exponent)) <= 0:
-            raise Undefined("a power of 0")
+            raise UndefinedError("a power of 0")
         return Fraction(0)
     check_exponent(exponent)
     if isinstance(exponent, Fraction) and exponent.denominator == 1:
@@ -171,12 +172,12 @@ def _power(base_tree: Any, exponent_tree: Any, point: dict[str, Fraction]) -> Va
     return _tidy(mp.power(number(base), number(exponent)))
 
 
-def _integer_power(base: Fraction, exponent: int) -> Value:
+def _integer_power(base: Fraction, exponent: int, max_bits: int) -> Value:
     if base == 0:
         if exponent <= 0:
-            raise Undefined("a power of 0")
+            raise UndefinedError("a power of 0")
         return Fraction(0)
-    if check_power(base, exponent):
+    if check_power(base, exponent, max_bits):
         return base**exponent
     check_exponent(Fraction(exponent))
     return mp.power(number(base), exponent)
@@ -195,22 +196,22 @@ def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
         parts.append(root)
     value = Fraction(*parts)
     if value == 0 and exponent < 0:
-        raise Undefined("a power of 0")
+        raise UndefinedError("a power of 0")
     return value**exponent.numerator if check_power(value or 1, exponent.numerator) else None
 
 
 def _series(tree: Any, point: dict[str, Fraction]) -> Value:
     if len(tree.limits) != 1:
-        raise Unsupported("several indices")
+        raise UnsupportedError("several indices")
     index, first, last = tree.limits[0]
     if last in (sympy.oo, sympy.S.Infinity):
         done = tree.doit()
         if done.has(sympy.Sum, sympy.Product):
-            raise Unsupported("an infinite series")
+            raise UnsupportedError("an infinite series")
         return _value(done, point)
     low, high = _value(first, point), _value(last, point)
     if not all(isinstance(v, Fraction) and v.denominator == 1 for v in (low, high)):
-        raise Undefined("a bound that is not an integer")
+        raise UndefinedError("a bound that is not an integer")
     check_range(high - low)
     terms = [
         _value(tree.function, {**point, index.name: Fraction(k)}) for k in range(int(low), int(high) + 1)
@@ -224,13 +225,13 @@ def _call(tree: Any, point: dict[str, Fraction]) -> Value:
         return _product([_symbol(name, point), _value(tree.args[0], point)])
     if str(tree) in point:
         return point[str(tree)]
-    raise Unsupported(name)
+    raise UnsupportedError(name)
 
 
 def _factorial(value: Value) -> Value:
     if isinstance(value, Fraction) and value.denominator == 1:
         if value < 0:
-            raise Undefined("a factorial of a negative number")
+            raise UndefinedError("a factorial of a negative number")
         if check_factorial(value):
             return Fraction(math.factorial(value.numerator))
     check_exponent(value)
@@ -250,7 +251,7 @@ def _binomial(top: Value, bottom: Value) -> Value:
 
 def _logarithm(value: Value, base: Value | None = None) -> Value:
     if value == 0:
-        raise Undefined("a logarithm of 0")
+        raise UndefinedError("a logarithm of 0")
     if base is None:
         return Fraction(0) if value == 1 else mp.log(number(value))
     return mp.log(number(value)) / mp.log(number(base))
@@ -280,7 +281,7 @@ def _modulo(value: Value, modulus: Value) -> Value:
 def _common(way: Callable[..., int]) -> Callable[..., Value]:
     def common(*values: Value) -> Value:
         if not all(isinstance(v, Fraction) and v.denominator == 1 for v in values):
-            raise Undefined("not integers")
+            raise UndefinedError("not integers")
         return Fraction(way(*(int(v) for v in values)))
 
     return common

@@ -9,6 +9,8 @@ from mpmath import mp
 
 MAX_BITS: Final = 8_000_000
 """Of an integer that is worked out exactly; larger powers are rounded to hundreds of digits."""
+MAX_BITS_AT_POINTS: Final = 20_000
+"""The same for expressions with variables, which are worked out at several points."""
 MAX_FACTORIAL: Final = 20_000
 """The largest number whose factorial is worked out exactly."""
 MAX_EXPONENT_BITS: Final = 200
@@ -17,27 +19,27 @@ MAX_TERMS: Final = 20_000
 """Of a sum or product over an index."""
 
 
-class TooLarge(ValueError):
+class TooLargeError(ValueError):
     """A value is out of all proportion and is not worked out."""
 
 
-def check_power(base: Fraction | int, exponent: int) -> bool:
-    """Whether ``base ** exponent`` is small enough to be worked out exactly.
+def check_power(base: Fraction | int, exponent: int, max_bits: int = MAX_BITS) -> bool:
+    """Whether ``base ** exponent`` has at most about ``max_bits``, so that it is worked out exactly.
 
     Raises:
-        TooLarge: the base itself is beyond ``MAX_BITS``.
+        TooLargeError: the base itself is beyond ``MAX_BITS``.
     """
     bits = max(abs(base.numerator), base.denominator).bit_length()
     if bits > MAX_BITS:
-        raise TooLarge(f"a number of {bits} bits")
-    return max(bits - 1, 1) * abs(exponent) <= MAX_BITS
+        raise TooLargeError(f"a number of {bits} bits")
+    return max(bits - 1, 1) * abs(exponent) <= max_bits
 
 
 def check_exponent(value: Any) -> None:
-    """Raise TooLarge if a power or a factorial with this exponent has no digits that can be known."""
+    """Raise TooLargeError if a power or a factorial with this exponent has no digits that can be known."""
     size = value.numerator.bit_length() if isinstance(value, Fraction) else mp.mag(value)
     if size not in (mp.inf, mp.ninf) and size > MAX_EXPONENT_BITS:
-        raise TooLarge(f"an exponent of {size} bits")
+        raise TooLargeError(f"an exponent of {size} bits")
 
 
 def check_factorial(value: Fraction) -> bool:
@@ -46,6 +48,6 @@ def check_factorial(value: Fraction) -> bool:
 
 
 def check_range(length: Fraction) -> None:
-    """Raise TooLarge for a sum of more than ``MAX_TERMS`` terms."""
+    """Raise TooLargeError for a sum of more than ``MAX_TERMS`` terms."""
     if length > MAX_TERMS:
-        raise TooLarge(f"a sum of {length} terms")
+        raise TooLargeError(f"a sum of {length} terms")

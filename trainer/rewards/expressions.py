@@ -1,7 +1,7 @@
 """Expressions: read with math-verify's LaTeX parser, compared by value.
 
-Two expressions are equal if their exact values are, or if they agree to hundreds of digits; with variables, if they
-do so at several points. Rounded decimals are compared by their own precision.
+Two expressions are equal if their exact values are, or if they agree to hundreds of digits; with variables,
+if they do so at several points. Rounded decimals are compared by their own precision.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from math_verify import verify
 from mpmath import mp
 
-from trainer.rewards.evaluation import Undecided, Undefined, Unsupported, Value, evaluate, number
-from trainer.rewards.expression_guard import TooLarge
+from trainer.rewards.evaluation import (
+    UndecidedError,
+    UndefinedError,
+    UnsupportedError,
+    Value,
+    evaluate,
+    number,
+)
+from trainer.rewards.expression_guard import TooLargeError
 
 _PRECISIONS: Final = (40, 250)
 """Digits: the first tells most values apart, the second confirms those that agree."""
@@ -30,11 +37,11 @@ _NOISE: Final = Fraction(1, 10**12)
 _DECIMAL: Final = re.compile(r"[+-]?\s*(\d*)\.(\d+)")
 
 
-class Unreadable(ValueError):
+class UnreadableError(ValueError):
     """The parser does not accept the text."""
 
 
-class _Reader(_Latex2Sympy):
+class _Reader(_Latex2Sympy):  # type: ignore[misc]  # it has no types
     """The parser of math-verify with exact decimals, and without products read as mixed numbers."""
 
     def parse_number(self, text: str) -> Any:
@@ -60,18 +67,16 @@ def read(latex: str) -> Any:
     """Parse normalised LaTeX of one expression, without relations and lists, into a SymPy object.
 
     Raises:
-        Unreadable: the parser does not accept it.
+        UnreadableError: the parser does not accept it.
     """
     text = _prepare(latex)
     reader = _Reader(convert_degrees=True, config=ConversionConfig(lowercase_symbols=False))
     try:
         tree = reader.parse(text)
-    except TooLarge:
-        raise
     except Exception as error:  # the parser raises bare exceptions of any class
-        raise Unreadable(latex) from error
+        raise UnreadableError(latex) from error
     if not isinstance(tree, (sympy.Basic, sympy.MatrixBase)):
-        raise Unreadable(latex)
+        raise UnreadableError(latex)
     return tree
 
 
@@ -80,7 +85,7 @@ def _prepare(text: str) -> str:
     if re.search(
         r"\d\s+\d|(?<![_{\d])\d+\}?\s*_|\d\s*'|\d\s*\\text|\\quad|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}", text
     ):
-        raise Unreadable(text)
+        raise UnreadableError(text)
     if "/" in text:
         # 1/2x is half of x, as in the sentence; the parser would divide by 2x.
         text = re.sub(r"(?<![\w}.^_])(\d+)\s*/\s*(\d+)(?![\d.!^])\s*(?=[A-Za-z\\(])", r"\\frac{\1}{\2}", text)
@@ -102,7 +107,7 @@ def _prepare(text: str) -> str:
 
 
 def _plain_letter(letter: str, text: str) -> str:
-    """Write a letter that means something else to the parser (``I`` the imaginary unit, ``dx``) as a symbol."""
+    """Write a letter that means something else to the parser (``I``, ``dx``) as a symbol."""
     if letter not in text:
         return text
     pieces = re.split(r"(\\text\{[^{}]*\}|\\[A-Za-z]+|_\{[^{}]*\}|_\w)", text)
@@ -125,8 +130,8 @@ def same_expression(gold: str, answer: str) -> bool:
     """Whether two pieces of normalised LaTeX, each of one expression, have the same value.
 
     Raises:
-        Unreadable: the parser does not accept one of them.
-        TooLarge: a value is out of all proportion.
+        UnreadableError: the parser does not accept one of them.
+        TooLargeError: a value is out of all proportion.
     """
     gold_tree, answer_tree = read(gold), read(answer)
     if gold_tree == answer_tree:
@@ -136,7 +141,7 @@ def same_expression(gold: str, answer: str) -> bool:
     try:
         if same_value(gold_tree, answer_tree):
             return True
-    except Unsupported:
+    except UnsupportedError:
         return _verified(gold_tree, answer_tree)
     if variables(gold_tree) or variables(answer_tree):
         return False
@@ -144,7 +149,7 @@ def same_expression(gold: str, answer: str) -> bool:
 
 
 def _verified(gold: Any, answer: Any) -> bool:
-    """math-verify's verdict, for what has no value at a point: matrices, unknown functions, divergent sums."""
+    """Return math-verify's verdict on what has no value at a point: matrices, divergent sums."""
     return bool(verify([gold], [answer], float_rounding=12, numeric_precision=30, timeout_seconds=None))
 
 
@@ -159,16 +164,16 @@ def same_value(gold: Any, answer: Any) -> bool:
     """Whether two trees have the same value, wherever both have one.
 
     Raises:
-        Unsupported: their values can't be worked out.
-        TooLarge: a value is out of all proportion.
+        UnsupportedError: their values can't be worked out.
+        TooLargeError: a value is out of all proportion.
     """
     names = sorted({*variables(gold), *variables(answer)})
     if not names:
         try:
             return _equal_at(gold, answer, {})
-        except Undefined:
+        except UndefinedError:
             return False
-        except TooLarge:
+        except TooLargeError:
             if _same_shape(gold, answer):
                 return True
             raise
@@ -182,7 +187,7 @@ def same_value(gold: Any, answer: Any) -> bool:
             compared += equal is not None
         if compared >= needed:
             return True
-    raise Unsupported("no point at which both have a value")
+    raise UnsupportedError("no point at which both have a value")
 
 
 def _points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
@@ -209,12 +214,18 @@ def _integer_points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
 def _equal_where_real(
     gold: Any, answer: Any, point: Mapping[str, Fraction], complex_wanted: bool
 ) -> bool | None:
-    """None where one of them is undefined or, for want of ``i`` in it, complex."""
+    """None where one of them is undefined or, unless ``complex_wanted``, not real."""
     try:
-        if not complex_wanted and not (_is_real(gold, point) and _is_real(answer, point)):
-            return None
+        with mp.workdps(_PRECISIONS[0]):
+            pair = evaluate(gold, point), evaluate(answer, point)
+            if not complex_wanted and any(isinstance(value, mp.mpc) for value in pair):
+                return None
+            if not _close(*pair, _PRECISIONS[0]):
+                return False
         return _equal_at(gold, answer, point)
-    except (Undefined, TooLarge):
+    except UndecidedError:
+        return _equal_at(gold, answer, point)
+    except (UndefinedError, TooLargeError):
         return None
 
 
@@ -222,17 +233,12 @@ def _mentions_i(tree: Any) -> bool:
     return tree.has(sympy.I) or any(symbol.name == "i" for symbol in tree.free_symbols)
 
 
-def _is_real(tree: Any, point: Mapping[str, Fraction]) -> bool:
-    with mp.workdps(_PRECISIONS[0]):
-        return not isinstance(evaluate(tree, point), mp.mpc)
-
-
 def _equal_at(gold: Any, answer: Any, point: Mapping[str, Fraction]) -> bool:
     for digits in _PRECISIONS:
         with mp.workdps(digits):
             try:
                 pair = evaluate(gold, point), evaluate(answer, point)
-            except Undecided:
+            except UndecidedError:
                 if digits == _PRECISIONS[-1]:
                     return _same_shape(gold, answer)
                 continue
@@ -244,7 +250,7 @@ def _equal_at(gold: Any, answer: Any, point: Mapping[str, Fraction]) -> bool:
 
 
 def _close(a: Value, b: Value, digits: int) -> bool:
-    a, b = (mp.mpf(v.numerator) / v.denominator if isinstance(v, Fraction) else v for v in (a, b))
+    a, b = number(a), number(b)
     if mp.isinf(a) or mp.isinf(b):
         return bool(a == b)
     return bool(abs(a - b) <= max(abs(a), abs(b)) * mp.mpf(10) ** (12 - digits))
@@ -270,7 +276,7 @@ def _same_shape(gold: Any, answer: Any) -> bool:
 def _same_part(gold: Any, answer: Any) -> bool:
     try:
         return same_value(gold, answer)
-    except (Unsupported, Undecided, TooLarge):
+    except (UnsupportedError, UndecidedError, TooLargeError):
         return bool(gold == answer)
 
 
@@ -284,11 +290,11 @@ def _same_rounded(gold: str, gold_tree: Any, answer: str, answer_tree: Any) -> b
             g, a = evaluate(gold_tree, {}), evaluate(answer_tree, {})
             if any(mp.isinf(v) for v in (g, a) if not isinstance(v, Fraction)):
                 return False
-            g, a = (mp.mpf(v.numerator) / v.denominator if isinstance(v, Fraction) else v for v in (g, a))
+            g, a = number(g), number(a)
             error = abs(g - a)
             if not g or not a:
                 return False
-            if max(gold_digits or (0, 0), answer_digits or (0, 0))[0] >= 15 and error <= abs(g) * _mpf(
+            if max(gold_digits or (0, 0), answer_digits or (0, 0))[0] >= 15 and error <= abs(g) * number(
                 _NOISE
             ):
                 return True
@@ -299,22 +305,18 @@ def _same_rounded(gold: str, gold_tree: Any, answer: str, answer_tree: Any) -> b
             if digits < _MIN_DIGITS or _terminates(exact):
                 return False
             return bool(error <= mp.mpf(10) ** -places * mp.mpf("0.5001") or error <= abs(g) * mp.mpf("1e-8"))
-    except (Unsupported, Undefined, Undecided, TooLarge):
+    except (UnsupportedError, UndefinedError, UndecidedError, TooLargeError):
         return False
 
 
-def _mpf(value: Fraction) -> Any:
-    return mp.mpf(value.numerator) / value.denominator
-
-
 def _precision(text: str) -> tuple[int, int] | None:
-    """Significant digits and places after the point of the most precise decimal in ``text``, if it has any."""
+    """Significant digits and decimal places of the most precise decimal in ``text``, or None."""
     found = [(len((whole + places).lstrip("0")), len(places)) for whole, places in _DECIMAL.findall(text)]
     return max(found) if found else None
 
 
 def _terminates(tree: Any) -> bool:
-    """True for a fraction that a decimal of a few digits writes exactly, so that no other decimal stands for it."""
+    """Whether a decimal of a few digits is the exact value, so that no other decimal stands for it."""
     value = evaluate(tree, {})
     if not isinstance(value, Fraction):
         return False
@@ -329,16 +331,16 @@ def same_ratio(gold: Any, answer: Any, *, positive: bool) -> bool:
     """Whether two trees differ by a constant factor only, so that their zeros are the same.
 
     Raises:
-        Unsupported: their values can't be worked out.
-        TooLarge: a value is out of all proportion.
+        UnsupportedError: their values can't be worked out.
+        TooLargeError: a value is out of all proportion.
     """
     names = variables(gold)
     if names != variables(answer):
         return False
     if not names:
         return False
-    for trees in ((gold, answer), tuple(_numerator(tree) for tree in (gold, answer))):
-        ratios = list(_ratios(*trees, names))
+    for trees in ((gold, answer), (_numerator(gold), _numerator(answer))):
+        ratios = list(_ratios(trees[0], trees[1], names))
         if len(ratios) >= 3 and all(_close(ratio, ratios[0], _PRECISIONS[0]) for ratio in ratios):
             return not positive or bool(mp.re(ratios[0]) > 0)
         if positive:
@@ -355,7 +357,7 @@ def _ratios(gold: Any, answer: Any, names: list[str]) -> Iterator[Any]:
         for point in (*_points(names), *_integer_points(names)):
             try:
                 g, a = number(evaluate(gold, point)), number(evaluate(answer, point))
-            except (Undefined, Undecided):
+            except (UndefinedError, UndecidedError):
                 continue
             if a and g:
                 yield g / a

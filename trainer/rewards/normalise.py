@@ -1,29 +1,32 @@
 """Normalisation of the typography of a LaTeX answer: nothing here changes what an answer means.
 
-:func:`normalise` maps the many spellings of one answer (Unicode signs, spacing commands, font commands, synonyms,
-thousands separators, sentence punctuation) to one, on which the rest of the package works.
+:func:`normalise` maps the many spellings of one answer (Unicode signs, spacing commands, font commands,
+synonyms, thousands separators, sentence punctuation) to one, on which the rest of the package works.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
 from typing import Final
 
 from trainer.rewards.units import UNIT_WORDS, find_unit
 
 _SYMBOLS: Final = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ",
+    "⋅": r"\cdot ",
     "∙": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "∓": r"\mp ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ",
     "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "∞": r"\infty ", "∅": r"\emptyset ",
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∉": r"\notin ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
     "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "°": r"^{\circ}", "º": r"^{\circ}",
     "√": r"\sqrt ", "∠": r"\angle ", "…": r"\ldots ", "⋯": r"\ldots ", "′": "'", "’": "'", "‘": "'",
-    "“": '"', "”": '"', "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ",
-    "⟩": r"\rangle ", "∣": r"\mid ", "→": r"\to ", "€": r"\euro ", "£": r"\sterling ", "¥": r"\yen ", "₹": r"\rupee ", "∖": r"\setminus ",
+    "“": '"', "”": '"', "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
+    "⟨": r"\langle ", "⟩": r"\rangle ", "∣": r"\mid ", "→": r"\to ", "€": r"\euro ", "£": r"\sterling ",
+    "¥": r"\yen ", "₹": r"\rupee ",
+    "∖": r"\setminus ",
     "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "\u2060": "", "∑": r"\sum ", "∫": r"\int ",
-    "△": r"\triangle ", "⁄": "/", "∕": "/", "％": r"\%", "∶": ":", "∧": r"\and ", "∨": r"\or ", "⊂": r"\subset ",
+    "△": r"\triangle ", "⁄": "/", "∕": "/", "％": r"\%", "∶": ":", "∧": r"\and ", "∨": r"\or ",
+    "⊂": r"\subset ",
 }  # fmt: skip
 _GREEK: Final = {
     letter: f"\\{unicodedata.name(letter).rpartition(' ')[2].lower()} "
@@ -49,16 +52,17 @@ _SYNONYMS: Final = {
     "measuredangle": "angle", "lcm": "lcm", "nmid": "nmid", "lg": "log_{10}",
 }  # fmt: skip
 _LITERAL: Final = {"<", ">", "[", "]", "|", ":", "(", ")", "^{\\circ}", "i", "d", "e", "\\%"}
-_DROPPED: Final = {
-    "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "left", "right", "mleft", "mright", "big",
-    "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "bf", "rm", "it",
-    "hfill", "middle", "mathopen", "mathclose", "cal", "sf", "tt", "boldmath", "notag", "nonumber",
-}  # fmt: skip
+_DROPPED: Final = frozenset({
+    "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "left", "right", "mleft", "mright",
+    "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl",
+    "Biggr", "bf", "rm", "it", "cal", "sf", "tt", "boldmath", "hfill", "mathopen", "mathclose", "notag",
+    "nonumber",
+})  # fmt: skip
 _SPACES: Final = {"thinspace", "enspace", "space", "nobreakspace", "medspace", "thickspace"}
-FUNCTIONS: Final = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln",
-    "exp", "max", "min", "gcd", "lcm", "det", "lim",
-}  # fmt: skip
+FUNCTIONS: Final = frozenset({
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log",
+    "ln", "exp", "max", "min", "gcd", "lcm", "det", "lim",
+})  # fmt: skip
 _GREEK_NAMES: Final = {"pi", "theta", "alpha", "beta", "gamma", "delta", "lambda", "phi", "omega", "sigma"}
 _FONTS: Final = (
     "text|textbf|textit|textrm|textnormal|textsf|texttt|textup|textsc|emph|mbox|hbox|mathrm|mathbf|mathit|mathsf|"
@@ -85,7 +89,7 @@ def normalise(latex: str) -> str:
     text = _money(text)
     text = text.replace("$", " ").replace("`", "'")
     text = re.sub(r"^\s*\*\*(.*)\*\*\s*$", r"\1", text, flags=re.DOTALL).replace("**", "^")
-    text = re.sub(r"\\[()\[\]](?![A-Za-z0-9]*pt)", _delimiter, text)
+    text = re.sub(r"\\[()\[\]]", " ", text)
     for _ in range(3):
         text, found = _BOX.subn(r" \1 ", text)
         if not found:
@@ -123,10 +127,6 @@ def strip_punctuation(text: str) -> str:
         text = re.sub(r"^(?:[,;:=](?!=)|\\text\{[.,;: ]*\})\s*", "", text)
         if text == before:
             return text
-
-
-def _delimiter(match: re.Match[str]) -> str:
-    return " "
 
 
 def _unicode(text: str) -> str:
@@ -261,7 +261,7 @@ def _words(text: str) -> str:
         if token in (r"\begin", r"\end", r"\mathbb", r"\operatorname"):
             environment = True
         elif environment:
-            environment = token != "}"
+            environment = not token.startswith("}")
         elif len(token) > 1 and token.isalpha():
             before = "".join(pieces).rstrip() if at else ""
             pieces.append(_word(token, before, "".join(tokens[at + 1 : at + 3])))
@@ -355,15 +355,15 @@ def _thousands(text: str) -> str:
 
 def _arguments(text: str) -> str:
     r"""Put braces around the arguments of ``\frac12``, ``\sqrt2``, ``\binom nk`` and ``x^-1``."""
-    token = r"(\\[A-Za-z]+|[0-9A-Za-z])"
+    atom = r"(\\[A-Za-z]+|[0-9A-Za-z])"
     group = r"(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})"
     text = re.sub(r"\\(frac|binom)\s+", r"\\\1 ", text)
-    text = re.sub(rf"\\(frac|binom)\s*{token}\s*{token}", r"\\\1{\2}{\3}", text)
-    text = re.sub(rf"\\(frac|binom)\s*{token}\s*(?=\{{)", r"\\\1{\2}", text)
-    text = re.sub(rf"\\(frac|binom)\s*{group}\s*{token}", r"\\\1\2{\3}", text)
+    text = re.sub(rf"\\(frac|binom)\s*{atom}\s*{atom}", r"\\\1{\2}{\3}", text)
+    text = re.sub(rf"\\(frac|binom)\s*{atom}\s*(?=\{{)", r"\\\1{\2}", text)
+    text = re.sub(rf"\\(frac|binom)\s*{group}\s*{atom}", r"\\\1\2{\3}", text)
     text = re.sub(rf"\\(frac|binom)\s*{group}\s+(?=\{{)", r"\\\1\2", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(rf"\\sqrt\s*(\[[^\[\]]*\])?\s*{token}", lambda m: rf"\sqrt{m[1] or ''}{{{m[2]}}}", text)
+    text = re.sub(rf"\\sqrt\s*(\[[^\[\]]*\])?\s*{atom}", lambda m: rf"\sqrt{m[1] or ''}{{{m[2]}}}", text)
     text = re.sub(r"\^\s*([+-]\s*(?:\d+|[A-Za-z]))", r"^{\1}", text)
     return re.sub(r"\^\s*(\\[A-Za-z]+)(?!\s*[\[{A-Za-z])", r"^{\1}", text)
 
@@ -376,6 +376,3 @@ def key(text: str) -> str:
     text = text.replace(" ", "").replace("\0", " ")
     text = re.sub(r"([_^])\{([0-9A-Za-z])\}", r"\1\2", text)
     return text.removesuffix(".")
-
-
-Normaliser = Callable[[str], str]

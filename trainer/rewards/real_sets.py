@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from mpmath import mp
 
-from trainer.rewards.evaluation import Undecided, Undefined, Unsupported, evaluate, number
-from trainer.rewards.expression_guard import TooLarge
-from trainer.rewards.expressions import Unreadable, read, same_expression, variables
+from trainer.rewards.evaluation import UndecidedError, UndefinedError, UnsupportedError, evaluate, number
+from trainer.rewards.expression_guard import TooLargeError
+from trainer.rewards.expressions import UnreadableError, read, same_expression, variables
 from trainer.rewards.structure import INEQUALITIES, Relation, bracketed, relation, split, strip_outer
 
 _VARIABLE: Final = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\s*\(\s*[A-Za-z]\s*\))?")
@@ -19,7 +19,7 @@ _FLIPPED: Final = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """An end of an interval: its LaTeX, its value, None for one with variables, and whether it belongs to it."""
+    """An end of an interval: LaTeX, value (None if it has variables), whether it belongs to the interval."""
 
     text: str
     value: Any
@@ -49,12 +49,12 @@ def real_set(text: str) -> RealSet | None:
         with mp.workdps(40):
             found = _parse(text)
             return RealSet(_merge(found.pieces), found.variable)
-    except (_NotASetError, Unreadable, Unsupported, Undefined, Undecided, TooLarge):
+    except (_NotASetError, UnreadableError, UnsupportedError, UndefinedError, UndecidedError, TooLargeError):
         return None
 
 
 def same_sets(gold: RealSet, answer: RealSet) -> bool | None:
-    """Whether two sets have the same intervals, and inequalities the same variable; None if bounds have variables."""
+    """Whether two sets, and the variables of inequalities, are the same; None if bounds have variables."""
     if any(bound.value is None for piece in gold.pieces + answer.pieces for bound in piece):
         return True if _same_pieces(gold, answer) else None
     return _same_pieces(gold, answer)
@@ -128,7 +128,7 @@ def _braces(inner: str, items: tuple[str, ...]) -> RealSet:
 
 
 def _conditions(text: str, conditions: list[str]) -> RealSet:
-    r"""``x > 1, x < 3``: both hold; if they can't, as of ``x < 1, x > 3``, either. ``x \ne 1, 2``: neither."""
+    r"""``x > 1, x < 3``: both hold; either, if not both can, as in ``x<1, x>3``. ``x \ne 1, 2``: neither."""
     first = relation(conditions[0])
     if first is None:
         raise _NotASetError(text)

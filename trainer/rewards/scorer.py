@@ -52,7 +52,7 @@ class Reward:
 
 
 class RewardScorer:
-    """Judge of answers in several processes. An async context manager; workers start when they are first needed.
+    """Judge of answers in several processes. An async context manager; workers start when first needed.
 
     Args:
         workers: processes; the number of cores if not given. Each holds about 100 MB.

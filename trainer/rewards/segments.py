@@ -12,16 +12,18 @@ from trainer.rewards.units import SCALES, Unit, find_unit
 
 _TEXT: Final = re.compile(r"\\text\{([^{}]*)\}")
 _POWER: Final = re.compile(r"\s*\^\s*\{?\s*([23])\s*\}?")
-_QUALIFIERS: Final = frozenset(
-    "not no never except least most more less greater fewer over under below above than either between non minus "
-    "negative plus times half twice about approximately only or and least false wrong unless without multiple "
-    "multiples divides squared".split()
-)
+_QUALIFIERS: Final = frozenset({
+    "not", "no", "never", "except", "least", "most", "more", "less", "greater", "fewer", "over", "under",
+    "below", "above", "than", "either", "between", "non", "minus", "negative", "plus", "times", "half",
+    "twice", "about", "approximately", "only", "or", "and", "false", "wrong", "unless", "without",
+    "multiple", "multiples", "divides", "squared",
+})  # fmt: skip
 """Words that change what a number says: an answer must have the same ones as the gold answer."""
 
 
 _OPPOSITES: Final = (
-    {"am", "pm"}, {"north", "south", "east", "west"}, {"left", "right"}, {"up", "down"}, {"clockwise", "counterclockwise"},
+    {"am", "pm"}, {"north", "south", "east", "west"}, {"left", "right"}, {"up", "down"},
+    {"clockwise", "counterclockwise"},
     {"gain", "profit", "loss"}, {"increase", "decrease"}, {"heads", "tails"}, {"even", "odd"},
 )  # fmt: skip
 """Words of which an answer may leave one out, but not say another."""

@@ -85,7 +85,7 @@ def bracketed(text: str) -> Bracketed | None:
             token in _CLOSING or token.startswith(r"\end{")
         )
         if depth == 0:
-            if match.end() != len(text) or token == "}":
+            if match.end() != len(text) or token not in (")", "]", r"\}", r"\rangle"):
                 return None
             inner = text[len(opening) : match.start()].strip()
             names = {r"\langle": "(", r"\rangle": ")"}
@@ -119,7 +119,7 @@ def _closes_at_end(text: str) -> bool:
 
 
 def elements(text: str) -> list[str]:
-    r"""The elements of a list without brackets, each ``\pm`` written out as two. Conditions on the domain are left out."""
+    r"""The elements of a list without brackets, each ``\pm`` as two elements; no conditions on domains."""
     parts = split(text, LIST_SEPARATORS)
     if len(parts) > 1:
         domains = [part for part in parts if re.search(r"\\in\s*(?:\\mathbb\{[ZNQRC]\})", part)]
@@ -157,6 +157,12 @@ def named_list(parts: list[str]) -> tuple[str, list[str]] | None:
     return name, rest
 
 
+def is_equation(text: str) -> bool:
+    """Whether ``text`` is a relation with an equals sign at its top level."""
+    found = relation(text)
+    return found is not None and "=" in found.operators
+
+
 def matrix_rows(text: str) -> list[list[str]] | None:
     """The cells of a text that is one matrix environment, with or without brackets around it, or None."""
     match = re.fullmatch(
@@ -175,8 +181,8 @@ def is_balanced(text: str) -> bool:
     """Whether every bracket of ``text`` is closed. Half-open intervals may mix ``(`` and ``]``."""
     braces = brackets = 0
     for token in re.findall(r"\\.|.", text, re.DOTALL):
-        braces += (token == "{") - (token == "}")
-        brackets += (token in "([") - (token in ")]")
+        braces += {"{": 1, "}": -1}.get(token, 0)
+        brackets += {"(": 1, "[": 1, ")": -1, "]": -1}.get(token, 0)
         if braces < 0 or (brackets < 0 and not text.lstrip().startswith("]")):
             return False
     return braces == 0 and (brackets == 0 or text.lstrip().startswith("]"))

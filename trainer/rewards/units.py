@@ -77,8 +77,8 @@ def _table() -> dict[str, Unit]:
 _UNITS: Final = _table()
 UNIT_WORDS: Final = frozenset(word for word in _UNITS if len(word) > 1) | {
     "pounds", "pound", "square", "squared", "cubic", "cubed", "per", "sq", "cu", "people", "students", "ways",
-    "points", "coins", "apples", "men", "women", "boys", "girls", "th", "st", "nd", "rd", "am", "pm", "rupees",
-    "rs", "mol", "kw", "mw", "hz", "khz", "mhz", "ohms",
+    "points", "coins", "apples", "men", "women", "boys", "girls", "th", "st", "nd", "rd", "am", "pm",
+    "rupees", "rs", "mol", "kw", "mw", "hz", "khz", "mhz", "ohms",
 }  # fmt: skip
 """Words that are units or annotations if they stand after a number. Single letters are variables."""
 
@@ -88,7 +88,7 @@ SCALES: Final = {
 
 
 def find_unit(words: str) -> Unit | None:
-    r"""Return the unit that ``words`` spell, such as ``cm^2``, ``square feet`` or ``miles per hour``, or None."""
+    r"""Return the unit that ``words`` spell, such as ``cm^2`` or ``miles per hour``, or None."""
     text = words.casefold().replace("{", "").replace("}", "").replace(".", " ").replace("~", " ").strip()
     top, *below = re.split(r"\bper\b|/", text)
     if len(below) > 1:

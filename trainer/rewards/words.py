@@ -6,14 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-
 _CHOICE: Final = re.compile(r"(?:\\text\{)?\s*\(([A-Za-z])\)[\s.:]*+\}?+\s*+(?![-+*/^_=,!])")
 """A choice before its content: ``(B) 12``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """An answer without mathematics. ``is_text``: some of it was marked as text, not written as bare letters."""
+    """An answer without mathematics. ``is_text``: some of it was marked as text, not bare letters."""
 
     letters: str
     is_text: bool

@@ -1,9 +1,9 @@
 """A process that judges answers, one at a time: ``python -m trainer.rewards.worker``.
 
-It reads requests and writes verdicts, one JSON object a line. Each answer is judged in a child process, forked with
-everything imported. A child without a verdict by the deadline is killed, and the next is forked in milliseconds. The
-worker itself could not be interrupted: computer algebra spends its time in C, where Python's signal handlers don't
-run.
+It reads requests and writes verdicts, one JSON object a line. Each answer is judged in a child process,
+forked with everything imported. A child without a verdict by the deadline is killed, and the next is forked
+in milliseconds. The worker itself could not be interrupted: computer algebra spends its time in C, where
+Python's signal handlers don't run.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from trainer.rewards.evaluation import evaluate
 from trainer.rewards.expression_guard import (
     MAX_BITS,
     MAX_FACTORIAL,
-    TooLarge,
+    TooLargeError,
     check_exponent,
     check_factorial,
     check_power,
@@ -50,7 +50,7 @@ def test_large_values_are_exact_up_to_a_limit(latex: str, exact: bool) -> None:
     ],
 )
 def test_values_out_of_all_proportion_are_refused(latex: str) -> None:
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLargeError):
         evaluate(read(latex), {})
     assert judge("5", latex) == "refused"
     assert judge(latex, latex) == "correct"
@@ -74,12 +74,12 @@ def test_limits() -> None:
     assert check_power(2, MAX_BITS)
     assert not check_power(2, MAX_BITS + 1)
     assert check_power(Fraction(1, 2), -MAX_BITS)
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLargeError):
         check_power(1 << (MAX_BITS + 1), 1)
     assert check_factorial(Fraction(MAX_FACTORIAL))
     assert not check_factorial(Fraction(MAX_FACTORIAL + 1))
     check_exponent(Fraction(10**60))
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLargeError):
         check_exponent(Fraction(10**61))
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLargeError):
         check_range(Fraction(10**6))

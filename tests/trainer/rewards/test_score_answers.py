@@ -44,7 +44,8 @@ def test_deadline_must_be_positive() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, trainer.rewards; print([m for m in ('sympy', 'math_verify', 'torch', 'numpy') if m in sys.modules])"
+    heavy = "('sympy', 'math_verify', 'torch', 'numpy')"
+    code = f"import sys, trainer.rewards; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -58,8 +59,15 @@ def test_gold_answers_that_can_be_graded(gold: str) -> None:
 
 @pytest.mark.parametrize(
     ("gold", "problem"),
-    [("", "empty"), (" ", "empty"), ("$$", "empty"), (")(", "empty"), ("x)(", "unbalanced"), (r"\frac{1", "unbalanced"),
-     ("The answer is found by adding all of the numbers from the first column to those in the second column and then taking half of that sum", "a text")],
-)  # fmt: skip
+    [
+        ("", "empty"),
+        (" ", "empty"),
+        ("$$", "empty"),
+        (")(", "empty"),
+        ("x)(", "unbalanced"),
+        (r"\frac{1", "unbalanced"),
+        ("The answer is found by adding " + "all of the numbers " * 10, "a text"),
+    ],
+)
 def test_gold_answers_that_can_not_be_graded(gold: str, problem: str) -> None:
     assert str(gold_problem(gold)).startswith(problem)

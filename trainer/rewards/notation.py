@@ -1,0 +1,105 @@
+"""Notation that the expression parser does not know: times, other bases, mixed numbers, names of values."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from trainer.rewards.structure import bracketed, matrix_rows, relation
+
+_CLOCK: Final = re.compile(
+    r"(\d{1,2})(?:\s*:\s*(\d{2})(?:\s*:\s*(\d{2}))?)?\s*(?:\\text\{\s*([ap])\s*\.?\s*m\s*\.?\s*\}|"
+    r"([ap])\s*\.\s*m\s*\.?)?",
+    re.IGNORECASE,
+)
+_BASED: Final = re.compile(
+    r"(-?)\s*\(?\s*\{?\s*(?:\\text\{)?([0-9A-Za-z.]+)\}?\s*\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{)?(\d+|[a-z]+)\s*\}?\s*\}?"
+)
+_BASE_NAMES: Final = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+    "twelve": 12, "sixteen": 16,
+}  # fmt: skip
+
+
+def time_of_day(text: str) -> tuple[tuple[int, int, int], str] | None:
+    """Hour, minute and second of a time of day, and ``a`` or ``p``; None for what is not one."""
+    match = _CLOCK.fullmatch(text)
+    half = (match[4] or match[5] or "").casefold() if match else ""
+    if match is None or not (match[2] or half) or int(match[1]) > 24 or int(match[2] or 0) > 59:
+        return None
+    return (int(match[1]), int(match[2] or 0), int(match[3] or 0)), half
+
+
+def based_number(text: str) -> tuple[str, int] | None:
+    match = _BASED.fullmatch(text)
+    if match is None:
+        return None
+    base = int(match[3]) if match[3].isdigit() else _BASE_NAMES.get(match[3], 0)
+    digits = match[2].upper()
+    if not 2 <= base <= 36 or not (
+        digits.isdigit() or (base > 10 and any(d.isdigit() for d in digits)) or "text" in text
+    ):
+        return None
+    return match[1] + digits, base
+
+
+def expand_mixed_numbers(text: str) -> str:
+    r"""``2\frac{1}{2}`` and ``2 1/2`` as a sum. Not after ``^``, ``_`` or a letter, where it is a product."""
+    simple = r"\\frac\{(\d+)\}\{(\d+)\}"
+    text = re.sub(rf"(?<![\w^_.{{}}\])\\])(\d+)\s*{simple}(?!\s*[\^!])", r"{(\1+\\frac{\2}{\3})}", text)
+    return re.sub(r"(?<![\w^_.{}\])\\/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.^!])", r"{(\1+\\frac{\2}{\3})}", text)
+
+
+def is_name(text: str) -> bool:
+    r"""Whether ``text`` names a quantity, as ``x``, ``f(3)``, ``P(A)`` and ``\angle ABC`` do."""
+    pair = bracketed(text)
+    if pair is not None and len(pair.items) > 1:
+        return all(map(is_name, pair.items))
+    rows = matrix_rows(text)
+    if rows is not None:
+        return all(is_name(cell) for row in rows for cell in row)
+    bare = re.sub(r"_\{[^{}]*\}|_\w|\\text\{[^{}]*\}|'+|\^\{\*\}", "", text).replace(" ", "")
+    if not bare:
+        return bool(text.strip())
+    if re.fullmatch(r"\\frac\{d[A-Za-z]?\}\{d[A-Za-z]\}", bare):
+        return True
+    if re.fullmatch(
+        r"m?\\(?:angle|triangle|overline|widehat|vec|hat|bar|tilde|arc|overrightarrow)\{?[A-Za-z]+\}?", bare
+    ):
+        return True
+    if re.fullmatch(r"\|?[A-Z]{1,4}\|?|\[[A-Z]{3,6}\]|\|\\?[A-Za-z]+\||\\(?!pi$|infty$)[a-zA-Z]+", bare):
+        return True
+    return bool(re.fullmatch(r"[A-Za-z](?:\([^()]*\))?", bare)) and bare not in ("e", "i")
+
+
+def right_side(text: str) -> str:
+    found = relation(text)
+    if found is not None and found.operators in (("=",), (r"\in",)) and is_name(found.operands[0]):
+        return found.operands[1]
+    return text
+
+
+def named_values(parts: list[str]) -> list[str] | None:
+    """The values of ``x=1, y=2`` in the order of the names."""
+    found = [relation(part) for part in parts]
+    pairs = [r.operands for r in found if r is not None and r.operators == ("=",)]
+    if len(pairs) != len(parts) or not all(
+        re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?", name) for name, _ in pairs
+    ):
+        return None
+    return [value for _, value in sorted(pairs)]
+
+
+def vector(text: str) -> list[list[str]] | None:
+    pair = bracketed(text)
+    if pair is None or pair.opening == r"\{" or len(pair.items) < 2:
+        return None
+    return [list(pair.items)]
+
+
+def rows_as_list(text: str) -> str:
+    """A system of equations is the list of its rows."""
+    if not re.search(r"\\begin\{(?:cases|aligned|align|array)", text):
+        return text
+    rows = matrix_rows(text.removeprefix(r"\{").strip())
+    return ", ".join(" ".join(row) for row in rows) if rows and all(len(row) == 1 for row in rows) else text

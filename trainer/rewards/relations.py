@@ -1,0 +1,116 @@
+"""Equations, inequalities and other relations between expressions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+
+from trainer.rewards.evaluation import UndecidedError, UndefinedError, UnsupportedError, evaluate, number
+from trainer.rewards.expression_guard import TooLargeError
+from trainer.rewards.expressions import UnreadableError, read, same_ratio, variables
+from trainer.rewards.normalise import key
+from trainer.rewards.notation import expand_mixed_numbers, is_name
+from trainer.rewards.structure import INEQUALITIES, Relation, relation
+
+Same = Callable[[str, str], bool]
+
+
+def same_relation(gold: str, answer: str, same: Same) -> bool | None:
+    """Compare answers of which one is a relation; None if neither is. ``same`` compares their operands."""
+    g, a = relation(gold), relation(answer)
+    if g is None and a is None:
+        return None
+    if all(r is None or set(r.operators) <= {"=", r"\approx"} for r in (g, a)):
+        return _equations(gold, g, answer, a, same)
+    if g is None or a is None:
+        return False
+    if len(g.operators) == len(a.operators) == 1 and {*g.operators, *a.operators} <= INEQUALITIES:
+        return _inequalities(g, a)
+    return g.operators == a.operators and _all_same(g.operands, a.operands, same)
+
+
+def _equations(gold: str, g: Relation | None, answer: str, a: Relation | None, same: Same) -> bool:
+    if g is not None and a is not None:
+        if len(g.operands) == len(a.operands) == 2 and _same_equation(g, a, same):
+            return True
+        if not (is_name(g.operands[0]) and is_name(a.operands[0])):
+            return False
+        names = {key(g.operands[0]), key(a.operands[0])}
+        if len(names) > 1 and not ("y" in names and any(re.fullmatch(r"\w\(x\)", name) for name in names)):
+            return False
+        return _chain(g.operands[-1], g, a, same)
+    if a is not None:
+        return _chain(gold, None, a, same)
+    assert g is not None  # noqa: S101 - for the type checker
+    if not is_name(g.operands[0]):
+        return False
+    return any(same(value, answer) for value in _values(g))
+
+
+def _chain(gold: str, gold_chain: Relation | None, chain: Relation, same: Same) -> bool:
+    r"""Whether ``2 + 3 = 5`` or ``x = \frac{1}{3} \approx 0.33`` says ``gold``: no part may contradict."""
+    golds = _values(gold_chain) if gold_chain is not None else [gold]
+    values = [operand for operand in chain.operands if operand]
+    first = values[0]
+    if len(values) > 1 and (is_name(first) or not _is_number(first)):
+        values = values[1:] if not any(same(g, first) for g in golds) or is_name(first) else values
+    if r"\approx" not in chain.operators:
+        return any(all(same(g, value) for value in values) for g in golds)
+    return any(same(g, v) for g in golds for v in values) and _roughly_equal(values)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return not variables(read(re.sub(r"\\%|\^\{\\circ\}|\\text\{[^{}]*\}", "", text)))
+    except (UnreadableError, TooLargeError):
+        return False
+
+
+def _roughly_equal(values: list[str]) -> bool:
+    try:
+        numbers = [complex(number(evaluate(read(value), {}))) for value in values]
+    except (UnreadableError, UndefinedError, UndecidedError, UnsupportedError, TooLargeError, OverflowError):
+        return False
+    return all(abs(n - numbers[0]) <= 0.02 * abs(numbers[0]) for n in numbers)
+
+
+def _same_equation(gold: Relation, answer: Relation, same: Same) -> bool:
+    try:
+        return same_ratio(*(_difference(r) for r in (gold, answer)), positive=False)
+    except (UnreadableError, UnsupportedError, TooLargeError):
+        return _all_same(gold.operands, answer.operands, same)
+
+
+def _inequalities(gold: Relation, answer: Relation) -> bool:
+    differences, strict = [], []
+    for r in (gold, answer):
+        operator = r.operators[0]
+        flipped = Relation(r.operands[::-1], ("",)) if operator in (">", r"\ge") else r
+        try:
+            differences.append(_difference(flipped))
+        except UnreadableError:
+            return False
+        strict.append(operator in "<>")
+    try:
+        return strict[0] == strict[1] and same_ratio(*differences, positive=True)
+    except (UnsupportedError, TooLargeError):
+        return False
+
+
+def _all_same(gold: Sequence[str], answer: Sequence[str], same: Same) -> bool:
+    return len(gold) == len(answer) and all(map(same, gold, answer))
+
+
+def _values(chain: Relation) -> list[str]:
+    r"""The values that an assignment gives its name: the last, and those that it is approximately."""
+    if r"\approx" in chain.operators:
+        return [operand for operand in chain.operands[1:] if operand] or [chain.operands[0]]
+    return [chain.operands[-1]]
+
+
+def _difference(r: Relation) -> Any:
+    left, right = (read(expand_mixed_numbers(operand)) for operand in r.operands)
+    return sympy.Add(left, sympy.Mul(-1, right, evaluate=False), evaluate=False)
