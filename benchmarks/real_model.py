@@ -61,7 +61,10 @@ class Server:
             if self._model is None:
                 self._model = (await self._http.get("/v1/models")).json()["data"][0]["id"]
             body = {**GREEDY, "model": self._model, "messages": list(messages), **fields}
-            reply = await self._http.post("/v1/chat/completions", json=body)
+            try:
+                reply = await self._http.post("/v1/chat/completions", json=body)
+            except httpx.TransportError as error:
+                raise SystemExit(f"the server did not answer ({error!r}); rerun to resume") from None
             if reply.is_error:
                 raise SystemExit(f"the server answered {reply.status_code}: {reply.text[:500]}")
             result: dict[str, Any] = reply.json()

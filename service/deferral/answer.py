@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-BOX: Final = "\\boxed{"
 _BRACE: Final = re.compile(
     r"""
     \\(?:boxed|fbox)\s*\{                                        # a box
