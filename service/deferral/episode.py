@@ -230,6 +230,8 @@ class Episode:
         comes before the observation, as given tokens.
         An observation that does not fit the budget is not appended, and the episode ends.
         """
+        if result is not None and result.status == "sandbox_error":
+            self._ran_by_server.clear()  # nothing ran, and the variables are lost: the model may try again
         output = NOTHING_PENDING if result is None else result_text(result, self.policy)
         ids = observation_ids(output, self._tokenizer, self.policy)
         if (

@@ -293,6 +293,14 @@ def test_a_block_that_ran_is_not_run_again_by_the_server() -> None:
     assert episode.outcome is Outcome.ANSWER
 
 
+def test_a_block_that_the_sandbox_lost_may_be_run_again() -> None:
+    episode = make(unflushed="run", answer="any", mode="immediate")
+    assert write(episode, COMPUTE) is not None
+    lost = ExecutionResult("", "", "sandbox_error", wall_seconds=0.0, waited_seconds=0.0)
+    episode.observe(lost, requested_by="server")
+    assert write(episode, COMPUTE) is not None
+
+
 def test_without_boxed_answers_a_box_ends_nothing() -> None:
     episode = make(unflushed="run", answer="any")
     flush = write(episode, f"{COMPUTE}\nThis prints \\boxed{{7}}{EOS}")
