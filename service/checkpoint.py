@@ -27,8 +27,8 @@ def quickstart() -> Path:
 
 
 DEMO_NOTICE: Final = (
-    "This is the demo model: 2 million parameters, trained on a few kinds of number problems and on nothing "
-    "else. Its replies to other questions mean nothing. For a real model: ih-grpo serve --model Qwen/Qwen3-4B"
+    "This is the demo model: 2 million parameters that do arithmetic by running Python and nothing else. "
+    "For a real model: ih-grpo serve --model Qwen/Qwen3-4B"
 )
 """What a server says of the quickstart checkpoint, wherever somebody may take it for more than it is."""
 DEMO_WITHOUT_DEFERRAL: Final = (
