@@ -92,8 +92,9 @@ def warm_start(
 ) -> None:
     """Train a small Qwen3 from nothing on written-down episodes of the deferred protocol.
 
-    The model learns to copy numbers from a problem into Python, to delay blocks, to run them with the execute
-    marker and to read what comes back. Takes about 20 minutes on 2 idle cores, and no network.
+    The model learns to copy numbers from a question into Python, to delay blocks, to run them with the
+    execute marker, to read what comes back, and to say what it is if it can't answer. Takes about 10 minutes
+    on 2 idle cores, and no network.
 
     \b
       ih-grpo train warm-start
@@ -123,11 +124,16 @@ def quickstart_eval(
         bool, typer.Option("--garbage", help="Replace the digits of all output by random ones.")
     ] = False,
     family: Annotated[list[str] | None, typer.Option(help="Only this family; may be repeated.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="JSON Lines with question, answer, earlier: ask these instead.")
+    ] = None,
     failures: Annotated[int, typer.Option(help="Show the text of so many failures.")] = 0,
     sandbox_image: Annotated[str, typer.Option(help="Image of the containers.")] = "ih-grpo-sandbox:latest",
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes, and containers, at once.")] = 8,
 ) -> None:
     """Measure a warm-started checkpoint on problems that it never saw, in real containers.
+
+    With --questions, ask the questions of a file instead. A row without an answer expects the honest reply.
 
     Needs Docker and the sandbox image: `make setup` brings both.
     """
@@ -139,7 +145,16 @@ def quickstart_eval(
     from service.sandbox.base import Sandbox, SandboxError
     from service.sandbox.docker import DockerSandbox
     from service.sandbox.docker_settings import DockerSandboxSettings
-    from trainer.quickstart.evaluate import GarbageSandbox, Verdict, evaluate, print_verdicts
+    from trainer.quickstart.evaluate import (
+        GarbageSandbox,
+        Reply,
+        Verdict,
+        ask,
+        evaluate,
+        load_questions,
+        print_replies,
+        print_verdicts,
+    )
     from trainer.quickstart.problems import FAMILIES
     from trainer.quickstart.traces import held_out_problems
 
@@ -157,27 +172,45 @@ def quickstart_eval(
             max_containers=2 * concurrency,
         )
     )
-    drawn = list(held_out_problems(seed, problems, tuple(family or ())))
+    played: list[Verdict | Reply] = []
     try:
+        asked = load_questions(questions) if questions else []
+        drawn = [] if questions else list(held_out_problems(seed, problems, tuple(family or ())))
         with _console.status("starting") as status:
-            played: list[Verdict] = []
 
-            def listen(verdict: Verdict) -> None:
-                played.append(verdict)
-                solved = sum(verdict.solved for verdict in played)
-                status.update(f"{len(played)} of {problems} played, {solved} solved")
+            def listen(result: Verdict | Reply) -> None:
+                played.append(result)
+                solved = sum(one.right if isinstance(one, Reply) else one.solved for one in played)
+                status.update(f"{len(played)} of {len(asked or drawn)} played, {solved} solved")
 
-            verdicts = asyncio.run(
-                evaluate(
-                    model,
-                    drawn,
-                    GarbageSandbox(sandbox) if garbage else sandbox,
-                    temperature=temperature,
-                    seed=seed,
-                    concurrency=concurrency,
-                    listen=listen,
+            used = GarbageSandbox(sandbox) if garbage else sandbox
+            if asked:
+                replies = asyncio.run(
+                    ask(
+                        model,
+                        asked,
+                        used,
+                        temperature=temperature,
+                        seed=seed,
+                        concurrency=concurrency,
+                        listen=listen,
+                    )
                 )
-            )
-    except (EngineError, SandboxError) as error:
+            else:
+                verdicts = asyncio.run(
+                    evaluate(
+                        model,
+                        drawn,
+                        used,
+                        temperature=temperature,
+                        seed=seed,
+                        concurrency=concurrency,
+                        listen=listen,
+                    )
+                )
+    except (EngineError, SandboxError, OSError, ValueError) as error:
         refuse(str(error))
-    print_verdicts(verdicts, Console(), failures=failures)
+    if asked:
+        print_replies(replies, Console(), failures=failures)
+    else:
+        print_verdicts(verdicts, Console(), failures=failures)

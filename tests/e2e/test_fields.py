@@ -23,7 +23,7 @@ def test_a_stop_string_ends_the_episode_wherever_the_tokens_cut_it(client: opena
     text = whole.choices[0].message.content
     sampled = "".join(item.token for item in whole.choices[0].logprobs.content)
     assert sampled == text.replace(observation(whole), "")
-    answer = text[text.rindex("So the answer") :]
+    answer = text.rpartition("</tool_call>\n")[2]
     for stop in (answer[3:9], answer[:20], "```<tool_call>", "print("):
         stopped = ask(client, stop=[stop, "never written"])
         [choice] = stopped.choices

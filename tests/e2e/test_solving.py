@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import Problem
 from trainer.quickstart.traces import held_out_problems
 
@@ -119,6 +120,16 @@ async def test_twenty_episodes_at_once_do_not_mix(async_client: openai.AsyncOpen
         assert not outputs & (answers - {str(problem.answer)})
         assert {tool["status"] for tool in completion.choices[0].message.executed_tools} == {"ok"}
     assert sum(map(solved, problems, completions)) >= 16
+
+
+def test_an_ordinary_sentence_gets_the_honest_reply(client: openai.OpenAI) -> None:
+    completion: Any = client.chat.completions.create(
+        model="quickstart", messages=[{"role": "user", "content": "hello"}], temperature=0
+    )
+    [choice] = completion.choices
+    assert choice.message.content == HONEST_REPLY
+    assert choice.finish_reason == "stop"
+    assert not choice.message.executed_tools
 
 
 def test_errors_are_openais(client: openai.OpenAI) -> None:

@@ -26,16 +26,19 @@ class WarmStartConfig(BaseModel):
     """Decides the weights at the start and every trace."""
     model: Path | None = None
     """Checkpoint to go on from, with its tokenizer and sizes. Default: random weights of the sizes below."""
-    steps: int = Field(default=4000, ge=1)
+    steps: int = Field(default=1400, ge=1)
     """Optimiser steps, drill included. Fewer make a weaker model: see ``learning_steps``."""
     learning_steps: int | None = Field(default=None, ge=1)
     """Steps that the learning rate is planned for; default ``steps``. For a weak model stop before them."""
-    drill_steps: int = Field(default=400, ge=0)
+    drill_steps: int = Field(default=150, ge=0)
     """First steps, on random tokens written three times: the model learns to copy before it speaks."""
-    batch_size: int = Field(default=16, ge=1)
-    """Traces a step."""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """Of AdamW, at its highest: after the warm-up, and until half of the steps are done; then down to 0."""
+    batches_per_step: int = Field(default=4, ge=1)
+    """Batches of a step, each on a thread of its own."""
+    batch_tokens: int = Field(default=1440, ge=16, multiple_of=16)
+    """Tokens of a batch, padding included. With many divisors little is padded."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Of Muon and AdamW, at its highest: after the warm-up and until half of the steps are done; then it
+    falls to 0."""
     warmup_steps: int = Field(default=100, ge=0)
     """Steps of linear warm-up."""
     weight_decay: float = Field(default=0.05, ge=0)
@@ -46,11 +49,18 @@ class WarmStartConfig(BaseModel):
     immediate_share: float = Field(default=0.0, ge=0, le=1)
     """Share of traces that run every block at once. Above 0 the model writes both ways, so that a later stage
     has a choice to learn."""
-    detour_share: float = Field(default=0.06, ge=0, le=1)
+    detour_share: float = Field(default=0.05, ge=0, le=1)
     """Share of traces with an output that the code does not explain: a failed sandbox, nothing at all."""
     slip_share: float = Field(default=0.0, ge=0, le=1)
     """Share of traces that end with a wrong answer: an operand miscopied, a value made up, an output misread.
     A model taught with them errs as often, which a later stage can unlearn."""
+
+    natural_share: float = Field(default=0.55, ge=0, le=1)
+    """Share of everyday questions in free wordings; the rest are the families of larger problems."""
+    ordinary_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of texts that are not arithmetic, which get the honest reply."""
+    earlier_share: float = Field(default=0.15, ge=0, le=1)
+    """Share of traces with earlier turns in the conversation."""
 
     hidden_size: int = Field(default=192, ge=8)
     """Width."""
@@ -62,11 +72,11 @@ class WarmStartConfig(BaseModel):
     """Width of a head."""
     intermediate_size: int = Field(default=512, ge=8)
     """Width of the MLP."""
-    words: int = Field(default=700, ge=1)
+    words: int = Field(default=1000, ge=1)
     """Merges of the tokenizer, beside the 1,110 pieces of numbers."""
 
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads. Default: torch's choice."""
+    """CPU threads; more than ``batches_per_step`` are not used. Default: one a core."""
     measure_every: int = Field(default=100, ge=1)
     """Steps between measurements of held-out copy accuracy."""
     save_every: int = Field(default=250, ge=1)
@@ -82,6 +92,9 @@ class WarmStartConfig(BaseModel):
             immediate_share=self.immediate_share,
             detour_share=self.detour_share,
             slip_share=self.slip_share,
+            natural_share=self.natural_share,
+            ordinary_share=self.ordinary_share,
+            earlier_share=self.earlier_share,
         )
 
     def learning_rate_at(self, step: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from trainer.quickstart.traces import Style, Trace
 IGNORED = -100
 """Label of a token that is not learned."""
 STRIDE = 16
-"""Lengths are padded to a multiple of this: the CPU's kernels are compiled, and kept, for each shape anew."""
-POOL = 32
-"""Batches that are sorted by length together."""
+"""Lengths are padded to a multiple of this."""
+POOL = 1024
+"""Traces that are sorted by length together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,13 @@ class Example:
 
 
 def prompt_ids(problem: Problem, tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
-    """The prompt as it is served: one user turn, thinking off."""
+    """The prompt as it is served: the instruction in the last user turn only, thinking off."""
+    messages = [{"role": "system", "content": problem.system}] if problem.system else []
+    for question, reply in problem.earlier:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    question = instruct(problem.text, prompt) if problem.has_instruction else problem.text
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": instruct(problem.text, prompt)}],
+        [*messages, {"role": "user", "content": question}],
         add_generation_prompt=True,
         enable_thinking=False,
         tokenize=False,
@@ -71,19 +76,32 @@ def encode_trace(trace: Trace, tokenizer: PreTrainedTokenizerFast, prompt: str) 
     return Example([*ids, tokenizer.eos_token_id], [*learned, True])
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(ids, labels)``, int64 [batch, time], padded on the right; `IGNORED` where nothing is learned.
+def collate(
+    examples: Sequence[Example], pad_id: int, *, rows: int | None = None, length: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(ids, labels)``, int64 [rows, length], padded on the right and below; `IGNORED` where nothing is
+    learned.
 
     No attention mask is needed: attention is causal and what follows the end is never learned.
+
+    Args:
+        rows: Default: as many as there are examples.
+        length: Default: that of the longest example, rounded up to a multiple of `STRIDE`.
     """
-    longest = math.ceil(max(len(example.ids) for example in examples) / STRIDE) * STRIDE
-    ids = torch.full((len(examples), longest), pad_id)
-    labels = torch.full((len(examples), longest), IGNORED)
+    if length is None:
+        length = math.ceil(max(len(example.ids) for example in examples) / STRIDE) * STRIDE
+    ids = torch.full((rows or len(examples), length), pad_id)
+    labels = torch.full_like(ids, IGNORED)
     for row, example in enumerate(examples):
-        length = len(example.ids)
-        ids[row, :length] = torch.tensor(example.ids)
-        labels[row, :length] = ids[row, :length].where(torch.tensor(example.learned), torch.tensor(IGNORED))
+        end = len(example.ids)
+        ids[row, :end] = torch.tensor(example.ids)
+        labels[row, :end] = ids[row, :end].where(torch.tensor(example.learned), torch.tensor(IGNORED))
     return ids, labels
+
+
+def lengths(batch_tokens: int) -> list[int]:
+    """Lengths that a batch of exactly ``batch_tokens`` tokens can have, in ascending order."""
+    return [n for n in range(STRIDE, batch_tokens + 1, STRIDE) if batch_tokens % n == 0]
 
 
 def batches(
@@ -92,24 +110,39 @@ def batches(
     seed: int,
     style: Style,
     policy: DeferralPolicy,
-    size: int,
+    tokens: int,
     start: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches from number ``start`` on, of traces of like length. The same for the same arguments.
+    """Endless batches from number ``start`` on, of traces of similar length. The same for the same arguments.
 
-    Traces are drawn in pools of ``POOL`` batches and sorted by length within them, so that little is padded.
+    Every batch has exactly ``tokens`` tokens, padding included: on a CPU, kernels are compiled for each
+    shape, and so the matrices of all layers have the same one.
     """
-    pool = start // POOL
-    while True:
-        first = pool * POOL * size
+    number = 0
+    for pool in itertools.count():
         examples = [
-            encode_trace(training_trace(seed, first + i, style, policy.marker), tokenizer, policy.prompt)
-            for i in range(POOL * size)
+            encode_trace(training_trace(seed, i, style, policy.marker), tokenizer, policy.prompt)
+            for i in range(pool * POOL, (pool + 1) * POOL)
         ]
-        examples.sort(key=lambda example: len(example.ids))
-        order = list(range(POOL))
-        Random(f"order {seed} {pool}").shuffle(order)  # noqa: S311
-        skipped = start - pool * POOL if pool == start // POOL else 0
-        for number in order[skipped:]:
-            yield collate(examples[number * size : (number + 1) * size], tokenizer.pad_token_id)
-        pool += 1
+        groups = grouped(examples, tokens)
+        Random(f"order {seed} {pool}").shuffle(groups)
+        for length, group in groups:
+            if number >= start:
+                yield collate(group, tokenizer.pad_token_id, rows=tokens // length, length=length)
+            number += 1
+
+
+def grouped(examples: Sequence[Example], tokens: int) -> list[tuple[int, list[Example]]]:
+    """Batches of ``examples``, sorted by length, each with the length that it is padded to.
+
+    An example that is longer than a batch is left out.
+    """
+    waiting = sorted(examples, key=lambda example: len(example.ids))
+    groups = []
+    while waiting:
+        length = next((n for n in lengths(tokens) if n >= len(waiting[-1].ids)), None)
+        rows = 1 if length is None else tokens // length
+        if length is not None:
+            groups.append((length, waiting[-rows:]))
+        del waiting[-rows:]
+    return groups

@@ -2,20 +2,88 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from random import Random
 
-from trainer.quickstart.problems import HARD
+from trainer.quickstart.conversation import (
+    follow_up,
+    ordinary_exchange,
+    short_reply,
+    system_message,
+    without_code,
+)
+from trainer.quickstart.ordinary import ordinary
+from trainer.quickstart.phrasing import dress
+from trainer.quickstart.problems import HARD, Problem
+from trainer.quickstart.problems.natural import natural_question
 from trainer.quickstart.slips import write_slip
-from trainer.quickstart.traces import Style, Trace, draw_problem, write_trace
+from trainer.quickstart.traces import Style, Trace, as_content, draw_problem, write_trace
+
+_PLAIN = Style(detour_share=0)
 
 
 def training_trace(seed: int, index: int, style: Style, marker: str) -> Trace:
-    """Trace number ``index`` of ``seed``: each can be made alone, so a run that is resumed goes on exactly.
+    """Return trace number ``index`` of ``seed``. Each is made alone, so a resumed run continues exactly."""
+    rng = Random(f"training {seed} {index}")
+    if style.slip_share > 0 and rng.random() < style.slip_share:
+        return write_slip(_family_problem(rng, held_out=False), rng, style, marker)
+    return write_trace(training_problem(rng, style, marker, held_out=False), rng, style, marker)
 
-    A quarter more of them are of the families that are hard to learn.
-    """
-    rng = Random(f"training {seed} {index}")  # noqa: S311
+
+def training_problem(rng: Random, style: Style, marker: str, *, held_out: bool) -> Problem:
+    """A problem of any kind, from one side of the split, with earlier turns for a share of them."""
+    earlier: tuple[tuple[str, str], ...] = ()
+    last = ""
+    if rng.random() < style.earlier_share:
+        earlier, last = _earlier_turns(rng, marker)
+    kind = rng.random()
+    while True:
+        if last and rng.random() < 0.5:
+            problem = follow_up(rng, last, ())
+        elif kind < style.ordinary_share:
+            problem = without_code(rng) if rng.random() < 0.12 else ordinary(rng)
+        elif kind < style.ordinary_share + style.natural_share:
+            problem = natural_question(rng)
+        else:
+            problem = _family_problem(rng, held_out=held_out)
+            if style.natural_share > 0 and rng.random() < 0.3:
+                text = _separated(problem.text, rng).rstrip("?.")
+                return replace(problem, text=dress(text, rng), earlier=earlier)
+        if problem.held_out == held_out:
+            break
+    system = system_message(rng) if style.earlier_share > 0 and rng.random() < 0.06 else ""
+    return replace(problem, earlier=earlier, system=system)
+
+
+def _family_problem(rng: Random, *, held_out: bool) -> Problem:
+    """A quarter more of them are of the families that are hard to learn."""
     families = HARD if rng.random() < 0.25 else ()
-    problem = draw_problem(rng, held_out=False, families=families)
-    slips = style.slip_share > 0 and rng.random() < style.slip_share
-    return (write_slip if slips else write_trace)(problem, rng, style, marker)
+    return draw_problem(rng, held_out=held_out, families=families)
+
+
+def _separated(text: str, rng: Random) -> str:
+    """``text``, at times with thousands separators in its numbers."""
+    if rng.random() < 0.6:
+        return text
+    return re.sub(r"\d{4,}", lambda match: f"{int(match[0]):,}", text)
+
+
+def _earlier_turns(rng: Random, marker: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """One or two exchanges, and the answer of the last one if it is a number."""
+    turns: list[tuple[str, str]] = []
+    last = ""
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        if rng.random() < 0.25:
+            turns.append(ordinary_exchange(rng))
+            last = ""
+            continue
+        problem = natural_question(rng) if rng.random() < 0.85 else draw_problem(rng, held_out=False)
+        if rng.random() < 0.3:
+            reply = short_reply(problem.boxed, rng)
+        else:
+            reply = as_content(write_trace(problem, rng, _PLAIN, marker))
+        turns.append((problem.text, reply))
+        last = problem.boxed
+    is_number = re.fullmatch(r"-?\d{1,15}(\.\d{1,10})?", last) is not None
+    return tuple(turns), last if is_number else ""

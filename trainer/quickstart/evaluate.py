@@ -5,10 +5,13 @@ With garbage in place of what the sandbox says, a model that uses its tool solve
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from service.engines.base import Sampling
 from service.engines.settings import EngineSettings
 from service.engines.transformers import TransformersEngine
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
+from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import Problem
 from trainer.rollout import LocalPlayer, RolloutSettings, Sample, rollout, sample_seed
 
@@ -35,11 +39,54 @@ class Verdict:
     @property
     def solved(self) -> bool:
         """The episode ended with the answer in a box, written as the plain number."""
-        return not self.sample.outcome.is_void and self.sample.answer == str(self.problem.answer)
+        return not self.sample.outcome.is_void and self.sample.answer == self.problem.boxed
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question as a person asks it, and the answer to find in the box."""
+
+    text: str
+    answer: str | None = None
+    """None for an ordinary text, which gets the honest reply."""
+    earlier: tuple[str, ...] = ()
+    """Questions before it in the same conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The reply to a question."""
+
+    question: Question
+    sample: Sample
+
+    @property
+    def right(self) -> bool:
+        """The boxed answer is right; for an ordinary text: the reply is the honest one and no code ran."""
+        if self.question.answer is None:
+            return self.sample.text.removesuffix("<|im_end|>") == HONEST_REPLY and not self.sample.tools
+        return self.sample.answer == self.question.answer
+
+
+def load_questions(path: Path) -> list[Question]:
+    """Questions of a JSON Lines file with ``question`` and, optionally, ``answer`` and ``earlier`` in a row.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: a row is not such an object.
+    """
+    questions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            questions.append(Question(row["question"], row.get("answer"), tuple(row.get("earlier", ()))))
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}, line {number}: not a question: {error!r}") from None
+    return questions
 
 
 class GarbageSession:
-    """A session whose output has every digit replaced by a random one: the same shape, no information."""
+    """A session whose output is wrong in every digit and truth value: the same shape, no information."""
 
     def __init__(self, inner: Session, rng: random.Random) -> None:
         self._inner = inner
@@ -50,7 +97,11 @@ class GarbageSession:
 
     async def flush(self) -> ExecutionResult:
         result = await self._inner.flush()
-        return replace(result, stdout=re.sub(r"\d", lambda _: self._rng.choice("0123456789"), result.stdout))
+        return replace(result, stdout=re.sub(r"\d|True|False", self._other, result.stdout))
+
+    def _other(self, match: re.Match[str]) -> str:
+        choices = ("True", "False") if match[0].isalpha() else tuple("0123456789")
+        return self._rng.choice([choice for choice in choices if choice != match[0]])
 
     async def close(self) -> None:
         await self._inner.close()
@@ -61,7 +112,7 @@ class GarbageSandbox:
 
     def __init__(self, inner: Sandbox, seed: int = 0) -> None:
         self._inner = inner
-        self._rng = random.Random(seed)  # noqa: S311
+        self._rng = random.Random(seed)
 
     async def start(self) -> None:
         await self._inner.start()
@@ -100,27 +151,80 @@ async def evaluate(
         EngineError: the checkpoint can't be loaded.
         SandboxError: the sandbox can't be started.
     """
-    engine = TransformersEngine(EngineSettings(model=str(model), max_slots=concurrency))
-    sampling = Sampling(temperature=temperature)
-    policy = policy or DeferralPolicy.load(model)
-    backend = Backend(engine, sandbox, policy, sampling)
-    prompts = [
-        backend.render([{"role": "user", "content": problem.text}], deferral=True) for problem in problems
-    ]
-    settings = RolloutSettings(policy=policy, sampling=sampling, group_size=1, max_concurrent=concurrency)
-    seeds = [[sample_seed(seed, index)] for index in range(len(problems))]
     verdicts: list[Verdict] = []
-    await engine.start()
-    try:
-        await sandbox.start()
-        player = LocalPlayer(engine, sandbox, settings)
+    async with _playing(model, sandbox, policy, temperature, concurrency) as (backend, player, settings):
+        prompts = [
+            backend.render([{"role": "user", "content": problem.text}], deferral=True) for problem in problems
+        ]
+        seeds = [[sample_seed(seed, index)] for index in range(len(problems))]
         async for (sample,) in rollout(prompts, player, settings, seeds=seeds):
             verdicts.append(Verdict(problems[len(verdicts)], sample))
             listen(verdicts[-1])
+    return verdicts
+
+
+async def ask(
+    model: Path,
+    questions: Sequence[Question],
+    sandbox: Sandbox,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    concurrency: int = 8,
+    listen: Callable[[Reply], None] = lambda _: None,
+) -> list[Reply]:
+    """Ask every question once; earlier ones of a conversation first, with the model's own replies.
+
+    Args and errors are those of `evaluate`.
+    """
+    async with _playing(model, sandbox, None, temperature, concurrency) as (backend, player, _):
+        slots = asyncio.Semaphore(concurrency)
+
+        async def reply(index: int, question: Question) -> Reply:
+            messages: list[dict[str, object]] = []
+            async with slots:
+                for turn, text in enumerate((*question.earlier, question.text)):
+                    messages.append({"role": "user", "content": text})
+                    prompt = backend.render(messages, deferral=True)
+                    sample = await player.play(
+                        prompt, seed=sample_seed(seed, index, turn), episode_id=f"q{index}-{turn}"
+                    )
+                    messages.append({"role": "assistant", "content": sample.text.removesuffix("<|im_end|>")})
+            made = Reply(question, sample)
+            listen(made)
+            return made
+
+        return list(await asyncio.gather(*(reply(i, question) for i, question in enumerate(questions))))
+
+
+@asynccontextmanager
+async def _playing(
+    model: Path, sandbox: Sandbox, policy: DeferralPolicy | None, temperature: float, concurrency: int
+) -> AsyncGenerator[tuple[Backend, LocalPlayer, RolloutSettings]]:
+    """A started engine and sandbox."""
+    engine = TransformersEngine(EngineSettings(model=str(model), max_slots=concurrency))
+    sampling = Sampling(temperature=temperature)
+    policy = policy or DeferralPolicy.load(model)
+    settings = RolloutSettings(policy=policy, sampling=sampling, group_size=1, max_concurrent=concurrency)
+    await engine.start()
+    try:
+        await sandbox.start()
+        yield Backend(engine, sandbox, policy, sampling), LocalPlayer(engine, sandbox, settings), settings
     finally:
         await sandbox.stop()
         await engine.stop()
-    return verdicts
+
+
+def print_replies(replies: Sequence[Reply], console: Console, *, failures: int = 0) -> None:
+    """How many are right, the delay rate, and the text of the first ``failures`` failures."""
+    right = sum(reply.right for reply in replies)
+    executed = sum(reply.sample.executed for reply in replies)
+    delayed = sum(reply.sample.delayed for reply in replies)
+    console.print(f"{right} of {len(replies)} right; {delayed} of {executed} executed blocks were delayed")
+    for reply in [reply for reply in replies if not reply.right][:failures]:
+        console.rule(f"expected: {reply.question.answer or 'the honest reply'}")
+        turns = (*reply.question.earlier, reply.question.text)
+        console.print("\n".join([*turns, reply.sample.text]), markup=False, highlight=False)
 
 
 def print_verdicts(verdicts: Sequence[Verdict], console: Console, *, failures: int = 0) -> None:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from trainer.quickstart.config import WarmStartConfig
+from trainer.quickstart.data import IGNORED
 
 CONTEXT = 2048
 """Positions of the model, in tokens."""
@@ -49,6 +51,28 @@ def build_model(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast) -> 
     return model
 
 
+HEAD_ROWS = 256
+"""Positions that the head works on are padded to a multiple of this: kernels are compiled for each shape."""
+
+
+def next_token_loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy over the labels that are not `IGNORED`.
+
+    ``ids`` and ``labels`` are int64 [batch, time].
+
+    Only positions that are learned go through the head. Runs in bfloat16; the weights stay in float32.
+    """
+    targets = labels[:, 1:].flatten()
+    [places] = torch.where(targets != IGNORED)
+    padding = -len(places) % HEAD_ROWS
+    targets = F.pad(targets[places], (0, padding), value=IGNORED)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        chosen = hidden[:, :-1].flatten(0, 1)[F.pad(places, (0, padding))]
+        logits = model.lm_head(chosen)
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED)
+
+
 def next_token_logits(model: Qwen3ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     """Logits for ``ids[:, 1:]``, float32 [batch, time - 1, vocab]; ``ids`` is int64 [batch, time].
 
@@ -77,6 +101,7 @@ def copy_accuracy(
         wrong = (next_token_logits(model, ids).argmax(-1) != targets) & is_number
         right += int(is_number.sum() - wrong.sum())
         total += int(is_number.sum())
-        whole += int((~wrong.any(1)).sum())
-        rows += len(ids)
+        is_trace = (targets != IGNORED).any(1)  # the others are padding
+        whole += int((~wrong.any(1) & is_trace).sum())
+        rows += int(is_trace.sum())
     return right / total, whole / rows

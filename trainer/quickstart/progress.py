@@ -38,7 +38,8 @@ def describe(config: WarmStartConfig, out: Path, console: Console) -> None:
     parameters = model.num_parameters()
     console.print(
         f"{parameters:,} parameters ({parameters * 4 / 1e6:.1f} MB), vocabulary {len(tokenizer)}\n"
-        f"{config.steps} steps of {config.batch_size} traces, {config.drill_steps} of them a copying drill\n"
+        f"{config.steps} steps of {config.batches_per_step} x {config.batch_tokens} tokens, "
+        f"{config.drill_steps} of them a copying drill\n"
         f"a trace is {sum(lengths) / len(lengths):.0f} tokens, the longest of 200 is {max(lengths)}\n"
         f"the checkpoint goes to {out}",
         highlight=False,

@@ -55,7 +55,7 @@ def unread(trace: Trace, rng: Random, marker: str) -> Trace:
     """The last flush is left out and its value made up."""
     *before, asked, _, said = trace.segments
     written = asked.text.removesuffix(marker) + "\n"
-    low = 10 ** (len(str(abs(trace.problem.answer))) - 1)
+    low = 10 ** (len(trace.problem.boxed.removeprefix("-")) - 1)
     closing = trace.problem.closing.format(f"\\boxed{{{rng.randrange(low, 10 * low)}}}")
     return replace(trace, segments=(*before, replace(asked, text=written), replace(said, text=closing)))
 

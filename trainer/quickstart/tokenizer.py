@@ -1,7 +1,7 @@
 """A small byte-level BPE tokenizer with Qwen3's special tokens and chat format.
 
-Numbers are cut from the left into pieces of up to three digits, each one token: a piece is told from others
-at a glance, which makes copying a number, the skill that all else hangs on, easier than digit by digit.
+Numbers are cut from the right into pieces of up to three digits, each one token: a whole piece is easier to
+copy than digit by digit, and the pieces of ``1,234,567`` are those of ``1234567``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VISIBLE: Final = (
     "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
 
-_PIECES: Final = r"\p{N}{1,3}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PIECES: Final = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHAT_TEMPLATE: Final = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
 
@@ -40,7 +40,7 @@ def build_tokenizer(texts: Iterable[str], *, words: int = 700, digits: int = 3) 
     """
     pieces = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES.replace("{1,3}", f"{{1,{digits}}}")), behavior="isolated"),
+            pre_tokenizers.Split(Regex(_PIECES.replace("3}", f"{digits}}}")), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

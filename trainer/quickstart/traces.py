@@ -55,6 +55,12 @@ class Style:
     """Share of traces with an output that the code does not explain."""
     slip_share: float = 0.0
     """Share of traces that end with a wrong answer."""
+    natural_share: float = 0.0
+    """Share of everyday questions; the rest are the families of `FAMILIES`."""
+    ordinary_share: float = 0.0
+    """Share of texts that are not arithmetic, which get the honest reply."""
+    earlier_share: float = 0.0
+    """Share of traces with earlier turns in the conversation."""
 
 
 Detour = Literal["none", "strange", "hopeless", "silent", "nothing pending"]
@@ -115,6 +121,8 @@ def write_trace(problem: Problem, rng: Random, style: Style, marker: str) -> Tra
     Raises:
         AssertionError: the plan does not lead to the answer.
     """
+    if not problem.plan:
+        return Trace(problem, (Segment(problem.closing, "written"),))
     plan = styled_plan(problem, rng, style)
     detour: Detour = "none"
     if rng.random() < style.detour_share:
@@ -136,8 +144,18 @@ def write_trace(problem: Problem, rng: Random, style: Style, marker: str) -> Tra
             output = writer.step(block, marker) or output
     if output != str(problem.answer):
         raise AssertionError(f"{problem.family}: the plan gives {output}, the answer is {problem.answer}")
-    writer.say(problem.closing.format(f"\\boxed{{{output}}}"))
+    writer.say(problem.closing.format(f"\\boxed{{{problem.boxed}}}"))
     return Trace(problem, tuple(writer.segments))
+
+
+def as_content(trace: Trace) -> str:
+    """The episode as a server returns it, and as a client sends it back in the next request."""
+    return "".join(
+        f"\nCode execution result: {segment.text}\n</tool_call>\n"
+        if segment.source == "observed"
+        else segment.text
+        for segment in trace.segments
+    )
 
 
 def styled_plan(problem: Problem, rng: Random, style: Style) -> tuple[Block, ...]:
@@ -190,5 +208,5 @@ def draw_problem(rng: Random, *, held_out: bool, families: tuple[str, ...] = ())
 def held_out_problems(seed: int, count: int, families: tuple[str, ...] = ()) -> Iterator[Problem]:
     """The ``count`` held-out problems of ``seed``."""
     for index in range(count):
-        rng = Random(f"held-out {seed} {index}")  # noqa: S311
+        rng = Random(f"held-out {seed} {index}")
         yield draw_problem(rng, held_out=True, families=families)

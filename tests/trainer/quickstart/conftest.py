@@ -14,7 +14,8 @@ def tiny() -> WarmStartConfig:
     return WarmStartConfig(
         steps=6,
         drill_steps=2,
-        batch_size=2,
+        batches_per_step=2,
+        batch_tokens=960,
         warmup_steps=1,
         hidden_size=16,
         layers=1,

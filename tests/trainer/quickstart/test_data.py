@@ -8,8 +8,17 @@ from transformers import PreTrainedTokenizerFast
 
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
-from trainer.quickstart.data import IGNORED, POOL, Example, batches, collate, encode_trace
-from trainer.quickstart.problems import FAMILIES
+from trainer.quickstart.data import (
+    IGNORED,
+    Example,
+    batches,
+    collate,
+    encode_trace,
+    grouped,
+    lengths,
+    prompt_ids,
+)
+from trainer.quickstart.problems import FAMILIES, Problem
 from trainer.quickstart.traces import Style, write_trace
 
 POLICY = DeferralPolicy(prompt="brief-v1")
@@ -37,11 +46,48 @@ def test_collate_pads_with_what_is_not_learned() -> None:
     assert (labels[:, 3:] == IGNORED).all()
 
 
-def test_batches_go_on_from_any_number(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_collate_fills_a_given_shape() -> None:
+    ids, labels = collate([Example([5, 6], [False, True])], pad_id=0, rows=3, length=32)
+    assert ids.shape == labels.shape == (3, 32)
+    assert ids[1:].sum() == 0
+    assert (labels[1:] == IGNORED).all()
+
+
+def test_instruction_stands_in_the_last_user_turn_only(tokenizer: PreTrainedTokenizerFast) -> None:
+    problem = Problem("p", "and 2+3?", 5, (), "", earlier=(("1+1", "It is 2."),), system="Be brief.")
+    assert tokenizer.decode(prompt_ids(problem, tokenizer, "brief-v1")) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1<|im_end|>\n"
+        "<|im_start|>assistant\nIt is 2.<|im_end|>\n"
+        f"<|im_start|>user\n{instruct('and 2+3?', 'brief-v1')}<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+
+
+def test_request_without_code_has_no_instruction(tokenizer: PreTrainedTokenizerFast) -> None:
+    problem = Problem("p", "2+3?", "", (), "", has_instruction=False)
+    text = tokenizer.decode(prompt_ids(problem, tokenizer, "brief-v1"))
+    assert text.startswith("<|im_start|>user\n2+3?<|im_end|>")
+
+
+def test_groups_hold_every_example_that_fits() -> None:
+    examples = [Example([1] * n, [True] * n) for n in (3, 16, 17, 100, 480, 481)]
+    groups = grouped(examples, 480)
+    placed = sorted(len(example.ids) for _, group in groups for example in group)
+    assert placed == [3, 16, 17, 100, 480], "481 tokens are more than a batch"
+    for length, group in groups:
+        assert length in lengths(480)
+        assert len(group) <= 480 // length
+        assert all(len(example.ids) <= length for example in group)
+
+
+def test_batches_have_the_stated_tokens_and_resume_from_any_number(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     def stream(start: int) -> list[torch.Tensor]:
-        made = batches(tokenizer, seed=1, style=Style(), policy=POLICY, size=2, start=start)
-        return [ids for ids, _ in itertools.islice(made, 2 * POOL - start)]
+        made = batches(tokenizer, seed=1, style=Style(), policy=POLICY, tokens=1440, start=start)
+        return [ids for ids, _ in itertools.islice(made, 20 - start)]
 
     whole = stream(0)
-    for start in (1, POOL - 1, POOL, POOL + 3):
+    assert {ids.numel() for ids in whole} == {1440}
+    for start in (1, 19):
         assert all(torch.equal(a, b) for a, b in zip(whole[start:], stream(start), strict=True))

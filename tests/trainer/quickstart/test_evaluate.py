@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,7 +13,18 @@ from service.deferral.episode import Outcome
 from service.sandbox.base import ExecutionResult, SessionLimits
 from tests.support.scripted import ScriptedSandbox, printed
 from trainer.quickstart.config import WarmStartConfig
-from trainer.quickstart.evaluate import GarbageSandbox, Verdict, evaluate, print_verdicts
+from trainer.quickstart.evaluate import (
+    GarbageSandbox,
+    Question,
+    Reply,
+    Verdict,
+    ask,
+    evaluate,
+    load_questions,
+    print_replies,
+    print_verdicts,
+)
+from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import held_out_problems
 from trainer.quickstart.warm_start import warm_start
@@ -45,7 +57,7 @@ def test_solved_means_the_right_number_in_a_box() -> None:
 
 async def test_garbage_keeps_the_shape_and_nothing_else() -> None:
     error = ExecutionResult("", "ValueError: 12", "error", wall_seconds=0, waited_seconds=0)
-    results = {"a": printed("x = -1234567890\n"), "b": error}
+    results = {"a": printed("x = -1234567890\n"), "b": error, "c": printed("True\n")}
     sandbox = GarbageSandbox(ScriptedSandbox(lambda blocks: results[blocks[0]]), seed=1)
     await sandbox.start()
     assert await sandbox.ready()
@@ -55,8 +67,11 @@ async def test_garbage_keeps_the_shape_and_nothing_else() -> None:
     assert stdout != "x = -1234567890\n"
     assert len(stdout) == len("x = -1234567890\n")
     assert stdout.startswith("x = -")
+    assert all(a != b for a, b in zip(stdout[5:-1], "1234567890", strict=True))
     await session.invoke("b")
     assert await session.flush() == error
+    await session.invoke("c")
+    assert (await session.flush()).stdout == "False\n"
     await session.close()
     await sandbox.stop()
 
@@ -81,3 +96,38 @@ def test_table(failures: int) -> None:
     print_verdicts([right, verdict("7")], Console(file=out, width=100), failures=failures)
     assert "50.0%" in out.getvalue()
     assert ("the text" in out.getvalue()) == bool(failures)
+
+
+def test_reply_is_right_with_the_answer_or_the_honest_sentence() -> None:
+    boxed = verdict("5").sample
+    honest = replace(boxed, text=HONEST_REPLY + "<|im_end|>", answer=None, outcome=Outcome.VOID)
+    assert Reply(Question("2+3", "5"), boxed).right
+    assert not Reply(Question("2+4", "6"), boxed).right
+    assert not Reply(Question("2+3", "5"), honest).right
+    assert Reply(Question("hi"), honest).right
+    assert not Reply(Question("hi"), boxed).right
+
+
+def test_questions_are_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "2+3", "answer": "5", "earlier": ["1+1"]}\n{"question": "hi"}\n')
+    assert load_questions(path) == [Question("2+3", "5", ("1+1",)), Question("hi")]
+    path.write_text('{"answer": "5"}\n')
+    with pytest.raises(ValueError, match="line 1: not a question"):
+        load_questions(path)
+
+
+def test_conversation_is_asked_turn_by_turn(tiny: WarmStartConfig, tmp_path: Path) -> None:
+    warm_start(tiny.model_copy(update={"steps": 1}), tmp_path, lambda _: None)
+    questions = [Question("2+3", "5"), Question("add 1", "6", ("2+3",))]
+    heard: list[Reply] = []
+    sandbox = ScriptedSandbox(lambda _: printed("1"))
+    replies = asyncio.run(ask(tmp_path, questions, sandbox, concurrency=2, listen=heard.append))
+    assert [reply.question for reply in replies] == questions
+    assert sorted(heard, key=str) == sorted(replies, key=str)
+    first, second = (reply.sample.prompt_ids for reply in replies)
+    assert len(second) > len(first)
+    out = io.StringIO()
+    print_replies(replies, Console(file=out, width=100), failures=2)
+    assert "0 of 2 right" in out.getvalue()
+    assert "add 1" in out.getvalue()

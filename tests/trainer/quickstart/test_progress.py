@@ -20,7 +20,7 @@ def test_overrides_keep_the_schedule(tmp_path: Path) -> None:
 def test_describe_trains_nothing(tiny: WarmStartConfig, tmp_path: Path) -> None:
     out = io.StringIO()
     describe(tiny, tmp_path / "out", Console(file=out, width=100))
-    assert "6 steps of 2 traces" in out.getvalue()
+    assert "6 steps of 2 x 960 tokens" in out.getvalue()
     assert "```<tool_call>" in out.getvalue()
     assert not (tmp_path / "out").exists()
 

@@ -33,10 +33,11 @@ def test_special_tokens_are_single(tokenizer: PreTrainedTokenizerFast, name: str
 
 @given(number=st.integers(min_value=0, max_value=10**15))
 @settings(max_examples=100)
-def test_numbers_are_cut_from_the_left_in_threes(tokenizer: PreTrainedTokenizerFast, number: int) -> None:
+def test_numbers_are_cut_from_the_right_in_threes(tokenizer: PreTrainedTokenizerFast, number: int) -> None:
     digits = str(number)
-    expected = [digits[i : i + 3] for i in range(0, len(digits), 3)]
+    expected = f"{number:,}".split(",")
     assert tokenizer.tokenize(digits) == expected
+    assert [piece for piece in tokenizer.tokenize(f"{number:,}") if piece != ","] == expected
 
 
 @given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=60))

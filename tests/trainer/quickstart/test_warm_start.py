@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from service.deferral.policy import DeferralPolicy
 from trainer.quickstart.config import RecipeError, WarmStartConfig
-from trainer.quickstart.warm_start import Report, warm_start
+from trainer.quickstart.data import IGNORED
+from trainer.quickstart.model import build_model, next_token_loss
+from trainer.quickstart.warm_start import Report, Workers, warm_start
 
 
 class CrashError(Exception):
@@ -75,10 +77,27 @@ def test_what_is_no_directory_is_told_before_the_training(tiny: WarmStartConfig,
         warm_start(tiny, tmp_path / "file", lambda _: pytest.fail("it trains"))
 
 
+def test_gradients_of_several_threads_are_those_of_all_batches_together(
+    tiny: WarmStartConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = build_model(tiny, tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 200, (3, 8), generator=generator)
+    labels = ids.clone()
+    labels[0, :6] = IGNORED
+    next_token_loss(model, ids, labels).backward()  # type: ignore[no-untyped-call]
+    whole = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    loss = Workers(2).backward(model, [(ids[:1], labels[:1]), (ids[1:], labels[1:])])
+    parts = [parameter.grad for parameter in model.parameters()]
+    assert loss == pytest.approx(next_token_loss(model, ids, labels).item(), rel=1e-2)
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(one, other, atol=0.02 * float(one.abs().max()) + 1e-6)
+
+
 def test_the_model_learns(tiny: WarmStartConfig, tmp_path: Path) -> None:
     reports: list[Report] = []
     config = tiny.model_copy(
-        update={"steps": 60, "drill_steps": 0, "batch_size": 8, "learning_rate": 1e-2, "measure_every": 60}
+        update={"steps": 60, "drill_steps": 0, "learning_rate": 1e-2, "measure_every": 60}
     )
     warm_start(config, tmp_path, reports.append)
     assert reports[-1].loss < 0.6 * reports[0].loss

@@ -30,15 +30,33 @@ class Block:
 class Problem:
     family: str
     text: str
-    answer: int
+    answer: int | str
+    """The last line that the plan prints."""
     plan: tuple[Block, ...]
+    """Empty for a text that has no answer here: the closing is all that is written."""
     closing: str
     """The last sentence; ``{}`` stands for the boxed answer."""
+    earlier: tuple[tuple[str, str], ...] = ()
+    """Questions and replies before this one."""
+    system: str = ""
+    """The system message, if any."""
+    has_instruction: bool = True
+    """Whether code may run. False for a request without deferral, whose prompt has no instruction."""
+
+    @property
+    def boxed(self) -> str:
+        """What goes into the box: see `in_box`."""
+        return in_box(str(self.answer))
 
     @property
     def held_out(self) -> bool:
         """Decided by the text, operands included: no held-out problem is trained on, whatever the seed."""
         return zlib.crc32(self.text.encode()) % HELD_OUT_SHARE == 0
+
+
+def in_box(output: str) -> str:
+    """The answer that a printed line gives: yes or no for a truth value, ``25`` for ``25.0``."""
+    return {"True": "yes", "False": "no"}.get(output, output.removesuffix(".0"))
 
 
 Family = Callable[[Random], Problem]
