@@ -212,7 +212,7 @@ class _Optimizers:
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
 
     def state(self) -> list[dict[str, Any]]:
