@@ -53,8 +53,14 @@ def new_episode(
         marker_id,
         endings=reply_endings(engine),
         code_is_answer=code_is_answer,
-        in_thought=engine.tokenizer.decode(prompt_ids[-8:]).rstrip().endswith("<think>"),
+        in_thought=_ends_in_thought(engine.tokenizer.decode(prompt_ids[-1024:])),
     )
+
+
+def _ends_in_thought(prompt: str) -> bool:
+    """Whether the beginning of the reply, as the template or a client wrote it, leaves a thought open."""
+    begun = prompt.rpartition("<|im_start|>")[2]
+    return begun.rfind("<think>") > begun.rfind("</think>")
 
 
 async def run_episode(

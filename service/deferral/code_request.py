@@ -15,11 +15,11 @@ from typing import Final
 # Things that are made of code. "function", "program", "class" and "loop" also occur in word problems, so they
 # count only near a verb of making or showing, or a programming language.
 _CODE_NOUN: Final = (
-    r"(?:functions?|methods?|scripts?|code|snippets?|programs?|one[- ]liners?|decorators?|"
+    r"(?:functions?|scripts?|code|snippets?|programs?|one[- ]liners?|decorators?|"
     r"generators?|iterators?|lambdas?|comprehensions?|reg(?:ular )?ex(?:pression)?(?:es|s)?|quer(?:y|ies)|"
     r"(?:(?:for|while|do)[- ])?loops?|unit tests?|test cases?|implementations?|"
-    r"algorithms?|data ?class(?:es)?|context managers?|api|endpoints?|(?:web ?)?servers?|apps?|modules?|"
-    r"commands?|dockerfiles?|makefiles?|html|css|web ?pages?|linked lists?|stacks?|queues?|"
+    r"algorithms?|data ?class(?:es)?|context managers?|"
+    r"dockerfiles?|makefiles?|html|css|web ?pages?|linked lists?|"
     r"dict(?:ionar(?:y|ies))?s?|"
     r"binary (?:search|trees?)|hash ?(?:maps?|tables?)|(?:bubble|quick|merge|insertion|selection|"
     r"heap) ?sorts?)"
@@ -39,10 +39,11 @@ _LANGUAGE: Final = (
 _OTHER_LANGUAGE: Final = _LANGUAGE.replace("python3?|", "").replace("|pandas|numpy|pytest", "")
 _MAKE: Final = (
     r"(?:write|show|give|creat|implement|mak|build|generat|provid|draft|complet|refactor|rewrit|fix|debug|"
-    r"improv|optimi[sz]|convert|port|document|add|design|defin|develop|cod|sketch|need|want|like|see|have|"
-    r"example|demonstrat|illustrat|explain|suggest|share|post|propose|set up|help)(?:e|es|ed|ing|s)?"
+    r"improv|optimi[sz]|convert|design|defin|develop|cod|sketch|need|want|"
+    r"example|demonstrat|illustrat|explain|suggest|share|post|propose|set up)(?:e|es|ed|ing|s)?"
 )
-_WORDS: Final = r"(?:\W+[\w'’+#.-]+){0,6}?\W+"
+# Blanks and other characters exclude each other, so that a match takes time linear in the text.
+_WORDS: Final = r"(?:\s+\S+){0,6}?\s+[\"'(`*]?"
 _GAP: Final = r".{0,80}"
 _HOW_TO: Final = (
     r"\bhow (?:do|can|could|would|should|might) (?:i|we|you|one|someone)\b|\bhow to\b|"
@@ -70,7 +71,9 @@ _SHOWS_CODE: Final = tuple(
         rf"\b{_MAKE}{_WORDS}{_CODE_NOUN}\b(?!\s*(?:notation|\$|\\\(|[a-z]\s*\())",
         # "Create a Stack class"
         r"\b(?:write|implement|define|create|make|build|design|code|develop|show me|give me|need)\b"
-        r"(?:\W+[\w'’+#.-]+){0,4}?\W+class(?:es)?\b",
+        r"(?:\s+\S+){0,4}?\s+class(?:es)?\b",
+        # "Build a simple Flask app"
+        rf"\b{_MAKE}{_WORDS}(?:{_LANGUAGE})\s+\w+",
         # "Implement quicksort", "code a parser"
         r"\b(?:implement|refactor|debug)\b",
         # "A regex for phone numbers, please", "... Just the code"
@@ -114,6 +117,9 @@ _SHOWS_CODE: Final = tuple(
 
 # The value itself is wanted, whatever code the request also mentions.
 _WANTS_VALUE: Final = re.compile(
+    r"(?:^|[.?!;,]\s+)how (?:many|much)\b|\bwhat(?:'s| is) [-(\[{\d]|"
+    r"\bwhat(?:'s| is) the (?:sum|product|quotient|remainder|average|mean|median|total|maximum|minimum|"
+    r"square root|cube root|factorial|value) (?:of|when|between|if)\b(?! the (?:code|two))|"
     r"(?:^|\b(?:and|then|please|also|now|just|you)\b|[,;.:]) ?(?:run|execute)\b(?! (?:a |an |"
     r"the )?(?:command|server|test))|"
     r"\b(?:run|execute) (?:it|this|that|them|the (?:code|script|function|program|snippet))\b|"
@@ -191,6 +197,6 @@ def _is_constant(node: ast.stmt) -> bool:
     match node.value:
         case ast.Constant(value=str()):
             return True
-        case ast.Call(func=ast.Name(id="print"), args=args):
+        case ast.Call(func=ast.Name(id="print"), args=args, keywords=[]):
             return all(isinstance(arg, ast.Constant) and isinstance(arg.value, str) for arg in args)
     return False

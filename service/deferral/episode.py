@@ -115,8 +115,8 @@ class Episode:
         self.policy = policy
         self._endings = endings or {}
         self._code_is_answer = code_is_answer and policy.unflushed == "run"
-        self._thought_open = in_thought
-        self._ran_by_server: set[str] = set()
+        self._just_ran: set[str] = set()  # what the server ran before this turn, if it went well
+        self._sampled = "<think>" if in_thought else ""  # by the model, in earlier turns
         self.transcript = Transcript(prompt_ids)
         self.turn = 1
         self.outcome: Outcome | None = None
@@ -166,9 +166,9 @@ class Episode:
             if not isinstance(event, BlockClosed):
                 self.turn_over = self._marker_seen = True
                 continue
-            by_model_only = self._code_is_answer or self._in_thought()
+            by_model_only = self._code_is_answer or self._in_thought(event.start)
             nothing_new = self.policy.unflushed == "run" and (
-                event.code in self._ran_by_server or computes_nothing(event.code)
+                (event.code in self._just_ran and not self._pending) or computes_nothing(event.code)
             )
             invocation = Invocation(event.code, len(self.transcript.ids), by_model_only, nothing_new)
             self._spans.append(event)
@@ -210,18 +210,19 @@ class Episode:
         if self._marker_seen:
             gaps = [text[a.end : b.start] for a, b in pairwise(spans)]
             return Flush(tuple(self._pending), delayed_calls([span.code for span in spans], gaps))
-        self.transcript.drop_end(self._endings)
+        if self.policy.unflushed == "run":
+            self.transcript.drop_end(self._endings)
         blocks = tuple(block for block in self._pending if not block.by_model_only)
-        self._ran_by_server.update(block.code for block in blocks)
+        self._just_ran = {block.code for block in blocks}
         return Flush(blocks, 0, "server")
 
-    def _in_thought(self) -> bool:
-        """Whether the server must take what was just written for a thought."""
-        if self.policy.unflushed == "drop" and self.policy.mode == "deferred":
-            return False  # the server decides nothing
-        text = self.transcript.text
-        opened = self._thought_open or text.lstrip().startswith(_THOUGHT_BEGINS)
-        return opened and _THOUGHT_ENDS not in text
+    def _in_thought(self, offset: int) -> bool:
+        """Whether what the model wrote at ``offset`` of this turn is part of a thought, for the server's
+        decisions."""
+        if self.policy.unflushed == "drop":
+            return False
+        text = self._sampled + "".join(self._texts)[:offset]
+        return text.rfind(_THOUGHT_BEGINS) > text.rfind(_THOUGHT_ENDS)
 
     def observe(self, result: FlushResult | None, *, requested_by: RequestedBy = "model") -> Observation:
         """Append the observation and begin the next turn. ``result`` is None for an empty flush.
@@ -230,8 +231,8 @@ class Episode:
         comes before the observation, as given tokens.
         An observation that does not fit the budget is not appended, and the episode ends.
         """
-        if result is not None and result.status == "sandbox_error":
-            self._ran_by_server.clear()  # nothing ran, and the variables are lost: the model may try again
+        if result is None or result.status != "ok" or requested_by == "model":
+            self._just_ran = set()  # the model may try the same again
         output = NOTHING_PENDING if result is None else result_text(result, self.policy)
         ids = observation_ids(output, self._tokenizer, self.policy)
         if (
@@ -248,5 +249,6 @@ class Episode:
         if self.policy.answer == "boxed" and last_boxed(output) is not None:
             self.outcome = Outcome.BOXED_OUTPUT
         self.turn += 1
+        self._sampled += "".join(self._texts)
         self._begin_turn()
         return Observation(output, tuple(ids), text)

@@ -10,6 +10,9 @@ from service.deferral.policy import PAPER_POLICY, DeferralPolicy
 TIMEOUT_TEXT: Final = "interpreter timeout"
 NOTHING_PENDING: Final = "no code is pending"
 _PREFIX: Final = "\nCode execution result: "
+_BLOCK: Final = "\n```output\n"
+OBSERVATION_SIGNS: Final = (_PREFIX, _BLOCK)
+"""How an observation begins in a reply's text."""
 _CLOSE: Final = "</tool_call>"
 _GAP: Final = "\n[... output cut here ...]\n"
 _NO_OUTPUT: Final = "[nothing was printed]"
@@ -89,6 +92,6 @@ def observation_ids(
                 break
             head, tail = max(head - excess, 0), min(tail + excess, len(output_ids))
     if in_block:
-        return tokenizer.encode(f"\n```output\n{output or _NO_OUTPUT}\n```\n", allow_special=False)
+        return tokenizer.encode(f"{_BLOCK}{output or _NO_OUTPUT}\n```\n", allow_special=False)
     body = tokenizer.encode(f"{_PREFIX}{output}\n", allow_special=False)
     return body + tokenizer.encode(f"{_CLOSE}\n", allow_special=True)

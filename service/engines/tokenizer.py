@@ -120,6 +120,7 @@ class _Guard:
     def __init__(self, controls: re.Pattern[str] | None) -> None:
         self._controls = controls
         self._mark = f"x{secrets.token_hex(12)}x"
+        self._place = f"y{secrets.token_hex(12)}y"
         self._sampled: list[tuple[int, ...]] = []
         self._marked = False
 
@@ -145,8 +146,7 @@ class _Guard:
         if not self._marked:
             return tokenizer.encode(text, allow_special=True)
         ids: list[int] = []
-        mark = re.escape(self._mark)
-        parts = re.split(f"{mark}(\\d+){mark}", text)  # text, index of sampled ids, text, ...
+        parts = re.split(f"{self._place}(\\d+){self._place}", text)  # text, index of sampled ids, text, ...
         for number, part in enumerate(parts):
             if number % 2:
                 ids.extend(self._sampled[int(part)])
@@ -180,11 +180,11 @@ class _Guard:
         if isinstance(part, TokenIds):
             self._sampled.append(part.ids)
             self._marked = True
-            return f"{self._mark}{len(self._sampled) - 1}{self._mark}"
+            return f"{self._place}{len(self._sampled) - 1}{self._place}"
         return self._break(str(part))
 
     def _break(self, text: str) -> str:
         if self._controls is None or not self._controls.search(text):
             return text
         self._marked = True
-        return self._controls.sub(lambda found: found[0][:1] + self._mark + found[0][1:], text)
+        return self._controls.sub(lambda found: self._mark.join(found[0]), text)

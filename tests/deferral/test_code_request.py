@@ -36,6 +36,11 @@ def test_requests_whose_answer_is_code(request_text: str) -> None:
 
 
 @pytest.mark.parametrize("request_text", [
+    "What is 17*23? Give me the method.",
+    "I need 3 stacks of 12 boxes; how many boxes?",
+    "How many servers do we need if each server handles 300 of 12000 requests?",
+    "What is 2**100 in Python?",
+    "What is the sum of list [1,2,3] in python?",
     "What is 1234 * 5678 + 91?",
     "Compute the 50th Fibonacci number using python",
     "Using Python, calculate 2**100",
@@ -91,3 +96,11 @@ def test_only_the_ends_of_a_long_request_are_looked_at(piece: str) -> None:
 ])  # fmt: skip
 def test_computes_nothing(code: str, expected: bool) -> None:
     assert computes_nothing(code) is expected
+
+
+@pytest.mark.parametrize("word", ["show", "write", "define", "class", "make", "explain", "how do i read"])
+@pytest.mark.parametrize("char", list(".-+'#*_| \t/\\,;:"))
+def test_runs_of_one_character_are_judged(word: str, char: str) -> None:
+    """Dotted leaders and rules: a pattern that backtracks over them would never return."""
+    assert not asks_for_code(f"{word} {char * 2000}")
+    assert not asks_for_code(f"{word}{char * 1998}x")

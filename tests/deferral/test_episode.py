@@ -293,6 +293,35 @@ def test_a_block_that_ran_is_not_run_again_by_the_server() -> None:
     assert episode.outcome is Outcome.ANSWER
 
 
+def test_a_block_that_failed_may_be_run_again_after_a_definition() -> None:
+    episode = make(unflushed="run", answer="any", mode="immediate")
+    assert write(episode, "```python\nprint(f(3))\n```") is not None
+    failed = ExecutionResult("", "NameError: f", "error", wall_seconds=0.0, waited_seconds=0.0)
+    episode.observe(failed, requested_by="server")
+    flush = write(episode, "```python\ndef f(x):\n    return x\n```\nand\n```python\nprint(f(3))\n```")
+    assert flush is not None
+    assert [block.code for block in flush.blocks] == ["def f(x):\n    return x", "print(f(3))"]
+
+
+def test_a_thought_after_an_observation_is_a_thought() -> None:
+    episode = make(unflushed="run", answer="any")
+    assert write(episode, f"<think>\n{COMPUTE}<tool_call>") is not None
+    episode.observe(result("</think>\n"))  # printed, so it ends nothing
+    assert write(episode, f"{BLOCK}\n</think>\nDone.{EOS}") is None
+    assert episode.outcome is Outcome.ANSWER
+
+
+def test_a_chunk_that_closes_block_and_thought_at_once() -> None:
+    episode = make(unflushed="run", answer="any", mode="immediate", in_thought=True)
+    episode.feed([1] * 5, f"so\n{COMPUTE}\n</think>\nNo.", [0.0] * 5)
+    assert not episode.turn_over
+
+
+def test_trained_checkpoints_run_code_in_a_thought_as_ever() -> None:
+    episode = make(mode="immediate")
+    assert write(episode, f"<think>\n{COMPUTE}") is not None
+
+
 def test_a_block_that_the_sandbox_lost_may_be_run_again() -> None:
     episode = make(unflushed="run", answer="any", mode="immediate")
     assert write(episode, COMPUTE) is not None

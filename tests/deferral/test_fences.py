@@ -38,7 +38,7 @@ def test_offsets_point_at_the_fences(text: str) -> None:
     for event in scan(text):
         if isinstance(event, BlockClosed):
             block = text[event.start : event.end]
-            assert block.lstrip(" \t").lower().startswith("```py")
+            assert block.lstrip(" \t").removeprefix("```").strip().lower().startswith("py")
             assert block.endswith("```")
         else:
             assert text[: event.end].endswith(MARKER)

@@ -40,12 +40,13 @@ def test_a_dry_run_tells_the_plan(recipe: Path, tmp_path: Path) -> None:
     (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--sandbox", "runner"], "runner_token_file is"),
     (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--url", "http://127.0.0.1:1/v1"],
      "did not answer"),
-    (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--url", "localhost:8000"], "is no base URL"),
-    (["eval", "quickstart:1", "--model", "m", "--out", "RECIPE"], "can't be written to"),
-    (["train", "--recipe", "RECIPE", "--set", "run_dir=RECIPE/run"], "can't be written to"),
-    (["train", "quickstart-eval", "--model", "nowhere"], "'nowhere' is not a checkpoint"),
-    (["show", "nowhere.parquet"], "nowhere.parquet is no file: name one, such as RUN_DIR/rollouts/"),
-    (["train", "--recipe", "RECIPE", "--set", "stepz=3"], "did you mean steps?"),
+    (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--url", "localhost:8000"],
+    "is not a base URL"), (["eval", "quickstart:1", "--model", "m", "--out", "RECIPE"],
+    "can't be written to"), (["train", "--recipe", "RECIPE", "--set", "run_dir=RECIPE/run"],
+    "can't be written to"), (["train", "quickstart-eval", "--model", "nowhere"],
+    "'nowhere' is not a checkpoint"), (["show", "nowhere.parquet"],
+    "nowhere.parquet is no file: name one, such as RUN_DIR/rollouts/"), (["train", "--recipe", "RECIPE",
+    "--set", "stepz=3"], "did you mean steps?"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_a_line(
     recipe: Path, tmp_path: Path, args: list[str], message: str, monkeypatch: pytest.MonkeyPatch

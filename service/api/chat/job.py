@@ -15,13 +15,15 @@ from service.api.functions.forced_call import ForcedCall, forced_call
 from service.api.functions.hermes import CLOSE
 from service.api.sampling import sampling_of, with_endings
 from service.api.server import Server
+from service.api.thinking import CLOSE as CLOSE_THOUGHT
 from service.api.thinking import OPEN
 from service.backend import Backend
 from service.deferral.code_request import asks_for_code
 from service.deferral.fences import FENCE
+from service.deferral.observation import OBSERVATION_SIGNS
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import TokenIds
-from service.engines.base import EngineError, Sampling
+from service.engines.base import EngineError, Sampling, Tokenizer
 from service.events import EpisodeEvent
 
 SHORT: Final = 4000
@@ -78,7 +80,7 @@ class ChatJob:
             eager=request.deferral.eager is not False,
             episode_id=f"exec_{self.id.removeprefix('chatcmpl-')}_{index}",
             stops=stops,
-            code_is_answer=_code_is_answer(request),
+            code_is_answer=self.policy.unflushed == "run" and _code_is_answer(request),
         )
 
 
@@ -177,8 +179,17 @@ def _code_is_answer(request: ChatRequest) -> bool:
     last = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=None)
     if last is None:
         return False
-    before = request.messages[last - 1].content if last else None
-    return asks_for_code(request.messages[last].content or "", after_code=FENCE in (before or ""))
+    before = (request.messages[last - 1].content or "") if last else ""
+    showed_code = FENCE in before and not any(sign in before for sign in OBSERVATION_SIGNS)
+    return asks_for_code(request.messages[last].content or "", after_code=showed_code)
+
+
+def _is_current(ids: Sequence[int], content: str, tokenizer: Tokenizer) -> bool:
+    """Whether stored ids are those of ``content`` in this vocabulary: another model may have been served
+    since."""
+    if not all(0 <= token < tokenizer.vocab_size for token in ids):
+        return False
+    return tokenizer.decode(ids).strip() == content.rpartition(CLOSE_THOUGHT)[2].strip()
 
 
 async def render_prompt(
@@ -191,7 +202,8 @@ async def render_prompt(
     """
     turns = [message.as_turn() for message in request.messages]
     for index, ids in (proven or {}).items():
-        turns[index]["content"] = [TokenIds(tuple(ids))]
+        if _is_current(ids, request.messages[index].content or "", server.backend.engine.tokenizer):
+            turns[index]["content"] = [TokenIds(tuple(ids))]
     tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
     render = partial(
         server.backend.render,

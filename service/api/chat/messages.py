@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from service.api.content import OptionalContent
 from service.api.functions.json_span import loads
 from service.api.validation import Ignored, RequestModel, invalid, only
+
+_THOUGHT: Final = re.compile(r"\s*<think>\n*(.*?)\n*</think>\s*(.*)", re.DOTALL)
 
 
 def _as_text(value: object) -> object:
@@ -104,8 +107,12 @@ class Message(RequestModel):
             "role": "system" if self.role == "developer" else self.role,
             "content": self.content or self.refusal or "",
         }
-        if self.role == "assistant" and (thought := self.reasoning or self.reasoning_content):
-            turn["reasoning_content"] = thought
+        if self.role == "assistant":
+            if thought := self.reasoning or self.reasoning_content:
+                turn["reasoning_content"] = thought
+            elif parted := _THOUGHT.fullmatch(self.content or ""):
+                # To the template tags in content are text, so an inline thought is passed as a field.
+                turn |= {"reasoning_content": parted[1], "content": parted[2]}
         if self.tool_calls:
             turn["tool_calls"] = [
                 {

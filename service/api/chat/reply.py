@@ -113,7 +113,7 @@ class Reply:
                 self.finish_reason = "length" if outcome.is_truncated else "stop"
                 if self._text.finished_calls and not outcome.is_truncated:
                     self.finish_reason = "tool_calls"
-                complete = self.finish_reason == "stop" and not self._pending
+                complete = self.finish_reason == "stop" and not self._pending and not unflushed
                 self.final_answer = self._answer.result(complete=complete)
                 delta["final_answer"] = self.final_answer
                 return Delta(delta, finish_reason=self.finish_reason)

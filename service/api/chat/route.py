@@ -60,7 +60,7 @@ async def _proven(store: ReplyStore, owner: str, request: ChatRequest) -> dict[i
     }
     try:
         found = await store.find(owner, set(contents.values()))
-    except SQLAlchemyError:
+    except (SQLAlchemyError, OSError):  # a driver raises OSError if it can't connect
         _log.exception("replies_not_found")
         return {}
     return {index: found[content] for index, content in contents.items() if content in found}
@@ -70,12 +70,14 @@ async def _keep(store: ReplyStore, owner: str, job: ChatJob, replies: Sequence[R
     """Keep the ids of the replies in which code ran. A store that fails costs later turns their proof, no
     more."""
     tokenizer = job.server.backend.engine.tokenizer
-    try:
-        for reply in replies:
-            if reply.ran_code and (content := reply.message()["content"]):
-                await store.put(owner, str(content), without_thought(reply.ids, tokenizer))
-    except SQLAlchemyError:
-        _log.exception("replies_not_kept")
+    for reply in replies:
+        content = reply.message()["content"]
+        if not (reply.ran_code and content):
+            continue
+        try:
+            await store.put(owner, str(content), without_thought(reply.ids, tokenizer))
+        except (SQLAlchemyError, OSError):
+            _log.exception("reply_not_kept")
 
 
 async def _complete(job: ChatJob, keep: _Keep) -> Json:

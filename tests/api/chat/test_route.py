@@ -432,3 +432,43 @@ async def test_control_tokens_in_a_message_are_text() -> None:
     async with serve(make_app(scripted, sandbox())) as served:
         await ask(served, messages=messages, extra_body={"deferral": {"enabled": False}})
     assert all(token < 0x110000 for token in scripted.calls[0][0])
+
+
+async def test_a_follow_up_to_a_computed_answer_runs_code() -> None:
+    scripted, serving = assistant(
+        COMPUTE + EOS, "It is 42." + EOS, "```python\nprint(42 + 17)\n```" + EOS, "59." + EOS
+    )
+    async with serving as served:
+        first = await ask(served)
+        said = {"role": "assistant", "content": first.choices[0].message.content}
+        follow_up = {"role": "user", "content": "Now add 17 to it."}
+        second = await ask(served, messages=[*MESSAGES, said, follow_up])
+    assert second.choices[0].message.executed_tools[0]["status"] == "ok"
+    assert len(scripted.calls) == 4
+
+
+async def test_stored_ids_of_another_vocabulary_are_not_used() -> None:
+    scripted = ScriptedEngine(ASK, ANSWER + EOS, "Yes." + EOS)
+    app = make_app(scripted, sandbox())
+    async with serve(app) as served:
+        first = await ask(served)
+        content = first.choices[0].message.content
+        replies = app.state.responses.replies
+        for ids in ([2**40], [ord("x")] * 3):
+            await replies.put("", content, ids)
+            messages = [
+                *MESSAGES,
+                {"role": "assistant", "content": content},
+                {"role": "user", "content": "?"},
+            ]
+            await ask(served, messages=messages)
+            assert content in scripted.tokenizer.decode(scripted.calls[-1][0])
+
+
+async def test_an_inline_thought_of_an_earlier_turn_is_a_field() -> None:
+    scripted = ScriptedEngine("Yes." + EOS)
+    thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nSo."}
+    async with serve(make_app(scripted, sandbox())) as served:
+        await ask(served, messages=[*MESSAGES, thought, {"role": "user", "content": "?"}])
+    prompt = scripted.tokenizer.decode(scripted.calls[0][0])
+    assert "assistant: <think>\nhm\n</think>\n\nSo.\n" in prompt  # as the test's template writes the field
