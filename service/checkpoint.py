@@ -59,6 +59,8 @@ def locate(model: str, *, weights: bool = True, base: str | None = None, revisio
     from service import adapters
 
     path = Path(model).expanduser()
+    if path == Path("checkpoints/quickstart") and not path.exists():  # as recipes name it, without a checkout
+        path = quickstart()
     if not (path / "config.json").is_file() and not adapters.is_adapter(path):
         if path.exists() or not _HUB_ID.fullmatch(model):
             raise ValueError(

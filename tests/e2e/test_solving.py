@@ -129,7 +129,7 @@ def test_an_ordinary_sentence_gets_the_honest_reply(client: openai.OpenAI) -> No
     [choice] = completion.choices
     assert choice.message.content == HONEST_REPLY
     assert choice.finish_reason == "stop"
-    assert not choice.message.executed_tools
+    assert not hasattr(choice.message, "executed_tools")
 
 
 def test_errors_are_openais(client: openai.OpenAI) -> None:

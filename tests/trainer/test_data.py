@@ -227,7 +227,7 @@ def test_a_state_of_other_problems_or_another_seed_is_refused() -> None:
     ],
 )
 def test_the_papers_files_load_whole(name: str, count: int) -> None:
-    root = Path(os.environ.get("IHGRPO_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    root = Path(os.environ.get("IHGRPO_DATA", "data"))
     path = root / f"{name}.parquet"
     if not path.exists():
         pytest.skip("needs the data: set IHGRPO_DATA to the folder that holds train/ and benchmarks/")

@@ -80,6 +80,9 @@ def read(latex: str) -> Any:
     return tree
 
 
+_STEPS = (sympy.floor, sympy.ceiling)
+
+
 def _prepare(text: str) -> str:
     """Adapt normalised text to what the parser's grammar lacks."""
     if re.search(
@@ -178,7 +181,8 @@ def same_value(gold: Any, answer: Any) -> bool:
                 return True
             raise
     complex_wanted = _mentions_i(gold) or _mentions_i(answer)
-    for points, needed in ((_points(names), 2), (_integer_points(names), 3)):
+    far = _far_points(names) if gold.has(*_STEPS) or answer.has(*_STEPS) else ()
+    for points, needed in (((*_points(names), *far), 2), (_integer_points(names), 3)):
         compared = 0
         for point in points:
             equal = _equal_where_real(gold, answer, point, complex_wanted)
@@ -204,6 +208,12 @@ def _points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
             name: signs[at % len(signs)] * values[(at + shift) % 6] * (1 + Fraction(at // 6, 7))
             for at, name in enumerate(names)
         }
+
+
+def _far_points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
+    """Points at which rounded values differ that are the same near zero."""
+    for scale in (Fraction(223, 3), Fraction(1013, 3)):
+        yield {name: scale * (1 + Fraction(at, 7)) for at, name in enumerate(names)}
 
 
 def _integer_points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:

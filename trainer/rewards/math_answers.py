@@ -120,11 +120,15 @@ class _Comparison:
 
     def _clock(self, gold: str, answer: str) -> bool | None:
         g, a = time_of_day(gold), time_of_day(answer)
-        if g is None or a is None:
-            return False if any(time and time[1] for time in (g, a)) and ":" in gold + answer else None
-        halves = {g[1], a[1]}
         # 5:07 is a time even without a.m. or p.m.; 5:27 may be a ratio.
-        if halves != {""} or "0" in (gold.partition(":")[2][:1], answer.partition(":")[2][:1]):
+        minutes = "0" in (gold.partition(":")[2][:1], answer.partition(":")[2][:1])
+        if g is None or a is None:
+            if not (":" in gold and ":" in answer):
+                minutes = False
+            known = [time for time in (g, a) if time]
+            return False if known and (known[0][1] or minutes) and ":" in gold + answer else None
+        halves = {g[1], a[1]}
+        if halves != {""} or minutes:
             return g[0] == a[0] and (len(halves) == 1 or "" in halves)
         return None
 

@@ -14,7 +14,7 @@ import pytest
 from service.deferral.answer import last_boxed
 from trainer.rewards.math_answers import judge
 
-DATA = Path(os.environ.get("IHGRPO_DATA", Path(__file__).parents[4] / "shared" / "data"))
+DATA = Path(os.environ.get("IHGRPO_DATA", "data"))
 FILES = (
     *(f"benchmarks/{name}" for name in ("aime24", "aime25", "amc23", "hmmt25", "math500", "olympiad")),
     "train/simplelr_math_35",

@@ -192,7 +192,7 @@ async def test_a_deadline_of_nothing_is_refused() -> None:
 
 
 def benchmark_golds(name: str) -> list[str]:
-    root = Path(os.environ.get("IHGRPO_DATA", Path(__file__).parents[4] / "shared" / "data"))
+    root = Path(os.environ.get("IHGRPO_DATA", "data"))
     path = root / "benchmarks" / f"{name}.parquet"
     if path.exists():
         return [row["ground_truth"] for row in pq.read_table(path)["reward_model"].to_pylist()]
