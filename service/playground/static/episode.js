@@ -4,7 +4,8 @@
 
 export const VERSION = 1;
 const MERGE_MS = 40;
-const OBSERVATION = /^\nCode execution result: ([^]*)\n<\/tool_call>\n$/;
+// With the marker if the server wrote it; as a fenced block if the model was not trained to defer.
+const OBSERVATION = /^(?:<tool_call>)?\nCode execution result: ([^]*)\n<\/tool_call>\n$|^\n```output\n([^]*)\n```\n$/;
 
 /** An episode that begins now. `request` is what is asked, without a key. */
 export function newEpisode(request) {
@@ -38,7 +39,10 @@ function isObservation(episode, text) {
 export const isSettled = (tool) => tool.status !== "pending" && tool.status !== "running";
 
 /** What an observation's text says, without the words around it. */
-export const observed = (text) => OBSERVATION.exec(text)?.[1] ?? text.trim();
+export function observed(text) {
+  const parts = OBSERVATION.exec(text);
+  return parts?.[1] ?? parts?.[2] ?? text.trim();
+}
 
 /** The flushes among `events`, each as its last snapshot has it, in order. `running` is when it began to wait. */
 export function flushes(events) {
