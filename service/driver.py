@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from service.deferral.episode import Episode, Flush, Invocation
+from service.deferral.episode import Episode, Flush, Invocation, leaves_thought_open
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling
 from service.events import (
@@ -53,14 +53,13 @@ def new_episode(
         marker_id,
         endings=reply_endings(engine),
         code_is_answer=code_is_answer,
-        in_thought=_ends_in_thought(engine.tokenizer.decode(prompt_ids[-1024:])),
+        in_thought=policy.unflushed == "run" and leaves_thought_open(_begun_reply(prompt_ids, engine)),
     )
 
 
-def _ends_in_thought(prompt: str) -> bool:
-    """Whether the beginning of the reply, as the template or a client wrote it, leaves a thought open."""
-    begun = prompt.rpartition("<|im_start|>")[2]
-    return begun.rfind("<think>") > begun.rfind("</think>")
+def _begun_reply(prompt_ids: Sequence[int], engine: Engine) -> str:
+    """The beginning of the reply, as the template or a client wrote it at the prompt's end."""
+    return engine.tokenizer.decode(prompt_ids[-1024:]).rpartition("<|im_start|>")[2]
 
 
 async def run_episode(

@@ -27,6 +27,11 @@ RequestedBy = Literal["model", "server"]
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 
 
+def leaves_thought_open(text: str) -> bool:
+    """Return whether ``text`` ends inside ``<think>``."""
+    return text.rfind(_THOUGHT_BEGINS) > text.rfind(_THOUGHT_ENDS)
+
+
 class Outcome(StrEnum):
     """Why an episode ended."""
 
@@ -222,7 +227,7 @@ class Episode:
         if self.policy.unflushed == "drop":
             return False
         text = self._sampled + "".join(self._texts)[:offset]
-        return text.rfind(_THOUGHT_BEGINS) > text.rfind(_THOUGHT_ENDS)
+        return leaves_thought_open(text)
 
     def observe(self, result: FlushResult | None, *, requested_by: RequestedBy = "model") -> Observation:
         """Append the observation and begin the next turn. ``result`` is None for an empty flush.

@@ -56,16 +56,18 @@ class ReplyStore:
 
     async def find(self, owner: str, contents: Collection[str]) -> Mapping[str, tuple[int, ...]]:
         """Return the ids of those of ``contents`` that are replies to ``owner``."""
-        wanted = {digest(content): content for content in contents}
-        if not wanted:
+        digests = {content: digest(content) for content in contents}
+        if not digests:
             return {}
         query = select(replies.c.digest, replies.c.ids).where(
-            replies.c.owner == owner, replies.c.digest.in_(wanted), replies.c.expires_at > self._clock()
+            replies.c.owner == owner,
+            replies.c.digest.in_(set(digests.values())),
+            replies.c.expires_at > self._clock(),
         )
         async with self._engine.connect() as connection:
             rows = (await connection.execute(query)).all()
         found = {row.digest: tuple(row.ids) for row in rows}
-        return {content: found[digest(content)] for content in contents if digest(content) in found}
+        return {content: found[key] for content, key in digests.items() if key in found}
 
     async def clean(self) -> None:
         """Remove what has expired, and the oldest beyond the size."""

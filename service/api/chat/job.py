@@ -47,6 +47,8 @@ class ChatJob:
     """The beginning of the reply, which was written for the model; it ends the prompt."""
     sampling: Sampling
     policy: DeferralPolicy
+    code_is_answer: bool
+    """The request asks for code, so the server runs none by its own decision."""
 
     @property
     def thinks(self) -> bool:
@@ -80,7 +82,7 @@ class ChatJob:
             eager=request.deferral.eager is not False,
             episode_id=f"exec_{self.id.removeprefix('chatcmpl-')}_{index}",
             stops=stops,
-            code_is_answer=self.policy.unflushed == "run" and _code_is_answer(request),
+            code_is_answer=self.code_is_answer,
         )
 
 
@@ -143,6 +145,7 @@ async def prepare(
         prefix="" if forced is None else forced.prefix,
         sampling=_held_to(sampling, forced, server),
         policy=policy,
+        code_is_answer=policy.unflushed == "run" and _code_is_answer(request),
     )
 
 

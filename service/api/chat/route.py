@@ -71,8 +71,7 @@ async def _keep(store: ReplyStore, owner: str, job: ChatJob, replies: Sequence[R
     more."""
     tokenizer = job.server.backend.engine.tokenizer
     for reply in replies:
-        content = reply.message()["content"]
-        if not (reply.ran_code and content):
+        if not (reply.ran_code and (content := reply.message()["content"])):
             continue
         try:
             await store.put(owner, str(content), without_thought(reply.ids, tokenizer))
