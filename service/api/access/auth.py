@@ -1,4 +1,4 @@
-"""Who may ask, as pure ASGI middleware: a known API key, as a bearer token or in a header of its own."""
+"""ASGI middleware that checks API keys, sent as a bearer token or in ``x-api-key`` or ``api-key``."""
 
 from __future__ import annotations
 

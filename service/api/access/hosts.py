@@ -1,4 +1,4 @@
-"""Check of the Host header: a web page must not reach a keyless loopback server through a name of its own."""
+"""Check of the Host header: no web page may reach a keyless loopback server through its own domain."""
 
 from __future__ import annotations
 
