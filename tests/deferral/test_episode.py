@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.deferral.episode import Episode, Flush, Invocation, Outcome
@@ -340,19 +340,25 @@ def test_without_boxed_answers_a_box_ends_nothing() -> None:
     assert episode.outcome is Outcome.ANSWER
 
 
+def seen_by_model(flush: Flush | None) -> tuple[list[str], int, str] | None:
+    """What decides the observation. Which blocks the server would not run concerns its own flushes only."""
+    return flush and ([block.code for block in flush.blocks], flush.delayed, flush.requested_by)
+
+
 @given(
     st.lists(
         st.sampled_from([COMPUTE, BLOCK, "\n", "text ", "<tool_call>", "<think>", "</think>", EOS]),
         max_size=12,
     )
 )
+@example(["<think>", "\n", BLOCK, "<tool_call>"])
 def test_run_never_changes_what_a_model_that_flushes_sees(pieces: list[str]) -> None:
     """Up to the first server flush, ``drop`` and ``run`` agree on every token."""
     text = "".join(pieces)
     dropped, ran = make(), make(unflushed="run")
     first, second = write(dropped, text), write(ran, text)
     if second is None or second.requested_by == "model":
-        assert first == second
+        assert seen_by_model(first) == seen_by_model(second)
         assert dropped.transcript.ids == ran.transcript.ids
         assert dropped.outcome == ran.outcome
     else:

@@ -18,7 +18,7 @@ export function lanesOf(episode, now = duration(episode)) {
     lane.marks = (lane.marks ?? []).filter((mark) => mark <= now);
   }
   const shown = lanes.filter((lane) => lane.spans.length || (lane.thread && lane.thread[0] < now));
-  return { lanes: numbered(shown), totals: totalsOf(tools, now, lanes[0]), flushed: tools.map((tool) => tool.asked).filter((at) => at < now) };
+  return { lanes: numbered(shown), totals: totalsOf(tools, now >= duration(episode) ? Infinity : now, lanes[0]), flushed: tools.map((tool) => tool.asked).filter((at) => at < now) };
 }
 
 /** A flush with its times in ms: `asked` by the marker, `delivered` to the model. */
@@ -82,6 +82,7 @@ function numbered(lanes) {
   return lanes;
 }
 
+/** The sums up to `now`. At the end of the episode it is Infinity, because the clocks of server and browser differ. */
 function totalsOf(tools, now, writes) {
   const seen = tools.filter((tool) => tool.settled && tool.delivered <= now + 1).map(({ tool }) => tool);
   const sum = (name) => seen.reduce((total, tool) => total + (tool[name] ?? 0), 0);
