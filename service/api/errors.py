@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.api.wire import JsonResponse
+from service.common.json import JsonResponse
 from service.engines.base import ContextLengthExceededError, EngineError, RefusedError
 from service.sandbox.base import QueueTimeoutError, SandboxError
 
@@ -102,7 +102,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Let ``app`` answer every error that is foreseen. `service.api.access.middleware` has the rest."""
+    """Let ``app`` answer every error that is foreseen. `service.api.middleware` has the rest."""
     kinds = (ApiError, RequestValidationError, HTTPException, EngineError, SandboxError)
     for kind in kinds:
         app.add_exception_handler(kind, _respond)

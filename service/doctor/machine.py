@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 
-from service.doctor.finding import Finding
-from service.sandbox.pool_settings import PoolSettings
-from service.settings import Settings
+from service.doctor.report import Finding
+from service.sandbox.settings import PoolSettings
+from service.server.settings import Settings
 
 GIB = 2**30
 

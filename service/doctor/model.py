@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from service import adapters
 from service.deferral.policy import ASSISTANT_POLICY, FILE_NAME, DeferralPolicy
-from service.doctor.finding import Finding
+from service.doctor.report import Finding
+from service.engines import adapters
 
 
 def find(model: str) -> tuple[Path | None, Finding]:

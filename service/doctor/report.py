@@ -1,12 +1,16 @@
-"""All checks, in the order in which a server would meet them, and how they are shown."""
+"""All checks, in the order in which a server would meet them, and how they are shown.
+
+What a check found.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx
 from rich.console import Console
@@ -14,9 +18,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.doctor import machine, model, sandbox
-from service.doctor.finding import Finding
-from service.engine_choice import engine_kind
-from service.settings import Settings
+from service.engines.factory import engine_kind
+from service.server.settings import Settings
+
+Verdict = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. ``warn`` lets a server start; ``fail`` does not."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+    """What to do, where not all is well."""
+
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -37,7 +54,7 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[Finding]:
         containers = settings.max_containers
         yield from (docker := sandbox.docker(settings))
         if not quick and all(finding.verdict == "ok" for finding in docker):
-            from service.sandbox.docker import DockerSandbox
+            from service.sandbox.docker.sandbox import DockerSandbox
 
             yield asyncio.run(sandbox.isolation(DockerSandbox(sandbox.docker_settings(settings))))
     yield machine.port(settings)

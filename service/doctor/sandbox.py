@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from service.doctor.finding import Finding
+from service.doctor.report import Finding
 from service.sandbox.base import Sandbox, SandboxError
-from service.sandbox.docker_settings import DockerSandboxSettings, build_command
-from service.settings import Settings
+from service.sandbox.docker.settings import DockerSandboxSettings, build_command
+from service.server.settings import Settings
 
 
 def docker_settings(settings: Settings) -> DockerSandboxSettings:
@@ -64,8 +64,8 @@ async def isolation(sandbox: Sandbox) -> Finding:
 
 async def runner(settings: Settings) -> Finding:
     """Is the runner there, and does it take our token?"""
-    from service.sandbox.client import RunnerClient, RunnerClientSettings
-    from service.sandbox.runner_settings import read_token
+    from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
+    from service.sandbox.runner.settings import read_token
 
     try:
         token = read_token(settings.runner_token_file)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from service.engines.base import RefusedError
 from service.engines.tokenizer import HFTokenizer
-from service.engines.vllm_request import SPACING
+from service.engines.vllm.request import SPACING
 
 
 def is_available() -> bool:

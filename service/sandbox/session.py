@@ -6,10 +6,9 @@ import asyncio
 import time
 from dataclasses import replace
 
-from .base import ExecutionResult, SandboxError, SessionLimits
-from .frames import MAX_CODE_BYTES, Result
-from .pool import Pool
-from .worker import Worker
+from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.pool import Pool
+from service.sandbox.worker_protocol import MAX_CODE_BYTES, Result, Worker
 
 
 class PooledSession:

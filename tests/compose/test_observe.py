@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from service.api.telemetry.metrics import Metrics
-from service.sandbox.admission import Admission
-from service.sandbox.docker import DockerSandbox
-from service.sandbox.runner_metrics import RunnerMetrics
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.runner.lease import Admission
+from service.sandbox.runner.metrics import RunnerMetrics
 
 OBSERVE = Path(__file__).parents[2] / "observe"
 DASHBOARDS = sorted((OBSERVE / "grafana/dashboards").glob("*.json"))

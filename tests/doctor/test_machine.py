@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from service.doctor import machine
-from service.settings import Settings
+from service.server.settings import Settings
 
 
 def test_a_port_that_is_taken_is_told_with_who_to_ask() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.checkpoint import quickstart
 from service.doctor import model
+from service.engines.checkpoint import quickstart
 
 
 @pytest.fixture

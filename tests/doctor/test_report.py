@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli.main import app
 from service.doctor import report
-from service.doctor.finding import Finding
+from service.doctor.report import Finding
 
 WELL = Finding("port", "ok", "127.0.0.1:8000 is free")
 DOUBTFUL = Finding("memory", "warn", "little", "lower max_containers")

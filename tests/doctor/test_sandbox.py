@@ -8,8 +8,8 @@ import pytest
 
 from service.doctor import sandbox
 from service.sandbox.base import SandboxError
-from service.sandbox.docker import DockerSandbox
-from service.settings import Settings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.server.settings import Settings
 from tests.support.fake_sandbox import FakeSandbox
 
 

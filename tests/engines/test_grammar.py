@@ -9,9 +9,9 @@ import torch
 
 from service.engines.base import RefusedError, Sampling
 from service.engines.grammar import Grammar, GrammarCompiler
-from service.engines.settings import EngineSettings
 from service.engines.tokenizer import HFTokenizer
-from service.engines.transformers import TransformersEngine
+from service.engines.transformers.engine import TransformersEngine
+from service.engines.transformers.settings import EngineSettings
 
 SCHEMA = {
     "type": "object",

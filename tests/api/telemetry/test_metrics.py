@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from service.api.telemetry.metrics import Metrics
 from service.engines.base import EngineStats, TokenChunk
-from service.events import Observed, Sampled
-from service.stops import Stopped
+from service.episode.events import Observed, Sampled
+from service.episode.stop_strings import Stopped
 
 
 def test_tokens_that_a_stop_string_took_were_sampled_too() -> None:
