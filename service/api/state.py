@@ -11,7 +11,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 
 from service.api.errors import ApiError
 from service.api.limits import Admission, Drain
-from service.api.responses.prepare import Seal
+from service.api.responses.seal import Seal
 from service.api.telemetry.metrics import Metrics
 from service.episode.runner import Backend
 from service.server.settings import Settings

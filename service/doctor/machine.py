@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from service.doctor.report import Finding
+from service.doctor.check_result import Finding
 from service.sandbox.settings import PoolSettings
 from service.server.settings import Settings
 

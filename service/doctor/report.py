@@ -1,16 +1,12 @@
-"""All checks, in the order in which a server would meet them, and how they are shown.
-
-What a check found.
-"""
+"""All checks, in the order in which a server would meet them, and how they are shown."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import httpx
 from rich.console import Console
@@ -18,22 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.doctor import machine, model, sandbox
+from service.doctor.check_result import Finding
 from service.engines.factory import engine_kind
 from service.server.settings import Settings
-
-Verdict = Literal["ok", "warn", "fail"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report. ``warn`` lets a server start; ``fail`` does not."""
-
-    check: str
-    verdict: Verdict
-    found: str
-    remedy: str = ""
-    """What to do, where not all is well."""
-
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from service.doctor.report import Finding
+from service.doctor.check_result import Finding
 from service.sandbox.base import Sandbox, SandboxError
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
 from service.server.settings import Settings

@@ -5,8 +5,6 @@ blocks (``expect``), and as many as are leased, at the present rate, while one s
 ``_GROWTH`` times ``size`` for the rate, and never more than ``maximum`` alive. What the rate alone asks for
 is started one at a time: where starts are slow because the machine is busy, more of them must not make it
 busier. Surplus workers are destroyed once demand has been lower for ``_SHRINK_S``.
-
-What all backends that keep a pool of workers have in common.
 """
 
 from __future__ import annotations
@@ -15,16 +13,13 @@ import asyncio
 import contextlib
 import math
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 
-from service.sandbox.base import QueueTimeoutError, SandboxError, Session, SessionLimits
-from service.sandbox.isolation_checks import Probe, prove_isolation
-from service.sandbox.session import PooledSession
-from service.sandbox.settings import PoolSettings
+from service.sandbox.base import QueueTimeoutError, SandboxError
 from service.sandbox.worker_protocol import Worker
 
 log = structlog.get_logger(__name__)
@@ -334,51 +329,3 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-class PooledSandbox:
-    """A ``Sandbox`` whose sessions each get a worker that nobody had before and nobody gets after."""
-
-    def __init__(
-        self, settings: PoolSettings, create: Callable[[], Awaitable[Worker]], walls: Sequence[Probe]
-    ) -> None:
-        self._limits = settings
-        self._walls = walls
-        self._proven = False
-        self._pool = Pool(
-            create,
-            size=settings.pool_size,
-            maximum=settings.max_containers,
-            concurrency=settings.start_concurrency,
-            queue_timeout_s=settings.queue_timeout_s,
-        )
-
-    async def start(self) -> None:
-        """Fill the pool, and prove the isolation in a real sandbox.
-
-        Raises:
-            SandboxError: none can be started, or a proof failed. Nothing is left, and ``ready`` stays false.
-        """
-        try:
-            await self._pool.start()
-            await prove_isolation(self.session, self._walls)
-        except BaseException:
-            await self.stop()
-            raise
-        self._proven = True
-
-    def session(self, limits: SessionLimits) -> Session:
-        clipped = min(limits.run_limit_s, self._limits.run_limit_ceiling_s)
-        limits = SessionLimits(run_limit_s=clipped, eager=limits.eager)
-        return PooledSession(self._pool, limits, self._limits.grace_s)
-
-    async def ready(self) -> bool:
-        """True once the isolation is proven, while sandboxes can be had."""
-        return self._proven and self._pool.healthy
-
-    def stats(self) -> PoolStats:
-        return self._pool.stats()
-
-    async def stop(self) -> None:
-        self._proven = False
-        await self._pool.stop()

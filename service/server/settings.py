@@ -17,7 +17,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.api.auth import ApiKey, parse_keys
-from service.api.responses.prepare import SealKey, parse_seal_key
+from service.api.responses.seal import SealKey, parse_seal_key
 from service.engines.checkpoint import quickstart
 from service.sandbox.runner.settings import TOKEN_ENV
 from service.store.database import default_url

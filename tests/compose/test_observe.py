@@ -15,7 +15,7 @@ from prometheus_client.core import Metric
 
 from service.api.telemetry.metrics import Metrics
 from service.sandbox.docker.sandbox import DockerSandbox
-from service.sandbox.runner.lease import Admission
+from service.sandbox.runner.admission import Admission
 from service.sandbox.runner.metrics import RunnerMetrics
 
 OBSERVE = Path(__file__).parents[2] / "observe"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from service.cli.main import app
 from service.doctor import report
-from service.doctor.report import Finding
+from service.doctor.check_result import Finding
 
 WELL = Finding("port", "ok", "127.0.0.1:8000 is free")
 DOUBTFUL = Finding("memory", "warn", "little", "lower max_containers")

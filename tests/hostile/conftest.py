@@ -17,7 +17,7 @@ import pytest_asyncio
 from service.sandbox.base import SandboxError, Session, SessionLimits
 from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
 from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
-from service.sandbox.pool import PooledSandbox
+from service.sandbox.session import PooledSandbox
 from service.sandbox.settings import PoolSettings
 
 from .cases import CASES

@@ -1,7 +1,5 @@
 """What a training run is: one recipe in TOML, each field documented here. The defaults are the paper's.
 
-Find a recipe by its path, also where there is no checkout: the wheel holds the repository's recipes.
-
 The section ``[ray]`` of a recipe; light to import.
 """
 
@@ -17,24 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from service.cli.output import explain
 from service.deferral.policy import DeferralPolicy
 from trainer.quickstart.config import WarmStartConfig
+from trainer.training.recipe_files import find_recipe
 from trainer.training.runtime_config import MachineConfig
-
-
-def recipe_folder() -> Path:
-    """Return the folder of recipes: inside ``trainer`` once installed, beside it in a checkout."""
-    installed = Path(__file__).parents[1] / "recipes"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
-
-
-def find_recipe(path: Path) -> Path:
-    """Return ``path`` if it exists, else the packaged recipe that it names, as ``recipes/NAME.toml``.
-
-    A path that names neither is returned as it is; reading it reports the error.
-    """
-    if path.exists() or path.is_absolute():
-        return path
-    packaged = recipe_folder() / Path(*(path.parts[1:] if path.parts[:1] == ("recipes",) else path.parts))
-    return packaged if packaged.is_file() else path
 
 
 class RayConfig(BaseModel):
@@ -150,7 +132,7 @@ class TrainConfig(MachineConfig):
     """Directory that the trainer and those servers see under the same path."""
 
     ray: RayConfig | None = None
-    """Play, and judge if you like, on the hosts of a Ray cluster: fields in ``trainer/training/config.py``.
+    """Play, and judge if you like, on the hosts of a Ray cluster: fields in ``trainer/cluster/settings.py``.
     Default: in the training processes."""
 
     # Which groups are trained on

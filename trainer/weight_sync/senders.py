@@ -1,13 +1,16 @@
 """The trainer's side of vLLM's backends for weight transfer.
 
 A trainer and the workers that it sends to: a gloo group of its own, beside any other of the processes.
+
+What is sent: the weights of the rollout that is about to begin.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, Protocol
 
@@ -16,7 +19,6 @@ from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 
 from trainer.weight_sync.push import PushError
-from trainer.weight_sync.sink import Source
 
 PATIENCE: Final = timedelta(minutes=30)
 _POLL_S: Final = 0.05
@@ -63,6 +65,39 @@ def _wait(done: Callable[[], bool], check: Callable[[], None]) -> None:
         check()
         time.sleep(pause)
         pause = min(2 * pause, _POLL_S)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """As vLLM's ``ParamMeta``."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Source:
+    """A ``WeightSource`` of vLLM's (``vllm.distributed.weight_transfer``), which is structural.
+
+    ``weights`` are set before each sending, each storage once.
+    """
+
+    def __init__(self) -> None:
+        self.weights: Mapping[str, Tensor] = {}
+
+    def metadata(self) -> list[TensorInfo]:
+        return [TensorInfo(name, weight.dtype, tuple(weight.shape)) for name, weight in self.weights.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self.weights.items())
+
+    def update_info(self) -> dict[str, list[object]]:
+        """What the workers are told before the tensors come."""
+        return {
+            "names": list(self.weights),
+            "dtype_names": [str(weight.dtype).removeprefix("torch.") for weight in self.weights.values()],
+            "shapes": [list(weight.shape) for weight in self.weights.values()],
+        }
 
 
 Backend = Literal["gloo", "nccl", "ipc"]

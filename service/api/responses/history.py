@@ -16,8 +16,9 @@ from service.api.responses.items import (
     Reasoning,
     SkippedItem,
     StoredReply,
+    is_response_id,
+    response_of,
 )
-from service.api.responses.resource import is_response_id, response_of
 from service.common.json import Json
 from service.store.responses import ResponseStore, StoredResponse
 

@@ -1,5 +1,7 @@
 """Input items, checked. Those that a response gave out are taken back as they are.
 
+Ids. An item's id tells which response it belongs to, so that it can be found again.
+
 Turn items into messages as chat completions take them.
 
 Only replies whose token ids were found in the store hold control tokens again. Anything else that a client
@@ -9,6 +11,8 @@ sends, items of earlier responses included, is plain text.
 from __future__ import annotations
 
 import json
+import re
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Self
@@ -185,6 +189,36 @@ Input = Annotated[
     Field(min_length=1, max_length=10_000),
     BeforeValidator(_as_list, json_schema_input_type=str | list[InputItem]),
 ]
+
+
+_RESPONSE: Final = re.compile(r"resp_[0-9a-f]{32}")
+_ITEM: Final = re.compile(r"[a-z]+_([0-9a-f]{32})_i?\d+")
+
+
+def new_response_id() -> str:
+    """An id that can't be guessed."""
+    return f"resp_{secrets.token_hex(16)}"
+
+
+def is_response_id(text: str) -> bool:
+    """Whether it could be one of ours. Anything else is not looked up: not every database would take it."""
+    return _RESPONSE.fullmatch(text) is not None
+
+
+def output_item_id(kind: str, response_id: str, index: int) -> str:
+    """Id of the output item at ``index``; ``kind`` is OpenAI's prefix."""
+    return f"{kind}_{response_id.removeprefix('resp_')}_{index}"
+
+
+def input_item_id(kind: str, response_id: str, index: int) -> str:
+    """Id of the input item at ``index``."""
+    return f"{kind}_{response_id.removeprefix('resp_')}_i{index}"
+
+
+def response_of(item_id: str) -> str | None:
+    """Id of the response that an item belongs to; None for an id that is not ours."""
+    found = _ITEM.fullmatch(item_id)
+    return None if found is None else f"resp_{found[1]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from service.api.output import FinalAnswer, logprob_item
 from service.api.reasoning_parser import CLOSE, Parted, ThinkSplitter
-from service.api.responses.resource import output_item_id
+from service.api.responses.items import output_item_id
 from service.api.tools.definitions import Functions
 from service.api.tools.parser import (
     CallBegun,

@@ -1,20 +1,10 @@
-"""From a checked request to a job that may run, by way of a chat request: what both have is done once.
-
-Thoughts that a client keeps for the server: sealed, so that only this deployment reads or makes them.
-"""
+"""From a checked request to a job that may run, by way of a chat request: what both have is done once."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, replace
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import ValidationError
 
 from service.api.chat.prepare import ChatJob, prepare
@@ -28,79 +18,16 @@ from service.api.responses.items import (
     Reasoning,
     ReasoningText,
     SkippedItem,
+    input_item_id,
 )
 from service.api.responses.output import Reply
 from service.api.responses.request import LOGPROBS, SEALED, FunctionChoice, ResponseRequest, TextOptions
-from service.api.responses.resource import input_item_id
+from service.api.responses.seal import Seal
 from service.api.state import Server
 from service.api.tools.definitions import Functions
 from service.api.validation import report, unreported
 from service.common.json import Json
 from service.store.responses import ResponseStore
-
-_VERSION: Final = "ihg1"
-_KEY: Final = re.compile(r"([A-Za-z0-9_-]{1,32}):([A-Za-z0-9+/_-]{43}=?)")
-_NONCE_BYTES: Final = 12
-
-
-@dataclass(frozen=True, slots=True)
-class SealKey:
-    """A 256-bit key. ``id`` is part of what it seals, so that keys can be replaced one by one."""
-
-    id: str
-    secret: bytes = field(repr=False)
-
-
-def parse_seal_key(text: str) -> SealKey:
-    """A key from ``ID:BASE64``.
-
-    Raises:
-        ValueError: it is not of this form. The message shows nothing of the key.
-    """
-    if (found := _KEY.fullmatch(text.strip())) is None:
-        raise ValueError("a seal key is ID:BASE64 of 32 bytes, as `openssl rand -base64 32` makes them")
-    return SealKey(found[1], base64.urlsafe_b64decode(found[2].rstrip("=").translate(_URL_SAFE) + "="))
-
-
-_URL_SAFE: Final = str.maketrans("+/", "-_")
-
-
-class Seal:
-    """Seals text with the first of ``keys`` and opens what any of them sealed (AES-256-GCM).
-
-    Without keys a random one is made: what it seals can be read until this process ends.
-    """
-
-    def __init__(self, keys: Sequence[SealKey] = ()) -> None:
-        self._keys = {key.id: AESGCM(key.secret) for key in keys}
-        if not keys:
-            self._keys = {f"tmp-{secrets.token_hex(6)}": AESGCM(secrets.token_bytes(32))}
-        self._first = next(iter(self._keys))
-
-    def close(self, text: str, owner: str) -> str:
-        """``text`` sealed for ``owner``: printable, and about a third longer."""
-        head, nonce = f"{_VERSION}.{self._first}", secrets.token_bytes(_NONCE_BYTES)
-        sealed = self._keys[self._first].encrypt(nonce, text.encode(), _bound(head, owner))
-        return f"{head}.{base64.urlsafe_b64encode(nonce + sealed).decode()}"
-
-    def open(self, sealed: str, owner: str) -> str | None:
-        """The text; None if it was changed, or sealed by another deployment or for another owner."""
-        version, _, rest = sealed.partition(".")
-        key_id, _, body = rest.partition(".")
-        if version != _VERSION or (key := self._keys.get(key_id)) is None:
-            return None
-        try:
-            raw = base64.b64decode(body, altchars=b"-_", validate=True)
-            return key.decrypt(
-                raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _bound(f"{version}.{key_id}", owner)
-            ).decode()
-        except (binascii.Error, InvalidTag, ValueError):
-            return None
-
-
-def _bound(head: str, owner: str) -> bytes:
-    return f"{head}.{owner}".encode()
-
 
 _PARAMS = {
     "messages": "input",

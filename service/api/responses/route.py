@@ -14,10 +14,11 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api import sse
 from service.api.errors import ApiError
+from service.api.responses.items import is_response_id, new_response_id
 from service.api.responses.prepare import prepare_response
 from service.api.responses.registry import CurrentResponses, Owner, Responses
 from service.api.responses.request import ResponseRequest
-from service.api.responses.resource import Resource, cancelled, is_response_id, new_response_id, shown
+from service.api.responses.resource import Resource, cancelled, shown
 from service.api.responses.run import Run, Stream
 from service.api.sse import until_disconnect
 from service.api.state import CurrentServer

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from service.sandbox.base import SandboxError
 from service.sandbox.isolation_checks import probes
-from service.sandbox.pool import PooledSandbox
+from service.sandbox.session import PooledSandbox
 from service.sandbox.settings import PoolSettings
 from service.sandbox.worker_program import (
     address_space_bytes,

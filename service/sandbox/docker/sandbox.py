@@ -15,7 +15,8 @@ from service.sandbox.base import SandboxError
 from service.sandbox.docker.container import Container, Daemon, remove_container
 from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.isolation_checks import probes
-from service.sandbox.pool import PooledSandbox, PoolStats
+from service.sandbox.pool import PoolStats
+from service.sandbox.session import PooledSandbox
 
 _APP = "ih-grpo.app"
 _APP_VALUE = "sandbox"

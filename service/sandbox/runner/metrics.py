@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from service.sandbox.base import Sandbox
 from service.sandbox.pool import PoolStats
-from service.sandbox.runner.lease import Admission
+from service.sandbox.runner.admission import Admission
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _PRESENT = {"idle", "leased", "starting", "waiting"}

@@ -23,7 +23,8 @@ from starlette.websockets import WebSocket
 
 from service.sandbox.base import Sandbox, SandboxError
 from service.sandbox.runner import protocol as wire
-from service.sandbox.runner.lease import Admission, Lease
+from service.sandbox.runner.admission import Admission
+from service.sandbox.runner.lease import Lease
 from service.sandbox.runner.metrics import RunnerMetrics
 from service.sandbox.runner.protocol import Address
 from service.sandbox.runner.settings import RunnerSettings

@@ -5,8 +5,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.api.responses.items import new_response_id
 from service.api.responses.output import Reply
-from service.api.responses.resource import new_response_id
 from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk
 from service.episode.events import (

@@ -12,8 +12,8 @@ import torch
 from tests.support.tiny_qwen3 import make_model, make_tokenizer
 from trainer.weight_sync.control import Servers
 from trainer.weight_sync.push import PushError
-from trainer.weight_sync.senders import Control, Sender
-from trainer.weight_sync.sink import Source, TransferSink, address_towards
+from trainer.weight_sync.senders import Control, Sender, Source
+from trainer.weight_sync.sink import TransferSink, address_towards
 
 SIZES = {"a": 2, "b": 1}
 

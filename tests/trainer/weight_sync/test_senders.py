@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.weight_sync.push import PushError
-from trainer.weight_sync.senders import GlooSender, Group, open_sender
-from trainer.weight_sync.sink import Source
+from trainer.weight_sync.senders import GlooSender, Group, Source, open_sender
 
 
 class Workers:

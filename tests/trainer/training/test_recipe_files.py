@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.training.config import find_recipe, recipe_folder
+from trainer.training.recipe_files import find_recipe, recipe_folder
 
 
 @pytest.mark.parametrize("name", ["recipes/quickstart-warm-start.toml", "quickstart-warm-start.toml"])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.responses.resource import (
+from service.api.responses.items import (
     input_item_id,
     is_response_id,
     new_response_id,

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service.sandbox.base import QueueTimeoutError, SandboxError
-from service.sandbox.runner.lease import Admission
+from service.sandbox.runner.admission import Admission
 
 
 async def test_a_place_that_comes_free_goes_to_the_first_who_waits() -> None:
