@@ -12,9 +12,9 @@ import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from service.sandbox.base import Sandbox, SandboxError, Session, SessionLimits
+from service.sandbox.runner import protocol as wire
 from service.sandbox.runner.admission import Admission
 from service.sandbox.runner.metrics import RunnerMetrics
-from service.sandbox.runner import protocol as wire
 from service.sandbox.runner.settings import RunnerSettings
 
 _log = structlog.get_logger(__name__)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from service.engines.base import Sampling
-from service.engines.transformers.engine import runner
+from service.engines.transformers import runner
 from service.engines.transformers.runner import ModelRunner
 from service.engines.transformers.scheduler import Request, Work
 from service.engines.transformers.settings import EngineSettings

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, Qwen2Config
 
 from service.engines.checkpoint import quickstart
+from service.engines.transformers import weight_loading as precision
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.engine import weight_loading as precision
 from service.engines.transformers.settings import EngineSettings
 from service.engines.transformers.weight_loading import (
     BFLOAT16_FROM,

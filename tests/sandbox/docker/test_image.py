@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from service.cli.main import app
 from service.sandbox.base import SandboxError
+from service.sandbox.docker import image as sandbox_image
 from service.sandbox.docker.container import Daemon
 from service.sandbox.docker.image import build_arguments, build_image, content_hash
-from service.sandbox.docker.sandbox import image as sandbox_image
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
 from service.sandbox.worker_program import image_folder
 

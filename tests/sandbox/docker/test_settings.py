@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.sandbox.docker.sandbox import settings as docker_settings
+from service.sandbox.docker import settings as docker_settings
 from service.sandbox.docker.settings import default_docker_host
 
 
