@@ -28,7 +28,7 @@ from service.common.json import Json, JsonResponse
 from service.engines.base import Sampling, TokenChunk
 from service.episode.events import EpisodeEvent, Finished, Sampled
 from service.episode.runner import Backend
-from service.episode.stop_strings import Stopped, reply_endings
+from service.episode.stop_strings import StopStringHit, reply_endings
 
 _MAX_TOKENS = 16
 """Where the client gives no limit, as at OpenAI and vLLM."""
@@ -149,7 +149,7 @@ class _Choice:
         match event:
             case Sampled(chunk):
                 return self._sampled(chunk)
-            case Stopped(ids):
+            case StopStringHit(ids):
                 self.sampled_tokens += len(ids)
             case Finished(outcome):
                 return self.finish("length" if outcome.is_truncated else "stop")

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service.common.json import JsonResponse
-from service.engines.base import ContextLengthExceededError, EngineError, RefusedError
+from service.engines.base import ContextLengthExceededError, EngineError, InvalidRequestError
 from service.sandbox.base import QueueTimeoutError, SandboxError
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -89,7 +89,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(error.status_code, str(error.detail))
         case ContextLengthExceededError():
             return ApiError(400, str(error), param="messages", code="context_length_exceeded")
-        case RefusedError():
+        case InvalidRequestError():
             return ApiError(400, f"The engine refuses it: {error}", code="invalid_value")
         case QueueTimeoutError():
             return ApiError(429, str(error), retry_after_s=5)

@@ -15,7 +15,7 @@ from service.api.errors import ApiError
 from service.api.state import Server
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import Attributes, RequestTrace
-from service.engines.base import RefusedError
+from service.engines.base import InvalidRequestError
 from service.episode.events import EpisodeEvent, Sampled
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ async def run_episodes(
             try:
                 async with aclosing(watched) as events:
                     yield events
-            except RefusedError as error:
+            except InvalidRequestError as error:
                 told = f"'{schema_param}': {error}." if schema_param else f"{error}."
                 raise ApiError(400, told, param=schema_param, code="invalid_value") from error
 

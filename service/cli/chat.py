@@ -15,7 +15,7 @@ from typing import Any, Self
 import httpx
 from rich.console import Console
 
-from service.cli.output import harmless
+from service.cli.output import sanitize
 from service.cli.timeline import MIN_CONTAINER_WAIT_MS, Span, episode_spans, timeline
 
 
@@ -142,7 +142,7 @@ def converse(
     with Client(url, api_key) as client:
         model, notice = client.model(model)
         if notice is not None:
-            console.print(harmless(notice), style="yellow", markup=False)
+            console.print(sanitize(notice), style="yellow", markup=False)
             console.print()
         body: dict[str, Any] = {"model": model, "deferral": {"eager": eager}}
         for turn in _turns(console, question):
@@ -170,7 +170,7 @@ def _answer(console: Console, client: Client, body: dict[str, Any]) -> str:
     for delta in client.deltas(body):
         recorder.take(delta, time.time())
         if piece := delta.get("content"):
-            console.print(harmless(piece), end="", markup=False, soft_wrap=True)
+            console.print(sanitize(piece), end="", markup=False, soft_wrap=True)
             text += piece
             at_line_start = piece.endswith("\n")
         for tool in delta.get("executed_tools") or []:

@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from service.cli.output import explain, refuse, warn
+from service.cli.output import abort, explain, warn
 
 app = typer.Typer(
     name="ih-grpo",
@@ -115,9 +115,9 @@ def serve(
     try:
         serve_forever(Settings(**flags))
     except ValidationError as error:
-        refuse(*explain(error))
+        abort(*explain(error))
     except StartupError as error:
-        refuse(str(error))
+        abort(str(error))
 
 
 @app.command()
@@ -136,7 +136,7 @@ def chat(
     try:
         converse(url, question=question, model=model, api_key=api_key, eager=eager)
     except ChatError as error:
-        refuse(str(error))
+        abort(str(error))
 
 
 @app.command()
@@ -157,7 +157,7 @@ def key(
     try:
         parse_key(line, hashed=True)
     except ValueError as error:
-        refuse(str(error))
+        abort(str(error))
     _console.print("[bold]The secret[/], shown this once, for the client's Authorization header:")
     _console.print(f"  {secret}", highlight=False, soft_wrap=True)
     _console.print("The line for the key file, which is on stdout:")
@@ -216,9 +216,9 @@ def runner(
         )
         serve_runner(settings, DockerSandbox(DockerSandboxSettings(**docker)))
     except ValidationError as error:
-        refuse(*explain(error))
+        abort(*explain(error))
     except (ValueError, OSError, SandboxError) as error:
-        refuse(str(error))
+        abort(str(error))
 
 
 @app.command()
@@ -239,7 +239,7 @@ def doctor(
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        refuse(*explain(error))
+        abort(*explain(error))
     findings = list(report.examine(settings, quick=quick))
     if as_json:
         typer.echo(json.dumps(report.as_json(findings), indent=2))
@@ -278,7 +278,7 @@ def build_sandbox(
     try:
         built = build_image(image, base_image=base_image, force=force, report=report)
     except SandboxError as error:
-        refuse(str(error))
+        abort(str(error))
     _console.print(f"{image} is {'built' if built else 'up to date'}", highlight=False)
 
 
@@ -308,7 +308,7 @@ def _trainer(module: str, name: str, args: list[str]) -> None:
         command = import_module(module).app
         command(args=args, prog_name=name)  # imports more, once it knows what is asked
     except ModuleNotFoundError as error:
-        refuse(
+        abort(
             f"{name} needs packages that are not installed ({error.name}): pip install 'ih-grpo[train]', "
             "in a checkout: make setup EXTRA=train"
         )

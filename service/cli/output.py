@@ -33,7 +33,7 @@ def explain(error: ValidationError, *models: type[BaseModel]) -> list[str]:
     return lines
 
 
-def refuse(*complaints: str) -> NoReturn:
+def abort(*complaints: str) -> NoReturn:
     """A line for each complaint on stderr, and exit code 2.
 
     Complaints are taken as they are: ``[train]`` in one is no markup of rich's.
@@ -61,6 +61,6 @@ _PICTURES: Final = {code: chr(0x2400 + code) for code in range(0x20) if chr(code
 _HARMLESS: Final = {**_PICTURES, 0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd")}
 
 
-def harmless(text: str) -> str:
+def sanitize(text: str) -> str:
     """``text`` with control characters as pictures of themselves; line feeds and tabs stay."""
     return text.translate(_HARMLESS)

@@ -9,11 +9,11 @@ Verdict = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One line of the report. ``warn`` lets a server start; ``fail`` does not."""
 
     check: str
     verdict: Verdict
     found: str
-    remedy: str = ""
+    hint: str = ""
     """What to do, where not all is well."""

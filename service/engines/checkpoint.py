@@ -16,7 +16,7 @@ _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class CheckpointError(Exception):
-    """A checkpoint can't be used; the message names it and the remedy."""
+    """A checkpoint can't be used; the message names it and the hint."""
 
 
 def quickstart() -> Path:

@@ -107,7 +107,7 @@ class Piece:
     finish_reason: FinishReason | None = None
 
 
-def likeliest(logprobs: Mapping[int, float], top: int) -> tuple[TopLogprob, ...]:
+def top_logprobs(logprobs: Mapping[int, float], top: int) -> tuple[TopLogprob, ...]:
     """The ``top`` first of one position. vLLM adds the sampled token where it is not among them."""
     best = sorted(logprobs.items(), key=lambda entry: -entry[1])[:top]
     return tuple(TopLogprob(token_id, logprob) for token_id, logprob in best)

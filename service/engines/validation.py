@@ -106,9 +106,9 @@ class EngineWithEndings:
     def capabilities(self) -> frozenset[str]:
         return self._engine.capabilities
 
-    def knows_logprobs(self, sampling: Sampling) -> bool:
-        """See ``Engine.knows_logprobs``."""
-        return self._engine.knows_logprobs(sampling)
+    def supports_logprobs(self, sampling: Sampling) -> bool:
+        """See ``Engine.supports_logprobs``."""
+        return self._engine.supports_logprobs(sampling)
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
-from service.episode.stop_strings import Stopped
+from service.episode.stop_strings import StopStringHit
 from service.sandbox.base import Status
 
 
@@ -116,4 +116,4 @@ class Finished:
     """Blocks that were pending and never ran. Code that is the answer itself is not among them."""
 
 
-EpisodeEvent = Sampled | Stopped | Invoked | FlushStarted | FlushFinished | Observed | Finished
+EpisodeEvent = Sampled | StopStringHit | Invoked | FlushStarted | FlushFinished | Observed | Finished

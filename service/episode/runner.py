@@ -30,7 +30,7 @@ from service.episode.events import (
     Observed,
     Sampled,
 )
-from service.episode.stop_strings import Stopped, reply_endings, until_stop
+from service.episode.stop_strings import StopStringHit, reply_endings, until_stop
 from service.sandbox.base import ExecutionResult, Sandbox, SandboxError, Session, SessionLimits
 
 
@@ -103,7 +103,7 @@ async def run_plain(
     stream = engine.generate(prompt_ids, sampling, stop_token_ids=engine.eos_token_ids)
     async with aclosing(until_stop(stream, stops, reply_endings(engine))) as chunks:
         async for chunk in chunks:
-            if isinstance(chunk, Stopped):
+            if isinstance(chunk, StopStringHit):
                 yield chunk
                 continue
             yield Sampled(chunk)
@@ -193,7 +193,7 @@ async def run_episode(
             )
             async with aclosing(until_stop(stream, stops, endings)) as chunks:
                 async for chunk in chunks:
-                    if isinstance(chunk, Stopped):
+                    if isinstance(chunk, StopStringHit):
                         stopped = True
                         yield chunk
                         continue

@@ -10,7 +10,7 @@ from service.engines.base import Engine, TokenChunk
 
 
 @dataclass(frozen=True, slots=True)
-class Stopped:
+class StopStringHit:
     """A stop string was found: all is over but the part of a chunk before it.
 
     ``ids`` are the tokens that it took with it; nobody is shown them.
@@ -40,11 +40,11 @@ def held_back(text: str, stops: Sequence[str]) -> int:
 
 async def until_stop(
     chunks: AsyncGenerator[TokenChunk, None], stops: Sequence[str], endings: Mapping[int, str]
-) -> AsyncGenerator[TokenChunk | Stopped, None]:
+) -> AsyncGenerator[TokenChunk | StopStringHit, None]:
     """``chunks`` up to a stop string; a chunk is held back as long as its text may belong to one.
 
-    A chunk in which the stop string begins comes last, after `Stopped`: it keeps its ids, perhaps the execute
-    marker's among them, and loses the rest of its text.
+    A chunk in which the stop string begins comes last, after `StopStringHit`: it keeps its ids, perhaps the
+    execute marker's among them, and loses the rest of its text.
 
     Args:
         chunks: one call of an engine; closed at the end.
@@ -79,9 +79,9 @@ def reply_endings(engine: Engine) -> dict[int, str]:
     return {token: engine.tokenizer.decode([token]) for token in engine.eos_token_ids}
 
 
-def _cut(held: Sequence[tuple[TokenChunk, str]], at: int) -> list[TokenChunk | Stopped]:
-    whole: list[TokenChunk | Stopped] = []
-    begun: list[TokenChunk | Stopped] = []
+def _cut(held: Sequence[tuple[TokenChunk, str]], at: int) -> list[TokenChunk | StopStringHit]:
+    whole: list[TokenChunk | StopStringHit] = []
+    begun: list[TokenChunk | StopStringHit] = []
     taken: list[int] = []
     start = 0
     for chunk, part in held:
@@ -92,4 +92,4 @@ def _cut(held: Sequence[tuple[TokenChunk, str]], at: int) -> list[TokenChunk | S
         else:
             begun.append(chunk._replace(text=part[: at - start], finish_reason=None))
         start += len(part)
-    return [*whole, Stopped(tuple(taken)), *begun]
+    return [*whole, StopStringHit(tuple(taken)), *begun]

@@ -154,7 +154,7 @@ async def prepare(engine: AsyncEngine) -> None:
         await connection.run_sync(upgrade)
 
 
-async def give_back_room(connection: AsyncConnection) -> None:
+async def vacuum(connection: AsyncConnection) -> None:
     """Shrink an SQLite file to what is in it. Postgres sees to that itself."""
     if connection.dialect.name == "sqlite":
         driver = (await connection.get_raw_connection()).driver_connection

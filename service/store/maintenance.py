@@ -10,7 +10,7 @@ from sqlalchemy import Delete, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.common.json import Json
-from service.store.database import give_back_room
+from service.store.database import vacuum
 from service.store.responses import RUNNING, ResponseStore, is_dead
 from service.store.tables import responses
 
@@ -84,5 +84,5 @@ class Upkeep:
             count = (await connection.execute(statement)).rowcount
         if count:
             async with self._engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-                await give_back_room(connection)
+                await vacuum(connection)
         return count

@@ -78,7 +78,7 @@ def test_every_alert_says_what_to_do() -> None:
     for group in yaml.safe_load(ALERTS.read_text())["groups"]:
         for rule in group["rules"]:
             assert rule["annotations"]["summary"]
-            assert rule["annotations"]["remedy"]
+            assert rule["annotations"]["hint"]
             assert rule["labels"]["severity"] in ("page", "warn", "info")
 
 

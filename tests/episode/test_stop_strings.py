@@ -10,7 +10,7 @@ from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling, TokenChunk
 from service.episode.events import Finished, FlushFinished, Sampled
 from service.episode.runner import new_episode, run_episode
-from service.episode.stop_strings import Stopped, find_stop, held_back, until_stop
+from service.episode.stop_strings import StopStringHit, find_stop, held_back, until_stop
 from service.sandbox.base import SessionLimits
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 
@@ -25,7 +25,7 @@ async def run(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, list[in
     """Text and ids that are shown, and those that the stop string took."""
     text, ids, taken = "", list[int](), None
     async for item in until_stop(chunks(pieces), stops, {}):
-        if isinstance(item, Stopped):
+        if isinstance(item, StopStringHit):
             taken = list(item.ids)
         else:
             text += item.text
@@ -124,5 +124,5 @@ async def test_what_code_printed_is_not_searched() -> None:
     session = sandbox.session(SessionLimits(run_limit_s=1))
     stops = ["the end", "and \nCode"]
     events = [e async for e in run_episode(episode, engine, session, Sampling(), episode_id="e", stops=stops)]
-    assert not any(isinstance(event, Stopped) for event in events)
+    assert not any(isinstance(event, StopStringHit) for event in events)
     assert episode.answer == "7"

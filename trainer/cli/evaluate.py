@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from service.cli.output import refuse
+from service.cli.output import abort
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 _console = Console(stderr=True)
@@ -67,11 +67,11 @@ def evaluate(
     try:
         run_evaluation(EvalConfig.model_validate(flags), _console)
     except ValidationError as error:
-        refuse(*explain(error))
+        abort(*explain(error))
     except KeyboardInterrupt:
-        refuse("interrupted; the same command goes on")
+        abort("interrupted; the same command goes on")
     except (
         ValueError, DataError, AttemptsError, DirectoryError, SolverError, EngineError, SandboxError
     ) as error:  # fmt: skip
-        refuse(str(error))
+        abort(str(error))
     _console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service.cli.output import refuse
+from service.cli.output import abort
 
 app = typer.Typer(
     name="train",
@@ -44,7 +44,7 @@ def _root(
     if ctx.invoked_subcommand is not None:
         return
     if recipe is None:
-        refuse("--recipe is missing: give a TOML file, such as recipes/quickstart.toml")
+        abort("--recipe is missing: give a TOML file, such as recipes/quickstart.toml")
     from service.engines.base import EngineError
     from service.engines.checkpoint import CheckpointError
     from service.sandbox.base import SandboxError
@@ -65,13 +65,13 @@ def _root(
             checkpoint = train(config, _console)
             _console.print(f"done: ih-grpo serve --model {checkpoint}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        refuse("interrupted; the same command goes on from the last checkpoint")
+        abort("interrupted; the same command goes on from the last checkpoint")
     except (
         ValueError, DataError, CheckpointError, DirectoryError, EngineError, SandboxError, PushError
     ) as error:  # fmt: skip
-        refuse(str(error))
+        abort(str(error))
     except OSError as error:
-        refuse(f"{error}; once that is mended, the same command goes on from the last checkpoint")
+        abort(f"{error}; once that is mended, the same command goes on from the last checkpoint")
 
 
 @app.command("warm-start")
@@ -111,7 +111,7 @@ def warm_start(
         else:
             train_with_progress(config, out, _console)
     except RecipeError as error:
-        refuse(str(error))
+        abort(str(error))
 
 
 @app.command("quickstart-eval")
@@ -159,11 +159,11 @@ def quickstart_eval(
     from trainer.quickstart.traces import held_out_problems
 
     if unknown := set(family or ()) - FAMILIES.keys():
-        refuse(f"--family: there is no {sorted(unknown)[0]!r}; known are {', '.join(FAMILIES)}")
+        abort(f"--family: there is no {sorted(unknown)[0]!r}; known are {', '.join(FAMILIES)}")
     try:
         model = locate(str(model))
     except ValueError as error:
-        refuse(str(error))
+        abort(str(error))
     sandbox: Sandbox = DockerSandbox(
         DockerSandboxSettings(
             image=sandbox_image,
@@ -209,7 +209,7 @@ def quickstart_eval(
                     )
                 )
     except (EngineError, SandboxError, OSError, ValueError) as error:
-        refuse(str(error))
+        abort(str(error))
     if asked:
         print_replies(replies, Console(), failures=failures)
     else:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.api.output import executed_tool
-from service.cli.output import harmless, refuse
+from service.cli.output import abort, sanitize
 from service.cli.timeline import episode_spans, timeline
 from service.playground.record import episode_record, fragment, standalone
 from trainer.data.problems import DataError
@@ -42,7 +42,7 @@ def show(
         if row is None and (html or url):
             raise DataError("--row is missing: which episode?")
     except DataError as error:
-        refuse(str(error))
+        abort(str(error))
     if row is None:
         console.print(_list(records))
         return
@@ -63,7 +63,7 @@ def _list(records: list[Record]) -> Table:
         blocks = sum(len(tool.blocks) for tool in record.tools)
         table.add_row(
             str(index),
-            harmless(record.problem_id),
+            sanitize(record.problem_id),
             "-" if record.reward is None else f"{record.reward:g}",
             record.reason,
             record.outcome.value,
@@ -75,9 +75,9 @@ def _list(records: list[Record]) -> Table:
 
 
 def _show(console: Console, record: Record) -> None:
-    console.print(harmless(record.question), style="bold", markup=False)
+    console.print(sanitize(record.question), style="bold", markup=False)
     console.print()
-    console.print(harmless(record.text.strip()), markup=False, soft_wrap=True)
+    console.print(sanitize(record.text.strip()), markup=False, soft_wrap=True)
     console.print()
     reward = "none" if record.reward is None else f"{record.reward:g} ({record.reason})"
     advantage = "none" if record.advantage is None else f"{record.advantage:+.3f}"

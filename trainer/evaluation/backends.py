@@ -95,7 +95,7 @@ async def check_server(client: httpx.AsyncClient) -> None:
     The client's base URL may lack ``/v1``: it is added if the server has its routes below that.
 
     Raises:
-        SolverError: not so, with the remedy.
+        SolverError: not so, with the hint.
     """
     try:
         response = await client.get("models")

@@ -15,7 +15,7 @@ from trainer.training.recipe_files import find_recipe
 
 
 class RecipeError(ValueError):
-    """The recipe can't be used; the message names the field and the remedy."""
+    """The recipe can't be used; the message names the field and the hint."""
 
 
 class WarmStartConfig(BaseModel):

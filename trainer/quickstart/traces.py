@@ -60,7 +60,7 @@ Source = Literal["written", "observed", "forced"]
 """``written`` by the model (it learns this), ``observed`` (the output of a flush), or ``forced``: the model's
 own text, a slip that it must know how to go on from but not learn to make."""
 
-# Output that has nothing to do with the code: the remedy is to try once more, then to stop.
+# Output that has nothing to do with the code: the hint is to try once more, then to stop.
 STRANGE: Final = (
     TIMEOUT_TEXT,
     "SandboxError: the sandbox failed; all variables are lost",

@@ -66,7 +66,7 @@ Method = Literal["ih-grpo", "grpo-delayed", "grpo-immediate"]
 
 
 class ConfigError(ValueError):
-    """The recipe can't be used; the message names the field and the remedy."""
+    """The recipe can't be used; the message names the field and the hint."""
 
 
 class TrainConfig(MachineConfig):

@@ -153,7 +153,7 @@ def _logprobs_mode(config: TrainConfig) -> LogprobsMode:
 
 
 def _must_tell_logprobs(config: TrainConfig, engine: Engine) -> None:
-    if not engine.knows_logprobs(Sampling(temperature=config.temperature, top_p=config.top_p)):
+    if not engine.supports_logprobs(Sampling(temperature=config.temperature, top_p=config.top_p)):
         raise ConfigError(
             f"top_p is {config.top_p} at temperature {config.temperature}: vLLM does not tell the log-probs "
             f"that the loss needs; set one of them to 1"

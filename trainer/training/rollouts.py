@@ -27,7 +27,7 @@ from trainer.training.batch import Row
 from trainer.training.config import TrainConfig
 from trainer.training.filtering import FilterCounts, Outcome, filter_group
 from trainer.training.records import Judged, write_rollout
-from trainer.training.trainer import Collected, Means
+from trainer.training.trainer import Means, RolloutBatch
 from trainer.weight_sync.push import WeightSink
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class Collector:
         """Of the problems; a run that is resumed must have the same."""
         return self._stream.fingerprint
 
-    def collect(self, index: int, weights: Mapping[str, Tensor]) -> Collected:
+    def collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
         """Rollout number ``index`` under ``weights``.
 
         Raises:
@@ -146,7 +146,7 @@ class Collector:
         drawn = list(enumerate(self._stream.take(draws), start=index * draws))
         return drawn[self._share.process :: self._share.processes]
 
-    async def _collect(self, index: int, weights: Mapping[str, Tensor]) -> Collected:
+    async def _collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
         await self._sink.push(index, weights)
         began = time.monotonic()
         drawn = self.draw(index)
@@ -178,7 +178,7 @@ class Collector:
         if self._config.save_rollouts:
             await asyncio.to_thread(write_rollout, self._path(index), index, judged)
         rows = [Row(item.sample, item.advantage) for item in judged if item.advantage is not None]
-        return Collected(
+        return RolloutBatch(
             rows, _metrics(judged, lost, counts, time.monotonic() - began, self._share.processes)
         )
 

@@ -12,7 +12,7 @@ LOCK: Final = ".lock"
 
 
 class DirectoryError(Exception):
-    """A directory can't be written to, or is in use; the message names it and the remedy."""
+    """A directory can't be written to, or is in use; the message names it and the hint."""
 
 
 @contextmanager

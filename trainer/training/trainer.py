@@ -130,7 +130,7 @@ class Means:
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
+class RolloutBatch:
     """What one rollout gave this process."""
 
     rows: Sequence[Row]
@@ -146,7 +146,7 @@ class RowSource(Protocol):
         """Of the problems; a run that is resumed must have the same."""
         ...
 
-    def collect(self, index: int, weights: Mapping[str, Tensor]) -> Collected:
+    def collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
         """Rollout number ``index`` under ``weights``; the same arguments give the same rows."""
         ...
 

@@ -14,13 +14,13 @@ from service.api.output import FinalAnswer, block_json, executed_tool, logprob_i
 from service.api.reasoning_parser import Parted, ThinkSplitter
 from service.api.tools.definitions import Functions
 from service.api.tools.parser import (
-    CallBegun,
-    CallDone,
+    ArgumentsDelta,
     CallFailed,
-    CallWrote,
     HermesEvent,
     HermesParser,
-    Said,
+    TextDelta,
+    ToolCallEnd,
+    ToolCallStart,
 )
 from service.common.json import Json
 from service.engines.base import Engine, TokenChunk
@@ -34,7 +34,7 @@ from service.episode.events import (
     Observed,
     Sampled,
 )
-from service.episode.stop_strings import Stopped, reply_endings
+from service.episode.stop_strings import StopStringHit, reply_endings
 
 Fields = dict[str, Any]
 """Fields of a message, or what is added to them."""
@@ -126,9 +126,9 @@ class MessageText:
         said = ""
         for event in events:
             match event:
-                case Said(text):
+                case TextDelta(text):
                     said += text
-                case CallBegun(index, name):
+                case ToolCallStart(index, name):
                     call: Fields = {"id": f"call_{secrets.token_hex(12)}", "name": name}
                     self._calls.append(call)
                     self._arguments.append([])
@@ -136,10 +136,10 @@ class MessageText:
                     deltas.append(
                         {"index": index, "id": call["id"], "type": "function", "function": function}
                     )
-                case CallWrote(index, text):
+                case ArgumentsDelta(index, text):
                     self._arguments[index].append(text)
                     _append_arguments(deltas, index, text)
-                case CallDone():
+                case ToolCallEnd():
                     self.finished_calls += 1
                 case CallFailed():
                     self._calls.pop()
@@ -228,7 +228,7 @@ class Reply:
         match event:
             case Sampled(chunk):
                 return self._sampled(chunk)
-            case Stopped(ids):
+            case StopStringHit(ids):
                 self.sampled_tokens += len(ids)
                 return None
             case Observed(ids, text):

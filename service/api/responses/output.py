@@ -17,13 +17,13 @@ from service.api.reasoning_parser import CLOSE, Parted, ThinkSplitter
 from service.api.responses.items import output_item_id
 from service.api.tools.definitions import Functions
 from service.api.tools.parser import (
-    CallBegun,
-    CallDone,
+    ArgumentsDelta,
     CallFailed,
-    CallWrote,
     HermesEvent,
     HermesParser,
-    Said,
+    TextDelta,
+    ToolCallEnd,
+    ToolCallStart,
 )
 from service.common.json import Json
 from service.engines.base import Engine, TokenChunk
@@ -38,7 +38,7 @@ from service.episode.events import (
     Observed,
     Sampled,
 )
-from service.episode.stop_strings import Stopped, reply_endings
+from service.episode.stop_strings import StopStringHit, reply_endings
 from service.sandbox.base import Status
 
 Events = list[Json]
@@ -336,7 +336,7 @@ class Reply:
         match event:
             case Sampled(chunk):
                 return self._sampled(chunk)
-            case Stopped(ids):
+            case StopStringHit(ids):
                 self.sampled_tokens += len(ids)
             case Invoked(_, _, block):
                 opened: Events = []
@@ -483,21 +483,21 @@ class Reply:
         told: Events = []
         for event in events:
             match event:
-                case Said(text):
+                case TextDelta(text):
                     if text:
                         told += self._write(text, thought=False)
-                case CallBegun(_, name):
+                case ToolCallStart(_, name):
                     told += self._close_text("completed")
                     self._call = FunctionCallItem(self.output, name, f"call_{secrets.token_hex(12)}")
                     told += self._call.open()
-                case CallWrote(_, text):
+                case ArgumentsDelta(_, text):
                     assert self._call is not None  # noqa: S101
                     told += self._call.write(text)
                 case CallFailed():
                     assert self._call is not None  # noqa: S101
                     told += self._call.close("incomplete")
                     self._call = None
-                case CallDone():
+                case ToolCallEnd():
                     assert self._call is not None  # noqa: S101
                     told += self._call.close("completed")
                     self._call = None

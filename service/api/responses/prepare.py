@@ -219,7 +219,7 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     if request.reasoning is not None:
         fields["reasoning_effort"] = request.reasoning.effort
-    if request.form.as_told() != TextOptions().as_told():
+    if request.form.to_response() != TextOptions().to_response():
         fields["response_format"] = request.form.as_response_format()
     if request.functions and request.tool_choice != "none":
         keep = {"name", "description", "parameters", "strict"}

@@ -56,7 +56,7 @@ class CodeInterpreterTool(RequestModel):
     container: AutoContainer = AutoContainer()
     allowed_callers: Annotated[object, Ignored(["direct"])] = None
 
-    def as_told(self) -> Json:
+    def to_response(self) -> Json:
         """As the response object tells it."""
         return {"type": self.type, "container": {"type": "auto"}}
 
@@ -69,7 +69,7 @@ class FunctionTool(Function):
     allowed_callers: Annotated[object, Ignored(["direct"])] = None
     output_schema: Annotated[object, Ignored()] = None
 
-    def as_told(self) -> Json:
+    def to_response(self) -> Json:
         """As the response object tells it."""
         return self.model_dump(include={"type", "name", "description", "parameters", "strict"})
 
@@ -140,7 +140,7 @@ class TextOptions(RequestModel):
         schema = self.format.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
         return {"type": "json_schema", "json_schema": schema}
 
-    def as_told(self) -> Json:
+    def to_response(self) -> Json:
         """As the response object tells it."""
         return {"format": self.format.model_dump(exclude_none=True, by_alias=True)}
 
@@ -259,7 +259,7 @@ class ResponseRequest(RequestBody):
             yield "stream_options"
         if self.max_tool_calls is not None and not self.runs_code:
             yield "max_tool_calls"
-        has_form = self.form.as_told() != TextOptions().as_told()
+        has_form = self.form.to_response() != TextOptions().to_response()
         is_forced = self.tool_choice == "required" or isinstance(self.tool_choice, FunctionChoice)
         if self.thinks and (has_form or is_forced):
             yield "reasoning.effort"

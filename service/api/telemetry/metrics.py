@@ -24,7 +24,7 @@ from service.episode.events import (
     Observed,
     Sampled,
 )
-from service.episode.stop_strings import Stopped
+from service.episode.stop_strings import StopStringHit
 
 
 class LoopHistogram(Collector):
@@ -127,7 +127,7 @@ class Metrics:
         match event:
             case Sampled(chunk):
                 self._sampled_since += len(chunk.ids)
-            case Stopped(ids):
+            case StopStringHit(ids):
                 self._sampled_since += len(ids)
             case Observed(ids):
                 self._observed.inc(len(ids))

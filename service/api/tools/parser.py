@@ -72,14 +72,14 @@ _TAIL: Final = re.compile(r"\s*\}\s*" + CLOSE)
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TextDelta:
     """Text outside every call."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class CallBegun:
+class ToolCallStart:
     """The model calls function ``name``; calls are counted from 0."""
 
     index: int
@@ -87,7 +87,7 @@ class CallBegun:
 
 
 @dataclass(frozen=True, slots=True)
-class CallWrote:
+class ArgumentsDelta:
     """More of the arguments, as the model wrote them."""
 
     index: int
@@ -95,7 +95,7 @@ class CallWrote:
 
 
 @dataclass(frozen=True, slots=True)
-class CallDone:
+class ToolCallEnd:
     """The arguments are whole, and were checked."""
 
     index: int
@@ -103,12 +103,12 @@ class CallDone:
 
 @dataclass(frozen=True, slots=True)
 class CallFailed:
-    """The call that was begun last can't be made: its text and all that comes after follow as `Said`."""
+    """The call that was begun last can't be made: its text and all that comes after follow as `TextDelta`."""
 
     index: int
 
 
-HermesEvent = Said | CallBegun | CallWrote | CallDone | CallFailed
+HermesEvent = TextDelta | ToolCallStart | ArgumentsDelta | ToolCallEnd | CallFailed
 
 
 class CallError(Exception):
@@ -200,9 +200,9 @@ class HermesParser:
         held = self._held
         if self._state is _State.TEXT:
             if held.strip() or not self.calls:
-                events.append(Said(held))
+                events.append(TextDelta(held))
         elif self._state is _State.TAIL and (not self._strict or held.lstrip()[:1] in ("", "}")):
-            events.append(CallDone(self.calls - 1))
+            events.append(ToolCallEnd(self.calls - 1))
         elif self._state is _State.HEAD and not cut_off:
             self._whole(held, events)
         elif self._state is _State.ARGUMENTS and not cut_off:
@@ -214,12 +214,12 @@ class HermesParser:
         if self._state is _State.ARGUMENTS:
             self.calls -= 1
             events.append(CallFailed(self.calls))
-        events.append(Said(written))
+        events.append(TextDelta(written))
         self._state, self._held = _State.PLAIN, ""
 
     def _plain(self, events: list[HermesEvent]) -> bool:
         if self._held:
-            events.append(Said(self._held))
+            events.append(TextDelta(self._held))
             self._held = ""
         return False
 
@@ -228,13 +228,13 @@ class HermesParser:
         if tag:
             # Text between two calls counts as said; white space there does not.
             if said.strip():
-                events.append(Said(said.rstrip()))
+                events.append(TextDelta(said.rstrip()))
             self._gap, self._begun, self._arguments = said[len(said.rstrip()) :], "", []
             self._state, self._held = _State.HEAD, after
             return True
         sure = said[: len(said) - held_back(said, [OPEN])].rstrip()
         if sure:
-            events.append(Said(sure))
+            events.append(TextDelta(sure))
             self._held = said[len(sure) :]
         return False
 
@@ -256,7 +256,7 @@ class HermesParser:
         piece, self._held = self._held[:taken], self._held[taken:]
         if piece:
             self._arguments.append(piece)
-            events.append(CallWrote(self.calls - 1, piece))
+            events.append(ArgumentsDelta(self.calls - 1, piece))
         if not self._span.closed:
             return False
         self._checked("".join(self._arguments))
@@ -270,10 +270,10 @@ class HermesParser:
                 return False
             if self._strict:
                 raise self._error("something follows the arguments", self._held)
-            events.append(CallDone(self.calls - 1))
+            events.append(ToolCallEnd(self.calls - 1))
             self._state, self._held = _State.TEXT, self._held.partition(CLOSE)[2]
             return True
-        events.append(CallDone(self.calls - 1))
+        events.append(ToolCallEnd(self.calls - 1))
         self._state, self._held = _State.TEXT, self._held[found.end() :]
         return True
 
@@ -290,12 +290,12 @@ class HermesParser:
         self._check_name()
         self._checked(arguments)
         self._begin(call["name"], events)
-        events += [CallWrote(self.calls - 1, arguments), CallDone(self.calls - 1)]
+        events += [ArgumentsDelta(self.calls - 1, arguments), ToolCallEnd(self.calls - 1)]
 
     def _begin(self, name: str, events: list[HermesEvent]) -> None:
         self._name, self._arguments = name, []
         self._check_name()
-        events.append(CallBegun(self.calls, name))
+        events.append(ToolCallStart(self.calls, name))
         self.calls += 1
 
     def _check_name(self) -> None:

@@ -111,7 +111,7 @@ class RemoteEngine(CheckpointEngine):
     def capabilities(self) -> frozenset[str]:
         return frozenset(OPTIONAL_SAMPLING)
 
-    def knows_logprobs(self, sampling: Sampling) -> bool:
+    def supports_logprobs(self, sampling: Sampling) -> bool:
         """As `tells_logprobs` says for the servers' ``logprobs_mode``."""
         return tells_logprobs(sampling, self._settings.logprobs_mode)
 

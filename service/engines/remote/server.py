@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import httpx
 
-from service.engines.base import EngineError, FinishReason, RefusedError
+from service.engines.base import EngineError, FinishReason, InvalidRequestError
 from service.engines.remote.settings import RemoteSettings
-from service.engines.token_stream import Piece, likeliest
+from service.engines.token_stream import Piece, top_logprobs
 
 _TOKEN = "token_id:"  # noqa: S105  # how ``return_tokens_as_token_ids`` spells a token
 
@@ -34,7 +34,7 @@ async def read_pieces(lines: AsyncIterator[str], top: int) -> AsyncGenerator[Pie
     The last piece waits for the usage that follows it, which says how much of the prompt was cached.
 
     Raises:
-        RefusedError: the server does not take the request.
+        InvalidRequestError: the server does not take the request.
         StreamError: the server reports an error, says what can't be read, or ends before its last token.
     """
     last: Piece | None = None
@@ -67,7 +67,7 @@ def _parse(data: str) -> dict[str, Any]:
         error = event.get("error", event) if isinstance(event, dict) else event
         message = str(error.get("message", error) if isinstance(error, dict) else error)[:1000]
         if isinstance(error, dict) and error.get("code") in REFUSED:
-            raise RefusedError(f"vLLM: {message}")
+            raise InvalidRequestError(f"vLLM: {message}")
         raise StreamError(message)
     return event
 
@@ -83,7 +83,7 @@ def _piece(choice: dict[str, Any], top: int) -> Piece:
         return Piece(ids, finish_reason=finish_reason)
     entries = logprobs["top_logprobs"] if top else ()
     tops = tuple(
-        likeliest({int(token.removeprefix(_TOKEN)): logprob for token, logprob in entry.items()}, top)
+        top_logprobs({int(token.removeprefix(_TOKEN)): logprob for token, logprob in entry.items()}, top)
         for entry in entries
     )
     return Piece(ids, logprobs["token_logprobs"], tops, finish_reason=finish_reason)
@@ -207,7 +207,7 @@ def _refusal(url: str, response: httpx.Response) -> EngineError:
     except (ValueError, AttributeError):
         message = response.text
     if status in REFUSED:  # the client's own doing, so it is told without the server's address
-        return RefusedError(f"vLLM: {message[:500]}")
+        return InvalidRequestError(f"vLLM: {message[:500]}")
     message = f"{url} answered {status}: {message[:500]}"
     if status in (401, 403):
         return EngineError(f"{message}. Set engine_api_key to the key that it asks for")

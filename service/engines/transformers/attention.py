@@ -81,7 +81,7 @@ NAME = "slots"
 
 
 @dataclass(frozen=True, slots=True)
-class Singles:
+class DecodeBatch:
     """The first ``count`` tokens of the step: one of each decoding sequence, all attended in one call.
 
     ``rows`` selects cache rows: a slice (a view, no copy) that may span rows of others, or the exact ones.
@@ -114,7 +114,7 @@ class Step:
     cache: KVCache
     slots: Tensor
     positions: Tensor
-    singles: Singles | None
+    singles: DecodeBatch | None
     chunks: tuple[Chunk, ...]
 
 
@@ -179,7 +179,7 @@ def attend(
 
 
 def _attend_singles(
-    query: Tensor, keys: Tensor, values: Tensor, singles: Singles, scaling: float | None
+    query: Tensor, keys: Tensor, values: Tensor, singles: DecodeBatch, scaling: float | None
 ) -> Tensor:
     """``query`` and result: [count, kv_heads, groups, head_dim]."""
     if singles.index is not None:

@@ -53,7 +53,7 @@ class TransformersEngine(CheckpointEngine):
     def capabilities(self) -> frozenset[str]:
         return frozenset(OPTIONAL_SAMPLING) - (frozenset() if is_available() else {"json_schema"})
 
-    def knows_logprobs(self, _sampling: Sampling) -> bool:
+    def supports_logprobs(self, _sampling: Sampling) -> bool:
         """Always: they are computed here."""
         return True
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from service.engines.base import EngineError
-from service.engines.transformers.attention import NAME, Chunk, KVCache, Singles, Step, attend
+from service.engines.transformers.attention import NAME, Chunk, DecodeBatch, KVCache, Step, attend
 from service.engines.transformers.lora import attach, read_adapters
 from service.engines.transformers.scheduler import Work
 from service.engines.transformers.settings import EngineSettings
@@ -229,7 +229,7 @@ class ModelRunner:
             offset += count
         return {adapter: self._tensor(numbers) for adapter, numbers in rows.items()}
 
-    def _singles(self, works: Sequence[Work]) -> Singles | None:
+    def _singles(self, works: Sequence[Work]) -> DecodeBatch | None:
         singles = [work for work in works if work.stop - work.start == 1]
         if not singles:
             return None
@@ -245,7 +245,7 @@ class ModelRunner:
                 stops[work.slot.index - first] = work.stop
             index = None if span == len(rows) else self._tensor([row - first for row in rows])
         mask = self._mask(self._tensor(stops)[:, None], length)[:, None, None]
-        return Singles(len(rows), selection, selected, index, length, mask)
+        return DecodeBatch(len(rows), selection, selected, index, length, mask)
 
     def _chunks(self, works: Sequence[Work]) -> tuple[Chunk, ...]:
         chunks = []

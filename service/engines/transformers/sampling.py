@@ -95,9 +95,9 @@ def _draw_filtered(logprobs: Tensor, settings: Sequence[Sampling], uniforms: Seq
 
 
 def filter_candidates(logprobs: Tensor, settings: Sequence[Sampling]) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest tokens [R, W], in falling order: logprobs, ids, and whether each passes the filters.
+    """The top_logprobs tokens [R, W], in falling order: logprobs, ids, and whether each passes the filters.
 
-    The filters are top-k, then top-p of what is left, and min-p relative to the likeliest. Tokens beyond W
+    The filters are top-k, then top-p of what is left, and min-p relative to the top_logprobs. Tokens beyond W
     do not pass.
     """
     vocabulary = logprobs.shape[1]

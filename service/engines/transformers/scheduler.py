@@ -15,7 +15,7 @@ from service.engines.base import FinishReason, Sampling, TokenChunk
 from service.engines.grammar import Grammar
 from service.engines.token_stream import Detokenizer
 from service.engines.transformers.sampling import Draw, History
-from service.engines.transformers.slots import Claim, Slot, SlotPool
+from service.engines.transformers.slots import Slot, SlotAllocation, SlotPool
 
 
 @dataclass(slots=True, eq=False)
@@ -115,7 +115,7 @@ class Scheduler:
         for request in [request for request in self.running if request.cancelled]:
             self.finish(request)
 
-    def admit(self) -> Iterator[tuple[Request, Claim]]:
+    def admit(self) -> Iterator[tuple[Request, SlotAllocation]]:
         """Move waiting requests into slots, in order, while there is room."""
         while self.waiting:
             request = self.waiting[0]

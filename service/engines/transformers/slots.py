@@ -25,7 +25,7 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class SlotAllocation:
     """A slot taken for a prompt. Its first ``reused`` positions are to be copied from ``source``, if set."""
 
     slot: Slot
@@ -40,7 +40,7 @@ class SlotPool:
         self.slots = tuple(Slot(index) for index in range(count))
         self._clock = 0
 
-    def claim(self, tokens: list[int], adapter: str | None = None) -> Claim | None:
+    def claim(self, tokens: list[int], adapter: str | None = None) -> SlotAllocation | None:
         """Take a free slot for the sequence that starts with the prompt ``tokens`` (kept, not copied).
 
         Only keys and values that the same ``adapter`` computed are reused.
@@ -70,7 +70,7 @@ class SlotPool:
         oldest = min(free, key=lambda slot: slot.last_used)
         slot = best if not best.busy and reused == best.length > 0 else oldest
         slot.tokens, slot.length, slot.busy, slot.adapter = tokens, reused, True, adapter
-        return Claim(slot, reused, None if slot is best or reused == 0 else best)
+        return SlotAllocation(slot, reused, None if slot is best or reused == 0 else best)
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; what it holds stays as prefix cache."""

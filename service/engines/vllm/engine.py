@@ -20,13 +20,13 @@ from service.engines.base import (
     EngineError,
     EngineStats,
     FinishReason,
-    RefusedError,
+    InvalidRequestError,
     Sampling,
     TokenChunk,
     TopLogprob,
 )
 from service.engines.model_config import CheckpointEngine
-from service.engines.token_stream import Piece, Tally, chunks, likeliest
+from service.engines.token_stream import Piece, Tally, chunks, top_logprobs
 from service.engines.validation import check
 from service.engines.vllm.request import LogprobsMode, request_fields, tells_logprobs
 from service.engines.vllm.settings import VLLMSettings
@@ -35,7 +35,7 @@ from service.engines.vllm.settings import VLLMSettings
 def to_piece(output: Any, is_first: bool, top: int) -> Piece:
     """One ``RequestOutput`` of a call, with ``top`` alternatives a token.
 
-    Its flat logprobs hold, at each position, the sampled token and then the likeliest. These name the
+    Its flat logprobs hold, at each position, the sampled token and then the top_logprobs. These name the
     sampled one again, but not where vLLM has merged several steps.
 
     Raises:
@@ -52,7 +52,7 @@ def to_piece(output: Any, is_first: bool, top: int) -> Piece:
         logprobs = [flat.logprobs[span.start] for span in spans]
         if top:
             positions = [zip(flat.token_ids[span], flat.logprobs[span], strict=True) for span in spans]
-            tops = tuple(likeliest(dict(position), top) for position in positions)
+            tops = tuple(top_logprobs(dict(position), top) for position in positions)
     cached = output.num_cached_tokens if is_first else None
     return Piece(completion.token_ids, logprobs, tops, cached, finish_reason)
 
@@ -89,7 +89,7 @@ class VLLMEngine(CheckpointEngine):
     def capabilities(self) -> frozenset[str]:
         return frozenset(OPTIONAL_SAMPLING)
 
-    def knows_logprobs(self, sampling: Sampling) -> bool:
+    def supports_logprobs(self, sampling: Sampling) -> bool:
         """As `tells_logprobs` says; ``args`` may set another ``logprobs_mode``."""
         return tells_logprobs(sampling, self._mode)
 
@@ -183,7 +183,7 @@ class VLLMEngine(CheckpointEngine):
                     yield to_piece(output, is_first, sampling.top_logprobs)
                     is_first = False
         except VLLMClientError as error:
-            raise RefusedError(f"vLLM: {error}") from error
+            raise InvalidRequestError(f"vLLM: {error}") from error
         except VLLMError as error:
             raise EngineError(f"vLLM: {error.__cause__ or error}") from error
 

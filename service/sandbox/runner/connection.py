@@ -167,8 +167,8 @@ async def _connect(address: Address, token: str) -> ClientConnection:
         status = error.response.status_code
         if status == 503:
             raise UnreachableError(f"the runner at {address} takes no more connections now") from None
-        remedy = "check that both have the same token" if status in (401, 403) else "is it a runner?"
-        raise SandboxError(f"the runner at {address} refused with status {status}; {remedy}") from None
+        hint = "check that both have the same token" if status in (401, 403) else "is it a runner?"
+        raise SandboxError(f"the runner at {address} refused with status {status}; {hint}") from None
     except (OSError, InvalidHandshake) as error:
         raise UnreachableError(
             f"no runner answers at {address}: {str(error) or type(error).__name__}"

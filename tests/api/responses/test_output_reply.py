@@ -20,7 +20,7 @@ from service.episode.events import (
     Observed,
     Sampled,
 )
-from service.episode.stop_strings import Stopped
+from service.episode.stop_strings import StopStringHit
 from tests.support.scripted import EOS, ScriptedEngine
 
 BLOCK = InvokedBlock("x = 1", 5, 1.0)
@@ -89,7 +89,7 @@ def test_a_reply_that_is_abandoned_leaves_nothing_open(at: int) -> None:
 
 def test_what_a_stop_string_took_is_counted() -> None:
     reply = new_reply()
-    reply.take(Stopped((1, 2)))
+    reply.take(StopStringHit((1, 2)))
     usage: Any = reply.usage(7)
     assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (7, 2, 9)
 

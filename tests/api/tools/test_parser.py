@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.tools.parser import (
-    CallBegun,
-    CallDone,
+    ArgumentsDelta,
     CallError,
     CallFailed,
-    CallWrote,
     HermesParser,
-    Said,
+    TextDelta,
+    ToolCallEnd,
+    ToolCallStart,
 )
 from tests.api.tools.test_parser_json_span import OBJECTS
 
@@ -34,15 +34,15 @@ def read(
     text, calls, done = "", list[list[str]](), 0
     for event in events:
         match event:
-            case Said(said):
+            case TextDelta(said):
                 text += said
-            case CallBegun(index, name):
+            case ToolCallStart(index, name):
                 assert index == len(calls)
                 calls.append([name, ""])
-            case CallWrote(index, wrote):
+            case ArgumentsDelta(index, wrote):
                 assert index == len(calls) - 1
                 calls[index][1] += wrote
-            case CallDone():
+            case ToolCallEnd():
                 done += 1
             case CallFailed(index):
                 assert index == len(calls) - 1
@@ -76,9 +76,12 @@ def test_any_cut_gives_the_same_calls(
 def test_arguments_flow_as_they_are_written() -> None:
     parser = HermesParser(check)
     assert parser.feed('<tool_call>\n{"name": "f", "arg') == []
-    assert parser.feed('uments": {"a": "</tool_') == [CallBegun(0, "f"), CallWrote(0, '{"a": "</tool_')]
-    assert parser.feed('call>"}}') == [CallWrote(0, 'call>"}')]
-    assert parser.feed("\n</tool_call>") == [CallDone(0)]
+    assert parser.feed('uments": {"a": "</tool_') == [
+        ToolCallStart(0, "f"),
+        ArgumentsDelta(0, '{"a": "</tool_'),
+    ]
+    assert parser.feed('call>"}}') == [ArgumentsDelta(0, 'call>"}')]
+    assert parser.feed("\n</tool_call>") == [ToolCallEnd(0)]
 
 
 def test_keys_in_another_order_and_no_arguments() -> None:

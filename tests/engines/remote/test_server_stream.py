@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.engines.base import RefusedError, TopLogprob
+from service.engines.base import InvalidRequestError, TopLogprob
 from service.engines.remote.server import StreamError, read_pieces
 from service.engines.token_stream import Piece
 
@@ -71,5 +71,5 @@ async def test_what_is_no_whole_answer(lines: tuple[str, ...], message: str) -> 
 
 
 async def test_what_the_client_did_wrong_is_told_apart() -> None:
-    with pytest.raises(RefusedError, match=r"^vLLM: no such grammar$"):
+    with pytest.raises(InvalidRequestError, match=r"^vLLM: no such grammar$"):
         await read('data: {"error": {"message": "no such grammar", "code": 400}}')

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.engines.base import EngineError
-from service.engines.transformers.attention import Chunk, KVCache, Singles, Step, slot_attention
+from service.engines.transformers.attention import Chunk, DecodeBatch, KVCache, Step, slot_attention
 
 HEADS, KV_HEADS, WIDTH, LENGTH = 6, 2, 8, 16
 
@@ -37,9 +37,9 @@ def test_each_token_attends_to_its_own_sequence_up_to_itself(span: bool) -> None
     new = torch.randn(2, 1, KV_HEADS, 6, WIDTH, generator=random)
     if span:
         stops, rows, index = [7, 1, 4], slice(1, 4), torch.tensor([0, 2])
-        singles = Singles(2, rows, 3, index, LENGTH, mask(stops)[:, None, None])
+        singles = DecodeBatch(2, rows, 3, index, LENGTH, mask(stops)[:, None, None])
     else:
-        singles = Singles(2, torch.tensor([1, 3]), 2, None, LENGTH, mask([7, 4])[:, None, None])
+        singles = DecodeBatch(2, torch.tensor([1, 3]), 2, None, LENGTH, mask([7, 4])[:, None, None])
     chunk = Chunk(2, 6, 0, LENGTH, mask([10, 11, 12, 13] * (HEADS // KV_HEADS))[None, None])
     step = Step(cache, slots, positions, singles, (chunk,))
 

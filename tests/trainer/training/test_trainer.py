@@ -16,7 +16,7 @@ from trainer.training.batch import Row
 from trainer.training.checkpoints import latest
 from trainer.training.chunked_lm_head import PolicyModel
 from trainer.training.config import ConfigError, TrainConfig
-from trainer.training.trainer import Collected, IHGRPOTrainer, Means
+from trainer.training.trainer import IHGRPOTrainer, Means, RolloutBatch
 
 
 def config(run_dir: Path, checkpoint: Path, **changes: object) -> TrainConfig:
@@ -57,12 +57,12 @@ class FixedRows:
         self.weights: list[dict[str, Tensor]] = []
         self.indices: list[int] = []
 
-    def collect(self, index: int, weights: Mapping[str, Tensor]) -> Collected:
+    def collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
         self.indices.append(index)
         self.weights.append({name: tensor.clone() for name, tensor in weights.items()})
         metrics = Means()
         metrics.add("reward", 1.0, 2.0)
-        return Collected(self._rows, metrics)
+        return RolloutBatch(self._rows, metrics)
 
 
 def make_trainer(settings: TrainConfig, source: FixedRows) -> IHGRPOTrainer:
@@ -142,7 +142,7 @@ def test_a_step_without_a_usable_gradient_is_skipped_and_counted(
     tmp_path: Path, tiny_checkpoint: Path, rows: tuple[Row, ...]
 ) -> None:
     class ThenGood(FixedRows):
-        def collect(self, index: int, weights: Mapping[str, Tensor]) -> Collected:
+        def collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
             self._rows = (GOOD, BAD) if index == 0 else rows
             return super().collect(index, weights)
 
