@@ -101,11 +101,11 @@ class EpisodeLostError(Exception):
     """Where it was played is gone. It says nothing of the model, and the rollout goes on without it."""
 
 
-class Player(Protocol):
-    """Plays episodes, here or elsewhere."""
+class RolloutWorker(Protocol):
+    """Runs episodes, in this process or on another host."""
 
-    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
-        """One episode to its end; the same arguments and weights give the same tokens.
+    async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+        """Run one episode to its end. The same arguments and weights give the same tokens.
 
         Raises:
             EngineError: the engine failed.
@@ -114,22 +114,22 @@ class Player(Protocol):
         ...
 
 
-class LocalPlayer:
-    """Plays on an engine and a sandbox of this process, both started."""
+class LocalRolloutWorker:
+    """Runs episodes on an engine and a sandbox of this process, both started."""
 
     def __init__(self, engine: Engine, sandbox: Sandbox, settings: RolloutSettings) -> None:
         self._engine, self._sandbox, self._settings = engine, sandbox, settings
 
-    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
-        """Raises ValueError where the tokenizer has no execute marker; else as ``Player.play``."""
-        return await play_episode(
+    async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+        """As ``RolloutWorker.run_episode``; also raises ValueError if the tokenizer has no execute marker."""
+        return await sample_episode(
             prompt_ids, self._engine, self._sandbox, self._settings, seed=seed, episode_id=episode_id
         )
 
 
 async def rollout(
     prompts: Sequence[Sequence[int]],
-    player: Player,
+    worker: RolloutWorker,
     settings: RolloutSettings,
     *,
     seeds: Sequence[Sequence[int]],
@@ -142,7 +142,7 @@ async def rollout(
 
     Args:
         prompts: rendered prompts, as token ids.
-        player: started.
+        worker: started.
         seeds: one a sample, ``len(prompts)`` rows of ``group_size`` each.
 
     Raises:
@@ -154,15 +154,15 @@ async def rollout(
     slots = asyncio.Semaphore(settings.max_concurrent)
     numbers = itertools.count()
 
-    async def play(prompt: Sequence[int], seed: int, number: int) -> Sample | None:
+    async def run(prompt: Sequence[int], seed: int, number: int) -> Sample | None:
         async with slots:
             try:
-                return await player.play(prompt, seed=seed, episode_id=f"s{number}")
+                return await worker.run_episode(prompt, seed=seed, episode_id=f"s{number}")
             except EpisodeLostError:
                 return None
 
     groups = [
-        [asyncio.create_task(play(prompt, seed, next(numbers))) for seed in row]
+        [asyncio.create_task(run(prompt, seed, next(numbers))) for seed in row]
         for prompt, row in zip(prompts, seeds, strict=True)
     ]
     try:
@@ -175,7 +175,7 @@ async def rollout(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def play_episode(
+async def sample_episode(
     prompt_ids: Sequence[int],
     engine: Engine,
     sandbox: Sandbox,

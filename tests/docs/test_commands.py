@@ -21,7 +21,7 @@ from tests.docs.words import complaints
 from tests.e2e.server import ServerProcess, start
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from trainer.data.problems import Problem
-from trainer.episodes import RolloutSettings, play_episode
+from trainer.episodes import RolloutSettings, sample_episode
 from trainer.training.records import Judged, write_rollout
 
 BLOCKS = all_blocks()
@@ -58,7 +58,7 @@ def make_rollout(folder: Path) -> None:
     engine = ScriptedEngine(ask, f"It is \\boxed{{42}}.{EOS}")
     settings = RolloutSettings(policy=DeferralPolicy(), sampling=Sampling())
     prompt = engine.tokenizer.encode("6 * 7?", allow_special=True)
-    play = play_episode(
+    play = sample_episode(
         prompt, engine, ScriptedSandbox(lambda blocks: printed("42")), settings, seed=0, episode_id="s0"
     )
     problem = Problem(id="p", question="6 * 7?", answer="42")

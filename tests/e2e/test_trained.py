@@ -21,7 +21,7 @@ from service.engines.checkpoint import quickstart
 from service.sandbox.docker.settings import DockerSandboxSettings
 from tests.e2e.server import start
 from tests.support.until import until
-from trainer.episodes import RolloutSettings, Sample, play_episode
+from trainer.episodes import RolloutSettings, Sample, sample_episode
 from trainer.training.checkpoints import latest
 from trainer.training.runtime_config import MachineConfig
 from trainer.training.setup import make_engine, make_sandbox, start_all
@@ -83,7 +83,9 @@ async def trainers_rollout(machine: MachineConfig, checkpoint: Path) -> list[Sam
         for question in QUESTIONS:
             message: dict[str, object] = {"role": "user", "content": instruct(question, policy.prompt)}
             prompt = engine.tokenizer.render_chat([message], template_kwargs={"enable_thinking": False})
-            samples.append(await play_episode(prompt, engine, sandbox, settings, seed=0, episode_id=question))
+            samples.append(
+                await sample_episode(prompt, engine, sandbox, settings, seed=0, episode_id=question)
+            )
         return samples
 
 

@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from service.deferral.prompt import with_instruction
 from service.engines.base import Engine
 from service.sandbox.base import Sandbox
-from trainer.episodes import RolloutSettings, play_episode
+from trainer.episodes import RolloutSettings, sample_episode
 
 
 class SolverError(Exception):
@@ -66,7 +66,7 @@ class EpisodeSolver:
     async def solve(self, question: str, seed: int) -> Solution:
         turns = with_instruction([{"role": "user", "content": question}], self._settings.policy.prompt)
         prompt = self._engine.tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False})
-        sample = await play_episode(
+        sample = await sample_episode(
             prompt, self._engine, self._sandbox, self._settings, seed=seed, episode_id=f"e{seed}"
         )
         if any(tool.status == "sandbox_error" for tool in sample.tools):
