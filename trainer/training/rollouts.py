@@ -21,10 +21,10 @@ from service.deferral.episode import Outcome as Ending
 from service.deferral.prompt import with_instruction
 from service.engines.base import EngineError, Tokenizer
 from trainer.data.problems import Problem, ProblemStream
-from trainer.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
 from trainer.rewards import Reward, RewardError
 from trainer.training.batch import Row
 from trainer.training.config import TrainConfig
+from trainer.training.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
 from trainer.training.filtering import FilterCounts, Outcome, filter_group
 from trainer.training.records import Judged, write_rollout
 from trainer.training.trainer import Means, RolloutBatch
