@@ -15,7 +15,6 @@ from service.engines.base import Sampling
 from service.engines.checkpoint import locate
 from service.sandbox.base import Sandbox
 from trainer.data.problems import Problem
-from trainer.episodes import RolloutSettings
 from trainer.evaluation.backends import BackendError, EvalBackend, LocalBackend, ServerBackend, check_server
 from trainer.evaluation.evaluate import (
     EvalConfig,
@@ -29,6 +28,7 @@ from trainer.evaluation.report import report_notes, score_table, write_report
 from trainer.evaluation.results import ResultLog
 from trainer.evaluation.scores import Scores
 from trainer.rewards import RewardScorer
+from trainer.training.episodes import RolloutSettings
 from trainer.training.progress import EvalProgress
 from trainer.training.run_files import run_lock
 from trainer.training.setup import make_engine, make_sandbox, start_all

@@ -22,11 +22,11 @@ from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
 from service.engines.transformers.engine import TransformersEngine
 from service.engines.transformers.settings import EngineSettings
-from service.episode.runner import Backend
+from service.episode.runner import EpisodeRunner
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
-from trainer.episodes import LocalRolloutWorker, RolloutSettings, Sample, rollout, sample_seed
 from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import Problem
+from trainer.training.episodes import LocalRolloutWorker, RolloutSettings, Sample, rollout, sample_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ async def ask(
 @asynccontextmanager
 async def _playing(
     model: Path, sandbox: Sandbox, policy: DeferralPolicy | None, temperature: float, concurrency: int
-) -> AsyncGenerator[tuple[Backend, LocalRolloutWorker, RolloutSettings]]:
+) -> AsyncGenerator[tuple[EpisodeRunner, LocalRolloutWorker, RolloutSettings]]:
     """A started engine and sandbox."""
     engine = TransformersEngine(EngineSettings(model=str(model), max_slots=concurrency))
     sampling = Sampling(temperature=temperature)
@@ -213,7 +213,7 @@ async def _playing(
     try:
         await sandbox.start()
         yield (
-            Backend(engine, sandbox, policy, sampling),
+            EpisodeRunner(engine, sandbox, policy, sampling),
             LocalRolloutWorker(engine, sandbox, settings),
             settings,
         )

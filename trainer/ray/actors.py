@@ -10,9 +10,9 @@ from typing import Any
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import locate
-from trainer.episodes import LocalRolloutWorker, Sample
 from trainer.rewards import Reward, RewardScorer
 from trainer.training.config import TrainConfig
+from trainer.training.episodes import LocalRolloutWorker, Sample
 from trainer.training.generation import make_engine_and_sink, rollout_settings
 from trainer.training.setup import make_sandbox, start_all
 from trainer.weight_sync.sinks import WeightSink
@@ -51,7 +51,7 @@ class RolloutActor:
     async def run_episode(
         self, prompt_ids: Sequence[int], seed: int, episode_id: str, index: int, weights: Sequence[Any]
     ) -> Sample:
-        """Run one episode; see ``trainer.episodes.RolloutWorker``.
+        """Run one episode; see ``trainer.training.episodes.RolloutWorker``.
 
         Args:
             prompt_ids: the rendered prompt.

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import EngineError
-from trainer.episodes import EpisodeLostError, Sample
 from trainer.ray.actor_pool import ActorPool, CallLostError
 from trainer.ray.actors import RewardActor, RolloutActor
 from trainer.rewards import Reward, RewardError
 from trainer.training.config import RayConfig, TrainConfig
+from trainer.training.episodes import EpisodeLostError, Sample
 
 
 @contextmanager

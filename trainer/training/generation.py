@@ -16,9 +16,9 @@ from service.engines.base import Engine, Sampling, Tokenizer
 from service.engines.tokenizer import HFTokenizer
 from service.engines.vllm.request import LogprobsMode
 from service.sandbox.base import Sandbox
-from trainer.episodes import LocalRolloutWorker, RolloutSettings, RolloutWorker
 from trainer.rewards import RewardScorer
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.episodes import LocalRolloutWorker, RolloutSettings, RolloutWorker
 from trainer.training.setup import Startable, engine_dtype, make_engine, make_sandbox
 from trainer.weight_sync.servers import IHGRPOReload, ReloadTarget, VLLMReload
 from trainer.weight_sync.sinks import CheckpointSink, EngineSink, SinkChain, WeightSink

@@ -21,9 +21,9 @@ from service.deferral.episode import Outcome
 from service.deferral.prompt import with_instruction
 from service.engines.base import EngineError, Tokenizer
 from trainer.data.problems import Problem, ProblemStream
-from trainer.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
 from trainer.rewards import RewardError, RewardFunction
 from trainer.training.config import TrainConfig
+from trainer.training.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
 from trainer.training.filtering import FilterCounts, GroupSample, filter_group
 from trainer.training.run_files import ScoredSample, write_rollout
 from trainer.weight_sync.sinks import WeightSink

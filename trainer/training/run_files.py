@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from service.deferral.episode import Outcome
 from service.episode.events import ExecutedTool, InvokedBlock
 from trainer.data.problems import DataError, Problem
-from trainer.episodes import Sample
+from trainer.training.episodes import Sample
 
 LOCK: Final = ".lock"
 

@@ -24,10 +24,10 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import CheckpointError
-from trainer.episodes import sample_seed
 from trainer.training.checkpoints import prune, staged, staging_path, write_run_state
 from trainer.training.chunked_lm_head import HeadOutput, PolicyModel
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.episodes import sample_seed
 from trainer.training.loss import IHGRPOLoss, ih_grpo_loss
 from trainer.training.rollouts import Means, RolloutSource, Row
 from trainer.weight_sync.sinks import full_weights

@@ -20,9 +20,9 @@ from service.sandbox.base import ExecutionResult
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedSandbox, printed
 from trainer.data.problems import Problem
-from trainer.episodes import EpisodeLostError, LocalRolloutWorker, RolloutWorker, Sample
 from trainer.rewards import Reward, RewardError
 from trainer.training.config import TrainConfig
+from trainer.training.episodes import EpisodeLostError, LocalRolloutWorker, RolloutWorker, Sample
 from trainer.training.generation import rollout_settings
 from trainer.training.rollouts import BackgroundLoop, Means, RolloutCollector, Shard
 from trainer.weight_sync.sinks import EngineSink

@@ -11,7 +11,7 @@ import pytest
 from service.deferral.episode import Outcome
 from service.episode.events import ExecutedTool, InvokedBlock
 from trainer.data.problems import DataError, Problem
-from trainer.episodes import Sample
+from trainer.training.episodes import Sample
 from trainer.training.run_files import DirectoryError, ScoredSample, read_rollout, run_lock, write_rollout
 
 TOOL = ExecutedTool(

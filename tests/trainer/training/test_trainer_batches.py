@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.deferral.episode import Outcome
-from trainer.episodes import Sample
+from trainer.training.episodes import Sample
 from trainer.training.rollouts import Row
 from trainer.training.trainer import make_micro_batch, split_rows
 

@@ -17,7 +17,8 @@ from service.engines.transformers.settings import EngineSettings
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, ScriptedSession, printed
-from trainer.episodes import (
+from trainer.training.chunked_lm_head import PolicyModel
+from trainer.training.episodes import (
     EpisodeLostError,
     LocalRolloutWorker,
     RolloutSettings,
@@ -25,7 +26,6 @@ from trainer.episodes import (
     rollout,
     sample_seed,
 )
-from trainer.training.chunked_lm_head import PolicyModel
 
 ASK = "Let\n```python\nx = 6 * 7\n```\nthen\n```python\nprint(x)\n```<tool_call>"
 ANSWER = f"It is \\boxed{{42}}{EOS}"
