@@ -26,7 +26,7 @@ from rich.console import Console
 
 from service.deferral.policy import DeferralPolicy
 from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
-from trainer.quickstart.evaluate import Verdict, evaluate
+from trainer.quickstart.evaluate import ProblemResult, evaluate
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import draw_problem, held_out_problems
 from trainer.training.config import Method, TrainConfig, load_config
@@ -67,7 +67,7 @@ def bare_sandbox() -> ProcessSandbox:
 
 def measure(model: Path, policy: DeferralPolicy, seed: int) -> dict[str, float]:
     """Held-out problems at temperature 1; the same ones for every model."""
-    verdicts: list[Verdict] = asyncio.run(
+    verdicts: list[ProblemResult] = asyncio.run(
         evaluate(
             model,
             list(held_out_problems(0, HELD_OUT, FAMILIES_USED)),

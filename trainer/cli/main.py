@@ -102,7 +102,7 @@ def warm_start(
       ih-grpo serve --model runs/quickstart-warm-start
     """
     from trainer.quickstart.config import RecipeError
-    from trainer.quickstart.progress import describe, train_with_progress, with_overrides
+    from trainer.quickstart.warm_start import describe, train_with_progress, with_overrides
 
     try:
         config = with_overrides(recipe, steps=steps, threads=threads)
@@ -147,8 +147,8 @@ def quickstart_eval(
     from service.sandbox.docker.settings import DockerSandboxSettings
     from trainer.quickstart.evaluate import (
         GarbageSandbox,
-        Reply,
-        Verdict,
+        ProblemResult,
+        QuestionResult,
         ask,
         evaluate,
         load_questions,
@@ -172,15 +172,15 @@ def quickstart_eval(
             max_containers=2 * concurrency,
         )
     )
-    played: list[Verdict | Reply] = []
+    played: list[ProblemResult | QuestionResult] = []
     try:
         asked = load_questions(questions) if questions else []
         drawn = [] if questions else list(held_out_problems(seed, problems, tuple(family or ())))
         with _console.status("starting") as status:
 
-            def listen(result: Verdict | Reply) -> None:
+            def listen(result: ProblemResult | QuestionResult) -> None:
                 played.append(result)
-                solved = sum(one.right if isinstance(one, Reply) else one.solved for one in played)
+                solved = sum(one.right if isinstance(one, QuestionResult) else one.solved for one in played)
                 status.update(f"{len(played)} of {len(asked or drawn)} played, {solved} solved")
 
             used = GarbageSandbox(sandbox) if garbage else sandbox

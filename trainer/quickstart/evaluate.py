@@ -25,15 +25,15 @@ from service.engines.transformers.settings import EngineSettings
 from service.episode.runner import EpisodeRunner
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
 from trainer.quickstart.ordinary import HONEST_REPLY
-from trainer.quickstart.problems import Problem
+from trainer.quickstart.problems import PracticeProblem
 from trainer.training.episodes import LocalRolloutWorker, RolloutSettings, Sample, rollout, sample_seed
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProblemResult:
     """What came of one problem."""
 
-    problem: Problem
+    problem: PracticeProblem
     sample: Sample
 
     @property
@@ -54,7 +54,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class QuestionResult:
     """The reply to a question."""
 
     question: Question
@@ -132,15 +132,15 @@ class GarbageSandbox:
 
 async def evaluate(
     model: Path,
-    problems: Sequence[Problem],
+    problems: Sequence[PracticeProblem],
     sandbox: Sandbox,
     *,
     policy: DeferralPolicy | None = None,
     temperature: float,
     seed: int = 0,
     concurrency: int = 8,
-    listen: Callable[[Verdict], None] = lambda _: None,
-) -> list[Verdict]:
+    listen: Callable[[ProblemResult], None] = lambda _: None,
+) -> list[ProblemResult]:
     """Play every problem once.
 
     Args:
@@ -154,14 +154,14 @@ async def evaluate(
         EngineError: the checkpoint can't be loaded.
         SandboxError: the sandbox can't be started.
     """
-    verdicts: list[Verdict] = []
+    verdicts: list[ProblemResult] = []
     async with _playing(model, sandbox, policy, temperature, concurrency) as (backend, worker, settings):
         prompts = [
             backend.render([{"role": "user", "content": problem.text}], deferral=True) for problem in problems
         ]
         seeds = [[sample_seed(seed, index)] for index in range(len(problems))]
         async for (sample,) in rollout(prompts, worker, settings, seeds=seeds):
-            verdicts.append(Verdict(problems[len(verdicts)], sample))
+            verdicts.append(ProblemResult(problems[len(verdicts)], sample))
             listen(verdicts[-1])
     return verdicts
 
@@ -174,8 +174,8 @@ async def ask(
     temperature: float = 0.0,
     seed: int = 0,
     concurrency: int = 8,
-    listen: Callable[[Reply], None] = lambda _: None,
-) -> list[Reply]:
+    listen: Callable[[QuestionResult], None] = lambda _: None,
+) -> list[QuestionResult]:
     """Ask every question once; earlier ones of a conversation first, with the model's own replies.
 
     Args and errors are those of `evaluate`.
@@ -183,7 +183,7 @@ async def ask(
     async with _playing(model, sandbox, None, temperature, concurrency) as (backend, worker, _):
         slots = asyncio.Semaphore(concurrency)
 
-        async def reply(index: int, question: Question) -> Reply:
+        async def reply(index: int, question: Question) -> QuestionResult:
             messages: list[dict[str, object]] = []
             async with slots:
                 for turn, text in enumerate((*question.earlier, question.text)):
@@ -193,7 +193,7 @@ async def ask(
                         prompt, seed=sample_seed(seed, index, turn), episode_id=f"q{index}-{turn}"
                     )
                     messages.append({"role": "assistant", "content": sample.text.removesuffix("<|im_end|>")})
-            made = Reply(question, sample)
+            made = QuestionResult(question, sample)
             listen(made)
             return made
 
@@ -222,7 +222,7 @@ async def _playing(
         await engine.stop()
 
 
-def print_replies(replies: Sequence[Reply], console: Console, *, failures: int = 0) -> None:
+def print_replies(replies: Sequence[QuestionResult], console: Console, *, failures: int = 0) -> None:
     """How many are right, the delay rate, and the text of the first ``failures`` failures."""
     right = sum(reply.right for reply in replies)
     executed = sum(reply.sample.executed for reply in replies)
@@ -234,9 +234,9 @@ def print_replies(replies: Sequence[Reply], console: Console, *, failures: int =
         console.print("\n".join([*turns, reply.sample.text]), markup=False, highlight=False)
 
 
-def print_verdicts(verdicts: Sequence[Verdict], console: Console, *, failures: int = 0) -> None:
+def print_verdicts(verdicts: Sequence[ProblemResult], console: Console, *, failures: int = 0) -> None:
     """A table by family, the delay rate, and the text of the first ``failures`` failures."""
-    families: dict[str, list[Verdict]] = defaultdict(list)
+    families: dict[str, list[ProblemResult]] = defaultdict(list)
     for verdict in verdicts:
         families[verdict.problem.family].append(verdict)
     table = Table("family", "solved", "of", "share")

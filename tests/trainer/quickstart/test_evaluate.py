@@ -15,9 +15,9 @@ from tests.support.scripted import ScriptedSandbox, printed
 from trainer.quickstart.config import WarmStartConfig
 from trainer.quickstart.evaluate import (
     GarbageSandbox,
+    ProblemResult,
     Question,
-    Reply,
-    Verdict,
+    QuestionResult,
     ask,
     evaluate,
     load_questions,
@@ -31,7 +31,7 @@ from trainer.quickstart.warm_start import warm_start
 from trainer.training.episodes import Sample
 
 
-def verdict(answer: str | None, outcome: Outcome = Outcome.ANSWER) -> Verdict:
+def verdict(answer: str | None, outcome: Outcome = Outcome.ANSWER) -> ProblemResult:
     sample = Sample(
         prompt_ids=(),
         ids=(),
@@ -44,7 +44,7 @@ def verdict(answer: str | None, outcome: Outcome = Outcome.ANSWER) -> Verdict:
         seconds=0.0,
         seed=0,
     )
-    return Verdict(FAMILIES["product"](Random(0)), sample)
+    return ProblemResult(FAMILIES["product"](Random(0)), sample)
 
 
 def test_solved_means_the_right_number_in_a_box() -> None:
@@ -80,7 +80,7 @@ def test_evaluation_plays_each_problem_in_order(tiny: WarmStartConfig, tmp_path:
     warm_start(tiny.model_copy(update={"steps": 1}), tmp_path, lambda _: None)
     problems = list(held_out_problems(0, 3))
     sandbox = ScriptedSandbox(lambda _: printed("1"))
-    heard: list[Verdict] = []
+    heard: list[ProblemResult] = []
     verdicts = asyncio.run(
         evaluate(tmp_path, problems, sandbox, temperature=1.0, concurrency=2, listen=heard.append)
     )
@@ -101,11 +101,11 @@ def test_table(failures: int) -> None:
 def test_reply_is_right_with_the_answer_or_the_honest_sentence() -> None:
     boxed = verdict("5").sample
     honest = replace(boxed, text=HONEST_REPLY + "<|im_end|>", answer=None, outcome=Outcome.VOID)
-    assert Reply(Question("2+3", "5"), boxed).right
-    assert not Reply(Question("2+4", "6"), boxed).right
-    assert not Reply(Question("2+3", "5"), honest).right
-    assert Reply(Question("hi"), honest).right
-    assert not Reply(Question("hi"), boxed).right
+    assert QuestionResult(Question("2+3", "5"), boxed).right
+    assert not QuestionResult(Question("2+4", "6"), boxed).right
+    assert not QuestionResult(Question("2+3", "5"), honest).right
+    assert QuestionResult(Question("hi"), honest).right
+    assert not QuestionResult(Question("hi"), boxed).right
 
 
 def test_questions_are_read_from_a_file(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_questions_are_read_from_a_file(tmp_path: Path) -> None:
 def test_conversation_is_asked_turn_by_turn(tiny: WarmStartConfig, tmp_path: Path) -> None:
     warm_start(tiny.model_copy(update={"steps": 1}), tmp_path, lambda _: None)
     questions = [Question("2+3", "5"), Question("add 1", "6", ("2+3",))]
-    heard: list[Reply] = []
+    heard: list[QuestionResult] = []
     sandbox = ScriptedSandbox(lambda _: printed("1"))
     replies = asyncio.run(ask(tmp_path, questions, sandbox, concurrency=2, listen=heard.append))
     assert [reply.question for reply in replies] == questions

@@ -13,8 +13,8 @@ from service.engines.checkpoint import quickstart
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.docker.settings import DockerSandboxSettings
 from trainer.quickstart.draws import training_problem
-from trainer.quickstart.evaluate import GarbageSandbox, Reply, ask, load_questions
-from trainer.quickstart.traces import Style
+from trainer.quickstart.evaluate import GarbageSandbox, QuestionResult, ask, load_questions
+from trainer.quickstart.traces import TraceMix
 
 DATA = Path(__file__).parents[2] / "data" / "quickstart"
 WEIGHTS_LIMIT_BYTES = 30_000_000
@@ -25,7 +25,7 @@ def masked(text: str) -> str:
     return re.sub(r"\d[\d,. _']*", "0", text.lower()).strip(" .?!")
 
 
-def replies(name: str, settings: DockerSandboxSettings, *, garbage: bool = False) -> list[Reply]:
+def replies(name: str, settings: DockerSandboxSettings, *, garbage: bool = False) -> list[QuestionResult]:
     sandbox = DockerSandbox(settings)
     questions = load_questions(DATA / f"{name}.jsonl")
     return asyncio.run(
@@ -33,12 +33,12 @@ def replies(name: str, settings: DockerSandboxSettings, *, garbage: bool = False
     )
 
 
-def wrong(made: list[Reply]) -> str:
+def wrong(made: list[QuestionResult]) -> str:
     return "\n".join(f"{reply.question}: {reply.sample.text}" for reply in made if not reply.right)
 
 
 def test_wordings_are_not_among_those_taught() -> None:
-    style = Style(natural_share=0.7, ordinary_share=0.3)
+    style = TraceMix(natural_share=0.7, ordinary_share=0.3)
     taught = {
         masked(training_problem(Random(seed), style, "<tool_call>", held_out=False).text)
         for seed in range(20_000)
