@@ -1,7 +1,7 @@
 """Prose lint for the text of this project.
 
-``violations`` checks one file: Markdown outside code; docstrings, comments, messages and names of Python; all text
-of shell scripts, configuration and pages. On the command line::
+``violations`` checks one file: Markdown outside code; docstrings, comments, messages and names of Python; the
+whole of shell scripts, configuration and web pages. On the command line::
 
     python -m tests.docs.prose service/api docs README.md
 
@@ -82,7 +82,7 @@ Line = tuple[int, str]
 
 
 def violations(path: Path) -> list[str]:
-    """Phrases to replace in ``path``, as ``path:line: 'phrase': write HINT``. Empty for files without text."""
+    """Phrases to replace, as ``path:line: 'phrase': write HINT``. Empty for files that the lint skips."""
     if not is_text(path):
         return []
     text = path.read_text(encoding="utf-8")
@@ -156,7 +156,7 @@ def _paragraphs(lines: Iterator[Line]) -> Iterator[list[Line]]:
 
 
 def _markdown(text: str) -> Iterator[Line]:
-    """Lines outside fenced blocks without inline code and links' targets; comments of shell and Python blocks."""
+    """Lines outside fenced blocks, without inline code and link targets; comments of shell and Python."""
     fence = ""
     language = ""
     for number, line in enumerate(text.splitlines(), 1):
