@@ -1,4 +1,4 @@
-"""Whether what a shell block says exists: commands of ours, their options, make targets, files."""
+"""Check that the commands, options, make targets and files in a shell block exist."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ import typer.main
 
 from tests.docs.blocks import REPO
 
-_PASSED_ON: Final = {"train": "trainer.cli.main", "eval": "trainer.cli.evaluate", "show": "trainer.cli.show"}
+_TRAINER_COMMANDS: Final = {
+    "train": "trainer.cli.main",
+    "eval": "trainer.cli.evaluate",
+    "show": "trainer.cli.show",
+}
 _FOLDERS: Final = ("recipes/", "checkpoints/", "scripts/", "tests/", "benchmarks/", "deploy/")
 
 
-def complaints(code: str) -> Iterator[str]:
-    """What is wrong in a shell block."""
+def unknown_names(code: str) -> Iterator[str]:
+    """Yield an error for each name in a shell block that does not exist."""
     for words in _commands(code):
         program, *arguments = words
         if program.rsplit("/", 1)[-1] == "ih-grpo":
-            yield from _ours(arguments)
+            yield from _ih_grpo(arguments)
         elif program == "make":
             targets = set(re.findall(r"^([\w-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
             named = [word for word in arguments if not word.startswith("-") and "=" not in word]
@@ -41,7 +45,7 @@ def _commands(code: str) -> Iterator[list[str]]:
         try:
             words = shlex.split(line.removeprefix("$ "), comments=True)
         except ValueError:
-            continue  # a quoted text over several lines: what it holds is no command
+            continue  # quoted text over several lines contains no commands
         command: list[str] = []
         for word in [*words, ";"]:
             if word in ("&&", "||", "|", ";", "&"):
@@ -52,7 +56,7 @@ def _commands(code: str) -> Iterator[list[str]]:
                 command.append(word)
 
 
-def _ours(arguments: list[str]) -> Iterator[str]:
+def _ih_grpo(arguments: list[str]) -> Iterator[str]:
     name, *rest = arguments or [""]
     known: Any = typer.main.get_command(import_module("service.cli.main").app)
     if name.startswith("-") or not name:
@@ -61,8 +65,8 @@ def _ours(arguments: list[str]) -> Iterator[str]:
         yield f"ih-grpo has no command {name}"
         return
     command: Any = known.commands[name]
-    if name in _PASSED_ON:
-        command = typer.main.get_command(import_module(_PASSED_ON[name]).app)
+    if name in _TRAINER_COMMANDS:
+        command = typer.main.get_command(import_module(_TRAINER_COMMANDS[name]).app)
     while rest and hasattr(command, "commands") and rest[0] in command.commands:
         command = command.commands[rest.pop(0)]
     options = {
