@@ -17,6 +17,10 @@ TOKEN_ENV = "IHGRPO_RUNNER_TOKEN"  # noqa: S105  (the name of the variable)
 MIN_TOKEN_CHARS = 16
 
 
+class TokenError(ValueError):
+    """The runner's token is missing, unreadable or too short to be a secret."""
+
+
 def _known_address(text: str) -> str:
     Address.parse(text)
     return text
@@ -65,17 +69,17 @@ def read_token(file: Path | None = None, env: Mapping[str, str] | None = None) -
     """The runner's token: the content of ``file`` if one is named, else ``IHGRPO_RUNNER_TOKEN``.
 
     Raises:
-        ValueError: there is none, or it is too short to be a secret.
+        TokenError: it is missing, unreadable or too short to be a secret.
     """
     environment = os.environ if env is None else env
     source = str(file) if file is not None else TOKEN_ENV
     try:
         text = file.read_text("utf-8") if file is not None else environment.get(TOKEN_ENV, "")
     except OSError as error:
-        raise ValueError(f"the runner's token file can't be read: {error}") from error
+        raise TokenError(f"the runner's token file can't be read: {error}") from error
     token = text.strip()
     if len(token) < MIN_TOKEN_CHARS or not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError(
+        raise TokenError(
             f"no usable token in {source}: the runner needs at least {MIN_TOKEN_CHARS} printable ASCII "
             "characters. Make one with: openssl rand -hex 32"
         )
