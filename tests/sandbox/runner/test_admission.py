@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from service.sandbox.base import QueueTimeoutError, SandboxError
-from service.sandbox.runner.admission import Admission
+from service.sandbox.runner.admission import SessionAdmission
 
 
 async def test_a_place_that_comes_free_goes_to_the_first_who_waits() -> None:
-    admission = Admission(1, max_waiting=2, timeout_s=30)
+    admission = SessionAdmission(1, max_waiting=2, timeout_s=30)
     order: list[str] = []
 
     async def visit(name: str) -> None:
@@ -31,7 +31,7 @@ async def test_a_place_that_comes_free_goes_to_the_first_who_waits() -> None:
 
 
 async def test_who_waits_too_long_is_told_so() -> None:
-    admission = Admission(1, max_waiting=1, timeout_s=0.01)
+    admission = SessionAdmission(1, max_waiting=1, timeout_s=0.01)
     await admission.enter()
     with pytest.raises(QueueTimeoutError, match=r"0\.01 s"):
         await admission.enter()
@@ -39,7 +39,7 @@ async def test_who_waits_too_long_is_told_so() -> None:
 
 
 async def test_who_gives_up_waiting_takes_no_place() -> None:
-    admission = Admission(1, max_waiting=1, timeout_s=30)
+    admission = SessionAdmission(1, max_waiting=1, timeout_s=30)
     await admission.enter()
     waiter = asyncio.create_task(admission.enter())
     await asyncio.sleep(0)
@@ -51,14 +51,14 @@ async def test_who_gives_up_waiting_takes_no_place() -> None:
 
 
 async def test_with_no_queue_a_free_place_is_still_given() -> None:
-    admission = Admission(1, max_waiting=0, timeout_s=30)
+    admission = SessionAdmission(1, max_waiting=0, timeout_s=30)
     await admission.enter()
     with pytest.raises(QueueTimeoutError, match="full"):
         await admission.enter()
 
 
 async def test_nobody_enters_after_the_close() -> None:
-    admission = Admission(1, max_waiting=1, timeout_s=30)
+    admission = SessionAdmission(1, max_waiting=1, timeout_s=30)
     admission.close()
     with pytest.raises(SandboxError, match="shutting down"):
         await admission.enter()

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
-from service.sandbox.runner import protocol as wire
+from service.sandbox.runner import protocol
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from tests.sandbox.conftest import Served, ServeFake, process, served
 from tests.support.fake_sandbox import TOKEN, FakeSandbox
@@ -72,7 +72,7 @@ async def test_an_announcement_to_a_runner_that_is_away_does_no_harm(tmp_path: P
 async def test_more_blocks_than_may_wait_for_their_replies(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         session = runner.client.session(LIMITS)
-        blocks = [f"print {number}" for number in range(5 * wire.MAX_AHEAD)]
+        blocks = [f"print {number}" for number in range(5 * protocol.MAX_AHEAD)]
         for block in blocks:
             await session.invoke(block)
         assert (await session.flush()).stdout == "".join(f"{n}\n" for n in range(len(blocks)))
@@ -136,7 +136,7 @@ async def test_the_runner_refuses_a_block(serve_fake: ServeFake) -> None:
         session = runner.client.session(LIMITS)
         with pytest.raises(SandboxError, match="no container"):
             await session.invoke("refuse")
-        for code in ("x" * (wire.MAX_CODE_CHARS + 1), "\x00" * wire.MAX_CODE_CHARS):
+        for code in ("x" * (protocol.MAX_CODE_CHARS + 1), "\x00" * protocol.MAX_CODE_CHARS):
             with pytest.raises(SandboxError, match="sandbox takes"):
                 await session.invoke(code)
         await session.invoke("print still here")
@@ -163,7 +163,7 @@ async def test_who_waits_too_long_is_told_so(serve_fake: ServeFake) -> None:
     async with serve_fake(max_sessions=1, queue_timeout_s=0.1) as runner:
         await runner.client.session(LIMITS).invoke("set held")
         late = runner.client.session(LIMITS)
-        with pytest.raises(QueueTimeoutError, match="came free"):
+        with pytest.raises(QueueTimeoutError, match="became free"):
             await late.invoke("print 1")
 
 

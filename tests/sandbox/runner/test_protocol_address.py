@@ -46,7 +46,7 @@ def test_a_unix_socket_has_its_mode_and_takes_the_place_of_a_dead_one(tmp_path: 
 def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     path.write_text("mine")
-    with pytest.raises(FileExistsError, match="no socket"):
+    with pytest.raises(FileExistsError, match="not a socket"):
         Address(path=path).listen(0o600)
     assert path.read_text() == "mine"
 

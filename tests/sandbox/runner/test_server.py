@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.sandbox.base import SandboxError, SessionLimits
-from service.sandbox.runner import protocol as wire
+from service.sandbox.runner import protocol
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from service.sandbox.runner.server import serve
 from service.sandbox.runner.settings import RunnerSettings
@@ -31,7 +31,9 @@ def http(runner: Served) -> httpx.AsyncClient:
 
 def dial(runner: Served, headers: dict[str, str] = BEARER) -> unix_connect:
     path = runner.settings.bind.removeprefix("unix:")
-    return unix_connect(path, f"ws://runner{wire.SESSION_PATH}", additional_headers=headers, max_size=None)
+    return unix_connect(
+        path, f"ws://runner{protocol.SESSION_PATH}", additional_headers=headers, max_size=None
+    )
 
 
 async def say(socket: ClientConnection, *frames: str | bytes) -> dict[str, Any]:
@@ -109,7 +111,7 @@ async def test_who_breaks_the_protocol_is_cut_off(
             with pytest.raises(ConnectionClosed) as closed:
                 await socket.recv()
             assert closed.value.rcvd is not None
-            assert closed.value.rcvd.code == wire.CLOSE_VIOLATION
+            assert closed.value.rcvd.code == protocol.CLOSE_VIOLATION
             assert why in closed.value.rcvd.reason
         async with dial(runner) as socket:
             await say(socket, OPEN, '{"type": "invoke", "code": "print 1"}')
@@ -123,7 +125,7 @@ async def test_who_breaks_the_protocol_is_cut_off(
 async def test_a_frame_over_the_cap_is_not_even_read(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner, dial(runner) as socket:
         await say(socket, OPEN)
-        frame = json.dumps({"type": "invoke", "code": "x" * wire.MAX_REQUEST_BYTES})
+        frame = json.dumps({"type": "invoke", "code": "x" * protocol.MAX_REQUEST_BYTES})
         with pytest.raises(ConnectionClosed) as closed:
             await say(socket, frame)
         assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
@@ -133,12 +135,12 @@ async def test_a_frame_over_the_cap_is_not_even_read(serve_fake: ServeFake) -> N
 async def test_a_flood_of_requests_is_cut_off(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner, dial(runner) as socket:
         await say(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
-        for _ in range(wire.MAX_AHEAD + 3):
+        for _ in range(protocol.MAX_AHEAD + 3):
             await socket.send('{"type": "flush"}')
         with pytest.raises(ConnectionClosed) as closed:
             await socket.recv()
         assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == wire.CLOSE_VIOLATION
+        assert closed.value.rcvd.code == protocol.CLOSE_VIOLATION
         await until(lambda: runner.sandbox.active == set())
 
 
@@ -176,7 +178,7 @@ async def test_a_lease_ends(serve_fake: ServeFake) -> None:
         with pytest.raises(ConnectionClosed) as closed:
             await hold()
         assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == wire.CLOSE_LEASE_OVER
+        assert closed.value.rcvd.code == protocol.CLOSE_LEASE_OVER
         assert runner.sandbox.active == set()
 
 
@@ -197,7 +199,7 @@ async def test_a_bug_in_the_sandbox_ends_the_session_and_is_logged_without_code(
         with pytest.raises(ConnectionClosed) as closed:
             await say(socket, '{"type": "flush"}')
         assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == wire.CLOSE_INTERNAL
+        assert closed.value.rcvd.code == protocol.CLOSE_INTERNAL
         await until(lambda: runner.sandbox.active == set())
     out, err = capfd.readouterr()
     assert "lease_failed" in out + err
