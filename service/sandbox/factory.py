@@ -93,7 +93,8 @@ def create_sandbox(options: SandboxOptions) -> Sandbox:
         if options.python is not None:
             settings["python"] = options.python
         return ProcessSandbox(ProcessSandboxSettings(**settings))
-    from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+    from service.sandbox.docker.sandbox import DockerSandbox
+    from service.sandbox.docker.settings import DockerSandboxSettings
 
     chosen = {"image": options.image, "runtime": options.runtime, "instance": options.instance}
     settings |= {name: value for name, value in chosen.items() if value is not None}

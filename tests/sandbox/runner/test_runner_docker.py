@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from service.sandbox.base import SessionLimits
-from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from tests.sandbox.conftest import Served, process, served
 from tests.support.fake_sandbox import TOKEN
