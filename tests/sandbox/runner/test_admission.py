@@ -8,7 +8,7 @@ from service.sandbox.base import QueueTimeoutError, SandboxError
 from service.sandbox.runner.admission import SessionAdmission
 
 
-async def test_a_place_that_comes_free_goes_to_the_first_who_waits() -> None:
+async def test_a_free_slot_goes_to_the_longest_waiting_session() -> None:
     admission = SessionAdmission(1, max_waiting=2, timeout_s=30)
     order: list[str] = []
 
@@ -30,7 +30,7 @@ async def test_a_place_that_comes_free_goes_to_the_first_who_waits() -> None:
     assert (admission.active, admission.waiting) == (0, 0)
 
 
-async def test_who_waits_too_long_is_told_so() -> None:
+async def test_waiting_times_out() -> None:
     admission = SessionAdmission(1, max_waiting=1, timeout_s=0.01)
     await admission.enter()
     with pytest.raises(QueueTimeoutError, match=r"0\.01 s"):
@@ -38,7 +38,7 @@ async def test_who_waits_too_long_is_told_so() -> None:
     assert admission.waiting == 0
 
 
-async def test_who_gives_up_waiting_takes_no_place() -> None:
+async def test_a_cancelled_waiter_takes_no_slot() -> None:
     admission = SessionAdmission(1, max_waiting=1, timeout_s=30)
     await admission.enter()
     waiter = asyncio.create_task(admission.enter())
@@ -50,14 +50,14 @@ async def test_who_gives_up_waiting_takes_no_place() -> None:
     await admission.enter()
 
 
-async def test_with_no_queue_a_free_place_is_still_given() -> None:
+async def test_without_a_queue_a_free_slot_is_granted() -> None:
     admission = SessionAdmission(1, max_waiting=0, timeout_s=30)
     await admission.enter()
     with pytest.raises(QueueTimeoutError, match="full"):
         await admission.enter()
 
 
-async def test_nobody_enters_after_the_close() -> None:
+async def test_rejects_sessions_after_close() -> None:
     admission = SessionAdmission(1, max_waiting=1, timeout_s=30)
     admission.close()
     with pytest.raises(SandboxError, match="shutting down"):

@@ -26,14 +26,14 @@ results = st.builds(
 
 
 @given(any_text)
-def test_any_code_travels(code: str) -> None:
+def test_round_trip_of_any_code(code: str) -> None:
     request = protocol.invoke_request(code)
     assert protocol.decode_request(protocol.encode(request)) == request
     if not any("\ud800" <= char <= "\udfff" for char in code):
         assert request.code == code
 
 
-def test_a_lone_surrogate_keeps_its_meaning_in_a_literal() -> None:
+def test_a_lone_surrogate_keeps_its_meaning_in_a_string_literal() -> None:
     code = protocol.invoke_request("x = '\udc80'").code
     scope: dict[str, str] = {}
     exec(code, scope)
@@ -41,14 +41,14 @@ def test_a_lone_surrogate_keeps_its_meaning_in_a_literal() -> None:
 
 
 @given(results)
-def test_any_result_travels(result: ExecutionResult) -> None:
+def test_round_trip_of_any_result(result: ExecutionResult) -> None:
     reply = protocol.flushed_reply(result)
     assert protocol.decode_reply(protocol.encode(reply)) == reply
     assert reply.result.status == result.status
 
 
 @given(st.text() | st.binary() | st.none())
-def test_junk_is_refused_and_not_repeated(frame: str | bytes | None) -> None:
+def test_rejects_arbitrary_frames(frame: str | bytes | None) -> None:
     for decode in (protocol.decode_request, protocol.decode_reply):
         with pytest.raises(protocol.MessageError):
             decode(frame)
@@ -72,13 +72,13 @@ def test_junk_is_refused_and_not_repeated(frame: str | bytes | None) -> None:
         ([], "frame"),
     ],
 )
-def test_each_field_is_checked_and_named(fields: object, where: str) -> None:
+def test_rejects_invalid_fields_and_names_them(fields: object, where: str) -> None:
     with pytest.raises(protocol.MessageError, match=rf"^{where}: ") as caught:
         protocol.decode_request(json.dumps(fields))
     assert "evil" not in str(caught.value)
 
 
-def test_a_reply_with_a_foreign_field_is_refused() -> None:
+def test_rejects_a_reply_with_an_unknown_field() -> None:
     good = json.loads(protocol.encode(protocol.flushed_reply(ExecutionResult("", "", "ok", 0.0, 0.0))))
     good["result"]["status"] = "fine"
     with pytest.raises(protocol.MessageError, match="status"):
@@ -88,7 +88,7 @@ def test_a_reply_with_a_foreign_field_is_refused() -> None:
         protocol.decode_reply(json.dumps(good))
 
 
-def test_code_that_is_too_long_is_refused_before_it_is_sent() -> None:
+def test_rejects_long_code_before_sending_it() -> None:
     assert protocol.invoke_request("x" * protocol.MAX_CODE_CHARS)
     with pytest.raises(protocol.MessageError, match="1000001 characters"):
         protocol.invoke_request("x" * (protocol.MAX_CODE_CHARS + 1))
@@ -98,7 +98,7 @@ def test_code_that_is_too_long_is_refused_before_it_is_sent() -> None:
     ("error", "reason"),
     [(QueueTimeoutError("full"), "queue_timeout"), (SandboxError("x" * 9999), "sandbox_error")],
 )
-def test_errors_travel(error: SandboxError, reason: str) -> None:
+def test_round_trip_of_errors(error: SandboxError, reason: str) -> None:
     reply = protocol.decode_reply(protocol.encode(protocol.failed_reply(error)))
     assert isinstance(reply, protocol.FailedReply)
     assert reply.reason == reason
