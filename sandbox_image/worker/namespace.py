@@ -236,7 +236,7 @@ def has_timers() -> bool:
 
 
 def join_threads() -> None:
-    """Wait for all threads except daemons and the workers of executors, which are idle for ever."""
+    """Wait for all threads except daemons and the workers of executors, which stay idle."""
     executors = sys.modules.get("concurrent.futures.thread")
     workers = getattr(executors, "_threads_queues", {})
     for thread in threading.enumerate():
@@ -280,7 +280,7 @@ def become_namespace(control: socket.socket, config: Config) -> NoReturn:
 def fork_sibling() -> bool:
     """Fork a child of the parent process, the supervisor, which alone waits for it. Return True in the child.
 
-    The usual way is to fork twice and let the middle process exit. It copies the page tables of a large
+    The usual way is to fork twice and let the middle process exit. That copies the page tables of a large
     process twice and tears them down once, which costs more than the rest of a call.
 
     Raises:
