@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from service.deferral.episode import Episode, Flush, Invocation, Outcome, leaves_thought_open
+from service.deferral.episode import Episode, Flush, Invocation, Outcome, ends_in_thought
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Engine, Sampling
@@ -139,7 +139,7 @@ def new_episode(
         marker_id,
         endings=reply_endings(engine),
         code_is_answer=code_is_answer,
-        in_thought=policy.unflushed == "run" and leaves_thought_open(_begun_reply(prompt_ids, engine)),
+        in_thought=policy.unflushed == "run" and ends_in_thought(_begun_reply(prompt_ids, engine)),
     )
 
 
@@ -202,7 +202,7 @@ async def run_episode(
                     for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):
                         block = InvokedBlock(invocation.code, invocation.at_token, clock())
                         # A block that may never run does not run ahead, nor do the blocks after it.
-                        if held or invocation.waits:
+                        if held or invocation.only_at_flush:
                             held.append((invocation, block))
                             continue
                         invocations.add(block.code)
@@ -213,7 +213,7 @@ async def run_episode(
                         break
             flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
             if flush is None:
-                unflushed = (*blocks, *(block for invocation, block in held if not invocation.waits))
+                unflushed = (*blocks, *(block for invocation, block in held if not invocation.only_at_flush))
                 break
             for invocation, block in held:
                 if flush.requested_by == "model" or not invocation.by_model_only:

@@ -18,10 +18,10 @@ from service.api.state import Server
 from service.api.tools.choice import ForcedCall, forced_call
 from service.api.tools.parser import CLOSE
 from service.deferral.code_request import asks_for_code
-from service.deferral.fences import FENCE
 from service.deferral.observation import OBSERVATION_SIGNS
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import TokenIds
+from service.deferral.scanner import FENCE
 from service.engines.base import EngineError, Sampling, Tokenizer
 from service.episode.events import EpisodeEvent
 from service.episode.runner import Backend

@@ -26,7 +26,7 @@ from service.api.telemetry.tracing import Attributes
 from service.api.tools.definitions import Functions
 from service.api.tools.parser import CallError
 from service.common.json import Json, JsonResponse, dumps
-from service.deferral.fences import FENCE
+from service.deferral.scanner import FENCE
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
 from service.store.replies import ReplyStore
 

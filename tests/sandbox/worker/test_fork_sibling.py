@@ -7,13 +7,13 @@ import pytest
 
 SUPERVISOR = """
 import os, sys, threading
-from sandbox_image.worker import fork
+from sandbox_image.worker import namespace
 {setup}
 if os.fork() == 0:  # the namespace
     read, write = os.pipe()
     wait, go = os.pipe()
-    if fork.fork_sibling():
-        os.read(wait, 1)  # a middle process has gone by then
+    if namespace.fork_sibling():
+        os.read(wait, 1)  # by then a middle process has ended
         os.write(write, b"%d %d" % (threading.get_native_id(), os.getppid()))
         os._exit(7)
     os.close(write)
@@ -22,7 +22,7 @@ if os.fork() == 0:  # the namespace
     assert parent == os.getppid(), "the sibling is not our parent's child"
     try:
         os.waitpid(-1, 0)
-        os._exit(1)  # it is ours to wait for
+        os._exit(1)  # not a child of this process
     except ChildProcessError:
         os._exit(0)
 print(sorted(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) for _ in range(2)))
@@ -33,20 +33,20 @@ print(sorted(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) for _ in range(2)))
     "setup",
     [
         "",
-        "fork._SYS_CLONE = None",
-        "fork._tid_address = None",
+        "namespace._SYS_CLONE = None",
+        "namespace._tid_address = None",
     ],
     ids=["clone", "no such call", "no thread id"],
 )
-def test_the_new_process_is_the_parents_child(setup: str) -> None:
+def test_the_new_process_is_a_child_of_the_parent(setup: str) -> None:
     code = SUPERVISOR.replace("{setup}", setup)
-    if setup:  # two forks: the orphan goes to whoever collects orphans
+    if setup:  # two forks: the orphan is adopted by the subreaper, see prctl(2)
         code = "import ctypes; ctypes.CDLL(None).prctl(36, 1)\n" + code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[0, 7]\n", done.stderr
 
 
-def test_a_process_with_threads_forks_whole() -> None:
+def test_a_process_with_threads_can_fork() -> None:
     code = "import ctypes; ctypes.CDLL(None).prctl(36, 1)\n" + SUPERVISOR.replace("{setup}", "").replace(
         "    read, write",
         "    threading.Thread(target=threading.Event().wait, daemon=True).start()\n    read, write",

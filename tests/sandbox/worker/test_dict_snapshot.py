@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_image.worker import pristine
-from sandbox_image.worker.pristine import Pristine
+from sandbox_image.worker import namespace
+from sandbox_image.worker.namespace import DictSnapshot
 
 
-@pytest.fixture(params=[True, False], ids=["with versions", "without"], autouse=True)
-def versions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param and not pristine._has_versions:
+@pytest.fixture(params=[True, False], ids=["with dict_versions", "without"], autouse=True)
+def dict_versions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param and not namespace._has_versions:
         pytest.skip("this Python's dicts have no version")
-    monkeypatch.setattr(pristine, "_has_versions", request.param)
+    monkeypatch.setattr(namespace, "_has_versions", request.param)
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,14 @@ def versions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         (lambda d: d.update(a=None) or d.update(a=1), {}),
     ],
 )
-def test_what_was_replaced_comes_back_and_what_is_new_stays(
+def test_restores_replaced_items_and_keeps_new_ones(
     change: Callable[[dict[str, Any]], object], left: dict[str, Any]
 ) -> None:
     target = {"a": 1, "b": 2}
-    first = Pristine(target)
+    snapshot = DictSnapshot(target)
     for _ in range(3):
         change(target)
-        first.restore()
+        snapshot.restore()
         assert target == {"a": 1, "b": 2, **left}
 
 
@@ -47,14 +47,14 @@ keys, values = st.sampled_from("abcd"), st.integers(0, 2)
     st.dictionaries(keys, values),
     st.lists(st.lists(st.tuples(keys, st.none() | values), max_size=4), max_size=4),
 )
-def test_any_change_is_seen(start: dict[str, int], rounds: list[list[tuple[str, int | None]]]) -> None:
+def test_detects_any_change(start: dict[str, int], rounds: list[list[tuple[str, int | None]]]) -> None:
     target = dict(start)
-    first = Pristine(target)
+    snapshot = DictSnapshot(target)
     for changes in rounds:
         for key, value in changes:
             if value is None:
                 target.pop(key, None)
             else:
                 target[key] = value
-        first.restore()
+        snapshot.restore()
         assert {key: target[key] for key in start} == start
