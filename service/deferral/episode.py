@@ -15,7 +15,6 @@ from typing import Literal
 
 from service.deferral.answer import last_boxed
 from service.deferral.code_request import computes_nothing
-from service.deferral.fences import BlockClosed, FenceScanner
 from service.deferral.observation import (
     NOTHING_PENDING,
     FlushResult,
@@ -24,6 +23,7 @@ from service.deferral.observation import (
     result_text,
 )
 from service.deferral.policy import DeferralPolicy
+from service.deferral.scanner import BlockClosed, FenceScanner
 
 
 class Transcript:
@@ -123,7 +123,7 @@ RequestedBy = Literal["model", "server"]
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 
 
-def leaves_thought_open(text: str) -> bool:
+def ends_in_thought(text: str) -> bool:
     """Return whether ``text`` ends inside ``<think>``."""
     return text.rfind(_THOUGHT_BEGINS) > text.rfind(_THOUGHT_ENDS)
 
@@ -160,7 +160,7 @@ class Invocation:
     """Running it alone could show nothing new, so the server runs it only together with a later block."""
 
     @property
-    def waits(self) -> bool:
+    def only_at_flush(self) -> bool:
         """Whether it must not run ahead of a flush, because there may be none."""
         return self.by_model_only or self.shows_nothing_new
 
@@ -275,7 +275,7 @@ class Episode:
             self._spans.append(event)
             self._pending.append(invocation)
             invocations.append(invocation)
-            self.turn_over |= self.policy.mode == "immediate" and not invocation.waits
+            self.turn_over |= self.policy.mode == "immediate" and not invocation.only_at_flush
         # The marker's token ends the turn even inside an open fence, whose code is then lost.
         self._marker_seen |= self.marker_id in ids
         self.turn_over |= self._marker_seen
@@ -291,7 +291,7 @@ class Episode:
         text = "".join(self._texts)
         boxed = self.policy.answer == "boxed"
         after_code = text[self._spans[-1].end :] if self._spans else text
-        runs_unflushed = self.policy.unflushed == "run" and not all(b.waits for b in self._pending)
+        runs_unflushed = self.policy.unflushed == "run" and not all(b.only_at_flush for b in self._pending)
         if boxed and last_boxed(after_code) is not None:
             self.outcome = Outcome.ANSWER
         elif stopped:
@@ -323,7 +323,7 @@ class Episode:
         if self.policy.unflushed == "drop":
             return False
         text = self._sampled + "".join(self._texts)[:offset]
-        return leaves_thought_open(text)
+        return ends_in_thought(text)
 
     def observe(self, result: FlushResult | None, *, requested_by: RequestedBy = "model") -> Observation:
         """Append the observation and begin the next turn. ``result`` is None for an empty flush.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Security
 from starlette.middleware.cors import CORSMiddleware
@@ -33,6 +31,8 @@ from service.engines.factory import engine_kind, make_engine
 from service.episode.runner import EpisodeRunner
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
+from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
+from service.sandbox.runner.settings import TokenError
 from service.server.settings import Settings
 
 
@@ -67,37 +67,26 @@ def locate_model(settings: Settings) -> Path:
 
 
 def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
-    if settings.sandbox_kind == "runner":
-        from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
-        from service.sandbox.runner.settings import read_token
-
-        try:
-            token = read_token(settings.runner_token_file)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}. `ih-grpo runner` needs the same token. To serve this machine alone, without a "
-                "runner: a loopback host and --sandbox in-process"
-            ) from None
-        # Started together with this server, a runner needs a while to prove its isolation.
-        return RunnerClient(
-            RunnerClientSettings(address=settings.runner_url, token=token, start_timeout_s=60.0)
+    try:
+        return create_sandbox(
+            SandboxOptions(
+                kind=settings.sandbox_kind,
+                pool_size=settings.warm_containers,
+                max_containers=settings.max_containers,
+                run_limit_s=settings.run_limit_s or policy.run_limit_s,
+                image=settings.sandbox_image,
+                instance=instance_name("api", settings.port or None),
+                runner_address=settings.runner_url,
+                runner_token_file=settings.runner_token_file,
+                # A runner that starts together with this server needs time for its isolation checks.
+                start_timeout_s=60.0,
+            )
         )
-    pool: dict[str, Any] = {
-        "pool_size": min(settings.warm_containers, settings.max_containers),
-        "max_containers": settings.max_containers,
-        # Requests are held to lower ceilings already; the proofs of isolation need their time.
-        "run_limit_ceiling_s": max(30.0, settings.run_limit_s or policy.run_limit_s),
-    }
-    if settings.sandbox_kind == "process":
-        from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
-
-        return ProcessSandbox(ProcessSandboxSettings(**pool))
-    from service.sandbox.docker.sandbox import DockerSandbox
-    from service.sandbox.docker.settings import DockerSandboxSettings
-
-    # Two servers on one machine must not take each other's containers for orphans.
-    instance = f"{os.uname().nodename}-api-{settings.port or os.getpid()}"
-    return DockerSandbox(DockerSandboxSettings(**pool, image=settings.sandbox_image, instance=instance))
+    except TokenError as error:
+        raise ValueError(
+            f"{error}. `ih-grpo runner` needs the same token. To serve only this machine without a runner, "
+            "use a loopback host and --sandbox in-process"
+        ) from None
 
 
 def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:

@@ -19,11 +19,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.api.auth import ApiKey, parse_keys
 from service.api.responses.seal import SealKey, parse_seal_key
 from service.engines.checkpoint import quickstart
+from service.sandbox.factory import SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
 from service.store.database import default_url
 
 EngineKind = Literal["auto", "transformers", "vllm", "remote"]
-SandboxKind = Literal["runner", "in-process", "process"]
 
 
 class Settings(BaseSettings):

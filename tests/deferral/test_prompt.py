@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from service.deferral.fences import BlockClosed, FenceScanner, MarkerSeen
 from service.deferral.observation import observation_ids
 from service.deferral.prompt import PROMPTS, ControlText, TokenIds, instruct, with_instruction
+from service.deferral.scanner import BlockClosed, FenceScanner, MarkerSeen
 from tests.support.char_tokenizer import CharTokenizer
 
 

@@ -31,7 +31,7 @@ def test_a_missing_image_is_told_with_the_command_that_builds_it() -> None:
 @pytest.mark.docker
 @pytest.mark.slow
 async def test_the_walls_prove_themselves_in_a_real_container() -> None:
-    settings = sandbox.docker_settings(Settings()).model_copy(
+    settings = sandbox.docker_sandbox(Settings()).settings.model_copy(
         update={"start_timeout_s": 300, "queue_timeout_s": 300, "daemon_timeout_s": 100, "grace_s": 20}
     )
     assert (await sandbox.isolation(DockerSandbox(settings))).verdict == "ok"

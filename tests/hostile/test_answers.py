@@ -8,7 +8,8 @@ import docker
 import pytest
 
 from service.sandbox.base import SessionLimits
-from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.settings import PoolSettings
 
 from .test_cases import run, was_cut_off

@@ -11,7 +11,8 @@ import pytest
 
 from service.sandbox.base import Session, SessionLimits
 from service.sandbox.docker.container import Container
-from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.session import PooledSession
 from tests.support.until import until
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.deferral.fences import BlockClosed, FenceScanner, MarkerSeen, ScanEvent
+from service.deferral.scanner import BlockClosed, FenceScanner, MarkerSeen, ScanEvent
 
 MARKER = "<tool_call>"
 PIECES = [

@@ -29,7 +29,7 @@ class MarkerSeen:
 ScanEvent = BlockClosed | MarkerSeen
 
 
-class _State(Enum):
+class _FenceState(Enum):
     TEXT = auto()
     PYTHON = auto()
     OTHER = auto()
@@ -47,7 +47,7 @@ class FenceScanner:
 
     def __init__(self, marker: str) -> None:
         self._marker = marker
-        self._state = _State.TEXT
+        self._state = _FenceState.TEXT
         self._line: list[str] = []
         self._tail = ""  # the end of the line, as long as the marker
         self._ticks = 0  # backticks that the line holds and nothing else but its margin; -1 after other text
@@ -62,7 +62,7 @@ class FenceScanner:
     @property
     def in_code(self) -> bool:
         """Whether a Python block is open."""
-        return self._state is _State.PYTHON
+        return self._state is _FenceState.PYTHON
 
     def feed(self, text: str) -> list[ScanEvent]:
         """Take more text; give the events that it completes, in order."""
@@ -93,24 +93,24 @@ class FenceScanner:
 
     def _look(self) -> ScanEvent | None:
         """Act on what the line, not yet ended, already shows."""
-        if self._state is _State.TEXT:
+        if self._state is _FenceState.TEXT:
             return MarkerSeen(self._offset) if self._tail == self._marker else None
         if self._ticks != len(FENCE):
             return None
-        if self._state is _State.PYTHON:
+        if self._state is _FenceState.PYTHON:
             self._can_open = False
             block = BlockClosed("\n".join(self._code), self._start, self._offset)
-            self._state, self._code = _State.TEXT, []
+            self._state, self._code = _FenceState.TEXT, []
             return block
-        self._state, self._closes_other = _State.TEXT, True
+        self._state, self._closes_other = _FenceState.TEXT, True
         return None
 
     def _end_line(self) -> None:
         line = "".join(self._line)
-        if self._state is _State.PYTHON:
+        if self._state is _FenceState.PYTHON:
             margin = len(line) - len(line.lstrip(" \t"))
             self._code.append(line[min(margin, self._indent) :])
-        elif self._state is _State.TEXT and self._can_open:
+        elif self._state is _FenceState.TEXT and self._can_open:
             self._open_fence(line)
         self._line, self._tail, self._ticks, self._line_start = [], "", 0, self._offset
         self._can_open, self._closes_other = True, False
@@ -121,8 +121,8 @@ class FenceScanner:
             return
         info = stripped.removeprefix(FENCE).strip().lower()
         if info in LANGUAGES:
-            self._state = _State.PYTHON
+            self._state = _FenceState.PYTHON
             self._start = self._line_start
             self._indent = len(line) - len(line.lstrip(" \t"))
         elif "`" not in info and self._marker not in info and not self._closes_other:
-            self._state = _State.OTHER
+            self._state = _FenceState.OTHER
