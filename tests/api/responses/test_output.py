@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.responses.items import new_response_id
-from service.api.responses.output import Reply
+from service.api.responses.output import OutputBuilder, response_usage
 from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk
+from service.episode.accumulator import ReplyAccumulator, Usage
 from service.episode.events import (
     EpisodeEvent,
     ExecutedTool,
@@ -20,7 +21,7 @@ from service.episode.events import (
     Observed,
     Sampled,
 )
-from service.episode.stop_strings import StopStringHit
+from service.episode.reasoning_parser import ReasoningParser
 from tests.support.scripted import EOS, ScriptedEngine
 
 BLOCK = InvokedBlock("x = 1", 5, 1.0)
@@ -29,8 +30,9 @@ FIRST = "<think>\nLet us see.\n</think>\n\nI say\n```python\nx = 1\n```<tool_cal
 SECOND = "so it is 1." + EOS
 
 
-def new_reply() -> Reply:
-    return Reply(new_response_id(), ScriptedEngine(""), prompt_end="", marker="<tool_call>")
+def builder() -> OutputBuilder:
+    reply = ReplyAccumulator(ScriptedEngine(""), reasoning=ReasoningParser(""), hidden_marker="<tool_call>")
+    return OutputBuilder(new_response_id(), reply)
 
 
 def chunks(text: str, cuts: list[int]) -> list[Sampled]:
@@ -56,47 +58,39 @@ def episode(cuts: list[int]) -> list[EpisodeEvent]:
     ]
 
 
-def taken(reply: Reply, events: list[EpisodeEvent]) -> list[dict[str, Any]]:
-    return [told for event in events for told in reply.take(event)]
+def add_all(output: OutputBuilder, events: list[EpisodeEvent]) -> list[dict[str, Any]]:
+    return [stream_event for event in events for stream_event in output.add(event)]
 
 
 @given(st.lists(st.integers(1, 9), max_size=30))
-def test_however_the_tokens_come_the_items_are_the_same(cuts: list[int]) -> None:
-    reply = new_reply()
-    taken(reply, episode(cuts))
-    thought, message, call, answer = reply.output.items
+def test_items_do_not_depend_on_the_chunks(cuts: list[int]) -> None:
+    output = builder()
+    add_all(output, episode(cuts))
+    thought, message, call, answer = output.output.items
     assert thought["content"] == [{"type": "reasoning_text", "text": "Let us see."}]
     part: Any = message["content"]
     assert part[0]["text"] == "I say\n```python\nx = 1\n```"
     assert (call["code"], call["container_id"]) == ("x = 1", "box")
     part = answer["content"]
     assert part[0]["text"] == "so it is 1."
-    assert reply.text == FIRST + "\nCode execution result: 1\n</tool_call>\n" + SECOND.removesuffix(EOS)
-    assert reply.sampled_tokens == len(FIRST) - len("<tool_call>") + 1 + len(SECOND) - len(EOS) + 1
-    assert reply.observation_tokens == 3
 
 
 @given(st.integers(0, 60))
-def test_a_reply_that_is_abandoned_leaves_nothing_open(at: int) -> None:
-    reply = new_reply()
-    events = taken(reply, episode([1] * 100)[:at])
-    events += reply.abandon()
+def test_abandon_closes_all_items(at: int) -> None:
+    output = builder()
+    events = add_all(output, episode([1] * 100)[:at])
+    events += output.abandon()
     added = [event["output_index"] for event in events if event["type"] == "response.output_item.added"]
     done = [event["output_index"] for event in events if event["type"] == "response.output_item.done"]
-    assert sorted(added) == sorted(done) == list(range(len(reply.output.items)))
-    assert all(item["status"] != "in_progress" for item in reply.output.items)
+    assert sorted(added) == sorted(done) == list(range(len(output.output.items)))
+    assert all(item["status"] != "in_progress" for item in output.output.items)
 
 
-def test_what_a_stop_string_took_is_counted() -> None:
-    reply = new_reply()
-    reply.take(StopStringHit((1, 2)))
-    usage: Any = reply.usage(7)
-    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (7, 2, 9)
-
-
-def test_cached_tokens_are_those_of_the_first_turn() -> None:
-    reply = new_reply()
-    for cached in (5, 90):
-        reply.take(Sampled(TokenChunk((65,), "A", (-1.0,), cached_tokens=cached)))
-    usage: Any = reply.usage(7)
-    assert usage["input_tokens_details"]["cached_tokens"] == 5
+def test_usage_has_all_details() -> None:
+    assert response_usage(Usage(7, 4, 2, 3, cached_tokens=5)) == {
+        "input_tokens": 7,
+        "input_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 0},
+        "output_tokens": 6,
+        "output_tokens_details": {"reasoning_tokens": 3, "observation_tokens": 2},
+        "total_tokens": 13,
+    }

@@ -3,7 +3,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from service.api.output import FinalAnswer
+from service.episode.accumulator import FinalAnswer
 from tests.support import responses_api
 from tests.support.responses_api import ANSWER, CODE_TOOL, FIRST, MARKER, SECOND, SEEN
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
@@ -16,9 +16,9 @@ def found(*turns: str, complete: bool = True) -> str | None:
     answer = FinalAnswer()
     for number, turn in enumerate(turns):
         if number:
-            answer.observed("\nCode execution result: 9\n</tool_call>\n")
+            answer.add_observation("\nCode execution result: 9\n</tool_call>\n")
         for character in turn:
-            answer.wrote(character)
+            answer.add_text(character)
     return answer.result(complete=complete)
 
 
@@ -35,11 +35,11 @@ def found(*turns: str, complete: bool = True) -> str | None:
         (("Let me compute.", ""), None),
     ],
 )
-def test_the_last_box_or_the_text_of_the_last_turn(turns: tuple[str, ...], answer: str | None) -> None:
+def test_answer_is_the_last_box_or_the_last_turn(turns: tuple[str, ...], answer: str | None) -> None:
     assert found(*turns) == answer
 
 
-def test_a_turn_that_is_not_complete_has_no_answer_but_a_box() -> None:
+def test_incomplete_turn_needs_a_box() -> None:
     assert found("The sum is", complete=False) is None
     assert found("\\boxed{3} and the sum", complete=False) == "3"
 
@@ -80,21 +80,21 @@ async def message(*turns: str, output: str = "42", **options: object) -> tuple[o
         ((FIRST + EOS,), None),  # ends with code that never ran
     ],
 )
-async def test_chat_completions_have_it(turns: tuple[str, ...], answer: str | None) -> None:
+async def test_final_answer_of_chat_completions(turns: tuple[str, ...], answer: str | None) -> None:
     assert await message(*turns) == (answer, answer)
 
 
-async def test_a_box_that_code_printed_ends_the_episode_and_is_its_answer() -> None:
+async def test_printed_box_ends_the_episode_and_is_the_answer() -> None:
     assert await message(FIRST + MARKER, "?" + EOS, output="\\boxed{9}") == ("9", "9")
 
 
-async def test_a_reply_that_was_cut_or_calls_a_function_has_none() -> None:
+async def test_cut_reply_or_function_call_has_no_answer() -> None:
     assert await message("Hello there" + EOS, max_tokens=3) == (None, None)
     call = '<tool_call>\n{"name": "get_weather", "arguments": {}}\n</tool_call>' + EOS
     assert await message(call, tools=[WEATHER]) == (None, None)
 
 
-async def test_without_deferral_it_is_the_text() -> None:
+async def test_answer_without_deferral_is_the_text() -> None:
     off = {"deferral": {"enabled": False}}
     assert await message("```python\n1\n```" + EOS, extra_body=off) == ("```python\n1\n```",) * 2
 
@@ -116,15 +116,15 @@ async def response(served: Served, **options: object) -> object:
         ((FIRST + EOS,), None),
     ],
 )
-async def test_responses_have_it(turns: tuple[str, ...], answer: str | None) -> None:
+async def test_final_answer_of_responses(turns: tuple[str, ...], answer: str | None) -> None:
     async with responses_api.serving(ScriptedEngine(*turns)) as served:
         assert await response(served, tools=CODE_TOOL) == answer
 
 
-async def test_the_last_event_of_a_response_stream_has_it() -> None:
+async def test_last_event_of_a_response_stream_has_the_answer() -> None:
     async with responses_api.serving(responses_api.engine()) as served:
         stream = await responses_api.ask(served, tools=CODE_TOOL, stream=True)
         events = [event async for event in stream]
-    told = [event.response.final_answer for event in events if hasattr(event, "response")]
-    assert told == [None, None, "42"]
-    assert SEEN not in str(told)
+    answers = [event.response.final_answer for event in events if hasattr(event, "response")]
+    assert answers == [None, None, "42"]
+    assert SEEN not in str(answers)

@@ -1,4 +1,7 @@
-"""Play many episodes at once. The loop is the server's own, so what is trained is what is served."""
+"""Sample many episodes at once for training and evaluation.
+
+Every episode runs in the server's own `EpisodeRunner`, so training sees exactly what is served.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,17 @@ from service.deferral.episode import Outcome
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling
 from service.episode.events import ExecutedTool, FlushFinished
-from service.episode.runner import new_episode, run_episode
-from service.sandbox.base import Sandbox, SessionLimits
+from service.episode.runner import EpisodeRunner
+from service.sandbox.base import Sandbox
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
-    """How episodes are played. ``max_concurrent`` counts episodes, those that wait for their code
-    included."""
+    """Settings of a rollout. ``max_concurrent`` counts episodes, including those waiting for code."""
 
     policy: DeferralPolicy
     sampling: Sampling
-    """Its seed is not used: each sample has its own."""
+    """Its seed is ignored: each sample has its own."""
     group_size: int = 8
     eager: bool = True
     max_concurrent: int = 64
@@ -33,10 +35,10 @@ class RolloutSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One episode. ``ids``, ``sampled`` and ``logprobs`` are aligned, one item a response token.
+    """One sampled episode. ``ids``, ``sampled`` and ``logprobs`` have one item per response token.
 
-    ``sampled`` is 1 where the model wrote the token and 0 on observations; ``logprobs`` are the engine's,
-    as it drew the tokens, and 0.0 on observations. Times are seconds.
+    ``sampled`` is 1 for tokens of the model and 0 for observations. ``logprobs`` are the engine's at sampling
+    time, and 0.0 for observations. Times are in seconds.
     """
 
     prompt_ids: tuple[int, ...]
@@ -50,62 +52,62 @@ class Sample:
     seconds: float
     seed: int
     began_at: float | None = None
-    """Unix time at which the episode began, on the clock of its tools' times."""
+    """Unix time of the start, on the same clock as the times of ``tools``."""
     dropped_ends: tuple[tuple[int, int, float], ...] = ()
-    """End-of-turn tokens that were sampled and replaced by a flush of the server's: (position in ``ids``,
-    token id, log-probability). They are not in ``ids`` and take no part in the loss."""
+    """Sampled end-of-turn tokens that a flush of the server replaced: (position in ``ids``, token id,
+    log-probability). They are not in ``ids`` and have no loss."""
 
     @property
     def is_valid(self) -> bool:
-        """Whether it may be trained on: not void, not cut, and no sandbox failed under it."""
+        """Whether it can be trained on: not void, not truncated, and without a sandbox failure."""
         return not self.outcome.is_void and all(tool.status != "sandbox_error" for tool in self.tools)
 
     @property
     def mask(self) -> tuple[int, ...]:
-        """1 on the tokens that the loss counts; all 0 where the sample is not valid."""
+        """1 for tokens with a loss, else 0; all 0 if the sample is not valid."""
         return self.sampled if self.is_valid else (0,) * len(self.ids)
 
     @property
     def executed(self) -> int:
-        """Blocks that ran."""
+        """Number of blocks that ran."""
         return sum(len(tool.blocks) for tool in self.tools)
 
     @property
     def executed_by_model(self) -> int:
-        """Those of them whose flush the model requested."""
+        """Number of blocks that ran in flushes requested by the model."""
         return sum(len(tool.blocks) for tool in self.tools if tool.requested_by == "model")
 
     @property
     def delayed(self) -> int:
-        """Delayed calls; the delay rate is their share in ``executed_by_model``."""
+        """Number of delayed calls. The delay rate is their share in ``executed_by_model``."""
         return sum(tool.delayed for tool in self.tools)
 
     @property
     def tool_seconds(self) -> float:
-        """Time that code ran."""
+        """Run time of all code."""
         return sum(tool.wall_ms for tool in self.tools) / 1000
 
     @property
     def hidden_seconds(self) -> float:
-        """The part of ``tool_seconds`` that passed while the model wrote on."""
+        """The part of ``tool_seconds`` during which the model kept writing."""
         return sum(tool.hidden_ms for tool in self.tools) / 1000
 
 
 def sample_seed(run_seed: int, *indices: int | str) -> int:
-    """A seed in [0, 2^63) for one sample of a run; the same arguments always give the same one."""
+    """Return a seed in [0, 2^63) for one sample of a run. It depends on the arguments only."""
     text = ",".join(map(str, (run_seed, *indices)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 class EpisodeLostError(Exception):
-    """Where it was played is gone. It says nothing of the model, and the rollout goes on without it."""
+    """The host that ran the episode was lost. The rollout continues without the episode."""
 
 
-class Player(Protocol):
-    """Plays episodes, here or elsewhere."""
+class RolloutWorker(Protocol):
+    """Runs episodes, in this process or on another host."""
 
-    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
-        """One episode to its end; the same arguments and weights give the same tokens.
+    async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+        """Run one episode to its end. The same arguments and weights give the same tokens.
 
         Raises:
             EngineError: the engine failed.
@@ -114,39 +116,40 @@ class Player(Protocol):
         ...
 
 
-class LocalPlayer:
-    """Plays on an engine and a sandbox of this process, both started."""
+class LocalRolloutWorker:
+    """Runs episodes on an engine and a sandbox of this process, both started."""
 
     def __init__(self, engine: Engine, sandbox: Sandbox, settings: RolloutSettings) -> None:
-        self._engine, self._sandbox, self._settings = engine, sandbox, settings
+        self._runner = EpisodeRunner(engine, sandbox, settings.policy, settings.sampling)
+        self._eager = settings.eager
 
-    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
-        """Raises ValueError where the tokenizer has no execute marker; else as ``Player.play``."""
-        return await play_episode(
-            prompt_ids, self._engine, self._sandbox, self._settings, seed=seed, episode_id=episode_id
+    async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+        """As `RolloutWorker.run_episode`; also raises ValueError if the tokenizer has no execute marker."""
+        return await sample_episode(
+            self._runner, prompt_ids, seed=seed, episode_id=episode_id, eager=self._eager
         )
 
 
 async def rollout(
     prompts: Sequence[Sequence[int]],
-    player: Player,
+    worker: RolloutWorker,
     settings: RolloutSettings,
     *,
     seeds: Sequence[Sequence[int]],
 ) -> AsyncGenerator[tuple[Sample, ...], None]:
-    """Play ``group_size`` episodes a prompt, all at once, and yield the groups in the prompts' order.
+    """Sample ``group_size`` episodes per prompt concurrently, and yield the groups in the prompts' order.
 
-    An episode that waits for its code holds up nothing but itself. Closing the generator cancels the
-    episodes that still run, so a caller that has enough pays for no more. An episode that was lost is left
-    out of its group.
+    An episode that waits for code doesn't delay the others. Closing the generator cancels running episodes. A
+    lost episode is missing from its group.
 
     Args:
         prompts: rendered prompts, as token ids.
-        player: started.
-        seeds: one a sample, ``len(prompts)`` rows of ``group_size`` each.
+        worker: runs the episodes; already started.
+        settings: group size and concurrency.
+        seeds: one per sample: ``len(prompts)`` rows of ``group_size`` seeds.
 
     Raises:
-        ValueError: the seeds' shape does not fit, or the tokenizer has no execute marker.
+        ValueError: ``seeds`` has the wrong shape, or the tokenizer has no execute marker.
         EngineError: the engine failed.
     """
     if [len(row) for row in seeds] != [settings.group_size] * len(prompts):
@@ -154,15 +157,15 @@ async def rollout(
     slots = asyncio.Semaphore(settings.max_concurrent)
     numbers = itertools.count()
 
-    async def play(prompt: Sequence[int], seed: int, number: int) -> Sample | None:
+    async def run(prompt: Sequence[int], seed: int, number: int) -> Sample | None:
         async with slots:
             try:
-                return await player.play(prompt, seed=seed, episode_id=f"s{number}")
+                return await worker.run_episode(prompt, seed=seed, episode_id=f"s{number}")
             except EpisodeLostError:
                 return None
 
     groups = [
-        [asyncio.create_task(play(prompt, seed, next(numbers))) for seed in row]
+        [asyncio.create_task(run(prompt, seed, next(numbers))) for seed in row]
         for prompt, row in zip(prompts, seeds, strict=True)
     ]
     try:
@@ -175,22 +178,14 @@ async def rollout(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def play_episode(
-    prompt_ids: Sequence[int],
-    engine: Engine,
-    sandbox: Sandbox,
-    settings: RolloutSettings,
-    *,
-    seed: int,
-    episode_id: str,
+async def sample_episode(
+    runner: EpisodeRunner, prompt_ids: Sequence[int], *, seed: int, episode_id: str, eager: bool = True
 ) -> Sample:
-    """Play one episode to its end. Raises as ``rollout`` does."""
-    episode = new_episode(prompt_ids, settings.policy, engine)
-    policy = episode.policy
-    session = sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=settings.eager))
-    sampling = replace(settings.sampling, seed=seed, max_tokens=policy.max_episode_tokens)
+    """Run one episode to its end. Raises as `rollout`."""
+    episode = runner.start(prompt_ids)
+    sampling = replace(runner.sampling, seed=seed, max_tokens=episode.policy.max_episode_tokens)
     began, began_at = time.monotonic(), time.time()
-    events = run_episode(episode, engine, session, sampling, episode_id=episode_id)
+    events = runner.run(episode, sampling, episode_id=episode_id, eager=eager)
     tools = [event.tool async for event in events if isinstance(event, FlushFinished)]
     transcript = episode.transcript
     return Sample(

@@ -17,8 +17,15 @@ from service.engines.transformers.settings import EngineSettings
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, ScriptedSession, printed
-from trainer.episodes import EpisodeLostError, LocalPlayer, RolloutSettings, Sample, rollout, sample_seed
 from trainer.training.chunked_lm_head import PolicyModel
+from trainer.training.episodes import (
+    EpisodeLostError,
+    LocalRolloutWorker,
+    RolloutSettings,
+    Sample,
+    rollout,
+    sample_seed,
+)
 
 ASK = "Let\n```python\nx = 6 * 7\n```\nthen\n```python\nprint(x)\n```<tool_call>"
 ANSWER = f"It is \\boxed{{42}}{EOS}"
@@ -42,7 +49,7 @@ async def play(
 ) -> list[Sample]:
     groups = rollout(
         prompts,
-        LocalPlayer(engine, sandbox, how),
+        LocalRolloutWorker(engine, sandbox, how),
         how,
         seeds=seeds_for(prompts, how.group_size),  # type: ignore[arg-type]
     )
@@ -113,8 +120,8 @@ async def test_a_caller_that_has_enough_cancels_the_rest() -> None:
     engine = ReplyEngine(lambda context: f"\\boxed{{1}}{EOS}" if context == "a" else "word " * 10**5)
     sandbox = ScriptedSandbox(lambda blocks: printed(""))
     both = prompts("a", "b")
-    player = LocalPlayer(engine, sandbox, settings())
-    async with aclosing(rollout(both, player, settings(), seeds=seeds_for(both, 2))) as groups:
+    worker = LocalRolloutWorker(engine, sandbox, settings())
+    async with aclosing(rollout(both, worker, settings(), seeds=seeds_for(both, 2))) as groups:
         first = await anext(groups)
     assert [sample.answer for sample in first] == ["1", "1"]
     assert engine.open_streams == 0
@@ -122,16 +129,16 @@ async def test_a_caller_that_has_enough_cancels_the_rest() -> None:
 
 
 async def test_an_episode_that_was_lost_costs_no_other() -> None:
-    class Leaky(LocalPlayer):
-        async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+    class Leaky(LocalRolloutWorker):
+        async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
             if seed == seeds[0][1]:
                 raise EpisodeLostError("the host is gone")
-            return await super().play(prompt_ids, seed=seed, episode_id=episode_id)
+            return await super().run_episode(prompt_ids, seed=seed, episode_id=episode_id)
 
     asked = prompts("a", "b")
     seeds = seeds_for(asked, 2)
-    player = Leaky(ReplyEngine(ask_then_answer), ScriptedSandbox(lambda b: printed("42")), settings())
-    groups = [group async for group in rollout(asked, player, settings(), seeds=seeds)]
+    worker = Leaky(ReplyEngine(ask_then_answer), ScriptedSandbox(lambda b: printed("42")), settings())
+    groups = [group async for group in rollout(asked, worker, settings(), seeds=seeds)]
     assert [[sample.seed for sample in group] for group in groups] == [seeds[0][:1], seeds[1]]
 
 
@@ -171,8 +178,10 @@ async def test_immediate_runs_at_every_block() -> None:
 
 
 async def test_seeds_of_the_wrong_shape_are_refused() -> None:
-    player = LocalPlayer(ReplyEngine(ask_then_answer), ScriptedSandbox(lambda b: printed("")), settings())
-    groups = rollout(prompts("a"), player, settings(), seeds=[[1]])
+    worker = LocalRolloutWorker(
+        ReplyEngine(ask_then_answer), ScriptedSandbox(lambda b: printed("")), settings()
+    )
+    groups = rollout(prompts("a"), worker, settings(), seeds=[[1]])
     with pytest.raises(ValueError, match=r"seeds must be \[1\]\[2\]"):
         await anext(groups)
 

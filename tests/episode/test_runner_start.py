@@ -6,16 +6,16 @@ from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
 from service.engines.base import Sampling
 from service.episode.events import Finished
-from service.episode.runner import Backend
+from service.episode.runner import EpisodeRunner
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 
 
-def make(engine: ScriptedEngine, **policy: object) -> Backend:
+def make(engine: ScriptedEngine, **policy: object) -> EpisodeRunner:
     sandbox = ScriptedSandbox(lambda blocks: printed("1"))
-    return Backend(engine, sandbox, DeferralPolicy.model_validate(policy), Sampling())
+    return EpisodeRunner(engine, sandbox, DeferralPolicy.model_validate(policy), Sampling())
 
 
-def test_only_the_last_user_turn_carries_the_instruction() -> None:
+def test_instruction_is_added_to_the_last_user_turn_only() -> None:
     engine = ScriptedEngine(EOS)
     turns = [
         {"role": role, "content": content}
@@ -29,29 +29,29 @@ def test_only_the_last_user_turn_carries_the_instruction() -> None:
     assert turns[1] == {"role": "user", "content": "b"}
 
 
-def test_there_must_be_a_user_turn() -> None:
+def test_render_requires_a_user_turn_for_deferral() -> None:
     with pytest.raises(ValueError, match="no user message"):
         make(ScriptedEngine(EOS)).render([{"role": "system", "content": "c"}], deferral=True)
 
 
-def test_room_is_bound_by_the_policy_only_where_there_is_one() -> None:
-    backend = make(ScriptedEngine(EOS), max_episode_tokens=100)
-    assert backend.room([1] * 10, deferral=True) == 90
-    assert backend.room([1] * 10, deferral=False) == 9_990
+def test_room_is_limited_by_the_policy_only_with_deferral() -> None:
+    runner = make(ScriptedEngine(EOS), max_episode_tokens=100)
+    assert runner.room([1] * 10, deferral=True) == 90
+    assert runner.room([1] * 10, deferral=False) == 9_990
 
 
-async def test_an_episode_does_not_outgrow_the_model() -> None:
+async def test_episode_is_limited_by_the_context_length() -> None:
     engine = ScriptedEngine("x" * 50)
     engine.context_length = 20
-    backend = make(engine)
-    stream = backend.episode([1] * 15, Sampling(), backend.policy, eager=True, episode_id="e")
+    runner = make(engine)
+    stream = runner.run(runner.start([1] * 15), Sampling(), episode_id="e")
     events = [event async for event in stream]
     assert engine.calls[0][1].max_tokens == 5
     assert isinstance(events[-1], Finished)
     assert events[-1].outcome.is_truncated
 
 
-def test_a_vocabulary_without_the_marker_cannot_defer() -> None:
-    backend = make(ScriptedEngine(EOS), marker="<go>")
+def test_start_rejects_a_vocabulary_without_the_marker() -> None:
+    runner = make(ScriptedEngine(EOS), marker="<go>")
     with pytest.raises(ValueError, match="no token '<go>'"):
-        backend.episode([1], Sampling(), backend.policy, eager=True, episode_id="e")
+        runner.start([1])

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.reasoning_parser import ThinkSplitter
+from service.episode.reasoning_parser import ReasoningParser
 
 
 def split(pieces: list[str], prompt_end: str = "assistant\n") -> tuple[str, str]:
-    splitter = ThinkSplitter(prompt_end)
-    parts = [*(splitter.feed(piece) for piece in pieces), splitter.end()]
+    parser = ReasoningParser(prompt_end)
+    parts = [*(parser.feed(piece) for piece in pieces), parser.end()]
     return "".join(part.reasoning for part in parts), "".join(part.content for part in parts)
 
 
@@ -26,7 +26,7 @@ def split(pieces: list[str], prompt_end: str = "assistant\n") -> tuple[str, str]
         (" \n Yes", "", " \n Yes"),
     ],
 )
-def test_both_sides(text: str, reasoning: str, content: str) -> None:
+def test_splits_reasoning_and_content(text: str, reasoning: str, content: str) -> None:
     assert split([text]) == (reasoning, content)
     assert split(list(text)) == (reasoning, content)
 
@@ -37,22 +37,22 @@ PIECES = st.lists(
 
 
 @given(PIECES, st.sampled_from(["assistant\n", "<think>\n", "<think>\n\n</think>\n\n"]))
-def test_any_cut_gives_the_same(pieces: list[str], prompt_end: str) -> None:
+def test_result_does_not_depend_on_the_cuts(pieces: list[str], prompt_end: str) -> None:
     whole = "".join(pieces)
     assert split(pieces, prompt_end) == split([whole], prompt_end) == split(list(whole), prompt_end)
 
 
-def test_a_template_may_open_or_close_the_thought_itself() -> None:
+def test_thought_opened_or_closed_by_the_template() -> None:
     assert split(["hm</think>\n\nYes"], "<think>\n") == ("hm", "Yes")
     assert split(["\n<think>Yes"], "<think>\n\n</think>\n\n") == ("", "\n<think>Yes")
 
 
-def test_what_is_given_stays_on_the_side_where_the_model_is() -> None:
-    splitter = ThinkSplitter("")
-    splitter.feed("<think>I run it ")
-    seen = splitter.given("\n42 </think>\n")
+def test_inserted_text_joins_the_current_side() -> None:
+    parser = ReasoningParser("")
+    parser.feed("<think>I run it ")
+    seen = parser.insert("\n42 </think>\n")
     assert (seen.reasoning, seen.content) == (" \n42 </think>\n", "")
-    assert splitter.thinking
-    assert splitter.feed("so</think>42").content == "42"
-    assert splitter.given(" <think>").content == " <think>"
-    assert splitter.feed("b").content == "b"
+    assert parser.is_thinking
+    assert parser.feed("so</think>42").content == "42"
+    assert parser.insert(" <think>").content == " <think>"
+    assert parser.feed("b").content == "b"

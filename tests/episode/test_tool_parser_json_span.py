@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.tools.parser import JsonSpan, loads
+from service.episode.tool_parser import JsonSpan, loads
 
 OBJECTS = st.dictionaries(
     st.text(max_size=4),

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.tools.parser import (
+from service.episode.tool_parser import (
     ArgumentsDelta,
     CallError,
     CallFailed,
-    HermesParser,
     TextDelta,
     ToolCallEnd,
+    ToolCallParser,
     ToolCallStart,
 )
-from tests.api.tools.test_parser_json_span import OBJECTS
+from tests.episode.test_tool_parser_json_span import OBJECTS
 
 
 def check(name: str, arguments: dict[str, object] | None) -> str | None:
@@ -29,7 +29,7 @@ def read(
     pieces: list[str], *, cut_off: bool = False, strict: bool = True
 ) -> tuple[str, list[tuple[str, str]], int]:
     """Text, calls as (name, arguments), and how many of them were finished."""
-    parser = HermesParser(check, strict=strict)
+    parser = ToolCallParser(check, strict=strict)
     events = [event for piece in pieces for event in parser.feed(piece)] + parser.end(cut_off=cut_off)
     text, calls, done = "", list[list[str]](), 0
     for event in events:
@@ -74,7 +74,7 @@ def test_any_cut_gives_the_same_calls(
 
 
 def test_arguments_flow_as_they_are_written() -> None:
-    parser = HermesParser(check)
+    parser = ToolCallParser(check)
     assert parser.feed('<tool_call>\n{"name": "f", "arg') == []
     assert parser.feed('uments": {"a": "</tool_') == [
         ToolCallStart(0, "f"),
@@ -115,7 +115,7 @@ def test_the_last_tag_may_be_missing() -> None:
 )
 def test_a_call_that_cannot_be_made_is_an_error(text: str) -> None:
     for pieces in ([text], list(text)):
-        with pytest.raises(CallError, match="can't be made") as caught:
+        with pytest.raises(CallError, match="is invalid") as caught:
             read(pieces)
         assert caught.value.written or text == "<tool_call>"
 
