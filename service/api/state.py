@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -14,7 +15,24 @@ from service.api.limits import Admission, Drain
 from service.api.responses.seal import Seal
 from service.api.telemetry.metrics import Metrics
 from service.episode.runner import Backend
-from service.server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """Settings that the routes read. None in a limit means the checkpoint's own value."""
+
+    max_n: int
+    """Most choices (``n``) in one request."""
+    max_turns: int | None
+    run_limit_s: float | None
+    """Most seconds that one flush may run."""
+    max_output_tokens: int | None
+    """Most tokens of a flush's output."""
+    max_concurrent_episodes: int
+    keep_alive_s: float
+    """Seconds without data after which a stream gets an SSE comment."""
+    reload_root: Path | None
+    """Directory that ``POST /admin/reload`` may load checkpoints from; None disables it."""
 
 
 @dataclass(slots=True)
@@ -22,7 +40,7 @@ class Server:
     """One running server; on ``app.state.server`` from start to stop."""
 
     backend: Backend
-    settings: Settings
+    settings: ApiSettings
     admission: Admission
     metrics: Metrics
     started_at: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 FinishReason = Literal["stop", "length"]
 
@@ -63,6 +63,16 @@ OPTIONAL_SAMPLING: Final = (
     "json_schema",
 )
 """Fields of ``Sampling`` that an engine may lack; ``Engine.capabilities`` holds those that it has."""
+
+
+JSON_SPACING: Final[Any] = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+"""llguidance's options for the white space of ``Sampling.json_schema`` replies: one line, spaced as in
+training data. Free white space is unbounded, and a model that would rather write something else fills its
+limit with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo, locate
-from service.engines.factory import engine_kind, make_engine
+from service.engines.factory import make_engine
 from service.episode.runner import Backend
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None, model_dir: Path | None = None) 
     model_dir = model_dir or locate_model(settings)
     policy = DeferralPolicy.load(model_dir, default=ASSISTANT_POLICY)
     backend = Backend(
-        engine=make_engine(settings, model_dir),
+        engine=make_engine(settings.engine_settings(model_dir)),
         sandbox=_sandbox(settings, policy),
         policy=policy,
         sampling=default_sampling(model_dir),
@@ -63,7 +63,7 @@ def locate_model(settings: Settings) -> Path:
     Raises:
         ValueError: there is no such checkpoint, with a hint.
     """
-    return locate(settings.model, weights=engine_kind(settings) != "remote", base=settings.base)
+    return locate(settings.model, weights=settings.engine_kind != "remote", base=settings.base)
 
 
 def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
@@ -108,7 +108,14 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
         settings.max_concurrent_episodes, settings.max_queued_episodes, settings.queue_timeout_s
     )
 
-    responses, seal = Responses(settings, drain), Seal(settings.seals())
+    responses = Responses(
+        settings.store_url,
+        days=settings.store_days,
+        max_bytes=settings.store_max_bytes,
+        max_background=settings.max_background_responses,
+        drain=drain,
+    )
+    seal = Seal(settings.seals())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -121,7 +128,14 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
             await _stop(responses, backend)
             raise
         app.state.server = Server(
-            backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain, seal=seal
+            backend,
+            settings.api_settings(),
+            admission,
+            metrics,
+            int(time.time()),
+            tracer=tracer,
+            drain=drain,
+            seal=seal,
         )
         if is_demo(settings.model):
             app.state.server.notice = DEMO_NOTICE

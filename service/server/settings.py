@@ -18,11 +18,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.api.auth import ApiKey, parse_keys
 from service.api.responses.seal import SealKey, parse_seal_key
+from service.api.state import ApiSettings
 from service.engines.checkpoint import quickstart
+from service.engines.factory import EngineKind, engine_kind
+from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
 from service.sandbox.runner.settings import TOKEN_ENV
 from service.store.database import default_url
 
-EngineKind = Literal["auto", "transformers", "vllm", "remote"]
 SandboxKind = Literal["runner", "in-process", "process"]
 
 
@@ -45,7 +47,7 @@ class Settings(BaseSettings):
     the adapter names."""
     served_model_name: str | None = None
     """The name that clients ask for; the checkpoint's own where unset."""
-    engine: EngineKind = "auto"
+    engine: Literal["auto", "transformers", "vllm", "remote"] = "auto"
     """What samples the tokens. ``transformers``: embedded, for small models. ``vllm``: vLLM in this process.
     ``remote``: vLLM servers elsewhere. ``auto``: remote where ``engine_url`` is set, vLLM where it is
     installed and a GPU is there, else embedded."""
@@ -235,6 +237,51 @@ class Settings(BaseSettings):
             return self.sandbox
         configured = {"runner_url", "runner_token_file"} & self.model_fields_set or os.environ.get(TOKEN_ENV)
         return "runner" if configured or not is_loopback(self.host) else "in-process"
+
+    @property
+    def engine_kind(self) -> EngineKind:
+        """The configured engine, with ``auto`` resolved for this machine."""
+        return engine_kind(self.engine, urls=self.engine_url, vllm_args=self.vllm_args, device=self.device)
+
+    def engine_settings(self, model_dir: Path) -> EngineSettings:
+        """Settings of the engine that serves the checkpoint in ``model_dir``."""
+        # A hub id is its own model name; a directory is named by its last part.
+        own_name = Path(self.model).name if Path(self.model).exists() else self.model
+        common: dict[str, Any] = {
+            "model": str(model_dir),
+            "model_name": self.served_model_name or own_name,
+            "max_context": self.max_context,
+        }
+        match self.engine_kind:
+            case "transformers":
+                return TransformersSettings(
+                    **common,
+                    device=self.device,
+                    dtype=self.dtype,
+                    adapters=self.lora,
+                    max_slots=self.max_slots,
+                )
+            case "vllm":
+                return VLLMSettings(**common, dtype=self.dtype, adapters=self.lora, args=self.vllm_args)
+            case "remote":
+                return RemoteSettings(
+                    **common,
+                    urls=self.engine_url,
+                    api_key=self.engine_api_key,
+                    logprobs_mode=self.engine_logprobs_mode,
+                )
+
+    def api_settings(self) -> ApiSettings:
+        """Settings that the routes of the API read."""
+        return ApiSettings(
+            max_n=self.max_n,
+            max_turns=self.max_turns,
+            run_limit_s=self.run_limit_s,
+            max_output_tokens=self.max_output_tokens,
+            max_concurrent_episodes=self.max_concurrent_episodes,
+            keep_alive_s=self.keep_alive_s,
+            reload_root=self.reload_root,
+        )
 
     def seals(self) -> tuple[SealKey, ...]:
         """All seal keys, the one that seals first."""

@@ -16,7 +16,7 @@ import structlog
 from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
 from service.engines.model_config import CheckpointEngine
 from service.engines.remote.server import Offer, Server, ServerError
-from service.engines.remote.settings import RemoteSettings
+from service.engines.settings import RemoteSettings
 from service.engines.token_stream import Piece, Tally, chunks
 from service.engines.validation import check
 from service.engines.vllm.request import request_fields, tells_logprobs

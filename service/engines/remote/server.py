@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx
 
 from service.engines.base import EngineError, FinishReason, InvalidRequestError
-from service.engines.remote.settings import RemoteSettings
+from service.engines.settings import RemoteSettings
 from service.engines.token_stream import Piece, top_logprobs
 
 _TOKEN = "token_id:"  # noqa: S105  # how ``return_tokens_as_token_ids`` spells a token

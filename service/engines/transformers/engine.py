@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
-from service.engines.grammar import GrammarCompiler, is_available
 from service.engines.model_config import CheckpointEngine
+from service.engines.settings import TransformersSettings
+from service.engines.transformers.grammar import GrammarCompiler, is_available
 from service.engines.transformers.runner import ModelRunner
 from service.engines.transformers.scheduler import Request, Scheduler
-from service.engines.transformers.settings import EngineSettings
 from service.engines.transformers.weight_loading import read_weights
 from service.engines.transformers.worker import Worker
 from service.engines.validation import check
@@ -40,7 +40,7 @@ class TransformersEngine(CheckpointEngine):
         EngineError: the checkpoint can't be served; the message says why.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: TransformersSettings) -> None:
         super().__init__(settings.model, settings.model_name, settings.max_context)
         self._settings = settings
         if self.model_name in settings.adapters:

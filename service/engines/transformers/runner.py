@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from service.engines.base import EngineError
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.attention import NAME, Chunk, DecodeBatch, KVCache, Step, attend
 from service.engines.transformers.lora import attach, read_adapters
 from service.engines.transformers.scheduler import Work
-from service.engines.transformers.settings import EngineSettings
 from service.engines.transformers.weight_loading import (
     AdapterRows,
     Weights,
@@ -135,7 +135,7 @@ class ModelRunner:
             can't be served beside it.
     """
 
-    def __init__(self, settings: EngineSettings, config: PretrainedConfig, max_length: int) -> None:
+    def __init__(self, settings: TransformersSettings, config: PretrainedConfig, max_length: int) -> None:
         text_config = config.get_text_config()
         kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from service.engines.base import Sampling, TopLogprob
-from service.engines.grammar import Grammar
+from service.engines.transformers.grammar import Grammar
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this are taken as 0: dividing by them would overflow."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from service.engines.base import FinishReason, Sampling, TokenChunk
-from service.engines.grammar import Grammar
 from service.engines.token_stream import Detokenizer
+from service.engines.transformers.grammar import Grammar
 from service.engines.transformers.sampling import Draw, History
 from service.engines.transformers.slots import Slot, SlotAllocation, SlotPool
 

@@ -26,10 +26,10 @@ from service.engines.base import (
     TopLogprob,
 )
 from service.engines.model_config import CheckpointEngine
+from service.engines.settings import LogprobsMode, VLLMSettings
 from service.engines.token_stream import Piece, Tally, chunks, top_logprobs
 from service.engines.validation import check
-from service.engines.vllm.request import LogprobsMode, request_fields, tells_logprobs
-from service.engines.vllm.settings import VLLMSettings
+from service.engines.vllm.request import request_fields, tells_logprobs
 
 
 def to_piece(output: Any, is_first: bool, top: int) -> Piece:

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any, Final, Literal
+from typing import Any
 
-from service.engines.base import Sampling
-
-LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
-"""vLLM's setting: logprobs of the model as it is (its default), or of what it draws from, after filters."""
-
-SPACING: Final[Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How llguidance lets JSON be spaced: as models are taught it. Free white space has no end, and models that
-would say something else write it until their limit."""
+from service.engines.base import JSON_SPACING, Sampling
+from service.engines.settings import LogprobsMode
 
 
 def request_fields(sampling: Sampling, *, max_tokens: int, stop_token_ids: Collection[int]) -> dict[str, Any]:
@@ -42,7 +36,9 @@ def request_fields(sampling: Sampling, *, max_tokens: int, stop_token_ids: Colle
         fields["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias}
     if sampling.json_schema is not None:
         # Only the backend "guidance" reads the hint, others pass over it.
-        fields["structured_outputs"] = {"json": {**json.loads(sampling.json_schema), "x-guidance": SPACING}}
+        fields["structured_outputs"] = {
+            "json": {**json.loads(sampling.json_schema), "x-guidance": JSON_SPACING}
+        }
     return fields
 
 

@@ -19,7 +19,8 @@ from service.engines.base import (
     TopLogprob,
     unsupported,
 )
-from service.engines.remote import RemoteEngine, RemoteSettings
+from service.engines.remote.engine import RemoteEngine
+from service.engines.settings import RemoteSettings
 from service.engines.tokenizer import HFTokenizer
 from tests.support.fake_vllm import FakeVLLM, served
 

@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from service.engines.base import ContextLengthExceededError, Engine, EngineError, Sampling, TokenChunk
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
 from service.engines.transformers.runner import ModelRunner
-from service.engines.transformers.settings import EngineSettings
 from service.engines.transformers.slots import WORTH_WAITING
 from service.engines.transformers.worker import FAILURES_IN_A_ROW
 from tests.support import streams
@@ -42,7 +42,9 @@ def reference(tiny_checkpoint: Path) -> torch.nn.Module:
 @pytest.fixture
 async def engine(tiny_checkpoint: Path) -> AsyncIterator[TransformersEngine]:
     # Small numbers, so that a few short prompts meet chunks, queues, evictions and growth.
-    engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint), max_slots=SLOTS, prefill_chunk=24))
+    engine = TransformersEngine(
+        TransformersSettings(model=str(tiny_checkpoint), max_slots=SLOTS, prefill_chunk=24)
+    )
     await engine.start()
     yield engine
     await engine.stop()
@@ -221,7 +223,7 @@ async def test_cancelling_the_task_frees_the_slot_and_the_queue(engine: Transfor
 
 
 async def test_the_context_ends_a_stream(tiny_checkpoint: Path, reference: torch.nn.Module) -> None:
-    engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint), max_context=40))
+    engine = TransformersEngine(TransformersSettings(model=str(tiny_checkpoint), max_context=40))
     await engine.start()
     assert engine.context_length == 40
     chunks = await collect(engine, prompt(35))
@@ -345,7 +347,7 @@ async def test_logits_that_are_not_finite_fail_their_request_alone(
 
 
 async def test_stopping_fails_what_is_running_and_what_comes_later(tiny_checkpoint: Path) -> None:
-    engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint), max_slots=1))
+    engine = TransformersEngine(TransformersSettings(model=str(tiny_checkpoint), max_slots=1))
     with pytest.raises(EngineError, match="not started"):
         await collect(engine, [1])
     await engine.start()
@@ -398,7 +400,7 @@ async def test_a_running_request_goes_on_under_new_weights(
 
 async def test_a_checkpoint_written_over_does_not_change_what_is_served(tmp_path: Path) -> None:
     ids = prompt(10)
-    engine = TransformersEngine(EngineSettings(model=str(make_checkpoint(tmp_path))))
+    engine = TransformersEngine(TransformersSettings(model=str(make_checkpoint(tmp_path))))
     await engine.start()
     file = tmp_path / "model.safetensors"
     with file.open("r+b") as stream:  # in place, as `cp` does
@@ -427,7 +429,7 @@ async def test_weights_that_do_not_fit_leave_the_old_ones(
 
 
 async def test_what_the_checkpoint_says_about_itself(tiny_checkpoint: Path) -> None:
-    engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint)))
+    engine = TransformersEngine(TransformersSettings(model=str(tiny_checkpoint)))
     assert engine.model_name == tiny_checkpoint.name
     assert engine.context_length == 512
     names = ("<|im_end|>", "<|endoftext|>")
@@ -438,7 +440,7 @@ async def test_what_the_checkpoint_says_about_itself(tiny_checkpoint: Path) -> N
 
 async def test_other_kinds_of_attention_are_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, use_sliding_window=True, sliding_window=8, max_window_layers=0)
-    engine = TransformersEngine(EngineSettings(model=str(tmp_path)))
+    engine = TransformersEngine(TransformersSettings(model=str(tmp_path)))
     with pytest.raises(EngineError, match="sliding_attention"):
         await engine.start()
 
@@ -452,7 +454,7 @@ async def test_architectures(
     """Qwen2 and Qwen2.5 (one architecture) and Qwen3, each with a tied head and without; new weights too."""
     models = [make(make_tokenizer(), seed=seed, tie_word_embeddings=tied) for seed in (0, 1)]
     engine = TransformersEngine(
-        EngineSettings(model=str(save(models[0], tmp_path / "0")), dtype=dtype, prefill_chunk=24)
+        TransformersSettings(model=str(save(models[0], tmp_path / "0")), dtype=dtype, prefill_chunk=24)
     )
     await engine.start()
     for model in models:

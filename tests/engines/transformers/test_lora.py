@@ -12,8 +12,8 @@ from peft import IA3Config, PeftModel
 from safetensors.torch import load_file, save_file
 
 from service.engines.base import EngineError, Sampling
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from tests.support.peft_adapters import make_adapter
 from tests.support.streams import assert_greedy, collect
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_tokenizer
@@ -41,9 +41,9 @@ def base(models: dict[str | None, torch.nn.Module]) -> Path:
     return Path(str(poet.peft_config["default"].base_model_name_or_path))
 
 
-def settings(base: Path, **options: Any) -> EngineSettings:
+def settings(base: Path, **options: Any) -> TransformersSettings:
     adapters = {"poet": base / "poet", "chemist": base / "chemist"}
-    return EngineSettings(
+    return TransformersSettings(
         model=str(base), model_name="base", max_slots=4, prefill_chunk=24, adapters=adapters, **options
     )
 
@@ -121,12 +121,12 @@ async def test_unknown_adapter_is_rejected(engine: TransformersEngine) -> None:
 def test_adapter_with_the_models_name_is_rejected(base: Path) -> None:
     with pytest.raises(EngineError, match="has the model's own name"):
         TransformersEngine(
-            EngineSettings(model=str(base), model_name="poet", adapters={"poet": base / "poet"})
+            TransformersSettings(model=str(base), model_name="poet", adapters={"poet": base / "poet"})
         )
 
 
 async def refusal(base: Path, adapter: Path) -> str:
-    engine = TransformersEngine(EngineSettings(model=str(base), adapters={"odd": adapter}))
+    engine = TransformersEngine(TransformersSettings(model=str(base), adapters={"odd": adapter}))
     with pytest.raises(EngineError, match="adapter 'odd'") as caught:
         await engine.start()
     return str(caught.value)

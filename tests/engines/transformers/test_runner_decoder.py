@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from service.engines.base import Sampling
+from service.engines.settings import TransformersSettings
 from service.engines.transformers import runner
 from service.engines.transformers.runner import ModelRunner
 from service.engines.transformers.scheduler import Request, Work
-from service.engines.transformers.settings import EngineSettings
 from service.engines.transformers.slots import Slot
 from tests.support.tiny_qwen3 import make_model, make_qwen2, make_tokenizer, save
 from tests.support.tokens import prompt
@@ -25,7 +25,9 @@ def request(tokens: Sequence[int]) -> Request:
 
 
 def make_runner(model: PreTrainedModel, directory: Path) -> ModelRunner:
-    settings = EngineSettings(model=str(save(model, directory)), dtype="float32", device="cpu", max_slots=4)
+    settings = TransformersSettings(
+        model=str(save(model, directory)), dtype="float32", device="cpu", max_slots=4
+    )
     return ModelRunner(settings, model.config, 512)
 
 

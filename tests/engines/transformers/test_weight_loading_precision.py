@@ -9,9 +9,9 @@ import torch
 from transformers import AutoConfig, Qwen2Config
 
 from service.engines.checkpoint import quickstart
+from service.engines.settings import TransformersSettings, VLLMSettings
 from service.engines.transformers import weight_loading as precision
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from service.engines.transformers.weight_loading import (
     BFLOAT16_FROM,
     count_parameters,
@@ -19,7 +19,6 @@ from service.engines.transformers.weight_loading import (
     resolve_dtype,
 )
 from service.engines.vllm.engine import VLLMEngine
-from service.engines.vllm.settings import VLLMSettings
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_qwen2, make_tokenizer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
@@ -84,7 +83,7 @@ async def test_engines_follow_the_rule(tmp_path: Path) -> None:
     with patch.object(precision, "has_bfloat16", lambda: True), patch.object(precision, "BFLOAT16_FROM", 1):
         assert VLLMEngine(VLLMSettings(model=model))._dtype(is_cpu=True) == "bfloat16"
         for dtype, expected in (("auto", torch.bfloat16), ("float32", torch.float32)):
-            engine = TransformersEngine(EngineSettings(model=model, device="cpu", dtype=dtype))  # type: ignore[arg-type]
+            engine = TransformersEngine(TransformersSettings(model=model, device="cpu", dtype=dtype))  # type: ignore[arg-type]
             await engine.start()
             assert engine._runner is not None
             assert engine._runner.dtype == expected

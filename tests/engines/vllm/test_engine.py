@@ -18,10 +18,9 @@ from prometheus_client import REGISTRY
 from service.engines import adapters
 from service.engines.base import Engine, EngineError, Sampling, TokenChunk, unsupported
 from service.engines.checkpoint import locate
+from service.engines.settings import TransformersSettings, VLLMSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from service.engines.vllm.engine import VLLMEngine
-from service.engines.vllm.settings import VLLMSettings
 from tests.support.streams import assert_greedy
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_tokenizer, save
 from tests.support.tokens import prompt, sampled
@@ -75,7 +74,7 @@ async def engine(checkpoint: Path, adapter: Path) -> AsyncIterator[VLLMEngine]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def embedded(checkpoint: Path) -> AsyncIterator[TransformersEngine]:
-    engine = TransformersEngine(EngineSettings(model=str(checkpoint), device="cpu"))
+    engine = TransformersEngine(TransformersSettings(model=str(checkpoint), device="cpu"))
     await engine.start()
     yield engine
     await engine.stop()

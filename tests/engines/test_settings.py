@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from service.engines.remote.settings import RemoteSettings
+from service.engines.settings import RemoteSettings
 
 
 def test_addresses_are_cleaned() -> None:
@@ -15,8 +15,8 @@ def test_addresses_are_cleaned() -> None:
     ("urls", "message"),
     [
         ((), "at least 1"),
-        (("a:8000",), "'a:8000' is no address"),
-        (("http://a", "http://a/v1"), "named twice"),
+        (("a:8000",), "'a:8000' is not an address"),
+        (("http://a", "http://a/v1"), "listed twice"),
     ],
 )
 def test_wrong_addresses(urls: tuple[str, ...], message: str) -> None:

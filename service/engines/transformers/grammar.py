@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engines.base import InvalidRequestError
+from service.engines.base import JSON_SPACING, InvalidRequestError
 from service.engines.tokenizer import HFTokenizer
-from service.engines.vllm.request import SPACING
 
 
 def is_available() -> bool:
@@ -76,7 +75,7 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         vocabulary = self._read_vocabulary()
-        grammar = LLMatcher.grammar_from_json_schema(json.loads(schema), overrides=SPACING)
+        grammar = LLMatcher.grammar_from_json_schema(json.loads(schema), overrides=JSON_SPACING)
         if error := LLMatcher.validate_grammar(grammar, vocabulary):
             raise InvalidRequestError(f"the schema can't be enforced: {_first_line(error)}")
         return Grammar(LLMatcher(vocabulary, grammar, log_level=0), vocabulary.vocab_size)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from service.engines.base import InvalidRequestError, Sampling
-from service.engines.grammar import Grammar, GrammarCompiler
+from service.engines.settings import TransformersSettings
 from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
+from service.engines.transformers.grammar import Grammar, GrammarCompiler
 
 SCHEMA = {
     "type": "object",
@@ -64,7 +64,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused(compiler: GrammarCompiler) 
 
 
 async def test_a_model_of_random_weights_writes_json_of_the_schema(tiny_checkpoint: Path) -> None:
-    engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint), max_slots=2))
+    engine = TransformersEngine(TransformersSettings(model=str(tiny_checkpoint), max_slots=2))
     assert "json_schema" in engine.capabilities
     await engine.start()
     try:
