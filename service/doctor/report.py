@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.doctor import machine, model, sandbox
-from service.doctor.check_result import CheckResult
+from service.doctor import CheckResult, machine, model, sandbox
 from service.server.settings import Settings
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}

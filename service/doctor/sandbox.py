@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from service.doctor.check_result import CheckResult
+from service.doctor import CheckResult
 from service.sandbox.base import Sandbox, SandboxError
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
 from service.server.settings import Settings

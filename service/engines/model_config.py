@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from service.engines.token_stream import DetokenizerFactory
 from service.engines.tokenizer import HFTokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ModelFiles:
@@ -61,6 +65,23 @@ class CheckpointEngine:
     @property
     def eos_token_ids(self) -> frozenset[int]:
         return self._files.eos_token_ids
+
+
+def without_weights(config: PretrainedConfig) -> torch.nn.Module:
+    """A causal LM of this configuration on the device ``meta``: its modules, and no memory for weights."""
+    import torch  # not needed by engines whose model runs elsewhere
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model: torch.nn.Module = auto.from_config(config)
+    return model
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Parameters of a causal LM of this configuration, tied ones once, without loading its weights."""
+    model = without_weights(config)
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def _eos_token_ids(model: str, tokenizer: HFTokenizer) -> frozenset[int]:

@@ -11,8 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from service.cli.main import app
-from service.doctor import report
-from service.doctor.check_result import CheckResult
+from service.doctor import CheckResult, report
 
 WELL = CheckResult("port", "ok", "127.0.0.1:8000 is free")
 DOUBTFUL = CheckResult("memory", "warn", "little", "lower max_containers")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
-from service.engines.tokenizer_cache import SegmentEncoder, encode
+from service.engines.tokenizer import SegmentEncoder, encode
 from tests.support.tiny_qwen3 import CONTROL_TOKENS, MARKUP_TOKENS, make_tokenizer
 
 PIECES = st.sampled_from(

@@ -15,7 +15,7 @@ import structlog
 
 from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
 from service.engines.model_config import CheckpointEngine
-from service.engines.remote.server import Offer, Server, ServerError
+from service.engines.remote.server import RemoteServer, ServedModel, ServerError
 from service.engines.settings import RemoteSettings
 from service.engines.token_stream import Piece, Tally, chunks
 from service.engines.validation import check
@@ -96,10 +96,10 @@ class RemoteEngine(CheckpointEngine):
     def __init__(self, settings: RemoteSettings) -> None:
         super().__init__(settings.model, settings.model_name, settings.max_context)
         self._settings = settings
-        self._servers = [Server(url, settings) for url in settings.urls]
+        self._servers = [RemoteServer(url, settings) for url in settings.urls]
         self._balancer = Balancer(len(self._servers), max_imbalance=settings.max_imbalance)
         self._tally = Tally()
-        self._offer: Offer | None = None
+        self._offer: ServedModel | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -134,11 +134,11 @@ class RemoteEngine(CheckpointEngine):
         if self._watch is not None:
             raise EngineError("the engine was started before: make a new one")
         offers = await asyncio.gather(*(self._first_look(server) for server in self._servers))
-        if not (known := [offer for offer in offers if isinstance(offer, Offer)]):
+        if not (known := [offer for offer in offers if isinstance(offer, ServedModel)]):
             raise EngineError("no vLLM server answers: " + "; ".join(map(str, offers)))
         self._offer = _common(known)
         for server, offer in zip(self._servers, offers, strict=True):
-            server.is_known = server.is_up = isinstance(offer, Offer)
+            server.is_known = server.is_up = isinstance(offer, ServedModel)
             if not server.is_up:
                 log.warning("engine_server_away", error=str(offer))
         self._watch = asyncio.create_task(self._keep_looking())
@@ -212,7 +212,7 @@ class RemoteEngine(CheckpointEngine):
                 return choice
         return numbers
 
-    async def _first_look(self, server: Server) -> Offer | ServerError:
+    async def _first_look(self, server: RemoteServer) -> ServedModel | ServerError:
         try:
             offer = await server.offer()
             ids = await server.tokenize(offer.model, _PROBE)
@@ -234,17 +234,17 @@ class RemoteEngine(CheckpointEngine):
                 if server.is_up != was_up:
                     log.warning("engine_server_up" if server.is_up else "engine_server_down", url=server.url)
 
-    async def _look(self, server: Server) -> None:
+    async def _look(self, server: RemoteServer) -> None:
         if server.is_known:
             await server.look()
             return
-        offer: Offer | EngineError
+        offer: ServedModel | EngineError
         try:  # it was away at the start
             offer = await self._first_look(server)
         except EngineError as error:
             offer = error
         wanted = self._offer
-        if isinstance(offer, Offer) and wanted is not None:
+        if isinstance(offer, ServedModel) and wanted is not None:
             if offer.model == wanted.model and set(wanted.adapters) <= set(offer.adapters):
                 server.is_known = server.is_up = True
                 return
@@ -253,7 +253,7 @@ class RemoteEngine(CheckpointEngine):
             log.error("engine_server_refused", error=str(offer))
 
 
-def _common(offers: Sequence[Offer]) -> Offer:
+def _common(offers: Sequence[ServedModel]) -> ServedModel:
     """What all servers serve.
 
     Raises:
@@ -264,4 +264,4 @@ def _common(offers: Sequence[Offer]) -> Offer:
         raise EngineError(f"the vLLM servers serve different models: {', '.join(models)}")
     adapters = [name for name in offers[0].adapters if all(name in offer.adapters for offer in offers)]
     lengths = [offer.context_length for offer in offers if offer.context_length is not None]
-    return Offer(models[0], tuple(adapters), min(lengths, default=None))
+    return ServedModel(models[0], tuple(adapters), min(lengths, default=None))

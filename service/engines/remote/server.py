@@ -101,7 +101,7 @@ class ServerError(EngineError):
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ServedModel:
     """What a server says that it serves."""
 
     model: str
@@ -109,7 +109,7 @@ class Offer:
     context_length: int | None
 
 
-class Server:
+class RemoteServer:
     """A connection pool to one server. ``is_up`` is what the last look at it said; ``is_known``, whether it
     has shown that it serves what the others do."""
 
@@ -137,7 +137,7 @@ class Server:
             self.is_up = False
         return self.is_up
 
-    async def offer(self) -> Offer:
+    async def offer(self) -> ServedModel:
         """What it serves: the first model without a parent, and the LoRA adapters on top of it.
 
         Raises:
@@ -148,7 +148,7 @@ class Server:
             cards = answer["data"]
             base = next(card for card in cards if card.get("parent") is None)
             adapters = tuple(card["id"] for card in cards if card.get("parent") == base["id"])
-            return Offer(base["id"], adapters, base.get("max_model_len"))
+            return ServedModel(base["id"], adapters, base.get("max_model_len"))
         except (KeyError, TypeError, StopIteration):
             raise ServerError(f"{self.url}: /v1/models lists no model: is it a vLLM server?") from None
 

@@ -25,7 +25,7 @@ from service.engines.base import (
     TokenChunk,
     TopLogprob,
 )
-from service.engines.model_config import CheckpointEngine
+from service.engines.model_config import CheckpointEngine, count_parameters
 from service.engines.settings import LogprobsMode, VLLMSettings
 from service.engines.token_stream import Piece, Tally, chunks, top_logprobs
 from service.engines.validation import check
@@ -231,7 +231,7 @@ class VLLMEngine(CheckpointEngine):
             return self._settings.dtype
         import torch
 
-        from service.engines.transformers.weight_loading import count_parameters, resolve_dtype
+        from service.engines.transformers.weight_loading import resolve_dtype
 
         return resolve_dtype("auto", torch.device("cpu"), count_parameters(self._files.config))
 

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from service.engines.base import ContextLengthExceededError, Engine, EngineError, Sampling, TokenChunk
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
+from service.engines.transformers.engine_thread import FAILURES_IN_A_ROW
 from service.engines.transformers.runner import ModelRunner
-from service.engines.transformers.slots import WORTH_WAITING
-from service.engines.transformers.worker import FAILURES_IN_A_ROW
+from service.engines.transformers.scheduler import WORTH_WAITING
 from tests.support import streams
 from tests.support.streams import assert_greedy
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_qwen2, make_tokenizer, save

@@ -13,8 +13,7 @@ from service.engines.base import Sampling
 from service.engines.settings import TransformersSettings
 from service.engines.transformers import runner
 from service.engines.transformers.runner import ModelRunner
-from service.engines.transformers.scheduler import Request, Work
-from service.engines.transformers.slots import Slot
+from service.engines.transformers.scheduler import Request, Slot, Work
 from tests.support.tiny_qwen3 import make_model, make_qwen2, make_tokenizer, save
 from tests.support.tokens import prompt
 

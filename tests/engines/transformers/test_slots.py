@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engines.transformers.slots import WORTH_WAITING, Slot, SlotPool, common_prefix
+from service.engines.transformers.scheduler import WORTH_WAITING, Slot, SlotPool, common_prefix
 
 ids = st.lists(st.integers(0, 2), max_size=12)
 

@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from service.engines.transformers.lora import AdapterLinear, AdapterRows, Lora
 from service.engines.transformers.weight_loading import (
-    AdapterLinear,
-    AdapterRows,
-    Lora,
     PackedLinear,
     can_pack,
     pack_linears,

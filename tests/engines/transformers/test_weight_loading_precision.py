@@ -9,12 +9,12 @@ import torch
 from transformers import AutoConfig, Qwen2Config
 
 from service.engines.checkpoint import quickstart
+from service.engines.model_config import count_parameters
 from service.engines.settings import TransformersSettings, VLLMSettings
 from service.engines.transformers import weight_loading as precision
 from service.engines.transformers.engine import TransformersEngine
 from service.engines.transformers.weight_loading import (
     BFLOAT16_FROM,
-    count_parameters,
     has_bfloat16,
     resolve_dtype,
 )
