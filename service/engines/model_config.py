@@ -1,4 +1,4 @@
-"""What every engine reads of a checkpoint before any weight: tokenizer, limits, end tokens."""
+"""Configuration of a checkpoint that every engine reads before any weight: tokenizer, limits, end tokens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class ModelFiles:
-    """The small files of a checkpoint, a directory or a hub id.
+    """The configuration files of a checkpoint, given as a directory or a hub id.
 
     Attributes:
-        tokenizer, detokenizer: text to ids, and ids to text as they come.
-        config: the model's own.
-        context_length: prompt and completion together, in tokens; at most ``max_context``.
-        eos_token_ids: the tokenizer's end token and those of the generation config, which may name several.
+        tokenizer, detokenizer: encoder, and factory of streaming decoders.
+        config: the model's configuration.
+        context_length: maximum of prompt + completion in tokens; at most ``max_context``.
+        eos_token_ids: the tokenizer's end token and those of the generation config.
         vocab_size: rows of the embedding.
 
     Raises:
@@ -40,7 +40,8 @@ class ModelFiles:
 
 
 class CheckpointEngine:
-    """What every engine says of its checkpoint: that part of ``service.engines.base.Engine``.
+    """Base class of the engines: the part of ``service.engines.base.Engine`` that depends only on the
+    checkpoint.
 
     Raises:
         EngineError: there is no fast tokenizer.
@@ -68,7 +69,8 @@ class CheckpointEngine:
 
 
 def without_weights(config: PretrainedConfig) -> torch.nn.Module:
-    """A causal LM of this configuration on the device ``meta``: its modules, and no memory for weights."""
+    """Create a causal LM of this configuration on the device ``meta``: its modules, without memory for
+    weights."""
     import torch  # not needed by engines whose model runs elsewhere
     from transformers import AutoModelForCausalLM
 
@@ -79,7 +81,7 @@ def without_weights(config: PretrainedConfig) -> torch.nn.Module:
 
 
 def count_parameters(config: PretrainedConfig) -> int:
-    """Parameters of a causal LM of this configuration, tied ones once, without loading its weights."""
+    """Count the parameters of a causal LM of this configuration, tied ones once, without loading weights."""
     model = without_weights(config)
     return sum(weight.numel() for weight in model.parameters())
 

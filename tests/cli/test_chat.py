@@ -13,7 +13,7 @@ from tests.support.serving import make_app, serve
 ASK = "Let\n```python\nx = 6 * 7\n```\nand\n```python\nprint(x)\n```<tool_call>"
 
 
-async def test_text_calls_and_timeline_are_shown() -> None:
+async def test_shows_text_calls_and_timeline() -> None:
     engine = ScriptedEngine(ASK, f"It is \\boxed{{42}}.{EOS}")
     out = io.StringIO()
     async with serve(make_app(engine, ScriptedSandbox(lambda blocks: printed("42"), 0.02))) as served:
@@ -36,7 +36,7 @@ async def test_text_calls_and_timeline_are_shown() -> None:
     assert "\nwaits" in shown
 
 
-async def test_a_refusal_is_told() -> None:
+async def test_reports_an_error_response() -> None:
     app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")))
     async with serve(app) as served:
         with pytest.raises(ChatError, match="404: The model 'x' does not exist"):

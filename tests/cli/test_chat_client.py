@@ -10,7 +10,7 @@ from tests.support.serving import make_app, serve
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
-async def test_a_base_url_may_end_in_v1(suffix: str) -> None:
+async def test_accepts_base_url_with_v1(suffix: str) -> None:
     def first_model(url: str) -> str:
         with Client(url, None) as client:
             return client.model()[0]

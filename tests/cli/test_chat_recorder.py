@@ -10,7 +10,7 @@ def tool(status: str, **more: Any) -> dict[str, Any]:
     return {"executed_tools": [{"status": status, "blocks": [{"invoked_at": 1000.5}], **more}]}
 
 
-def test_the_clients_times_are_brought_onto_the_servers_clock() -> None:
+def test_client_times_are_converted_to_the_server_clock() -> None:
     recorder = Recorder()
     recorder.take({"role": "assistant", "content": ""}, 0.0)
     recorder.take({"content": "a"}, 0.25)
@@ -29,5 +29,5 @@ def test_the_clients_times_are_brought_onto_the_servers_clock() -> None:
     ]
 
 
-def test_nothing_was_said() -> None:
+def test_empty_reply_has_no_spans() -> None:
     assert Recorder().spans() == []

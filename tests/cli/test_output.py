@@ -25,7 +25,7 @@ def told(**fields: object) -> list[str]:
     return explain(caught.value, Shelf)
 
 
-def test_each_mistake_is_a_line_that_names_the_field() -> None:
+def test_each_validation_error_names_its_field() -> None:
     assert told(boards="many", colour="blue") == [
         "boards: Input should be a valid integer, unable to parse string as an integer, got 'many'",
         "colour: there is red alone",
@@ -33,6 +33,6 @@ def test_each_mistake_is_a_line_that_names_the_field() -> None:
     assert told() == ["boards: is missing"]
 
 
-def test_a_misspelt_field_is_told_with_the_one_that_was_meant() -> None:
+def test_suggests_the_field_for_a_misspelt_one() -> None:
     assert told(boards=1, color="red") == ["color: there is no such field; did you mean colour?"]
     assert told(boards=1, depth=3) == ["depth: there is no such field"]

@@ -27,6 +27,6 @@ def test_lanes_are_drawn_to_scale() -> None:
     ]
 
 
-def test_nothing_is_nothing_and_an_instant_is_seen() -> None:
+def test_empty_timeline_and_instant_spans() -> None:
     assert "".join(shown(timeline([]))) == ""
     assert shown(timeline([Span("runs 1", "run", 1.0, 1.0)], width=8))[0].count("█") == 1

@@ -15,7 +15,7 @@ def flush(blocks: int, runs: list[tuple[float, float]], at: float, waited: float
     }
 
 
-def test_each_block_has_a_lane_and_the_last_of_a_failed_flush_failed() -> None:
+def test_one_lane_per_block_and_last_block_of_failed_flush_failed() -> None:
     tools = [
         flush(2, [(1.0, 1.5), (2.0, 2.5)], at=3.0, waited=0.5),
         flush(3, [(4.0, 4.25), (4.5, 5.0)], at=4.5, waited=1.0, status="error"),
@@ -38,7 +38,7 @@ def test_blocks_that_ran_as_one_script_share_a_lane() -> None:
     assert [span.lane for span in spans] == ["writes", "writes", "blocks 1-2", "waits"]
 
 
-def test_a_wait_for_a_container_has_a_lane_and_a_kind_of_its_own() -> None:
+def test_container_wait_has_its_own_lane_and_kind() -> None:
     tool = flush(1, [(3.0, 3.5)], at=2.0, waited=1.5)
     tool |= {"blocks": [{"invoked_at": 1.0}], "container_wait_ms": 2000.0}
     assert episode_spans(0, 4, [tool]) == [
@@ -51,7 +51,7 @@ def test_a_wait_for_a_container_has_a_lane_and_a_kind_of_its_own() -> None:
     ]
 
 
-def test_a_container_that_was_ready_before_the_marker_is_no_wait_of_the_model() -> None:
+def test_container_ready_before_the_marker_adds_no_model_wait() -> None:
     tool = flush(1, [(1.5, 2.5)], at=2.0, waited=0.5)
     tool |= {"blocks": [{"invoked_at": 1.0}], "container_wait_ms": 500.0}
     assert [span for span in episode_spans(0, 3, [tool]) if span.lane in ("waits", "container")] == [
@@ -62,6 +62,6 @@ def test_a_container_that_was_ready_before_the_marker_is_no_wait_of_the_model() 
     assert "container" not in {span.lane for span in episode_spans(0, 3, [tool])}
 
 
-def test_what_never_ran_has_no_lane() -> None:
+def test_blocks_that_never_ran_have_no_lane() -> None:
     spans = episode_spans(0, 3, [flush(1, [], at=1.0, waited=1.0, status="sandbox_error")])
     assert [span.lane for span in spans] == ["writes", "writes", "waits"]

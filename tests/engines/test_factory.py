@@ -23,7 +23,7 @@ def has_vllm(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])
-def test_auto(has_vllm: bool, has_gpu: bool) -> None:
+def test_auto_engine_selection(has_vllm: bool, has_gpu: bool) -> None:
     with patch("torch.cuda.is_available", lambda: has_gpu):
         assert Settings().engine_kind == ("vllm" if has_vllm and has_gpu else "transformers")
         assert Settings(device="cpu").engine_kind == "transformers"
@@ -41,7 +41,7 @@ def test_auto(has_vllm: bool, has_gpu: bool) -> None:
         ({"engine": "remote", "engine_url": URL}, RemoteEngine),
     ],
 )
-def test_every_engine_goes_by_the_same_name(
+def test_all_engines_use_the_same_model_name(
     tiny_checkpoint: Path, options: dict[str, object], kind: type
 ) -> None:
     settings = Settings(model=str(tiny_checkpoint), max_context=100, **options)  # type: ignore[arg-type]
@@ -52,6 +52,6 @@ def test_every_engine_goes_by_the_same_name(
     assert make_engine(named.engine_settings(tiny_checkpoint)).model_name == "mine"
 
 
-def test_lora_reaches_the_embedded_engine(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_lora_setting_reaches_the_embedded_engine(tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = Settings(model=str(tiny_checkpoint), engine="transformers", lora={"poet": tmp_path})
     assert make_engine(settings.engine_settings(tiny_checkpoint)).adapters == ("poet",)

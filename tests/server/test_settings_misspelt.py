@@ -18,15 +18,15 @@ REPO = Path(__file__).resolve().parents[2]
         ("IHGRPO_MAX_SLOT", "IHGRPO_MAX_SLOTS"),
     ],
 )
-def test_a_name_that_is_nearly_a_settings_is_told(variable: str, meant: str) -> None:
+def test_suggests_setting_for_misspelt_variable(variable: str, meant: str) -> None:
     assert list(misspelt({variable: "1"})) == [f"{variable} is no setting; did you mean {meant}?"]
 
 
-def test_nothing_is_said_of_what_is_right_or_another_programs() -> None:
+def test_ignores_correct_and_foreign_variables() -> None:
     assert not list(misspelt({"IHGRPO_PORT": "1", "IHGRPO_RUNNER_TOKEN": "x", "IHGRPO_X": "", "PROT": "1"}))
 
 
-def test_nor_of_any_variable_that_this_project_knows() -> None:
+def test_ignores_every_variable_of_the_project() -> None:
     """Those of tests, scripts, the stack and other commands are no settings of the server."""
     folders = [REPO / name for name in ("service", "trainer", "scripts", "deploy", "docs")]
     files = [

@@ -43,7 +43,7 @@ class AdapterLinear(nn.Module):
     Args:
         base: the layer itself.
         loras: by adapter name; without the adapters that do not change this layer.
-        rows: shared by all layers configuration of the model.
+        rows: shared by all layers of the model.
     """
 
     def __init__(self, base: nn.Module, loras: Mapping[str, Lora], rows: AdapterRows) -> None:

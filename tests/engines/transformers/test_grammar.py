@@ -42,7 +42,7 @@ def fitting(grammar: Grammar, tokenizer: HFTokenizer, stop: int) -> set[int]:
     return set(torch.nonzero(row == 0)[:, 0].tolist())
 
 
-def test_only_what_fits_the_schema_may_be_written(compiler: GrammarCompiler, tokenizer: HFTokenizer) -> None:
+def test_mask_allows_only_the_schema(compiler: GrammarCompiler, tokenizer: HFTokenizer) -> None:
     grammar = compiler.compile(json.dumps(SCHEMA))
     stop = tokenizer.eos_token_id
     assert stop is not None
@@ -58,12 +58,12 @@ def test_only_what_fits_the_schema_may_be_written(compiler: GrammarCompiler, tok
     assert fitting(grammar, tokenizer, stop) == {stop}
 
 
-def test_a_schema_that_cannot_be_enforced_is_refused(compiler: GrammarCompiler) -> None:
+def test_rejects_unsupported_schema(compiler: GrammarCompiler) -> None:
     with pytest.raises(InvalidRequestError, match="contains"):
         compiler.compile('{"type": "array", "contains": {}}')
 
 
-async def test_a_model_of_random_weights_writes_json_of_the_schema(tiny_checkpoint: Path) -> None:
+async def test_random_model_writes_json_of_the_schema(tiny_checkpoint: Path) -> None:
     engine = TransformersEngine(TransformersSettings(model=str(tiny_checkpoint), max_slots=2))
     assert "json_schema" in engine.capabilities
     await engine.start()

@@ -39,7 +39,7 @@ def make_runner(model: PreTrainedModel, directory: Path) -> ModelRunner:
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0}},
     ],
 )
-def test_computes_what_transformers_does(
+def test_matches_transformers(
     tmp_path: Path, make: Callable[..., PreTrainedModel], options: dict[str, Any]
 ) -> None:
     """In float32, over steps of chunks, of single tokens and of both, in slots that lie apart."""
@@ -68,7 +68,7 @@ def test_computes_what_transformers_does(
     assert found.shape == (3, model.config.vocab_size)
 
 
-def test_other_activations_are_left_to_transformers(tmp_path: Path) -> None:
+def test_other_activations_use_transformers(tmp_path: Path) -> None:
     model = make_qwen2(make_tokenizer(), hidden_act="gelu")
     with (
         patch.object(runner, "can_pack", lambda *_: True),

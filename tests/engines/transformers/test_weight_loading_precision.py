@@ -31,12 +31,12 @@ def with_bfloat16(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 
 @pytest.mark.parametrize("parameters", [1, BFLOAT16_FROM - 1, BFLOAT16_FROM, 10**10])
-def test_auto_on_a_cpu(with_bfloat16: bool, parameters: int) -> None:
+def test_auto_dtype_on_a_cpu(with_bfloat16: bool, parameters: int) -> None:
     large = parameters >= BFLOAT16_FROM
     assert resolve_dtype("auto", CPU, parameters) == ("bfloat16" if large and with_bfloat16 else "float32")
 
 
-def test_a_dtype_that_is_named_is_kept(with_bfloat16: bool) -> None:
+def test_explicit_dtype_is_kept(with_bfloat16: bool) -> None:
     for parameters in (1, 10**10):
         assert resolve_dtype("float32", CPU, parameters) == "float32"
         assert resolve_dtype("bfloat16", CPU, parameters) == "bfloat16"
@@ -44,7 +44,7 @@ def test_a_dtype_that_is_named_is_kept(with_bfloat16: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
-def test_either_instruction_set_is_enough(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_either_bfloat16_instruction_set_is_enough(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for other in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, other, lambda: False, raising=False)
     assert not has_bfloat16()
@@ -61,7 +61,7 @@ def test_parameters_are_counted_without_weights(make: object, tied: bool) -> Non
     assert count_parameters(model.config) == sum(weight.numel() for weight in model.parameters())
 
 
-def test_sizes_of_known_models() -> None:
+def test_parameter_counts_of_known_models() -> None:
     half = Qwen2Config(
         vocab_size=151936,
         hidden_size=896,
@@ -75,7 +75,7 @@ def test_sizes_of_known_models() -> None:
     assert count_parameters(AutoConfig.from_pretrained(quickstart())) < BFLOAT16_FROM
 
 
-async def test_engines_follow_the_rule(tmp_path: Path) -> None:
+async def test_all_engines_resolve_dtype_the_same_way(tmp_path: Path) -> None:
     model = str(make_checkpoint(tmp_path))
     assert VLLMEngine(VLLMSettings(model=model))._dtype(is_cpu=True) == "float32"
     assert VLLMEngine(VLLMSettings(model=model))._dtype(is_cpu=False) == "auto"
