@@ -350,7 +350,7 @@ _OTHERS: Final = frozenset({"api_key", "runner_token", "runner_warm_containers"}
 _ALIKE: Final = 0.75
 
 
-def misspelt(environment: Mapping[str, str]) -> Iterator[str]:
+def unknown_env_vars(environment: Mapping[str, str]) -> Iterator[str]:
     """A warning for each variable whose name nearly is a setting's."""
     for variable in sorted(environment):
         name = variable.removeprefix(_PREFIX).lower()

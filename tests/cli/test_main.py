@@ -14,8 +14,8 @@ runner = CliRunner()
 
 def test_version_and_help() -> None:
     assert runner.invoke(app, ["--version"]).stdout.startswith("ih-grpo 0.")
-    told = runner.invoke(app, ["--help"]).stdout
-    assert all(command in told for command in ("serve", "chat", "runner", "train"))
+    output = runner.invoke(app, ["--help"]).stdout
+    assert all(command in output for command in ("serve", "chat", "runner", "train"))
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_help_imports_no_heavy_packages() -> None:
         "CliRunner().invoke(app, ['serve', '--help']);"
         "print([m for m in ('torch', 'transformers', 'trl', 'docker', 'fastapi') if m in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_key_prints_the_secret_and_the_key_file_line() -> None:
