@@ -23,7 +23,7 @@ def doctor(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check whether this machine can serve, and suggest fixes.
+    """Check this machine and suggest fixes.
 
     Checks packages, GPU, checkpoint, Docker, isolation, port, disk and memory, with the settings of
     `ih-grpo serve`. Exits with 1 if a server could not start.

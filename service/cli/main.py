@@ -58,19 +58,19 @@ _PASS_ARGUMENTS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 @app.command(add_help_option=False, context_settings=_PASS_ARGUMENTS_ON)
 def train(ctx: typer.Context) -> None:
-    """Train a checkpoint, or teach it the deferral format first (see `ih-grpo train --help`)."""
+    """Train a checkpoint."""
     _trainer("trainer.cli.main", "ih-grpo train", ctx.args)
 
 
 @app.command("eval", add_help_option=False, context_settings=_PASS_ARGUMENTS_ON)
 def evaluate(ctx: typer.Context) -> None:
-    """Evaluate a checkpoint or a server on benchmarks (see `ih-grpo eval --help`)."""
+    """Evaluate a checkpoint or a server."""
     _trainer("trainer.cli.evaluate", "ih-grpo eval", ctx.args)
 
 
 @app.command(add_help_option=False, context_settings=_PASS_ARGUMENTS_ON)
 def show(ctx: typer.Context) -> None:
-    """Show episodes of a training run's rollouts (see `ih-grpo show --help`)."""
+    """Show episodes of a training run."""
     _trainer("trainer.cli.show", "ih-grpo show", ctx.args)
 
 

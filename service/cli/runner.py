@@ -46,9 +46,9 @@ def runner(
     ] = "info",
     log_format: Annotated[str, typer.Option(help="console or json.", envvar="IHGRPO_LOG_FORMAT")] = "console",
 ) -> None:
-    """Start the sandbox runner, the only process that holds the Docker socket.
+    """Start the sandbox runner.
 
-    API servers send it code over the address and shared secret given here.
+    The runner is the only process that holds the Docker socket. API servers send it code to run.
 
     \b
     Example:

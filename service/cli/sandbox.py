@@ -28,7 +28,9 @@ def build(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if the image is up to date.")] = False,
 ) -> None:
-    """Build the sandbox image from the files in this package, unless it is up to date.
+    """Build the sandbox image.
+
+    Uses the Dockerfile in this package. Does nothing if the image is up to date.
 
     \b
     Example:

@@ -2,7 +2,7 @@
 
 The tokens of an episode as they were sampled or given; the trainer reads them as they are.
 
-Count delayed calls, and refuse the count to flushes that game it (algorithm.md, section 1).
+Count delayed calls, excluding flushes that game the count.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Builds the app: settings -> engine -> sandbox -> routes. All wiring of the server is here."""
+"""The application factory: wires settings, engine, sandbox, middleware and routes together."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from service.server.settings import Settings
 
 
 def create_app(settings: Settings | None = None, model_dir: Path | None = None) -> FastAPI:
-    """The app that ``settings`` describe; by default those of the environment.
+    """Create the app from ``settings``, by default those of the environment.
 
-    ``model_dir`` is the directory of their model if it was located already.
+    ``model_dir`` is the directory of the model, if it was located already.
 
     Raises:
-        ValueError: a setting, or what it names, is not right; the message says which.
+        ValueError: a setting, or a file that it names, is invalid. The message names it.
         EngineError: the checkpoint can't be served.
     """
     settings = settings or Settings()
@@ -58,10 +58,10 @@ def create_app(settings: Settings | None = None, model_dir: Path | None = None) 
 
 
 def locate_model(settings: Settings) -> Path:
-    """The directory of the settings' model, downloaded or merged if needed.
+    """Return the directory of the configured model, downloading or merging it if needed.
 
     Raises:
-        ValueError: there is no such checkpoint, with a hint.
+        ValueError: the checkpoint does not exist; the message has a hint.
     """
     return locate(settings.model, weights=settings.engine_kind != "remote", base=settings.base)
 
@@ -78,14 +78,14 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
                 f"{error}. `ih-grpo runner` needs the same token. To serve this machine alone, without a "
                 "runner: a loopback host and --sandbox in-process"
             ) from None
-        # Started together with this server, a runner needs a while to prove its isolation.
+        # A runner that starts together with this server needs time for its isolation checks.
         return RunnerClient(
             RunnerClientSettings(address=settings.runner_url, token=token, start_timeout_s=60.0)
         )
     pool: dict[str, Any] = {
         "pool_size": min(settings.warm_containers, settings.max_containers),
         "max_containers": settings.max_containers,
-        # Requests are held to lower ceilings already; the proofs of isolation need their time.
+        # Requests have lower limits already; the isolation checks need more time.
         "run_limit_ceiling_s": max(30.0, settings.run_limit_s or policy.run_limit_s),
     }
     if settings.sandbox_kind == "process":
@@ -95,13 +95,14 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
     from service.sandbox.docker.sandbox import DockerSandbox
     from service.sandbox.docker.settings import DockerSandboxSettings
 
-    # Two servers on one machine must not take each other's containers for orphans.
+    # Two servers on one machine must not remove each other's containers as orphans.
     instance = f"{os.uname().nodename}-api-{settings.port or os.getpid()}"
     return DockerSandbox(DockerSandboxSettings(**pool, image=settings.sandbox_image, instance=instance))
 
 
 def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
-    """The app around a backend. Its lifespan starts engine and sandbox, and stops them."""
+    """Create the app around a backend. Its lifespan starts and stops the store, the sandbox and the
+    engine."""
     metrics, drain = Metrics(), Drain()
     tracer, close_tracer = open_tracer(settings.otel_endpoint, version("ih-grpo"))
     admission = Admission(
@@ -124,7 +125,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
             await backend.sandbox.start()
             await backend.engine.start()
         except BaseException as error:
-            app.state.failure = error  # whoever runs the server tells it better than a traceback
+            app.state.failure = error  # serve_forever reports it without a traceback
             await _stop(responses, backend)
             raise
         app.state.server = Server(
@@ -143,7 +144,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
             yield
         finally:
             await _stop(responses, backend)
-            await asyncio.to_thread(close_tracer)  # it sends what is left
+            await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
     app = FastAPI(
         title="IH-GRPO",
@@ -169,7 +170,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     ):
         app.include_router(router, dependencies=[Security(BEARER)])
     app.include_router(health.open_router)
-    # The last one added is the first that a request meets.
+    # The middleware that is added last handles a request first.
     app.add_middleware(RequestDecoding, max_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(
@@ -180,7 +181,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     )
     app.add_middleware(Draining, drain=drain)
     app.add_middleware(ApiKeys, keys=settings.keys())
-    app.add_middleware(ApiDocs)  # these two before the keys: a page can be opened without one
+    app.add_middleware(ApiDocs)  # these two before the keys: the pages can be opened without one
     app.add_middleware(Playground)
     if settings.is_open_locally:
         app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
@@ -199,7 +200,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
 
 
 async def _stop(responses: Responses, backend: Backend) -> None:
-    async with AsyncExitStack() as stack:  # the last one first, whatever the others do
+    async with AsyncExitStack() as stack:  # in reverse order, even if one of them fails
         stack.push_async_callback(backend.sandbox.stop)
         stack.push_async_callback(backend.engine.stop)
         stack.push_async_callback(responses.stop)

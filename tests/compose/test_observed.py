@@ -18,8 +18,8 @@ from tests.compose.test_observe import ALERTS, expressions
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1500)]
 
 NEVER_HAPPENED = {
-    "ih-grpo-serving: Refused by limit",
-    "ih-grpo-sandbox: Refused, by reason",
+    "ih-grpo-serving: Rejected by limit",
+    "ih-grpo-sandbox: Rejected, by reason",
     "ih-grpo-sandbox: Killed, by reason",
 }
 """Panels without a line as long as nothing of the kind happens."""

@@ -94,7 +94,7 @@ def test_rejects_unknown_sandbox() -> None:
 
 @pytest.mark.parametrize(("host", "accept"), [("127.0.0.1", False), ("0.0.0.0", True), ("0.0.0.0", False)])
 def test_bubblewrap_requires_acceptance_and_loopback(host: str, accept: bool) -> None:
-    with pytest.raises(ValidationError, match=r"meant for training.*accept_weaker_isolation"):
+    with pytest.raises(ValidationError, match=r"intended for training.*accept_weaker_isolation"):
         Settings(host=host, sandbox="process", accept_weaker_isolation=accept, api_keys=(SecretStr("k"),))
 
 
@@ -126,12 +126,12 @@ def test_engine_options_from_the_environment_and_the_command_line(monkeypatch: p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "remote"}, "needs the address of a vLLM server: set engine_url"),
-        ({"engine": "vllm", "engine_url": ["http://a"]}, "leave one out"),
-        ({"engine_url": ["http://a"], "lora": {"a": "b"}}, "lora is for engines in this process"),
-        ({"engine_url": ["http://a"], "vllm_args": {"a": 1}}, "vllm_args is for vLLM in this process"),
+        ({"engine": "remote"}, "needs a vLLM server: set engine_url"),
+        ({"engine": "vllm", "engine_url": ["http://a"]}, "remove one of them"),
+        ({"engine_url": ["http://a"], "lora": {"a": "b"}}, "lora is not supported with vLLM servers"),
+        ({"engine_url": ["http://a"], "vllm_args": {"a": 1}}, "vllm_args requires engine 'vllm'"),
         ({"lora": ["poet"]}, "'poet' is not of the form name=value"),
-        ({"lora": ["a=b", "a=c"]}, "'a' is named twice"),
+        ({"lora": ["a=b", "a=c"]}, "'a' is repeated"),
     ],
 )
 def test_rejects_conflicting_engine_options(options: dict[str, object], message: str) -> None:

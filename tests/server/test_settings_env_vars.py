@@ -19,7 +19,7 @@ REPO = Path(__file__).resolve().parents[2]
     ],
 )
 def test_suggests_setting_for_misspelt_variable(variable: str, meant: str) -> None:
-    assert list(unknown_env_vars({variable: "1"})) == [f"{variable} is no setting; did you mean {meant}?"]
+    assert list(unknown_env_vars({variable: "1"})) == [f"Unknown setting {variable}. Did you mean {meant}?"]
 
 
 def test_ignores_correct_and_foreign_variables() -> None:
