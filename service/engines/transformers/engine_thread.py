@@ -1,4 +1,4 @@
-"""The thread that runs the model: joins, leaves and weight changes happen between its steps."""
+"""The thread that runs the model. Requests join and leave, and weights change, between its steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.engines.transformers.scheduler import Request, Scheduler
 log = structlog.get_logger(__name__)
 
 FAILURES_IN_A_ROW = 3
-"""Failed steps, one right after the other, that end the engine."""
+"""Consecutive failed steps that end the engine."""
 
 Delivery = tuple[Request, TokenChunk | Exception]
 
@@ -41,11 +41,11 @@ class _Call:
             self.future.set_result(None)
 
 
-class Worker:
-    """Owns the runner and the scheduler: nothing else touches them once the thread has started.
+class EngineThread:
+    """The owner of the runner and the scheduler: only this thread uses them once it has started.
 
-    A step that fails costs every request an EngineError and the cache its content; then the worker goes on.
-    After ``FAILURES_IN_A_ROW`` it ends, and ``end`` says why.
+    A failed step fails every request with an EngineError and clears the cache; then the thread continues.
+    After ``FAILURES_IN_A_ROW`` failures it ends, and ``end`` holds the reason.
     """
 
     def __init__(self, runner: ModelRunner, scheduler: Scheduler, *, threads: int | None) -> None:
@@ -54,7 +54,7 @@ class Worker:
         self._threads = threads
         self._inbox: SimpleQueue[Request | _Call | None] = SimpleQueue()
         self._outbox: defaultdict[asyncio.AbstractEventLoop, list[Delivery]] = defaultdict(list)
-        self._lock = threading.Lock()  # no request may slip into the inbox after it was emptied for good
+        self._lock = threading.Lock()  # no request may enter the inbox after its final drain
         self.end: str | None = None
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -63,17 +63,17 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and wait for it. Requests that are not done get an EngineError."""
+        """End the thread and wait for it. Unfinished requests get an EngineError."""
         self._inbox.put(None)
         self._thread.join()
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises EngineError once the worker has ended."""
+        """Queue a request. Raises EngineError if the thread has ended."""
         self._put(request)
 
     def swap_weights(self, state: Mapping[str, torch.Tensor]) -> Future[None]:
-        """Take new weights between two steps. The prefix cache is dropped; running requests go on under the
-        new weights, their tokens so far read again."""
+        """Replace the weights between two steps. Drops the prefix cache; running requests continue with the
+        new weights, and their tokens so far are prefilled again."""
 
         def swap() -> None:
             self._runner.load_weights(state)
@@ -107,7 +107,7 @@ class Worker:
                 self._loop()
         except Exception as error:
             log.exception("engine_died")
-            reason = f"the engine has died: {error!r}"
+            reason = f"the engine crashed: {error!r}"
         finally:
             self._close(reason)
 
@@ -128,7 +128,7 @@ class Worker:
             self._deliver()
 
     def _receive(self) -> bool:
-        """Take what has come in; wait for something if there is nothing to do. False: stop."""
+        """Take items from the inbox; wait for one if there is no other work. Return False to stop."""
         while True:
             try:
                 item = self._inbox.get(block=not self._scheduler.busy)
@@ -173,7 +173,7 @@ class Worker:
                 self._scheduler.finish(request)
 
     def _reject(self, request: Request, message: str) -> None:
-        """Fail one request and wipe its row: a NaN left in it would reach the next one through the mask."""
+        """Fail one request and zero its row: a mask would not hide a remaining NaN from the next request."""
         self._outbox[request.loop].append((request, EngineError(message)))
         if request.slot is not None:
             request.slot.length = 0
@@ -185,11 +185,11 @@ class Worker:
             self._outbox[request.loop].append((request, EngineError(message)))
 
     def _deliver(self) -> None:
-        """Hand over the step's tokens: one wake-up per event loop."""
+        """Deliver the step's tokens, with one wake-up per event loop."""
         for loop, items in self._outbox.items():
             try:
                 loop.call_soon_threadsafe(_hand_over, items)
-            except RuntimeError:  # the loop is closed, so nobody listens
+            except RuntimeError:  # the loop is closed: no consumer is left
                 for request, _ in items:
                     request.cancelled = True
         self._outbox.clear()

@@ -1,4 +1,4 @@
-"""Constrained decoding for the embedded engine: replies that match a JSON schema, by llguidance."""
+"""Constrained decoding for the embedded engine, with llguidance: replies that match a JSON schema."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engines.base import InvalidRequestError
+from service.engines.base import JSON_SPACING, InvalidRequestError
 from service.engines.tokenizer import HFTokenizer
-from service.engines.vllm.request import SPACING
 
 
 def is_available() -> bool:
@@ -23,11 +22,11 @@ def is_available() -> bool:
 
 
 class Grammar:
-    """What one reply may still write.
+    """The state of one constrained reply.
 
     Args:
         matcher: llguidance's state for this reply.
-        vocab_size: token ids that it knows.
+        vocab_size: number of token ids in llguidance's vocabulary.
     """
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
@@ -36,9 +35,9 @@ class Grammar:
         self._bits = np.zeros((1, (vocab_size + 31) // 32), dtype=np.int32)
 
     def mask(self, row: Tensor, stops: Collection[int]) -> None:
-        """Set the logits in ``row`` [V] of tokens that do not fit to minus infinity, in place.
+        """Set the logits in ``row`` [V] of disallowed tokens to minus infinity, in place.
 
-        ``stops`` end the reply: they fit where it is complete.
+        ``stops`` are the tokens that end the reply: they are allowed once the reply is complete.
         """
         allowed = np.zeros(row.shape[0], dtype=np.bool_)
         if not self._matcher.is_stopped():
@@ -51,15 +50,15 @@ class Grammar:
         row.masked_fill_(~torch.from_numpy(allowed).to(row.device), float("-inf"))
 
     def accept(self, token_id: int) -> None:
-        """Note that ``token_id`` was sampled; it is not a stop token."""
+        """Record a sampled token, which must not be a stop token."""
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token_id)
 
 
 class GrammarCompiler:
-    """Compiles JSON schemas. The first call reads the vocabulary, which takes seconds.
+    """A compiler of JSON schemas. The first call reads the vocabulary, which takes seconds.
 
-    Safe to use from several threads.
+    Thread-safe.
     """
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
@@ -68,7 +67,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def compile(self, schema: str) -> Grammar:
-        """A fresh grammar of ``schema``, on one line and spaced as models are taught it.
+        """Return a new grammar for ``schema``, with the white space of `JSON_SPACING`.
 
         Raises:
             InvalidRequestError: the schema has a keyword that can't be enforced.
@@ -76,7 +75,7 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         vocabulary = self._read_vocabulary()
-        grammar = LLMatcher.grammar_from_json_schema(json.loads(schema), overrides=SPACING)
+        grammar = LLMatcher.grammar_from_json_schema(json.loads(schema), overrides=JSON_SPACING)
         if error := LLMatcher.validate_grammar(grammar, vocabulary):
             raise InvalidRequestError(f"the schema can't be enforced: {_first_line(error)}")
         return Grammar(LLMatcher(vocabulary, grammar, log_level=0), vocabulary.vocab_size)

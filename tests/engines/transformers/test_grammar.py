@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from service.engines.base import InvalidRequestError, Sampling
-from service.engines.grammar import Grammar, GrammarCompiler
+from service.engines.settings import TransformersSettings
 from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
+from service.engines.transformers.grammar import Grammar, GrammarCompiler
 
 SCHEMA = {
     "type": "object",
@@ -42,7 +42,7 @@ def fitting(grammar: Grammar, tokenizer: HFTokenizer, stop: int) -> set[int]:
     return set(torch.nonzero(row == 0)[:, 0].tolist())
 
 
-def test_only_what_fits_the_schema_may_be_written(compiler: GrammarCompiler, tokenizer: HFTokenizer) -> None:
+def test_mask_allows_only_the_schema(compiler: GrammarCompiler, tokenizer: HFTokenizer) -> None:
     grammar = compiler.compile(json.dumps(SCHEMA))
     stop = tokenizer.eos_token_id
     assert stop is not None
@@ -58,13 +58,13 @@ def test_only_what_fits_the_schema_may_be_written(compiler: GrammarCompiler, tok
     assert fitting(grammar, tokenizer, stop) == {stop}
 
 
-def test_a_schema_that_cannot_be_enforced_is_refused(compiler: GrammarCompiler) -> None:
+def test_rejects_unsupported_schema(compiler: GrammarCompiler) -> None:
     with pytest.raises(InvalidRequestError, match="contains"):
         compiler.compile('{"type": "array", "contains": {}}')
 
 
-async def test_a_model_of_random_weights_writes_json_of_the_schema(tiny_checkpoint: Path) -> None:
-    engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint), max_slots=2))
+async def test_random_model_writes_json_of_the_schema(tiny_checkpoint: Path) -> None:
+    engine = TransformersEngine(TransformersSettings(model=str(tiny_checkpoint), max_slots=2))
     assert "json_schema" in engine.capabilities
     await engine.start()
     try:
