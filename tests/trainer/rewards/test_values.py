@@ -6,8 +6,9 @@ from fractions import Fraction
 
 import pytest
 
-from trainer.rewards.evaluation import evaluate
-from trainer.rewards.expression_guard import (
+from trainer.rewards.expressions import read
+from trainer.rewards.math_answers import judge
+from trainer.rewards.values import (
     MAX_BITS,
     MAX_FACTORIAL,
     TooLargeError,
@@ -15,9 +16,8 @@ from trainer.rewards.expression_guard import (
     check_factorial,
     check_power,
     check_range,
+    evaluate,
 )
-from trainer.rewards.expressions import read
-from trainer.rewards.math_answers import judge
 
 
 @pytest.mark.parametrize(

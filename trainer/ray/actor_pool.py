@@ -1,4 +1,4 @@
-"""Like actors on a Ray cluster, and calls that outlive the loss of some."""
+"""A pool of identical Ray actors whose calls are retried when an actor is lost."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ log = structlog.get_logger(__name__)
 
 
 class CallLostError(Exception):
-    """Every actor that a call was tried on died, hung or failed."""
+    """All actors that were tried for a call died, hung or failed."""
 
 
-class Replicas:
-    """Actors that do the same. A call goes to the least busy; where that one is lost, to another.
+class ActorPool:
+    """Identical actors. A call goes to the least busy actor, and to another one if that actor is lost.
 
-    A call must not mind being made twice.
+    Calls must be safe to repeat.
 
     Args:
-        name: of what they do, for messages.
-        make: places one actor; Ray starts it anew when it dies.
-        count: how many.
-        attempts: actors that one call is tried on.
-        call_timeout_s: an actor that takes longer over one call is started anew.
-        start_timeout_s: for placing and starting all.
+        name: purpose of the actors, for messages.
+        make: creates one actor; Ray restarts it if it dies.
+        count: number of actors.
+        attempts: number of actors to try for one call.
+        call_timeout_s: seconds for one call; an actor that takes longer is restarted.
+        start_timeout_s: seconds for placing and starting all actors.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class Replicas:
         self._actors: list[Any] = []
         self._calls = [0] * count
         self.pids: list[int] = []
-        """Of their processes, as they were started first."""
+        """Process ids of the actors at their first start."""
 
     @property
-    def under_way(self) -> list[int]:
-        """The actors that have calls under way, by number."""
+    def busy(self) -> list[int]:
+        """Indices of the actors with running calls."""
         return [number for number, calls in enumerate(self._calls) if calls]
 
     async def start(self) -> None:
-        """Place all, and wait until they can work.
+        """Create all actors and wait until they are ready.
 
         Raises:
-            EngineError: the cluster has no room, or one does not start; the message says why.
+            EngineError: the cluster lacks resources, or an actor failed to start.
         """
         self._actors = [self._make() for _ in range(self._count)]
         try:
@@ -74,38 +74,38 @@ class Replicas:
         except TimeoutError:
             raise EngineError(
                 f"Ray did not place and start {self._count} {self._name} actors in "
-                f"{self._start_timeout_s:g} s: does the cluster have the CPUs, GPUs and resources that [ray] "
-                f"asks for? See `ray status`"
+                f"{self._start_timeout_s:g} s: check with `ray status` that the cluster has the CPUs, "
+                f"GPUs and resources that [ray] requests"
             ) from None
         except RayError as error:
-            raise EngineError(f"a {self._name} actor does not start: {_reason(error)}") from error
+            raise EngineError(f"a {self._name} actor failed to start: {_reason(error)}") from error
 
     async def stop(self) -> None:
-        """Let them clean up, then end them."""
+        """Let the actors clean up, then kill them."""
         actors, self._actors = self._actors, []
-        if self.pids:  # else some were never placed
+        if self.pids:  # otherwise some actors were never placed
             with suppress(TimeoutError):
                 async with asyncio.timeout(_STOP_S):
-                    # One that is dead can't stop: of no matter now.
+                    # Errors of actors that are dead already do not matter.
                     await asyncio.gather(*(actor.stop.remote() for actor in actors), return_exceptions=True)
         for actor in actors:
             ray.kill(actor)
 
     async def call(self, method: str, *arguments: object) -> Any:
-        """What ``method`` returns on one of them; what it raises, but for an EngineError, is raised.
+        """Call ``method`` on one actor and return its result. Exceptions other than EngineError propagate.
 
         Raises:
-            CallLostError: it was tried on ``attempts`` actors.
+            CallLostError: ``attempts`` actors were tried.
         """
         tried: list[int] = []
         while len(tried) < self._attempts:
             number = self._least_busy(tried)
             tried.append(number)
             try:
-                return await self._ask(number, method, arguments)
+                return await self._call_actor(number, method, arguments)
             except (RayError, TimeoutError) as error:
                 if isinstance(error, RayTaskError) and not isinstance(error, EngineError):
-                    raise error.cause from None  # as it was raised there
+                    raise error.cause from None  # the exception raised in the actor
                 lost = _reason(error)
                 log.warning("actor_call_lost", actors=self._name, actor=number, call=method, reason=lost)
         raise CallLostError(f"{len(tried)} {self._name} actors failed, the last: {lost}")
@@ -114,7 +114,7 @@ class Replicas:
         fresh = [number for number in range(self._count) if number not in tried] or range(self._count)
         return min(fresh, key=self._calls.__getitem__)
 
-    async def _ask(self, number: int, method: str, arguments: tuple[object, ...]) -> Any:
+    async def _call_actor(self, number: int, method: str, arguments: tuple[object, ...]) -> Any:
         actor = self._actors[number]
         answer = getattr(actor, method).remote(*arguments)
         self._calls[number] += 1
@@ -125,7 +125,7 @@ class Replicas:
             ray.cancel(answer)
             raise
         except (EngineError, TimeoutError):
-            # Its engine is broken, or it hangs. What else it has under way is tried elsewhere.
+            # The engine is broken or the actor hangs. Its other running calls are retried on other actors.
             ray.kill(actor, no_restart=False)
             raise
         finally:
@@ -134,7 +134,7 @@ class Replicas:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return "it took too long"
+        return "timed out"
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines() or [""]
     return f"{type(cause).__name__}: {lines[0]}"

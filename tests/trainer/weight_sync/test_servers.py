@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from tests.support.tiny_qwen3 import make_model, make_tokenizer
-from trainer.weight_sync.control import Servers
-from trainer.weight_sync.push import PushError
-from trainer.weight_sync.senders import Control, Sender, Source
-from trainer.weight_sync.sink import TransferSink, address_towards
+from trainer.weight_sync.senders import Sender, TransferControl, WeightSource, WeightSyncError
+from trainer.weight_sync.servers import VLLMServers
+from trainer.weight_sync.sinks import TransferSink, address_towards
 
 SIZES = {"a": 2, "b": 1}
 
@@ -41,12 +40,12 @@ class Fleet:
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def make(fleet: Fleet) -> Servers:
+    def make(fleet: Fleet) -> VLLMServers:
         client = httpx.AsyncClient
         monkeypatch.setattr(
             httpx, "AsyncClient", lambda **options: client(**options, transport=httpx.MockTransport(fleet))
         )
-        return Servers(["http://a:1/v1", "http://b:2"], "k")
+        return VLLMServers(["http://a:1/v1", "http://b:2"], "k")
 
     return make
 
@@ -64,7 +63,7 @@ def test_each_servers_workers_have_ranks_of_their_own(servers: Any) -> None:
 class Recorded:
     """A sender that sends nothing."""
 
-    def __init__(self, control: Control, source: Source) -> None:
+    def __init__(self, control: TransferControl, source: WeightSource) -> None:
         self._control, self._source = control, source
 
     def send_weights(self) -> None:
@@ -73,11 +72,11 @@ class Recorded:
         self._control.finish_weight_update()
 
 
-def sink(control: Servers, model_dir: Any, monkeypatch: pytest.MonkeyPatch) -> TransferSink:
-    def open_sender(backend: str, control: Control, source: Source, *where: object) -> Sender:
+def sink(control: VLLMServers, model_dir: Any, monkeypatch: pytest.MonkeyPatch) -> TransferSink:
+    def open_sender(backend: str, control: TransferControl, source: WeightSource, *where: object) -> Sender:
         return Recorded(control, source)
 
-    monkeypatch.setattr("trainer.weight_sync.sink.open_sender", open_sender)
+    monkeypatch.setattr("trainer.weight_sync.sinks.open_sender", open_sender)
     return TransferSink("gloo", control, model_dir, host="127.0.0.1", shared=True)
 
 
@@ -109,7 +108,7 @@ async def test_a_server_that_failed_is_not_resumed(
     servers: Any, tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch, path: str, answer: Any, message: str
 ) -> None:
     fleet = Fleet(**{path: answer})
-    with pytest.raises(PushError, match=message):
+    with pytest.raises(WeightSyncError, match=message):
         await sink(servers(fleet), tiny_checkpoint, monkeypatch).push(0, {"w": torch.zeros(1)})
     assert "/resume" not in [path for path, _ in fleet.of("a")]
 

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from service.engines.base import EngineError
-from trainer.ray.replicas import CallLostError, Replicas
+from trainer.ray.actor_pool import ActorPool, CallLostError
 
 
 class Method:
@@ -41,10 +41,10 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, bool]]:
     return told
 
 
-async def started(*actors: Actor, **changes: Any) -> Replicas:
+async def started(*actors: Actor, **changes: Any) -> ActorPool:
     left = list(actors)
     limits = {"attempts": 2, "call_timeout_s": 60.0, "start_timeout_s": 5.0, **changes}
-    replicas = Replicas("play", lambda: left.pop(0), len(actors), **limits)
+    replicas = ActorPool("play", lambda: left.pop(0), len(actors), **limits)
     await replicas.start()
     return replicas
 
@@ -112,7 +112,7 @@ async def test_a_call_that_is_cancelled_is_cancelled_there(ends: list[tuple[Any,
     with pytest.raises(asyncio.CancelledError):
         await call
     assert len(ends) == 1
-    assert replicas.under_way == []
+    assert replicas.busy == []
 
 
 async def test_one_that_does_not_start_is_an_error_of_the_engine(ends: list[tuple[Any, bool]]) -> None:
@@ -120,12 +120,12 @@ async def test_one_that_does_not_start_is_an_error_of_the_engine(ends: list[tupl
 
     async def fail() -> None:
         raise RayTaskError(
-            "start", "traceback", ValueError("model 'm' is no checkpoint")
+            "start", "traceback", ValueError("model 'm' is not a checkpoint")
         ).as_instanceof_cause()
 
     actor.start = Method(fail)
     with pytest.raises(
-        EngineError, match="a play actor does not start: ValueError: model 'm' is no checkpoint"
+        EngineError, match="a play actor failed to start: ValueError: model 'm' is not a checkpoint"
     ):
         await started(actor)
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.deferral.episode import Outcome
-from trainer.training.batch import Row, make_micro_batch, split_rows
 from trainer.training.episodes import Sample
+from trainer.training.rollouts import Row
+from trainer.training.trainer import make_micro_batch, split_rows
 
 PAD = 99
 

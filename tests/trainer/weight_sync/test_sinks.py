@@ -22,14 +22,9 @@ from service.engines.transformers.weight_loading import read_weights
 from tests.support.scripted import ScriptedSandbox, printed
 from tests.support.serving import ask, make_app, serve
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_tokenizer
-from trainer.weight_sync.push import (
-    BothSinks,
-    CheckpointSink,
-    EngineSink,
-    IHGRPOServer,
-    PushError,
-    VLLMServer,
-)
+from trainer.weight_sync.senders import WeightSyncError
+from trainer.weight_sync.servers import IHGRPOReload, VLLMReload
+from trainer.weight_sync.sinks import CheckpointSink, EngineSink, SinkChain
 
 KEY = "k-push"
 POLICY = DeferralPolicy(prompt="brief-v1", max_turns=2)
@@ -88,23 +83,23 @@ async def test_a_server_of_ours_follows(tmp_path: Path) -> None:
         async with serve(app, KEY) as served:
             answers.append(await ask(served))
             if seed == 0:
-                target = IHGRPOServer(f"{served.url}/v1", KEY)
+                target = IHGRPOReload(f"{served.url}/v1", KEY)
                 own = TransformersEngine(TransformersSettings(model=str(checkpoint), threads=1))
                 await own.start()
                 elsewhere = CheckpointSink(tmp_path / "w", checkpoint, POLICY, [target])
-                await BothSinks(EngineSink(own), elsewhere).push(0, new_weights())
+                await SinkChain(EngineSink(own), elsewhere).push(0, new_weights())
                 await own.stop()
                 followed = await ask(served)
-                with pytest.raises(PushError, match=r"/admin/reload answered 401"):
-                    await IHGRPOServer(served.url, "wrong").load(tmp_path / "w")
-                with pytest.raises(PushError, match=r"answered 403.*not below reload_root"):
+                with pytest.raises(WeightSyncError, match=r"/admin/reload answered 401"):
+                    await IHGRPOReload(served.url, "wrong").load(tmp_path / "w")
+                with pytest.raises(WeightSyncError, match=r"answered 403.*not below reload_root"):
                     await target.load(tmp_path)
     assert answers[0] != answers[1] == followed
 
 
 async def test_a_server_that_is_away_is_named() -> None:
-    with pytest.raises(PushError, match=r"http://127\.0\.0\.1:9/admin/reload: ConnectError"):
-        await IHGRPOServer("http://127.0.0.1:9", None).load(Path("x"))
+    with pytest.raises(WeightSyncError, match=r"http://127\.0\.0\.1:9/admin/reload: ConnectError"):
+        await IHGRPOReload("http://127.0.0.1:9", None).load(Path("x"))
 
 
 class VLLM:
@@ -133,12 +128,12 @@ async def test_a_vllm_server_is_stopped_loaded_and_set_going_again(
     def client(url: str, key: str | None) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=url, transport=httpx.MockTransport(server))
 
-    monkeypatch.setattr("trainer.weight_sync.push.client_of", client)
-    load = VLLMServer("http://v", None).load(Path("/w"))
+    monkeypatch.setattr("trainer.weight_sync.servers.server_client", client)
+    load = VLLMReload("http://v", None).load(Path("/w"))
     if message is None:
         await load
         assert server.asked == ["/pause?mode=abort", "/collective_rpc", "/reset_prefix_cache", "/resume"]
     else:
-        with pytest.raises(PushError, match=message):
+        with pytest.raises(WeightSyncError, match=message):
             await load
         assert server.asked[-1] == "/resume"
