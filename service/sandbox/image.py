@@ -90,8 +90,7 @@ def build_image(
 def content_hash(folder: Path) -> str:
     """Return the SHA-256 over names, modes and contents of the files in ``folder``.
 
-    Leaves out certificates and Python's caches, which don't change what a build gives. The same as
-    ``scripts/content-hash``.
+    Leaves out certificates and Python's caches, which do not change the result of a build.
     """
     lines = []
     for path in sorted(_files(folder), key=lambda path: f"./{path.relative_to(folder)}".encode()):
