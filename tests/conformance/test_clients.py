@@ -1,4 +1,4 @@
-"""Clients that others wrote, each in a process and an environment of its own (`scripts/ensure-test-tools clients`).
+"""Third-party API clients, in processes of their own, installed by `scripts/ensure-test-tools clients`.
 
 ``IHGRPO_CLIENTS_TABLE=docs/api.md pytest -m clients`` writes the table of outcomes into that file.
 """
