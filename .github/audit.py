@@ -16,7 +16,7 @@ from typing import Any
 
 
 def installed(python: str) -> list[str]:
-    """Return the installed packages as requirements; of local builds (torch 2.13.0+cpu) the public version."""
+    """Return the installed packages as requirements. Local builds (torch +cpu) get their public version."""
     command = [
         python,
         "-m",
