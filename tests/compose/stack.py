@@ -169,11 +169,11 @@ def new_stack(version: str, folder: Path, *, build: tuple[str, ...] = (), **sett
 
 
 def image_of(service: str) -> str:
-    """The image of a service, or its stand-in where no registry is reached; skips where there is none."""
+    """Return the image of a service, or its replacement without a registry; skips if there is none."""
     command = [REPO / "tests/compose/service-image", service]
     name = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     if not name:
-        pytest.skip(f"no registry is reached, and no package brings {service}")
+        pytest.skip(f"no registry is reachable, and no package provides {service}")
     return name
 
 
