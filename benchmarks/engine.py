@@ -25,9 +25,9 @@ from shapes import SHAPES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from service.engines.base import Sampling
-from service.engines.precision import count_parameters
-from service.engines.settings import EngineSettings
-from service.engines.transformers import TransformersEngine
+from service.engines.transformers.engine import TransformersEngine
+from service.engines.transformers.settings import EngineSettings
+from service.engines.transformers.weight_loading import count_parameters
 from tests.support.tiny_qwen3 import make_checkpoint
 
 QUICKSTART_SIZE = {

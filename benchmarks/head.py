@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.head import HeadOutput, token_statistics
+from trainer.training.chunked_lm_head import HeadOutput, token_statistics
 
 MARKER = 7
 

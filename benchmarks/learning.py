@@ -25,13 +25,13 @@ import torch
 from rich.console import Console
 
 from service.deferral.policy import DeferralPolicy
-from service.sandbox.process import ProcessSandbox, ProcessSandboxSettings
-from trainer.checkpoint import write_atomically
-from trainer.config import Method, TrainConfig, load_config
+from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
 from trainer.quickstart.evaluate import Verdict, evaluate
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import draw_problem, held_out_problems
-from trainer.run import train
+from trainer.training.checkpoints import write_atomically
+from trainer.training.config import Method, TrainConfig, load_config
+from trainer.training.run import train
 
 RECIPE: Final = Path("recipes/quickstart-learning.toml")
 HERE: Final = Path("runs/learning")

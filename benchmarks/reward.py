@@ -18,7 +18,7 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
-from trainer.data import load_problems
+from trainer.data.problems import load_problems
 from trainer.rewards import RewardScorer
 
 HOSTILE = (

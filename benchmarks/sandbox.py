@@ -31,10 +31,10 @@ import httpx
 from pydantic import SecretStr
 from sandbox_rivals import Call, docker_exec, llm_sandbox, plain_http
 
-from service.events import hidden_seconds
+from service.episode.events import hidden_seconds
 from service.sandbox.base import Sandbox, SessionLimits
-from service.sandbox.client import RunnerClient, RunnerClientSettings
-from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 
 CODE, OUTPUT = "print(1)", "1"
 LIMITS = SessionLimits(run_limit_s=20.0)

@@ -53,7 +53,7 @@ class CallAndAnswer(ScriptedEngine):
 def serve(kind: str, port: int) -> None:
     import uvicorn
 
-    from service import logs
+    from service.common import logs
 
     sandbox = (Endless if kind == "idle" else ScriptedSandbox)(lambda _blocks: printed("42\n"))
     engine = CallAndAnswer("")

@@ -34,8 +34,8 @@ def _pages(nav: Any) -> list[str]:
 
 
 def _openapi() -> dict[str, Any]:
-    from service.app import create_app_from
-    from service.settings import Settings
+    from service.server.app import create_app_from
+    from service.server.settings import Settings
 
     # Routes alone are asked for: nothing is started.
     return create_app_from(None, Settings(sandbox="in-process")).openapi()  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible service that lets a model decide when its code runs."""

@@ -12,7 +12,7 @@ import pytest
 from docker.errors import DockerException
 from hypothesis import HealthCheck, settings
 
-from service.sandbox.docker_settings import DockerSandboxSettings
+from service.sandbox.docker.settings import DockerSandboxSettings
 
 # Examples are not timed: no test is decided by how fast the machine is.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -86,7 +86,7 @@ def test_it_holds_its_data_and_nothing_of_the_machine(wheel: Path) -> None:
         "service/sandbox/image/worker/supervisor.py",
         "service/store/migrations/versions/r0001_baseline.py",
         "service/api/swagger_ui/swagger-ui-bundle.js",
-        "trainer/templates/report.html.jinja",
+        "trainer/evaluation/templates/report.html.jinja",
         "trainer/recipes/quickstart-warm-start.toml",
         "trainer/recipes/accelerate/ddp.yaml",
     ):
@@ -121,8 +121,8 @@ def test_commands_that_messages_name_run_without_a_checkout(installed: Path) -> 
 
 def test_it_finds_its_own_data(installed: Path) -> None:
     code = (
-        "import service; from service.checkpoint import quickstart; "
-        "from service.sandbox.program import image_folder; "
+        "import service; from service.engines.checkpoint import quickstart; "
+        "from service.sandbox.worker_program import image_folder; "
         "print(service.__file__, quickstart(), image_folder())"
     )
     for path in run(installed / "python", "-c", code).stdout.split():

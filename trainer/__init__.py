@@ -1,0 +1,1 @@
+"""The trainer that teaches models to decide when their code runs."""

@@ -14,21 +14,21 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator, Field
 
 from service.api import sse
-from service.api.chat.job import SHORT
-from service.api.disconnect import until_disconnect
-from service.api.documented import TEXT_COMPLETION
+from service.api.chat.prepare import SHORT
 from service.api.errors import ApiError
-from service.api.functions.response_format import ResponseFormat
+from service.api.output import LEAST
 from service.api.run import run_episodes
 from service.api.sampling import SamplingRequest, TokenId, outside_vocabulary, sampling_of, with_endings
-from service.api.server import CurrentServer, Server
-from service.api.token_logprobs import LEAST
+from service.api.schemas import TEXT_COMPLETION
+from service.api.sse import until_disconnect
+from service.api.state import CurrentServer, Server
+from service.api.tools.definitions import ResponseFormat
 from service.api.validation import Ignored, only
-from service.api.wire import Json, JsonResponse
-from service.backend import Backend
+from service.common.json import Json, JsonResponse
 from service.engines.base import Sampling, TokenChunk
-from service.events import EpisodeEvent, Finished, Sampled
-from service.stops import Stopped, reply_endings
+from service.episode.events import EpisodeEvent, Finished, Sampled
+from service.episode.runner import Backend
+from service.episode.stop_strings import StopStringHit, reply_endings
 
 _MAX_TOKENS = 16
 """Where the client gives no limit, as at OpenAI and vLLM."""
@@ -149,7 +149,7 @@ class _Choice:
         match event:
             case Sampled(chunk):
                 return self._sampled(chunk)
-            case Stopped(ids):
+            case StopStringHit(ids):
                 self.sampled_tokens += len(ids)
             case Finished(outcome):
                 return self.finish("length" if outcome.is_truncated else "stop")

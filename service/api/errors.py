@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.api.wire import JsonResponse
-from service.engines.base import ContextLengthExceededError, EngineError, RefusedError
+from service.common.json import JsonResponse
+from service.engines.base import ContextLengthExceededError, EngineError, InvalidRequestError
 from service.sandbox.base import QueueTimeoutError, SandboxError
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -89,7 +89,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(error.status_code, str(error.detail))
         case ContextLengthExceededError():
             return ApiError(400, str(error), param="messages", code="context_length_exceeded")
-        case RefusedError():
+        case InvalidRequestError():
             return ApiError(400, f"The engine refuses it: {error}", code="invalid_value")
         case QueueTimeoutError():
             return ApiError(429, str(error), retry_after_s=5)
@@ -102,7 +102,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Let ``app`` answer every error that is foreseen. `service.api.access.middleware` has the rest."""
+    """Let ``app`` answer every error that is foreseen. `service.api.middleware` has the rest."""
     kinds = (ApiError, RequestValidationError, HTTPException, EngineError, SandboxError)
     for kind in kinds:
         app.add_exception_handler(kind, _respond)

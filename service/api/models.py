@@ -1,13 +1,35 @@
-"""``GET /v1/models``."""
+"""``GET /v1/models``.
+
+``POST /admin/reload``: new weights into the running engine, for the operator or a trainer.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from service.api.documented import ModelList, ModelObject
+import structlog
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from service.api.auth import require_admin
 from service.api.errors import ApiError
-from service.api.server import CurrentServer, Server
-from service.api.wire import Json
+from service.api.schemas import ModelList, ModelObject
+from service.api.state import CurrentServer, Server
+from service.common.json import Json
+from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
+from service.engines.base import EngineError, Sampling
+from service.engines.checkpoint import (
+    DEMO_NOTICE,
+    MANIFEST,
+    CheckpointError,
+    default_sampling,
+    is_demo,
+    verify,
+)
 
 router = APIRouter(prefix="/v1/models", tags=["Models"])
 
@@ -38,3 +60,103 @@ def _model(server: Server, name: str) -> Json:
         "deferral": server.backend.policy.model_dump(),
         "notice": server.notice,
     }
+
+
+admin_router = APIRouter(prefix="/admin", tags=["Operations"], dependencies=[Depends(require_admin)])
+_log = structlog.get_logger(__name__)
+
+
+class ReloadRequest(BaseModel):
+    """What to load."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    """Directory of a whole checkpoint of the same architecture, below the setting ``reload_root``; relative
+    to it unless absolute."""
+
+
+@runtime_checkable
+class _Reloadable(Protocol):
+    async def load_weights(self, source: Path) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    path: Path
+    policy: DeferralPolicy
+    sampling: Sampling
+
+
+@admin_router.post("/reload")
+async def reload(body: ReloadRequest, server: CurrentServer) -> Json:
+    """Serve another checkpoint of the same model. Weights change between two steps, all or none.
+
+    Episodes that are running go on under the new weights, with the limits that they began with. If anything
+    is wrong with the checkpoint, the old weights go on.
+    """
+    engine = server.backend.engine
+    if not isinstance(engine, _Reloadable):
+        raise ApiError(
+            501, "This engine can't change its weights by file: use its own weight-update routes, or restart."
+        )
+    if server.reloading.locked():
+        raise ApiError(409, "Another reload is under way.", code="reload_in_progress", retry_after_s=5)
+    began = time.monotonic()
+    async with server.reloading:
+        checkpoint = await asyncio.to_thread(_read, server, body.model)
+        try:
+            await engine.load_weights(checkpoint.path)
+        except EngineError as error:
+            raise _refused(str(error)) from error
+        server.backend = replace(server.backend, policy=checkpoint.policy, sampling=checkpoint.sampling)
+        server.notice = DEMO_NOTICE if is_demo(str(checkpoint.path)) else None
+    seconds = round(time.monotonic() - began, 3)
+    _log.info("weights_reloaded", checkpoint=str(checkpoint.path), seconds=seconds)
+    return {
+        "object": "reload",
+        "model": server.model_name,
+        "checkpoint": str(checkpoint.path),
+        "deferral": checkpoint.policy.model_dump(),
+        "seconds": seconds,
+    }
+
+
+def _read(server: Server, model: str) -> _Checkpoint:
+    """All that is read of a checkpoint but its weights.
+
+    Raises:
+        ApiError: it may not be loaded, or can't be.
+    """
+    root = server.settings.reload_root
+    if root is None:
+        raise ApiError(
+            403,
+            "Reloading is off: the operator sets reload_root to a directory of checkpoints.",
+            code="reload_disabled",
+        )
+    path = (root / model).resolve() if "\0" not in model else root
+    # Whether it exists is told of what lies below the root only.
+    if not path.is_relative_to(root.resolve()):
+        raise ApiError(403, "'model' is not below reload_root.", param="model", code="checkpoint_not_allowed")
+    if not (path / "config.json").is_file():
+        raise _refused("it has no config.json", status=404)
+    try:
+        if (path / MANIFEST).is_file():
+            verify(path)
+        policy = DeferralPolicy.load(path, default=ASSISTANT_POLICY)
+        sampling = default_sampling(path)
+    except ValidationError as error:
+        raise _refused(f"its deferral.json is not right: {error.errors()[0]['msg']}") from None
+    except (CheckpointError, OSError, ValueError) as error:
+        raise _refused(str(error)) from None
+    return _Checkpoint(path, policy, sampling)
+
+
+def _refused(why: str, *, status: int = 400) -> ApiError:
+    return ApiError(
+        status,
+        f"The checkpoint can't be loaded, the old weights stay: {why}.",
+        param="model",
+        code="invalid_checkpoint",
+    )

@@ -1,18 +1,66 @@
-"""Run the episodes of one request: admitted, counted, timed and traced. Every API runs them through here."""
+"""Run the episodes of one request: admitted, counted, timed and traced. Every API runs them through here.
+
+Run several event streams at once and read them as one.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from typing import TypeVar
 
-from service.api.chat.merge import merged
 from service.api.errors import ApiError
-from service.api.server import Server
+from service.api.state import Server
 from service.api.telemetry.metrics import Metrics
-from service.api.telemetry.traces import Attributes, RequestTrace
-from service.engines.base import RefusedError
-from service.events import EpisodeEvent, Sampled
+from service.api.telemetry.tracing import Attributes, RequestTrace
+from service.engines.base import InvalidRequestError
+from service.episode.events import EpisodeEvent, Sampled
+
+T = TypeVar("T")
+
+_AHEAD = 32
+"""Items that the streams may be ahead of their reader: a slow client must not fill the memory."""
+
+
+async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """Items of all ``streams``, each with its stream's index. An error of one ends all; so does closing."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for item in only:
+                yield 0, item
+        return
+    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue(_AHEAD)
+    tasks = [asyncio.create_task(_pump(index, stream, queue)) for index, stream in enumerate(streams)]
+    left = len(tasks)
+    try:
+        while left:
+            match await queue.get():
+                case None:
+                    left -= 1
+                case Exception() as error:
+                    raise error
+                case (index, item):
+                    yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(
+    index: int, stream: AsyncGenerator[T, None], queue: asyncio.Queue[tuple[int, T] | Exception | None]
+) -> None:
+    try:
+        async with aclosing(stream):
+            async for item in stream:
+                await queue.put((index, item))
+    except Exception as error:
+        await queue.put(error)
+    else:
+        await queue.put(None)
+
 
 Events = AsyncGenerator[tuple[int, EpisodeEvent], None]
 
@@ -58,7 +106,7 @@ async def run_episodes(
             try:
                 async with aclosing(watched) as events:
                     yield events
-            except RefusedError as error:
+            except InvalidRequestError as error:
                 told = f"'{schema_param}': {error}." if schema_param else f"{error}."
                 raise ApiError(400, told, param=schema_param, code="invalid_value") from error
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from service.api.errors import ApiError
 from service.api.validation import Ignored, RequestBody, RequestModel, only
 from service.engines.base import Engine, Sampling, unsupported
-from service.engines.endings import EngineWithEndings
+from service.engines.validation import EngineWithEndings
 
 MAX_STOPS = 16
 

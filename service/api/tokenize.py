@@ -8,14 +8,14 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import Field, ValidationError
 
-from service.api.chat.job import SHORT, render_prompt
+from service.api.chat.prepare import SHORT, render_prompt
 from service.api.chat.request import ChatRequest
-from service.api.documented import DetokenizedObject, TokenizedObject
 from service.api.errors import ApiError, complaint
 from service.api.sampling import TokenId, outside_vocabulary
-from service.api.server import CurrentServer
+from service.api.schemas import DetokenizedObject, TokenizedObject
+from service.api.state import CurrentServer
 from service.api.validation import Ignored, RequestBody
-from service.api.wire import Json
+from service.common.json import Json
 
 router = APIRouter(tags=["Tokens"])
 

@@ -1,0 +1,1 @@
+"""The deferred protocol, without I/O."""

@@ -1,4 +1,9 @@
-"""The state machine of one episode: no I/O, no clock. A driver feeds it tokens and sandbox results."""
+"""The state machine of one episode: no I/O, no clock. A driver feeds it tokens and sandbox results.
+
+The tokens of an episode as they were sampled or given; the trainer reads them as they are.
+
+Count delayed calls, and refuse the count to flushes that game it (algorithm.md, section 1).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,6 @@ from typing import Literal
 
 from service.deferral.answer import last_boxed
 from service.deferral.code_request import computes_nothing
-from service.deferral.delay import delayed_calls
 from service.deferral.fences import BlockClosed, FenceScanner
 from service.deferral.observation import (
     NOTHING_PENDING,
@@ -20,7 +24,99 @@ from service.deferral.observation import (
     result_text,
 )
 from service.deferral.policy import DeferralPolicy
-from service.deferral.transcript import Transcript
+
+
+class Transcript:
+    """Prompt and response of one episode. The three response lists are aligned, one item a token.
+
+    Attributes:
+        prompt_ids: the prompt.
+        ids: the response: sampled tokens and observations.
+        mask: 1 where the model sampled the token, 0 where it was given.
+        logprobs: the engine's log-probability of each sampled token; 0.0 where it was given.
+        text: the response's text.
+        dropped_ends: end-of-turn tokens that were sampled and left the context again, because the server ran
+            pending code in their place: (position in ``ids``, token id, log-probability).
+    """
+
+    def __init__(self, prompt_ids: Sequence[int]) -> None:
+        self.prompt_ids = tuple(prompt_ids)
+        self.ids: list[int] = []
+        self.mask: list[int] = []
+        self.logprobs: list[float] = []
+        self.dropped_ends: list[tuple[int, int, float]] = []
+        self._texts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def context_ids(self) -> list[int]:
+        return [*self.prompt_ids, *self.ids]
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(self.mask)
+
+    @property
+    def observation_tokens(self) -> int:
+        return len(self.mask) - sum(self.mask)
+
+    def add_sampled(self, ids: Sequence[int], text: str, logprobs: Sequence[float]) -> None:
+        self._add(ids, text, 1, logprobs)
+
+    def add_observation(self, ids: Sequence[int], text: str) -> None:
+        self._add(ids, text, 0, [0.0] * len(ids))
+
+    def drop_end(self, endings: Mapping[int, str]) -> None:
+        """Take the sampled end-of-turn token off the end of the response, if it is there.
+
+        Args:
+            endings: text of each token that ends a turn.
+        """
+        if not self.ids or self.ids[-1] not in endings or not self.mask[-1]:
+            return
+        token, logprob = self.ids.pop(), self.logprobs.pop()
+        self.mask.pop()
+        self.dropped_ends.append((len(self.ids), token, logprob))
+        self._texts[-1] = self._texts[-1].removesuffix(endings[token])
+
+    def _add(self, ids: Sequence[int], text: str, mask: int, logprobs: Sequence[float]) -> None:
+        if len(logprobs) != len(ids):
+            raise ValueError(f"{len(ids)} ids but {len(logprobs)} logprobs")
+        self.ids.extend(ids)
+        self.mask.extend([mask] * len(ids))
+        self.logprobs.extend(logprobs)
+        self._texts.append(text)
+
+
+def delayed_calls(codes: Sequence[str], gaps: Sequence[str]) -> int:
+    """Delayed calls of one flush: all of its blocks but the last, or 0 if the flush games the count.
+
+    Args:
+        codes: the flushed blocks in order.
+        gaps: the text between each block and the next; one item less than ``codes``.
+
+    A flush games the count when two blocks have nothing between them, when a block is empty, or when a block
+    repeats the earlier ones: all its lines stand in them, or it holds all of theirs. Comments and prints are
+    left out of that comparison, and a block of nothing else repeats nothing.
+    """
+    if any(not gap.strip() for gap in gaps) or any(not code.strip() for code in codes):
+        return 0
+    earlier: set[str] = set()
+    for code in codes:
+        lines = _telling_lines(code)
+        if lines and earlier and (lines <= earlier or lines >= earlier):
+            return 0
+        earlier |= lines
+    return max(len(codes) - 1, 0)
+
+
+def _telling_lines(code: str) -> set[str]:
+    stripped = (line.strip() for line in code.splitlines())
+    return {line for line in stripped if line and not line.startswith(("#", "print(", "print ("))}
+
 
 RequestedBy = Literal["model", "server"]
 """Who decided that a flush happens: the model with its marker, or the server by the policy."""

@@ -1,1 +1,1 @@
-"""``ih-grpo doctor``: can this machine serve, and if not, what is to be done."""
+"""`ih-grpo doctor`: check whether this machine can serve."""

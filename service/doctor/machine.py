@@ -9,14 +9,14 @@ from pathlib import Path
 
 import httpx
 
-from service.doctor.finding import Finding
-from service.sandbox.pool_settings import PoolSettings
-from service.settings import Settings
+from service.doctor.check_result import CheckResult
+from service.sandbox.settings import PoolSettings
+from service.server.settings import Settings
 
 GIB = 2**30
 
 
-def packages(engine: str) -> Finding:
+def packages(engine: str) -> CheckResult:
     """Are the packages of the engine installed?"""
     needed = {"transformers": ("torch", "transformers"), "vllm": ("vllm",), "remote": ("transformers",)}[
         engine
@@ -25,37 +25,37 @@ def packages(engine: str) -> Finding:
         found = ", ".join(f"{name} {version(name)}" for name in needed)
     except PackageNotFoundError as error:
         extra = "vllm" if engine == "vllm" else "cpu"
-        return Finding("packages", "fail", f"{error.name} is missing", f"pip install 'ih-grpo[{extra}]'")
-    return Finding("packages", "ok", f"engine {engine}: {found}")
+        return CheckResult("packages", "fail", f"{error.name} is missing", f"pip install 'ih-grpo[{extra}]'")
+    return CheckResult("packages", "ok", f"engine {engine}: {found}")
 
 
-def gpu(settings: Settings) -> Finding:
+def gpu(settings: Settings) -> CheckResult:
     """What device will be used, and is that what was asked for?"""
     try:
         import torch
     except ModuleNotFoundError:
-        return Finding("gpu", "ok", "not looked at: torch is not installed")
+        return CheckResult("gpu", "ok", "not looked at: torch is not installed")
     wanted = settings.device.startswith("cuda")
     if torch.cuda.is_available():
         names = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
-        return Finding(
+        return CheckResult(
             "gpu", "ok", ", ".join(f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB" for gpu in names)
         )
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
-        return Finding(
+        return CheckResult(
             "gpu",
             "fail" if wanted else "warn",
             "there is an NVIDIA driver, and torch was built for the CPU",
             "reinstall torch from its default index: pip install --force-reinstall torch",
         )
     if wanted:
-        return Finding(
+        return CheckResult(
             "gpu", "fail", f"device is {settings.device!r}, and torch sees no GPU", "set device to auto"
         )
-    return Finding("gpu", "ok", "none: the model runs on the CPU")
+    return CheckResult("gpu", "ok", "none: the model runs on the CPU")
 
 
-def port(settings: Settings) -> Finding:
+def port(settings: Settings) -> CheckResult:
     """Can the server listen where it is to?"""
     host = settings.host.strip("[]")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
@@ -64,12 +64,12 @@ def port(settings: Settings) -> Finding:
             listener.bind((host, settings.port))
         except OSError as error:
             if _serves(settings):
-                return Finding(
+                return CheckResult(
                     "port", "ok", f"{host}:{settings.port}: a server of ours listens there already"
                 )
-            remedy = f"stop what listens there (ss -ltnp 'sport = :{settings.port}'), or set another port"
-            return Finding("port", "fail", f"{host}:{settings.port}: {error.strerror}", remedy)
-    return Finding("port", "ok", f"{host}:{settings.port} is free")
+            hint = f"stop what listens there (ss -ltnp 'sport = :{settings.port}'), or set another port"
+            return CheckResult("port", "fail", f"{host}:{settings.port}: {error.strerror}", hint)
+    return CheckResult("port", "ok", f"{host}:{settings.port} is free")
 
 
 def _serves(settings: Settings) -> bool:
@@ -81,36 +81,36 @@ def _serves(settings: Settings) -> bool:
         return False
 
 
-def disk(folder: Path, *, needed: int) -> Finding:
+def disk(folder: Path, *, needed: int) -> CheckResult:
     """Is there room in the folder, or where it is going to be made? ``needed`` in bytes."""
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     found = f"{free / GIB:.1f} GiB free at {place}"
     if free < needed:
-        return Finding(
+        return CheckResult(
             "disk", "fail", f"{found}, {needed / GIB:.1f} needed", "make room, or set HF_HOME elsewhere"
         )
-    return Finding("disk", "ok", found)
+    return CheckResult("disk", "ok", found)
 
 
-def memory(weights: int, containers: int) -> Finding:
+def memory(weights: int, containers: int) -> CheckResult:
     """Do the weights (bytes, on the CPU) fit, and then the containers at their limit?"""
     free = available_memory()
     limit = PoolSettings().memory_mb << 20
     found = f"{free / GIB:.1f} GiB available"
     if free < weights:
-        return Finding(
+        return CheckResult(
             "memory", "fail", f"{found}, the weights take {weights / GIB:.1f}", "serve a smaller model"
         )
     if free < weights + containers * limit:
-        return Finding(
+        return CheckResult(
             "memory",
             "warn",
             f"{found}; the model takes {weights / GIB:.1f}, {containers} containers at most "
             f"{containers * limit / GIB:.1f}",
             "lower max_containers and max_concurrent_episodes",
         )
-    return Finding("memory", "ok", found)
+    return CheckResult("memory", "ok", found)
 
 
 def available_memory() -> int:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from service import adapters
 from service.deferral.policy import ASSISTANT_POLICY, FILE_NAME, DeferralPolicy
-from service.doctor.finding import Finding
+from service.doctor.check_result import CheckResult
+from service.engines import adapters
 
 
-def find(model: str) -> tuple[Path | None, Finding]:
+def find(model: str) -> tuple[Path | None, CheckResult]:
     """Where the checkpoint lies, and whether it can be served."""
     path = Path(model).expanduser()
     if path.exists():
@@ -22,31 +22,31 @@ def find(model: str) -> tuple[Path | None, Finding]:
     try:
         cached = try_to_load_from_cache(model, "config.json")
     except ValueError:
-        remedy = "set model to a directory with config.json, or to a hub id such as Qwen/Qwen3-1.7B"
-        return None, Finding("model", "fail", f"{model!r} is neither a directory nor a hub id", remedy)
+        hint = "set model to a directory with config.json, or to a hub id such as Qwen/Qwen3-1.7B"
+        return None, CheckResult("model", "fail", f"{model!r} is neither a directory nor a hub id", hint)
     if not isinstance(cached, str):
-        return None, Finding(
+        return None, CheckResult(
             "model", "warn", f"{model} is not here yet", "it is downloaded at the first start"
         )
     return _judge(Path(cached).parent)
 
 
-def _judge(folder: Path) -> tuple[Path | None, Finding]:
+def _judge(folder: Path) -> tuple[Path | None, CheckResult]:
     if adapters.is_adapter(folder):
         return _judge_adapter(folder)
     if not (folder / "config.json").is_file():
-        return None, Finding(
+        return None, CheckResult(
             "model", "fail", f"{folder} has no config.json", "name the checkpoint's own directory"
         )
     try:
         policy = DeferralPolicy.load(folder, default=ASSISTANT_POLICY)
     except (ValidationError, ValueError) as error:
         said = str(error).splitlines()[0]
-        return folder, Finding("model", "fail", f"{folder / FILE_NAME}: {said}", "mend the file or remove it")
+        return folder, CheckResult("model", "fail", f"{folder / FILE_NAME}: {said}", "fix or remove it")
     if weights(folder) == 0:
-        return folder, Finding("model", "fail", f"{folder} has no weights", "copy its *.safetensors, too")
+        return folder, CheckResult("model", "fail", f"{folder} has no weights", "copy its *.safetensors, too")
     if not _knows(folder, policy.marker):
-        return folder, Finding(
+        return folder, CheckResult(
             "model",
             "fail",
             f"{folder}: the tokenizer has no token {policy.marker}",
@@ -55,21 +55,21 @@ def _judge(folder: Path) -> tuple[Path | None, Finding]:
     taught = (
         "taught to defer" if (folder / FILE_NAME).is_file() else "never taught to defer: ordinary prompting"
     )
-    return folder, Finding("model", "ok", f"{folder.name}, {weights(folder) / 2**20:,.0f} MiB, {taught}")
+    return folder, CheckResult("model", "ok", f"{folder.name}, {weights(folder) / 2**20:,.0f} MiB, {taught}")
 
 
-def _judge_adapter(folder: Path) -> tuple[Path | None, Finding]:
+def _judge_adapter(folder: Path) -> tuple[Path | None, CheckResult]:
     try:
         config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return None, Finding(
+        return None, CheckResult(
             "model", "fail", f"{folder / adapters.CONFIG}: {error}", "copy the adapter again"
         )
     if not (folder / adapters.WEIGHTS).is_file():
-        return None, Finding("model", "fail", f"{folder} has no {adapters.WEIGHTS}", "copy it, too")
+        return None, CheckResult("model", "fail", f"{folder} has no {adapters.WEIGHTS}", "copy it, too")
     base = config.get("base_model_name_or_path")
     said = f"{folder.name} is an adapter of {base}, merged at the first start"
-    return None, Finding("model", "ok", said)
+    return None, CheckResult("model", "ok", said)
 
 
 def weights(folder: Path) -> int:

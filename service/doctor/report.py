@@ -14,14 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.doctor import machine, model, sandbox
-from service.doctor.finding import Finding
-from service.engine_choice import engine_kind
-from service.settings import Settings
+from service.doctor.check_result import CheckResult
+from service.engines.factory import engine_kind
+from service.server.settings import Settings
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def examine(settings: Settings, *, quick: bool = False) -> Iterator[Finding]:
+def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]:
     """Every finding, as soon as it is there. ``quick`` starts no container."""
     engine = engine_kind(settings)
     yield machine.packages(engine)
@@ -37,7 +37,7 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[Finding]:
         containers = settings.max_containers
         yield from (docker := sandbox.docker(settings))
         if not quick and all(finding.verdict == "ok" for finding in docker):
-            from service.sandbox.docker import DockerSandbox
+            from service.sandbox.docker.sandbox import DockerSandbox
 
             yield asyncio.run(sandbox.isolation(DockerSandbox(sandbox.docker_settings(settings))))
     yield machine.port(settings)
@@ -47,31 +47,31 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[Finding]:
     yield machine.memory(model.weights(folder) if on_cpu and folder else 0, containers)
 
 
-def _server(url: str) -> Finding:
+def _server(url: str) -> CheckResult:
     try:
         httpx.get(f"{url.rstrip('/').removesuffix('/v1')}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
-        return Finding("vllm", "fail", f"{url}: {error}", "start it, or take it out of engine_url")
-    return Finding("vllm", "ok", url)
+        return CheckResult("vllm", "fail", f"{url}: {error}", "start it, or take it out of engine_url")
+    return CheckResult("vllm", "ok", url)
 
 
-def as_json(findings: list[Finding]) -> dict[str, object]:
+def as_json(findings: list[CheckResult]) -> dict[str, object]:
     """For programs: ``ok``, and one object a check."""
     return {"ok": not failed(findings), "checks": [asdict(finding) for finding in findings]}
 
 
-def failed(findings: list[Finding]) -> bool:
+def failed(findings: list[CheckResult]) -> bool:
     """Would a server not start?"""
     return any(finding.verdict == "fail" for finding in findings)
 
 
-def show(findings: list[Finding], console: Console) -> None:
-    """For eyes: a table, and under each line that is not well its remedy."""
+def show(findings: list[CheckResult], console: Console) -> None:
+    """For eyes: a table, and under each line that is not well its hint."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("check", "", "found"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        remedy = f"\n[dim]->[/] {escape(finding.remedy)}" if finding.remedy else ""
+        hint = f"\n[dim]->[/] {escape(finding.hint)}" if finding.hint else ""
         verdict = f"[{_COLOURS[finding.verdict]}]{finding.verdict}[/]"
-        table.add_row(finding.check, verdict, f"{escape(finding.found)}{remedy}")
+        table.add_row(finding.check, verdict, f"{escape(finding.found)}{hint}")
     console.print(table)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from service.doctor.finding import Finding
+from service.doctor.check_result import CheckResult
 from service.sandbox.base import Sandbox, SandboxError
-from service.sandbox.docker_settings import DockerSandboxSettings, build_command
-from service.settings import Settings
+from service.sandbox.docker.settings import DockerSandboxSettings, build_command
+from service.server.settings import Settings
 
 
 def docker_settings(settings: Settings) -> DockerSandboxSettings:
@@ -18,7 +18,7 @@ def docker_settings(settings: Settings) -> DockerSandboxSettings:
     )
 
 
-def docker(settings: Settings) -> list[Finding]:
+def docker(settings: Settings) -> list[CheckResult]:
     """Does a daemon answer, and has it the image?"""
     import docker
     from docker.errors import DockerException, ImageNotFound
@@ -26,46 +26,46 @@ def docker(settings: Settings) -> list[Finding]:
     host, image = docker_settings(settings).docker_host, settings.sandbox_image
     socket = Path(host.removeprefix("unix://"))
     if host.startswith("unix://") and not socket.is_socket():
-        return [Finding("docker", "fail", f"there is no socket at {socket}", _no_docker(host))]
+        return [CheckResult("docker", "fail", f"there is no socket at {socket}", _no_docker(host))]
     try:
         client = docker.DockerClient(base_url=host, version="auto", timeout=10)
     except DockerException as error:
         return [
-            Finding("docker", "fail", f"nothing answers at {host}: {_first_line(error)}", _no_docker(host))
+            CheckResult("docker", "fail", f"no answer from {host}: {_first_line(error)}", _no_docker(host))
         ]
     try:
         about = client.version()
-        found = [Finding("docker", "ok", f"version {about['Version']} at {host}")]
+        found = [CheckResult("docker", "ok", f"version {about['Version']} at {host}")]
         client.images.get(image)
     except ImageNotFound:
         return [
             *found,
-            Finding("sandbox image", "fail", f"Docker has no image {image}", build_command(image)),
+            CheckResult("sandbox image", "fail", f"Docker has no image {image}", build_command(image)),
         ]
     except DockerException as error:
-        return [Finding("docker", "fail", f"{host}: {_first_line(error)}", _no_docker(host))]
+        return [CheckResult("docker", "fail", f"{host}: {_first_line(error)}", _no_docker(host))]
     finally:
         client.close()
-    return [*found, Finding("sandbox image", "ok", image)]
+    return [*found, CheckResult("sandbox image", "ok", image)]
 
 
-async def isolation(sandbox: Sandbox) -> Finding:
+async def isolation(sandbox: Sandbox) -> CheckResult:
     """Start a container and have its walls prove themselves: memory, network, files, system calls."""
     try:
         await sandbox.start()
     except SandboxError as error:
-        return Finding(
+        return CheckResult(
             "isolation", "fail", str(error), "docs/sandbox.md tells what each proof asks of the machine"
         )
     finally:
         await sandbox.stop()
-    return Finding("isolation", "ok", "every start-up proof holds")
+    return CheckResult("isolation", "ok", "every start-up proof holds")
 
 
-async def runner(settings: Settings) -> Finding:
+async def runner(settings: Settings) -> CheckResult:
     """Is the runner there, and does it take our token?"""
-    from service.sandbox.client import RunnerClient, RunnerClientSettings
-    from service.sandbox.runner_settings import read_token
+    from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
+    from service.sandbox.runner.settings import read_token
 
     try:
         token = read_token(settings.runner_token_file)
@@ -75,9 +75,9 @@ async def runner(settings: Settings) -> Finding:
         finally:
             await client.stop()
     except (ValueError, SandboxError) as error:
-        remedy = "start it: ih-grpo runner --token-file FILE, with the same file in runner_token_file"
-        return Finding("runner", "fail", str(error), remedy)
-    return Finding("runner", "ok", f"ready at {settings.runner_url}")
+        hint = "start it: ih-grpo runner --token-file FILE, with the same file in runner_token_file"
+        return CheckResult("runner", "fail", str(error), hint)
+    return CheckResult("runner", "ok", f"ready at {settings.runner_url}")
 
 
 def _first_line(error: Exception) -> str:

@@ -109,7 +109,7 @@ class EngineError(Exception):
     """The engine could not serve a request."""
 
 
-class RefusedError(EngineError):
+class InvalidRequestError(EngineError):
     """The engine does not take what this request asks for, as a JSON schema with a keyword that it lacks."""
 
 
@@ -174,7 +174,7 @@ class Engine(Protocol):
         """Those of `OPTIONAL_SAMPLING` that it honours."""
         ...
 
-    def knows_logprobs(self, sampling: Sampling) -> bool:
+    def supports_logprobs(self, sampling: Sampling) -> bool:
         """Whether it can tell the logprobs that `TokenChunk` promises for such a call."""
         ...
 
@@ -207,6 +207,6 @@ def unsupported(engine: Engine, sampling: Sampling) -> list[str]:
     neutral = Sampling()
     asked = [name for name in OPTIONAL_SAMPLING if getattr(sampling, name) != getattr(neutral, name)]
     missing = [name for name in asked if name not in engine.capabilities]
-    if sampling.logprobs and not engine.knows_logprobs(sampling):
+    if sampling.logprobs and not engine.supports_logprobs(sampling):
         missing.append("logprobs")
     return missing

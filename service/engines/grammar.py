@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engines.base import RefusedError
+from service.engines.base import InvalidRequestError
 from service.engines.tokenizer import HFTokenizer
-from service.engines.vllm_request import SPACING
+from service.engines.vllm.request import SPACING
 
 
 def is_available() -> bool:
@@ -71,14 +71,14 @@ class GrammarCompiler:
         """A fresh grammar of ``schema``, on one line and spaced as models are taught it.
 
         Raises:
-            RefusedError: the schema has a keyword that can't be enforced.
+            InvalidRequestError: the schema has a keyword that can't be enforced.
         """
         from llguidance import LLMatcher
 
         vocabulary = self._read_vocabulary()
         grammar = LLMatcher.grammar_from_json_schema(json.loads(schema), overrides=SPACING)
         if error := LLMatcher.validate_grammar(grammar, vocabulary):
-            raise RefusedError(f"the schema can't be enforced: {_first_line(error)}")
+            raise InvalidRequestError(f"the schema can't be enforced: {_first_line(error)}")
         return Grammar(LLMatcher(vocabulary, grammar, log_level=0), vocabulary.vocab_size)
 
     def _read_vocabulary(self) -> Any:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from service.deferral.prompt import ControlText, TokenIds
 from service.engines.base import EngineError
-from service.engines.segments import SegmentEncoder, encode
+from service.engines.tokenizer_cache import SegmentEncoder, encode
 
 _TEMPLATE_INPUTS = frozenset({"tools", "documents"})
 _RESERVED = (

@@ -1,0 +1,1 @@
+"""The playground, a web page served by the API."""

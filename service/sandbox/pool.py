@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import structlog
 
-from .base import QueueTimeoutError, SandboxError
-from .worker import Worker
+from service.sandbox.base import QueueTimeoutError, SandboxError
+from service.sandbox.worker_protocol import Worker
 
 log = structlog.get_logger(__name__)
 

@@ -1,21 +1,78 @@
-"""Open the database of a URL: SQLite in a file or in memory, or Postgres."""
+"""Open the database of a URL: SQLite in a file or in memory, or Postgres.
+
+Why a store can't be used.
+
+Where responses are stored by default. Light: the settings read it.
+
+Bring a database to the newest schema, whole or not at all; one of a newer version is left alone.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from sqlite3 import SQLITE_BUSY
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import event
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
-from service.store.errors import StoreError
-from service.store.schema import upgrade
+
+class StoreError(ValueError):
+    """The store can't be opened; the message says why and what to do."""
+
+
+def default_url() -> str:
+    """SQLite in the user's state directory (``$XDG_STATE_HOME``)."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return f"sqlite:///{state / 'ih-grpo' / 'responses.db'}"
+
+
+REVISIONS: Final = "service.store:migrations"
+_LOCK: Final = 5_018_500  # any number of our own
+
+
+def upgrade(connection: Connection, revisions: str = REVISIONS) -> None:
+    """Run the revisions that ``connection``'s database lacks, in the transaction that is open on it.
+
+    Several servers may do so at once: all but one wait. A database of before there were revisions counts as
+    one without any.
+
+    Args:
+        connection: within a transaction in which nothing was done; its end is the caller's.
+        revisions: alembic's script directory.
+
+    Raises:
+        StoreError: a newer version wrote the database.
+    """
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver would begin none before a CREATE TABLE
+    else:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    config = Config()
+    config.set_main_option("script_location", revisions)
+    config.attributes["connection"] = connection
+    _refuse_newer(connection, ScriptDirectory.from_config(config))
+    command.upgrade(config, "head")
+
+
+def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:
+    known = {script.revision for script in scripts.walk_revisions()}
+    if newer := set(MigrationContext.configure(connection).get_current_heads()) - known:
+        raise StoreError(
+            f"a newer version of this program wrote the store: its schema is {', '.join(sorted(newer))}, "
+            f"and this one knows up to {scripts.get_current_head()}. Install that version again, restore a "
+            f"back-up, or name another store_url"
+        )
+
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -97,7 +154,7 @@ async def prepare(engine: AsyncEngine) -> None:
         await connection.run_sync(upgrade)
 
 
-async def give_back_room(connection: AsyncConnection) -> None:
+async def vacuum(connection: AsyncConnection) -> None:
     """Shrink an SQLite file to what is in it. Postgres sees to that itself."""
     if connection.dialect.name == "sqlite":
         driver = (await connection.get_raw_connection()).driver_connection

@@ -15,7 +15,7 @@ from typing import Final
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from service.api.wire import dumps
+from service.common.json import dumps
 from service.store.tables import replies
 
 ROW_BYTES: Final = 256

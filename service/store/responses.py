@@ -1,10 +1,16 @@
-"""Stored responses: put, read, end, delete. Every read names the owner; who is not gets nothing."""
+"""Stored responses: put, read, end, delete. Every read names the owner; who is not gets nothing.
+
+What is stored of a response.
+
+Say which process runs a response, so that a later one can prove it dead.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from sqlalchemy import delete, insert, literal, select, update
@@ -12,12 +18,56 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from service.api.wire import Json, dumps
-from service.store.database import open_database, prepare
-from service.store.errors import StoreError
-from service.store.records import RUNNING, StoredResponse
-from service.store.runner_id import runner_id
+from service.common.json import Json, dumps
+from service.common.process_id import boot_id, pid_namespace, process_start
+from service.store.database import StoreError, open_database, prepare
 from service.store.tables import events, responses
+
+RUNNING: Final = ("queued", "in_progress")
+"""Statuses of a response that is not over."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """One response and what it takes to go on from it. Times are Unix seconds."""
+
+    id: str
+    owner: str
+    """Whose it is: nobody else can read it."""
+    created_at: float
+    expires_at: float
+    status: str
+    background: bool
+    previous_id: str | None
+    body: Json
+    """The response object, outputs included."""
+    input: list[Json]
+    """Its own input items, in order; not those of earlier responses."""
+    text: str = ""
+    """What the model wrote and read, exactly."""
+    ids: list[int] | None = None
+    """The same as token ids, without an end token: a later turn starts from them. None in rows of older
+    versions."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether more is to come."""
+        return self.status in RUNNING
+
+
+def runner_id() -> str:
+    """This process, in words that no other process of any machine has."""
+    pid = os.getpid()
+    return f"{boot_id()}/{pid_namespace()}/{pid}/{process_start(pid)}"
+
+
+def is_dead(runner: str) -> bool:
+    """Is it proven that ``runner`` has ended? A process that can't be seen from here proves nothing."""
+    boot, namespace, pid, start = (runner.split("/") + [""] * 4)[:4]
+    if (boot, namespace) != (boot_id(), pid_namespace()):
+        return False
+    return pid.isdigit() and process_start(int(pid)) != start
+
 
 ROW_BYTES: Final = 1024
 """What a row counts beside its content: keys, indexes, pages."""

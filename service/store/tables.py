@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-from service.api.wire import dumps
+from service.common.json import dumps
 
 metadata: Final = MetaData()
 

@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from service.checkpoint import DEMO_NOTICE, DEMO_WITHOUT_DEFERRAL, is_demo, quickstart
+from service.engines.checkpoint import DEMO_NOTICE, DEMO_WITHOUT_DEFERRAL, is_demo, quickstart
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import make_app, serve
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.api_keys import find_key, new_key, parse_keys
+from service.api.auth import find_key, new_key, parse_keys
 
 INIT = Path(__file__).parents[2] / "deploy/init.py"
 NAMES = ("api-keys", "grafana-password", "metrics-key", "pgpass", "postgres-password", "runner-token")

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from service.api.telemetry.metrics import Metrics
-from service.sandbox.admission import Admission
-from service.sandbox.docker import DockerSandbox
-from service.sandbox.runner_metrics import RunnerMetrics
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.runner.admission import Admission
+from service.sandbox.runner.metrics import RunnerMetrics
 
 OBSERVE = Path(__file__).parents[2] / "observe"
 DASHBOARDS = sorted((OBSERVE / "grafana/dashboards").glob("*.json"))
@@ -78,7 +78,7 @@ def test_every_alert_says_what_to_do() -> None:
     for group in yaml.safe_load(ALERTS.read_text())["groups"]:
         for rule in group["rules"]:
             assert rule["annotations"]["summary"]
-            assert rule["annotations"]["remedy"]
+            assert rule["annotations"]["hint"]
             assert rule["labels"]["severity"] in ("page", "warn", "info")
 
 

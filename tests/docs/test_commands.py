@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from service.checkpoint import quickstart
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
+from service.engines.checkpoint import quickstart
 from tests.docs.blocks import REPO, Block, all_blocks
 from tests.docs.words import complaints
 from tests.e2e.server import ServerProcess, start
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
-from trainer.data import Problem
-from trainer.records import Judged, write_rollout
-from trainer.rollout import RolloutSettings, play_episode
+from trainer.data.problems import Problem
+from trainer.episodes import RolloutSettings, play_episode
+from trainer.training.records import Judged, write_rollout
 
 BLOCKS = all_blocks()
 # Top-level await, as in a notebook.

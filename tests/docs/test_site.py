@@ -39,9 +39,9 @@ def test_the_routes_and_the_modules_are_there(site: Path) -> None:
         assert route in routes
     modules = (site / "reference/python/index.html").read_text(encoding="utf-8")
     for name in (
-        "trainer.loss.ih_grpo_loss",
+        "trainer.training.loss.ih_grpo_loss",
         "service.sandbox.base.Session.flush",
-        "service.events.ExecutedTool",
+        "service.episode.events.ExecutedTool",
     ):
         assert f'id="{name}"' in modules
 

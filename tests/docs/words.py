@@ -12,7 +12,7 @@ import typer.main
 
 from tests.docs.blocks import REPO
 
-_PASSED_ON: Final = {"train": "trainer.cli", "eval": "trainer.eval_cli", "show": "trainer.show"}
+_PASSED_ON: Final = {"train": "trainer.cli.main", "eval": "trainer.cli.evaluate", "show": "trainer.cli.show"}
 _FOLDERS: Final = ("recipes/", "checkpoints/", "scripts/", "tests/", "benchmarks/", "deploy/")
 
 
@@ -54,7 +54,7 @@ def _commands(code: str) -> Iterator[list[str]]:
 
 def _ours(arguments: list[str]) -> Iterator[str]:
     name, *rest = arguments or [""]
-    known: Any = typer.main.get_command(import_module("service.cli").app)
+    known: Any = typer.main.get_command(import_module("service.cli.main").app)
     if name.startswith("-") or not name:
         return
     if name not in known.commands:

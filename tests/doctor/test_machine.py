@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from service.doctor import machine
-from service.settings import Settings
+from service.server.settings import Settings
 
 
 def test_a_port_that_is_taken_is_told_with_who_to_ask() -> None:
@@ -21,7 +21,7 @@ def test_a_port_that_is_taken_is_told_with_who_to_ask() -> None:
         number = taken.getsockname()[1]
         found = machine.port(Settings(port=number))
     assert found.verdict == "fail"
-    assert f"sport = :{number}" in found.remedy
+    assert f"sport = :{number}" in found.hint
 
 
 def test_a_free_port_is_well() -> None:
@@ -60,8 +60,8 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
         raise machine.PackageNotFoundError(name)
 
     monkeypatch.setattr(machine, "version", version)
-    assert machine.packages("transformers").remedy == "pip install 'ih-grpo[cpu]'"
-    assert machine.packages("vllm").remedy == "pip install 'ih-grpo[vllm]'"
+    assert machine.packages("transformers").hint == "pip install 'ih-grpo[cpu]'"
+    assert machine.packages("vllm").hint == "pip install 'ih-grpo[vllm]'"
 
 
 @pytest.mark.parametrize(

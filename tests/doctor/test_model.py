@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.checkpoint import quickstart
 from service.doctor import model
+from service.engines.checkpoint import quickstart
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_what_is_missing_is_named(checkpoint: Path, name: str, text: str | None,
     found = model.find(str(checkpoint))[1]
     assert found.verdict == "fail"
     assert words in found.found
-    assert found.remedy
+    assert found.hint
 
 
 def test_a_hub_id_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli.main import app
 from service.doctor import report
-from service.doctor.finding import Finding
+from service.doctor.check_result import CheckResult
 
-WELL = Finding("port", "ok", "127.0.0.1:8000 is free")
-DOUBTFUL = Finding("memory", "warn", "little", "lower max_containers")
-BROKEN = Finding("docker", "fail", "nothing [answers]", "start Docker")
+WELL = CheckResult("port", "ok", "127.0.0.1:8000 is free")
+DOUBTFUL = CheckResult("memory", "warn", "little", "lower max_containers")
+BROKEN = CheckResult("docker", "fail", "nothing [answers]", "start Docker")
 
 
 def test_the_table_shows_each_remedy_and_no_markup_of_what_was_found() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from service.doctor import sandbox
 from service.sandbox.base import SandboxError
-from service.sandbox.docker import DockerSandbox
-from service.settings import Settings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.server.settings import Settings
 from tests.support.fake_sandbox import FakeSandbox
 
 
@@ -17,7 +17,7 @@ def test_no_daemon_is_told_with_what_to_start(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     (found,) = sandbox.docker(Settings())
     assert found.verdict == "fail"
-    assert "systemctl start docker" in found.remedy
+    assert "systemctl start docker" in found.hint
 
 
 @pytest.mark.docker
@@ -25,7 +25,7 @@ def test_a_missing_image_is_told_with_the_command_that_builds_it() -> None:
     daemon, image = sandbox.docker(Settings(sandbox_image="ih-grpo-no-such-image:none"))
     assert daemon.verdict == "ok"
     assert image.verdict == "fail"
-    assert image.remedy == "ih-grpo sandbox build --image ih-grpo-no-such-image:none"
+    assert image.hint == "ih-grpo sandbox build --image ih-grpo-no-such-image:none"
 
 
 @pytest.mark.docker
@@ -55,4 +55,4 @@ async def test_a_runner_without_a_token_or_out_of_reach_is_told(tmp_path: Path) 
     absent = Settings(runner_url=f"unix:{tmp_path}/runner.sock", runner_token_file=token)
     found = await sandbox.runner(absent)
     assert found.verdict == "fail"
-    assert "ih-grpo runner" in found.remedy
+    assert "ih-grpo runner" in found.hint

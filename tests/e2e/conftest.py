@@ -10,8 +10,8 @@ import docker
 import openai
 import pytest
 
-from service.checkpoint import quickstart
-from service.sandbox.docker_settings import default_docker_host
+from service.engines.checkpoint import quickstart
+from service.sandbox.docker.settings import default_docker_host
 from tests.e2e.server import ServerProcess, start
 from tests.e2e.vllm_server import vllm_server
 from tests.support.caller_adapter import CALLER

@@ -14,17 +14,17 @@ from pathlib import Path
 import openai
 import pytest
 
-from service.checkpoint import quickstart
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
 from service.engines.base import Sampling
-from service.sandbox.docker_settings import DockerSandboxSettings
+from service.engines.checkpoint import quickstart
+from service.sandbox.docker.settings import DockerSandboxSettings
 from tests.e2e.server import start
 from tests.support.until import until
-from trainer.checkpoint import latest
-from trainer.machine import MachineConfig
-from trainer.rollout import RolloutSettings, Sample, play_episode
-from trainer.setup import make_engine, make_sandbox, start_all
+from trainer.episodes import RolloutSettings, Sample, play_episode
+from trainer.training.checkpoints import latest
+from trainer.training.runtime_config import MachineConfig
+from trainer.training.setup import make_engine, make_sandbox, start_all
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]

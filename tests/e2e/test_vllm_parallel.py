@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from service.checkpoint import quickstart
+from service.engines.checkpoint import quickstart
 from tests.e2e.server import start
 from tests.support.vllm_args import VLLM_ARGS, as_options
 from trainer.quickstart.traces import held_out_problems

@@ -7,11 +7,11 @@ import jsonschema_rs
 import pytest
 import torch
 
-from service.engines.base import RefusedError, Sampling
+from service.engines.base import InvalidRequestError, Sampling
 from service.engines.grammar import Grammar, GrammarCompiler
-from service.engines.settings import EngineSettings
 from service.engines.tokenizer import HFTokenizer
-from service.engines.transformers import TransformersEngine
+from service.engines.transformers.engine import TransformersEngine
+from service.engines.transformers.settings import EngineSettings
 
 SCHEMA = {
     "type": "object",
@@ -59,7 +59,7 @@ def test_only_what_fits_the_schema_may_be_written(compiler: GrammarCompiler, tok
 
 
 def test_a_schema_that_cannot_be_enforced_is_refused(compiler: GrammarCompiler) -> None:
-    with pytest.raises(RefusedError, match="contains"):
+    with pytest.raises(InvalidRequestError, match="contains"):
         compiler.compile('{"type": "array", "contains": {}}')
 
 

@@ -15,10 +15,10 @@ import pytest
 import pytest_asyncio
 
 from service.sandbox.base import SandboxError, Session, SessionLimits
-from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
-from service.sandbox.pool_settings import PoolSettings
-from service.sandbox.pooled import PooledSandbox
-from service.sandbox.process import ProcessSandbox, ProcessSandboxSettings
+from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.session import PooledSandbox
+from service.sandbox.settings import PoolSettings
 
 from .cases import CASES
 

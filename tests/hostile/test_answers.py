@@ -8,8 +8,8 @@ import docker
 import pytest
 
 from service.sandbox.base import SessionLimits
-from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
-from service.sandbox.pool_settings import PoolSettings
+from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.settings import PoolSettings
 
 from .test_cases import run, was_cut_off
 from .test_tenants import container_of, gone

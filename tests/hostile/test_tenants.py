@@ -10,8 +10,8 @@ import docker
 import pytest
 
 from service.sandbox.base import Session, SessionLimits
-from service.sandbox.container import Container
-from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.container import Container
+from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
 from service.sandbox.session import PooledSession
 from tests.support.until import until
 

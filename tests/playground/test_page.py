@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from service.cli.timeline import episode_spans
 from service.deferral.fences import BlockClosed, FenceScanner
-from service.playground.record import episode_record, fragment
-from service.playground.standalone import standalone
+from service.playground.record import episode_record, fragment, standalone
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
-from service.terminal.spans import episode_spans
 from tests.playground.conftest import OpenPage
 from tests.playground.test_record import record
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed

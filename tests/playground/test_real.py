@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.async_api import Page, expect
 
-from service.checkpoint import quickstart
+from service.engines.checkpoint import quickstart
 from tests.e2e.server import ServerProcess, start
 from tests.playground.conftest import OpenPage
 

@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.app import create_app
-from service.settings import Settings
+from service.server.app import create_app
+from service.server.settings import Settings
 from tests.real_model.judge import Request, Verdict, judge, load
 from tests.support.serving import serve
 

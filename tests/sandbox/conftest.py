@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from service.sandbox.address import Address
 from service.sandbox.base import Sandbox
-from service.sandbox.client import RunnerClient, RunnerClientSettings
-from service.sandbox.runner import RunnerServer
-from service.sandbox.runner_settings import RunnerSettings
+from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
+from service.sandbox.runner.protocol import Address
+from service.sandbox.runner.server import RunnerServer
+from service.sandbox.runner.settings import RunnerSettings
 from tests.support.fake_sandbox import TOKEN, FakeSandbox
 
 

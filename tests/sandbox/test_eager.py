@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
-from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
 
 EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "60"))
 pytestmark = [

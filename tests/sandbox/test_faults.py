@@ -17,7 +17,7 @@ import docker
 import pytest
 
 from service.sandbox.base import ExecutionResult, SandboxError, Session, SessionLimits
-from service.sandbox.docker import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
 from tests.support.until import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]

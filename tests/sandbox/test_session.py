@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
-from service.sandbox.frames import MAX_CODE_BYTES, Ready
 from service.sandbox.pool import Pool
 from service.sandbox.session import PooledSession
+from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready
 from tests.support.fake_worker import Factory, FakeWorker, result
 
 

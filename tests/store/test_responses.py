@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, func, select
 
-from service.store.errors import StoreError
+from service.store.database import StoreError
 from service.store.responses import MAX_TURNS, ResponseStore
 from service.store.tables import events, responses
 from tests.support.stored import Clock, stored

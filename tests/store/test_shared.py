@@ -14,7 +14,7 @@ from tests.support.until import until
 async def test_what_runs_here_is_read_there_and_cancelled_there(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.api.responses.responses._BEAT_S", 0.05)
+    monkeypatch.setattr("service.api.responses.registry._BEAT_S", 0.05)
     scripted = ScriptedEngine("x" * 9000 + EOS, delay_s=0.005)
     async with (
         serving(scripted, store_url=postgres_url) as here,

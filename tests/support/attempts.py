@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.attempts import Attempt
+from trainer.evaluation.results import Attempt
 
 
 def attempt(problem: str, sample: int, reward: float, **fields: object) -> Attempt:

@@ -68,6 +68,6 @@ def _reply() -> str:
 
 
 if __name__ == "__main__":
-    from service.checkpoint import quickstart
+    from service.engines.checkpoint import quickstart
 
     make_caller(quickstart(), CALLER)

@@ -116,7 +116,7 @@ class FakeSandbox:
 
 
 if __name__ == "__main__":
-    from service.sandbox.runner import serve_runner
-    from service.sandbox.runner_settings import RunnerSettings
+    from service.sandbox.runner.server import serve_runner
+    from service.sandbox.runner.settings import RunnerSettings
 
     serve_runner(RunnerSettings(bind=sys.argv[1], token=TOKEN), FakeSandbox(Path(sys.argv[2])))

@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from service.sandbox.base import SandboxError
-from service.sandbox.frames import Ready, Result
+from service.sandbox.worker_protocol import Ready, Result
 
 _numbers = itertools.count()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
-from service.engines.base import EngineStats, RefusedError, Sampling, TokenChunk
+from service.engines.base import EngineStats, InvalidRequestError, Sampling, TokenChunk
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from tests.support.char_tokenizer import CharTokenizer
 
@@ -29,7 +29,7 @@ class ScriptedEngine:
         self._turns = list(turns)
         self._delay_s = delay_s
 
-    def knows_logprobs(self, sampling: Sampling) -> bool:
+    def supports_logprobs(self, sampling: Sampling) -> bool:
         return True
 
     async def generate(
@@ -67,7 +67,7 @@ class RefusingEngine(ScriptedEngine):
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
     ) -> AsyncGenerator[TokenChunk, None]:
-        raise RefusedError("it has no 'contains'")
+        raise InvalidRequestError("it has no 'contains'")
         yield  # a generator, as the protocol has it
 
 

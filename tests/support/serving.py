@@ -13,13 +13,13 @@ import openai
 import uvicorn
 from fastapi import FastAPI
 
-from service.app import create_app_from
-from service.backend import Backend
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling
-from service.http1 import Http1Protocol
+from service.episode.runner import Backend
 from service.sandbox.base import Sandbox
-from service.settings import Settings
+from service.server.app import create_app_from
+from service.server.run import Http1Protocol
+from service.server.settings import Settings
 
 
 def settings(**overrides: object) -> Settings:

@@ -1,10 +1,10 @@
-"""`service.serve`'s server as a process, around a scripted engine that takes its time: ``DRAIN_S``."""
+"""`service.server.run`'s server as a process, around a scripted engine that takes its time: ``DRAIN_S``."""
 
 from __future__ import annotations
 
 import sys
 
-from service.serve import _bind, _Server
+from service.server.run import _bind, _Server
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import make_app, settings
 

@@ -6,9 +6,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from service.processes import process_start
-from service.store.records import StoredResponse
-from service.store.runner_id import is_dead, runner_id
+from service.common.process_id import process_start
+from service.store.responses import StoredResponse, is_dead, runner_id
 
 
 @dataclass

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from tests.support.toy_task import GOLD, QUESTION, toy_sandbox
-from trainer.config import TrainConfig
-from trainer.run import train
+from trainer.training.config import TrainConfig
+from trainer.training.run import train
 
 
 def assert_learns_on_vllm(folder: Path, checkpoint: Path, **fields: Any) -> None:

@@ -14,9 +14,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from tests.support.toy_task import toy_sandbox
-from trainer.config import TrainConfig
-from trainer.run import train
-from trainer.trainer import IHGRPOTrainer
+from trainer.training.config import TrainConfig
+from trainer.training.run import train
+from trainer.training.trainer import IHGRPOTrainer
 
 
 class Watched(IHGRPOTrainer):

@@ -8,14 +8,14 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.cli.output import explain
 from service.deferral.policy import DeferralPolicy
-from service.terminal.explain import explain
 from trainer.quickstart.traces import Style
-from trainer.recipe_files import find_recipe
+from trainer.training.recipe_files import find_recipe
 
 
 class RecipeError(ValueError):
-    """The recipe can't be used; the message names the field and the remedy."""
+    """The recipe can't be used; the message names the field and the hint."""
 
 
 class WarmStartConfig(BaseModel):

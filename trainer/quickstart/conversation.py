@@ -8,9 +8,9 @@ from typing import Final
 
 from trainer.quickstart.ordinary import HONEST_REPLY, ordinary, ordinary_text
 from trainer.quickstart.phrasing import ask_for, dress, order
-from trainer.quickstart.problems.base import Block, Problem
 from trainer.quickstart.problems.expressions import number
 from trainer.quickstart.problems.natural import CALCULATE, CLOSING, natural_question
+from trainer.quickstart.problems.sampled import Block, Problem
 from trainer.quickstart.vocabulary import words
 
 _SYSTEM: Final = (

@@ -17,8 +17,7 @@ from trainer.quickstart.ordinary import ordinary
 from trainer.quickstart.phrasing import dress
 from trainer.quickstart.problems import HARD, Problem
 from trainer.quickstart.problems.natural import natural_question
-from trainer.quickstart.slips import write_slip
-from trainer.quickstart.traces import Style, Trace, as_content, draw_problem, write_trace
+from trainer.quickstart.traces import Style, Trace, as_content, draw_problem, write_slip, write_trace
 
 _PLAIN = Style(detour_share=0)
 

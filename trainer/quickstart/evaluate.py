@@ -18,15 +18,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from service.backend import Backend
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
-from service.engines.settings import EngineSettings
-from service.engines.transformers import TransformersEngine
+from service.engines.transformers.engine import TransformersEngine
+from service.engines.transformers.settings import EngineSettings
+from service.episode.runner import Backend
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
+from trainer.episodes import LocalPlayer, RolloutSettings, Sample, rollout, sample_seed
 from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import Problem
-from trainer.rollout import LocalPlayer, RolloutSettings, Sample, rollout, sample_seed
 
 
 @dataclass(frozen=True, slots=True)

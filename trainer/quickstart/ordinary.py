@@ -7,8 +7,8 @@ from random import Random
 from typing import Final
 
 from trainer.quickstart.phrasing import dress
-from trainer.quickstart.problems.base import Problem
 from trainer.quickstart.problems.expressions import size
+from trainer.quickstart.problems.sampled import Problem
 from trainer.quickstart.vocabulary import (
     ADJECTIVES,
     LANGUAGES,

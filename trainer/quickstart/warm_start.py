@@ -16,9 +16,16 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from service.deferral.prompt import instruct
 from trainer.quickstart.config import RecipeError, WarmStartConfig
-from trainer.quickstart.data import IGNORED, batches, collate, encode_trace, grouped
+from trainer.quickstart.data import (
+    IGNORED,
+    batches,
+    collate,
+    drill_batch,
+    encode_trace,
+    grouped,
+    number_pieces,
+)
 from trainer.quickstart.draws import training_problem, training_trace
-from trainer.quickstart.drill import drill_batch, number_pieces
 from trainer.quickstart.model import build_model, copy_accuracy, next_token_loss
 from trainer.quickstart.tokenizer import build_tokenizer
 from trainer.quickstart.traces import Trace, write_trace

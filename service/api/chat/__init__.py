@@ -1,1 +1,1 @@
-"""Chat completions: from the request's fields to the reply's."""
+"""Chat completions, from the request's fields to the response's."""

@@ -12,23 +12,22 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import sse
-from service.api.chat.job import ChatJob, prepare
-from service.api.chat.reply import Delta, Reply, usage
+from service.api.chat.choice_builder import Delta, MessageText, Reply, usage
+from service.api.chat.prepare import ChatJob, prepare
 from service.api.chat.request import ChatRequest
-from service.api.chat.text import MessageText
-from service.api.disconnect import until_disconnect
-from service.api.documented import COMPLETION
 from service.api.errors import ApiError
-from service.api.functions.declared import Functions
-from service.api.functions.hermes import CallError
-from service.api.responses.responses import CurrentResponses, Owner
+from service.api.reasoning_parser import without_thought
+from service.api.responses.registry import CurrentResponses, Owner
 from service.api.run import run_episodes
-from service.api.server import CurrentServer
-from service.api.telemetry.traces import Attributes
-from service.api.thinking import without_thought
-from service.api.wire import Json, JsonResponse, dumps
-from service.checkpoint import DEMO_WITHOUT_DEFERRAL
+from service.api.schemas import COMPLETION
+from service.api.sse import until_disconnect
+from service.api.state import CurrentServer
+from service.api.telemetry.tracing import Attributes
+from service.api.tools.definitions import Functions
+from service.api.tools.parser import CallError
+from service.common.json import Json, JsonResponse, dumps
 from service.deferral.fences import FENCE
+from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
 from service.store.replies import ReplyStore
 
 router = APIRouter(tags=["Chat"])

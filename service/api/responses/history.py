@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from pydantic import TypeAdapter
 
 from service.api.errors import ApiError
-from service.api.responses.ids import is_response_id, response_of
 from service.api.responses.items import (
     CodeInterpreterCall,
+    Conversation,
     InputItem,
     ItemReference,
     Message,
     Reasoning,
     SkippedItem,
+    StoredReply,
+    is_response_id,
+    response_of,
 )
-from service.api.responses.messages import Conversation, StoredReply
-from service.api.wire import Json
-from service.store.records import StoredResponse
-from service.store.responses import ResponseStore
+from service.common.json import Json
+from service.store.responses import ResponseStore, StoredResponse
 
 _items: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 

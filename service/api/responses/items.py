@@ -1,14 +1,30 @@
-"""Input items, checked. Those that a response gave out are taken back as they are."""
+"""Input items, checked. Those that a response gave out are taken back as they are.
+
+Ids. An item's id tells which response it belongs to, so that it can be found again.
+
+Turn items into messages as chat completions take them.
+
+Only replies whose token ids were found in the store hold control tokens again. Anything else that a client
+sends, items of earlier responses included, is plain text.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from service.api.content import ResponseContent
-from service.api.validation import Ignored, RequestModel, Skipped, in_union, invalid
-from service.api.wire import Json
+from service.api.reasoning_parser import without_thought
+from service.api.validation import Ignored, RequestModel, ResponseContent, Skipped, in_union, invalid
+from service.common.json import Json
+from service.deferral.observation import observation_ids
+from service.deferral.policy import DeferralPolicy
+from service.engines.base import Tokenizer
 
 PREFIXES: Final = {
     "message": "msg",
@@ -173,3 +189,115 @@ Input = Annotated[
     Field(min_length=1, max_length=10_000),
     BeforeValidator(_as_list, json_schema_input_type=str | list[InputItem]),
 ]
+
+
+_RESPONSE: Final = re.compile(r"resp_[0-9a-f]{32}")
+_ITEM: Final = re.compile(r"[a-z]+_([0-9a-f]{32})_i?\d+")
+
+
+def new_response_id() -> str:
+    """An id that can't be guessed."""
+    return f"resp_{secrets.token_hex(16)}"
+
+
+def is_response_id(text: str) -> bool:
+    """Whether it could be one of ours. Anything else is not looked up: not every database would take it."""
+    return _RESPONSE.fullmatch(text) is not None
+
+
+def output_item_id(kind: str, response_id: str, index: int) -> str:
+    """Id of the output item at ``index``; ``kind`` is OpenAI's prefix."""
+    return f"{kind}_{response_id.removeprefix('resp_')}_{index}"
+
+
+def input_item_id(kind: str, response_id: str, index: int) -> str:
+    """Id of the input item at ``index``."""
+    return f"{kind}_{response_id.removeprefix('resp_')}_i{index}"
+
+
+def response_of(item_id: str) -> str | None:
+    """Id of the response that an item belongs to; None for an id that is not ours."""
+    found = _ITEM.fullmatch(item_id)
+    return None if found is None else f"resp_{found[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReply:
+    """A whole reply of an earlier response, with the ids that the store has of it."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+class Conversation:
+    """A growing list of messages.
+
+    Attributes:
+        messages: as chat completions take them.
+        proven: token ids of the messages that are stored replies, by index.
+
+    Args:
+        tokenizer: the model's.
+        policy: how the model reads outputs.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, policy: DeferralPolicy) -> None:
+        self.messages: list[Json] = []
+        self.proven: dict[int, tuple[int, ...]] = {}
+        self._tokenizer = tokenizer
+        self._policy = policy
+        self._text: list[str] = []
+        self._calls: list[Json] = []
+        self._thought: list[str] = []
+
+    def say(self, role: str, content: str) -> None:
+        """A message of ``role``, to the letter."""
+        self._end_reply()
+        self.messages.append({"role": role, "content": content})
+
+    def reply(self, reply: StoredReply) -> None:
+        """An earlier reply, as it was sampled."""
+        self.say("assistant", reply.text)
+        self.proven[len(self.messages) - 1] = without_thought(reply.ids, self._tokenizer)
+
+    def add(self, items: Iterable[InputItem | StoredReply]) -> None:
+        """Items in order; what the model gave out in a row becomes one reply again."""
+        for item in items:
+            self._add(item)
+        self._end_reply()
+
+    def _add(self, item: InputItem | StoredReply) -> None:
+        match item:
+            case StoredReply():
+                self.reply(item)
+            case Message(role="assistant"):
+                self._text.append(item.content)
+            case Message():
+                self.say(item.role, item.content)
+            case Reasoning():
+                self._thought += [part.text for part in item.content]
+            case CodeInterpreterCall():
+                if item.outputs is not None:  # without them there is nothing that the model was shown
+                    logs = "".join(output.logs for output in item.outputs)
+                    shown = self._tokenizer.decode(observation_ids(logs, self._tokenizer, self._policy))
+                    in_block = self._policy.observation == "output_block"
+                    self._text.append(shown if in_block else self._policy.marker + shown)
+            case FunctionCall():
+                function = {"name": item.name, "arguments": item.arguments}
+                self._calls.append({"id": item.call_id, "type": "function", "function": function})
+            case CustomToolCall():
+                function = {"name": item.name, "arguments": json.dumps({"input": item.input})}
+                self._calls.append({"id": item.call_id, "type": "function", "function": function})
+            case FunctionCallOutput() | CustomToolCallOutput():
+                self.say("tool", item.output)
+                self.messages[-1]["tool_call_id"] = item.call_id
+
+    def _end_reply(self) -> None:
+        if self._text or self._calls or self._thought:
+            message: Json = {"role": "assistant", "content": "".join(self._text)}
+            if self._thought:
+                message["reasoning_content"] = "".join(self._thought)
+            if self._calls:
+                message["tool_calls"] = self._calls
+            self.messages.append(message)
+        self._text, self._calls, self._thought = [], [], []

@@ -1,34 +1,149 @@
-"""The body of ``POST /v1/responses``, checked."""
+"""The body of ``POST /v1/responses``, checked.
+
+The tools of a request: our code interpreter, or the client's own functions.
+
+``text``: the form of the reply.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from service.api.functions.declared import SkippedTool
+from service.api.reasoning_parser import is_effort
 from service.api.responses.items import Input
-from service.api.responses.text import TextOptions
-from service.api.responses.tools import (
-    CodeInterpreterTool,
-    FunctionChoice,
-    FunctionTool,
-    ToolChoice,
-    Tools,
+from service.api.tools.definitions import (
+    Function,
+    FunctionName,
+    JsonObjectFormat,
+    JsonSchema,
+    SkippedTool,
+    TextFormat,
 )
-from service.api.thinking import is_effort
 from service.api.validation import (
     Ignored,
     Lenient,
     RequestBody,
     RequestModel,
     Strict,
+    in_union,
     invalid,
     is_strict,
     only,
     unsupported,
 )
+from service.common.json import Json
+
+MEANT_TAG = "<{}>"
+"""Tags of unions look so: they are no part of a field's name."""
+
+
+class AutoContainer(Strict):
+    """A container of our choice, made when code first runs and gone with the response."""
+
+    type: Literal["auto"] = "auto"
+    file_ids: Annotated[object, only([])] = None
+    memory_limit: Annotated[object, only()] = None
+    network_policy: Annotated[object, only({"type": "disabled"})] = None
+
+
+class CodeInterpreterTool(RequestModel):
+    """The model may run code. Without this tool none runs."""
+
+    type: Literal["code_interpreter"]
+    container: AutoContainer = AutoContainer()
+    allowed_callers: Annotated[object, Ignored(["direct"])] = None
+
+    def to_response(self) -> Json:
+        """As the response object tells it."""
+        return {"type": self.type, "container": {"type": "auto"}}
+
+
+class FunctionTool(Function):
+    """A function that the client runs."""
+
+    type: Literal["function"] = "function"
+    defer_loading: Annotated[object, Ignored(False)] = None
+    allowed_callers: Annotated[object, Ignored(["direct"])] = None
+    output_schema: Annotated[object, Ignored()] = None
+
+    def to_response(self) -> Json:
+        """As the response object tells it."""
+        return self.model_dump(include={"type", "name", "description", "parameters", "strict"})
+
+
+def by_type(value: object) -> str | None:
+    """The tag of a union's member: its ``type``, which no field's name can be taken for."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return MEANT_TAG.format(kind)
+
+
+Tool = Annotated[
+    Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
+    | Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[SkippedTool, Tag("<skipped>")],
+    Discriminator(
+        in_union(frozenset({"code_interpreter", "function"})),
+        custom_error_type="unsupported_parameter",
+        custom_error_message="this server has tools of type 'code_interpreter' and 'function' only",
+    ),
+]
+
+
+class FunctionChoice(Strict):
+    """The model must call this function."""
+
+    type: Literal["function"] = "function"
+    name: FunctionName
+
+
+def _choice_tag(value: object) -> str | None:
+    return "<mode>" if isinstance(value, str) else by_type(value)
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
+    | Annotated[FunctionChoice, Tag("<function>")],
+    Discriminator(
+        _choice_tag,
+        custom_error_type="unsupported_parameter",
+        custom_error_message="this server takes 'none', 'auto', 'required' or a function by name",
+    ),
+]
+Tools = Annotated[list[Tool], Field(max_length=128)]
+
+
+class SchemaFormat(JsonSchema):
+    """JSON of a schema; unlike in chat completions, the schema stands beside the type."""
+
+    type: Literal["json_schema"]
+
+
+Format = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[SchemaFormat, Tag("<json_schema>")],
+    Discriminator(by_type),
+]
+
+
+class TextOptions(RequestModel):
+    format: Format = Field(default=TextFormat(type="text"))
+    verbosity: Annotated[object, Ignored("medium")] = None
+
+    def as_response_format(self) -> Json:
+        """The same in chat completions' form."""
+        if not isinstance(self.format, SchemaFormat):
+            return self.format.model_dump(exclude_none=True, by_alias=True)
+        schema = self.format.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
+        return {"type": "json_schema", "json_schema": schema}
+
+    def to_response(self) -> Json:
+        """As the response object tells it."""
+        return {"format": self.format.model_dump(exclude_none=True, by_alias=True)}
+
 
 OUTPUTS = "code_interpreter_call.outputs"
 LOGPROBS = "message.output_text.logprobs"
@@ -144,7 +259,7 @@ class ResponseRequest(RequestBody):
             yield "stream_options"
         if self.max_tool_calls is not None and not self.runs_code:
             yield "max_tool_calls"
-        has_form = self.form.as_told() != TextOptions().as_told()
+        has_form = self.form.to_response() != TextOptions().to_response()
         is_forced = self.tool_choice == "required" or isinstance(self.tool_choice, FunctionChoice)
         if self.thinks and (has_form or is_forced):
             yield "reasoning.effort"

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from service.api.errors import ApiError
-from service.api.responses.job import ResponseJob
-from service.api.responses.request import OUTPUTS
-from service.api.responses.tools import FunctionChoice
-from service.api.wire import Json
-from service.checkpoint import DEMO_WITHOUT_DEFERRAL
+from service.api.responses.prepare import ResponseJob
+from service.api.responses.request import OUTPUTS, FunctionChoice
+from service.common.json import Json
 from service.deferral.episode import Outcome
+from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
 
 
 @dataclass(slots=True)
@@ -83,9 +82,9 @@ class Resource:
             "top_logprobs": sampling.top_logprobs,
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
-            "text": request.form.as_told(),
+            "text": request.form.to_response(),
             "tool_choice": choice.model_dump() if isinstance(choice, FunctionChoice) else choice or "auto",
-            "tools": [tool.as_told() for tool in request.offered_tools],
+            "tools": [tool.to_response() for tool in request.offered_tools],
             "truncation": request.truncation or "disabled",
             "usage": self.usage,
             "user": request.user,

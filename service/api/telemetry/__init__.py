@@ -1,1 +1,1 @@
-"""What the server tells of itself: metrics and traces."""
+"""Metrics and traces."""

@@ -1,10 +1,29 @@
-"""Where traces go: nowhere, or to a collector over OTLP."""
+"""Where traces go: nowhere, or to a collector over OTLP.
+
+OpenTelemetry: one span a request, and one for each invocation, execution and delivery of code.
+
+How code ended and whether the model got to read it are told apart: a script can run well and its output find
+no room. No span holds a prompt, a reply or code.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
 
-from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.trace import NoOpTracer, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+
+from service.episode.events import (
+    EpisodeEvent,
+    ExecutedTool,
+    Finished,
+    FlushFinished,
+    FlushStarted,
+    Invoked,
+    Observed,
+    Sampled,
+)
 
 
 def open_tracer(endpoint: str | None, version: str) -> tuple[Tracer, Callable[[], None]]:
@@ -34,3 +53,141 @@ def open_tracer(endpoint: str | None, version: str) -> tuple[Tracer, Callable[[]
     )
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return provider.get_tracer("ih-grpo", version), provider.shutdown
+
+
+Attributes = Mapping[str, str | int | float | bool]
+
+
+class RequestTrace:
+    """The span of one request, current OpenTelemetry context permitting a child of the client's own.
+
+    Args:
+        tracer: makes the spans.
+        operation: OpenTelemetry's ``gen_ai.operation.name``.
+        model: the name that the client asked for.
+        prompt_tokens: length of the prompt.
+        attributes: more to tell.
+    """
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        operation: str,
+        model: str,
+        *,
+        prompt_tokens: int,
+        attributes: Attributes | None = None,
+    ) -> None:
+        told = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.request.model": model,
+            "gen_ai.usage.input_tokens": prompt_tokens,
+            **(attributes or {}),
+        }
+        self._tracer = tracer
+        self._span = tracer.start_span(f"{operation} {model}", kind=SpanKind.SERVER, attributes=told)
+        self._episodes: dict[int, _EpisodeTrace] = {}
+        self._output_tokens = 0
+
+    def take(self, index: int, event: EpisodeEvent) -> None:
+        """Note an event of the episode ``index``."""
+        if isinstance(event, Sampled):
+            self._output_tokens += len(event.chunk.ids)
+            return
+        if index not in self._episodes:
+            self._episodes[index] = _EpisodeTrace(self._tracer, self._span, index)
+        self._episodes[index].take(event)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        for episode in self._episodes.values():
+            episode.close()
+        self._span.set_attribute("gen_ai.usage.output_tokens", self._output_tokens)
+        if isinstance(error, Exception):
+            self._span.set_attribute("error.type", type(error).__name__)
+            self._span.set_status(Status(StatusCode.ERROR))
+        elif error is not None:
+            self._span.set_attribute("ih_grpo.client_left", True)
+        self._span.end()
+
+
+class _EpisodeTrace:
+    def __init__(self, tracer: Tracer, parent: Span, index: int) -> None:
+        self._tracer = tracer
+        self._parent = parent
+        self._index = index
+        self._pending: list[Span] = []
+        self._delivery: Span | None = None
+
+    def take(self, event: EpisodeEvent) -> None:
+        match event:
+            case Invoked(tool_id, index, block):
+                span = self._span("invoke", tool_id, block.invoked_at)
+                span.set_attribute("ih_grpo.block.index", index)
+                span.set_attribute("ih_grpo.block.at_token", block.invoked_at_token)
+                self._pending.append(span)
+            case FlushStarted(tool_id):
+                self._end_pending(dropped=False)
+                self._delivery = self._span("deliver", tool_id, None)
+            case FlushFinished(tool):
+                self._executed(tool)
+            case Observed():
+                self._end_delivery(delivered=True)
+            case Finished(outcome):
+                self._parent.set_attribute(f"ih_grpo.outcome.{self._index}", outcome.value)
+
+    def close(self) -> None:
+        """The episode is over: what is pending was dropped, what was not delivered never will be."""
+        self._end_pending(dropped=True)
+        self._end_delivery(delivered=False)
+
+    def _executed(self, tool: ExecutedTool) -> None:
+        # Where nothing ran, the span has no length and stands where the output was asked for.
+        span = self._span("execute", tool.id, tool.started_at or tool.flushed_at)
+        span.set_attribute("ih_grpo.status", tool.status)
+        span.set_attribute("ih_grpo.blocks", len(tool.blocks))
+        if tool.status != "ok":
+            span.set_attribute("error.type", tool.status)
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(_ns(tool.finished_at or tool.flushed_at))
+        if self._delivery is not None:
+            self._delivery.set_attribute("ih_grpo.waited_ms", tool.waited_ms)
+            self._delivery.set_attribute("ih_grpo.hidden_ms", tool.hidden_ms)
+            self._delivery.set_attribute("ih_grpo.container_wait_ms", tool.container_wait_ms)
+            self._delivery.set_attribute("ih_grpo.delayed", tool.delayed)
+            self._delivery.set_attribute("ih_grpo.requested_by", tool.requested_by)
+
+    def _end_pending(self, *, dropped: bool) -> None:
+        for span in self._pending:
+            span.set_attribute("ih_grpo.dropped", dropped)
+            span.end()
+        self._pending = []
+
+    def _end_delivery(self, *, delivered: bool) -> None:
+        if self._delivery is None:
+            return
+        self._delivery.set_attribute("ih_grpo.delivered", delivered)
+        if not delivered:
+            self._delivery.set_status(Status(StatusCode.ERROR))
+        self._delivery.end()
+        self._delivery = None
+
+    def _span(self, verb: str, tool_id: str, at: float | None) -> Span:
+        return self._tracer.start_span(
+            f"{verb} python",
+            context=set_span_in_context(self._parent),
+            attributes={
+                "gen_ai.tool.name": "python",
+                "ih_grpo.tool.id": tool_id,
+                "ih_grpo.choice": self._index,
+            },
+            start_time=None if at is None else _ns(at),
+        )
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)

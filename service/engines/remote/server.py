@@ -1,18 +1,99 @@
-"""One vLLM server: what it serves, whether it is well, and a stream from it."""
+"""One vLLM server: what it serves, whether it is well, and a stream from it.
+
+vLLM's answer to a streamed ``/v1/completions``, event by event.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import httpx
 
-from service.engines.base import EngineError, RefusedError
-from service.engines.pieces import Piece
+from service.engines.base import EngineError, FinishReason, InvalidRequestError
 from service.engines.remote.settings import RemoteSettings
-from service.engines.remote.stream import REFUSED, StreamError, read_pieces
+from service.engines.token_stream import Piece, top_logprobs
+
+_TOKEN = "token_id:"  # noqa: S105  # how ``return_tokens_as_token_ids`` spells a token
+
+
+REFUSED: Final = (400, 422)
+"""Statuses, in the head or in an event, of what the client asked for in vain."""
+
+
+class StreamError(Exception):
+    """The stream is not what vLLM sends to the end of a call."""
+
+
+async def read_pieces(lines: AsyncIterator[str], top: int) -> AsyncGenerator[Piece, None]:
+    """The tokens in server-sent ``lines``; ``top`` alternatives a token were asked for.
+
+    The last piece waits for the usage that follows it, which says how much of the prompt was cached.
+
+    Raises:
+        InvalidRequestError: the server does not take the request.
+        StreamError: the server reports an error, says what can't be read, or ends before its last token.
+    """
+    last: Piece | None = None
+    async for line in lines:
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            break
+        event = _parse(data)
+        if last is not None:
+            last = replace(last, cached_tokens=_cached(event))
+        for choice in event["choices"]:
+            piece = _piece(choice, top)
+            if piece.finish_reason is not None:
+                last = piece
+            elif piece.ids:
+                yield piece
+    if last is None:
+        raise StreamError("the stream ended before its last token")
+    yield last
+
+
+def _parse(data: str) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except ValueError:
+        raise StreamError(f"an event is no JSON: {data[:200]!r}") from None
+    if not isinstance(event, dict) or "choices" not in event:
+        error = event.get("error", event) if isinstance(event, dict) else event
+        message = str(error.get("message", error) if isinstance(error, dict) else error)[:1000]
+        if isinstance(error, dict) and error.get("code") in REFUSED:
+            raise InvalidRequestError(f"vLLM: {message}")
+        raise StreamError(message)
+    return event
+
+
+def _piece(choice: dict[str, Any], top: int) -> Piece:
+    if (ids := choice.get("token_ids")) is None:
+        raise StreamError("there are no token_ids in its answer: it needs vLLM 0.11 or newer")
+    finish_reason: FinishReason | None = choice.get("finish_reason")
+    if finish_reason not in (None, "stop", "length"):
+        raise StreamError(f"it ended the request: {finish_reason}")
+    logprobs = choice.get("logprobs")
+    if logprobs is None:
+        return Piece(ids, finish_reason=finish_reason)
+    entries = logprobs["top_logprobs"] if top else ()
+    tops = tuple(
+        top_logprobs({int(token.removeprefix(_TOKEN)): logprob for token, logprob in entry.items()}, top)
+        for entry in entries
+    )
+    return Piece(ids, logprobs["token_logprobs"], tops, finish_reason=finish_reason)
+
+
+def _cached(event: dict[str, Any]) -> int | None:
+    """None unless the server was started with ``--enable-prompt-tokens-details``."""
+    details = (event.get("usage") or {}).get("prompt_tokens_details") or {}
+    cached: int | None = details.get("cached_tokens")
+    return cached
 
 
 class ServerError(EngineError):
@@ -126,7 +207,7 @@ def _refusal(url: str, response: httpx.Response) -> EngineError:
     except (ValueError, AttributeError):
         message = response.text
     if status in REFUSED:  # the client's own doing, so it is told without the server's address
-        return RefusedError(f"vLLM: {message[:500]}")
+        return InvalidRequestError(f"vLLM: {message[:500]}")
     message = f"{url} answered {status}: {message[:500]}"
     if status in (401, 403):
         return EngineError(f"{message}. Set engine_api_key to the key that it asks for")

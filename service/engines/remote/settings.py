@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from service.engines.vllm_request import LogprobsMode
+from service.engines.vllm.request import LogprobsMode
 
 
 class RemoteSettings(BaseModel):

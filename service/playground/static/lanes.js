@@ -1,5 +1,5 @@
 // An episode as lanes over time, in ms since the question. The terminal draws the same ones
-// (service/terminal/spans.py).
+// (service/cli/timeline.py).
 import { duration, flushes, isSettled } from "./episode.js";
 
 export const MIN_CONTAINER_WAIT_MS = 10; // a shorter one is the time that handing the block over takes

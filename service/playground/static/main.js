@@ -14,7 +14,7 @@ const EXAMPLES = [
   ["Digits of a power", "Add up the digits of 7 ** 45."],
 ];
 const THEMES = { auto: "light dark", light: "light", dark: "dark" };
-// A page in a file of its own has no server; its episode is an attribute (service/playground/standalone.py).
+// A page in a file of its own has no server; its episode is an attribute (service/playground/record.py).
 const CARRIED = document.documentElement.dataset;
 const settings = new SettingsForm();
 const player = new Player();

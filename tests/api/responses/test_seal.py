@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.api.responses.seal import Seal, parse_seal_key
-from service.terminal.explain import explain
+from service.cli.output import explain
 from tests.support.response_events import checked, collected
 from tests.support.responses_api import ask, prompt, serving
 from tests.support.scripted import EOS, ScriptedEngine

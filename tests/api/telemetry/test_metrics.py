@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from service.api.telemetry.metrics import Metrics
 from service.engines.base import EngineStats, TokenChunk
-from service.events import Observed, Sampled
-from service.stops import Stopped
+from service.episode.events import Observed, Sampled
+from service.episode.stop_strings import StopStringHit
 
 
 def test_tokens_that_a_stop_string_took_were_sampled_too() -> None:
     metrics = Metrics()
     metrics.observe(Sampled(TokenChunk((1, 2), "ab", (0.0, 0.0))))
-    metrics.observe(Stopped((3,)))
+    metrics.observe(StopStringHit((3,)))
     metrics.observe(Observed((4,), "x"))
     text = metrics.render(running=1, waiting=2, engine=EngineStats()).decode()
     assert "ihgrpo_sampled_tokens_total 3.0" in text

@@ -13,7 +13,7 @@ from service.engines.base import (
     ContextLengthExceededError,
     Engine,
     EngineError,
-    RefusedError,
+    InvalidRequestError,
     Sampling,
     TokenChunk,
     TopLogprob,
@@ -167,7 +167,7 @@ async def test_a_refused_request_is_not_tried_elsewhere(
     one, two = FakeVLLM(tokenizer), FakeVLLM(tokenizer)
     one.refuse = two.refuse = 400
     async with served(one, two), engine_on(tiny_checkpoint, one, two) as engine:
-        with pytest.raises(RefusedError, match=r"^vLLM: told to refuse"):
+        with pytest.raises(InvalidRequestError, match=r"^vLLM: told to refuse"):
             await collect(engine, [1])
         assert engine.healthy
     assert len(one.bodies) + len(two.bodies) == 1

@@ -12,6 +12,7 @@ from rich.console import Console
 from service.deferral.episode import Outcome
 from service.sandbox.base import ExecutionResult, SessionLimits
 from tests.support.scripted import ScriptedSandbox, printed
+from trainer.episodes import Sample
 from trainer.quickstart.config import WarmStartConfig
 from trainer.quickstart.evaluate import (
     GarbageSandbox,
@@ -28,7 +29,6 @@ from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import held_out_problems
 from trainer.quickstart.warm_start import warm_start
-from trainer.rollout import Sample
 
 
 def verdict(answer: str | None, outcome: Outcome = Outcome.ANSWER) -> Verdict:

@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from service.checkpoint import quickstart
-from service.sandbox.docker import DockerSandbox
-from service.sandbox.docker_settings import DockerSandboxSettings
+from service.engines.checkpoint import quickstart
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.docker.settings import DockerSandboxSettings
 from trainer.quickstart.draws import training_problem
 from trainer.quickstart.evaluate import GarbageSandbox, Reply, ask, load_questions
 from trainer.quickstart.traces import Style

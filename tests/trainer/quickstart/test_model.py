@@ -4,8 +4,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from trainer.quickstart.config import WarmStartConfig
-from trainer.quickstart.data import IGNORED
-from trainer.quickstart.drill import number_pieces
+from trainer.quickstart.data import IGNORED, number_pieces
 from trainer.quickstart.model import build_model, copy_accuracy, next_token_logits
 
 

@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
-from trainer.quickstart.problems.base import in_box
 from trainer.quickstart.problems.natural import NATURAL, natural_question
+from trainer.quickstart.problems.sampled import in_box
 from trainer.quickstart.traces import Style, write_trace
 
 FAMILIES = {family.__name__: family for family in NATURAL}

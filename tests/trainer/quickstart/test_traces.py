@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from service.deferral.delay import delayed_calls
+from service.deferral.episode import delayed_calls
 from service.deferral.fences import BlockClosed, FenceScanner
 from service.deferral.observation import NOTHING_PENDING, TIMEOUT_TEXT
 from trainer.quickstart.problems import FAMILIES

@@ -10,18 +10,28 @@ from __future__ import annotations
 
 from typing import Final
 
-from trainer.quickstart.problems.base import HELD_OUT_SHARE, Block, Family, Problem
-from trainer.quickstart.problems.branches import guarded_division, larger, parity
-from trainer.quickstart.problems.divisors import (
+from trainer.quickstart.problems.sampled import (
+    HELD_OUT_SHARE,
+    Block,
+    Family,
+    Problem,
     common_divisor,
     common_multiple,
     divisor_sum,
+    guarded_division,
+    larger,
+    leftover,
     multiples,
+    parity,
+    power_digits,
     power_remainder,
+    product,
+    product_digits,
+    range_sum,
+    sequence,
+    shopping,
+    two_products,
 )
-from trainer.quickstart.problems.products import power_digits, product, product_digits, two_products
-from trainer.quickstart.problems.series import range_sum, sequence
-from trainer.quickstart.problems.stories import leftover, shopping
 
 __all__ = ["FAMILIES", "HARD", "HELD_OUT_SHARE", "Block", "Family", "Problem"]
 

@@ -8,7 +8,6 @@ from random import Random
 from typing import Final
 
 from trainer.quickstart.phrasing import ask_for, dress, order, whether, written
-from trainer.quickstart.problems.base import Block, Problem
 from trainer.quickstart.problems.expressions import (
     Node,
     Number,
@@ -22,6 +21,7 @@ from trainer.quickstart.problems.expressions import (
     size,
     value_of,
 )
+from trainer.quickstart.problems.sampled import Block, Problem
 from trainer.quickstart.vocabulary import NAMES, NOUNS, made_up_word
 
 CLOSING: Final = "The answer is {}."

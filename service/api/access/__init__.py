@@ -1,1 +1,0 @@
-"""Who gets in, and how many at once."""

@@ -1,0 +1,237 @@
+"""What every request passes, as pure ASGI (BaseHTTPMiddleware would hide that a client has left).
+
+Compressed request bodies.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import secrets
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+import zstandard
+from opentelemetry import context, propagate
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api import validation
+from service.api.errors import ApiError, as_api_error
+from service.api.telemetry.metrics import Metrics
+from service.api.validation import Reading
+
+IGNORED_HEADER: Final = "x-ih-grpo-ignored"
+"""Names the fields of the request that have no effect."""
+EXPOSED_HEADERS: Final = (
+    "x-request-id",
+    IGNORED_HEADER,
+    "retry-after",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+)
+"""What scripts of another origin may read."""
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CLIENT_LEFT: Final = 499  # nginx's number for it; never sent
+
+_log = structlog.get_logger(__name__)
+
+
+class RequestContext:
+    """Gives a request its id, logs and counts it, and answers 500 for what nobody foresaw.
+
+    The client's own ``x-request-id`` is taken if it is a plain word.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, strict_requests: bool = False) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._strict_requests = strict_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope)
+        asked = sent.get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else f"req_{secrets.token_hex(12)}"
+        status = 0
+        reading = Reading(self._strict_requests)
+        began = time.monotonic()
+
+        def send_with_id(message: Message) -> Awaitable[None]:  # no coroutine: it is called for every token
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if reading.labels:
+                    headers[IGNORED_HEADER] = reading.header()
+            return send(message)
+
+        # Spans of this request go on from the client's own, if it sent one (W3C traceparent).
+        token = context.attach(propagate.extract(sent))
+        reading_token = validation.current.set(reading)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except ClientDisconnect:
+                status = _CLIENT_LEFT
+            except Exception as error:
+                _log.exception("request_failed")
+                if status == 0:
+                    await as_api_error(error).response()(scope, receive, send_with_id)
+            finally:
+                self._report(reading)
+                self._finish(scope, status, time.monotonic() - began)
+                validation.current.reset(reading_token)
+                context.detach(token)
+
+    def _report(self, reading: Reading) -> None:
+        for label, count in reading.labels.items():
+            self._metrics.ignored.labels(label).inc(count)
+        if reading.labels:
+            _log.debug("fields_ignored", fields=reading.header())
+
+    def _finish(self, scope: Scope, status: int, seconds: float) -> None:
+        # The route's pattern, so that odd paths make no new metrics.
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.request_s.labels(route).observe(seconds)
+        _log.info(
+            "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
+        )
+
+
+class HeadAsGet:
+    """Answers HEAD on every route of GET, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        def send_head(message: Message) -> Awaitable[None]:
+            return send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
+
+
+class BodyLimit:
+    """Refuses a body of more than ``max_bytes``, announced or not."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        too_large = HTTPException(413, f"The body is too large: at most {self._max_bytes} bytes.")
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced) > self._max_bytes:
+            await as_api_error(too_large).response()(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._max_bytes:
+                raise too_large
+            return message
+
+        await self._app(scope, counted, send)
+
+
+_ZSTD_WINDOW: Final = 2**23
+"""Bytes of history that a frame may ask for; what every decoder must support by RFC 9659."""
+
+
+def _gzip(data: bytes, limit: int) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        return file.read(limit)
+
+
+def _deflate(data: bytes, limit: int) -> bytes:
+    return zlib.decompressobj().decompress(data, limit)
+
+
+def _zstd(data: bytes, limit: int) -> bytes:
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    with decompressor.stream_reader(io.BytesIO(data), read_across_frames=True) as reader:
+        return reader.read(limit)
+
+
+_DECODERS: Final[dict[str, Callable[[bytes, int], bytes]]] = {
+    "gzip": _gzip,
+    "x-gzip": _gzip,
+    "deflate": _deflate,
+    "zstd": _zstd,
+}
+
+
+class RequestDecoding:
+    """Pure ASGI middleware behind `BodyLimit`: decodes a body with a ``Content-Encoding``.
+
+    No more than ``max_bytes`` are ever decoded; a larger body gets 413, an unknown encoding 415.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = MutableHeaders(raw=list(scope.get("headers", ())))
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if scope["type"] != "http" or encoding in ("identity", ""):
+            await self._app(scope, receive, send)
+            return
+        if (decode := _DECODERS.get(encoding)) is None:
+            error = ApiError(
+                415,
+                f"Bodies encoded with '{encoding[:40]}' can't be read: send gzip, deflate, zstd or none.",
+                code="unsupported_encoding",
+            )
+            await error.response({"Accept-Encoding": "gzip, deflate, zstd"})(scope, receive, send)
+            return
+        is_read = False
+
+        async def decoded() -> Message:
+            nonlocal is_read
+            if is_read:
+                return await receive()
+            is_read = True
+            parts: list[bytes] = []
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return message
+                parts.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return {"type": "http.request", "body": self._decode(decode, encoding, b"".join(parts))}
+
+        del headers["content-encoding"]
+        del headers["content-length"]
+        await self._app({**scope, "headers": headers.raw}, decoded, send)
+
+    def _decode(self, decode: Callable[[bytes, int], bytes], encoding: str, data: bytes) -> bytes:
+        try:
+            body = decode(data, self._max_bytes + 1)
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError):
+            raise ApiError(400, f"The body is not valid {encoding}.", code="invalid_body") from None
+        if len(body) > self._max_bytes:
+            raise ApiError(413, f"The decoded body is too large: at most {self._max_bytes} bytes.")
+        return body

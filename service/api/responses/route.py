@@ -1,0 +1,184 @@
+"""``POST /v1/responses``.
+
+Stored responses: read, stream again, cancel, delete, and list what went in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.api import sse
+from service.api.errors import ApiError
+from service.api.responses.items import is_response_id, new_response_id
+from service.api.responses.prepare import prepare_response
+from service.api.responses.registry import CurrentResponses, Owner, Responses
+from service.api.responses.request import ResponseRequest
+from service.api.responses.resource import Resource, cancelled, shown
+from service.api.responses.run import Run, Stream
+from service.api.sse import until_disconnect
+from service.api.state import CurrentServer
+from service.common.json import Json, JsonResponse
+from service.store.responses import StoredResponse
+
+router = APIRouter(tags=["Responses"])
+
+
+@router.post("/v1/responses", response_class=JsonResponse)
+async def create_response(
+    body: ResponseRequest, request: Request, server: CurrentServer, responses: CurrentResponses, owner: Owner
+) -> Response:
+    """Answer. With the tool ``code_interpreter``, code runs in a sandbox when the model asks for it."""
+    if body.background:
+        responses.background.check_room()
+    job = await prepare_response(server, responses.store, body, response_id=new_response_id(), owner=owner)
+    include: Collection[str] = body.include or ()
+    run = Run(job, "queued" if body.background else "in_progress", responses.keep)
+    if body.background:
+        await responses.store.put(responses.record(run))
+        responses.background.start(run)
+        if not body.stream:
+            return JsonResponse(shown(run.resource.body(), include))
+        events = responses.background.read(job.id, owner, -1)
+    elif body.stream:
+        events = _attended(run, run.told())
+    else:
+        return JsonResponse(shown(await until_disconnect(request.receive, _complete(run)), include))
+    return sse.EventStream(as_sse(events, include), server.settings.keep_alive_s)
+
+
+async def _complete(run: Run) -> Json:
+    async with aclosing(_attended(run, run.events())) as events:
+        async for _ in events:
+            pass
+    return run.resource.body()
+
+
+async def _attended(run: Run, events: Stream) -> Stream:
+    """``events``; if the client leaves before the last, what there is so far is stored as cancelled."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield event
+    except (asyncio.CancelledError, GeneratorExit):
+        if run.is_running:
+            await run.stop(Resource.cancel)
+        raise
+
+
+async def as_sse(
+    events: Stream, include: Collection[str], *, at_once: bool = False
+) -> AsyncGenerator[bytes, None]:
+    """``events`` as a client gets them; with ``at_once`` the stream begins before there is any."""
+    async with aclosing(events):
+        if at_once:
+            yield sse.KEEP_ALIVE
+        async for event in events:
+            yield f"event: {event['type']}\n".encode() + sse.data(shown(event, include))
+
+
+stored_router = APIRouter(prefix="/v1/responses/{response_id}", tags=["Responses"])
+
+
+@stored_router.get("", response_class=JsonResponse)
+async def retrieve_response(
+    response_id: str,
+    request: Request,
+    server: CurrentServer,
+    responses: CurrentResponses,
+    owner: Owner,
+    stream: bool = False,
+    starting_after: Annotated[int | None, Query(ge=-1)] = None,
+) -> Response:
+    """The response as it is now; with ``stream``, its events after one of them, those to come too."""
+    stored = await _find(responses, response_id, owner)
+    include = _include(request)
+    if not stream:
+        return JsonResponse(shown(responses.background.body(response_id) or stored.body, include))
+    if not stored.background:
+        raise ApiError(
+            400,
+            "Only a response created with background=true can be streamed again.",
+            param="stream",
+            code="invalid_value",
+        )
+    after = -1 if starting_after is None else starting_after
+    events = responses.background.read(response_id, owner, after)
+    return sse.EventStream(as_sse(events, include, at_once=True), server.settings.keep_alive_s)
+
+
+@stored_router.post("/cancel", response_class=JsonResponse)
+async def cancel_response(
+    response_id: str, request: Request, responses: CurrentResponses, owner: Owner
+) -> Response:
+    """End a response that runs in the background. One that is over stays as it is."""
+    stored = await _find(responses, response_id, owner)
+    if not stored.background:
+        raise ApiError(
+            400, "Only a response created with background=true can be cancelled.", code="invalid_value"
+        )
+    if stored.is_running:
+        if not await responses.background.cancel(response_id):  # it runs in another server, which will see it
+            await responses.store.change(response_id, status="cancelled", body=cancelled(stored.body))
+        stored = await _find(responses, response_id, owner)
+    return JsonResponse(shown(stored.body, _include(request)))
+
+
+@stored_router.delete("")
+async def delete_response(response_id: str, responses: CurrentResponses, owner: Owner) -> Json:
+    """Remove a response; one that runs is ended first."""
+    await _find(responses, response_id, owner)
+    await responses.background.cancel(response_id)
+    await responses.store.delete(response_id, owner)
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+@stored_router.get("/input_items", response_class=JsonResponse)
+async def list_input_items(
+    response_id: str,
+    request: Request,
+    responses: CurrentResponses,
+    owner: Owner,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> Response:
+    """The items that the response was made from, its own only, a page at a time."""
+    stored = await _find(responses, response_id, owner)
+    items = stored.input if order == "asc" else stored.input[::-1]
+    start = 0
+    if after is not None:
+        places = [place for place, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise ApiError(
+                400, f"'after': there is no item '{after}' here.", param="after", code="invalid_value"
+            )
+        start = places[0] + 1
+    page = shown({"output": items[start : start + limit]}, _include(request))["output"]
+    assert isinstance(page, list)  # noqa: S101  (ours)
+    return JsonResponse(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": start + limit < len(items),
+        }
+    )
+
+
+async def _find(responses: Responses, response_id: str, owner: str) -> StoredResponse:
+    stored = await responses.store.get(response_id, owner) if is_response_id(response_id) else None
+    if stored is None:
+        raise ApiError(404, f"Response with id '{response_id}' not found.", param="response_id")
+    return stored
+
+
+def _include(request: Request) -> list[str]:
+    # SDKs differ in how they write a list.
+    query = request.query_params
+    return [*query.getlist("include"), *query.getlist("include[]")]

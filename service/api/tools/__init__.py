@@ -1,0 +1,1 @@
+"""Functions that the client defines: their definitions, the choice between them, and the parser of calls."""

@@ -1,0 +1,186 @@
+"""The client's own functions: as a request names them, and the check of a call against them.
+
+Clients' JSON schemas: compiled once, offline, with patterns that can't run away.
+
+``response_format``: free text, any JSON object, or JSON of a schema.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+import jsonschema_rs
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
+
+from service.api.validation import RequestModel, Skipped, Strict, in_union, invalid
+
+
+def compile_schema(schema: dict[str, object]) -> jsonschema_rs.Validator:
+    """A validator for ``schema``, of draft 2020-12 unless it names another.
+
+    Raises:
+        ValueError: it is no JSON schema, or refers to another document.
+    """
+    try:
+        return jsonschema_rs.validator_for(schema, offline=True)
+    except jsonschema_rs.ReferencingError as error:
+        raise ValueError(str(error)) from None
+    except jsonschema_rs.ValidationError as error:
+        raise ValueError(error.message) from None
+
+
+def complaint(validator: jsonschema_rs.Validator, instance: object) -> str | None:
+    """What is wrong with ``instance``, with its path; None if it fits."""
+    for error in validator.iter_errors(instance):
+        path = "".join(f"[{json.dumps(part)}]" for part in error.instance_path)
+        return f"{error.message} at {path}" if path else error.message
+    return None
+
+
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class Function(RequestModel):
+    """A function that the client can run."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    """JSON schema of the arguments; None: it takes none."""
+    strict: bool | None = None
+    """Of no effect: every call is checked against ``parameters`` before it is handed out."""
+
+    _validator: jsonschema_rs.Validator = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _compile(self) -> Self:
+        try:
+            self._validator = compile_schema(self.schema_of_arguments)
+        except ValueError as error:
+            raise invalid(f"'parameters' is not a usable JSON schema: {error}", ".parameters") from None
+        return self
+
+    @property
+    def schema_of_arguments(self) -> dict[str, object]:
+        return self.parameters if self.parameters is not None else {"type": "object", "maxProperties": 0}
+
+    def complaint(self, arguments: dict[str, object]) -> str | None:
+        """What is wrong with ``arguments``; None if they fit."""
+        return complaint(self._validator, arguments)
+
+
+class FunctionTool(RequestModel):
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class SkippedTool(Skipped):
+    """A tool of a kind that this server lacks. The model is not offered it."""
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("<function>")] | Annotated[SkippedTool, Tag("<skipped>")],
+    Discriminator(
+        in_union(frozenset({"function"})),
+        custom_error_type="unsupported_parameter",
+        custom_error_message="this server has tools of type 'function' only",
+    ),
+]
+
+
+class NamedFunction(RequestModel):
+    name: FunctionName
+
+
+class NamedChoice(Strict):
+    """The model must call this function."""
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+def _choice_tag(value: object) -> str | None:
+    if isinstance(value, dict):
+        return "<function>" if value.get("type", "function") == "function" else None
+    return "<function>" if isinstance(value, NamedChoice) else "<mode>"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<mode>")] | Annotated[NamedChoice, Tag("<function>")],
+    Discriminator(
+        _choice_tag,
+        custom_error_type="unsupported_parameter",
+        custom_error_message="this server takes 'none', 'auto', 'required' or a function by name",
+    ),
+]
+
+
+class Functions:
+    """The functions that a reply may call."""
+
+    def __init__(self, functions: Sequence[Function]) -> None:
+        self._by_name = {function.name: function for function in functions}
+
+    def check(self, name: str, arguments: dict[str, object] | None) -> str | None:
+        """What is wrong with a call, or with a name where ``arguments`` is None; None if nothing is."""
+        if (function := self._by_name.get(name)) is None:
+            return f"there is no function {name!r} among the request's 'tools'"
+        return None if arguments is None else function.complaint(arguments)
+
+
+def _check_schema(schema: dict[str, object] | None) -> None:
+    try:
+        compile_schema(schema or {})
+    except ValueError as error:
+        raise invalid(f"'schema' is not a usable JSON schema: {error}", ".schema") from None
+
+
+class TextFormat(RequestModel):
+    type: Literal["text"]
+
+    @property
+    def schema_text(self) -> str | None:
+        """JSON schema of the whole reply; None for free text."""
+        return None
+
+
+class JsonObjectFormat(RequestModel):
+    type: Literal["json_object"]
+    schema_: dict[str, object] | None = Field(default=None, alias="schema")
+    """An extra of llama.cpp and others: the object's schema."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        _check_schema(self.schema_)
+        return self
+
+    @property
+    def schema_text(self) -> str | None:
+        return json.dumps(self.schema_ or {"type": "object"})
+
+
+class JsonSchema(RequestModel):
+    name: str = Field(default="response", max_length=64)
+    description: str | None = None
+    schema_: dict[str, object] = Field(alias="schema")
+    strict: bool | None = None
+    """Of no effect: the schema always binds."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        _check_schema(self.schema_)
+        return self
+
+
+class JsonSchemaFormat(RequestModel):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+    @property
+    def schema_text(self) -> str | None:
+        return json.dumps(self.json_schema.schema_)
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]

@@ -1,0 +1,292 @@
+"""PEFT adapters as checkpoints: merged into their base once, and kept in a cache directory.
+
+Every engine then serves an ordinary checkpoint. vLLM itself takes no adapter with trained token rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from service.engines.checkpoint import MANIFEST, CheckpointError, locate, verify
+
+log = structlog.get_logger(__name__)
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+BASE: Final = "base.json"
+"""Optional file beside an adapter: ``{"sha256": HEX}``, the `fingerprint` of the base it was trained on."""
+KEPT: Final = 4
+"""Merged checkpoints that are kept at least; older ones are removed once they were not used for a day."""
+_FORMAT: Final = 1
+_TOKENIZER: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+_OF_ADAPTER: Final = (
+    *_TOKENIZER,
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "deferral.json",
+)
+"""Files that an adapter's directory may hold in place of the base's."""
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether ``path`` is the directory of a PEFT adapter and not of a whole model."""
+    return (path / CONFIG).is_file() and not (path / "config.json").is_file()
+
+
+def base_of(adapter: Path, base: str | None = None, *, weights: bool = True) -> Path:
+    """The directory of the base model: ``base``, else the ``base_model_name_or_path`` of the adapter.
+
+    Raises:
+        ValueError: the adapter names no base, or the base is neither here nor can it be downloaded.
+    """
+    config = _config(adapter)
+    name = base or config.get("base_model_name_or_path")
+    if not name:
+        raise ValueError(f"{adapter / CONFIG} has no base_model_name_or_path: name the base with --base")
+    if is_adapter(Path(name).expanduser()):
+        raise ValueError(f"the base {name!r} of the adapter {adapter} is an adapter, too: set --base DIR")
+    try:
+        return locate(str(name), weights=weights, revision=None if base else config.get("revision"))
+    except ValueError as error:
+        raise ValueError(
+            f"the base of the adapter {adapter} was not found: {error}. Another place: --base DIR"
+        ) from error
+
+
+def merged(adapter: Path, base: Path) -> Path:
+    """The directory of the merged checkpoint, from the cache or made now.
+
+    The adapter's products are computed in float32 and added to the base's weights in the base's own dtype, so
+    each weight is rounded once. Tokenizer, chat template, generation
+    config and ``deferral.json`` are the adapter's if it has them, else the base's. The cache lies in the
+    Hugging Face home, beside what is downloaded (``HF_HOME``), one directory for each pair of adapter and
+    base; a change to either makes another one.
+
+    Raises:
+        ValueError: the adapter or the base can't be read, or they do not fit each other.
+        ModuleNotFoundError: peft is not installed.
+    """
+    _check_base(adapter, base)
+    cache = cache_dir()
+    target = cache / f"{adapter.resolve().name}-{_key(adapter, base)}"
+    try:
+        verify(target)
+    except CheckpointError:
+        log.info("adapter_merge", adapter=str(adapter), base=str(base), directory=str(target))
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=".", dir=cache))
+        except OSError as error:
+            raise ValueError(
+                f"the adapter {adapter} can't be merged: {cache} is not writable ({error.strerror}). "
+                "Set HF_HOME to a directory with room for the merged model"
+            ) from error
+        try:
+            _merge(adapter, base, staging)
+            _publish(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    os.utime(target)
+    _prune(cache, keep=target)
+    return target
+
+
+def cache_dir() -> Path:
+    """Where merged checkpoints are kept."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "ih-grpo" / "merged"
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """SHA-256 over the weights of a checkpoint, for `BASE`. Reads all of them: about a second a gigabyte.
+
+    Raises:
+        ValueError: there are no safetensors files.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(checkpoint):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _weight_files(checkpoint: Path) -> list[Path]:
+    if not (paths := sorted(checkpoint.glob("*.safetensors"))):
+        raise ValueError(f"{checkpoint} has no *.safetensors: copy its weights, too")
+    return paths
+
+
+def _config(adapter: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{adapter / CONFIG} can't be read: {error}") from error
+    return config
+
+
+def _check_base(adapter: Path, base: Path) -> None:
+    if not (adapter / BASE).is_file():
+        return
+    try:
+        wanted = json.loads((adapter / BASE).read_text(encoding="utf-8"))["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{adapter / BASE} is not of the form {{"sha256": ...}}: {error!r}') from error
+    if wanted != (found := fingerprint(base)):
+        raise ValueError(
+            f"the adapter {adapter} was trained on another base: its weights have the fingerprint "
+            f"{wanted[:12]}, those in {base} {found[:12]}. Set --base to the one it was trained on"
+        )
+
+
+def _key(adapter: Path, base: Path) -> str:
+    """Changes with the adapter's files and with the base's."""
+    digest = hashlib.sha256(f"{_FORMAT}".encode())
+    for name in (CONFIG, WEIGHTS, *_OF_ADAPTER):
+        path = adapter / name
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+    for path in sorted(base.iterdir()):
+        if path.is_file():  # a hub's snapshot links to files named by their content
+            stat = path.stat()
+            digest.update(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _merge(adapter: Path, base: Path, target: Path) -> None:
+    """Write the merged checkpoint to ``target``, an empty directory."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    _weight_files(base)
+    if not (adapter / WEIGHTS).is_file():
+        raise ValueError(f"the adapter {adapter} has no {WEIGHTS}: save it with safetensors")
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        dtype, was_tied = model.dtype, model.config.tie_word_embeddings
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", message="Unexpected keyword arguments")  # of a newer peft
+            peft_model = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
+            _check_keys(peft_model, adapter)
+            _separate(model)
+            whole: Any = peft_model.merge_and_unload(safe_merge=True)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"the adapter {adapter} does not fit the base {base}: {_short(error)}") from error
+    if was_tied:
+        _tie_if_equal(whole)
+    for path in _small_files(base):
+        shutil.copyfile(path, target / path.name)
+    if any((adapter / name).is_file() for name in _TOKENIZER):
+        for name in _TOKENIZER:  # never a mixture of two tokenizers
+            (target / name).unlink(missing_ok=True)
+    if any((adapter / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        for name in ("chat_template.jinja", "chat_template.json"):
+            (target / name).unlink(missing_ok=True)
+    generation = (target / "generation_config.json").read_bytes() if _has_generation(target) else None
+    whole.to(dtype).save_pretrained(target)
+    if generation is not None:  # as the base has it, with what transformers would leave out
+        (target / "generation_config.json").write_bytes(generation)
+    for name in _OF_ADAPTER:
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, target / name)
+    sizes = {path.name: path.stat().st_size for path in target.iterdir()}
+    (target / MANIFEST).write_text(json.dumps(sizes), encoding="utf-8")
+
+
+def _has_generation(directory: Path) -> bool:
+    return (directory / "generation_config.json").is_file()
+
+
+def _small_files(base: Path) -> Iterator[Path]:
+    """Everything of the base but its weights and what lists them."""
+    for path in base.iterdir():
+        is_text = path.suffix in (".json", ".jinja", ".txt", ".model")
+        if path.is_file() and is_text and path.name != MANIFEST and ".safetensors" not in path.name:
+            yield path
+
+
+def _check_keys(peft_model: Any, adapter: Path) -> None:
+    """Every tensor of the file must have a place in the model, and every place its tensor."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+    with safe_open(adapter / WEIGHTS, "pt") as file:
+        stored = set(file.keys())
+    if missing := sorted(expected - stored):
+        raise ValueError(f"{WEIGHTS} lacks {missing[0]} ({len(missing)} missing)")
+    if unknown := sorted(stored - expected - set(peft_model.state_dict())):
+        raise ValueError(f"{WEIGHTS} has {unknown[0]}, which the base lacks ({len(unknown)} unknown)")
+
+
+def _separate(model: Any) -> None:
+    """Give a tied head a weight of its own, so that merging into the one does not change the other."""
+    from torch.nn import Linear, Parameter
+
+    shared = {weight.data_ptr() for weight in model.get_input_embeddings().parameters()}
+    for module in model.get_output_embeddings().modules():
+        if isinstance(module, Linear) and module.weight.data_ptr() in shared:
+            module.weight = Parameter(module.weight.detach().clone(), requires_grad=False)
+
+
+def _tie_if_equal(model: Any) -> None:
+    """Store one weight for embedding and head if the adapter has left them equal, else two."""
+    import torch
+
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    model.config.tie_word_embeddings = torch.equal(embedding.weight, head.weight)
+    if model.config.tie_word_embeddings:
+        head.weight = embedding.weight
+
+
+def _short(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    mismatch = [line for line in lines if "size mismatch" in line]
+    return (mismatch or lines or [repr(error)])[0]
+
+
+def _publish(staging: Path, target: Path) -> None:
+    """Give a finished directory its name; another process may have been first, with the same content."""
+    if target.exists():
+        try:
+            verify(target)
+        except CheckpointError:
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            return
+    try:
+        staging.rename(target)
+    except OSError:
+        verify(target)
+
+
+def _prune(cache: Path, *, keep: Path) -> None:
+    entries = [path for path in cache.iterdir() if path.is_dir() and path != keep]
+    entries.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    yesterday = time.time() - 24 * 3600
+    for path in entries[KEPT - 1 :]:
+        if path.stat().st_mtime < yesterday:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The embedded engine: Qwen models on PyTorch, in this process."""

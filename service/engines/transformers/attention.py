@@ -1,0 +1,201 @@
+"""Attention over slots: the function that the model's layers call in place of their own.
+
+All tokens of a step, of all sequences, go through the model as one row [1, T] without padding. Only attention
+must know which token belongs to whom; it reads that from the ``Step`` that travels beside the inputs.
+
+Keys and values of all slots, one tensor pair per layer, written in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from service.engines.base import EngineError
+
+_SMALLEST = 256
+
+
+class KVCache:
+    """Per layer two tensors [slots, kv_heads, capacity, head_dim], made at the first write.
+
+    The capacity doubles when a sequence outgrows it, so a long context costs memory only once it is used.
+    What lies beyond a slot's length is finite (zeros or old values): attention masks it, and a mask
+    would not hide a NaN.
+    """
+
+    def __init__(self, slots: int, max_length: int) -> None:
+        self._slots = slots
+        self._max_length = max_length
+        self.capacity = 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def reserve(self, length: int) -> None:
+        """Make room for sequences of ``length`` tokens."""
+        if length > self.capacity:
+            doubled = max(_SMALLEST, 2 * self.capacity, length)
+            # A multiple of 16 keeps every row aligned for the GPU's attention kernels.
+            self.capacity = max(length, min(doubled, self._max_length)) + 15 & ~15
+            for index, (keys, values) in self._layers.items():
+                self._layers[index] = (self._grown(keys), self._grown(values))
+
+    def write(
+        self, layer: int, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Store [kv_heads, T, head_dim] at ``slots`` [T], ``positions`` [T]; returns the whole layer."""
+        if layer not in self._layers:
+            self._layers[layer] = (self._new(keys), self._new(values))
+        stored_keys, stored_values = self._layers[layer]
+        stored_keys[slots, :, positions] = keys.transpose(0, 1)
+        stored_values[slots, :, positions] = values.transpose(0, 1)
+        return stored_keys, stored_values
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        for stored in self._tensors():
+            stored[target, :, :length] = stored[source, :, :length]
+
+    def clear(self, slot: int | None = None) -> None:
+        """Zero one slot, or all: gets rid of values that are not finite."""
+        for stored in self._tensors():
+            (stored if slot is None else stored[slot]).zero_()
+
+    def _tensors(self) -> list[Tensor]:
+        return [stored for pair in self._layers.values() for stored in pair]
+
+    def _new(self, like: Tensor) -> Tensor:
+        heads, _, width = like.shape
+        return torch.zeros(self._slots, heads, self.capacity, width, dtype=like.dtype, device=like.device)
+
+    def _grown(self, old: Tensor) -> Tensor:
+        new = self._new(old[0])
+        new[:, :, : old.shape[2]] = old
+        return new
+
+
+NAME = "slots"
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBatch:
+    """The first ``count`` tokens of the step: one of each decoding sequence, all attended in one call.
+
+    ``rows`` selects cache rows: a slice (a view, no copy) that may span rows of others, or the exact ones.
+    ``index`` [count] says where in the selection each token's row is; ``mask`` is [rows, 1, 1, length].
+    """
+
+    count: int
+    rows: slice | Tensor
+    selected: int
+    index: Tensor | None
+    length: int
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens ``start:stop`` of the step, a piece of one prompt. ``mask``: [1, 1, groups * tokens, length]."""
+
+    start: int
+    stop: int
+    slot: int
+    length: int
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where the T tokens of one forward pass belong: ``slots`` [T] and ``positions`` [T], int64."""
+
+    cache: KVCache
+    slots: Tensor
+    positions: Tensor
+    singles: DecodeBatch | None
+    chunks: tuple[Chunk, ...]
+
+
+def slot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    step: Step,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_kwargs: object,
+) -> tuple[Tensor, None]:
+    """`attend`, as transformers calls it.
+
+    ``query`` is [1, heads, T, head_dim], ``key`` and ``value`` are [1, kv_heads, T, head_dim].
+
+    Returns:
+        [1, T, heads, head_dim] and no weights, as transformers' attention functions do.
+
+    Raises:
+        EngineError: the model asks for a kind of attention that this is not.
+    """
+    asked = (attention_mask, sliding_window, softcap, getattr(module, "sinks", None))
+    if any(option is not None for option in asked):
+        raise EngineError("the embedded engine serves plain causal attention only; use the vLLM engine")
+    layer = cast(int, module.layer_idx)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return attend(query, key, value, step, layer, scaling)[None], None
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, step: Step, layer: int, scaling: float | None
+) -> Tensor:
+    """Write ``key`` and ``value`` [T, kv_heads, head_dim] to the cache, then attend.
+
+    ``query`` and the result are [T, heads, head_dim]. Query heads that share a key head are laid side by side
+    as if they were positions, so that keys and values are never repeated.
+    """
+    keys, values = step.cache.write(
+        layer, key.transpose(0, 1), value.transpose(0, 1), step.slots, step.positions
+    )
+    tokens, heads, width = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.reshape(tokens, kv_heads, heads // kv_heads, width)
+    singles = step.singles
+    if singles is not None and not step.chunks:
+        output = _attend_singles(grouped, keys, values, singles, scaling)
+    else:
+        output = query.new_empty(*grouped.shape[:3], value.shape[-1])
+        if singles is not None:
+            output[: singles.count] = _attend_singles(
+                grouped[: singles.count], keys, values, singles, scaling
+            )
+        for chunk in step.chunks:
+            here = slice(chunk.start, chunk.stop)
+            output[here] = _attend_chunk(grouped[here], keys, values, chunk, scaling)
+    return output.reshape(tokens, heads, -1)
+
+
+def _attend_singles(
+    query: Tensor, keys: Tensor, values: Tensor, singles: DecodeBatch, scaling: float | None
+) -> Tensor:
+    """``query`` and result: [count, kv_heads, groups, head_dim]."""
+    if singles.index is not None:
+        query = query.new_zeros(singles.selected, *query.shape[1:]).index_copy_(0, singles.index, query)
+    k, v = (stored[singles.rows, :, : singles.length] for stored in (keys, values))
+    attended = F.scaled_dot_product_attention(query, k, v, attn_mask=singles.mask, scale=scaling)
+    return attended if singles.index is None else attended[singles.index]
+
+
+def _attend_chunk(query: Tensor, keys: Tensor, values: Tensor, chunk: Chunk, scaling: float | None) -> Tensor:
+    """``query`` and result: [tokens, kv_heads, groups, head_dim]."""
+    tokens, kv_heads, groups, width = query.shape
+    rows = query.permute(1, 2, 0, 3).reshape(1, kv_heads, groups * tokens, width)
+    k, v = (stored[chunk.slot, None, :, : chunk.length] for stored in (keys, values))
+    attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=chunk.mask, scale=scaling)
+    return attended.view(kv_heads, groups, tokens, -1).permute(2, 0, 1, 3)
+
+
+AttentionInterface.register(NAME, slot_attention)

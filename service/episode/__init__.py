@@ -1,0 +1,1 @@
+"""One episode: a model's turns, its code, and the results it reads."""

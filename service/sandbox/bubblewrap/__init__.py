@@ -1,0 +1,1 @@
+"""Sandboxes in bubblewrap processes on this host."""

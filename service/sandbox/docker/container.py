@@ -1,0 +1,184 @@
+"""One sandbox container: created, attached to, started, and in the end removed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import docker
+import structlog
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from requests.exceptions import RequestException
+
+from service.sandbox.base import SandboxError
+from service.sandbox.docker.container_config import create_arguments
+from service.sandbox.docker.settings import DockerSandboxSettings, build_command
+from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class Daemon:
+    """docker-py from asyncio: each blocking call runs in a thread, with a time limit."""
+
+    def __init__(self, settings: DockerSandboxSettings) -> None:
+        self._settings = settings
+        self._threads = ThreadPoolExecutor(
+            max_workers=2 * settings.start_concurrency + 4, thread_name_prefix="docker"
+        )
+        self._client: docker.APIClient | None = None
+        self._unremoved: set[str] = set()
+
+    async def call(self, request: Callable[[docker.APIClient], T]) -> T:
+        """Run ``request`` with the client.
+
+        Raises:
+            SandboxError: the daemon does not answer, or says no.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            # The client has a time limit of its own for each socket operation; this one is for all of them.
+            async with asyncio.timeout(2 * self._settings.daemon_timeout_s):
+                return await loop.run_in_executor(self._threads, lambda: request(self._connected()))
+        except TimeoutError as error:
+            raise SandboxError(f"Docker at {self._settings.docker_host} did not answer in time") from error
+        except ImageNotFound as error:
+            image = self._settings.image
+            raise SandboxError(f"Docker has no image {image!r}. Build it: {build_command(image)}") from error
+        except (DockerException, RequestException, OSError) as error:
+            _drop_sockets(error)
+            raise SandboxError(f"Docker at {self._settings.docker_host}: {error}") from error
+
+    async def remove(self, container: str) -> None:
+        """Kill and remove a container, by name or id. What fails is tried again by `remove_leftovers`."""
+        await asyncio.shield(self._remove(container))
+
+    async def _remove(self, container: str) -> None:
+        self._unremoved.add(container)
+        try:
+            await self.call(lambda client: remove_container(client, container))
+        except SandboxError as error:
+            log.warning("sandbox_not_removed", container=container, error=str(error))
+        else:
+            self._unremoved.discard(container)
+
+    async def remove_leftovers(self) -> None:
+        """Remove what could not be removed before, as while the daemon was away."""
+        for container in tuple(self._unremoved):
+            await self.remove(container)
+
+    def _connected(self) -> docker.APIClient:
+        if self._client is None:
+            self._client = docker.APIClient(
+                base_url=self._settings.docker_host, version="auto", timeout=self._settings.daemon_timeout_s
+            )
+        return self._client
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
+
+
+def _drop_sockets(error: BaseException | None) -> None:
+    """docker-py leaves the socket of a refused connection in a frame: it goes now, not with garbage."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+class Container(Channel):
+    """A worker in a Docker container. The channel is one attached stream; there is no ``docker exec``."""
+
+    def __init__(
+        self, daemon: Daemon, container_id: str, name: str, stream: DockerStream, writer: asyncio.StreamWriter
+    ) -> None:
+        super().__init__(name, stream, writer)
+        self.id = container_id
+        self._daemon = daemon
+
+    @classmethod
+    async def start(
+        cls, daemon: Daemon, settings: DockerSandboxSettings, labels: dict[str, str]
+    ) -> Container:
+        """A container whose supervisor is ready.
+
+        Raises:
+            SandboxError: it did not come up; nothing is left of it.
+        """
+        name = f"ih-grpo-{secrets.token_hex(6)}"
+        arguments = create_arguments(settings, name, labels)
+        # Not cancellable in the middle: a container that exists must be known, or nobody removes it.
+        creation = asyncio.ensure_future(daemon.call(lambda client: _create(client, name, arguments)))
+        try:
+            container_id, connection = await asyncio.shield(creation)
+        except SandboxError:
+            await daemon.remove(name)  # the answer may be what was lost
+            raise
+        except asyncio.CancelledError:
+            with contextlib.suppress(SandboxError):
+                _, connection = await creation
+                connection.close()
+            await daemon.remove(name)
+            raise
+        close = connection.close
+        try:
+            reader, writer = await asyncio.open_connection(sock=connection, limit=2 * MAX_FRAME_BYTES)
+            close = writer.close  # the socket is the transport's from here on
+            container = cls(daemon, container_id, name, DockerStream(reader), writer)
+            async with asyncio.timeout(settings.start_timeout_s):
+                await daemon.call(lambda client: client.start(container_id))
+                frame = await container.receive()
+            if not isinstance(frame, Ready):
+                raise SandboxError(f"worker {name}: the first frame was {frame.op!r}, not 'ready'")
+        except BaseException as error:
+            close()
+            await daemon.remove(container_id)
+            if isinstance(error, TimeoutError):
+                raise SandboxError(
+                    f"container {name} was not ready after {settings.start_timeout_s} s"
+                ) from error
+            raise
+        await daemon.remove_leftovers()  # a daemon that made a container can remove some
+        return container
+
+    async def destroy(self) -> None:
+        self.close()
+        await self._daemon.remove(self.id)
+
+
+def remove_container(client: docker.APIClient, container: str) -> None:
+    """Kill and remove one container, by name or id, whatever its state; blocking.
+
+    Raises:
+        APIError: the daemon refused.
+    """
+    try:
+        client.remove_container(container, v=True, force=True)
+    except NotFound:
+        return
+    except APIError as error:
+        if error.response is None or error.response.status_code != 409:  # 409: removal is already in progress
+            raise
+
+
+def _create(client: docker.APIClient, name: str, arguments: dict[str, Any]) -> tuple[str, socket.socket]:
+    """Create a container and attach to it, before it starts: so not a byte is missed."""
+    created = client.create_container_from_config(arguments, name=name)
+    container_id: str = created["Id"]
+    attached = client.attach_socket(container_id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+    # docker-py gives a file object around the socket and ties it to the HTTP response: take a copy.
+    original = getattr(attached, "_sock", attached)
+    connection = original.dup()
+    connection.settimeout(None)
+    connection.setblocking(False)
+    attached.close()
+    original.close()
+    return container_id, connection

@@ -1,0 +1,96 @@
+"""How a sandbox container is made. Nothing here can be changed by a request.
+
+Every limit is one that the start-up probes prove from inside.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from service.sandbox.docker.settings import DockerSandboxSettings
+from service.sandbox.worker_program import address_space_bytes, fresh_uid, image_folder, worker_config
+
+_GVISOR = "runsc"
+_SENTRY_THREADS, _SENTRY_MB = 1024, 512
+"""gVisor's kernel is a process in the container's own cgroup: its threads and its memory count as the
+container's, and without room for them it dies."""
+
+
+def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """The body of Docker's "create a container" request."""
+    disk = f"rw,noexec,nosuid,nodev,size={settings.disk_mb}m,nr_inodes={settings.max_files},mode=1777"
+    shared = f"rw,noexec,nosuid,nodev,size={settings.shared_memory_mb}m,nr_inodes=256,mode=1777"
+    memory, pids = settings.memory_mb << 20, settings.pids
+    worker = worker_config(settings, fresh_uid())
+    if settings.runtime == _GVISOR:
+        # Where the cgroup runs out, all of the container ends: code meets limits of its own before that.
+        pids += _SENTRY_THREADS
+        memory += _SENTRY_MB << 20
+        worker |= {"address_space_bytes": address_space_bytes(settings), "processes": settings.pids}
+    limits = {
+        "core": 0,
+        "memlock": 0,
+        "msgqueue": 0,
+        "nice": 0,
+        "rtprio": 0,
+        "nofile": settings.open_files,
+        "sigpending": 1024,
+    }
+    host = {
+        "NetworkMode": "none",
+        "ReadonlyRootfs": True,
+        "Tmpfs": {"/tmp": disk, "/sandbox": disk, "/dev/shm": shared},  # noqa: S108
+        "ShmSize": settings.shared_memory_mb << 20,
+        "Memory": memory,
+        "MemorySwap": memory,  # memory and swap together: no swap
+        "PidsLimit": pids,
+        "NanoCpus": int(settings.cpus * 1e9),
+        "CapDrop": ["ALL"],
+        "CapAdd": ["SETUID", "SETGID", "KILL"],  # for the supervisor alone; code loses them with its uid
+        "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp_profile(settings.runtime)}"],
+        "Privileged": False,
+        "IpcMode": "private",
+        "PidMode": "",
+        "UTSMode": "",
+        "CgroupnsMode": "private",
+        "Binds": [],
+        "Devices": [],
+        "Ulimits": [{"Name": key, "Soft": value, "Hard": value} for key, value in limits.items()],
+        "LogConfig": {"Type": "none"},
+        "RestartPolicy": {"Name": "no"},
+        "AutoRemove": True,
+        "Init": False,
+    }
+    if settings.runtime is not None:
+        host["Runtime"] = settings.runtime
+    return {
+        "Image": settings.image,
+        "Cmd": [json.dumps(worker)],
+        "User": "0:0",
+        "Hostname": "sandbox",
+        "Env": ["PYTHONHASHSEED=0", "LANG=C.UTF-8", "OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1"],
+        "Labels": {**labels, "ih-grpo.name": name},
+        "OpenStdin": True,
+        "StdinOnce": True,  # the supervisor sees the end of its input when the runner goes
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "Tty": False,
+        "NetworkDisabled": True,
+        "HostConfig": host,
+    }
+
+
+def seccomp_profile(runtime: str | None) -> str:
+    """Our profile, as Docker takes it.
+
+    It answers ``clone3`` with ENOSYS, on which the C library falls back. gVisor answers EPERM whatever a
+    profile says, and then no thread starts; so there the call goes to gVisor's kernel, which has it not, or
+    must pass the start-up proof that it makes no new namespace.
+    """
+    profile = json.loads((image_folder() / "seccomp.json").read_text())
+    if runtime == _GVISOR:
+        rules = [rule for rule in profile["syscalls"] if rule["names"] != ["clone3"]]
+        profile["syscalls"] = [*rules, {"names": ["clone3"], "action": "SCMP_ACT_ALLOW"}]
+    return json.dumps(profile)

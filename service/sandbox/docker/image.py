@@ -1,0 +1,183 @@
+"""Build the sandbox image from the files that come with the package.
+
+The same files are in a checkout (``sandbox_image/``) and in the wheel. What a machine needs to reach its
+package index goes into the build alone: pip's index settings, and the certificates that PIP_CERT,
+REQUESTS_CA_BUNDLE or SSL_CERT_FILE names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import docker
+from docker.errors import DockerException, ImageNotFound
+from requests.exceptions import RequestException
+
+from service.sandbox.base import SandboxError
+from service.sandbox.docker.settings import DEFAULT_IMAGE, default_docker_host
+from service.sandbox.worker_program import image_folder
+
+LABEL: Final = "ih-grpo.content"
+"""Holds ``content_hash`` of the files that an image was built from."""
+_CERTIFICATES: Final = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+_TAIL: Final = 30
+
+
+def build_image(
+    image: str = DEFAULT_IMAGE,
+    *,
+    base_image: str | None = None,
+    force: bool = False,
+    report: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+) -> bool:
+    """Build ``image`` on the Docker daemon, unless it was built from the same files.
+
+    Args:
+        image: its tag.
+        base_image: replaces the Dockerfile's base: a Debian with Python 3.11 or later.
+        force: build even if the image is up to date.
+        report: called with each step of the build.
+
+    Returns:
+        Whether it was built.
+
+    Raises:
+        SandboxError: Docker does not answer, or the build failed; with the end of its output.
+    """
+    host = default_docker_host()
+    if host.startswith("unix://") and not Path(host.removeprefix("unix://")).is_socket():
+        raise SandboxError(f"no Docker daemon answers at {host}: start it, or set DOCKER_HOST")
+    try:
+        client = docker.APIClient(base_url=host, version="auto", timeout=600)
+    except (DockerException, RequestException) as error:
+        raise SandboxError(f"Docker at {host}: {error}") from None
+    try:
+        folder = image_folder()
+        content = content_hash(folder)
+        if not force and _label(client, image) == content:
+            return False
+        arguments = build_arguments(os.environ)
+        if base_image is not None:
+            arguments["BASE_IMAGE"] = base_image
+        output = client.build(
+            fileobj=_context(folder, _certificate(os.environ)),
+            custom_context=True,
+            tag=image,
+            buildargs=arguments,
+            labels={LABEL: content},
+            network_mode="host",
+            rm=True,
+            decode=True,
+        )
+        _follow(output, report)
+    except (DockerException, RequestException) as error:
+        raise SandboxError(f"Docker at {host}: {error}") from None
+    finally:
+        client.close()
+    return True
+
+
+def content_hash(folder: Path) -> str:
+    """Return the SHA-256 over names, modes and contents of the files in ``folder``.
+
+    Leaves out certificates and Python's caches, which do not change the result of a build.
+    """
+    lines = []
+    for path in sorted(_files(folder), key=lambda path: f"./{path.relative_to(folder)}".encode()):
+        relative = path.relative_to(folder)
+        if relative.parts[0] == "certs":
+            continue
+        mode = "x" if os.access(path, os.X_OK) else "-"
+        lines.append(f"{mode} {hashlib.sha256(path.read_bytes()).hexdigest()} ./{relative}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def build_arguments(env: Mapping[str, str]) -> dict[str, str]:
+    """Return pip's settings that mean something inside a container: addresses, not local folders."""
+    found = {}
+    for name in ("index-url", "extra-index-url", "trusted-host"):
+        variable = f"PIP_{name.replace('-', '_').upper()}"
+        value = env.get(variable) or _pip_setting(name)
+        words = value.split() if name == "trusted-host" else re.findall(r"https?://\S+", value)
+        if words:
+            found[variable] = " ".join(words)
+    return found
+
+
+def _pip_setting(name: str) -> str:
+    command = [sys.executable, "-m", "pip", "config", "get", f"global.{name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+
+
+def _certificate(env: Mapping[str, str]) -> Path | None:
+    """The file of certificates that this machine trusts, if one is named.
+
+    Raises:
+        SandboxError: it can't be read.
+    """
+    for variable in _CERTIFICATES:
+        if value := env.get(variable):
+            if not os.access(value, os.R_OK):
+                raise SandboxError(f"the certificate file {value}, which {variable} names, can't be read")
+            return Path(value)
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    ]
+
+
+def _context(folder: Path, certificate: Path | None) -> io.BytesIO:
+    """The build's context as a tar file in memory."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path in _files(folder):
+            archive.add(path, str(path.relative_to(folder)))
+        if certificate is not None:
+            archive.add(certificate.resolve(), "certs/machine.crt")
+    buffer.seek(0)
+    return buffer
+
+
+def _label(client: docker.APIClient, image: str) -> str | None:
+    try:
+        labels = client.inspect_image(image)["Config"].get("Labels") or {}
+    except ImageNotFound:
+        return None
+    value = labels.get(LABEL)
+    return None if value is None else str(value)
+
+
+def _follow(output: object, report: Callable[[str], None]) -> None:
+    """Report the build's steps.
+
+    Raises:
+        SandboxError: it failed.
+    """
+    tail: deque[str] = deque(maxlen=_TAIL)
+    for event in output:  # type: ignore[attr-defined]
+        for line in str(event.get("stream", "")).splitlines():
+            tail.append(line)
+            if line.startswith("Step "):
+                report(line)
+        if "error" in event:
+            raise SandboxError(
+                "\n".join(tail)
+                + f"\nthe build of the sandbox image failed: {event['error'].strip()}. Check the "
+                "network; a proxy that opens TLS needs its certificate file in SSL_CERT_FILE; if the base "
+                "image can't be pulled, name another one: --base-image"
+            )

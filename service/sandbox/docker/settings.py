@@ -1,0 +1,50 @@
+"""Every choice about Docker containers, in one place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+
+from service.sandbox.settings import PoolSettings
+
+USUAL_SOCKET: Final = Path("/var/run/docker.sock")
+OWN_SOCKET: Final = Path(os.environ.get("IHGRPO_DOCKER_RUN", "/run/ih-grpo"), "docker.sock")
+"""Socket of the daemon that `make serve` starts if no other answers (scripts/ensure-docker)."""
+DEFAULT_IMAGE: Final = "ih-grpo-sandbox:latest"
+
+
+def build_command(image: str) -> str:
+    """Return the shell command that builds ``image``, for messages."""
+    return "ih-grpo sandbox build" + ("" if image == DEFAULT_IMAGE else f" --image {image}")
+
+
+def default_docker_host() -> str:
+    """``DOCKER_HOST``, else Docker's usual socket, or that of our own daemon where only that one is there."""
+    only_own = OWN_SOCKET.is_socket() and not USUAL_SOCKET.is_socket()
+    return os.environ.get("DOCKER_HOST") or f"unix://{OWN_SOCKET if only_own else USUAL_SOCKET}"
+
+
+class DockerSandboxSettings(PoolSettings):
+    """A pool of containers: what ``PoolSettings`` has, and what only Docker knows."""
+
+    docker_host: str = Field(default_factory=default_docker_host, pattern=r"^(unix|tcp)://")
+    """Address of the daemon: ``unix:///path`` or ``tcp://host:port`` without TLS."""
+    image: str = DEFAULT_IMAGE
+    """The sandbox image. It must exist: it is never pulled."""
+    runtime: str | None = None
+    """OCI runtime, by the daemon's name for it; None takes the daemon's default. One that is missing or does
+    not hold is an error; nothing takes its place. ``runsc`` (gVisor) must be registered with
+    ``--oci-seccomp --network=none``, and ``--platform=ptrace`` where it may not use KVM."""
+    instance: str = Field(default_factory=lambda: os.uname().nodename, min_length=1, max_length=128)
+    """Name of this runner. Two runners that live at the same time on one daemon need two names."""
+    daemon_timeout_s: float = Field(default=20.0, gt=0)
+    """How long one request to the daemon may take."""
+    cpus: float = Field(default=1.0, gt=0)
+    """CPU quota of a container, in cores."""
+    max_files: int = Field(default=4096, ge=16)
+    """Files and folders in each of them."""
+    shared_memory_mb: int = Field(default=16, ge=1)
+    """Size of /dev/shm."""

@@ -1,0 +1,1 @@
+"""The runner process, which holds the Docker socket, and its client."""

@@ -1,0 +1,181 @@
+"""A client's end of one connection to the runner."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.runner import protocol as wire
+from service.sandbox.runner.protocol import Address
+
+_HANDSHAKE_TIMEOUT_S = 5.0
+
+R = TypeVar("R", bound=wire.Reply)
+
+
+class UnreachableError(SandboxError):
+    """The runner is away or takes nobody now; another try may help."""
+
+
+class ConnectionLostError(SandboxError):
+    """The connection broke, and the session with it. Whether the last request was done is not known."""
+
+
+class TooBigError(wire.MessageError):
+    """The request is larger than the runner takes; nothing was sent."""
+
+
+class RunnerConnection:
+    """One session in the runner. Requests are answered in order and never sent twice."""
+
+    def __init__(self, websocket: ClientConnection) -> None:
+        self._websocket = websocket
+        self._unanswered = 0
+
+    @classmethod
+    async def open(
+        cls, address: Address, token: str, limits: SessionLimits, *, timeout_s: float
+    ) -> tuple[RunnerConnection, SessionLimits]:
+        """Connect and open a session; gives the limits that the runner grants.
+
+        Tries again for ``timeout_s`` while the runner is away. No code was sent by then, so a new try runs
+        nothing twice.
+
+        Raises:
+            SandboxError: the token is wrong, or the runner stayed away.
+        """
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type((UnreachableError, ConnectionLostError)),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            stop=stop_after_delay(timeout_s),
+            reraise=True,
+        ):
+            with attempt:
+                connection = cls(await _connect(address, token))
+                request = wire.Open(run_limit_s=limits.run_limit_s, eager=limits.eager)
+                opened = await connection.ask(request, wire.Opened, timeout_s=_HANDSHAKE_TIMEOUT_S)
+                return connection, SessionLimits(opened.run_limit_s, opened.eager)
+        raise AssertionError("tenacity either returns or raises")
+
+    async def ask(self, request: wire.Request, expected: type[R], *, timeout_s: float) -> R:
+        """Send one request and wait for its reply.
+
+        Raises:
+            MessageError: the request is too big; nothing was sent.
+            QueueTimeoutError, SandboxError: the runner says so; the connection is still good.
+            ConnectionLostError: it broke, or no reply came in ``timeout_s``; the connection is dropped.
+        """
+        async with self._exchange(timeout_s):
+            await self._send(request)
+            await self._catch_up(1)
+            reply = await self._receive()
+        if isinstance(reply, wire.Failed):
+            raise (QueueTimeoutError if reply.reason == "queue_timeout" else SandboxError)(reply.text)
+        if not isinstance(reply, expected):
+            self.drop()
+            raise ConnectionLostError(f"the runner answered {reply.type} to {request.type}")
+        return reply
+
+    async def tell(self, block: wire.Invoke, *, timeout_s: float) -> None:
+        """Send one more block to a container that is leased, without waiting for the reply.
+
+        Raises:
+            MessageError: the block is too big; nothing was sent.
+            ConnectionLostError: the connection broke, or an earlier block was refused.
+        """
+        async with self._exchange(timeout_s):
+            await self._send(block)
+            await self._catch_up(wire.MAX_AHEAD - 1)
+
+    async def _send(self, request: wire.Request) -> None:
+        frame = wire.encode(request)
+        if len(frame.encode()) > wire.MAX_REQUEST_BYTES:
+            raise TooBigError(f"the block is too big: the sandbox takes {wire.MAX_REQUEST_BYTES} bytes")
+        await self._websocket.send(frame)
+        self._unanswered += 1
+
+    async def _receive(self) -> wire.Reply:
+        reply = wire.decode_reply(await self._websocket.recv())
+        self._unanswered -= 1
+        return reply
+
+    async def _catch_up(self, unanswered: int) -> None:
+        """Take the replies to blocks until at most ``unanswered`` requests wait for theirs."""
+        while self._unanswered > unanswered:
+            reply = await self._receive()
+            if not isinstance(reply, wire.Invoked):
+                text = reply.text if isinstance(reply, wire.Failed) else reply.type
+                raise ConnectionLostError(f"a block was refused: {text}")
+
+    @contextlib.asynccontextmanager
+    async def _exchange(self, timeout_s: float) -> AsyncGenerator[None]:
+        """Drops the connection when it is left early: a late reply would be taken for another request's."""
+        keep = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+            keep = True
+        except TooBigError:
+            keep = True
+            raise
+        except ConnectionClosed as error:
+            raise ConnectionLostError(f"the connection to the sandbox broke: {_why(error)}") from None
+        except TimeoutError:
+            raise ConnectionLostError(f"the sandbox gave no answer in {timeout_s:g} s") from None
+        except wire.MessageError as error:
+            raise ConnectionLostError(f"the runner's reply is malformed: {error}") from None
+        finally:
+            if not keep:
+                self.drop()
+
+    def drop(self) -> None:
+        """Break the connection at once; the runner then kills what runs."""
+        self._websocket.transport.abort()
+
+    async def close(self, *, timeout_s: float) -> None:
+        """End the session and wait until its container is given up; never raises."""
+        try:
+            with contextlib.suppress(ConnectionClosed, TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._websocket.send(wire.encode(wire.Close()))
+                    await self._websocket.wait_closed()
+        finally:
+            self.drop()
+
+
+async def _connect(address: Address, token: str) -> ClientConnection:
+    uri = f"ws://{address.authority}{wire.SESSION_PATH}"
+    options: dict[str, Any] = {
+        "additional_headers": {"Authorization": f"Bearer {token}"},
+        "compression": None,
+        "max_size": wire.MAX_REPLY_BYTES,
+        "open_timeout": _HANDSHAKE_TIMEOUT_S,
+        "user_agent_header": None,
+    }
+    try:
+        if address.path is not None:
+            return await unix_connect(str(address.path), uri, **options)
+        return await connect(uri, proxy=None, **options)
+    except InvalidStatus as error:
+        status = error.response.status_code
+        if status == 503:
+            raise UnreachableError(f"the runner at {address} takes no more connections now") from None
+        hint = "check that both have the same token" if status in (401, 403) else "is it a runner?"
+        raise SandboxError(f"the runner at {address} refused with status {status}; {hint}") from None
+    except (OSError, InvalidHandshake) as error:
+        raise UnreachableError(
+            f"no runner answers at {address}: {str(error) or type(error).__name__}"
+        ) from None
+
+
+def _why(error: ConnectionClosed) -> str:
+    if error.rcvd is not None and error.rcvd.reason:
+        return error.rcvd.reason
+    return "the runner is gone" if error.rcvd is None else f"code {error.rcvd.code}"

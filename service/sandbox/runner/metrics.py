@@ -1,0 +1,82 @@
+"""What the runner counts, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Protocol, runtime_checkable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from service.sandbox.base import Sandbox
+from service.sandbox.pool import PoolStats
+from service.sandbox.runner.admission import Admission
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_PRESENT = {"idle", "leased", "starting", "waiting"}
+
+
+@runtime_checkable
+class _Pooled(Protocol):
+    def stats(self) -> PoolStats: ...
+
+
+class RunnerMetrics:
+    """One registry per runner, so that two in one process don't mix.
+
+    Args:
+        admission: its places and its queue are read at each scrape.
+        connections: how many clients are connected.
+        sandbox: if it keeps a pool (has ``stats()``), its numbers become ``ihgrpo_pool_<name>``.
+    """
+
+    def __init__(self, admission: Admission, connections: Callable[[], int], sandbox: Sandbox) -> None:
+        registry = CollectorRegistry()
+        self._registry = registry
+        self.flushes = Counter("ihgrpo_runner_flushes", "Flushes by status.", ["status"], registry=registry)
+        self.refused = Counter(
+            "ihgrpo_runner_refused", "Requests refused, by reason.", ["reason"], registry=registry
+        )
+        self.admission_seconds = Histogram(
+            "ihgrpo_runner_admission_seconds", "Wait for a place.", buckets=_SECONDS, registry=registry
+        )
+        self.waited_seconds = Histogram(
+            "ihgrpo_runner_flush_waited_seconds", "Wait at a flush.", buckets=_SECONDS, registry=registry
+        )
+        self.wall_seconds = Histogram(
+            "ihgrpo_runner_flush_wall_seconds", "Run time of a flush.", buckets=_SECONDS, registry=registry
+        )
+        for name, text, read in (
+            ("connections", "Open connections.", connections),
+            ("sessions", "Sessions that hold a place.", lambda: admission.active),
+            ("waiting", "Sessions that wait for a place.", lambda: admission.waiting),
+        ):
+            Gauge(f"ihgrpo_runner_{name}", text, registry=registry).set_function(read)
+        if isinstance(sandbox, _Pooled):
+            registry.register(_PoolCollector(sandbox.stats))
+        ProcessCollector(registry=registry)
+
+    def render(self) -> bytes:
+        """The text format of Prometheus."""
+        return generate_latest(self._registry)
+
+
+class _PoolCollector(Collector):
+    """The pool's own numbers, read at each scrape."""
+
+    def __init__(self, stats: Callable[[], PoolStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = asdict(self._stats())
+        kills = CounterMetricFamily(
+            "ihgrpo_pool_kills", "Workers or scripts killed, by reason.", labels=["reason"]
+        )
+        for reason, count in stats.pop("kills").items():
+            kills.add_metric([reason], count)
+        yield kills
+        for name, value in stats.items():
+            family = GaugeMetricFamily if name in _PRESENT else CounterMetricFamily
+            yield family(f"ihgrpo_pool_{name}", f"Pool: {name.replace('_', ' ')}.", value=value)

@@ -1,0 +1,176 @@
+"""The runner: the one process that holds the Docker socket.
+
+It serves a ``Sandbox`` to the API and to the trainer, who can ask for nothing but code to be run in limits.
+
+    GET  /health    alive; no token
+    GET  /ready     200 or 503
+    GET  /metrics   Prometheus
+    WS   /session   one connection is one session, see ``wire``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import structlog
+import uvicorn
+import uvloop
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.websockets import WebSocket
+
+from service.sandbox.base import Sandbox, SandboxError
+from service.sandbox.runner import protocol as wire
+from service.sandbox.runner.admission import Admission
+from service.sandbox.runner.lease import Lease
+from service.sandbox.runner.metrics import RunnerMetrics
+from service.sandbox.runner.protocol import Address
+from service.sandbox.runner.settings import RunnerSettings
+
+_log = structlog.get_logger(__name__)
+_READY_TIMEOUT_S = 2.0
+_CLOSE_TIMEOUT_S = 10
+
+
+class Runner:
+    """The leases in force, and who may have one."""
+
+    def __init__(self, sandbox: Sandbox, settings: RunnerSettings) -> None:
+        self.sandbox = sandbox
+        self.settings = settings
+        self.admission = Admission(
+            settings.max_sessions, max_waiting=settings.max_waiting, timeout_s=settings.queue_timeout_s
+        )
+        self.metrics = RunnerMetrics(self.admission, lambda: len(self._leases), sandbox)
+        self._leases: set[Lease] = set()
+        self._empty = asyncio.Event()
+        self._draining = False
+
+    async def ready(self) -> bool:
+        """Whether a new session would get a container: not draining, and the sandbox says so in time."""
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                return not self._draining and await self.sandbox.ready()
+        except (SandboxError, TimeoutError, OSError):
+            return False
+
+    async def connect(self, websocket: WebSocket) -> None:
+        """Serve one connection to its end, or refuse it with 401 or 503."""
+        if not self.settings.admits(websocket.headers.get("authorization")):
+            await websocket.send_denial_response(Response("wrong or missing token", 401))
+        elif self._draining or len(self._leases) >= self.settings.max_connections:
+            await websocket.send_denial_response(Response("no more connections now", 503))
+        else:
+            lease = Lease(websocket, self.sandbox, self.admission, self.metrics, self.settings)
+            self._leases.add(lease)
+            try:
+                await websocket.accept()
+                await lease.serve()
+            finally:
+                self._leases.discard(lease)
+                if self._draining and not self._leases:
+                    self._empty.set()
+
+    async def drain(self) -> None:
+        """Let nobody in any more, and give those inside ``drain_s`` to end."""
+        self._draining = True
+        self.admission.close()
+        if not self._leases:
+            return
+        _log.info("runner_draining", sessions=self.admission.active)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_s):
+                await self._empty.wait()
+
+
+def create_runner_app(sandbox: Sandbox, settings: RunnerSettings) -> FastAPI:
+    """The routes, over a sandbox that somebody else starts and stops. ``app.state.runner`` is the Runner."""
+    runner = Runner(sandbox, settings)
+
+    def authorized(request: Request) -> None:
+        if not settings.admits(request.headers.get("authorization")):
+            raise HTTPException(401, "wrong or missing token", {"WWW-Authenticate": "Bearer"})
+
+    app = FastAPI(title="ih-grpo runner", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.runner = runner
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", dependencies=[Depends(authorized)])
+    async def ready() -> JSONResponse:
+        is_ready = await runner.ready()
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+    @app.get("/metrics", dependencies=[Depends(authorized)])
+    async def metrics() -> Response:
+        return Response(runner.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    app.add_api_websocket_route(wire.SESSION_PATH, runner.connect)
+    return app
+
+
+class RunnerServer(uvicorn.Server):
+    """Uvicorn that starts the sandbox first and stops it last, and drains before it closes connections.
+
+    A second SIGINT ends the drain.
+    """
+
+    def __init__(self, sandbox: Sandbox, settings: RunnerSettings) -> None:
+        app = create_runner_app(sandbox, settings)
+        self._runner: Runner = app.state.runner
+        super().__init__(
+            uvicorn.Config(
+                app,
+                ws="websockets-sansio",
+                ws_max_size=wire.MAX_REQUEST_BYTES,
+                ws_per_message_deflate=False,
+                ws_ping_interval=settings.ping_interval_s,
+                ws_ping_timeout=settings.ping_interval_s,
+                lifespan="off",
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the sandbox, then answer; raises SandboxError when it does not start."""
+        await self._runner.sandbox.start()
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the sessions end, then close what is left."""
+        drain = asyncio.create_task(self._runner.drain())
+        while not drain.done() and not self.force_exit:
+            await asyncio.wait({drain}, timeout=0.1)
+        drain.cancel()
+        address = Address.parse(self._runner.settings.bind)
+        if address.path is not None:
+            address.path.unlink(missing_ok=True)  # here: uvicorn raises the signal again when it has closed
+        await super().shutdown(sockets)
+        await self._runner.sandbox.stop()
+
+
+async def serve(sandbox: Sandbox, settings: RunnerSettings) -> None:
+    """Serve until SIGTERM or SIGINT; see ``serve_runner``."""
+    listener = Address.parse(settings.bind).listen(settings.socket_mode)
+    with listener:
+        _log.info("runner_starting", address=settings.bind, max_sessions=settings.max_sessions)
+        await RunnerServer(sandbox, settings).serve(sockets=[listener])
+
+
+def serve_runner(settings: RunnerSettings, sandbox: Sandbox) -> None:
+    """Run the runner in this process until SIGTERM or SIGINT.
+
+    The sandbox is warmed and its isolation proven before the first request is served.
+
+    Raises:
+        OSError: the address is in use or not allowed.
+        SandboxError: the sandbox did not start, or does not hold.
+    """
+    uvloop.run(serve(sandbox, settings))

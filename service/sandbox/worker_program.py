@@ -1,0 +1,126 @@
+"""The worker program that every backend runs: where it lies, and what it is told.
+
+Compile the sandbox's seccomp profile to a BPF program, for bubblewrap (Docker compiles it itself).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from service.sandbox.base import SandboxError
+from service.sandbox.settings import PoolSettings
+
+_IMPORTS_MB = 384
+"""Address space that Python, numpy and sympy take before any code runs."""
+_FIRST_UID, _LAST_UID = 200_000, 2_000_000_000
+
+
+def image_folder() -> Path:
+    """The folder of the sandbox image: inside ``service`` once installed, beside it in a checkout."""
+    installed = Path(__file__).parent / "image"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "sandbox_image"
+
+
+def worker_config(settings: PoolSettings, uid: int) -> dict[str, Any]:
+    """The argument of the worker program."""
+    return {
+        "uid": uid,
+        "home": "/sandbox",
+        "writable": ["/tmp", "/sandbox", "/dev/shm"],  # noqa: S108  inside the container
+        "output_bytes": settings.output_bytes,
+        "output_limit_bytes": settings.output_limit_mb << 20,
+        "file_bytes": settings.disk_mb << 20,
+        "open_files": settings.open_files,
+        "max_lifetime_s": settings.max_lifetime_s,
+    }
+
+
+def address_space_bytes(settings: PoolSettings) -> int:
+    """RLIMIT_AS for code where no cgroup bounds its memory alone: ``memory_mb`` beside what is imported."""
+    return (settings.memory_mb + _IMPORTS_MB) << 20
+
+
+def fresh_uid() -> int:
+    """An even uid of its own for each sandbox: the kernel counts some limits by uid, across sandboxes."""
+    return _FIRST_UID + 2 * secrets.randbelow((_LAST_UID - _FIRST_UID) // 2)
+
+
+_ALLOW = 0x7FFF0000
+_ERRNO = 0x00050000
+_OPERATORS = {"SCMP_CMP_EQ": 4, "SCMP_CMP_MASKED_EQ": 7}
+_UNKNOWN_SYSCALL = -1
+
+
+class _Comparison(ctypes.Structure):
+    _fields_ = (
+        ("arg", ctypes.c_uint),
+        ("op", ctypes.c_int),
+        ("datum_a", ctypes.c_uint64),
+        ("datum_b", ctypes.c_uint64),
+    )
+
+
+def compile_profile(profile: Path) -> int:
+    """Descriptor of an unnamed file that holds the program; the caller closes it.
+
+    Raises:
+        SandboxError: libseccomp is not installed, or refuses the profile.
+    """
+    library = _libseccomp()
+    rules: dict[str, Any] = json.loads(profile.read_text())
+    context = library.seccomp_init(_ERRNO | rules["defaultErrnoRet"])
+    program = os.memfd_create("seccomp")
+    try:
+        for rule in rules["syscalls"]:
+            _add(library, context, rule)
+        if library.seccomp_export_bpf(context, program):
+            raise SandboxError("libseccomp could not compile the sandbox's seccomp profile")
+    except BaseException:
+        os.close(program)
+        raise
+    finally:
+        library.seccomp_release(context)
+    os.lseek(program, 0, os.SEEK_SET)
+    return program
+
+
+def _add(library: ctypes.CDLL, context: int, rule: dict[str, Any]) -> None:
+    action = _ALLOW if rule["action"] == "SCMP_ACT_ALLOW" else _ERRNO | rule["errnoRet"]
+    arguments = rule.get("args", [])
+    comparisons = (_Comparison * len(arguments))(
+        *(_Comparison(a["index"], _OPERATORS[a["op"]], a["value"], a.get("valueTwo", 0)) for a in arguments)
+    )
+    for name in rule["names"]:
+        number = library.seccomp_syscall_resolve_name(name.encode())
+        if number == _UNKNOWN_SYSCALL:
+            continue  # newer than this libseccomp, or of another architecture: stays refused
+        if library.seccomp_rule_add_array(context, action, number, len(arguments), comparisons):
+            raise SandboxError(f"libseccomp refuses the rule for {name}")
+
+
+def _libseccomp() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError as error:
+        raise SandboxError(
+            "libseccomp is missing; install it (Debian: libseccomp2). Without a filter of system calls "
+            "the process sandbox is not used."
+        ) from error
+    library.seccomp_init.restype = ctypes.c_void_p
+    library.seccomp_init.argtypes = [ctypes.c_uint32]
+    library.seccomp_release.argtypes = [ctypes.c_void_p]
+    library.seccomp_release.restype = None
+    library.seccomp_export_bpf.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    library.seccomp_rule_add_array.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.c_void_p,
+    ]
+    return library

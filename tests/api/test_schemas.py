@@ -1,0 +1,63 @@
+"""What is published as a schema is what is sent and saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from service.api.output import executed_tool, waiting_tool
+from service.api.schemas import SCHEMAS, FinishedTool, WaitingTool, deferral, executed_tools
+from service.deferral.policy import FILE_NAME, DeferralPolicy
+from service.engines.checkpoint import quickstart
+from service.episode.events import ExecutedTool, InvokedBlock
+
+BLOCK = InvokedBlock("print(1)", 7, 1.5)
+
+
+def tool(**changes: Any) -> ExecutedTool:
+    given: dict[str, Any] = {
+        "id": "exec_1", "blocks": (BLOCK,), "delayed": 1, "output": "1", "status": "ok", "started_at": 1.6,
+        "finished_at": 1.7, "flushed_at": 1.65, "wall_ms": 100.0, "waited_ms": 50.0, "runs": ((1.6, 1.7),),
+    }  # fmt: skip
+    return ExecutedTool(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        executed_tool(tool(), 0),
+        executed_tool(tool(status="sandbox_error", started_at=None, finished_at=None, runs=()), 3),
+        waiting_tool("exec_1", 0, [BLOCK], "pending"),
+        waiting_tool("exec_1", 0, [], "running"),
+    ],
+)
+def test_what_is_sent_is_of_the_published_form(sent: dict[str, Any]) -> None:
+    jsonschema_rs.validate(executed_tools(), sent)
+
+
+def test_no_field_is_sent_that_is_not_published() -> None:
+    assert executed_tool(tool(), 0).keys() == FinishedTool.model_fields.keys()
+    assert waiting_tool("x", 0, [BLOCK], "pending").keys() == WaitingTool.model_fields.keys()
+
+
+def test_another_status_is_not_of_that_form() -> None:
+    with pytest.raises(jsonschema_rs.ValidationError):
+        jsonschema_rs.validate(executed_tools(), waiting_tool("x", 0, [BLOCK], "done"))
+
+
+def test_a_saved_policy_is_of_the_published_form(tmp_path: Path) -> None:
+    DeferralPolicy().save(tmp_path)
+    for folder in (tmp_path, quickstart()):
+        policy = DeferralPolicy.load(folder)
+        jsonschema_rs.validate(deferral(), policy.model_dump(mode="json"))
+    jsonschema_rs.validate(deferral(), json.loads((tmp_path / FILE_NAME).read_text()))
+
+
+def test_schemas_are_schemas_and_carry_their_version() -> None:
+    for name, make in SCHEMAS.items():
+        jsonschema_rs.meta.validate(make())
+        assert make()["$id"] == f"urn:ih-grpo:{name.removesuffix('.json').replace('-', ':')}"

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from service.api.tools.definitions import Function, Functions
+
+CITY = {
+    "$defs": {"Unit": {"enum": ["C", "F"]}},
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "unit": {"$ref": "#/$defs/Unit"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+def test_a_call_is_checked_against_the_schema() -> None:
+    functions = Functions([Function(name="weather", parameters=CITY), Function(name="now")])
+    assert functions.check("weather", None) is None
+    assert functions.check("weather", {"city": "Ulm", "unit": "C"}) is None
+    assert functions.check("now", {}) is None
+    for name, arguments, word in [
+        ("weather", {}, "required"),
+        ("weather", {"city": 1}, "string"),
+        ("weather", {"city": "Ulm", "unit": "K"}, "unit"),
+        ("weather", {"city": "Ulm", "x": 1}, "x"),
+        ("now", {"x": 1}, "more than 0"),
+    ]:
+        complaint = functions.check(name, arguments)
+        assert complaint is not None
+        assert word in complaint
+    assert "no function" in str(functions.check("other", None))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "strng"},
+        {"properties": 1},
+        {"$ref": "http://127.0.0.1:1/schema.json"},
+        {"$ref": "file:///etc/passwd"},
+        {"properties": {"a": {"pattern": "("}}},
+    ],
+)
+def test_a_schema_that_cannot_be_used_is_refused_and_nothing_is_fetched(
+    parameters: dict[str, object],
+) -> None:
+    with pytest.raises(ValidationError, match="'parameters' is not a usable JSON schema"):
+        Function(name="f", parameters=parameters)
+
+
+def test_a_pattern_cannot_run_away() -> None:
+    function = Function(
+        name="f", parameters={"properties": {"a": {"type": "string", "pattern": "^(a|a)*\\1$"}}}
+    )
+    assert function.complaint({"a": "a" * 5000 + "b"}) is not None

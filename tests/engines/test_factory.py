@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from service.engines import factory as engine_choice
+from service.engines.factory import engine_kind, make_engine
+from service.engines.remote import RemoteEngine
+from service.engines.transformers.engine import TransformersEngine
+from service.engines.vllm.engine import VLLMEngine
+from service.server.settings import Settings
+
+URL = ("http://gpu:8000",)
+
+
+@pytest.fixture(params=[False, True])
+def has_vllm(request: pytest.FixtureRequest) -> Iterator[bool]:
+    with patch.object(engine_choice, "find_spec", lambda _name: request.param or None):
+        yield request.param
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_auto(has_vllm: bool, has_gpu: bool) -> None:
+    with patch("torch.cuda.is_available", lambda: has_gpu):
+        assert engine_kind(Settings()) == ("vllm" if has_vllm and has_gpu else "transformers")
+        assert engine_kind(Settings(device="cpu")) == "transformers"
+        assert engine_kind(Settings(engine_url=URL)) == "remote"
+        assert engine_kind(Settings(vllm_args={"seed": 1})) == "vllm"
+        assert engine_kind(Settings(lora={"poet": Path("p")})) == engine_kind(Settings())
+        assert engine_kind(Settings(engine="transformers")) == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"engine": "transformers"}, TransformersEngine),
+        ({"engine": "vllm"}, VLLMEngine),
+        ({"engine": "remote", "engine_url": URL}, RemoteEngine),
+    ],
+)
+def test_every_engine_goes_by_the_same_name(
+    tiny_checkpoint: Path, options: dict[str, object], kind: type
+) -> None:
+    settings = Settings(model=str(tiny_checkpoint), max_context=100, **options)  # type: ignore[arg-type]
+    engine = make_engine(settings, tiny_checkpoint)
+    assert isinstance(engine, kind)
+    assert (engine.model_name, engine.context_length, engine.healthy) == (tiny_checkpoint.name, 100, False)
+    named = settings.model_copy(update={"served_model_name": "mine"})
+    assert make_engine(named, tiny_checkpoint).model_name == "mine"
+
+
+def test_lora_reaches_the_embedded_engine(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = Settings(model=str(tiny_checkpoint), engine="transformers", lora={"poet": tmp_path})
+    assert make_engine(settings, tiny_checkpoint).adapters == ("poet",)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from service.engines.base import Sampling
+from service.engines.token_stream import DetokenizerFactory
+from service.engines.transformers.sampling import Draw
+from service.engines.transformers.scheduler import Request, Scheduler
+from tests.support.tiny_qwen3 import make_tokenizer
+
+FACTORY = DetokenizerFactory(make_tokenizer().backend_tokenizer)
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def request(loop: asyncio.AbstractEventLoop, length: int, first: int = 0, **sampling: object) -> Request:
+    return Request(
+        tokens=[first, *range(1, length)],
+        sampling=Sampling(**sampling),  # type: ignore[arg-type]
+        stop_token_ids=frozenset({99}),
+        context_length=100,
+        detokenizer=FACTORY(),
+        loop=loop,
+    )
+
+
+def step(scheduler: Scheduler) -> list[tuple[int, int, int]]:
+    """Plan, pretend to compute, draw token 7 where one is due. Returns (first id, start, stop) of each."""
+    plan = scheduler.plan()
+    ran = [(work.request.tokens[0], work.start, work.stop) for work in plan]
+    for work in plan:
+        work.slot.length = work.stop
+        if work.samples:
+            work.request.accept(Draw(7, -1.0))
+    return ran
+
+
+def test_prompts_are_read_in_chunks_beside_the_streams(loop: asyncio.AbstractEventLoop) -> None:
+    scheduler = Scheduler(max_slots=3, prefill_chunk=4)
+    scheduler.waiting.extend([request(loop, 2, 10), request(loop, 7, 20), request(loop, 3, 30)])
+    list(scheduler.admit())
+    assert step(scheduler) == [(10, 0, 2), (20, 0, 2)]
+    assert step(scheduler) == [(10, 2, 3), (20, 2, 6)]
+    assert step(scheduler) == [(10, 3, 4), (20, 6, 7), (30, 0, 3)]
+    assert step(scheduler) == [(10, 4, 5), (20, 7, 8), (30, 3, 4)]
+
+
+def test_admission_is_first_come_first_served_and_bound_by_the_slots(loop: asyncio.AbstractEventLoop) -> None:
+    scheduler = Scheduler(max_slots=2, prefill_chunk=100)
+    requests = [request(loop, 3, 10 * n) for n in range(4)]
+    scheduler.waiting.extend(requests)
+    assert [r for r, _ in scheduler.admit()] == requests[:2]
+    scheduler.finish(requests[1])
+    assert [r for r, _ in scheduler.admit()] == requests[2:3]
+    assert list(scheduler.waiting) == requests[3:]
+
+
+def test_cancelled_requests_leave_wherever_they_are(loop: asyncio.AbstractEventLoop) -> None:
+    scheduler = Scheduler(max_slots=2, prefill_chunk=100)
+    requests = [request(loop, 3, 10 * n) for n in range(4)]
+    scheduler.waiting.extend(requests)
+    list(scheduler.admit())
+    requests[0].cancelled = requests[2].cancelled = True
+    scheduler.drop_cancelled()
+    assert scheduler.running == requests[1:2]
+    assert [r for r, _ in scheduler.admit()] == requests[3:]
+
+
+def test_draining_takes_everyone_out(loop: asyncio.AbstractEventLoop) -> None:
+    scheduler = Scheduler(max_slots=1, prefill_chunk=100)
+    requests = [request(loop, 3, 10 * n) for n in range(3)]
+    scheduler.waiting.extend(requests)
+    list(scheduler.admit())
+    assert scheduler.drain() == requests
+    assert not scheduler.busy
+    assert not any(slot.busy for slot in scheduler.pool.slots)
+
+
+@pytest.mark.parametrize(
+    ("length", "token", "max_tokens", "reason"),
+    [(3, 7, 5, None), (3, 99, 5, "stop"), (3, 7, 1, "length"), (3, 99, 1, "stop"), (99, 7, 5, "length")],
+)
+def test_why_a_request_ends(
+    loop: asyncio.AbstractEventLoop, length: int, token: int, max_tokens: int, reason: str | None
+) -> None:
+    assert request(loop, length, max_tokens=max_tokens).accept(Draw(token, -1.0)).finish_reason == reason
+
+
+def test_random_numbers_depend_on_seed_and_prompt_length_alone(loop: asyncio.AbstractEventLoop) -> None:
+    def numbers(length: int, seed: int | None) -> list[float]:
+        r = request(loop, length, seed=seed)
+        return [r.uniform() for _ in range(3)]
+
+    assert numbers(3, 1) == numbers(3, 1)
+    assert len({tuple(numbers(*case)) for case in [(3, 1), (3, 2), (4, 1), (3, None), (3, None)]}) == 5

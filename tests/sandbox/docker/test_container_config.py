@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from service.sandbox.docker.container_config import create_arguments, seccomp_profile
+from service.sandbox.docker.settings import DockerSandboxSettings
+from service.sandbox.worker_program import fresh_uid
+
+ARGUMENTS = create_arguments(DockerSandboxSettings(), "name", {"label": "value"})
+
+
+def test_every_wall_is_there() -> None:
+    host = ARGUMENTS["HostConfig"]
+    assert host["NetworkMode"] == "none"
+    assert host["ReadonlyRootfs"] is True
+    assert host["Memory"] == host["MemorySwap"] == 512 << 20
+    assert host["PidsLimit"] == 64
+    assert host["CapDrop"] == ["ALL"]
+    assert sorted(host["CapAdd"]) == ["KILL", "SETGID", "SETUID"]
+    assert not host["Privileged"]
+    assert not host["Binds"]
+    assert not host["Devices"]
+    assert "no-new-privileges" in host["SecurityOpt"]
+    assert {"Name": "core", "Soft": 0, "Hard": 0} in host["Ulimits"]
+    assert all("size=" in options and "nosuid" in options for options in host["Tmpfs"].values())
+    assert host["AutoRemove"]
+    assert ARGUMENTS["StdinOnce"]
+
+
+def test_gvisor_gets_room_of_its_own_and_code_limits_of_its_own() -> None:
+    made = create_arguments(DockerSandboxSettings(runtime="runsc"), "name", {})
+    config = json.loads(made["Cmd"][0])
+    assert made["HostConfig"]["Runtime"] == "runsc"
+    assert made["HostConfig"]["PidsLimit"] > 64 == config["processes"]
+    assert made["HostConfig"]["Memory"] > config["address_space_bytes"] > 512 << 20
+    assert "Runtime" not in ARGUMENTS["HostConfig"]
+    assert "processes" not in json.loads(ARGUMENTS["Cmd"][0])
+
+
+def test_the_worker_is_told_where_it_can_write() -> None:
+    config = json.loads(ARGUMENTS["Cmd"][0])
+    assert set(config["writable"]) == set(ARGUMENTS["HostConfig"]["Tmpfs"])
+
+
+def test_our_own_seccomp_profile_is_used() -> None:
+    (profile,) = (
+        option for option in ARGUMENTS["HostConfig"]["SecurityOpt"] if option.startswith("seccomp=")
+    )
+    rules = json.loads(profile.removeprefix("seccomp="))
+    assert rules["defaultAction"] == "SCMP_ACT_ERRNO"
+    allowed = {
+        name for rule in rules["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]
+    }
+    refused = (
+        "ptrace process_vm_readv io_uring_setup bpf perf_event_open userfaultfd keyctl add_key mount unshare"
+    )
+    refused += " setns pivot_root chroot kexec_load init_module open_by_handle_at shmget vmsplice clone3"
+    assert not allowed & set(refused.split())
+
+
+def test_gvisor_alone_decides_on_clone3() -> None:
+    def answers(runtime: str | None) -> list[tuple[str, int | None]]:
+        rules = json.loads(seccomp_profile(runtime))["syscalls"]
+        return [(rule["action"], rule.get("errnoRet")) for rule in rules if "clone3" in rule["names"]]
+
+    assert answers(None) == [("SCMP_ACT_ERRNO", errno.ENOSYS)]
+    assert answers("runsc") == [("SCMP_ACT_ALLOW", None)]
+
+
+def test_each_container_has_a_uid_of_its_own() -> None:
+    uids = {fresh_uid() for _ in range(100)}
+    assert len(uids) > 90
+    assert all(uid >= 200_000 and uid % 2 == 0 for uid in uids)
+
+
+def test_a_pool_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValidationError, match="raise max_containers or lower pool_size"):
+        DockerSandboxSettings(pool_size=5, max_containers=4)
+
+
+@pytest.mark.parametrize("host", ["ssh://there", "/var/run/docker.sock", ""])
+def test_only_addresses_that_work_are_taken(host: str) -> None:
+    with pytest.raises(ValidationError, match="docker_host"):
+        DockerSandboxSettings(docker_host=host)

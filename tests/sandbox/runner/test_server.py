@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import ClientConnection, unix_connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from service.sandbox.base import SandboxError, SessionLimits
+from service.sandbox.runner import protocol as wire
+from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
+from service.sandbox.runner.server import serve
+from service.sandbox.runner.settings import RunnerSettings
+from tests.sandbox.conftest import Served, ServeFake, process
+from tests.support.fake_sandbox import TOKEN, FakeSandbox
+from tests.support.until import until
+
+BEARER = {"Authorization": f"Bearer {TOKEN.get_secret_value()}"}
+OPEN = '{"type": "open", "run_limit_s": 3.0, "eager": true}'
+
+
+def http(runner: Served) -> httpx.AsyncClient:
+    path = runner.settings.bind.removeprefix("unix:")
+    return httpx.AsyncClient(base_url="http://runner", transport=httpx.AsyncHTTPTransport(uds=path))
+
+
+def dial(runner: Served, headers: dict[str, str] = BEARER) -> unix_connect:
+    path = runner.settings.bind.removeprefix("unix:")
+    return unix_connect(path, f"ws://runner{wire.SESSION_PATH}", additional_headers=headers, max_size=None)
+
+
+async def say(socket: ClientConnection, *frames: str | bytes) -> dict[str, Any]:
+    """Send ``frames``; the reply to the last."""
+    reply: str | bytes = ""
+    for frame in frames:
+        await socket.send(frame)
+        reply = await socket.recv()
+    return dict(json.loads(reply))
+
+
+async def test_only_health_is_open_to_all(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, http(runner) as client:
+        assert (await client.get("/health")).json() == {"status": "ok"}
+        for path in ("/ready", "/metrics"):
+            assert (await client.get(path)).status_code == 401
+            assert (await client.get(path, headers={"Authorization": "Bearer wrong"})).status_code == 401
+            assert (await client.get(path, headers=BEARER)).status_code == 200
+        for path in ("/docs", "/openapi.json", "/containers/json"):
+            assert (await client.get(path, headers=BEARER)).status_code == 404
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            with pytest.raises(InvalidStatus) as refused:
+                await dial(runner, headers)
+            assert refused.value.response.status_code == 401
+        assert runner.sandbox.sessions == []
+
+
+async def test_ready_is_what_the_sandbox_says(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, http(runner) as client:
+        assert (await client.get("/ready", headers=BEARER)).json() == {"ready": True}
+        runner.sandbox.is_ready = False
+        answer = await client.get("/ready", headers=BEARER)
+        assert (answer.status_code, answer.json()) == (503, {"ready": False})
+
+
+async def test_metrics_count_and_never_hold_code(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, http(runner) as client:
+        session = runner.client.session(SessionLimits())
+        await session.invoke("print secret")
+        await session.flush()
+        text = (await client.get("/metrics", headers=BEARER)).text
+        assert 'ihgrpo_runner_flushes_total{status="ok"} 1.0' in text
+        assert "ihgrpo_runner_sessions 1.0" in text
+        assert "ihgrpo_pool_leased 1.0" in text
+        assert "ihgrpo_pool_started_total 1.0" in text
+        assert 'ihgrpo_pool_kills_total{reason="timeout"} 3.0' in text
+        assert "secret" not in text
+
+
+async def test_limits_are_clipped_to_the_ceiling(serve_fake: ServeFake) -> None:
+    async with serve_fake(max_run_limit_s=5.0) as runner:
+        for asked, granted in ((3600.0, 5.0), (2.0, 2.0)):
+            async with dial(runner) as socket:
+                reply = await say(socket, json.dumps({"type": "open", "run_limit_s": asked, "eager": False}))
+                assert reply == {"type": "opened", "run_limit_s": granted, "eager": False}
+            assert runner.sandbox.sessions[-1].limits == SessionLimits(granted, eager=False)
+
+
+BROKEN = {
+    "not json": ("{", "Invalid JSON"),
+    "binary": (b'{"type": "flush"}', "JSON text"),
+    "no open": ('{"type": "flush"}', "first message"),
+    "foreign field": (OPEN.replace("}", ', "image": "x"}'), "image"),
+    "foreign verb": ('{"type": "exec"}', "type"),
+}
+
+
+@pytest.mark.parametrize(("frame", "why"), BROKEN.values(), ids=BROKEN)
+async def test_who_breaks_the_protocol_is_cut_off(
+    serve_fake: ServeFake, frame: str | bytes, why: str
+) -> None:
+    async with serve_fake() as runner:
+        async with dial(runner) as socket:
+            await socket.send(frame)
+            with pytest.raises(ConnectionClosed) as closed:
+                await socket.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == wire.CLOSE_VIOLATION
+            assert why in closed.value.rcvd.reason
+        async with dial(runner) as socket:
+            await say(socket, OPEN, '{"type": "invoke", "code": "print 1"}')
+            await socket.send(frame if frame != BROKEN["no open"][0] else OPEN)
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+        await until(lambda: all(session.closed for session in runner.sandbox.sessions))
+        assert runner.sandbox.active == set()
+
+
+async def test_a_frame_over_the_cap_is_not_even_read(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, dial(runner) as socket:
+        await say(socket, OPEN)
+        frame = json.dumps({"type": "invoke", "code": "x" * wire.MAX_REQUEST_BYTES})
+        with pytest.raises(ConnectionClosed) as closed:
+            await say(socket, frame)
+        assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
+        await until(lambda: runner.sandbox.sessions[0].closed)
+
+
+async def test_a_flood_of_requests_is_cut_off(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, dial(runner) as socket:
+        await say(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
+        for _ in range(wire.MAX_AHEAD + 3):
+            await socket.send('{"type": "flush"}')
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == wire.CLOSE_VIOLATION
+        await until(lambda: runner.sandbox.active == set())
+
+
+async def test_a_client_that_vanishes_mid_call_leaves_nothing_behind(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner:
+        socket = await dial(runner)
+        await say(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
+        await socket.send('{"type": "flush"}')
+        await until(lambda: runner.sandbox.ran == ["sleep 60"])
+        socket.transport.abort()
+        await until(lambda: runner.sandbox.sessions[0].closed)
+        assert runner.sandbox.active == set()
+        assert runner.server._runner.admission.active == 0
+
+
+async def test_close_is_answered_when_the_container_is_gone(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, dial(runner) as socket:
+        await say(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
+        await socket.send('{"type": "flush"}')
+        await socket.send('{"type": "close"}')
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1000
+        assert runner.sandbox.active == set()
+
+
+async def test_a_lease_ends(serve_fake: ServeFake) -> None:
+    async with serve_fake(lease_s=0.2) as runner, dial(runner) as socket:
+
+        async def hold() -> None:
+            await say(socket, OPEN, '{"type": "invoke", "code": "print 1"}')
+            await socket.recv()
+
+        with pytest.raises(ConnectionClosed) as closed:
+            await hold()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == wire.CLOSE_LEASE_OVER
+        assert runner.sandbox.active == set()
+
+
+async def test_connections_are_bounded(serve_fake: ServeFake) -> None:
+    async with serve_fake(max_connections=1) as runner, dial(runner):
+        with pytest.raises(InvalidStatus) as refused:
+            await dial(runner)
+        assert refused.value.response.status_code == 503
+
+
+async def test_a_bug_in_the_sandbox_ends_the_session_and_is_logged_without_code(
+    serve_fake: ServeFake, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with serve_fake() as runner, dial(runner) as socket:
+        await say(
+            socket, OPEN, '{"type": "invoke", "code": "print secret"}', '{"type": "invoke", "code": "bug"}'
+        )
+        with pytest.raises(ConnectionClosed) as closed:
+            await say(socket, '{"type": "flush"}')
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == wire.CLOSE_INTERNAL
+        await until(lambda: runner.sandbox.active == set())
+    out, err = capfd.readouterr()
+    assert "lease_failed" in out + err
+    assert "secret" not in out + err
+
+
+async def test_sigterm_lets_the_session_end_and_admits_no_other(tmp_path: Path) -> None:
+    bind, log = f"unix:{tmp_path}/r.sock", tmp_path / "log"
+    client = RunnerClient(RunnerClientSettings(bind, TOKEN, connect_timeout_s=60.0))
+    async with process("tests.support.fake_sandbox", bind, log) as child:
+        await client.start()
+        assert (tmp_path / "r.sock").stat().st_mode & 0o777 == 0o600
+        session = client.session(SessionLimits())
+        await session.invoke("set kept")
+        assert (await session.flush()).status == "ok"
+        child.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(60):
+            while await client.ready():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        late = RunnerClient(RunnerClientSettings(bind, TOKEN, connect_timeout_s=0.2))
+        with pytest.raises(SandboxError, match="no more connections"):
+            await late.session(SessionLimits()).invoke("print late")
+        await session.invoke("get")
+        assert (await session.flush()).stdout == "kept\n"
+        await session.close()
+        await child.wait()
+        assert not (tmp_path / "r.sock").exists()
+        await client.stop()
+    assert log.read_text().splitlines() == ["set kept", "get"]
+
+
+async def test_a_sandbox_that_does_not_hold_is_not_served(tmp_path: Path) -> None:
+    class Leaky(FakeSandbox):
+        async def start(self) -> None:
+            raise SandboxError("the sandbox does not hold: network")
+
+    settings = RunnerSettings(bind=f"unix:{tmp_path}/r.sock", token=TOKEN)
+    with pytest.raises(SandboxError, match="network"):
+        await serve(Leaky(), settings)
+    assert not await RunnerClient(RunnerClientSettings(settings.bind, TOKEN)).ready()

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from service.sandbox.runner.settings import TOKEN_ENV, RunnerSettings, read_token
+
+TOKEN = "0123456789abcdef"
+
+
+def test_the_token_comes_from_the_file_or_from_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN + "\n")
+    assert read_token(file, {TOKEN_ENV: "another token of some length"}).get_secret_value() == TOKEN
+    assert read_token(None, {TOKEN_ENV: TOKEN}).get_secret_value() == TOKEN
+
+
+BAD_TOKENS = {
+    "none": "",
+    "small": "0123456789",
+    "words": "two words of token",
+    "utf8": "0123456789abcdéf",
+    "lines": "01234567\nabcdefgh",
+}
+
+
+@pytest.mark.parametrize("text", BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_no_token_no_start(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "token"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="openssl rand") as caught:
+        read_token(file)
+    assert not text or text not in str(caught.value)
+    with pytest.raises(ValueError, match=TOKEN_ENV):
+        read_token(None, {TOKEN_ENV: text})
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        read_token(tmp_path / "nowhere", {TOKEN_ENV: TOKEN})
+
+
+def test_settings_need_a_token_and_keep_it_secret() -> None:
+    with pytest.raises(ValidationError, match="token"):
+        RunnerSettings()  # type: ignore[call-arg]
+    with pytest.raises(ValidationError, match="bind"):
+        RunnerSettings(token=SecretStr(TOKEN), bind="nowhere")
+    assert TOKEN not in repr(RunnerSettings(token=SecretStr(TOKEN)))
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN} ", "Bearer é", "Bearer \udc80"]
+)
+def test_only_the_token_is_admitted(header: str | None) -> None:
+    settings = RunnerSettings(token=SecretStr(TOKEN))
+    assert settings.admits(f"Bearer {TOKEN}")
+    assert not settings.admits(header)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from service.api.auth import digest_of
+from service.server.settings import Settings, is_loopback
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("IHGRPO_")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_default_is_a_sandbox_in_this_process_on_loopback() -> None:
+    settings = Settings()
+    assert (settings.sandbox_kind, settings.host, settings.keys()) == ("in-process", "127.0.0.1", ())
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({"sandbox": "runner"}, "runner"),
+        ({"sandbox": "in-process"}, "in-process"),
+        ({"runner_url": "runner:8090"}, "runner"),
+        ({"runner_token_file": "token"}, "runner"),
+        ({"host": "0.0.0.0", "allow_anonymous": True}, "runner"),
+    ],
+)
+def test_the_runner_is_the_default_where_one_is_configured(given: dict[str, object], kind: str) -> None:
+    assert Settings(**given).sandbox_kind == kind  # type: ignore[arg-type]
+
+
+def test_a_runner_token_in_the_environment_configures_a_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IHGRPO_RUNNER_TOKEN", "t" * 32)
+    assert Settings().sandbox_kind == "runner"
+
+
+def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IHGRPO_PORT", "9000")
+    monkeypatch.setenv("IHGRPO_MAX_SLOTS", "3")
+    settings = Settings(port=9001)
+    assert (settings.port, settings.max_slots) == (9001, 3)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.4", "::", "example.org"])
+def test_a_socket_in_this_process_is_for_loopback_only(host: str) -> None:
+    with pytest.raises(ValidationError, match=r"in-process.*Docker socket.*ih-grpo runner"):
+        Settings(host=host, sandbox="in-process", api_keys=(SecretStr("k"),))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
+def test_loopback_in_every_spelling(host: str) -> None:
+    assert is_loopback(host)
+    assert Settings(host=host, sandbox="in-process").host == host
+
+
+def test_beyond_loopback_a_key_is_asked_for() -> None:
+    with pytest.raises(ValidationError, match="no API key: set api_keys"):
+        Settings(host="0.0.0.0")
+    assert Settings(host="0.0.0.0", allow_anonymous=True).keys() == ()
+
+
+def test_keys_come_from_the_environment_and_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# team\nsha256:{digest_of('secret-3').hex()} name=team rpm=9\n\n")
+    monkeypatch.setenv("IHGRPO_API_KEYS", "secret-1, secret-2")
+    settings = Settings(api_keys_file=file)
+    digests = [digest_of(f"secret-{number}") for number in (1, 2, 3)]
+    found = settings.keys()
+    assert [key.digest for key in found] == digests
+    assert (found[2].name, found[2].requests_per_minute) == ("team", 9)
+    assert "secret-1" not in repr(settings)
+
+
+@pytest.mark.parametrize("content", [None, "# nothing\n", "sk-spelled-out\n"])
+def test_a_key_file_without_keys_is_an_error_not_an_open_door(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValidationError, match="api_keys_file"):
+        Settings(api_keys_file=file)
+
+
+def test_an_unknown_sandbox_is_refused() -> None:
+    with pytest.raises(ValidationError, match="'auto', 'runner', 'in-process' or 'process'"):
+        Settings(sandbox="docker")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("host", "accept"), [("127.0.0.1", False), ("0.0.0.0", True), ("0.0.0.0", False)])
+def test_bubblewrap_serves_only_who_accepts_it_and_only_this_machine(host: str, accept: bool) -> None:
+    with pytest.raises(ValidationError, match=r"meant for training.*accept_weaker_isolation"):
+        Settings(host=host, sandbox="process", accept_weaker_isolation=accept, api_keys=(SecretStr("k"),))
+
+
+def test_bubblewrap_may_be_accepted() -> None:
+    assert Settings(sandbox="process", accept_weaker_isolation=True).sandbox == "process"
+
+
+def test_every_field_is_documented() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_engine_options_from_the_environment_and_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Settings(engine_url=["http://a:1"])  # type: ignore[arg-type]
+    assert given.engine_url == ("http://a:1",)
+    lists = {"lora": ["poet=/p"], "vllm_args": ["tensor_parallel_size=2", "distributed_executor_backend=ray"]}
+    given = Settings(**lists)  # type: ignore[arg-type]
+    assert given.lora == {"poet": Path("/p")}
+    assert given.vllm_args == {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+    monkeypatch.setenv("IHGRPO_LORA", "poet=/p, chemist=/c")
+    monkeypatch.setenv("IHGRPO_VLLM_ARGS", '{"enforce_eager": true}')
+    read = Settings()
+    assert read.lora == {"poet": Path("/p"), "chemist": Path("/c")}
+    assert read.vllm_args == {"enforce_eager": True}
+    monkeypatch.undo()
+    monkeypatch.setenv("IHGRPO_ENGINE_URL", "http://a:1, http://b:2")
+    assert Settings().engine_url == ("http://a:1", "http://b:2")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "remote"}, "needs the address of a vLLM server: set engine_url"),
+        ({"engine": "vllm", "engine_url": ["http://a"]}, "leave one out"),
+        ({"engine_url": ["http://a"], "lora": {"a": "b"}}, "lora is for engines in this process"),
+        ({"engine_url": ["http://a"], "vllm_args": {"a": 1}}, "vllm_args is for vLLM in this process"),
+        ({"lora": ["poet"]}, "'poet' is not of the form name=value"),
+        ({"lora": ["a=b", "a=c"]}, "'a' is named twice"),
+    ],
+)
+def test_engine_options_that_do_not_go_together(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Settings(**options)  # type: ignore[arg-type]

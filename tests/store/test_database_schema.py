@@ -1,0 +1,157 @@
+"""The store's schema, brought up from what older versions left."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from service.store import database as schema
+from service.store.database import StoreError, open_database, prepare
+from service.store.responses import ResponseStore
+from service.store.tables import metadata
+from tests.support.stored import Clock, stored
+
+ADDS_A_COLUMN = """
+from alembic import op
+import sqlalchemy as sa
+revision, down_revision, branch_labels, depends_on = "0003", "0002", None, None
+
+def upgrade():
+    op.add_column("responses", sa.Column("mood", sa.String(9), server_default="calm"))
+"""
+BREAKS = (
+    ADDS_A_COLUMN.replace('"0003", "0002"', '"0004", "0003"').replace("mood", "mood2")
+    + """
+    op.execute("INSERT INTO nowhere VALUES (1)")
+"""
+)
+
+
+@pytest.fixture
+async def database(store_url: str) -> AsyncGenerator[AsyncEngine, None]:
+    engine = open_database(store_url)
+    yield engine
+    async with engine.begin() as connection:
+        await connection.run_sync(_drop)
+    await engine.dispose()
+
+
+def _drop(connection: Connection) -> None:
+    connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+    metadata.drop_all(connection)
+
+
+def _revisions(tmp_path: Path, *sources: str) -> str:
+    """This version's revisions, and later ones."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(Path(schema.__file__).parent / "migrations", folder)
+    for number, source in enumerate(sources):
+        (folder / "versions" / f"later_{number}.py").write_text(source)
+    return str(folder)
+
+
+async def _upgrade(engine: AsyncEngine, revisions: str) -> None:
+    async with engine.begin() as connection:
+        await connection.run_sync(schema.upgrade, revisions)
+
+
+async def _read(engine: AsyncEngine, query: str) -> list[object]:
+    async with engine.connect() as connection:
+        return list((await connection.execute(text(query))).scalars())
+
+
+async def test_the_revisions_make_the_tables_that_the_code_has(database: AsyncEngine) -> None:
+    await prepare(database)
+    async with database.connect() as connection:
+        found = await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync), metadata)
+        )
+    assert found == []
+
+
+async def test_a_store_of_before_there_were_revisions_keeps_its_responses(store_url: str) -> None:
+    if store_url == "sqlite://":
+        pytest.skip("nothing older is in memory")
+    old = ResponseStore(store_url, clock=Clock())
+    await old.start()
+    await old.put(stored("resp_old"))
+    async with old.engine.begin() as connection:
+        for later in (
+            "DROP TABLE alembic_version",
+            "DROP TABLE chat_replies",
+            "ALTER TABLE responses DROP COLUMN ids",
+        ):
+            await connection.execute(text(later))
+    await old.stop()
+    new = ResponseStore(store_url, clock=Clock())
+    await new.start()
+    try:
+        assert await new.get("resp_old", "me") is not None
+        assert await _read(new.engine, "SELECT version_num FROM alembic_version") == ["0002"]
+    finally:
+        async with new.engine.begin() as connection:
+            await connection.run_sync(_drop)
+        await new.stop()
+
+
+async def test_an_older_database_is_brought_up_and_the_older_version_then_refuses_it(
+    database: AsyncEngine, store_url: str, tmp_path: Path
+) -> None:
+    await prepare(database)
+    async with database.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO responses VALUES"
+                " ('r', '', 1, 2, 'completed', FALSE, NULL, '{}', '[]', '\"\"', 9, NULL, NULL, NULL)"
+            )
+        )
+    await _upgrade(database, _revisions(tmp_path, ADDS_A_COLUMN))
+    assert await _read(database, "SELECT mood FROM responses") == ["calm"]
+    with pytest.raises(StoreError, match=r"newer version .* schema is 0003, .* up to 0002"):
+        await prepare(database)
+    assert await _read(database, "SELECT mood FROM responses") == ["calm"]
+
+
+async def test_an_upgrade_that_breaks_leaves_the_database_as_it_was(
+    database: AsyncEngine, tmp_path: Path
+) -> None:
+    await prepare(database)
+    with pytest.raises(Exception, match="nowhere"):
+        await _upgrade(database, _revisions(tmp_path, ADDS_A_COLUMN, BREAKS))
+    assert await _read(database, "SELECT version_num FROM alembic_version") == ["0002"]
+    async with database.connect() as connection:
+        columns = await connection.run_sync(lambda sync: inspect(sync).get_columns("responses"))
+    assert "mood" not in {column["name"] for column in columns}
+
+
+async def test_servers_that_start_at_once_upgrade_once(store_url: str) -> None:
+    if store_url == "sqlite://":
+        pytest.skip("memory is no one else's")
+    stores = [ResponseStore(store_url) for _ in range(6)]
+    await asyncio.gather(*(store.start() for store in stores))
+    assert await _read(stores[0].engine, "SELECT version_num FROM alembic_version") == ["0002"]
+    for store in stores:
+        await store.stop()
+
+
+async def test_the_refusal_names_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "responses.db"
+    store = ResponseStore(f"sqlite:///{path}")
+    await store.start()
+    await store.stop()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    again = ResponseStore(f"sqlite:///{path}")
+    with pytest.raises(StoreError, match=r"schema is 9999.*back-up"):
+        await again.start()
+    await again.stop()

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli.main import app
+
+RUN = CliRunner()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f'model = "{tiny_checkpoint}"\ndata = ["quickstart:5"]\nrun_dir = "{tmp_path / "run"}"\n'
+        'policy = { prompt = "brief-v1" }\n'
+    )
+    return path
+
+
+def test_a_dry_run_tells_the_plan(recipe: Path, tmp_path: Path) -> None:
+    result = RUN.invoke(app, ["train", "--recipe", str(recipe), "--set", "method=grpo-delayed", "--dry-run"])
+    assert result.exit_code == 0
+    assert "grpo-delayed, hierarchy weight 0.0" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["train", "--dry-run"], "--recipe is missing"),
+    (["train", "--recipe", "nowhere.toml"], "nowhere.toml can't be read"),
+    (["train", "--recipe", "RECIPE", "--set", "steps=0"], "steps: Input should be greater"),
+    (["train", "--recipe", "RECIPE", "--set", "model=nowhere"], "'nowhere' is not a checkpoint"),
+    (["train", "--recipe", "RECIPE", "--set", 'data=["gone.jsonl"]'], "gone.jsonl"),
+    (["train", "--recipe", "RECIPE", "--set", "policy.marker=<run>"], "no token '<run>'"),
+    (["eval", "gone.jsonl", "--model", "m", "--out", "OUT"], "gone.jsonl"),
+    (["eval", "quickstart:1", "--model", "nowhere", "--out", "OUT"], "'nowhere' is not a checkpoint"),
+    (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--top-p", "2"], "top_p: "),
+    (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--sandbox", "runner"], "runner_token_file is"),
+    (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--url", "http://127.0.0.1:1/v1"],
+     "did not answer"),
+    (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--url", "localhost:8000"],
+    "is not a base URL"), (["eval", "quickstart:1", "--model", "m", "--out", "RECIPE"],
+    "can't be written to"), (["train", "--recipe", "RECIPE", "--set", "run_dir=RECIPE/run"],
+    "can't be written to"), (["train", "quickstart-eval", "--model", "nowhere"],
+    "'nowhere' is not a checkpoint"), (["show", "nowhere.parquet"],
+    "nowhere.parquet is no file: name one, such as RUN_DIR/rollouts/"), (["train", "--recipe", "RECIPE",
+    "--set", "stepz=3"], "did you mean steps?"),
+])  # fmt: skip
+def test_what_is_wrong_is_told_in_a_line(
+    recipe: Path, tmp_path: Path, args: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.evaluation.backends.wait_random_exponential", lambda **_: lambda _: 0)
+    words = {"RECIPE": str(recipe), "OUT": str(tmp_path / "out")}
+    result = RUN.invoke(app, [words.get(arg, arg).replace("RECIPE", str(recipe)) for arg in args])
+    assert result.exit_code == 2
+    assert "error" in result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr

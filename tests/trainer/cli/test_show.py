@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import zlib
+from base64 import urlsafe_b64decode
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.trainer.training.test_records import TEXT, TURN, judged
+from trainer.cli.show import app
+from trainer.training.records import write_rollout
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    write_rollout(tmp_path / "rollout.parquet", 0, [judged(), judged(None)])
+    return tmp_path / "rollout.parquet"
+
+
+def show(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "100"})
+
+
+def test_rows_are_listed(saved: Path) -> None:
+    shown = show(saved).stdout
+    [row] = [line for line in shown.splitlines() if line.startswith("│   0 │")]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "0",
+        "p1",
+        "1",
+        "correct",
+        "answer",
+        "1",
+        "1 of 2",
+        "4.00",
+    ]
+
+
+def test_an_episode_is_shown_with_its_timeline(saved: Path) -> None:
+    shown = show(saved, "--row", "0").stdout
+    assert TURN in shown
+    lanes = [line.split()[0:2] for line in shown.splitlines() if "█" in line]
+    assert [lane[0] for lane in lanes] == ["writes", "block", "block", "waits"]
+
+
+def test_a_link_replays_it_as_far_as_times_are_known(saved: Path) -> None:
+    link = show(saved, "--row", "0", "--url", "http://host:8000/").stdout.strip().splitlines()[-1]
+    base, _, packed = link.partition("#e=")
+    assert base == "http://host:8000/"
+    episode = json.loads(zlib.decompress(urlsafe_b64decode(packed + "=" * (-len(packed) % 4)), -15))
+    assert "".join(value for _, kind, value in episode["events"] if kind in "to") == TEXT
+    assert episode["events"][-1][0] == episode["ended"] == 4000
+
+
+def test_a_page_is_written(saved: Path, tmp_path: Path) -> None:
+    page = tmp_path / "episode.html"
+    assert f"written: {page}" in show(saved, "--row", "1", "--html", page).stdout
+    assert 'data-episode="#e=' in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--row", "2"], "has 2 rows: --row is at most 1"),
+        (["--url", "http://x"], "--row is missing"),
+    ],
+)
+def test_mistakes_are_told(saved: Path, arguments: list[str], complaint: str) -> None:
+    result = show(saved, *arguments)
+    assert result.exit_code == 2
+    assert complaint in result.stderr

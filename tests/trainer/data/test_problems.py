@@ -1,0 +1,234 @@
+"""Reading problems and going through them in an order that can be resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.data.problems import DataError, Problem, ProblemStream, load_problems
+
+
+def verl_row(question: Any = "1+1?", answer: Any = "2") -> dict[str, Any]:
+    return {
+        "data_source": "made",
+        "prompt": [{"role": "user", "content": question}],
+        "reward_model": {"style": "rule", "ground_truth": answer},
+    }
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize(
+    "row", [verl_row(), {"problem": "1+1?", "answer": "2"}, {"question": " 1+1? ", "answer": "2", "level": 3}]
+)
+def test_both_layouts_in_both_formats(tmp_path: Path, suffix: str, row: dict[str, Any]) -> None:
+    path = write(tmp_path / f"set{suffix}", [row, row])
+    loaded = load_problems(path)
+    assert loaded.problems == (Problem(f"{path}:0", "1+1?", "2"), Problem(f"{path}:1", "1+1?", "2"))
+    assert loaded.too_long == 0
+
+
+def test_numbers_are_taken_as_answers(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.jsonl", [{"problem": "1+1?", "answer": 2}, verl_row(answer=2.5)])
+    assert [p.answer for p in load_problems(path).problems] == ["2", "2.5"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"problem": "1+1?"}, "it has no answer, but problem: rename the field"),
+        ({"q": "1+1?", "answer": "2"}, r"it has no question \(or problem\), but q, answer: rename"),
+        ({"problem": "", "answer": "2"}, "problem: String should have at least 1"),
+        ({"problem": "1+1?", "answer": None}, "answer: must be text or a number, got None"),
+        (verl_row(question=None), "question: must be text or a number"),
+        (verl_row(question=[]), "question: must be text or a number"),
+        ({"prompt": "1+1?", "answer": "2"}, "prompt must be a list of messages"),
+        ({"prompt": []}, "prompt must be a list of messages"),
+        ({"prompt": [{"role": "system", "content": "x"}]}, "prompt must be one user message"),
+        ({"prompt": [{"role": "user", "content": "x"}]}, "ground_truth is missing"),
+        ([1, 2], "must be an object with question and answer, got list"),
+        (None, "must be an object .* got NoneType"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
+    path = write(tmp_path / "set.jsonl", [verl_row(), row])
+    with pytest.raises(DataError, match=rf"set\.jsonl, row 1: .*{message}"):
+        load_problems(path)
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps(verl_row()) + "\n{broken\n")
+    with pytest.raises(DataError, match=r"set\.jsonl, row 1: not JSON"):
+        load_problems(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("no.parquet", None),
+        ("no.jsonl", None),
+        ("bad.parquet", b"PAR1 but not really"),
+        ("bad.jsonl", b"\xff\xfe"),
+        ("empty.jsonl", b""),
+        ("set.csv", b"problem,answer"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        load_problems(path)
+
+
+def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.jsonl", [verl_row("a b c"), verl_row("a b c d"), verl_row("a")])
+    loaded = load_problems(path, count_tokens=lambda q: len(q.split()), max_prompt_tokens=3)
+    assert [p.id for p in loaded.problems] == [f"{path}:0", f"{path}:2"]
+    assert loaded.too_long == 1
+    with pytest.raises(DataError, match="no problem left"):
+        load_problems(path, count_tokens=lambda q: 9, max_prompt_tokens=3)
+    with pytest.raises(ValueError, match="count_tokens"):
+        load_problems(path, max_prompt_tokens=3)
+
+
+def test_rows_without_an_answer_are_dropped_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.jsonl", [verl_row(answer=" "), verl_row()])
+    loaded = load_problems(path)
+    assert len(loaded.problems) == loaded.without_answer == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        (0.00001, "0.00001"),
+        (1e20, "100000000000000000000"),
+        (2.5, "2.5"),
+        (-3.0, "-3.0"),
+        (7, "7"),
+        ("1e-5", "1e-5"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_numeric_answers_are_plain_decimals(tmp_path: Path, answer: object, read: str, suffix: str) -> None:
+    path = write(tmp_path / f"set{suffix}", [verl_row(answer=answer)])
+    assert load_problems(path).problems[0].answer == read
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_nan_is_a_missing_answer(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"set{suffix}", [verl_row(answer=float("nan")), verl_row(answer=1.0)])
+    loaded = load_problems(path)
+    assert len(loaded.problems) == loaded.without_answer == 1
+
+
+def test_rationales_are_cut_to_their_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.jsonl", [verl_row(answer="6*12 = <<6*12=72>>72 (a dozen.\n#### 72")])
+    assert load_problems(path).problems[0].answer == "72"
+
+
+def test_bad_gold_answers_are_dropped_and_counted_up_to_one_percent(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.jsonl", [verl_row(answer=r"\frac{1"), *[verl_row()] * 99])
+    loaded = load_problems(path)
+    assert (len(loaded.problems), loaded.bad_gold) == (99, 1)
+    write(path, [verl_row(), verl_row(answer=r"\frac{1"), *[verl_row()] * 97, verl_row(answer=")(1")])
+    with pytest.raises(DataError, match=r"set\.jsonl: 2 of 100 .*row 1 \(unbalanced.*\), row 99 \(unbal"):
+        load_problems(path)
+
+
+def test_a_hub_id_goes_through_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, *, split: str) -> datasets.Dataset:
+        asked.append((name, split))
+        return datasets.Dataset.from_list([verl_row(), verl_row("2+2?", "4")])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    loaded = load_problems("owner/name", split="test")
+    assert asked == [("owner/name", "test")]
+    assert [p.answer for p in loaded.problems] == ["2", "4"]
+
+
+def test_a_hub_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, *, split: str) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"owner/name \(train\): no route"):
+        load_problems("owner/name")
+
+
+def numbered(count: int) -> list[Problem]:
+    return [Problem(f"made:{n}", f"{n}?", str(n)) for n in range(count)]
+
+
+@given(size=st.integers(1, 12), seed=st.integers(0, 99), before=st.integers(0, 40), after=st.integers(0, 40))
+def test_a_resumed_stream_goes_on_exactly(size: int, seed: int, before: int, after: int) -> None:
+    whole = ProblemStream(numbered(size), seed=seed)
+    whole.take(before)
+    state = json.loads(json.dumps(whole.state()))
+    resumed = ProblemStream(numbered(size), seed=seed)
+    resumed.restore(state)
+    assert resumed.take(after) == whole.take(after)
+    assert resumed.state() == whole.state()
+
+
+def test_each_epoch_has_every_problem_once_in_an_order_of_its_own() -> None:
+    stream = ProblemStream(numbered(20), seed=0)
+    first, second = stream.take(20), stream.take(20)
+    assert sorted(first, key=lambda p: int(p.answer)) == numbered(20)
+    assert set(first) == set(second)
+    assert first != second
+    assert stream.epoch == 1
+    assert ProblemStream(numbered(20), seed=1).take(20) != first
+
+
+def test_the_order_is_the_same_on_every_machine() -> None:
+    assert [p.answer for p in ProblemStream(numbered(6), seed=0).take(6)] == ["0", "5", "1", "4", "3", "2"]
+
+
+def test_a_state_of_other_problems_or_another_seed_is_refused() -> None:
+    state = ProblemStream(numbered(5), seed=0).state()
+    with pytest.raises(ValueError, match="problems differ"):
+        ProblemStream(numbered(6), seed=0).restore(state)
+    with pytest.raises(ValueError, match="seed 0, this one 1"):
+        ProblemStream(numbered(5), seed=1).restore(state)
+    with pytest.raises(ValueError, match="must not be empty"):
+        ProblemStream([], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("train/simplelr_math_35", 8521),  # of 8,523 rows two have an empty gold answer
+        ("benchmarks/aime24", 30),
+        ("benchmarks/aime25", 30),
+        ("benchmarks/amc23", 40),
+        ("benchmarks/hmmt25", 30),
+        ("benchmarks/math500", 500),
+        ("benchmarks/olympiad", 674),
+    ],
+)
+def test_the_papers_files_load_whole(name: str, count: int) -> None:
+    root = Path(os.environ.get("IHGRPO_DATA", "data"))
+    path = root / f"{name}.parquet"
+    if not path.exists():
+        pytest.skip("needs the data: set IHGRPO_DATA to the folder that holds train/ and benchmarks/")
+    assert len(load_problems(path).problems) == count

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from rich.console import Console
+
+from service.deferral.answer import last_boxed
+from service.engines.transformers.engine import TransformersEngine
+from service.engines.transformers.settings import EngineSettings
+from tests.support.serving import make_app, serve
+from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
+from trainer.evaluation.backends import Solution, SolverError
+from trainer.evaluation.evaluate import (
+    MAX_FAILURES,
+    EvalConfig,
+    check_problems,
+    evaluate,
+    read_benchmarks,
+    scores_of,
+)
+from trainer.evaluation.results import AttemptLog, AttemptsError
+from trainer.evaluation.run import run_evaluation
+from trainer.rewards import Reward
+
+
+def config(tmp_path: Path, **changes: object) -> EvalConfig:
+    benchmark = tmp_path / "aime24.jsonl"
+    rows = [{"question": f"{QUESTION} {i}", "answer": GOLD} for i in range(3)]
+    benchmark.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values: dict[str, object] = {
+        "benchmarks": [benchmark],
+        "out": tmp_path / "out",
+        "model": "m",
+        "samples": 2,
+    }
+    return EvalConfig.model_validate({**values, **changes})
+
+
+class Judge:
+    async def score(self, response_text: str, gold: str) -> Reward:
+        right = last_boxed(response_text) == gold
+        return Reward(float(right), "correct" if right else "incorrect")
+
+
+class FakeSolver:
+    """Answers 1 to even seeds; fails at its first ``failures`` calls."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self._failures = failures
+
+    async def solve(self, question: str, seed: int) -> Solution:
+        self.calls.append((question, seed))
+        if len(self.calls) <= self._failures:
+            raise SolverError("away")
+        return Solution(f"\\boxed{{{1 - seed % 2}}}", "stop", tokens=5, seconds=0.1, tools=None)
+
+
+async def go(settings: EvalConfig, solver: FakeSolver) -> AttemptLog:
+    log = AttemptLog(settings.out, settings.deciding())
+    await evaluate(settings, read_benchmarks(settings), solver, Judge(), log)
+    return log
+
+
+async def test_every_problem_gets_its_samples_each_with_a_seed(tmp_path: Path) -> None:
+    solver = FakeSolver()
+    log = await go(config(tmp_path), solver)
+    assert len(log.attempts) == len({seed for _, seed in solver.calls}) == 6
+    again = FakeSolver()
+    await go(config(tmp_path, out=tmp_path / "other"), again)
+    assert again.calls == solver.calls
+    [scores] = scores_of(read_benchmarks(config(tmp_path)), log)
+    assert (scores.benchmark, scores.problems, scores.samples) == ("aime24", 3, 2)
+    assert scores.accuracy == sum(seed % 2 == 0 for _, seed in solver.calls) / 6
+
+
+async def test_going_on_makes_only_what_is_missing(tmp_path: Path) -> None:
+    first, second = FakeSolver(), FakeSolver()
+    await go(config(tmp_path, samples=1), first)
+    await go(config(tmp_path, samples=3), second)
+    assert (len(first.calls), len(second.calls)) == (3, 6)
+    assert not set(first.calls) & set(second.calls)
+
+
+async def test_failures_are_told_and_tried_again(tmp_path: Path) -> None:
+    settings = config(tmp_path, max_concurrent_episodes=1)
+    with pytest.raises(SolverError, match="2 attempts failed, the last: away"):
+        await go(settings, FakeSolver(failures=2))
+    second = FakeSolver()
+    assert len((await go(settings, second)).attempts) == 6
+    assert len(second.calls) == 2
+
+
+async def test_a_server_that_is_gone_is_given_up(tmp_path: Path) -> None:
+    solver = FakeSolver(failures=1000)
+    with pytest.raises(SolverError, match=f"{MAX_FAILURES} attempts failed"):
+        await go(config(tmp_path, samples=32, max_concurrent_episodes=1), solver)
+    assert len(solver.calls) == MAX_FAILURES
+
+
+async def test_a_benchmark_that_has_changed_is_told(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    log = await go(settings, FakeSolver())
+    check_problems(read_benchmarks(settings), log)
+    check_problems({"another": []}, log)
+    path = settings.benchmarks[0]
+    path.write_text(path.read_text().replace(f"{QUESTION} 1", "another"))
+    with pytest.raises(
+        AttemptsError, match="aime24, row 1 is not the problem that the attempts were made at"
+    ):
+        check_problems(read_benchmarks(settings), log)
+
+
+def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
+    settings = config(tmp_path, samples=None)
+    assert (settings.temperature, settings.top_p) == (1.0, 0.7)
+    names = ("aime24", "aime25", "amc23", "hmmt25", "math500", "olympiad", "mine")
+    assert [settings.samples_of(name) for name in names] == [32, 32, 32, 32, 8, 8, 8]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"benchmarks": []}, "benchmarks"),
+    ({"benchmarks": ["a/x.jsonl", "b/x.parquet"]}, "two files are named 'x'"),
+    ({"url": "host:8000"}, "'host:8000' is not a base URL"),
+    ({"url": "http://"}, "is not a base URL"),
+    ({"api_key": "k"}, "api_key is for a server"),
+    ({"instruction": "Solve"}, "instruction is for a server"),
+    ({"sandbox": "runner"}, "runner_token_file is missing"),
+])  # fmt: skip
+def test_mistakes_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_a_key_is_not_written_down(tmp_path: Path) -> None:
+    assert "k1234" not in json.dumps(config(tmp_path, url="http://x/v1", api_key="k1234").deciding())
+
+
+def test_a_checkpoint_is_evaluated_from_file_to_report(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(
+        tmp_path, model=str(toy_checkpoint), samples=8, top_p=1.0, device="cpu", threads=1, limit=1
+    )
+    console = Console(file=io.StringIO(), width=140)
+    [scores] = run_evaluation(settings, console, sandbox=toy_sandbox())
+    assert (scores.problems, scores.samples) == (1, 8)
+    assert scores.flushes is not None
+    assert "aime24" in console.file.getvalue()  # type: ignore[attr-defined]
+    report = json.loads((settings.out / "report.json").read_text())
+    assert report["scores"][0]["accuracy"] == scores.accuracy
+    assert (settings.out / "report.html").is_file()
+    assert run_evaluation(settings, console, sandbox=toy_sandbox()) == [scores]  # nothing is played again
+
+
+async def test_a_live_server_scores_as_the_checkpoint_that_it_serves(
+    tmp_path: Path, toy_checkpoint: Path
+) -> None:
+    """The same seeds give the same episodes over HTTP."""
+    how = {"samples": 16, "top_p": 1.0, "limit": 1}
+    here = config(tmp_path, model=str(toy_checkpoint), device="cpu", threads=1, **how)
+    console = Console(file=io.StringIO(), width=80)
+    [expected] = await asyncio.to_thread(run_evaluation, here, console, sandbox=toy_sandbox())
+    engine = TransformersEngine(EngineSettings(model=str(toy_checkpoint), model_name="toy", threads=1))
+    async with serve(make_app(engine, toy_sandbox(), POLICY, api_keys="k1"), "k1") as served:
+        values = {"model": "toy", "url": f"{served.url}/v1", "out": tmp_path / "served", **how}
+        with pytest.raises(SolverError, match="refuses the key"):
+            await asyncio.to_thread(run_evaluation, config(tmp_path, **values, api_key="wrong"), console)
+        settings = config(tmp_path, **values, api_key="k1")
+        [scores] = await asyncio.to_thread(run_evaluation, settings, console)
+    assert 0 < scores.accuracy < 1
+    assert (scores.flushes or 0) > 0
+    assert scores == replace(expected, time_hidden=scores.time_hidden)
+
+
+def test_one_server_is_the_same_however_its_url_is_written(tmp_path: Path) -> None:
+    urls = ("http://x", "http://x/", "http://x/v1", "http://x/v1/")
+    assert {config(tmp_path, url=url).deciding()["url"] for url in urls} == {"http://x/v1"}

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.support.attempts import attempt
+from trainer.evaluation.report import mean_accuracy, remarks, render, score_table, write_report
+from trainer.evaluation.scores import Scores, score
+
+USED = {
+    "flushes": 2,
+    "executed": 4,
+    "delayed": 1,
+    "tool_errors": 1,
+    "tool_seconds": 2.0,
+    "hidden_seconds": 1.5,
+}
+
+
+@pytest.fixture
+def scores() -> list[Scores]:
+    told = [attempt("p", s, float(s < 3), **USED) for s in range(4)]
+    untold = [attempt("p", s, 1.0) for s in range(2)]
+    return [score("aime24", told), score("<b>", untold)]
+
+
+class Texts(HTMLParser):
+    """Collects the page's text, its elements and whatever it would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data.strip())
+
+
+def test_the_page_shows_every_figure_and_fetches_nothing(scores: list[Scores]) -> None:
+    page = Texts()
+    page.feed(render(scores, {"model": "<script>m", "seed": 0, "url": None}))
+    for text in ("aime24", "<b>", "75.0 %", "25.0 %", "50.0 %", "2.00", "Evaluation of <script>m"):
+        assert any(text in piece for piece in page.text), text
+    assert page.fetched == []
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 8
+    assert page.tags.count("polyline") == 2
+
+
+def test_report_files(tmp_path: Path, scores: list[Scores]) -> None:
+    write_report(tmp_path, scores, {"model": "m"})
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["mean_accuracy"] == mean_accuracy(scores) == 0.875
+    assert [s["benchmark"] for s in report["scores"]] == ["aime24", "<b>"]
+    assert report["scores"][0]["pass_at"] == {"1": 0.75, "2": 1.0, "4": 1.0}
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_what_one_must_know_to_read_it_is_said(tmp_path: Path, scores: list[Scores]) -> None:
+    assert remarks(scores, 0) == []
+    long = score("olympiad", [attempt("p", 0, 0.0, finish="too_long"), attempt("q", 0, 0.0)])
+    write_report(tmp_path, [long], {"model": "m"}, missing=1200)
+    page = (tmp_path / "report.html").read_text()
+    assert "olympiad: the prompts of 1 of 2 problems leave no room" in page
+    assert "Not finished: 1,200 attempts are missing" in page
+    assert json.loads((tmp_path / "report.json").read_text())["missing_attempts"] == 1200
+
+
+@pytest.mark.parametrize(("right", "top"), [(0, "5 %"), (1, "5 %"), (4, "25 %"), (20, "100 %")])
+def test_the_plot_reaches_as_far_as_its_values(right: int, top: str) -> None:
+    attempts = [attempt(str(p), s, float(p < right)) for p in range(20) for s in range(4)]
+    page = Texts()
+    page.feed(render([score("b" * 20, attempts)], {"model": "m"}))
+    assert top in page.text
+    assert [text for text in page.text if text in ("1", "2", "4", "8", "32")][-3:] == ["1", "2", "4"]
+    assert "b" * 13 + "…" in page.text
+
+
+def test_the_table_fits_a_terminal_of_80_columns(scores: list[Scores]) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(score_table(scores))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    [row] = [line for line in lines if "aime24" in line]
+    assert row.split() == [
+        "aime24", "1", "75.0", "±", "-", "4", "100.0", "25.0", "2.00", "100", "50.0", "75.0"
+    ]  # fmt: skip
+    assert any(line.split() == ["mean", "87.5"] for line in lines)
+    assert max(map(len, lines)) <= 80

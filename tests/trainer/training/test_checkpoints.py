@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.engines.checkpoint import CheckpointError, verify
+from trainer.training.checkpoints import latest, prune, staged, write_atomically
+
+
+def write(directory: Path, step: int) -> Path:
+    final = directory / f"checkpoint-{step}"
+    with staged(final) as staging:
+        (staging / "model.safetensors").write_bytes(b"x" * 1000)
+        (staging / "inner").mkdir()
+        (staging / "inner" / "state.pt").write_bytes(b"y" * 10)
+    return final
+
+
+def test_a_checkpoint_appears_when_it_is_whole(tmp_path: Path) -> None:
+    final = tmp_path / "checkpoint-1"
+    with staged(final) as staging:
+        (staging / "a").write_text("a")
+        assert not final.exists()
+        assert latest(tmp_path) is None
+    assert latest(tmp_path) == final
+    assert (final / "a").read_text() == "a"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        with staged(tmp_path / "checkpoint-1") as staging:
+            (staging / "a").write_text("a")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_latest_is_by_number_not_by_name(tmp_path: Path) -> None:
+    for step in (9, 10, 2):
+        write(tmp_path, step)
+    (tmp_path / "checkpoint-99x").mkdir()
+    assert latest(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_a_process_killed_while_it_writes_leaves_no_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    script = (
+        "import sys, time; from pathlib import Path; from trainer.training.checkpoints import staged\n"
+        "with staged(Path(sys.argv[1]) / 'checkpoint-2') as staging:\n"
+        "    (staging / 'model.safetensors').write_bytes(b'x' * 500)\n"
+        "    print('half', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, cwd=root
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.kill(process.pid, signal.SIGKILL)
+    assert latest(tmp_path) == tmp_path / "checkpoint-1"
+    write(tmp_path, 2)  # what was left does not stand in the way
+    assert latest(tmp_path) == tmp_path / "checkpoint-2"
+    assert not list(tmp_path.glob(".staging*"))
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, 3)
+    verify(checkpoint)
+    (checkpoint / "inner" / "state.pt").write_bytes(b"y")
+    with pytest.raises(CheckpointError, match=r"inner/state\.pt is missing or cut short"):
+        latest(tmp_path)
+    (checkpoint / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="no readable manifest"):
+        latest(tmp_path)
+
+
+def test_a_checkpoint_is_never_written_over(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    with pytest.raises(CheckpointError, match="exists"):
+        write(tmp_path, 3)
+
+
+def test_prune_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        write(tmp_path, step)
+    (tmp_path / ".staging-checkpoint-11").mkdir()
+    prune(tmp_path, keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10"}
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]

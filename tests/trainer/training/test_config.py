@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.deferral.policy import DeferralPolicy
+from trainer.training.config import ConfigError, TrainConfig, load_config
+
+RECIPES = [
+    path
+    for path in sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
+    if "warm-start" not in path.stem  # those are of another command
+]
+MINIMAL = 'model = "m"\ndata = ["d.parquet"]\nrun_dir = "runs/x"\n'
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_the_defaults_are_the_papers(recipe: Path) -> None:
+    config = load_config(recipe)
+    assert (config.group_size, config.prompts_per_step, config.draws_per_rollout) == (8, 16, 48)
+    assert (config.temperature, config.top_p) == (1.0, 1.0)
+    assert (config.min_group_std, config.min_valid_samples) == (1e-3, 4)
+    assert (config.clip_low, config.clip_high, config.dual_clip) == (0.2, 0.28, 3.0)
+    assert (config.learning_rate, config.max_grad_norm, config.mini_batch) == (1e-6, 1.0, 128)
+    assert config.effective_hierarchy_weight == 0.001
+    assert config.resolve_policy(Path("m")) == DeferralPolicy()
+
+
+@pytest.mark.parametrize(("method", "weight", "mode"), [
+    ("ih-grpo", 0.001, "deferred"), ("grpo-delayed", 0.0, "deferred"), ("grpo-immediate", 0.0, "immediate"),
+])  # fmt: skip
+def test_the_method_is_one_line(recipe: Path, method: str, weight: float, mode: str) -> None:
+    config = load_config(recipe, [f"method={method}"])
+    assert (config.effective_hierarchy_weight, config.resolve_policy(Path("m")).mode) == (weight, mode)
+
+
+def test_set_takes_toml_values_bare_words_and_inner_fields(recipe: Path) -> None:
+    config = load_config(
+        recipe,
+        ["steps=7", "model=/some/where", 'data=["a.jsonl", "b.jsonl"]', "policy.max_turns=3", "eager=false"],
+    )
+    assert (config.steps, config.model, config.data) == (7, "/some/where", ("a.jsonl", "b.jsonl"))
+    assert config.eager is False
+    assert config.resolve_policy(Path("m")).max_turns == 3
+
+
+def test_the_policy_starts_from_the_checkpoints(recipe: Path, tmp_path: Path) -> None:
+    DeferralPolicy(prompt="brief-v1", max_turns=4).save(tmp_path)
+    policy = load_config(recipe, [f"model={tmp_path}", "policy.max_turns=2"]).resolve_policy(tmp_path)
+    assert (policy.prompt, policy.max_turns) == ("brief-v1", 2)
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("colour=1", "colour: there is no such field$"),
+    ("stepz=3", "stepz: there is no such field; did you mean steps"),
+    ("ray.adress=x", "ray.adress: there is no such field; did you mean address"),
+    ("device=tpu", "device: 'tpu' is not known: give auto, cpu, cuda"),
+    ("steps=0", "steps: .* got 0"),
+    ("method=ppo", "method: .* got 'ppo'"),
+    ("policy.max_turns=0", "policy: max_turns: .* got 0"),
+    ("policy.turns=1", "policy: turns: there is no such field; did you mean max_turns"),
+    ("policy.mode=immediate", "policy: mode is decided by method"),
+    ("min_valid_samples=9", "min_valid_samples is 9, more than group_size 8"),
+    ("mini_batch_samples=48", "mini_batch_samples is 48: it must divide the 128"),
+    ("micro_batch_samples=3", "micro_batch_samples is 3: it must divide the 128"),
+    ("sandbox=runner", "runner_token_file is missing"),
+    ("warmup_steps=3", "warmup_steps needs lr_schedule"),
+    ("steps", "not of the form key=value"),
+    ("seed.x=1", "seed: .* got"),
+])  # fmt: skip
+def test_a_mistake_names_its_field(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(recipe, [override])
+
+
+def test_a_warm_starts_recipe_is_told_from_a_runs() -> None:
+    warm_start = Path(__file__).parents[3] / "recipes" / "quickstart-warm-start.toml"
+    with pytest.raises(ConfigError, match="looks like a recipe of: ih-grpo train warm-start"):
+        load_config(warm_start)
+
+
+def test_a_single_source_needs_no_list(recipe: Path) -> None:
+    assert load_config(recipe, ["data=quickstart:5"]).data == ("quickstart:5",)
+
+
+def test_checkpoints_fall_between_rollouts(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="save_every is 3: it must be a multiple of the 2"):
+        load_config(recipe, ["mini_batch_samples=64", "save_every=3"])
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml can't be read"):
+        load_config(tmp_path / "nowhere.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("steps = = 3")
+    with pytest.raises(ConfigError, match=r"broken\.toml is not TOML"):
+        load_config(broken)
+    broken.write_text('data = ["d"]')
+    with pytest.raises(ConfigError, match="model: is missing"):
+        load_config(broken)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_short_and_loads(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 40
+    assert isinstance(load_config(path), TrainConfig)
+
+
+def test_there_are_recipes() -> None:
+    assert {path.stem for path in RECIPES} >= {"qwen3-1.7b", "qwen3-4b", "qwen3-8b", "quickstart"}
+
+
+def test_every_field_is_documented() -> None:
+    assert [name for name, field in TrainConfig.model_fields.items() if not field.description] == []

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
+
+from service.deferral.policy import DeferralPolicy
+from trainer.data.problems import DataError
+from trainer.training.checkpoints import staged, write_state
+from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.dry_run import count_parameters, describe_run, estimate_memory
+
+
+def config(tmp_path: Path, **changes: object) -> TrainConfig:
+    data = tmp_path / "problems.jsonl"
+    rows = [{"question": "1 + 1?", "answer": "2"}, {"question": "word " * 400, "answer": "2"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values: dict[str, object] = {
+        "model": "m", "data": [str(data)], "run_dir": tmp_path / "run", "device": "cpu",
+        "max_prompt_tokens": 500,
+    }  # fmt: skip
+    return TrainConfig.model_validate({**values, **changes})
+
+
+def test_parameters_are_counted_without_making_them(tiny_checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    assert count_parameters(AutoConfig.from_pretrained(tiny_checkpoint)) == model.num_parameters()
+
+
+def test_qwen3_8b_is_counted_right_and_does_not_fit_one_80_gb_card(tmp_path: Path) -> None:
+    model = Qwen3Config(
+        vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=128, tie_word_embeddings=False,
+        max_position_embeddings=40960,
+    )  # fmt: skip
+    assert count_parameters(model) == pytest.approx(8.19e9, rel=0.01)
+    memory = estimate_memory(config(tmp_path, gradient_checkpointing=True), model, DeferralPolicy(), gpu=True)
+    assert memory.weights_and_optimizer == pytest.approx(131e9, rel=0.01)
+    assert memory.engine_weights == pytest.approx(16.4e9, rel=0.01)
+    # 2 (key, value) x 36 layers x 8 heads x 128 x 2 bytes = 144 KiB a token.
+    assert memory.kv_cache == 64 * 16000 * 147456
+
+
+def test_shards_and_servers_elsewhere_take_memory_off(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model = AutoConfig.from_pretrained(tiny_checkpoint)
+    alone = estimate_memory(config(tmp_path), model, DeferralPolicy(), gpu=False)
+    shared = estimate_memory(config(tmp_path), model, DeferralPolicy(), gpu=False, shards=8)
+    assert shared.weights_and_optimizer == alone.weights_and_optimizer // 8
+    assert shared.gathered == 4 * count_parameters(model)
+    elsewhere = config(tmp_path, generation="vllm", generation_urls=("http://v",), weights_dir=tmp_path)
+    memory = estimate_memory(elsewhere, model, DeferralPolicy(), gpu=False)
+    assert (memory.engine_weights, memory.kv_cache, memory.gathered) == (0, 0, 0)
+    assert memory.total == memory.weights_and_optimizer + memory.activations + memory.head
+
+
+def test_gradient_checkpointing_and_smaller_passes_need_less(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model = AutoConfig.from_pretrained(tiny_checkpoint)
+
+    def activations(**changes: object) -> int:
+        return estimate_memory(config(tmp_path, **changes), model, DeferralPolicy(), gpu=False).activations
+
+    assert activations(gradient_checkpointing=True) < activations()
+    assert activations(micro_batch_samples=1) * 4 == activations(micro_batch_samples=4)
+
+
+def test_the_plan_says_what_will_happen_and_does_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    settings = config(
+        tmp_path, model=str(tiny_checkpoint), method="grpo-immediate", policy={"prompt": "brief-v1"}
+    )
+    describe_run(settings, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for piece in (
+        "grpo-immediate, hierarchy weight 0.0",
+        "1 problems (1 left out for their length, 0 without an answer, 0 with a bad gold answer)",
+        "up to 48 prompts x 8 samples, 16 groups kept",
+        "code runs at every block",
+        "200, each of 128 samples in passes of 4",
+        "at the most at once",
+        "GiB",
+    ):
+        assert piece in text
+    assert not settings.run_dir.exists()
+
+
+def test_a_plan_that_can_not_go_on_where_the_run_was_is_refused(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    settings = config(tmp_path, model=str(tiny_checkpoint), policy={"prompt": "brief-v1"}, seed=1)
+    with staged(settings.run_dir / "checkpoints" / "checkpoint-3") as staging:
+        write_state(staging, settings, "other problems", skipped_steps=0)
+    with pytest.raises(ConfigError, match=r"seed is 2, but the run in .* was started with 1"):
+        describe_run(settings.model_copy(update={"seed": 2}), Console(file=io.StringIO()))
+    with pytest.raises(ConfigError, match="data: the problems differ"):
+        describe_run(settings, Console(file=io.StringIO()))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"run_dir: .*file is a file"):
+        describe_run(settings.model_copy(update={"run_dir": tmp_path / "file"}), Console(file=io.StringIO()))
+
+
+def test_a_plan_for_missing_data_fails_as_the_run_would(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    settings = config(tmp_path, model=str(tiny_checkpoint), data=[str(tmp_path / "nowhere.jsonl")])
+    with pytest.raises(DataError, match=r"nowhere\.jsonl"):
+        describe_run(settings, Console(file=io.StringIO()))

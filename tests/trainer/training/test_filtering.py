@@ -1,0 +1,84 @@
+"""The filters between rollout and loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.training.advantage import group_advantages
+from trainer.training.filtering import FilterCounts, Outcome, filter_group
+
+RIGHT, WRONG = Outcome(1.0), Outcome(0.0)
+CUT, VOID = Outcome(0.0, over_long=True), Outcome(0.0, void=True)
+
+
+def test_a_mixed_group_is_kept_with_grpos_advantages() -> None:
+    group = filter_group([RIGHT, WRONG] * 4)
+    assert group.verdict == "kept"
+    assert group.indices == tuple(range(8))
+    assert group.masked == (False,) * 8
+    expected = group_advantages(torch.tensor([1.0, 0.0] * 4, dtype=torch.float64))
+    assert group.advantages == tuple(expected.tolist())
+
+
+@pytest.mark.parametrize("outcomes", [[RIGHT] * 8, [WRONG] * 8, [RIGHT] * 5 + [Outcome(1.0005)] * 3])
+def test_equal_rewards_carry_no_signal(outcomes: list[Outcome]) -> None:
+    assert filter_group(outcomes).verdict == "no_signal"
+
+
+def test_over_long_samples_are_dropped_before_the_advantage() -> None:
+    group = filter_group([CUT, RIGHT, CUT, WRONG, WRONG, RIGHT])
+    assert group.indices == (1, 3, 4, 5)
+    assert sum(group.advantages) == pytest.approx(0)
+    # Once its cut samples are gone, nothing differs.
+    assert filter_group([CUT, CUT, *[RIGHT] * 6]).verdict == "no_signal"
+
+
+def test_void_samples_count_as_failures_and_are_masked() -> None:
+    group = filter_group([VOID, RIGHT, RIGHT, RIGHT, RIGHT])
+    assert group.verdict == "kept"
+    assert group.masked == (True, False, False, False, False)
+    assert group.advantages[0] < 0 < group.advantages[1]
+
+
+@pytest.mark.parametrize("lost", [CUT, VOID])
+def test_fewer_than_four_valid_samples_are_too_thin(lost: Outcome) -> None:
+    assert filter_group([RIGHT, WRONG, RIGHT, *[lost] * 5]).verdict == "thin"
+    assert filter_group([RIGHT, WRONG, RIGHT, WRONG, *[lost] * 4]).verdict == "kept"
+
+
+def test_an_empty_group_is_thin() -> None:
+    assert filter_group([], min_valid=0).verdict == "thin"
+
+
+def test_counts_add_up() -> None:
+    counts = FilterCounts()
+    for outcomes in (
+        [RIGHT, WRONG] * 4,
+        [RIGHT] * 8,
+        [CUT, VOID, *[WRONG] * 3, RIGHT, RIGHT, RIGHT],
+        [CUT] * 8,
+    ):
+        filter_group(outcomes, counts)
+    assert counts.metrics() == {
+        "groups/kept": (2, 4),
+        "groups/thin": (1, 4),
+        "groups/no_signal": (1, 4),
+        "samples/over_long": (9, 32),
+        "samples/void": (1, 32),
+    }
+
+
+@given(st.lists(st.builds(Outcome, st.sampled_from([0.0, 1.0]), st.booleans(), st.booleans()), max_size=10))
+def test_what_is_kept_can_be_learnt_from(outcomes: list[Outcome]) -> None:
+    group = filter_group(outcomes)
+    assert len(group.indices) == len(group.advantages) == len(group.masked)
+    if group.verdict != "kept":
+        assert not group.indices
+        return
+    assert group.masked.count(False) >= 4
+    assert not any(outcomes[i].over_long for i in group.indices)
+    for i, advantage in zip(group.indices, group.advantages, strict=True):
+        assert (advantage > 0) == (outcomes[i].reward == 1.0)

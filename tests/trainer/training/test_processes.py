@@ -1,0 +1,132 @@
+"""Training on two processes (gloo, the CPU) is training on one: plain data parallelism, and FSDP2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from transformers import AutoConfig
+
+from service.deferral.policy import DeferralPolicy
+from service.engines.tokenizer import HFTokenizer
+from service.engines.transformers.weight_loading import read_weights
+from tests.support.toy_task import GOLD, POLICY, QUESTION
+from trainer.training.config import TrainConfig
+
+ROOT = Path(__file__).parents[3]
+ACCELERATE = ROOT / "recipes" / "accelerate"
+DDP = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+FSDP2 = [
+    sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ACCELERATE / "fsdp2.yaml"),
+    "--num_processes", "2", "--main_process_port", "0",
+]  # fmt: skip
+
+
+def config(run_dir: Path, checkpoint: Path, **changes: object) -> TrainConfig:
+    data = run_dir.parent / "problems.jsonl"
+    data.write_text(4 * (json.dumps({"question": QUESTION, "answer": GOLD}) + "\n"))
+    values: dict[str, object] = {
+        "model": str(checkpoint), "data": [str(data)], "run_dir": run_dir, "steps": 2, "prompts_per_step": 4,
+        "group_size": 4, "min_valid_samples": 2, "min_group_std": 0.0, "oversample": 1.0,
+        "micro_batch_samples": 4, "learning_rate": 1e-3, "max_grad_norm": 1e9, "dtype": "float32",
+        "device": "cpu", "threads": 1, "engine_slots": 16, "save_every": 1,
+    }  # fmt: skip
+    return TrainConfig.model_validate({**values, **changes})
+
+
+def launch(command: list[str], settings: TrainConfig) -> str:
+    """What the processes said."""
+    settings.run_dir.mkdir(exist_ok=True)
+    recipe = settings.run_dir / "recipe.json"
+    recipe.write_text(settings.model_dump_json())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = [str(ROOT / "tests" / "support" / "train_process.py"), str(recipe)]
+    done = subprocess.run(
+        [*command, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def log_history(settings: TrainConfig) -> list[dict[str, float]]:
+    state = settings.run_dir / "checkpoints" / "checkpoint-2" / "trainer_state.json"
+    history = json.loads(state.read_text())["log_history"]
+    return [{name: entry[name] for name in ("loss", "reward", "entropy", "grad_norm")} for entry in history]
+
+
+def rollouts(settings: TrainConfig, number: int) -> dict[int, tuple[list[int], float]]:
+    """Ids and advantage by seed, over the files of all processes."""
+    found: dict[int, tuple[list[int], float]] = {}
+    for path in (settings.run_dir / "rollouts").glob(f"rollout-{number:06}*"):
+        table = pq.read_table(path, columns=["seed", "ids", "advantage"]).to_pylist()
+        assert not found.keys() & {row["seed"] for row in table}
+        found |= {row["seed"]: (row["ids"], row["advantage"]) for row in table}
+    return found
+
+
+def served_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:
+    """As a server reads them."""
+    model = str(checkpoint)
+    return read_weights(model, AutoConfig.from_pretrained(model), HFTokenizer(model), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) -> TrainConfig:
+    settings = config(tmp_path_factory.mktemp("alone") / "run", toy_checkpoint)
+    launch([sys.executable], settings)
+    return settings
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("command", "changes"), [(DDP, {}), (FSDP2, {"gradient_checkpointing": True})], ids=["ddp", "fsdp2"]
+)
+def test_two_processes_train_as_one(
+    tmp_path: Path, toy_checkpoint: Path, alone: TrainConfig, command: list[str], changes: dict[str, object]
+) -> None:
+    """The second step is a run of its own, so that going on from a checkpoint is part of it."""
+    settings = config(tmp_path / "run", toy_checkpoint, **changes)
+    said = launch(command, settings.model_copy(update={"steps": 1}))
+    assert said.count("step 1/1") == 1
+    said = launch(command, settings)
+    assert (said.count("step 1/2"), said.count("step 2/2")) == (0, 1)
+
+    for step in range(2):
+        assert len(rollouts(settings, step)) == 16
+        ours, theirs = (torch.load(c.run_dir / f"gradients-{step}.pt") for c in (settings, alone))
+        assert max(float(gradient.abs().max()) for gradient in theirs.values()) > 1e-3
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+        assert rollouts(settings, step) == rollouts(alone, step)
+    for one, other in zip(log_history(settings), log_history(alone), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    names = [path.name for path in (settings.run_dir / "checkpoints").iterdir()]
+    assert sorted(names) == ["checkpoint-1", "checkpoint-2"]
+    checkpoint = settings.run_dir / "checkpoints" / "checkpoint-2"
+    assert DeferralPolicy.load(checkpoint) == POLICY
+    weights, own = (served_weights(c.run_dir / "checkpoints" / "checkpoint-2") for c in (settings, alone))
+    assert weights.keys() == own.keys()
+    # AdamW divides by the gradient's size: where that is next to nothing its rounding shows in the weight.
+    far = sum(int(((weights[name] - own[name]).abs() > 1e-5).sum()) for name in own)
+    assert far < 0.01 * sum(weight.numel() for weight in own.values())
+    assert len(list((settings.run_dir / "tensorboard").iterdir())) == 2  # one file a launch
+
+
+@pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_accelerate_configs_are_right(path: Path) -> None:
+    loaded = load_config_from_file(str(path))
+    assert loaded.num_processes == 8 * loaded.num_machines
+    raw = yaml.safe_load(path.read_text())
+    assert loaded.distributed_type == raw["distributed_type"]
+    if raw["distributed_type"] == "FSDP":
+        assert loaded.fsdp_config["fsdp_version"] == 2
+        assert loaded.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"

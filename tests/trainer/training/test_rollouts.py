@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from accelerate import Accelerator
+from torch import Tensor
+
+from service.deferral.answer import last_boxed
+from service.deferral.policy import DeferralPolicy
+from service.engines.base import EngineError
+from service.sandbox.base import ExecutionResult
+from tests.support.reply_engine import ReplyEngine
+from tests.support.scripted import EOS, ScriptedSandbox, printed
+from trainer.data.problems import Problem
+from trainer.episodes import EpisodeLostError, LocalPlayer, Player, Sample
+from trainer.rewards import Reward, RewardError
+from trainer.training.config import TrainConfig
+from trainer.training.generation import rollout_settings
+from trainer.training.rollouts import BackgroundLoop, Collector, Share
+from trainer.weight_sync.push import EngineSink
+
+PROBLEMS = [Problem(f"p:{i}", f"question {i}", "1") for i in range(7)]
+RUN = "```python\nprint(1)\n```<tool_call>"
+
+
+class PlainScorer:
+    """Right means spelled alike."""
+
+    async def score(self, response_text: str, gold: str) -> Reward:
+        right = last_boxed(response_text) == gold
+        return Reward(float(right), "correct" if right else "incorrect")
+
+
+class LearningEngine(ReplyEngine):
+    """Remembers the weights that it was given. Its replies may depend on how often it was asked the same."""
+
+    def __init__(self, replies: Mapping[str, list[str]]) -> None:
+        self.loaded: list[Mapping[str, Tensor]] = []
+        self.asked: dict[str, int] = {}
+
+        def reply(context: str) -> str:
+            key = next(name for name in replies if name in context)
+            self.asked[key] = self.asked.get(key, -1) + 1
+            return replies[key][self.asked[key] % len(replies[key])]
+
+        super().__init__(reply)
+
+    async def load_weights(self, source: Mapping[str, Tensor]) -> None:
+        self.loaded.append(source)
+
+
+@pytest.fixture
+def loop() -> Iterator[BackgroundLoop]:
+    with BackgroundLoop() as running:
+        yield running
+
+
+def config(run_dir: Path, **changes: object) -> TrainConfig:
+    values: dict[str, object] = {
+        "model": "m", "data": ["d"], "run_dir": run_dir, "prompts_per_step": 2, "group_size": 2,
+        "oversample": 2.0, "min_valid_samples": 2, "mini_batch_samples": 4, "micro_batch_samples": 2,
+    }  # fmt: skip
+    return TrainConfig.model_validate({**values, **changes})
+
+
+def collector(
+    settings: TrainConfig,
+    engine: Any,
+    loop: BackgroundLoop,
+    *,
+    answer: ExecutionResult | None = None,
+    scorer: Any = None,
+    player: Player | None = None,
+    share: Share = Share(),  # noqa: B008 - frozen
+) -> Collector:
+    sandbox = ScriptedSandbox(lambda blocks: answer or printed("1"))
+    how = rollout_settings(settings, DeferralPolicy())
+    return Collector(
+        settings,
+        how,
+        PROBLEMS,
+        engine.tokenizer,
+        player or LocalPlayer(engine, sandbox, how),
+        EngineSink(engine),
+        scorer or PlainScorer(),
+        loop,
+        share=share,
+    )
+
+
+def boxed(value: int) -> str:
+    return f"so \\boxed{{{value}}}{EOS}"
+
+
+def test_each_rollout_draws_the_next_problems_and_epochs_do_not_repeat(
+    tmp_path: Path, loop: BackgroundLoop
+) -> None:
+    source = collector(config(tmp_path), LearningEngine({}), loop)
+    drawn = [source.draw(index) for index in range(7)]
+    assert [number for part in drawn for number, _ in part] == list(range(28))
+    ids = [problem.id for part in drawn for _, problem in part]
+    epochs = [ids[i : i + 7] for i in range(0, 28, 7)]
+    assert all(sorted(epoch) == [problem.id for problem in PROBLEMS] for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert source.draw(3) == drawn[3]  # whatever was drawn before
+
+
+def test_processes_share_the_draw(tmp_path: Path, loop: BackgroundLoop) -> None:
+    whole = collector(config(tmp_path), LearningEngine({}), loop).draw(1)
+    parts = [
+        collector(config(tmp_path), LearningEngine({}), loop, share=Share(process, 2)).draw(1)
+        for process in (0, 1)
+    ]
+    assert sorted(parts[0] + parts[1]) == whole
+    assert [len(part) for part in parts] == [2, 2]
+
+
+def test_only_groups_with_signal_are_kept_in_the_order_of_the_draw(
+    tmp_path: Path, loop: BackgroundLoop
+) -> None:
+    source = collector(config(tmp_path), LearningEngine({}), loop)
+    dull, *others = [problem.question for _, problem in source.draw(0)]
+    engine = LearningEngine({dull: [boxed(1)], **{name: [boxed(1), boxed(0)] for name in others}})
+    collected = collector(config(tmp_path), engine, loop).collect(0, {})
+    questions = [engine.tokenizer.decode(row.sample.prompt_ids) for row in collected.rows]
+    assert [next(o for o in others if o in q) for q in questions] == [others[0]] * 2 + [others[1]] * 2
+    assert sorted(row.advantage for row in collected.rows) == pytest.approx(
+        [-0.7071] * 2 + [0.7071] * 2, abs=1e-4
+    )
+    assert len(engine.loaded) == 1
+
+
+def test_too_few_groups_give_fewer_rows(tmp_path: Path, loop: BackgroundLoop) -> None:
+    engine = LearningEngine({"question": [boxed(1)]})
+    assert collector(config(tmp_path), engine, loop).collect(0, {}).rows == []
+
+
+@pytest.mark.parametrize(("reply", "answer", "scorer", "reason"), [
+    (boxed(1), None, "broken", "no worker"),
+    (RUN, ExecutionResult("", "", "sandbox_error", wall_seconds=0, waited_seconds=0), None, "sandbox_error"),
+])  # fmt: skip
+def test_what_could_not_be_judged_is_not_trained_on(
+    tmp_path: Path,
+    loop: BackgroundLoop,
+    reply: str,
+    answer: ExecutionResult | None,
+    scorer: str | None,
+    reason: str,
+) -> None:
+    class Broken:
+        async def score(self, response_text: str, gold: str) -> Reward:
+            raise RewardError("no worker")
+
+    engine = LearningEngine({"result: SandboxError": [boxed(1)], "question": [reply]})
+    source = collector(config(tmp_path), engine, loop, answer=answer, scorer=Broken() if scorer else None)
+    assert source.collect(0, {}).rows == []
+    table = pq.read_table(tmp_path / "rollouts" / "rollout-000000.parquet").to_pylist()
+    assert {(record["reward"], record["reason"]) for record in table} == {(None, reason)}
+
+
+def test_a_void_sample_is_a_failure_that_is_not_trained_on(tmp_path: Path, loop: BackgroundLoop) -> None:
+    # Three samples a group: right, wrong, void.
+    engine = LearningEngine({"question": [boxed(1), boxed(0), f"hm{EOS}"]})
+    settings = config(tmp_path, group_size=3, mini_batch_samples=6)
+    rows = collector(settings, engine, loop).collect(0, {}).rows
+    assert len(rows) == 4
+    # Rewards 1, 0, 0: the void one counts in mean and deviation.
+    assert sorted({round(row.advantage, 3) for row in rows}) == [-0.577, 1.155]
+
+
+def test_every_sample_is_on_disk_with_what_came_of_it(tmp_path: Path, loop: BackgroundLoop) -> None:
+    engine = LearningEngine({"result: 1": [boxed(1), boxed(0)], "question": [RUN]})
+    collected = collector(config(tmp_path), engine, loop).collect(5, {})
+    records = pq.read_table(tmp_path / "rollouts" / "rollout-000005.parquet").to_pylist()
+    assert [record["ids"] for record in records] == [list(row.sample.ids) for row in collected.rows]
+    assert {record["rollout"] for record in records} == {5}
+    assert {record["outcome"] for record in records} == {"answer"}
+    assert all(record["advantage"] is not None for record in records)
+    assert all('"code": "print(1)"' in record["tools"] for record in records)
+    assert all(record["executed"] == 1 for record in records)
+    assert all(record["began_at"] > 1e9 for record in records)
+
+
+class LosingPlayer:
+    """Loses every episode whose id it was given, or all."""
+
+    def __init__(self, lost: Sequence[str] | None, player: Player) -> None:
+        self._lost, self._player = lost, player
+
+    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+        if self._lost is None or episode_id in self._lost:
+            raise EpisodeLostError("gone")
+        return await self._player.play(prompt_ids, seed=seed, episode_id=episode_id)
+
+
+def losing(lost: Sequence[str] | None, engine: Any, settings: TrainConfig) -> LosingPlayer:
+    how = rollout_settings(settings, DeferralPolicy())
+    return LosingPlayer(lost, LocalPlayer(engine, ScriptedSandbox(lambda b: printed("1")), how))
+
+
+def test_lost_episodes_are_counted_and_the_others_trained_on(tmp_path: Path, loop: BackgroundLoop) -> None:
+    engine = LearningEngine({"question": [boxed(1), boxed(2)]})
+    settings = config(tmp_path, group_size=4, mini_batch_samples=None)
+    source = collector(settings, engine, loop, player=losing(("s0",), engine, settings))
+    collected = source.collect(0, {})
+    assert len(collected.rows) == 7
+    assert collected.metrics.reduced(Accelerator(cpu=True))["samples/lost"] == 1 / 8
+
+
+def test_a_rollout_of_which_all_is_lost_is_an_error(tmp_path: Path, loop: BackgroundLoop) -> None:
+    engine = LearningEngine({})
+    source = collector(config(tmp_path), engine, loop, player=losing(None, engine, config(tmp_path)))
+    with pytest.raises(EngineError, match="all 8 episodes of rollout 0 were lost"):
+        source.collect(0, {})

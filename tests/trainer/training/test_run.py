@@ -1,0 +1,154 @@
+"""Whole runs of a tiny model on a task that it can learn, with the real engine, judge and trainer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from service.deferral.policy import DeferralPolicy
+from service.engines.checkpoint import CheckpointError
+from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
+from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.run import train
+
+ROOT = Path(__file__).parents[3]
+
+
+def config(run_dir: Path, checkpoint: Path, **changes: object) -> TrainConfig:
+    data = run_dir.parent / "problems.jsonl"
+    data.write_text(json.dumps({"question": QUESTION, "answer": GOLD}) + "\n")
+    values: dict[str, object] = {
+        "model": str(checkpoint), "data": [str(data)], "run_dir": run_dir, "steps": 4, "prompts_per_step": 4,
+        "group_size": 4, "min_valid_samples": 2, "oversample": 1.5, "micro_batch_samples": 16,
+        "learning_rate": 1e-3, "dtype": "float32", "device": "cpu", "threads": 1, "engine_slots": 16,
+        "save_every": 2, "tensorboard": False,
+    }  # fmt: skip
+    return TrainConfig.model_validate({**values, **changes})
+
+
+def rewards(run_dir: Path) -> list[float]:
+    tables = [pq.read_table(path).to_pydict() for path in sorted((run_dir / "rollouts").iterdir())]
+    return [sum(table["reward"]) / len(table["reward"]) for table in tables]
+
+
+def run(settings: TrainConfig) -> tuple[Path, str]:
+    console = Console(file=io.StringIO(), width=200)
+    return train(settings, console, sandbox=toy_sandbox()), console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", ["ih-grpo", "grpo-immediate"])
+def test_the_reward_goes_up(tmp_path: Path, toy_checkpoint: Path, method: str) -> None:
+    settings = config(
+        tmp_path / "run",
+        toy_checkpoint,
+        steps=12,
+        save_every=12,
+        group_size=8,
+        engine_slots=32,
+        method=method,
+    )
+    checkpoint, text = run(settings)
+    curve = rewards(settings.run_dir)
+    first, last = sum(curve[:3]) / 3, sum(curve[-3:]) / 3
+    assert last > first + 0.15
+    assert last > 0.75
+    assert "step 1/12  reward" in text
+    mode = "immediate" if method == "grpo-immediate" else "deferred"
+    assert DeferralPolicy.load(checkpoint) == POLICY.model_copy(update={"mode": mode})
+    assert json.loads((checkpoint / "config.json").read_text())["use_cache"] is True
+    assert not (settings.run_dir / "README.md").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(tmp_path / "run", toy_checkpoint, steps=1, save_every=1, save_rollouts=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # No file may be as large as the weights: so it is on a disk without room for them.
+        size = (toy_checkpoint / "model.safetensors").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+        with pytest.raises(CheckpointError, match=r"checkpoint-1 can't be written .*: make room"):
+            run(settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((settings.run_dir / "checkpoints").iterdir())
+    assert run(settings)[0].name == "checkpoint-1"
+
+
+def test_a_finished_run_goes_on_where_it_ended(tmp_path: Path, toy_checkpoint: Path) -> None:
+    short = config(tmp_path / "run", toy_checkpoint, steps=2)
+    assert run(short)[0].name == "checkpoint-2"
+    longer = short.model_copy(update={"steps": 4})
+    checkpoint, text = run(longer)
+    assert checkpoint.name == "checkpoint-4"
+    assert "step 2/4" not in text
+    assert "step 3/4" in text
+    whole = config(tmp_path / "other", toy_checkpoint, steps=4)
+    assert_same_run(whole, longer, run(whole)[0], checkpoint)
+
+
+def test_a_run_does_not_go_on_under_other_settings(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(tmp_path / "run", toy_checkpoint, steps=2)
+    run(settings)
+    with pytest.raises(ConfigError, match=r"learning_rate is 0\.5, but the run in"):
+        run(settings.model_copy(update={"learning_rate": 0.5}))
+
+
+def test_tensorboard_has_the_curves(tmp_path: Path, toy_checkpoint: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = config(tmp_path / "run", toy_checkpoint, steps=2, tensorboard=True)
+    run(settings)
+    events = EventAccumulator(str(settings.run_dir / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= {f"train/{name}" for name in ("reward", "delay_rate", "entropy", "loss", "groups/kept")}
+    assert [scalar.step for scalar in events.Scalars("train/reward")] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path, toy_checkpoint: Path) -> None:
+    whole = config(tmp_path / "whole", toy_checkpoint, steps=6)
+    expected, _ = run(whole)
+    killed = config(tmp_path / "killed", toy_checkpoint, steps=6)
+    script = (
+        "import sys; from rich.console import Console; from tests.support.toy_task import toy_sandbox\n"
+        "from trainer.training.config import TrainConfig; from trainer.training.run import train\n"
+        "train(TrainConfig.model_validate_json(sys.argv[1]), Console(stderr=True), sandbox=toy_sandbox())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, killed.model_dump_json()], cwd=ROOT) as process:
+        # In the middle of step 4: after the checkpoint of step 2 and the rollout of step 4 (number 3).
+        while not (killed.run_dir / "rollouts" / "rollout-000003.parquet").exists():
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not (killed.run_dir / "checkpoints" / "checkpoint-6").exists()
+    resumed, _ = run(killed)
+    assert_same_run(whole, killed, expected, resumed)
+
+
+def assert_same_run(
+    one: TrainConfig, other: TrainConfig, checkpoint_one: Path, checkpoint_other: Path
+) -> None:
+    """The same tokens in every rollout, and in the end the same weights."""
+    names = sorted(path.name for path in (one.run_dir / "rollouts").iterdir())
+    assert names == sorted(path.name for path in (other.run_dir / "rollouts").iterdir())
+    for name in names:
+        columns = ["seed", "ids", "reward", "advantage"]
+        tables = [pq.read_table(c.run_dir / "rollouts" / name, columns=columns) for c in (one, other)]
+        assert tables[0].to_pydict() == tables[1].to_pydict(), name
+    weights = [load_file(path / "model.safetensors") for path in (checkpoint_one, checkpoint_other)]
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=0)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import pytest
+
+from service.deferral.policy import DeferralPolicy
+from service.sandbox.base import SandboxError
+from service.sandbox.bubblewrap.sandbox import ProcessSandbox
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.runner.client import RunnerClient
+from tests.support.char_tokenizer import CharTokenizer
+from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.runtime_config import MachineConfig
+from trainer.training.setup import engine_dtype, load_training_set, make_engine, make_sandbox, start_all
+
+POLICY = DeferralPolicy(run_limit_s=7.0, max_episode_tokens=300)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("in-process", DockerSandbox), ("process", ProcessSandbox)])
+def test_the_pool_is_patient_and_no_larger_than_asked(name: str, kind: type) -> None:
+    sandbox: Any = make_sandbox(MachineConfig.model_validate({"sandbox": name, "max_containers": 1}), POLICY)
+    assert isinstance(sandbox, kind)
+    settings = sandbox.settings
+    assert (settings.max_containers, settings.pool_size, settings.run_limit_ceiling_s) == (1, 1, 30.0)
+    assert settings.queue_timeout_s >= 600
+
+
+def test_a_runner_elsewhere(tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("x" * 40 + "\n")
+    secret.chmod(0o600)
+    config = MachineConfig(sandbox="runner", runner_token_file=secret, runner_address="127.0.0.1:9")
+    assert isinstance(make_sandbox(config, POLICY), RunnerClient)
+
+
+def test_the_engine_holds_an_episode_and_no_more(tiny_checkpoint: Path) -> None:
+    engine = make_engine(MachineConfig(engine_slots=3), tiny_checkpoint, POLICY, "cpu")
+    assert engine.context_length == 300
+
+
+def training_config(tmp_path: Path) -> TrainConfig:
+    path = tmp_path / "p.jsonl"
+    rows = [
+        {"question": "1 + 1?", "answer": "2"},
+        {"question": "x" * 400, "answer": "2"},
+        {"question": "?", "answer": ""},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TrainConfig(model="m", data=(str(path), "quickstart:3"), run_dir=tmp_path / "run")
+
+
+def test_prompts_that_leave_no_room_are_left_out_and_told(tmp_path: Path) -> None:
+    policy = DeferralPolicy(prompt="brief-v1", max_episode_tokens=300)
+    data = load_training_set(training_config(tmp_path), CharTokenizer(), policy)
+    assert (len(data.problems), data.too_long, data.without_answer) == (4, 1, 1)
+    assert (
+        str(data) == "4 problems (1 left out for their length, 1 without an answer, 0 with a bad gold answer)"
+    )
+
+
+def test_a_model_without_the_marker_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no token '<run>'"):
+        load_training_set(training_config(tmp_path), CharTokenizer(), DeferralPolicy(marker="<run>"))
+
+
+async def test_what_was_started_is_stopped_where_the_rest_does_not_start() -> None:
+    told: list[str] = []
+
+    class Part:
+        def __init__(self, name: str, *, works: bool) -> None:
+            self.name, self.works = name, works
+
+        async def start(self) -> None:
+            if not self.works:
+                raise SandboxError(self.name)
+            told.append(f"{self.name} started")
+
+        async def stop(self) -> None:
+            told.append(f"{self.name} stopped")
+
+    engine: Any = Part("engine", works=False)
+    sandbox: Any = Part("sandbox", works=True)
+    with pytest.raises(SandboxError, match="engine"):
+        async with AsyncExitStack() as stack:
+            await start_all(stack, sandbox, engine)
+    assert told == ["sandbox started", "engine stopped", "sandbox stopped"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "has_gpu", "expected"),
+    [
+        ("auto", "cpu", True, "float32"),
+        ("auto", "auto", False, "float32"),
+        ("auto", "auto", True, "auto"),
+        ("auto", "cuda:1", True, "auto"),
+        ("bfloat16", "cpu", False, "bfloat16"),
+        ("float32", "cuda", True, "float32"),
+    ],
+)
+def test_rollouts_on_a_cpu_are_in_float32_unless_asked_otherwise(
+    dtype: Literal["auto", "float32", "bfloat16"], device: str, has_gpu: bool, expected: str
+) -> None:
+    with patch("torch.cuda.is_available", lambda: has_gpu):
+        assert engine_dtype(MachineConfig(engine_dtype=dtype), device) == expected

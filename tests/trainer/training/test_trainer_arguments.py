@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.trainer import grpo_arguments
+
+
+def config(tmp_path: Path, **changes: Any) -> TrainConfig:
+    values = {"model": "m", "data": ("d",), "run_dir": tmp_path, "device": "cpu", "dtype": "float32"}
+    return TrainConfig.model_validate({**values, **changes})
+
+
+def test_a_recipe_in_the_words_of_trl(tmp_path: Path) -> None:
+    arguments = grpo_arguments(config(tmp_path, micro_batch_samples=8, mini_batch_samples=64))
+    assert arguments.per_device_train_batch_size == 8
+    assert arguments.gradient_accumulation_steps == 8
+    assert arguments.steps_per_generation == 16
+    assert (arguments.beta, arguments.learning_rate, arguments.report_to) == (0.0, 1e-6, [])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_weights_and_biases_is_an_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: (object() if installed else None) if name == "wandb" else find(name, *rest),
+    )
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    settings = config(tmp_path, wandb_project="p")
+    if installed:
+        assert grpo_arguments(settings).report_to == ["wandb"]
+    else:
+        with pytest.raises(ConfigError, match=r"pip install 'ih-grpo\[wandb\]'"):
+            grpo_arguments(settings)

@@ -1,1 +1,0 @@
-"""Rollouts and rewards on the hosts of a Ray cluster. Ray places them; they do what one process does."""

@@ -1,0 +1,1 @@
+"""Rollouts and rewards on the hosts of a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Training: rollouts, filtering, advantages, loss, checkpoints."""

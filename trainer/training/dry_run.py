@@ -1,0 +1,166 @@
+"""``--dry-run``: what a run will do, and about how much memory it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from service.deferral.policy import DeferralPolicy
+from service.engines.checkpoint import locate
+from service.engines.tokenizer import HFTokenizer
+from trainer.data.problems import ProblemStream
+from trainer.training.checkpoints import check_resumable, latest
+from trainer.training.chunked_lm_head import MAX_TILE_ELEMENTS
+from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.setup import TrainingSet, load_training_set
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one process, at the longest episodes that the policy allows."""
+
+    weights_and_optimizer: int
+    """float32 weights, gradients and AdamW's two moments: 16 bytes a parameter."""
+    activations: int
+    """Of one micro-batch: 34 bytes a token, layer and hidden unit in half precision (arXiv 2205.05198,
+    section 4.1; attention is not stored). With gradient checkpointing one layer of that, and the input of
+    each."""
+    head: int
+    """Two tiles of logits, and the gradient of the head's weight."""
+    engine_weights: int
+    kv_cache: int
+    """All of the engine's slots at full length."""
+    gathered: int = 0
+    """The whole float32 weights, for a moment, where they are kept in shards: before each rollout."""
+
+    @property
+    def total(self) -> int:
+        """At the most: what is gathered is gone before activations are there."""
+        fixed = self.weights_and_optimizer + self.engine_weights + self.kv_cache
+        return fixed + max(self.activations + self.head, self.gathered)
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Parameters of the model that ``config`` describes; tied ones count once. No weight is made."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def estimate_memory(
+    config: TrainConfig, model: PretrainedConfig, policy: DeferralPolicy, *, gpu: bool, shards: int = 1
+) -> Memory:
+    """About what one process needs. Real use is off by a fifth or so: allocators, and shorter episodes.
+
+    Args:
+        config: the run.
+        model: what it trains.
+        policy: bounds an episode.
+        gpu: whether the engine runs on one.
+        shards: processes that share weights, gradients and optimiser state (FSDP2).
+    """
+    text: Any = model.get_text_config()
+    parameters = count_parameters(model)
+    train_bytes = 2 if config.dtype == "bfloat16" else 4
+    engine_bytes = 4 if config.engine_dtype == "float32" or (config.engine_dtype == "auto" and not gpu) else 2
+    length = min(policy.max_episode_tokens, text.max_position_embeddings)
+    layer = config.micro_batch_samples * length * text.hidden_size * train_bytes
+    stored = text.num_hidden_layers + 17 if config.gradient_checkpointing else 17 * text.num_hidden_layers
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    elsewhere = bool(config.generation_urls)
+    kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * engine_bytes
+    return Memory(
+        weights_and_optimizer=16 * parameters // shards,
+        activations=stored * layer,
+        head=2 * 4 * MAX_TILE_ELEMENTS + 4 * text.vocab_size * text.hidden_size,
+        engine_weights=0 if elsewhere else engine_bytes * parameters,
+        kv_cache=0 if elsewhere else config.engine_slots * length * kv_token,
+        gathered=4 * parameters if shards > 1 else 0,
+    )
+
+
+def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> None:
+    """Print the plan, for ``shards`` processes under FSDP2. Reads tokenizer, configuration and problems, but
+    no weights.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, ValueError: the run would not start; the message says why.
+    """
+    model_dir = locate(config.model, weights=False)
+    policy = config.resolve_policy(model_dir)
+    model = AutoConfig.from_pretrained(model_dir)
+    data = load_training_set(config, HFTokenizer(str(model_dir)), policy)
+    if config.run_dir.exists() and not config.run_dir.is_dir():
+        raise ConfigError(f"run_dir: {config.run_dir} is a file: name a directory")
+    checkpoint = latest(config.run_dir / "checkpoints")
+    if checkpoint:
+        check_resumable(checkpoint, config, ProblemStream(data.problems, seed=config.seed).fingerprint)
+    gpu = config.device != "cpu" and torch.cuda.is_available()
+    memory = estimate_memory(config, model, policy, gpu=gpu, shards=shards)
+    console.print(_plan(config, model_dir, policy, model, data, checkpoint))
+    console.print(_memory_table(memory, shards))
+
+
+def _plan(
+    config: TrainConfig,
+    model_dir: Path,
+    policy: DeferralPolicy,
+    model: PretrainedConfig,
+    data: TrainingSet,
+    checkpoint: Path | None,
+) -> Table:
+    table = Table(title="The run", show_header=False)
+    weight = config.effective_hierarchy_weight
+    for name, value in (
+        ("method", f"{config.method}, hierarchy weight {weight}"),
+        ("model", f"{model_dir}, {count_parameters(model) / 1e6:,.1f} M parameters"),
+        ("starts from", str(checkpoint or "the model's own weights")),
+        ("data", str(data)),
+        (
+            "rollout",
+            f"up to {config.draws_per_rollout} prompts x {config.group_size} samples, "
+            f"{config.prompts_per_step} groups kept",
+        ),
+        (
+            "episode",
+            f"up to {policy.max_turns} turns, {policy.max_episode_tokens} tokens, "
+            f"{policy.run_limit_s:g} s a flush; code runs at "
+            f"{'every block' if policy.mode == 'immediate' else 'the marker'}",
+        ),
+        (
+            "steps",
+            f"{config.steps}, each of {config.mini_batch} samples in passes of {config.micro_batch_samples}",
+        ),
+        ("optimiser", f"AdamW, learning rate {config.learning_rate:g} ({config.lr_schedule})"),
+        ("sandbox", config.sandbox),
+        (
+            "output",
+            f"{config.run_dir}: a checkpoint every {config.save_every} steps, {config.keep_checkpoints} kept",
+        ),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _memory_table(memory: Memory, shards: int) -> Table:
+    where = "on one process" if shards == 1 else f"on each of {shards} processes under FSDP2"
+    table = Table(title=f"Memory, about, {where}", show_header=False)
+    for name, size in (
+        ("weights, gradients, optimiser", memory.weights_and_optimizer),
+        ("activations", memory.activations),
+        ("LM head", memory.head),
+        ("engine: weights", memory.engine_weights),
+        ("engine: KV cache, all slots full", memory.kv_cache),
+        ("whole weights, before a rollout", memory.gathered),
+        ("at the most at once", memory.total),
+    ):
+        table.add_row(name, f"{size / GIB:,.2f} GiB")
+    return table

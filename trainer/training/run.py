@@ -1,0 +1,134 @@
+"""A training run from recipe to checkpoint: builds everything, goes on where it was, cleans up."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    TrainerCallback,
+)
+from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.utils import logging as transformers_logging
+
+from service.engines.checkpoint import locate
+from service.sandbox.base import Sandbox
+from trainer.training.checkpoints import check_resumable, latest
+from trainer.training.config import TrainConfig
+from trainer.training.generation import connection, make_generation, make_scorer, rollout_settings
+from trainer.training.progress import RunProgress
+from trainer.training.rollouts import BackgroundLoop, Collector, Share
+from trainer.training.run_lock import exclusive
+from trainer.training.setup import load_training_set, start_all
+from trainer.training.trainer import IHGRPOTrainer
+
+PATIENCE: Final = timedelta(hours=2)
+"""How long a process waits for another, whose rollout may take longer."""
+
+
+def train(
+    config: TrainConfig,
+    console: Console,
+    *,
+    sandbox: Sandbox | None = None,
+    trainer_class: type[IHGRPOTrainer] = IHGRPOTrainer,
+) -> Path:
+    """Train to ``config.steps``, from the last checkpoint in ``config.run_dir`` if there is one.
+
+    Args:
+        config: the recipe.
+        console: where progress goes.
+        sandbox: not started; the recipe's if not given. Not with Ray.
+        trainer_class: to watch the training more closely.
+
+    Returns:
+        The last checkpoint, ready to be served.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, DirectoryError, ValueError: the recipe can't be run; the
+            message says why.
+        EngineError, SandboxError, PushError: one did not start, the engine failed, or a server did not take
+            new weights.
+    """
+    processes = PartialState(cpu=config.device == "cpu", timeout=PATIENCE)
+    # Two runs in one directory would remove each other's checkpoints.
+    with exclusive(config.run_dir) if processes.is_main_process else nullcontext():
+        return _train(config, console, processes, sandbox, trainer_class)
+
+
+def _train(
+    config: TrainConfig,
+    console: Console,
+    processes: PartialState,
+    sandbox: Sandbox | None,
+    trainer_class: type[IHGRPOTrainer],
+) -> Path:
+    model_dir = locate(config.model)
+    policy = config.resolve_policy(model_dir)
+    generation = make_generation(config, model_dir, policy, str(processes.device), sandbox)
+    data = load_training_set(config, generation.tokenizer, policy)
+    progress = RunProgress(console if processes.is_main_process else Console(quiet=True))
+    if processes.is_main_process:
+        console.print(str(data), highlight=False)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with connection(config), BackgroundLoop() as loop:
+        scorer = make_scorer(config)
+        source = Collector(
+            config,
+            rollout_settings(config, policy),
+            data.problems,
+            generation.tokenizer,
+            generation.player,
+            generation.sink,
+            scorer,
+            loop,
+            share=Share(processes.process_index, processes.num_processes),
+            on_group=progress.on_group,
+        )
+        checkpoint = latest(config.run_dir / "checkpoints")
+        skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
+        stack = AsyncExitStack()
+        try:
+            loop.run(stack.enter_async_context(scorer))
+            loop.run(start_all(stack, *generation.parts))
+            trainer = trainer_class(
+                AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32),
+                AutoTokenizer.from_pretrained(model_dir),
+                config,
+                policy,
+                source,
+                [progress, *(_curves(config) if processes.is_main_process else ())],
+                served_config=_served_config(model_dir),
+            )
+            trainer.skipped_steps = skipped
+            trainer.remove_callback(PrinterCallback)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            loop.run(stack.aclose())
+    final = latest(config.run_dir / "checkpoints")
+    assert final is not None  # noqa: S101 - the last step leaves one
+    return final
+
+
+def _served_config(model_dir: Path) -> dict[str, object]:
+    """What training changes in a model's configuration and serving wants back."""
+    model = AutoConfig.from_pretrained(model_dir)
+    dtype = {} if model.dtype is None else {"dtype": str(model.dtype).removeprefix("torch.")}
+    return {**dtype, "use_cache": getattr(model, "use_cache", True)}
+
+
+def _curves(config: TrainConfig) -> list[TrainerCallback]:
+    """TensorBoard, where the recipe asks for it; the directory is the run's, not one with a date."""
+    if not config.tensorboard:
+        return []
+    return [TensorBoardCallback(SummaryWriter(str(config.run_dir / "tensorboard")))]  # type: ignore[no-untyped-call]

@@ -1,0 +1,93 @@
+"""The side of vLLM's workers: a backend that receives weights over TCP, by gloo, on CPUs and GPUs alike.
+
+vLLM finds it by the entry point ``vllm.general_plugins`` where this project is installed beside it:
+``vllm serve ... --weight-transfer-config '{"backend": "gloo"}'``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from trainer.weight_sync.senders import Group
+
+
+@dataclass
+class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """Where the trainer waits, and which ranks this server's workers take."""
+
+    master_address: str
+    master_port: int
+    rank_offset: int
+    world_size: int
+
+
+@dataclass
+class GlooUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """The tensors of one update, in the order in which they are sent."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+
+class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):  # type: ignore[misc]
+    """Receives tensors in a checkpoint's names and shapes; the model's own loader shards and packs them."""
+
+    init_info_cls = GlooInitInfo
+    update_info_cls = GlooUpdateInfo
+    _group: Group | None = None
+
+    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+        """Join the trainer's group."""
+        parallel = self.parallel_config
+        rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
+        self._group = Group(init_info.master_address, init_info.master_port, rank, init_info.world_size)
+        self._group.join()
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive and load, tensor by tensor."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        if self._group is None:
+            raise RuntimeError("the trainer's group was not joined: call init_weight_transfer_engine first")
+        for name, dtype, shape in zip(
+            update_info.names, update_info.dtype_names, update_info.shapes, strict=True
+        ):
+            weight = torch.empty(shape, dtype=getattr(torch, dtype))
+            self._group.broadcast(weight).wait()
+            self.model.load_weights([(name, weight.to(self.device))])
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        pack_again(self.model)
+
+    def shutdown(self) -> None:
+        self._group = None
+
+
+def pack_again(model: torch.nn.Module) -> None:
+    """Pack the weights of embeddings and heads for the CPU again.
+
+    On the CPU vLLM multiplies by a packed copy. A head that is tied to the embedding gets no weight of its
+    own from a checkpoint, so vLLM 0.32 does not pack it again after a reload, and goes on with the old copy.
+    """
+    layer: Any
+    for layer in model.modules():
+        # Of other layers the packed copy is all there is, and was made as they were loaded.
+        if hasattr(layer, "cpu_linear") and layer.weight.ndim == 2:
+            layer.quant_method.process_weights_after_loading(layer)
