@@ -49,13 +49,16 @@ fmt: ## Format the code and apply ruff's fixes
 # torch and the packages that only its CUDA builds depend on are removed from the result, see requirements/torch.txt.
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --custom-compile-command "make lock" $(ARGS)
-lock: ## Update requirements/ after a change of pyproject.toml (ARGS=--upgrade takes the newest versions)
+lock: ## Update requirements/ after a change of the dependencies (ARGS=--upgrade takes the newest versions)
 	@scripts/ensure-venv dev
 	@$(COMPILE) pyproject.toml --extra dev --group build -c requirements/torch.txt -o requirements/dev.txt >/dev/null
 	@for extra in train cpu; do $(COMPILE) pyproject.toml --extra $$extra --group build -c requirements/torch.txt \
 		-c requirements/dev.txt -o requirements/$$extra.txt >/dev/null || exit; done
+	@$(COMPILE) pyproject.toml requirements/vllm.in --extra vllm-test --group build --overrides requirements/torch.txt \
+		--overrides requirements/vllm-overrides.in -o requirements/vllm.txt >/dev/null
 	@$(COMPILE) --group release -o requirements/release.txt >/dev/null
-	@sed -i -E '/^(torch|triton|nvidia-|cuda-)/,/[^\\]$$/d' requirements/dev.txt requirements/train.txt requirements/cpu.txt
+	@sed -i -E '/^(torch|triton|nvidia-|cuda-)/,/[^\\]$$/d' requirements/dev.txt requirements/train.txt \
+		requirements/cpu.txt requirements/vllm.txt
 
 setup: ## Prepare everything and start nothing (EXTRA=train adds what training needs)
 	@$(call with_setup,$(EXTRA)) && \

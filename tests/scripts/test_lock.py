@@ -28,7 +28,7 @@ def locked(name: str) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["cpu", "train", "dev", "release"])
+@pytest.mark.parametrize("name", ["cpu", "train", "dev", "vllm", "release"])
 def test_every_line_is_a_pin_with_hashes(name: str) -> None:
     text = (LOCKS / f"{name}.txt").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
@@ -37,9 +37,11 @@ def test_every_line_is_a_pin_with_hashes(name: str) -> None:
     assert [line[:100] for line in lines if not re.fullmatch(pin, line)] == []
 
 
-@pytest.mark.parametrize("extra", ["cpu", "train", "dev"])
-def test_versions_satisfy_pyproject(extra: str) -> None:
-    found = {**locked(extra), **locked("torch")}
+@pytest.mark.parametrize(
+    ("name", "extra"), [("cpu", "cpu"), ("train", "train"), ("dev", "dev"), ("vllm", "vllm-test")]
+)
+def test_versions_satisfy_pyproject(name: str, extra: str) -> None:
+    found = {**locked(name), **locked("torch")}
     build = PROJECT["dependency-groups"]["build"]
     for line in [*requirements(PROJECT["project"], [extra]), *build]:
         wanted = Requirement(line)
