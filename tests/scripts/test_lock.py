@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 REPO = Path(__file__).resolve().parents[2]
 LOCKS = REPO / "requirements"
@@ -49,6 +50,13 @@ def test_versions_satisfy_pyproject(name: str, extra: str) -> None:
         assert versions, f"{line} is not locked: make lock"
         for version in versions:
             assert wanted.specifier.contains(version), f"{line} is locked at {version}: make lock"
+
+
+@pytest.mark.parametrize("name", ["cpu", "train", "dev", "vllm", "release"])
+def test_only_opentelemetry_is_a_prerelease(name: str) -> None:
+    versions = [(package, version) for package, pins in locked(name).items() for version in pins]
+    unstable = [package for package, version in versions if Version(version).is_prerelease]
+    assert [package for package in unstable if not package.startswith("opentelemetry-")] == []
 
 
 @pytest.mark.parametrize("extra", ["cpu", "train"])
