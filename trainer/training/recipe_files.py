@@ -7,8 +7,8 @@ from pathlib import Path
 
 def recipe_folder() -> Path:
     """Return the folder of recipes: inside ``trainer`` once installed, beside it in a checkout."""
-    installed = Path(__file__).parent / "recipes"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "recipes"
+    installed = Path(__file__).parents[1] / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def find_recipe(path: Path) -> Path:
