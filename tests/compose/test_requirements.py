@@ -1,4 +1,4 @@
-"""What the images install, derived from pyproject.toml and the locked versions."""
+"""Requirements of the images, derived from pyproject.toml and the locked versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How .github/audit.py reads pip-audit's report."""
+"""Interpretation of pip-audit's report by .github/audit.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which daemon ensure-docker selects, and its errors. The Docker client and the user are fakes."""
+"""Selection of the daemon by ensure-docker, and its errors. The Docker client and the user are fakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When ensure-venv creates, repeats, updates or keeps the environment. Python itself is a fake."""
+"""Creating, repeating, updating and keeping the environment in ensure-venv. Python itself is a fake."""
 
 from __future__ import annotations
 
