@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from service.deferral.episode import Episode, Flush, Invocation, Outcome, leaves_thought_open
+from service.deferral.episode import Episode, Flush, Invocation, Outcome, ends_in_thought
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Engine, Sampling, TokenChunk
@@ -172,7 +172,7 @@ class EpisodeRunner:
         in_thought = False
         if policy.unflushed == "run":
             reply_start = tokenizer.decode(prompt_ids[-1024:]).rpartition("<|im_start|>")[2]
-            in_thought = leaves_thought_open(reply_start)
+            in_thought = ends_in_thought(reply_start)
         return Episode(
             prompt_ids,
             policy.model_copy(update={"max_episode_tokens": limit}),
@@ -235,7 +235,7 @@ class EpisodeRunner:
                         for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):
                             block = InvokedBlock(invocation.code, invocation.at_token, clock())
                             # A block that may never run is not started early, nor are the blocks after it.
-                            if waiting or invocation.waits:
+                            if waiting or invocation.only_at_flush:
                                 waiting.append((invocation, block))
                                 continue
                             queue.add(block.code)
@@ -246,7 +246,10 @@ class EpisodeRunner:
                             break
                 flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
                 if flush is None:
-                    unflushed = (*blocks, *(block for invocation, block in waiting if not invocation.waits))
+                    unflushed = (
+                        *blocks,
+                        *(block for invocation, block in waiting if not invocation.only_at_flush),
+                    )
                     break
                 for invocation, block in waiting:
                     if flush.requested_by == "model" or not invocation.by_model_only:

@@ -16,10 +16,10 @@ from service.api.state import EpisodeStream, Server
 from service.api.tools.choice import ForcedCall, force_call
 from service.api.tools.definitions import Functions
 from service.deferral.code_request import asks_for_code
-from service.deferral.fences import FENCE
 from service.deferral.observation import OBSERVATION_SIGNS
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import TokenIds
+from service.deferral.scanner import FENCE
 from service.engines.base import EngineError, Sampling, Tokenizer
 from service.episode.accumulator import ReplyAccumulator
 from service.episode.reasoning_parser import THINK_CLOSE, ReasoningParser, opens_thought

@@ -22,7 +22,7 @@ from service.api.sse import until_disconnect
 from service.api.state import CurrentReplies, CurrentServer
 from service.api.telemetry.tracing import Attributes
 from service.common.json import Json, JsonResponse, dumps
-from service.deferral.fences import FENCE
+from service.deferral.scanner import FENCE
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
 from service.episode.accumulator import usage_of
 from service.episode.reasoning_parser import without_thought
