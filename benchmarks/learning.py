@@ -72,7 +72,7 @@ def bare_sandbox() -> Sandbox:
 
 def measure(model: Path, policy: DeferralPolicy, seed: int) -> dict[str, float]:
     """Held-out problems at temperature 1; the same ones for every model."""
-    verdicts: list[ProblemResult] = asyncio.run(
+    results: list[ProblemResult] = asyncio.run(
         evaluate(
             model,
             list(held_out_problems(0, HELD_OUT, FAMILIES_USED)),
@@ -83,9 +83,9 @@ def measure(model: Path, policy: DeferralPolicy, seed: int) -> dict[str, float]:
             concurrency=32,
         )
     )
-    samples = [verdict.sample for verdict in verdicts]
+    samples = [result.sample for result in results]
     return {
-        "solved": sum(verdict.solved for verdict in verdicts) / len(verdicts),
+        "solved": sum(result.is_correct for result in results) / len(results),
         "delay_rate": sum(s.delayed for s in samples) / max(sum(s.executed_by_model for s in samples), 1),
         "flushes": sum(len(s.tools) for s in samples) / len(samples),
     }

@@ -34,7 +34,7 @@ def replies(name: str, settings: DockerSandboxSettings, *, garbage: bool = False
 
 
 def wrong(made: list[QuestionResult]) -> str:
-    return "\n".join(f"{reply.question}: {reply.sample.text}" for reply in made if not reply.right)
+    return "\n".join(f"{reply.question}: {reply.sample.text}" for reply in made if not reply.is_correct)
 
 
 def test_wordings_are_not_among_those_taught() -> None:
@@ -56,20 +56,20 @@ def test_checkpoint_is_small() -> None:
 @pytest.mark.timeout(900)
 def test_questions_in_unseen_wordings(docker_sandbox_settings: DockerSandboxSettings) -> None:
     made = replies("wordings", docker_sandbox_settings)
-    assert sum(reply.right for reply in made) >= 90, wrong(made)
+    assert sum(reply.is_correct for reply in made) >= 90, wrong(made)
 
 
 @pytest.mark.docker
 @pytest.mark.timeout(900)
 def test_answers_come_from_execution(docker_sandbox_settings: DockerSandboxSettings) -> None:
-    assert sum(reply.right for reply in replies("wordings", docker_sandbox_settings, garbage=True)) < 5
+    assert sum(reply.is_correct for reply in replies("wordings", docker_sandbox_settings, garbage=True)) < 5
 
 
 @pytest.mark.docker
 @pytest.mark.timeout(900)
 def test_usual_forms(docker_sandbox_settings: DockerSandboxSettings) -> None:
     made = replies("forms", docker_sandbox_settings)
-    assert sum(reply.right for reply in made) >= 18, wrong(made)
+    assert sum(reply.is_correct for reply in made) >= 18, wrong(made)
 
 
 @pytest.mark.docker
@@ -77,4 +77,4 @@ def test_usual_forms(docker_sandbox_settings: DockerSandboxSettings) -> None:
 def test_ordinary_sentences_get_the_honest_reply(docker_sandbox_settings: DockerSandboxSettings) -> None:
     made = replies("ordinary", docker_sandbox_settings)
     assert len(made) == 50
-    assert sum(reply.right for reply in made) >= 48, wrong(made)
+    assert sum(reply.is_correct for reply in made) >= 48, wrong(made)
