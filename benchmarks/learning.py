@@ -2,7 +2,7 @@
 
     ih-grpo train warm-start --recipe recipes/quickstart-warm-start-weak.toml --out runs/learning/start
     python benchmarks/learning.py            # all nine, one after another; started again, it goes on
-    python benchmarks/learning_curves.py     # the table and the picture of docs/learning.md
+    python benchmarks/learning_curves.py     # table and picture of the learning experiment
 
 Code runs under bubblewrap, so no Docker is needed. `--method` and `--seed` choose runs of the nine; a larger
 `--steps` makes them go on from where they ended.

@@ -1,4 +1,4 @@
-"""The table and the picture of docs/learning.md, from the rollouts that the runs of learning.py have left.
+"""Table and picture of the learning experiment, from the rollouts of learning.py.
 
     pip install matplotlib
     python benchmarks/learning_curves.py    # writes benchmarks/learning.json, docs/images/learning.svg

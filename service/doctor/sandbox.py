@@ -62,7 +62,7 @@ async def isolation(sandbox: Sandbox) -> CheckResult:
         await sandbox.start()
     except SandboxError as error:
         return CheckResult(
-            "isolation", "fail", str(error), "docs/sandbox.md tells what each proof asks of the machine"
+            "isolation", "fail", str(error), "docs/concepts/sandbox.md describes the isolation checks"
         )
     finally:
         await sandbox.stop()
