@@ -28,8 +28,9 @@ from service.api.state import Server
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
-from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo, locate
+from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo
 from service.engines.factory import make_engine
+from service.engines.model_lookup import locate
 from service.episode.runner import Backend
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox

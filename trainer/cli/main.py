@@ -141,7 +141,7 @@ def quickstart_eval(
     import os
 
     from service.engines.base import EngineError
-    from service.engines.checkpoint import locate
+    from service.engines.model_lookup import locate
     from service.sandbox.base import Sandbox, SandboxError
     from service.sandbox.docker.sandbox import DockerSandbox
     from service.sandbox.docker.settings import DockerSandboxSettings
