@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -58,28 +58,28 @@ def runner(
     """
     from service.common import logs
     from service.sandbox.base import SandboxError
-    from service.sandbox.docker.sandbox import DockerSandbox
-    from service.sandbox.docker.settings import DockerSandboxSettings
+    from service.sandbox.factory import SandboxOptions, create_sandbox
     from service.sandbox.runner.server import serve_runner
     from service.sandbox.runner.settings import RunnerSettings, read_token
 
     logs.configure(log_level, "json" if log_format == "json" else "console")
     try:
-        docker: dict[str, Any] = {
-            "image": image,
-            "runtime": runtime,
-            "pool_size": min(warm_containers, max_sessions),
-            # A container that is being removed still counts.
-            "max_containers": 2 * max_sessions,
-            "run_limit_ceiling_s": max_run_limit_s,
-        }
         settings = RunnerSettings(
             token=read_token(token_file),
             bind=bind,
             max_sessions=max_sessions,
             max_run_limit_s=max_run_limit_s,
         )
-        serve_runner(settings, DockerSandbox(DockerSandboxSettings(**docker)))
+        options = SandboxOptions(
+            kind="in-process",
+            image=image,
+            runtime=runtime,
+            pool_size=min(warm_containers, max_sessions),
+            # A container that is being removed still counts.
+            max_containers=2 * max_sessions,
+            run_limit_s=max_run_limit_s,
+        )
+        serve_runner(settings, create_sandbox(options))
     except ValidationError as error:
         abort(*explain(error))
     except (ValueError, OSError, SandboxError) as error:

@@ -35,9 +35,7 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]
         containers = settings.max_containers
         yield from (docker := sandbox.docker(settings))
         if not quick and all(finding.verdict == "ok" for finding in docker):
-            from service.sandbox.docker.sandbox import DockerSandbox
-
-            yield asyncio.run(sandbox.isolation(DockerSandbox(sandbox.docker_settings(settings))))
+            yield asyncio.run(sandbox.isolation(sandbox.docker_sandbox(settings)))
     yield machine.port(settings)
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     yield machine.disk(home, needed=machine.GIB if folder is not None else 10 * machine.GIB)

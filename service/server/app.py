@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Security
 from starlette.middleware.cors import CORSMiddleware
@@ -31,9 +29,11 @@ from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo
 from service.engines.factory import make_engine
 from service.engines.model_lookup import locate
-from service.episode.runner import Backend
+from service.episode.runner import EpisodeRunner
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
+from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
+from service.sandbox.runner.settings import TokenError
 from service.server.settings import Settings
 
 
@@ -49,13 +49,13 @@ def create_app(settings: Settings | None = None, model_dir: Path | None = None) 
     settings = settings or Settings()
     model_dir = model_dir or locate_model(settings)
     policy = DeferralPolicy.load(model_dir, default=ASSISTANT_POLICY)
-    backend = Backend(
+    runner = EpisodeRunner(
         engine=make_engine(settings.engine_settings(model_dir)),
         sandbox=_sandbox(settings, policy),
         policy=policy,
         sampling=default_sampling(model_dir),
     )
-    return create_app_from(backend, settings)
+    return create_app_from(runner, settings)
 
 
 def locate_model(settings: Settings) -> Path:
@@ -68,42 +68,30 @@ def locate_model(settings: Settings) -> Path:
 
 
 def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
-    if settings.sandbox_kind == "runner":
-        from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
-        from service.sandbox.runner.settings import read_token
-
-        try:
-            token = read_token(settings.runner_token_file)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}. `ih-grpo runner` needs the same token. To serve this machine alone, without a "
-                "runner: a loopback host and --sandbox in-process"
-            ) from None
-        # A runner that starts together with this server needs time for its isolation checks.
-        return RunnerClient(
-            RunnerClientSettings(address=settings.runner_url, token=token, start_timeout_s=60.0)
+    try:
+        return create_sandbox(
+            SandboxOptions(
+                kind=settings.sandbox_kind,
+                pool_size=settings.warm_containers,
+                max_containers=settings.max_containers,
+                run_limit_s=settings.run_limit_s or policy.run_limit_s,
+                image=settings.sandbox_image,
+                instance=instance_name("api", settings.port or None),
+                runner_address=settings.runner_url,
+                runner_token_file=settings.runner_token_file,
+                # A runner that starts together with this server needs time for its isolation checks.
+                start_timeout_s=60.0,
+            )
         )
-    pool: dict[str, Any] = {
-        "pool_size": min(settings.warm_containers, settings.max_containers),
-        "max_containers": settings.max_containers,
-        # Requests have lower limits already; the isolation checks need more time.
-        "run_limit_ceiling_s": max(30.0, settings.run_limit_s or policy.run_limit_s),
-    }
-    if settings.sandbox_kind == "process":
-        from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
-
-        return ProcessSandbox(ProcessSandboxSettings(**pool))
-    from service.sandbox.docker.sandbox import DockerSandbox
-    from service.sandbox.docker.settings import DockerSandboxSettings
-
-    # Two servers on one machine must not remove each other's containers as orphans.
-    instance = f"{os.uname().nodename}-api-{settings.port or os.getpid()}"
-    return DockerSandbox(DockerSandboxSettings(**pool, image=settings.sandbox_image, instance=instance))
+    except TokenError as error:
+        raise ValueError(
+            f"{error}. `ih-grpo runner` needs the same token. To serve only this machine without a runner, "
+            "use a loopback host and --sandbox in-process"
+        ) from None
 
 
-def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
-    """Create the app around a backend. Its lifespan starts and stops the store, the sandbox and the
-    engine."""
+def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
+    """The app around a runner. Its lifespan starts engine and sandbox, and stops them."""
     metrics, drain = Metrics(), Drain()
     tracer, close_tracer = open_tracer(settings.otel_endpoint, version("ih-grpo"))
     admission = Admission(
@@ -123,14 +111,14 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         try:
             await responses.start()
-            await backend.sandbox.start()
-            await backend.engine.start()
+            await runner.sandbox.start()
+            await runner.engine.start()
         except BaseException as error:
             app.state.failure = error  # serve_forever reports it without a traceback
-            await _stop(responses, backend)
+            await _stop(responses, runner)
             raise
         app.state.server = Server(
-            backend,
+            runner,
             settings.api_settings(),
             admission,
             metrics,
@@ -144,7 +132,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            await _stop(responses, backend)
+            await _stop(responses, runner)
             await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
     app = FastAPI(
@@ -200,8 +188,8 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     return app
 
 
-async def _stop(responses: Responses, backend: Backend) -> None:
+async def _stop(responses: Responses, runner: EpisodeRunner) -> None:
     async with AsyncExitStack() as stack:  # in reverse order, even if one of them fails
-        stack.push_async_callback(backend.sandbox.stop)
-        stack.push_async_callback(backend.engine.stop)
+        stack.push_async_callback(runner.sandbox.stop)
+        stack.push_async_callback(runner.engine.stop)
         stack.push_async_callback(responses.stop)

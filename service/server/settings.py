@@ -22,10 +22,9 @@ from service.api.state import ApiSettings
 from service.engines.checkpoint import quickstart
 from service.engines.factory import EngineKind, engine_kind
 from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
+from service.sandbox.factory import SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
 from service.store.database import default_url
-
-SandboxKind = Literal["runner", "in-process", "process"]
 
 
 class Settings(BaseSettings):

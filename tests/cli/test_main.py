@@ -38,7 +38,7 @@ def test_version_and_help() -> None:
         (["chat", "hello", "--url", "http://127.0.0.1:9"], "no server at http://127.0.0.1:9"),
         (
             ["serve", "--sandbox", "runner", "--port", "0"],
-            "without a runner: a loopback host and --sandbox in-process",
+            "without a runner, use a loopback host and --sandbox in-process",
         ),
         (["runner"], "no usable token in IHGRPO_RUNNER_TOKEN"),
     ],

@@ -31,7 +31,7 @@ def test_missing_image_names_the_build_command() -> None:
 @pytest.mark.docker
 @pytest.mark.slow
 async def test_isolation_checks_pass_in_a_real_container() -> None:
-    settings = sandbox.docker_settings(Settings()).model_copy(
+    settings = sandbox.docker_sandbox(Settings()).settings.model_copy(
         update={"start_timeout_s": 300, "queue_timeout_s": 300, "daemon_timeout_s": 100, "grace_s": 20}
     )
     assert (await sandbox.isolation(DockerSandbox(settings))).verdict == "ok"

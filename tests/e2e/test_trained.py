@@ -15,14 +15,14 @@ import openai
 import pytest
 
 from service.deferral.policy import DeferralPolicy
-from service.deferral.prompt import instruct
 from service.engines.base import Sampling
 from service.engines.checkpoint import quickstart
+from service.episode.runner import EpisodeRunner
 from service.sandbox.docker.settings import DockerSandboxSettings
 from tests.e2e.server import start
 from tests.support.until import until
-from trainer.episodes import RolloutSettings, Sample, play_episode
 from trainer.training.checkpoints import latest
+from trainer.training.episodes import Sample, sample_episode
 from trainer.training.runtime_config import MachineConfig
 from trainer.training.setup import make_engine, make_sandbox, start_all
 
@@ -76,14 +76,13 @@ async def trainers_rollout(machine: MachineConfig, checkpoint: Path) -> list[Sam
     policy = DeferralPolicy.load(checkpoint)
     engine = make_engine(machine, checkpoint, policy, "cpu")
     sandbox = make_sandbox(machine, policy)
-    settings = RolloutSettings(policy, Sampling(temperature=0))
+    runner = EpisodeRunner(engine, sandbox, policy, Sampling(temperature=0))
     async with AsyncExitStack() as stack:
         await start_all(stack, sandbox, engine)
         samples = []
         for question in QUESTIONS:
-            message: dict[str, object] = {"role": "user", "content": instruct(question, policy.prompt)}
-            prompt = engine.tokenizer.render_chat([message], template_kwargs={"enable_thinking": False})
-            samples.append(await play_episode(prompt, engine, sandbox, settings, seed=0, episode_id=question))
+            prompt = runner.render([{"role": "user", "content": question}], deferral=True)
+            samples.append(await sample_episode(runner, prompt, seed=0, episode_id=question))
         return samples
 
 

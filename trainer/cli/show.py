@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.api.output import executed_tool
+from service.api.chat.choice_builder import executed_tool
 from service.cli.output import abort, sanitize
 from service.cli.timeline import episode_spans, timeline
 from service.playground.record import episode_record, fragment, standalone

@@ -11,10 +11,10 @@ from typing import Any, Final, Literal, Protocol
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from service.deferral.prompt import with_instruction
 from service.engines.base import Engine
+from service.episode.runner import EpisodeRunner
 from service.sandbox.base import Sandbox
-from trainer.episodes import RolloutSettings, play_episode
+from trainer.training.episodes import RolloutSettings, sample_episode
 
 
 class SolverError(Exception):
@@ -59,15 +59,13 @@ class EpisodeSolver:
     """Plays episodes on an engine and a sandbox, both started: the loop that is served and trained."""
 
     def __init__(self, engine: Engine, sandbox: Sandbox, settings: RolloutSettings) -> None:
-        self._engine = engine
-        self._sandbox = sandbox
-        self._settings = settings
+        self._runner = EpisodeRunner(engine, sandbox, settings.policy, settings.sampling)
+        self._eager = settings.eager
 
     async def solve(self, question: str, seed: int) -> Solution:
-        turns = with_instruction([{"role": "user", "content": question}], self._settings.policy.prompt)
-        prompt = self._engine.tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False})
-        sample = await play_episode(
-            prompt, self._engine, self._sandbox, self._settings, seed=seed, episode_id=f"e{seed}"
+        prompt = self._runner.render([{"role": "user", "content": question}], deferral=True)
+        sample = await sample_episode(
+            self._runner, prompt, seed=seed, episode_id=f"e{seed}", eager=self._eager
         )
         if any(tool.status == "sandbox_error" for tool in sample.tools):
             raise SolverError("the sandbox failed during an episode")

@@ -13,11 +13,11 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from service.engines.base import EngineError
 from trainer.data.problems import Problem
 from trainer.data.sources import load_source
-from trainer.episodes import sample_seed
 from trainer.evaluation.backends import Solution, Solver, SolverError
 from trainer.evaluation.results import Attempt, AttemptLog, AttemptsError
 from trainer.evaluation.scores import Scores, score
 from trainer.rewards import Reward, RewardError
+from trainer.training.episodes import sample_seed
 from trainer.training.runtime_config import MachineConfig
 
 PAPER_SAMPLES: Final = {"aime24": 32, "aime25": 32, "amc23": 32, "hmmt25": 32, "math500": 8, "olympiad": 8}

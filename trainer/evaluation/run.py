@@ -22,7 +22,6 @@ from service.engines.base import Sampling
 from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
 from trainer.data.problems import Problem
-from trainer.episodes import RolloutSettings
 from trainer.evaluation.backends import EpisodeSolver, ServerSolver, Solver, SolverError, check_server
 from trainer.evaluation.evaluate import (
     EvalConfig,
@@ -36,6 +35,7 @@ from trainer.evaluation.report import remarks, score_table, write_report
 from trainer.evaluation.results import Attempt, AttemptLog
 from trainer.evaluation.scores import Scores
 from trainer.rewards import RewardScorer
+from trainer.training.episodes import RolloutSettings
 from trainer.training.progress import figures_bar
 from trainer.training.run_lock import exclusive
 from trainer.training.setup import make_engine, make_sandbox, start_all

@@ -10,9 +10,9 @@ from typing import Any
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.model_lookup import locate
-from trainer.episodes import LocalPlayer, Sample
 from trainer.rewards import Reward, RewardScorer
 from trainer.training.config import TrainConfig
+from trainer.training.episodes import LocalRolloutWorker, Sample
 from trainer.training.generation import make_own, rollout_settings
 from trainer.training.setup import make_sandbox, start_all
 from trainer.weight_sync.push import WeightSink
@@ -31,7 +31,7 @@ class EpisodeActor:
         self._policy = policy
         self._lock = asyncio.Lock()
         self._stack = AsyncExitStack()
-        self._player: LocalPlayer | None = None
+        self._worker: LocalRolloutWorker | None = None
         self._sink: WeightSink | None = None
         self._index = -1
 
@@ -48,10 +48,10 @@ class EpisodeActor:
             await self._started()
         return os.getpid()
 
-    async def play(
+    async def run_episode(
         self, prompt_ids: Sequence[int], seed: int, episode_id: str, index: int, weights: Sequence[Any]
     ) -> Sample:
-        """One episode, as ``trainer.episodes.Player`` plays it.
+        """Run one episode; see ``trainer.training.episodes.RolloutWorker``.
 
         Args:
             index: number of the rollout.
@@ -61,18 +61,18 @@ class EpisodeActor:
             EngineError: the engine failed.
         """
         async with self._lock:
-            player = await self._started()
+            worker = await self._started()
             if self._sink is not None and weights and index != self._index:
                 await self._sink.push(index, await weights[0])
                 self._index = index
-        return await player.play(prompt_ids, seed=seed, episode_id=episode_id)
+        return await worker.run_episode(prompt_ids, seed=seed, episode_id=episode_id)
 
     async def stop(self) -> None:
         """End the sandbox and the engine."""
         await self._stack.aclose()
 
-    async def _started(self) -> LocalPlayer:
-        if self._player is None:
+    async def _started(self) -> LocalRolloutWorker:
+        if self._worker is None:
             config = self._config
             model_dir = locate(config.model)
             sandbox = make_sandbox(config, self._policy)
@@ -80,9 +80,9 @@ class EpisodeActor:
                 device = config.device if config.ray and config.ray.gpus else "cpu"
                 engine, self._sink = make_own(config, model_dir, self._policy, device)
                 await start_all(stack, sandbox, engine)
-                self._player = LocalPlayer(engine, sandbox, rollout_settings(config, self._policy))
+                self._worker = LocalRolloutWorker(engine, sandbox, rollout_settings(config, self._policy))
                 self._stack = stack.pop_all()
-        return self._player
+        return self._worker
 
 
 class JudgeActor:

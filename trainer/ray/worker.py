@@ -14,11 +14,11 @@ from torch import Tensor
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import EngineError
-from trainer.episodes import EpisodeLostError, Sample
 from trainer.ray.actors import EpisodeActor, JudgeActor
 from trainer.ray.replicas import CallLostError, Replicas
 from trainer.rewards import Reward, RewardError
 from trainer.training.config import RayConfig, TrainConfig
+from trainer.training.episodes import EpisodeLostError, Sample
 
 
 @contextmanager
@@ -39,8 +39,8 @@ def connected(config: RayConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-class RayPlayer:
-    """A `Player` and, for the engines of its actors, a `WeightSink`.
+class RayRolloutWorker:
+    """A `RolloutWorker` and, for the engines of its actors, a `WeightSink`.
 
     Args:
         config: the run, with its section ``[ray]``.
@@ -94,11 +94,11 @@ class RayPlayer:
         self._weights = []  # the last rollout's may go before the next come
         self._weights = [ray.put({name: weight.cpu() for name, weight in weights.items()})]
 
-    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+    async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
         """Raises EpisodeLostError: every actor that it was tried on was lost."""
         arguments = (tuple(prompt_ids), seed, episode_id, self._index, self._weights)
         try:
-            sample: Sample = await self._replicas.call("play", *arguments)
+            sample: Sample = await self._replicas.call("run_episode", *arguments)
         except CallLostError as error:
             raise EpisodeLostError(str(error)) from error
         return sample

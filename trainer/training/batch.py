@@ -9,7 +9,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from trainer.episodes import Sample
+from trainer.training.episodes import Sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from service.engines.base import Engine, Sampling, Tokenizer
 from service.engines.settings import LogprobsMode
 from service.engines.tokenizer import HFTokenizer
 from service.sandbox.base import Sandbox
-from trainer.episodes import LocalPlayer, Player, RolloutSettings
 from trainer.rewards import RewardScorer
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.episodes import LocalRolloutWorker, RolloutSettings, RolloutWorker
 from trainer.training.setup import Part, engine_dtype, make_engine, make_sandbox
 from trainer.weight_sync.push import (
     BothSinks,
@@ -39,7 +39,7 @@ class Generation:
     """Plays episodes once its parts are started, in their order."""
 
     tokenizer: Tokenizer
-    player: Player
+    worker: RolloutWorker
     sink: WeightSink
     parts: tuple[Part, ...]
 
@@ -73,15 +73,15 @@ def make_generation(
         ValueError: a key or a secret can't be read.
     """
     if config.ray is not None:
-        player = _cluster().RayPlayer(config, policy)
-        own = None if config.generation_urls else player
+        worker = _cluster().RayRolloutWorker(config, policy)
+        own = None if config.generation_urls else worker
         sink = BothSinks(*_sinks(config, model_dir, policy, own))
-        return Generation(HFTokenizer(str(model_dir)), player, sink, (player,))
+        return Generation(HFTokenizer(str(model_dir)), worker, sink, (worker,))
     sandbox = sandbox or make_sandbox(config, policy)
     engine, own = make_own(config, model_dir, policy, device)
-    player = LocalPlayer(engine, sandbox, rollout_settings(config, policy))
+    worker = LocalRolloutWorker(engine, sandbox, rollout_settings(config, policy))
     sink = BothSinks(*_sinks(config, model_dir, policy, own))
-    return Generation(engine.tokenizer, player, sink, (sandbox, engine))
+    return Generation(engine.tokenizer, worker, sink, (sandbox, engine))
 
 
 def make_own(
@@ -210,12 +210,12 @@ def connection(config: TrainConfig) -> AbstractContextManager[None]:
 
 def _cluster() -> ModuleType:
     try:
-        from trainer.ray import worker as player
+        from trainer.ray import worker as ray_worker
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
         raise ConfigError("the recipe has a section [ray]: pip install 'ih-grpo[ray]'") from None
-    return player
+    return ray_worker
 
 
 def _key(path: Path | None) -> str | None:

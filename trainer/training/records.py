@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from service.deferral.episode import Outcome
 from service.episode.events import ExecutedTool, InvokedBlock
 from trainer.data.problems import DataError, Problem
-from trainer.episodes import Sample
 from trainer.training.checkpoints import write_atomically
+from trainer.training.episodes import Sample
 
 SCHEMA = pa.schema(
     [

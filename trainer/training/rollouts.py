@@ -21,10 +21,10 @@ from service.deferral.episode import Outcome as Ending
 from service.deferral.prompt import with_instruction
 from service.engines.base import EngineError, Tokenizer
 from trainer.data.problems import Problem, ProblemStream
-from trainer.episodes import Player, RolloutSettings, Sample, rollout, sample_seed
 from trainer.rewards import Reward, RewardError
 from trainer.training.batch import Row
 from trainer.training.config import TrainConfig
+from trainer.training.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
 from trainer.training.filtering import FilterCounts, Outcome, filter_group
 from trainer.training.records import Judged, write_rollout
 from trainer.training.trainer import Means, RolloutBatch
@@ -92,8 +92,8 @@ class Collector:
         settings: how episodes are played.
         problems: the training set, prompts short enough.
         tokenizer: the model's.
-        player: started in ``loop``.
-        sink: where each rollout's weights go: to what ``player`` samples with, in the end.
+        worker: started in ``loop``.
+        sink: where each rollout's weights go: to what ``worker`` samples with, in the end.
         scorer: used in ``loop``.
         share: of several processes, each plays its own problems.
         on_group: told of every group that is done: groups kept so far, groups wanted.
@@ -105,7 +105,7 @@ class Collector:
         settings: RolloutSettings,
         problems: Sequence[Problem],
         tokenizer: Tokenizer,
-        player: Player,
+        worker: RolloutWorker,
         sink: WeightSink,
         scorer: Scorer,
         loop: BackgroundLoop,
@@ -118,7 +118,7 @@ class Collector:
         self._count = len(problems)
         self._settings = settings
         self._tokenizer = tokenizer
-        self._player = player
+        self._worker = worker
         self._sink = sink
         self._scorer = scorer
         self._loop = loop
@@ -153,7 +153,7 @@ class Collector:
         wanted = self._config.prompts_per_step // self._share.processes
         groups = rollout(
             [self._render(problem) for _, problem in drawn],
-            self._player,
+            self._worker,
             self._settings,
             seeds=[
                 [sample_seed(self._config.seed, number, place) for place in range(self._config.group_size)]

@@ -88,7 +88,7 @@ def _train(
             rollout_settings(config, policy),
             data.problems,
             generation.tokenizer,
-            generation.player,
+            generation.worker,
             generation.sink,
             scorer,
             loop,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from service.engines.base import Tokenizer
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
 from service.sandbox.base import Sandbox
+from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from trainer.data.problems import Problem
 from trainer.data.sources import load_source
 from trainer.training.config import ConfigError, TrainConfig
@@ -53,29 +53,19 @@ def make_sandbox(config: MachineConfig, policy: DeferralPolicy) -> Sandbox:
     Raises:
         ValueError: the runner's secret can't be read.
     """
-    if config.sandbox == "runner":
-        from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
-        from service.sandbox.runner.settings import read_token
-
-        return RunnerClient(RunnerClientSettings(config.runner_address, read_token(config.runner_token_file)))
-    pool = {
-        "pool_size": min(2, config.max_containers),
-        "max_containers": config.max_containers,
-        # A rollout has more episodes than containers, and each holds its own to its end.
-        "queue_timeout_s": 600.0,
-        # The proofs at the start need more than an episode's few seconds on a machine that is busy.
-        "run_limit_ceiling_s": max(30.0, policy.run_limit_s),
-    }
-    if config.sandbox == "process":
-        from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
-
-        return ProcessSandbox(ProcessSandboxSettings.model_validate(pool))
-    from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
-
-    # Two runs on one machine must not take each other's containers for orphans.
-    instance = f"{os.uname().nodename}-train-{os.getpid()}"
-    return DockerSandbox(
-        DockerSandboxSettings.model_validate({**pool, "image": config.sandbox_image, "instance": instance})
+    return create_sandbox(
+        SandboxOptions(
+            kind=config.sandbox,
+            pool_size=2,
+            max_containers=config.max_containers,
+            # A batch has more episodes than containers, and each episode keeps its container until it ends.
+            queue_timeout_s=600.0,
+            run_limit_s=policy.run_limit_s,
+            image=config.sandbox_image,
+            instance=instance_name("train"),
+            runner_address=config.runner_address,
+            runner_token_file=config.runner_token_file,
+        )
     )
 
 

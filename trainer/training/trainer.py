@@ -29,11 +29,11 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import CheckpointError
-from trainer.episodes import sample_seed
 from trainer.training.batch import MicroBatch, Row, make_micro_batch, split_rows
 from trainer.training.checkpoints import prune, staged, staging_path, write_state
 from trainer.training.chunked_lm_head import HeadOutput, PolicyModel
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.episodes import sample_seed
 from trainer.training.loss import IHGRPOLoss, ih_grpo_loss
 from trainer.weight_sync.push import full_weights
 

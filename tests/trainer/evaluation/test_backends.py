@@ -12,7 +12,6 @@ from service.engines.base import Sampling
 from service.sandbox.base import ExecutionResult
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedSandbox, printed
-from trainer.episodes import RolloutSettings
 from trainer.evaluation.backends import (
     EpisodeSolver,
     ServerSolver,
@@ -21,6 +20,7 @@ from trainer.evaluation.backends import (
     ToolUse,
     check_server,
 )
+from trainer.training.episodes import RolloutSettings
 
 TOOL = {
     "index": 0, "id": "x", "type": "python", "status": "ok", "output": "42", "delayed": 1,

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from service.deferral.episode import delayed_calls
-from service.deferral.fences import BlockClosed, FenceScanner
 from service.deferral.observation import NOTHING_PENDING, TIMEOUT_TEXT
+from service.deferral.scanner import BlockClosed, FenceScanner
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import (
     GIVE_UP,

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.deferral.episode import Outcome
-from trainer.episodes import Sample
 from trainer.training.batch import Row, make_micro_batch, split_rows
+from trainer.training.episodes import Sample
 
 PAD = 99
 

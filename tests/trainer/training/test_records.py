@@ -9,7 +9,7 @@ import pytest
 from service.deferral.episode import Outcome
 from service.episode.events import ExecutedTool, InvokedBlock
 from trainer.data.problems import DataError, Problem
-from trainer.episodes import Sample
+from trainer.training.episodes import Sample
 from trainer.training.records import Judged, read_rollout, write_rollout
 
 TOOL = ExecutedTool(

@@ -16,9 +16,9 @@ from service.sandbox.base import ExecutionResult
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedSandbox, printed
 from trainer.data.problems import Problem
-from trainer.episodes import EpisodeLostError, LocalPlayer, Player, Sample
 from trainer.rewards import Reward, RewardError
 from trainer.training.config import TrainConfig
+from trainer.training.episodes import EpisodeLostError, LocalRolloutWorker, RolloutWorker, Sample
 from trainer.training.generation import rollout_settings
 from trainer.training.rollouts import BackgroundLoop, Collector, Share
 from trainer.weight_sync.push import EngineSink
@@ -74,7 +74,7 @@ def collector(
     *,
     answer: ExecutionResult | None = None,
     scorer: Any = None,
-    player: Player | None = None,
+    worker: RolloutWorker | None = None,
     share: Share = Share(),  # noqa: B008 - frozen
 ) -> Collector:
     sandbox = ScriptedSandbox(lambda blocks: answer or printed("1"))
@@ -84,7 +84,7 @@ def collector(
         how,
         PROBLEMS,
         engine.tokenizer,
-        player or LocalPlayer(engine, sandbox, how),
+        worker or LocalRolloutWorker(engine, sandbox, how),
         EngineSink(engine),
         scorer or PlainScorer(),
         loop,
@@ -185,27 +185,27 @@ def test_every_sample_is_on_disk_with_what_came_of_it(tmp_path: Path, loop: Back
     assert all(record["began_at"] > 1e9 for record in records)
 
 
-class LosingPlayer:
+class LosingWorker:
     """Loses every episode whose id it was given, or all."""
 
-    def __init__(self, lost: Sequence[str] | None, player: Player) -> None:
-        self._lost, self._player = lost, player
+    def __init__(self, lost: Sequence[str] | None, worker: RolloutWorker) -> None:
+        self._lost, self._worker = lost, worker
 
-    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+    async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
         if self._lost is None or episode_id in self._lost:
             raise EpisodeLostError("gone")
-        return await self._player.play(prompt_ids, seed=seed, episode_id=episode_id)
+        return await self._worker.run_episode(prompt_ids, seed=seed, episode_id=episode_id)
 
 
-def losing(lost: Sequence[str] | None, engine: Any, settings: TrainConfig) -> LosingPlayer:
+def losing(lost: Sequence[str] | None, engine: Any, settings: TrainConfig) -> LosingWorker:
     how = rollout_settings(settings, DeferralPolicy())
-    return LosingPlayer(lost, LocalPlayer(engine, ScriptedSandbox(lambda b: printed("1")), how))
+    return LosingWorker(lost, LocalRolloutWorker(engine, ScriptedSandbox(lambda b: printed("1")), how))
 
 
 def test_lost_episodes_are_counted_and_the_others_trained_on(tmp_path: Path, loop: BackgroundLoop) -> None:
     engine = LearningEngine({"question": [boxed(1), boxed(2)]})
     settings = config(tmp_path, group_size=4, mini_batch_samples=None)
-    source = collector(settings, engine, loop, player=losing(("s0",), engine, settings))
+    source = collector(settings, engine, loop, worker=losing(("s0",), engine, settings))
     collected = source.collect(0, {})
     assert len(collected.rows) == 7
     assert collected.metrics.reduced(Accelerator(cpu=True))["samples/lost"] == 1 / 8
@@ -213,6 +213,6 @@ def test_lost_episodes_are_counted_and_the_others_trained_on(tmp_path: Path, loo
 
 def test_a_rollout_of_which_all_is_lost_is_an_error(tmp_path: Path, loop: BackgroundLoop) -> None:
     engine = LearningEngine({})
-    source = collector(config(tmp_path), engine, loop, player=losing(None, engine, config(tmp_path)))
+    source = collector(config(tmp_path), engine, loop, worker=losing(None, engine, config(tmp_path)))
     with pytest.raises(EngineError, match="all 8 episodes of rollout 0 were lost"):
         source.collect(0, {})
