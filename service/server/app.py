@@ -20,8 +20,8 @@ from service.api.limits import Admission, Drain, Draining, KeyLimits
 from service.api.middleware import EXPOSED_HEADERS, BodyLimit, HeadAsGet, RequestContext, RequestDecoding
 from service.api.responses import route as responses_api
 from service.api.responses.registry import Responses
-from service.api.responses.seal import Seal
 from service.api.schemas import ERRORS
+from service.api.seal import Seal
 from service.api.state import Server
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
