@@ -2,7 +2,8 @@
 
     ih-grpo train warm-start --recipe recipes/quickstart-warm-start-weak.toml --out runs/learning/start
     python benchmarks/learning.py            # all nine, one after another; started again, it goes on
-    python benchmarks/learning_curves.py     # the table and the picture of docs/learning.md
+    python benchmarks/learning_curves.py     # the table and the picture of
+    docs/reference/learning-experiment.md
 
 Code runs under bubblewrap, so no Docker is needed. `--method` and `--seed` choose runs of the nine; a larger
 `--steps` makes them go on from where they ended.

@@ -1,4 +1,5 @@
-"""The table and the picture of docs/learning.md, from the rollouts that the runs of learning.py have left.
+"""The table and the picture of docs/reference/learning-experiment.md, from the rollouts that the runs of
+learning.py have left.
 
     pip install matplotlib
     python benchmarks/learning_curves.py    # writes benchmarks/learning.json, docs/images/learning.svg

@@ -4,7 +4,7 @@
     DOCKER_HOST=unix:///... python benchmarks/sandbox.py
 
 The ways take turns call by call, so that a busy machine slows all of them. Prints the tables of
-docs/benchmarks.md.
+docs/reference/benchmarks.md.
 """
 
 from __future__ import annotations
