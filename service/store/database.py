@@ -67,8 +67,8 @@ def _reject_newer(connection: Connection, scripts: ScriptDirectory) -> None:
     if newer := set(MigrationContext.configure(connection).get_current_heads()) - known:
         raise StoreError(
             "the store was written by a newer version of this program: its schema is "
-            f"{', '.join(sorted(newer))}, and this one knows up to {scripts.get_current_head()}. Install that "
-            "version again, restore a back-up, or set another store_url"
+            f"{', '.join(sorted(newer))}, and this one knows up to {scripts.get_current_head()}. Install "
+            "that version again, restore a back-up, or set another store_url"
         )
 
 
