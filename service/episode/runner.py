@@ -246,7 +246,10 @@ class EpisodeRunner:
                             break
                 flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
                 if flush is None:
-                    unflushed = (*blocks, *(block for invocation, block in waiting if not invocation.only_at_flush))
+                    unflushed = (
+                        *blocks,
+                        *(block for invocation, block in waiting if not invocation.only_at_flush),
+                    )
                     break
                 for invocation, block in waiting:
                     if flush.requested_by == "model" or not invocation.by_model_only:
