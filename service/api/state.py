@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -21,7 +22,6 @@ from service.api.telemetry.tracing import Attributes, RequestTrace
 from service.engines.base import Engine, InvalidRequestError
 from service.episode.events import EpisodeEvent, Sampled
 from service.episode.runner import EpisodeRunner
-from service.server.settings import Settings
 from service.store.replies import ReplyStore
 
 T = TypeVar("T")
@@ -33,12 +33,30 @@ _AHEAD = 32
 """Items that the episodes of a request may be ahead of a slow client, which must not fill the memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """Settings that the routes read. None in a limit means the checkpoint's own value."""
+
+    max_n: int
+    """Most choices (``n``) in one request."""
+    max_turns: int | None
+    run_limit_s: float | None
+    """Most seconds that one flush may run."""
+    max_output_tokens: int | None
+    """Most tokens of a flush's output."""
+    max_concurrent_episodes: int
+    keep_alive_s: float
+    """Seconds without data after which a stream gets an SSE comment."""
+    reload_root: Path | None
+    """Directory that ``POST /admin/reload`` may load checkpoints from; None disables it."""
+
+
 @dataclass(slots=True)
 class Server:
     """State of one running server; ``app.state.server`` from start to stop."""
 
     runner: EpisodeRunner
-    settings: Settings
+    settings: ApiSettings
     admission: Admission
     metrics: Metrics
     started_at: int

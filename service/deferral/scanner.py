@@ -1,4 +1,4 @@
-"""Find code blocks and execute markers in text that arrives in pieces cut anywhere."""
+"""Incremental scanner that finds code blocks and execute markers in streamed text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LANGUAGES: Final = frozenset({"python", "py"})
 
 @dataclass(frozen=True, slots=True)
 class BlockClosed:
-    """A closed Python block. ``start`` and ``end`` are offsets in the scanned text, fences included."""
+    """A closed Python block. ``start`` and ``end`` are its offsets, including the fences."""
 
     code: str
     start: int
@@ -21,7 +21,7 @@ class BlockClosed:
 
 @dataclass(frozen=True, slots=True)
 class MarkerSeen:
-    """An execute marker outside every fence; ``end`` is the offset just after it."""
+    """An execute marker outside of fences. ``end`` is the offset after it."""
 
     end: int
 
@@ -36,22 +36,27 @@ class _FenceState(Enum):
 
 
 class FenceScanner:
-    """Incremental scanner of one turn's text.
+    """Scanner of the text of one turn.
 
-    A fence opens on a line that holds three backticks and a language, and closes at the first three backticks
-    that start a line, so a string in the code may hold backticks. Blocks in other languages are skipped, but
-    a Python fence inside one opens a block: models forget to close.
-    As in CommonMark, the indentation of the opening fence is taken off each line of code. A marker inside a
-    fence is code. Feeding the same text in any cut yields the same events, in time linear in its length.
+    * A fence opens with a line of three backticks and a language.
+    * It closes at the first three backticks at the start of a line, so strings in the code may contain
+    backticks.
+    * Blocks in other languages are skipped, but a Python fence inside one of them opens a block, because
+    models
+      forget to close fences.
+    * As in CommonMark, the indentation of the opening fence is removed from each line of code.
+    * A marker inside a fence is part of the code.
+
+    The events do not depend on how the text is split into calls of ``feed``. Time is linear in its length.
     """
 
     def __init__(self, marker: str) -> None:
         self._marker = marker
         self._state = _FenceState.TEXT
         self._line: list[str] = []
-        self._tail = ""  # the end of the line, as long as the marker
-        self._ticks = 0  # backticks that the line holds and nothing else but its margin; -1 after other text
-        self._can_open = True  # false on the line that closed a block
+        self._tail = ""  # the last characters of the line, as many as the marker has
+        self._ticks = 0  # backticks on the line so far, if it holds nothing else than its margin; else -1
+        self._can_open = True  # False on the line that closed a block
         self._closes_other = False
         self._code: list[str] = []
         self._indent = 0
@@ -65,8 +70,8 @@ class FenceScanner:
         return self._state is _FenceState.PYTHON
 
     def feed(self, text: str) -> list[ScanEvent]:
-        """Take more text; give the events that it completes, in order."""
-        if self._marker[-1] not in text and "\n" not in text and "`" not in text:  # it completes nothing
+        """Add text and return the events that it completes, in order."""
+        if self._marker[-1] not in text and "\n" not in text and "`" not in text:  # completes no event
             self._append(text)
             self._offset += len(text)
             return []
@@ -77,13 +82,13 @@ class FenceScanner:
                 self._end_line()
             else:
                 self._append(char)
-                event = self._look()
+                event = self._match()
                 if event is not None:
                     events.append(event)
         return events
 
     def _append(self, text: str) -> None:
-        """Add ``text``, which is a backtick or holds none, to the line."""
+        """Add ``text`` to the line. It is a single backtick or contains none."""
         self._line.append(text)
         self._tail = (self._tail + text)[-len(self._marker) :]
         if text == "`":
@@ -91,8 +96,8 @@ class FenceScanner:
         elif text and (self._ticks or text.strip(" \t")):
             self._ticks = -1
 
-    def _look(self) -> ScanEvent | None:
-        """Act on what the line, not yet ended, already shows."""
+    def _match(self) -> ScanEvent | None:
+        """Return the event that the current, unfinished line completes, if any."""
         if self._state is _FenceState.TEXT:
             return MarkerSeen(self._offset) if self._tail == self._marker else None
         if self._ticks != len(FENCE):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from service.doctor.check_result import CheckResult
+from service.doctor import CheckResult
 from service.sandbox.base import Sandbox, SandboxError
 from service.sandbox.docker.settings import build_command, default_docker_host
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name

@@ -1,5 +1,4 @@
-"""Pooled sandboxes: sessions on workers leased from a pool. The base of the Docker and bubblewrap
-sandboxes."""
+"""Sandbox with a pool of workers, the base of the Docker and bubblewrap sandboxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the app: settings -> engine -> sandbox -> routes. All wiring of the server is here."""
+"""The application factory: wires settings, engine, sandbox, middleware and routes together."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo, locate
-from service.engines.factory import engine_kind, make_engine
+from service.engines.factory import make_engine
 from service.episode.runner import EpisodeRunner
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
@@ -44,19 +44,19 @@ from service.server.settings import Settings
 
 
 def create_app(settings: Settings | None = None, model_dir: Path | None = None) -> FastAPI:
-    """The app that ``settings`` describe; by default those of the environment.
+    """Create the app from ``settings``, by default those of the environment.
 
-    ``model_dir`` is the directory of their model if it was located already.
+    ``model_dir`` is the directory of the model, if it was located already.
 
     Raises:
-        ValueError: a setting, or what it names, is not right; the message says which.
+        ValueError: a setting, or a file that it names, is invalid. The message names it.
         EngineError: the checkpoint can't be served.
     """
     settings = settings or Settings()
     model_dir = model_dir or locate_model(settings)
     policy = DeferralPolicy.load(model_dir, default=ASSISTANT_POLICY)
     runner = EpisodeRunner(
-        engine=make_engine(settings, model_dir),
+        engine=make_engine(settings.engine_settings(model_dir)),
         sandbox=_sandbox(settings, policy),
         policy=policy,
         sampling=default_sampling(model_dir),
@@ -65,12 +65,12 @@ def create_app(settings: Settings | None = None, model_dir: Path | None = None) 
 
 
 def locate_model(settings: Settings) -> Path:
-    """The directory of the settings' model, downloaded or merged if needed.
+    """Return the directory of the configured model, downloading or merging it if needed.
 
     Raises:
-        ValueError: there is no such checkpoint, with a hint.
+        ValueError: the checkpoint does not exist; the message has a hint.
     """
-    return locate(settings.model, weights=engine_kind(settings) != "remote", base=settings.base)
+    return locate(settings.model, weights=settings.engine_kind != "remote", base=settings.base)
 
 
 def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
@@ -104,7 +104,14 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         settings.max_concurrent_episodes, settings.max_queued_episodes, settings.queue_timeout_s
     )
 
-    responses, seal = Responses(settings, drain), Seal(settings.seals())
+    responses = Responses(
+        settings.store_url,
+        days=settings.store_days,
+        max_bytes=settings.store_max_bytes,
+        max_background=settings.max_background_responses,
+        drain=drain,
+    )
+    seal = Seal(settings.seals())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -113,11 +120,18 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             await runner.sandbox.start()
             await runner.engine.start()
         except BaseException as error:
-            app.state.failure = error  # whoever runs the server tells it better than a traceback
+            app.state.failure = error  # serve_forever reports it without a traceback
             await _stop(responses, runner)
             raise
         app.state.server = Server(
-            runner, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain, seal=seal
+            runner,
+            settings.api_settings(),
+            admission,
+            metrics,
+            int(time.time()),
+            tracer=tracer,
+            drain=drain,
+            seal=seal,
         )
         if is_demo(settings.model):
             app.state.server.notice = DEMO_NOTICE
@@ -125,7 +139,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             yield
         finally:
             await _stop(responses, runner)
-            await asyncio.to_thread(close_tracer)  # it sends what is left
+            await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
     app = FastAPI(
         title="IH-GRPO",
@@ -151,7 +165,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     ):
         app.include_router(router, dependencies=[Security(BEARER)])
     app.include_router(health.open_router)
-    # The last one added is the first that a request meets.
+    # The middleware that is added last handles a request first.
     app.add_middleware(RequestDecoding, max_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     keys = settings.keys()
@@ -165,7 +179,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     app.add_middleware(Draining, drain=drain)
     if keys:
         app.add_middleware(ApiKeys, keys=keys)
-    app.add_middleware(ApiDocs)  # these two before the keys: a page can be opened without one
+    app.add_middleware(ApiDocs)  # these two before the keys: the pages can be opened without one
     app.add_middleware(Playground)
     if settings.is_open_locally:
         app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
@@ -184,7 +198,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
 
 
 async def _stop(responses: Responses, runner: EpisodeRunner) -> None:
-    async with AsyncExitStack() as stack:  # the last one first, whatever the others do
+    async with AsyncExitStack() as stack:  # in reverse order, even if one of them fails
         stack.push_async_callback(runner.sandbox.stop)
         stack.push_async_callback(runner.engine.stop)
         stack.push_async_callback(responses.stop)

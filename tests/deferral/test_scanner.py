@@ -27,14 +27,14 @@ def codes(text: str) -> list[str]:
 
 
 @given(st.data())
-def test_any_cut_of_the_same_text_gives_the_same_events(data: st.DataObject) -> None:
+def test_events_do_not_depend_on_chunks(data: st.DataObject) -> None:
     text = "".join(data.draw(st.lists(st.sampled_from(PIECES), max_size=30)))
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=10))
     assert scan(text, cuts) == scan(text) == scan(text, list(range(len(text))))
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
-def test_offsets_point_at_the_fences(text: str) -> None:
+def test_offsets_are_those_of_the_fences(text: str) -> None:
     for event in scan(text):
         if isinstance(event, BlockClosed):
             block = text[event.start : event.end]
@@ -44,7 +44,7 @@ def test_offsets_point_at_the_fences(text: str) -> None:
             assert text[: event.end].endswith(MARKER)
 
 
-def test_block_is_closed_by_its_third_backtick() -> None:
+def test_the_third_backtick_closes_a_block() -> None:
     scanner = FenceScanner(MARKER)
     assert scanner.feed("a\n```python\nx = 1\n``") == []
     assert scanner.in_code
@@ -52,7 +52,7 @@ def test_block_is_closed_by_its_third_backtick() -> None:
     assert not scanner.in_code
 
 
-def test_marker_right_after_the_fence() -> None:
+def test_finds_a_marker_right_after_the_fence() -> None:
     text = f"```py\nprint(1)\n```{MARKER}"
     assert scan(text) == [BlockClosed("print(1)", 0, 18), MarkerSeen(len(text))]
 
@@ -75,7 +75,7 @@ def test_marker_right_after_the_fence() -> None:
         ("inline ``` ticks\n```python\na\n```", ["a"]),
     ],
 )
-def test_what_is_a_block(text: str, expected: list[str]) -> None:
+def test_finds_blocks(text: str, expected: list[str]) -> None:
     assert codes(text) == expected
 
 
@@ -83,7 +83,7 @@ def test_what_is_a_block(text: str, expected: list[str]) -> None:
     "text",
     [f"```python\ns = '{MARKER}'\n", f"```text\n{MARKER}\n", "<tool_call", "<tool_call\n>", "</tool_call>"],
 )
-def test_what_is_no_marker(text: str) -> None:
+def test_ignores_text_that_is_not_a_marker(text: str) -> None:
     assert not [event for event in scan(text) if isinstance(event, MarkerSeen)]
 
 
@@ -91,9 +91,8 @@ LONG = 200_000
 
 
 @pytest.mark.parametrize("text", ["x" * LONG, "`" * LONG, "```python\n" + "x`" * LONG, " " * LONG + "```"])
-def test_a_long_line_in_any_cut(text: str) -> None:
-    """A line of 200,000 characters, a character at a time: minutes if each one cost a look at the whole
-    line."""
+def test_a_long_line_takes_linear_time(text: str) -> None:
+    """A line of 200,000 characters, fed one by one: takes minutes if each examines the whole line."""
     whole, cut = FenceScanner("<tool_call>"), FenceScanner("<tool_call>")
     events = [event for char in text for event in cut.feed(char)]
     assert events == whole.feed(text)

@@ -202,8 +202,7 @@ async def test_the_run_limit_counts_only_running_time(docker_sandbox_settings: D
 
 
 async def test_a_block_that_ends_before_its_check_is_not_rerun(pair: tuple[Session, Session]) -> None:
-    """The check that blocks can run one by one compiles more than running them does, so here it ends
-    later."""
+    """The check whether blocks can run one by one takes longer than running them here."""
     eager, _ = pair
     long = "\n".join(f"name_{number} = {number}" for number in range(3000))
     result = await flushed(eager, ["first = 1", long, "print(first, name_2999)"], 1.0)

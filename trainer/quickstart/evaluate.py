@@ -20,8 +20,8 @@ from rich.table import Table
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from service.episode.runner import EpisodeRunner
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
 from trainer.quickstart.ordinary import HONEST_REPLY
@@ -205,7 +205,7 @@ async def _playing(
     model: Path, sandbox: Sandbox, policy: DeferralPolicy | None, temperature: float, concurrency: int
 ) -> AsyncGenerator[tuple[EpisodeRunner, LocalRolloutWorker, RolloutSettings]]:
     """A started engine and sandbox."""
-    engine = TransformersEngine(EngineSettings(model=str(model), max_slots=concurrency))
+    engine = TransformersEngine(TransformersSettings(model=str(model), max_slots=concurrency))
     sampling = Sampling(temperature=temperature)
     policy = policy or DeferralPolicy.load(model)
     settings = RolloutSettings(policy=policy, sampling=sampling, group_size=1, max_concurrent=concurrency)

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling, Tokenizer
+from service.engines.settings import LogprobsMode
 from service.engines.tokenizer import HFTokenizer
-from service.engines.vllm.request import LogprobsMode
 from service.sandbox.base import Sandbox
 from trainer.rewards import RewardScorer
 from trainer.training.config import ConfigError, TrainConfig
@@ -100,8 +100,8 @@ def make_own(
 
 
 def _own_vllm(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) -> tuple[Engine, WeightSink]:
+    from service.engines.settings import VLLMSettings
     from service.engines.vllm.engine import VLLMEngine
-    from service.engines.vllm.settings import VLLMSettings
     from trainer.weight_sync.control import OwnEngine
     from trainer.weight_sync.sink import TransferSink
 
@@ -131,7 +131,8 @@ def make_remote(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) ->
     Raises:
         ConfigError: they would not tell the log-probs that the loss needs, or a key can't be read.
     """
-    from service.engines.remote import RemoteEngine, RemoteSettings
+    from service.engines.remote.engine import RemoteEngine
+    from service.engines.settings import RemoteSettings
 
     key = _key(config.generation_key_file)
     remote = RemoteEngine(

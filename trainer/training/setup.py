@@ -12,8 +12,8 @@ import torch
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Tokenizer
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from service.sandbox.base import Sandbox
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from trainer.data.problems import Problem
@@ -27,7 +27,7 @@ def make_engine(
 ) -> TransformersEngine:
     """The embedded engine for ``config``, not started."""
     return TransformersEngine(
-        EngineSettings(
+        TransformersSettings(
             model=str(model_dir),
             device=device,
             dtype=engine_dtype(config, device),

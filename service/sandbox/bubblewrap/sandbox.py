@@ -121,8 +121,7 @@ def _seccomp_program() -> Iterator[int]:
 
 
 def command(settings: ProcessSandboxSettings, seccomp: int, uid: int) -> list[str]:
-    """Return the command line of one worker. ``uid`` is 0 if the owner is not root: then there is only one
-    uid."""
+    """Return the command line of one worker. ``uid`` is 0 if the owner is not root."""
     disk = str(settings.disk_mb << 20)
     arguments = [settings.bubblewrap, "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
     arguments += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -171,8 +170,7 @@ def _read_only(settings: ProcessSandboxSettings) -> tuple[dict[str, str], str]:
 
 
 class ProcessSandbox(PooledSandbox):
-    """A ``Sandbox`` under bubblewrap. It isolates less than containers, so it is never chosen
-    automatically."""
+    """A ``Sandbox`` of bubblewrap processes. It isolates less than Docker, so it is never a default."""
 
     def __init__(self, settings: ProcessSandboxSettings | None = None) -> None:
         self.settings = settings or ProcessSandboxSettings()
