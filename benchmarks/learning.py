@@ -30,9 +30,9 @@ from service.sandbox.factory import SandboxOptions, create_sandbox
 from trainer.quickstart.evaluate import Verdict, evaluate
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import draw_problem, held_out_problems
-from trainer.training.checkpoints import write_atomically
 from trainer.training.config import Method, TrainConfig, load_config
 from trainer.training.run import train
+from trainer.training.run_files import write_atomically
 
 RECIPE: Final = Path("recipes/quickstart-learning.toml")
 HERE: Final = Path("runs/learning")

@@ -15,7 +15,7 @@ from prometheus_client.core import Metric
 
 from service.api.telemetry.metrics import Metrics
 from service.sandbox.docker.sandbox import DockerSandbox
-from service.sandbox.runner.admission import Admission
+from service.sandbox.runner.admission import SessionAdmission
 from service.sandbox.runner.metrics import RunnerMetrics
 
 OBSERVE = Path(__file__).parents[2] / "observe"
@@ -27,7 +27,7 @@ ALERTS = OBSERVE / "prometheus/alerts.yml"
 def metrics() -> dict[str, Metric]:
     """All metrics of api and runner by their family's name, without Prometheus' own suffixes."""
     sandbox = DockerSandbox()
-    runner = RunnerMetrics(Admission(1, max_waiting=1, timeout_s=1), lambda: 0, sandbox)
+    runner = RunnerMetrics(SessionAdmission(1, max_waiting=1, timeout_s=1), lambda: 0, sandbox)
     registries: list[CollectorRegistry] = [Metrics().registry, runner._registry]
     return {family.name: family for registry in registries for family in registry.collect()}
 

@@ -23,7 +23,7 @@ from tests.e2e.server import ServerProcess, start
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from trainer.data.problems import Problem
 from trainer.training.episodes import sample_episode
-from trainer.training.records import Judged, write_rollout
+from trainer.training.run_files import ScoredSample, write_rollout
 
 BLOCKS = all_blocks()
 # Top-level await, as in a notebook.
@@ -64,7 +64,7 @@ def make_rollout(folder: Path) -> None:
     problem = Problem(id="p", question="6 * 7?", answer="42")
     path = folder / "runs/quickstart/rollouts/rollout-000000.parquet"
     path.parent.mkdir(parents=True)
-    write_rollout(path, 0, [Judged(problem, sample, 1.0, "correct", 0.5)])
+    write_rollout(path, 0, [ScoredSample(problem, sample, 1.0, "correct", 0.5)])
 
 
 def run(block: Block, folder: Path, url: str | None) -> None:

@@ -1,4 +1,4 @@
-"""What runs on the cluster's hosts. Both start as they are first needed, so Ray may start them anew."""
+"""Ray actors for rollouts and rewards. They start lazily, so Ray can restart them at any time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from service.engines.checkpoint import locate
 from trainer.rewards import Reward, RewardScorer
 from trainer.training.config import TrainConfig
 from trainer.training.episodes import LocalRolloutWorker, Sample
-from trainer.training.generation import make_own, rollout_settings
+from trainer.training.generation import make_engine_and_sink, rollout_settings
 from trainer.training.setup import make_sandbox, start_all
-from trainer.weight_sync.push import WeightSink
+from trainer.weight_sync.sinks import WeightSink
 
 
-class EpisodeActor:
-    """An engine, a sandbox and the episode loop. Its engine takes the weights that a call names.
+class RolloutActor:
+    """Actor with an engine and a sandbox that runs episodes. Its engine loads the weights given in a call.
 
     Args:
         config: the run.
-        policy: the protocol, as resolved by the trainer.
+        policy: resolved from checkpoint and recipe by the trainer.
     """
 
     def __init__(self, config: TrainConfig, policy: DeferralPolicy) -> None:
@@ -36,13 +36,13 @@ class EpisodeActor:
         self._index = -1
 
     async def start(self) -> int:
-        """Load the model and start the sandbox, if that is not done.
+        """Load the model and start the sandbox, unless already done.
 
         Returns:
             The process id.
 
         Raises:
-            EngineError, SandboxError, ValueError: one does not start here.
+            EngineError, SandboxError, ValueError: the engine or the sandbox failed to start.
         """
         async with self._lock:
             await self._started()
@@ -54,8 +54,11 @@ class EpisodeActor:
         """Run one episode; see ``trainer.training.episodes.RolloutWorker``.
 
         Args:
+            prompt_ids: the rendered prompt.
+            seed: seed of the episode.
+            episode_id: name of the episode in logs.
             index: number of the rollout.
-            weights: a reference to its weights in Ray's store; empty where servers elsewhere have them.
+            weights: a reference to its weights in Ray's object store; empty if remote servers sample.
 
         Raises:
             EngineError: the engine failed.
@@ -68,7 +71,7 @@ class EpisodeActor:
         return await worker.run_episode(prompt_ids, seed=seed, episode_id=episode_id)
 
     async def stop(self) -> None:
-        """End the sandbox and the engine."""
+        """Stop the sandbox and the engine."""
         await self._stack.aclose()
 
     async def _started(self) -> LocalRolloutWorker:
@@ -78,31 +81,31 @@ class EpisodeActor:
             sandbox = make_sandbox(config, self._policy)
             async with AsyncExitStack() as stack:
                 device = config.device if config.ray and config.ray.gpus else "cpu"
-                engine, self._sink = make_own(config, model_dir, self._policy, device)
+                engine, self._sink = make_engine_and_sink(config, model_dir, self._policy, device)
                 await start_all(stack, sandbox, engine)
                 self._worker = LocalRolloutWorker(engine, sandbox, rollout_settings(config, self._policy))
                 self._stack = stack.pop_all()
         return self._worker
 
 
-class JudgeActor:
-    """math-verify in ``workers`` processes."""
+class RewardActor:
+    """Actor that scores answers in ``workers`` processes."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._scorer: RewardScorer | None = None
 
     async def start(self) -> int:
-        """The process id."""
+        """Return the process id."""
         return os.getpid()
 
     async def score(self, response_text: str, gold: str) -> Reward:
-        """As ``trainer.rewards.RewardScorer.score``. Raises RewardError."""
+        """Score an answer; see ``trainer.rewards.RewardScorer.score``."""
         if self._scorer is None:
             self._scorer = RewardScorer(workers=self._workers)
         return await self._scorer.score(response_text, gold)
 
     async def stop(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         if self._scorer is not None:
             await self._scorer.close()

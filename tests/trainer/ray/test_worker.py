@@ -76,7 +76,7 @@ def test_a_run_is_what_it_is_in_one_process_though_an_actor_is_killed(
 
         def kill() -> None:
             os.kill(self.pids[0], signal.SIGKILL)
-            killed.append(self.under_way)
+            killed.append(self.busy)
 
         if index == 0:
             threading.Timer(1.0, kill).start()
