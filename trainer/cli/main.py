@@ -180,7 +180,7 @@ def quickstart_eval(
     import asyncio
 
     from service.engines.base import EngineError
-    from service.engines.checkpoint import locate
+    from service.engines.model_lookup import locate
     from service.sandbox.base import SandboxError
     from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
     from trainer.quickstart.evaluate import (
