@@ -1,4 +1,4 @@
-"""The store's schema, brought up from what older versions left."""
+"""Schema upgrades from databases of older versions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _drop(connection: Connection) -> None:
 
 
 def _revisions(tmp_path: Path, *sources: str) -> str:
-    """This version's revisions, and later ones."""
+    """Migrations of this version plus later ones."""
     folder = tmp_path / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", folder)
     for number, source in enumerate(sources):
