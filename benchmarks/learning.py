@@ -27,7 +27,7 @@ from rich.console import Console
 from service.deferral.policy import DeferralPolicy
 from service.sandbox.base import Sandbox
 from service.sandbox.factory import SandboxOptions, create_sandbox
-from trainer.quickstart.evaluate import Verdict, evaluate
+from trainer.quickstart.evaluate import ProblemResult, evaluate
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import draw_problem, held_out_problems
 from trainer.training.config import Method, TrainConfig, load_config
@@ -72,7 +72,7 @@ def bare_sandbox() -> Sandbox:
 
 def measure(model: Path, policy: DeferralPolicy, seed: int) -> dict[str, float]:
     """Evaluate held-out problems at temperature 1, the same ones for every model."""
-    verdicts: list[Verdict] = asyncio.run(
+    results: list[ProblemResult] = asyncio.run(
         evaluate(
             model,
             list(held_out_problems(0, HELD_OUT, FAMILIES_USED)),
@@ -83,9 +83,9 @@ def measure(model: Path, policy: DeferralPolicy, seed: int) -> dict[str, float]:
             concurrency=32,
         )
     )
-    samples = [verdict.sample for verdict in verdicts]
+    samples = [result.sample for result in results]
     return {
-        "solved": sum(verdict.solved for verdict in verdicts) / len(verdicts),
+        "solved": sum(result.is_correct for result in results) / len(results),
         "delay_rate": sum(s.delayed for s in samples) / max(sum(s.executed_by_model for s in samples), 1),
         "flushes": sum(len(s.tools) for s in samples) / len(samples),
     }
