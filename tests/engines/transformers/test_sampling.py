@@ -55,9 +55,8 @@ def test_filters_match_a_python_reference(settings: list[Sampling], seed: int) -
         assert set(keep.nonzero()[:, 0].tolist()) == kept(row, s)
 
 
-@pytest.mark.parametrize(
-    "scale", [3.0, 0.01]
-)  # a peaked row is cut among the first candidates, a flat one is not
+# A peaked row is cut among the first candidates, a flat one is not.
+@pytest.mark.parametrize("scale", [3.0, 0.01])
 def test_filters_in_a_large_vocabulary(scale: float) -> None:
     rows = scale * logits(2, vocabulary=5000)
     settings = [Sampling(top_p=0.7), Sampling(top_k=2000, top_p=0.9)]
