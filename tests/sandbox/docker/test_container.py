@@ -35,7 +35,7 @@ async def test_a_worker_that_fails_at_its_start_is_reported_with_its_stderr(
         with pytest.raises(SandboxError, match=r"closed its channel; the last line of its stderr: json\."):
             await Container.start(daemon, docker_sandbox_settings, {"ih-grpo.test": LABEL})
         async with asyncio.timeout(300):  # Docker removes it in the background
-            while await daemon.call(containers_of_this_test):
+            while await daemon.call(containers_of_this_test):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
     finally:
         daemon.close()
