@@ -121,7 +121,7 @@ def _other_policy(directory: Path) -> None:
     (_lose_all, "can't be read"),
     (_other_shape, "intermediate_size is 64"),
     (_other_theta, "rope"),
-    (_other_policy, "deferral.json is not right"),
+    (_other_policy, "deferral.json is invalid"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("default")  # torch warns of the file that it could not read
 async def test_what_is_not_whole_leaves_the_old_weights(

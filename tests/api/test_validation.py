@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from service.api.chat.request import ChatRequest
 from service.api.responses.request import ResponseRequest
-from service.api.validation import Reading, current, unreported
+from service.api.validation import ValidationReport, current, unreported
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import make_app, serve
 
@@ -191,14 +191,14 @@ async def test_what_the_sdk_makes_of_an_error(client: httpx.AsyncClient) -> None
 
 
 @pytest.fixture
-def reading() -> Iterator[Reading]:
-    noted = Reading()
+def reading() -> Iterator[ValidationReport]:
+    noted = ValidationReport()
     token = current.set(noted)
     yield noted
     current.reset(token)
 
 
-def test_what_the_server_asks_itself_is_not_reported(reading: Reading) -> None:
+def test_what_the_server_asks_itself_is_not_reported(reading: ValidationReport) -> None:
     with unreported():
         ChatRequest.model_validate({**CHAT, "zzzzz": 1})
     assert reading.labels == {}
@@ -206,7 +206,7 @@ def test_what_the_server_asks_itself_is_not_reported(reading: Reading) -> None:
     assert reading.labels == {"unknown": 1}
 
 
-def test_a_million_names_are_compared_a_few_times_only(reading: Reading) -> None:
+def test_a_million_names_are_compared_a_few_times_only(reading: ValidationReport) -> None:
     ChatRequest.model_validate({**CHAT, **{f"zzzzz{number}": 1 for number in range(2000)}})
     assert reading.lookups == 0
     assert reading.labels == {"unknown": 2000}

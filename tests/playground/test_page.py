@@ -59,7 +59,7 @@ async def test_an_episode_from_question_to_answer(open_page: OpenPage) -> None:
         await expect(page.locator("mark.answer")).to_have_text("42")
         kinds = await page.locator("#transcript > *").evaluate_all("all => all.map(each => each.className)")
         assert kinds == ["text", "card", "text", "card", "marker", "observation", "text"]
-        await expect(page.locator("#status")).to_contain_text("Done: scripted · ended by itself")
+        await expect(page.locator("#status")).to_contain_text("Done: scripted · completed")
 
 
 async def test_a_block_waits_then_runs_and_escape_stops_it(open_page: OpenPage) -> None:
@@ -94,7 +94,7 @@ async def test_what_a_model_writes_is_never_markup(open_page: OpenPage) -> None:
 async def test_a_link_replays_and_holds_no_key(open_page: OpenPage) -> None:
     async with serve(app(ASK, ANSWER, api_keys="sk-of-the-test"), key="sk-of-the-test") as served:
         page = await open_page(served.url)
-        await expect(page.locator("#problem")).to_contain_text("wants an API key")
+        await expect(page.locator("#problem")).to_contain_text("requires an API key")
         await expect(page.locator("#key")).to_be_focused()
         await page.keyboard.type("sk-of-the-test")
         await page.keyboard.press("Tab")
@@ -113,7 +113,7 @@ async def test_a_link_replays_and_holds_no_key(open_page: OpenPage) -> None:
         await until_over(other)
         assert await other.locator("#transcript").inner_text() == shown
         packed = await other.evaluate(
-            "import('/playground/link.js').then(m => m.fromFragment(location.hash))"
+            "import('/playground/share_link.js').then(m => m.fromFragment(location.hash))"
         )
         assert "sk-of-the-test" not in json.dumps(packed)
         assert packed["request"]["messages"] == [{"role": "user", "content": "6 * 7?"}]
@@ -163,7 +163,7 @@ async def test_failures_are_told_in_words(open_page: OpenPage) -> None:
         await expect(page.locator(".card")).to_have_count(2)  # what came is kept
         await page.route("**/v1/*/*", lambda route: route.abort())
         await ask(page)
-        await expect(problem).to_have_text("The server can't be reached. Is it still running?")
+        await expect(problem).to_have_text("The server is not reachable. Check that it is running.")
         await page.goto(f"{served.url}/#e=nonsense")
         await page.reload()
         await expect(problem).to_contain_text("The link is damaged")

@@ -40,7 +40,7 @@ async def test_blocks_run_while_the_model_writes_on(server: ServerProcess, open_
     await expect(page.locator("#episode")).to_have_attribute("data-mode", "over")
     await expect(first).to_have_attribute("data-state", "done")
     await expect(page.locator("mark.answer")).to_have_text(str(739184 * 52967 + 90412 * 33771))
-    await expect(page.locator("#about")).to_contain_text("ended by itself")
+    await expect(page.locator("#about")).to_contain_text("completed")
     shown = await page.locator("#timeline .lane").all_text_contents()
     lanes = [lane for lane in shown if lane != "container"]  # a busy machine may have had none ready
     # On a machine that is too busy to tell whether they may, the blocks run as one script at the marker.
@@ -57,10 +57,10 @@ async def test_blocks_run_while_the_model_writes_on(server: ServerProcess, open_
     await expect(page.locator(".total.delayed dd")).to_have_text("2 of 3 blocks")
 
 
-async def test_an_error_is_shown_and_what_mended_it(server: ServerProcess, open_page: OpenPage) -> None:
+async def test_error_and_its_fix_are_shown(server: ServerProcess, open_page: OpenPage) -> None:
     page = await open_page(server.url, color_scheme="light")
     await page.fill("[name=temperature]", "0")
-    await solve(page, "A mistake, mended")
+    await solve(page, "A mistake, fixed")
     await expect(page.locator("#episode")).to_have_attribute("data-mode", "over")
     await expect(page.locator(".card").first).to_have_attribute("data-state", "error")
     observation = page.locator(".observation").first

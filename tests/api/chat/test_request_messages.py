@@ -90,5 +90,5 @@ def test_an_answer_of_a_tool_needs_its_call() -> None:
     called = {"role": "assistant", "tool_calls": [CALL]}
     assert len(request(messages=[question, called, answer]).messages) == 3
     for messages in ([question, answer], [question, answer, called]):
-        with pytest.raises(ValidationError, match="no call before it has the id 'call_1'"):
+        with pytest.raises(ValidationError, match="no earlier call has the id 'call_1'"):
             request(messages=messages)

@@ -45,9 +45,9 @@ def test_a_thought_is_a_field_of_its_own() -> None:
 
 def test_a_stored_reply_brings_its_ids() -> None:
     conversation = Conversation(CharTokenizer(), PAPER_POLICY)
-    conversation.say("user", "?")
+    conversation.add_message("user", "?")
     conversation.add([StoredReply((1, 2, 3), "abc")])
-    conversation.say("user", "!")
+    conversation.add_message("user", "!")
     assert [message["role"] for message in conversation.messages] == ["user", "assistant", "user"]
     assert conversation.proven == {1: (1, 2, 3)}
 

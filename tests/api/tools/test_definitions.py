@@ -26,9 +26,9 @@ def test_a_call_is_checked_against_the_schema() -> None:
         ("weather", {"city": "Ulm", "x": 1}, "x"),
         ("now", {"x": 1}, "more than 0"),
     ]:
-        complaint = functions.check(name, arguments)
-        assert complaint is not None
-        assert word in complaint
+        error = functions.check(name, arguments)
+        assert error is not None
+        assert word in error
     assert "no function" in str(functions.check("other", None))
 
 
@@ -53,4 +53,4 @@ def test_a_pattern_cannot_run_away() -> None:
     function = Function(
         name="f", parameters={"properties": {"a": {"type": "string", "pattern": "^(a|a)*\\1$"}}}
     )
-    assert function.complaint({"a": "a" * 5000 + "b"}) is not None
+    assert function.error_in({"a": "a" * 5000 + "b"}) is not None

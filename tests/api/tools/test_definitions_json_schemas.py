@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.tools.definitions import compile_schema, complaint
+from service.api.tools.definitions import compile_schema, first_error
 
 
-def test_the_first_complaint_has_its_path() -> None:
+def test_first_error_has_its_path() -> None:
     validator = compile_schema({"properties": {"a": {"items": {"type": "integer"}}}})
-    assert complaint(validator, {"a": [1, 2]}) is None
-    assert complaint(validator, {"a": [1, "x"]}) == '"x" is not of type "integer" at ["a"][1]'
-    assert complaint(compile_schema({"type": "object"}), 5) == '5 is not of type "object"'
+    assert first_error(validator, {"a": [1, 2]}) is None
+    assert first_error(validator, {"a": [1, "x"]}) == '"x" is not of type "integer" at ["a"][1]'
+    assert first_error(compile_schema({"type": "object"}), 5) == '5 is not of type "object"'
 
 
 @pytest.mark.parametrize("schema", [{"type": 1}, {"$ref": "#/nowhere"}, {"$ref": "file:///etc/passwd"}])
