@@ -8,7 +8,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 Row = tuple[str, str, dict[str, Any], bool]
-MORE = "Guides"
+MORE = "More"
+"""Menu section of pages that ``nav`` does not list."""
 HTTP_PAGE = "reference/http.md"
 INTRO = """# HTTP routes
 
@@ -22,7 +23,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     named = set(_pages(config.nav))
     rest = sorted(file.src_uri for file in files.documentation_pages() if file.src_uri not in named)
     if rest and config.nav is not None:
-        config.nav.insert(2, {MORE: rest})
+        config.nav.append({MORE: rest})
     return files
 
 

@@ -16,7 +16,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 from service.api.auth import ApiKey
 from service.api.errors import ApiError
 from service.api.limits import Admission, Drain
-from service.api.responses.seal import Seal
+from service.api.seal import Seal
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import Attributes, RequestTrace
 from service.engines.base import Engine, InvalidRequestError

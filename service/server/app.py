@@ -27,14 +27,15 @@ from service.api.middleware import (
 )
 from service.api.responses import route as responses_api
 from service.api.responses.registry import Responses
-from service.api.responses.seal import Seal
 from service.api.schemas import ERRORS
+from service.api.seal import Seal
 from service.api.state import Server
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
-from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo, locate
+from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo
 from service.engines.factory import make_engine
+from service.engines.model_lookup import locate
 from service.episode.runner import EpisodeRunner
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox

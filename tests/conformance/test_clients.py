@@ -1,6 +1,6 @@
 """Third-party API clients, in processes of their own, installed by `scripts/ensure-test-tools clients`.
 
-``IHGRPO_CLIENTS_TABLE=docs/api.md pytest -m clients`` writes the table of outcomes into that file.
+``IHGRPO_CLIENTS_TABLE=docs/reference/clients.md pytest -m clients`` writes the table of outcomes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is said of a checkpoint before it is loaded."""
+"""Checks of a checkpoint before it is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.engines.checkpoint import quickstart
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A copy of the quickstart checkpoint, to be damaged."""
+    """A copy of the quickstart checkpoint for the test to damage."""
     return Path(shutil.copytree(quickstart(), tmp_path / "copy"))
 
 
@@ -22,12 +22,12 @@ def test_quickstart_checkpoint_is_ok() -> None:
     folder, found = model.find(str(quickstart()))
     assert folder == quickstart()
     assert found.verdict == "ok"
-    assert "taught to defer" in found.found
+    assert "trained to defer" in found.found
 
 
 def test_reports_a_checkpoint_not_trained_to_defer(checkpoint: Path) -> None:
     (checkpoint / "deferral.json").unlink()
-    assert "never taught" in model.find(str(checkpoint))[1].found
+    assert "not trained" in model.find(str(checkpoint))[1].found
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_hub_id_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert found.verdict == "warn"
 
 
-def test_rejects_neither_directory_nor_hub_id() -> None:
+def test_rejects_name_that_is_not_a_directory_or_hub_id() -> None:
     folder, found = model.find("no/such/folder/here")
     assert folder is None
     assert found.verdict == "fail"
@@ -71,6 +71,6 @@ def test_adapter_directory(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").touch()
     found = model.find(str(tmp_path))[1]
     assert found.verdict == "ok"
-    assert "is an adapter of org/base, merged at the first start" in found.found
+    assert "is an adapter of org/base, to be merged at the first start" in found.found
     (tmp_path / "adapter_config.json").write_text("{")
     assert model.find(str(tmp_path))[1].verdict == "fail"

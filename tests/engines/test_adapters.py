@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from service.deferral.policy import DeferralPolicy
 from service.engines import adapters
-from service.engines.adapters import base_of, fingerprint, is_adapter, merged
-from service.engines.checkpoint import default_sampling, locate, verify
+from service.engines.adapters import fingerprint, is_adapter, merged
+from service.engines.checkpoint import default_sampling, verify
+from service.engines.model_lookup import base_of, locate
 from service.engines.tokenizer import HFTokenizer
 from tests.support.peft_adapters import ALL_LINEAR, make_adapter
 from tests.support.tiny_qwen3 import make_model, make_qwen2, make_tokenizer, save
@@ -262,7 +263,7 @@ def test_cache_that_cannot_be_written_is_named(pair: tuple[Path, Path], tmp_path
         locate(str(pair[0]))
 
 
-def test_merged_checkpoint_needs_neither_adapter_nor_base(pair: tuple[Path, Path]) -> None:
+def test_merged_checkpoint_is_self_contained(pair: tuple[Path, Path]) -> None:
     result = locate(str(pair[0]))
     for path in pair:
         shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Everything that is not arithmetic: what people write to a chat model, and the one honest reply to it."""
+"""Texts that are not arithmetic, as people write them to a chat model, and the one honest reply to them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from random import Random
 from typing import Final
 
 from trainer.quickstart.phrasing import dress
+from trainer.quickstart.problems.base import PracticeProblem
 from trainer.quickstart.problems.expressions import size
-from trainer.quickstart.problems.sampled import Problem
 from trainer.quickstart.vocabulary import (
     ADJECTIVES,
     LANGUAGES,
@@ -105,7 +105,7 @@ _OTHER_MATHS: Final = (
 
 
 def ordinary_text(rng: Random) -> str:
-    """What somebody may write that is not a question of arithmetic."""
+    """Return a random text that is not a question of arithmetic."""
     [make] = rng.choices(tuple(_KINDS), tuple(_KINDS.values()))
     text = make(rng).strip() or "?"
     if make in (_foreign, _code, _keys):
@@ -113,9 +113,9 @@ def ordinary_text(rng: Random) -> str:
     return dress(text, rng)
 
 
-def ordinary(rng: Random) -> Problem:
-    """An ordinary text with the honest reply."""
-    return Problem("ordinary", ordinary_text(rng), "", (), HONEST_REPLY)
+def ordinary(rng: Random) -> PracticeProblem:
+    """Return an ordinary text with the honest reply as a problem."""
+    return PracticeProblem("ordinary", ordinary_text(rng), "", (), HONEST_REPLY)
 
 
 def _small_talk(rng: Random) -> str:
@@ -318,4 +318,4 @@ _KINDS: Final[dict[Callable[[Random], str], int]] = {
     _keys: 3,
     _other_maths: 12,
 }
-"""Kinds of text by weight."""
+"""Kinds of text with their weights."""
