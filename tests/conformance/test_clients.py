@@ -73,7 +73,7 @@ def command(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize("program", CLIENTS)
-def test_every_feature_of_the_client_works(program: str, url: str, table: Outcomes, tmp_path: Path) -> None:
+def test_client_features_work(program: str, url: str, table: Outcomes, tmp_path: Path) -> None:
     clients = Path(os.environ.get("IHGRPO_CACHE", ROOT / ".cache")) / "clients"
     environment = {**os.environ, "HOME": str(tmp_path), "OPENAI_API_KEY": KEY, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(

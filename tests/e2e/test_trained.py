@@ -87,7 +87,7 @@ async def trainers_rollout(machine: RuntimeConfig, checkpoint: Path) -> list[Sam
 
 
 @pytest.mark.parametrize(("method", "mode"), [("ih-grpo", "deferred"), ("grpo-immediate", "immediate")])
-def test_a_trained_checkpoint_is_served_as_it_was_trained(
+def test_served_checkpoint_matches_training(
     tmp_path: Path, machine: RuntimeConfig, method: str, mode: str
 ) -> None:
     checkpoint = train(machine, tmp_path / "run", method)

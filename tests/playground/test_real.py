@@ -32,7 +32,7 @@ async def solve(page: Page, example: str) -> None:
     await expect(page.locator("#episode")).to_have_attribute("data-mode", "live")
 
 
-async def test_blocks_run_while_the_model_writes_on(server: ServerProcess, open_page: OpenPage) -> None:
+async def test_blocks_run_while_the_model_keeps_writing(server: ServerProcess, open_page: OpenPage) -> None:
     page = await open_page(server.url)
     await solve(page, "Two products")
     first = page.locator(".card").first
@@ -71,7 +71,7 @@ async def test_error_and_its_fix_are_shown(server: ServerProcess, open_page: Ope
     assert await page.locator("#timeline rect.failed").count() == 1
 
 
-async def test_without_deferral_no_code_runs(server: ServerProcess, open_page: OpenPage) -> None:
+async def test_no_code_runs_without_deferral(server: ServerProcess, open_page: OpenPage) -> None:
     page = await open_page(server.url)
     await page.uncheck("[name=enabled]")
     await page.fill("[name=max_tokens]", "5")  # the demo model says what it is, in more tokens than that

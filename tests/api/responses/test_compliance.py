@@ -143,7 +143,7 @@ async def test_previous_response_id() -> None:
     {"type": "input_image", "image_url": "data:image/png;base64,AAAA"},
     {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"},
 ])  # fmt: skip
-async def test_image_and_file_input_are_refused_by_name(part: dict[str, Any]) -> None:
+async def test_rejects_image_and_file_input(part: dict[str, Any]) -> None:
     """The suite wants an answer; a model that reads text alone can only say so."""
     content = [{"type": "input_text", "text": "What is this?"}, part]
     reply = await post("", {"input": [{"type": "message", "role": "user", "content": content}]})

@@ -25,7 +25,7 @@ CALL = {"type": "code_interpreter_call", "code": "print(1)", "outputs": [{"type"
 SEEN = "<tool_call>\nCode execution result: 1\n</tool_call>\n"
 
 
-def test_what_the_model_gave_out_in_a_row_is_one_reply() -> None:
+def test_consecutive_output_items_are_one_reply() -> None:
     assert messages(
         {"role": "user", "content": "?"}, said("a"), CALL, said("b"), {"role": "user", "content": "!"}
     ) == [
@@ -35,7 +35,7 @@ def test_what_the_model_gave_out_in_a_row_is_one_reply() -> None:
     ]
 
 
-def test_a_thought_is_a_field_of_its_own() -> None:
+def test_thought_is_a_field_of_the_message() -> None:
     thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
     assert messages(thought, CALL, thought, said("so")) == [
         {"role": "assistant", "content": f"{SEEN}so", "reasoning_content": "hmhm"}
@@ -43,7 +43,7 @@ def test_a_thought_is_a_field_of_its_own() -> None:
     assert messages(thought) == [{"role": "assistant", "content": "", "reasoning_content": "hm"}]
 
 
-def test_a_stored_reply_brings_its_ids() -> None:
+def test_stored_reply_keeps_its_ids() -> None:
     conversation = Conversation(CharTokenizer(), PAPER_POLICY)
     conversation.add_message("user", "?")
     conversation.add([StoredReply((1, 2, 3), "abc")])
@@ -52,7 +52,7 @@ def test_a_stored_reply_brings_its_ids() -> None:
     assert conversation.proven == {1: (1, 2, 3)}
 
 
-def test_calls_of_functions_and_their_answers() -> None:
+def test_function_calls_and_results_become_messages() -> None:
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     output = {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "9"}]}
     function = {"name": "f", "arguments": "{}"}

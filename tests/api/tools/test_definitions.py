@@ -14,7 +14,7 @@ CITY = {
 }
 
 
-def test_a_call_is_checked_against_the_schema() -> None:
+def test_calls_are_checked_against_the_schema() -> None:
     functions = Functions([Function(name="weather", parameters=CITY), Function(name="now")])
     assert functions.check("weather", None) is None
     assert functions.check("weather", {"city": "Ulm", "unit": "C"}) is None
@@ -42,14 +42,14 @@ def test_a_call_is_checked_against_the_schema() -> None:
         {"properties": {"a": {"pattern": "("}}},
     ],
 )
-def test_a_schema_that_cannot_be_used_is_refused_and_nothing_is_fetched(
+def test_rejects_unusable_schemas_without_fetching(
     parameters: dict[str, object],
 ) -> None:
     with pytest.raises(ValidationError, match="'parameters' is not a usable JSON schema"):
         Function(name="f", parameters=parameters)
 
 
-def test_a_pattern_cannot_run_away() -> None:
+def test_patterns_run_in_linear_time() -> None:
     function = Function(
         name="f", parameters={"properties": {"a": {"type": "string", "pattern": "^(a|a)*\\1$"}}}
     )
