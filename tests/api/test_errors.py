@@ -21,9 +21,9 @@ from service.sandbox.base import QueueTimeoutError, SandboxError
     ],
 )
 def test_errors_have_their_status_and_type(error: Exception, status: int, kind: str) -> None:
-    told = as_api_error(error)
-    assert told.status == status
-    body = told.body()["error"]
+    api_error = as_api_error(error)
+    assert api_error.status == status
+    body = api_error.body()["error"]
     assert isinstance(body, dict)
     assert set(body) == {"message", "type", "param", "code"}
     assert body["type"] == kind

@@ -1,4 +1,4 @@
-"""What is published as a schema is what is sent and saved."""
+"""Published schemas match the data that is sent and saved."""
 
 from __future__ import annotations
 

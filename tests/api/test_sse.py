@@ -74,8 +74,8 @@ async def test_early_error_is_raised_and_later_error_is_an_event() -> None:
         await send(client, say(ApiError(429, "busy")))
     assert client.sent == []
     await send(client, say("a", ApiError(429, "busy")))
-    told = json.loads(client.body.split(b"\n\n")[1].removeprefix(b"data: "))
-    assert told["error"]["message"] == "busy"
+    payload = json.loads(client.body.split(b"\n\n")[1].removeprefix(b"data: "))
+    assert payload["error"]["message"] == "busy"
     assert client.body.endswith(sse.DONE)
 
 

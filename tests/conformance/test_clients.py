@@ -51,8 +51,8 @@ def table() -> Iterator[Outcomes]:
 def write(path: Path, outcomes: Outcomes) -> None:
     lines = ["| client | " + " | ".join(FEATURES) + " |", "| --- |" + " --- |" * len(FEATURES)]
     for program, title in CLIENTS.items():
-        told = [_word(outcomes.get(program, {}), feature) for feature in FEATURES]
-        lines.append(f"| {title} | " + " | ".join(told) + " |")
+        words = [_word(outcomes.get(program, {}), feature) for feature in FEATURES]
+        lines.append(f"| {title} | " + " | ".join(words) + " |")
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     path.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
@@ -80,9 +80,9 @@ def test_client_features_work(program: str, url: str, table: Outcomes, tmp_path:
         [*command(program), url, KEY],
         capture_output=True, text=True, cwd=clients, env=environment, timeout=300, check=False,
     )  # fmt: skip
-    told = [line for line in done.stdout.splitlines() if line.startswith("OUTCOMES ")]
-    assert told, done.stdout[-2000:] + done.stderr[-4000:]
-    outcomes: dict[str, str | None] = json.loads(told[0].removeprefix("OUTCOMES "))
+    words = [line for line in done.stdout.splitlines() if line.startswith("OUTCOMES ")]
+    assert words, done.stdout[-2000:] + done.stderr[-4000:]
+    outcomes: dict[str, str | None] = json.loads(words[0].removeprefix("OUTCOMES "))
     table[program] = outcomes
     assert set(outcomes) <= set(FEATURES)
     failures = [f"{name}: {error}" for name, error in outcomes.items() if error is not None]

@@ -1,4 +1,4 @@
-"""What this server answers, held to OpenAI's own OpenAPI document."""
+"""Responses of this server, checked against OpenAI's OpenAPI document."""
 
 from __future__ import annotations
 

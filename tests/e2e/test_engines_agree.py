@@ -63,7 +63,7 @@ def test_greedy_episodes_are_equal_on_all_engines(vllm_servers: dict[str, Server
 
 
 def _episode(reply: Any) -> Any:
-    """What was written, run and answered; times and ids left out."""
+    """Return text, code and answer of a reply, without times and ids."""
     [choice] = reply.choices
     tools = [
         ([block["code"] for block in tool["blocks"]], tool["output"], tool["status"])

@@ -1,4 +1,4 @@
-"""What is left when a client leaves in the middle, and when the server is told to stop.
+"""Cleanup after a client disconnects and after the server stops.
 
 The server here keeps no warm containers: each one that exists belongs to an episode.
 """
@@ -23,7 +23,7 @@ from trainer.quickstart.traces import held_out_problems
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 Containers = Callable[[ServerProcess], set[str]]
 
-# Two flushes: once the first is done, the episode surely has its container, and it goes on for a while.
+# Two flushes: after the first one the episode has its container and continues for a while.
 PROBLEMS = list(held_out_problems(20_260, 8, ("larger",)))
 
 

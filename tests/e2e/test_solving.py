@@ -53,15 +53,15 @@ def test_solves_held_out_problems_with_delayed_code(client: openai.OpenAI) -> No
 
 
 def test_model_reads_an_error_and_fixes_the_block(client: openai.OpenAI) -> None:
-    mended = 0
+    fixed = 0
     for index in range(4):
         problem = problem_of("common_multiple", index)
         completion: Any = client.chat.completions.create(**question(problem))
         first, *_, last = completion.choices[0].message.executed_tools
         assert first["status"] == "error"
         assert first["output"] == "NameError: name 'math' is not defined"
-        mended += last["status"] == "ok" and solved(problem, completion)
-    assert mended >= 3
+        fixed += last["status"] == "ok" and solved(problem, completion)
+    assert fixed >= 3
 
 
 def test_slow_run_is_killed_at_the_requested_limit(client: openai.OpenAI) -> None:
@@ -103,7 +103,7 @@ async def test_text_is_the_same_without_eager_execution(async_client: openai.Asy
     ]
     eager, lazy = (reply.choices[0].message for reply in replies)
     assert eager.content == lazy.content
-    # What runs only when it is asked for is waited for from its start to its end.
+    # Without eager execution code starts after the last block.
     [tool] = lazy.executed_tools
     assert tool["started_at"] >= tool["blocks"][-1]["invoked_at"]
 

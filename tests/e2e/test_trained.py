@@ -117,9 +117,9 @@ def test_served_checkpoint_matches_training(
                 assert choice.logprobs is not None
                 served = [token.token for token in choice.logprobs.content or ()]
                 ids = [i for i, written in zip(sample.ids, sample.sampled, strict=True) if written]
-                # An API does not tell of the end token.
-                told = [i for i in ids if i not in engine.eos_token_ids]
-                assert served == [engine.tokenizer.decode([i]) for i in told]
+                # The API doesn't return the end token.
+                shown = [i for i in ids if i not in engine.eos_token_ids]
+                assert served == [engine.tokenizer.decode([i]) for i in shown]
                 tools = choice.message.model_dump().get("executed_tools") or []
                 assert [tool["output"] for tool in tools] == [tool.output for tool in sample.tools]
     finally:

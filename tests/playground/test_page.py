@@ -127,7 +127,7 @@ async def test_link_replays_the_episode_without_the_key(open_page: OpenPage) -> 
 
 
 async def expect_snippets_run(page: Page, served: Served) -> None:
-    """The copied commands name the key, don't hold it, and work where it is set."""
+    """The copied commands name the key's variable, don't contain the key, and work if it is set."""
     for button, command in (("#copy-curl", ["bash", "-c"]), ("#copy-python", [sys.executable, "-c"])):
         await page.locator(button).click()
         await expect(page.locator("#copied")).to_contain_text("copied")

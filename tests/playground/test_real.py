@@ -43,7 +43,7 @@ async def test_blocks_run_while_the_model_keeps_writing(server: ServerProcess, o
     await expect(page.locator("#about")).to_contain_text("completed")
     shown = await page.locator("#timeline .lane").all_text_contents()
     lanes = [lane for lane in shown if lane != "container"]  # a busy machine may have had none ready
-    # On a machine that is too busy to tell whether they may, the blocks run as one script at the marker.
+    # On a busy machine the blocks may run as one script at the marker.
     assert lanes[1:-1] in (["block 1", "block 2", "block 3"], ["blocks 1–3"])
     runs = len(lanes) - 2
     bars = page.locator("#timeline rect.bar:not(.container)")

@@ -37,7 +37,7 @@ _PARAMS = {
 }
 """Names of a chat request's fields in the Responses API."""
 _WHOLE = ("messages", "response_format")
-"""Those fields whose parts have no counterpart."""
+"""Fields of them whose parts have no counterpart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -409,10 +409,10 @@ async def test_stored_reply_keeps_its_control_tokens() -> None:
     scripted = ScriptedEngine(ASK, ANSWER + EOS, "You are welcome." + EOS)
     async with serve(make_app(scripted, sandbox())) as served:
         first = await ask(served)
-        said = {"role": "assistant", "content": first.choices[0].message.content}
+        earlier = {"role": "assistant", "content": first.choices[0].message.content}
         thanks = {"role": "user", "content": "Thanks."}
-        await ask(served, messages=[*MESSAGES, said, thanks])
-        forged = {"role": "assistant", "content": said["content"].replace("42", "43")}
+        await ask(served, messages=[*MESSAGES, earlier, thanks])
+        forged = {"role": "assistant", "content": earlier["content"].replace("42", "43")}
         await ask(served, messages=[*MESSAGES, forged, thanks])
 
     def controls(call: int) -> int:
@@ -440,9 +440,9 @@ async def test_follow_up_to_a_computed_answer_runs_code() -> None:
     )
     async with serving as served:
         first = await ask(served)
-        said = {"role": "assistant", "content": first.choices[0].message.content}
+        earlier = {"role": "assistant", "content": first.choices[0].message.content}
         follow_up = {"role": "user", "content": "Now add 17 to it."}
-        second = await ask(served, messages=[*MESSAGES, said, follow_up])
+        second = await ask(served, messages=[*MESSAGES, earlier, follow_up])
     assert second.choices[0].message.executed_tools[0]["status"] == "ok"
     assert len(scripted.calls) == 4
 

@@ -100,14 +100,14 @@ async def test_prompt_has_the_instruction_and_usage_counts_observations() -> Non
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "item_status"),
     [("ok", "completed"), ("error", "completed"), ("output_limit", "completed"), ("timeout", "failed")],
 )
-async def test_item_status_reflects_the_code(status: Any, told: str) -> None:
+async def test_item_status_reflects_the_code(status: Any, item_status: str) -> None:
     box = sandbox(replace(printed("1\n"), status=status, container="box-1"))
     async with serving(engine(), box) as served:
         final = checked(await collected(await ask(served, tools=CODE_TOOL, stream=True)))
-    assert final["output"][1]["status"] == told
+    assert final["output"][1]["status"] == item_status
 
 
 class NoContainer(ScriptedSandbox):

@@ -50,9 +50,9 @@ async def test_only_the_last_question_has_the_instruction() -> None:
     async with serving(scripted, policy=DeferralPolicy(prompt="brief-v1")) as served:
         first = await ask(served, tools=CODE_TOOL)
         await ask(served, "Thanks.", previous_response_id=first.id, tools=CODE_TOOL)
-    said = prompt(scripted, 2)
-    assert said.startswith("user: 6 * 7?\n")
-    assert said.count("Python that you may delay") == 1
+    rendered = prompt(scripted, 2)
+    assert rendered.startswith("user: 6 * 7?\n")
+    assert rendered.count("Python that you may delay") == 1
 
 
 @pytest.mark.parametrize("include", [None, OUTPUTS])
@@ -151,9 +151,9 @@ async def test_thoughts_sent_back_keep_their_place() -> None:
         output = [item.to_dict() for item in first.output]
         await ask(served, [*output, {"role": "user", "content": "Bye."}])
         await ask(served, "Bye.", previous_response_id=first.id)
-    said = "assistant: <think>\nHm.\n</think>\n\nYes.\nuser: Bye.\n"
-    assert prompt(scripted, 1) == said
-    assert prompt(scripted, 2) == f"user: 6 * 7?\n{said}"
+    rendered = "assistant: <think>\nHm.\n</think>\n\nYes.\nuser: Bye.\n"
+    assert prompt(scripted, 1) == rendered
+    assert prompt(scripted, 2) == f"user: 6 * 7?\n{rendered}"
 
 
 async def test_missing_previous_response_is_404() -> None:

@@ -127,9 +127,11 @@ async def test_logprobs_are_included_on_request() -> None:
     async with serving(ScriptedEngine("Hi." + EOS)) as served:
         events = await collected(await ask(served, stream=True, include=include, top_logprobs=1))
         without = await ask(served)
-    told = [item for event in events if event["type"].endswith("text.delta") for item in event["logprobs"]]
-    assert [item["token"] for item in told] == ["H", "i", "."]
-    assert checked(events)["output"][0]["content"][0]["logprobs"] == told
+    logprobs = [
+        item for event in events if event["type"].endswith("text.delta") for item in event["logprobs"]
+    ]
+    assert [item["token"] for item in logprobs] == ["H", "i", "."]
+    assert checked(events)["output"][0]["content"][0]["logprobs"] == logprobs
     assert without.output[0].content[0].logprobs == []
 
 
@@ -329,6 +331,6 @@ async def test_truncation_auto_drops_the_oldest_messages() -> None:
         with pytest.raises(openai.BadRequestError, match="tokens"):
             await ask(served, "x" * 20_000, truncation="auto")
     assert response.truncation == "auto"
-    said = prompt(scripted)
-    assert said.startswith("system: Be brief.\nuser: 3x")
-    assert "user: 5x" in said
+    rendered = prompt(scripted)
+    assert rendered.startswith("system: Be brief.\nuser: 3x")
+    assert "user: 5x" in rendered

@@ -24,8 +24,8 @@ async def test_retrieves_a_stored_response() -> None:
     async with serving(engine()) as served:
         final = checked(await collected(await ask(served, tools=CODE_TOOL, stream=True)))
         plain = await ask(served, "Hi")
-        for told in (final, plain.to_dict()):
-            assert (await served.openai.responses.retrieve(told["id"])).to_dict() == told
+        for response in (final, plain.to_dict()):
+            assert (await served.openai.responses.retrieve(response["id"])).to_dict() == response
 
 
 async def test_unstored_response_is_not_found() -> None:

@@ -80,9 +80,9 @@ async def test_one_span_for_each_invocation_execution_and_delivery(exporter: InM
     assert root.attributes["gen_ai.usage.output_tokens"] > 0
     assert root.attributes["ih_grpo.outcome.0"] == "answer"
     assert (root.attributes["enduser.id"], root.attributes["ih_grpo.metadata.team"]) == ("me", "a")
-    told = "".join(span.to_json() for span in exporter.get_finished_spans())
-    assert SECRET not in told
-    assert "print(x)" not in told
+    exported = "".join(span.to_json() for span in exporter.get_finished_spans())
+    assert SECRET not in exported
+    assert "print(x)" not in exported
 
 
 async def test_execution_and_delivery_are_separate_spans(exporter: InMemorySpanExporter) -> None:
