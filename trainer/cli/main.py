@@ -12,7 +12,6 @@ from service.cli.output import abort
 
 app = typer.Typer(
     name="train",
-    help="Train a model with IH-GRPO, or train a small model from scratch (warm-start).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -93,7 +92,7 @@ def _root(
         abort(f"{error}: fix the cause and rerun the same command to resume from the last checkpoint")
 
 
-@app.command("warm-start")
+@app.command("warm-start", short_help="Train a small model from scratch.")
 def warm_start(
     recipe: Annotated[Path, typer.Option(help="Recipe: a TOML file. Every field has a default.")] = Path(
         "recipes/quickstart-warm-start.toml"
@@ -137,7 +136,7 @@ def warm_start(
         abort(str(error))
 
 
-@app.command("quickstart-eval")
+@app.command("quickstart-eval", short_help="Evaluate a warm-started checkpoint.")
 def quickstart_eval(
     model: Annotated[Path, typer.Option(help="Checkpoint directory.")] = Path("checkpoints/quickstart"),
     problems: Annotated[int, typer.Option(min=1, help="Number of held-out problems.")] = 320,
