@@ -1,7 +1,7 @@
 """Fingerprints of checkpoints, so that an evaluation is never resumed with other weights.
 
 The fingerprint covers the content of every file that decides what the model writes: weights, adapters,
-tokenizer, chat template, configuration and ``deferral.json``. It does not depend on the path or on file times.
+tokenizer, chat template, configuration and ``deferral.json``. It does not depend on paths or file times.
 """
 
 from __future__ import annotations
