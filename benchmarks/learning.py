@@ -29,9 +29,9 @@ from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSet
 from trainer.quickstart.evaluate import Verdict, evaluate
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import draw_problem, held_out_problems
-from trainer.training.checkpoints import write_atomically
 from trainer.training.config import Method, TrainConfig, load_config
 from trainer.training.run import train
+from trainer.training.run_files import write_atomically
 
 RECIPE: Final = Path("recipes/quickstart-learning.toml")
 HERE: Final = Path("runs/learning")

@@ -124,6 +124,11 @@ class SamplingRequest(RequestBody):
             yield "stream_options"
 
 
+def enables_thinking(effort: str | None) -> bool | None:
+    """Return whether a reasoning effort turns thinking on; None without one. The model knows no degrees."""
+    return None if effort is None else effort not in ("none", "minimal")
+
+
 def with_endings(engine: Engine, request: SamplingRequest) -> Engine:
     """``engine`` with the tokens that end a reply of ``request``."""
     if not (request.stop_token_ids or request.ignore_eos):

@@ -30,7 +30,7 @@ from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo, locate
 from service.engines.factory import engine_kind, make_engine
-from service.episode.runner import Backend
+from service.episode.runner import EpisodeRunner
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
 from service.server.settings import Settings
@@ -48,13 +48,13 @@ def create_app(settings: Settings | None = None, model_dir: Path | None = None) 
     settings = settings or Settings()
     model_dir = model_dir or locate_model(settings)
     policy = DeferralPolicy.load(model_dir, default=ASSISTANT_POLICY)
-    backend = Backend(
+    runner = EpisodeRunner(
         engine=make_engine(settings, model_dir),
         sandbox=_sandbox(settings, policy),
         policy=policy,
         sampling=default_sampling(model_dir),
     )
-    return create_app_from(backend, settings)
+    return create_app_from(runner, settings)
 
 
 def locate_model(settings: Settings) -> Path:
@@ -100,8 +100,8 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
     return DockerSandbox(DockerSandboxSettings(**pool, image=settings.sandbox_image, instance=instance))
 
 
-def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
-    """The app around a backend. Its lifespan starts engine and sandbox, and stops them."""
+def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
+    """The app around a runner. Its lifespan starts engine and sandbox, and stops them."""
     metrics, drain = Metrics(), Drain()
     tracer, close_tracer = open_tracer(settings.otel_endpoint, version("ih-grpo"))
     admission = Admission(
@@ -114,21 +114,21 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         try:
             await responses.start()
-            await backend.sandbox.start()
-            await backend.engine.start()
+            await runner.sandbox.start()
+            await runner.engine.start()
         except BaseException as error:
             app.state.failure = error  # whoever runs the server tells it better than a traceback
-            await _stop(responses, backend)
+            await _stop(responses, runner)
             raise
         app.state.server = Server(
-            backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain, seal=seal
+            runner, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain, seal=seal
         )
         if is_demo(settings.model):
             app.state.server.notice = DEMO_NOTICE
         try:
             yield
         finally:
-            await _stop(responses, backend)
+            await _stop(responses, runner)
             await asyncio.to_thread(close_tracer)  # it sends what is left
 
     app = FastAPI(
@@ -184,8 +184,8 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     return app
 
 
-async def _stop(responses: Responses, backend: Backend) -> None:
+async def _stop(responses: Responses, runner: EpisodeRunner) -> None:
     async with AsyncExitStack() as stack:  # the last one first, whatever the others do
-        stack.push_async_callback(backend.sandbox.stop)
-        stack.push_async_callback(backend.engine.stop)
+        stack.push_async_callback(runner.sandbox.stop)
+        stack.push_async_callback(runner.engine.stop)
         stack.push_async_callback(responses.stop)

@@ -43,7 +43,7 @@ async def reload(served: Served, model: str, key: str = KEY) -> httpx.Response:
 
 
 async def test_the_next_answer_is_the_new_checkpoints(served: Served) -> None:
-    engine = served.app.state.server.backend.engine
+    engine = served.app.state.server.engine
     first = await ask(served)
     assert await ask(served) == first
     cached = engine.stats().cached_tokens

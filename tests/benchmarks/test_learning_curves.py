@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.learning_curves import read_run, table
-from trainer.training.records import SCHEMA
+from trainer.training.run_files import SCHEMA
 
 
 def write_rollout(run: Path, index: int, rewards: list[float | None]) -> None:

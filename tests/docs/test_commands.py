@@ -16,13 +16,14 @@ import pytest
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
 from service.engines.checkpoint import quickstart
+from service.episode.runner import EpisodeRunner
 from tests.docs.blocks import REPO, Block, all_blocks
 from tests.docs.words import complaints
 from tests.e2e.server import ServerProcess, start
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from trainer.data.problems import Problem
-from trainer.episodes import RolloutSettings, play_episode
-from trainer.training.records import Judged, write_rollout
+from trainer.training.episodes import sample_episode
+from trainer.training.run_files import ScoredSample, write_rollout
 
 BLOCKS = all_blocks()
 # Top-level await, as in a notebook.
@@ -56,15 +57,14 @@ def make_rollout(folder: Path) -> None:
     """A saved rollout of one episode, where a run of recipes/quickstart.toml puts its first."""
     ask = "Let\n```python\nx = 6 * 7\n```\nand\n```python\nprint(x)\n```<tool_call>"
     engine = ScriptedEngine(ask, f"It is \\boxed{{42}}.{EOS}")
-    settings = RolloutSettings(policy=DeferralPolicy(), sampling=Sampling())
+    sandbox = ScriptedSandbox(lambda blocks: printed("42"))
+    runner = EpisodeRunner(engine, sandbox, DeferralPolicy(), Sampling())
     prompt = engine.tokenizer.encode("6 * 7?", allow_special=True)
-    play = play_episode(
-        prompt, engine, ScriptedSandbox(lambda blocks: printed("42")), settings, seed=0, episode_id="s0"
-    )
+    sample = asyncio.run(sample_episode(runner, prompt, seed=0, episode_id="s0"))
     problem = Problem(id="p", question="6 * 7?", answer="42")
     path = folder / "runs/quickstart/rollouts/rollout-000000.parquet"
     path.parent.mkdir(parents=True)
-    write_rollout(path, 0, [Judged(problem, asyncio.run(play), 1.0, "correct", 0.5)])
+    write_rollout(path, 0, [ScoredSample(problem, sample, 1.0, "correct", 0.5)])
 
 
 def run(block: Block, folder: Path, url: str | None) -> None:

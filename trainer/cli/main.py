@@ -50,8 +50,8 @@ def _root(
     from service.sandbox.base import SandboxError
     from trainer.data.problems import DataError
     from trainer.training.config import load_config
-    from trainer.training.run_lock import DirectoryError
-    from trainer.weight_sync.push import PushError
+    from trainer.training.run_files import DirectoryError
+    from trainer.weight_sync.senders import WeightSyncError
 
     try:
         config = load_config(recipe, overrides or ())
@@ -67,7 +67,7 @@ def _root(
     except KeyboardInterrupt:
         abort("interrupted; the same command goes on from the last checkpoint")
     except (
-        ValueError, DataError, CheckpointError, DirectoryError, EngineError, SandboxError, PushError
+        ValueError, DataError, CheckpointError, DirectoryError, EngineError, SandboxError, WeightSyncError
     ) as error:  # fmt: skip
         abort(str(error))
     except OSError as error:
