@@ -7,11 +7,12 @@ arXiv 2005.14165, appendix C), or if an evaluation problem of fewer words is par
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
 NGRAM: Final = 13
@@ -64,6 +65,19 @@ class Report:
     def by_benchmark(self) -> Mapping[str, int]:
         """Contaminated problems by benchmark, most first."""
         return dict(Counter(o.benchmark for o in self.overlaps if o.share >= self.min_share).most_common())
+
+    def to_json(self) -> str:
+        """Return all overlaps, largest share first."""
+        overlaps = sorted(self.overlaps, key=lambda overlap: (-overlap.share, overlap.problem_id))
+        values = {
+            "problems": self.problems,
+            "contaminated": len(self.contaminated),
+            "ngram": self.ngram,
+            "min_share": self.min_share,
+            "by_benchmark": dict(self.by_benchmark),
+            "overlaps": [asdict(overlap) for overlap in overlaps],
+        }
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     def __str__(self) -> str:
         count = len(self.contaminated)

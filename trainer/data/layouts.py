@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from service.deferral.answer import last_boxed
 from trainer.rewards.choice import LETTERS, options_of
-from trainer.rewards.gold_answers import cut_gold
+from trainer.rewards.scorer import cut_gold
 
 QUESTION_COLUMNS: Final = ("question", "problem", "query", "input")
 ANSWER_COLUMNS: Final = (

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from service.deferral.answer import last_boxed
 from service.deferral.episode import Outcome
 from service.episode.events import ExecutedTool
+from trainer.rewards.scorer import Reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +48,6 @@ class FinishedEpisode:
     def answer(self) -> str | None:
         r"""Content of the last ``\boxed{...}``, or None."""
         return last_boxed(self.text)
-
-
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """A value and the reason for it, for rewards whose shares of reasons are worth a curve.
-
-    A reason of your own should be one of a few short words: letters, digits and underscores, at most 40
-    characters.
-    """
-
-    value: float
-    reason: str
 
 
 class RewardFunction(Protocol):

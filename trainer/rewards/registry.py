@@ -34,9 +34,9 @@ from typing import Any, Final, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trainer.rewards.protocol import FinishedEpisode, Reward, RewardFunction
-from trainer.rewards.scorer import RewardError
-from trainer.rewards.shipped import SHIPPED, MathScorer
+from trainer.rewards.protocol import FinishedEpisode, RewardFunction
+from trainer.rewards.scorer import AnswerScorer, Reward, RewardError
+from trainer.rewards.shipped import SHIPPED
 
 ENTRY_POINTS: Final = "ih_grpo.rewards"
 _REASON: Final = re.compile(r"\w{1,40}")
@@ -72,7 +72,7 @@ DEFAULT_REWARDS: Final = (RewardSpec.model_construct(name="math"),)
 
 
 def load_reward(
-    name: str, options: Mapping[str, Any] | None = None, *, scorer: MathScorer | None = None
+    name: str, options: Mapping[str, Any] | None = None, *, scorer: AnswerScorer | None = None
 ) -> RewardFunction:
     """Return a reward function by its shipped name, import path or entry point.
 
@@ -101,7 +101,8 @@ class RewardPart:
     value: float | None
     """Before the weight; None without a verdict."""
     reason: str
-    """The function's own reason, ``scored`` for a bare number, ``no_verdict`` for None, or ``error``."""
+    """The function's own reason, ``scored`` for a bare number, ``no_verdict`` for None, ``error`` if answers
+    could not be compared, or ``exception``."""
     error: str | None = None
     """Message of the exception, if the function raised one."""
 
@@ -130,7 +131,7 @@ class RewardSet:
     """
 
     def __init__(
-        self, specs: Sequence[RewardSpec] = DEFAULT_REWARDS, *, scorer: MathScorer | None = None
+        self, specs: Sequence[RewardSpec] = DEFAULT_REWARDS, *, scorer: AnswerScorer | None = None
     ) -> None:
         if not any(spec.weight for spec in specs):
             raise RewardConfigError("rewards: every weight is 0. hint: give at least one reward a weight")
@@ -213,8 +214,8 @@ class RewardSet:
         except Exception as error:
             if name not in self._warned:  # the first one with its traceback; the others are counted
                 self._warned.add(name)
-                _log.warning("reward %s raised an exception; the episode has no reward", name, exc_info=True)
-            return RewardPart(None, "error", f"reward {name}: {type(error).__name__}: {error}")
+                _log.warning("reward %s raised an exception: the episode has no reward", name, exc_info=True)
+            return RewardPart(None, "exception", f"reward {name}: {type(error).__name__}: {error}")
 
     def _free_name(self, name: str) -> str:
         number, free = 1, name
@@ -222,6 +223,13 @@ class RewardSet:
             number += 1
             free = f"{name}_{number}"
         return free
+
+
+def declared_range(specs: Sequence[RewardSpec]) -> tuple[float, float] | None:
+    """Return `RewardSet.value_range` without importing modules; None if a reward is an import path."""
+    if any(":" in spec.name and spec.weight for spec in specs):
+        return None
+    return RewardSet([spec for spec in specs if spec.weight]).value_range
 
 
 def short_name(name: str) -> str:

@@ -6,24 +6,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, Literal, Protocol, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from service.deferral.fences import BlockClosed, FenceScanner, MarkerSeen
 from trainer.rewards.choice import find_choice, gold_choice, options_of
-from trainer.rewards.protocol import FinishedEpisode, Reward, RewardFunction
-from trainer.rewards.scorer import RewardScorer
-
-
-class MathScorer(Protocol):
-    """Compares a response with a gold answer; see `trainer.rewards.RewardScorer`. Entered before use."""
-
-    async def score(self, response_text: str, gold: str) -> Any:
-        """Return an object with ``value`` and ``reason``."""
-        ...
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(self, *args: Any, **kwargs: Any) -> None: ...
+from trainer.rewards.protocol import FinishedEpisode, RewardFunction
+from trainer.rewards.scorer import AnswerScorer, Reward, RewardScorer
 
 
 class MathReward:
@@ -38,18 +26,17 @@ class MathReward:
     value_range: ClassVar = (0.0, 1.0)
 
     def __init__(
-        self, *, workers: int | None = None, deadline_s: float = 5.0, scorer: MathScorer | None = None
+        self, *, workers: int | None = None, deadline_s: float = 5.0, scorer: AnswerScorer | None = None
     ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self._scorer: MathScorer = scorer or RewardScorer(workers=workers, deadline_s=deadline_s)
+        self._scorer: AnswerScorer = scorer or RewardScorer(workers=workers, deadline_s=deadline_s)
 
     async def __call__(self, episode: FinishedEpisode, row: Mapping[str, Any]) -> Reward:
         """Raises RewardError: no worker could compare the answers."""
         if episode.is_void:
             return Reward(0.0, str(episode.outcome))
-        verdict = await self._scorer.score(episode.text, row["answer"])
-        return Reward(verdict.value, verdict.reason)
+        return await self._scorer.score(episode.text, row["answer"])
 
     async def __aenter__(self) -> Self:
         await self._scorer.__aenter__()

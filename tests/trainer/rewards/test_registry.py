@@ -12,9 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.rewards import registry
-from trainer.rewards.protocol import FinishedEpisode, Reward
+from trainer.rewards.protocol import FinishedEpisode
 from trainer.rewards.registry import RewardConfigError, RewardPart, RewardSet, RewardSpec, load_reward
-from trainer.rewards.scorer import RewardError
+from trainer.rewards.scorer import Reward, RewardError
 
 HERE = "own_rewards"
 EPISODE = FinishedEpisode(r"\boxed{7}", tokens=3)
@@ -136,7 +136,9 @@ async def test_rewards_without_weight_only_record() -> None:
 async def test_exceptions_are_no_verdict(name: str, message: str) -> None:
     result = await verdict(*specs(name))
     assert (result.value, result.reason) == (None, message)
-    assert result.parts[name] == RewardPart(None, "error", message)
+    assert result.parts[name] == RewardPart(
+        None, "error" if name == "without_worker" else "exception", message
+    )
 
 
 async def test_reasons_that_are_sentences_share_one_curve() -> None:

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.deferral.episode import Outcome
-from trainer.rewards import Reward as MathVerdict
-from trainer.rewards.protocol import FinishedEpisode, Reward
+from trainer.rewards import FinishedEpisode, Reward
 from trainer.rewards.registry import load_reward
 from trainer.rewards.shipped import SHIPPED
 
@@ -27,8 +26,8 @@ async def grade(
 class FakeScorer:
     entered = 0
 
-    async def score(self, response_text: str, gold: str) -> MathVerdict:
-        return MathVerdict(1.0, "correct") if response_text == gold else MathVerdict(0.0, "timeout")
+    async def score(self, response_text: str, gold: str) -> Reward:
+        return Reward(1.0, "correct") if response_text == gold else Reward(0.0, "timeout")
 
     async def __aenter__(self) -> FakeScorer:
         self.entered += 1

@@ -13,6 +13,8 @@ from typing import Final
 
 from trainer.data.readers import source_name
 
+EVAL_SPLITS: Final = ("test", "validation", "train")
+"""Splits for evaluation if a source does not name one, best first."""
 _SUFFIXES: Final = ("", ".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 

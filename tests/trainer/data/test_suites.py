@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.evaluation.suites import SUITES, Benchmark, parse_benchmark, suite
+from trainer.data.suites import SUITES, Benchmark, parse_benchmark, suite
 from trainer.rewards.registry import load_reward
 
 
