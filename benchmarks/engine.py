@@ -1,11 +1,11 @@
-"""Tokens per second of the embedded engine beside transformers' own ``generate``, in one run.
+"""Tokens per second of the embedded engine compared with transformers' ``generate``.
 
     python benchmarks/engine.py                   # a random model of the quickstart's size
     python benchmarks/engine.py --model DIR --streams 1 8 --prompt 512
-    python benchmarks/engine.py --dtypes --shape 20m --streams 1 4 8    # bfloat16 beside float32, on a CPU
+    python benchmarks/engine.py --dtypes --shape 20m --streams 1 4 8    # bfloat16 against float32, on a CPU
 
-Both decode the same random prompts to the same length with temperature 1. Every figure is the median of
-``--repeat`` runs that take turns, so that a busy machine slows both.
+Both decode the same random prompts to the same length at temperature 1. Every number is the median of
+``--repeat`` alternating runs, so that a busy machine slows both.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from shapes import SHAPES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from service.engines.base import Sampling
+from service.engines.model_config import count_parameters
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
-from service.engines.transformers.weight_loading import count_parameters
 from tests.support.tiny_qwen3 import make_checkpoint
 
 QUICKSTART_SIZE = {
@@ -39,7 +39,7 @@ QUICKSTART_SIZE = {
 
 
 async def run_engine(engine: TransformersEngine, prompts: list[list[int]], new: int) -> float:
-    """Output tokens per second, prompts included in the time."""
+    """Output tokens per second, including the time for the prompts."""
 
     async def one(ids: list[int]) -> int:
         return sum([len(chunk.ids) async for chunk in engine.generate(ids, Sampling(max_tokens=new))])
@@ -68,7 +68,7 @@ def run_generate(model: transformers.GenerationMixin, prompts: list[list[int]], 
 
 
 async def compare(arguments: argparse.Namespace, model: str) -> None:
-    settings = EngineSettings(model=model, max_slots=max(arguments.streams), threads=arguments.threads)
+    settings = TransformersSettings(model=model, max_slots=max(arguments.streams), threads=arguments.threads)
     engine = TransformersEngine(settings)
     await engine.start()
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -97,11 +97,11 @@ async def compare(arguments: argparse.Namespace, model: str) -> None:
 
 
 async def compare_dtypes(arguments: argparse.Namespace, model: str) -> None:
-    """The engine in bfloat16 beside itself in float32."""
+    """Compare the engine in bfloat16 with the engine in float32."""
     engines = {}
     for dtype in ("float32", "bfloat16"):
         engines[dtype] = TransformersEngine(
-            EngineSettings(
+            TransformersSettings(
                 model=model,
                 device="cpu",
                 dtype=dtype,

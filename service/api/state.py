@@ -7,20 +7,21 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from opentelemetry.trace import NoOpTracer, Tracer
 
+from service.api.auth import ApiKey
 from service.api.errors import ApiError
 from service.api.limits import Admission, Drain
-from service.api.responses.seal import Seal
+from service.api.seal import Seal
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import Attributes, RequestTrace
 from service.engines.base import Engine, InvalidRequestError
 from service.episode.events import EpisodeEvent, Sampled
 from service.episode.runner import EpisodeRunner
-from service.server.settings import Settings
 from service.store.replies import ReplyStore
 
 T = TypeVar("T")
@@ -32,12 +33,30 @@ _AHEAD = 32
 """Items that the episodes of a request may be ahead of a slow client, which must not fill the memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """Settings that the routes read. None in a limit means the checkpoint's own value."""
+
+    max_n: int
+    """Most choices (``n``) in one request."""
+    max_turns: int | None
+    run_limit_s: float | None
+    """Most seconds that one flush may run."""
+    max_output_tokens: int | None
+    """Most tokens of a flush's output."""
+    max_concurrent_episodes: int
+    keep_alive_s: float
+    """Seconds without data after which a stream gets an SSE comment."""
+    reload_root: Path | None
+    """Directory that ``POST /admin/reload`` may load checkpoints from; None disables it."""
+
+
 @dataclass(slots=True)
 class Server:
     """State of one running server; ``app.state.server`` from start to stop."""
 
     runner: EpisodeRunner
-    settings: Settings
+    settings: ApiSettings
     admission: Admission
     metrics: Metrics
     started_at: int
@@ -199,6 +218,12 @@ async def server_of(request: Request) -> Server:  # async, so that FastAPI doesn
     return server
 
 
+async def owner_of(request: Request) -> str:
+    """Return the owner of stored responses: the request's API key, by its hash; empty without keys."""
+    key: ApiKey | None = request.scope.get("api_key")
+    return "" if key is None else key.digest.hex()
+
+
 async def replies_of(request: Request) -> ReplyStore:
     replies: ReplyStore = request.app.state.responses.replies
     return replies
@@ -207,3 +232,4 @@ async def replies_of(request: Request) -> ReplyStore:
 CurrentServer = Annotated[Server, Depends(server_of)]
 CurrentReplies = Annotated[ReplyStore, Depends(replies_of)]
 """Stored token ids of earlier replies."""
+Owner = Annotated[str, Depends(owner_of)]

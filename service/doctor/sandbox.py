@@ -1,37 +1,44 @@
-"""Checks of what runs code: Docker and its image, or the runner; and that the walls hold."""
+"""Checks of the sandbox: Docker and its image, isolation, or the runner."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from service.doctor.check_result import CheckResult
+from service.doctor import CheckResult
 from service.sandbox.base import Sandbox, SandboxError
-from service.sandbox.docker.settings import DockerSandboxSettings, build_command
+from service.sandbox.docker.settings import build_command, default_docker_host
+from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from service.server.settings import Settings
 
 
-def docker_settings(settings: Settings) -> DockerSandboxSettings:
-    """One container, for the proofs, under a name of its own."""
-    return DockerSandboxSettings(
-        image=settings.sandbox_image, pool_size=1, max_containers=2, instance=f"doctor-{os.getpid()}"
+def docker_sandbox(settings: Settings) -> Sandbox:
+    """One container for the isolation checks, under an instance name of its own."""
+    return create_sandbox(
+        SandboxOptions(
+            kind="in-process",
+            image=settings.sandbox_image,
+            pool_size=1,
+            max_containers=2,
+            instance=instance_name("doctor"),
+        )
     )
 
 
 def docker(settings: Settings) -> list[CheckResult]:
-    """Does a daemon answer, and has it the image?"""
+    """Check that the Docker daemon answers and has the sandbox image."""
     import docker
     from docker.errors import DockerException, ImageNotFound
 
-    host, image = docker_settings(settings).docker_host, settings.sandbox_image
+    host, image = default_docker_host(), settings.sandbox_image
     socket = Path(host.removeprefix("unix://"))
     if host.startswith("unix://") and not socket.is_socket():
-        return [CheckResult("docker", "fail", f"there is no socket at {socket}", _no_docker(host))]
+        return [CheckResult("docker", "fail", f"no socket at {socket}", _no_docker(host))]
     try:
         client = docker.DockerClient(base_url=host, version="auto", timeout=10)
     except DockerException as error:
         return [
-            CheckResult("docker", "fail", f"no answer from {host}: {_first_line(error)}", _no_docker(host))
+            CheckResult("docker", "fail", f"no response from {host}: {_first_line(error)}", _no_docker(host))
         ]
     try:
         about = client.version()
@@ -50,26 +57,29 @@ def docker(settings: Settings) -> list[CheckResult]:
 
 
 async def isolation(sandbox: Sandbox) -> CheckResult:
-    """Start a container and have its walls prove themselves: memory, network, files, system calls."""
+    """Start a container and run the isolation checks: memory, network, files, system calls."""
     try:
         await sandbox.start()
     except SandboxError as error:
         return CheckResult(
-            "isolation", "fail", str(error), "docs/sandbox.md tells what each proof asks of the machine"
+            "isolation", "fail", str(error), "docs/concepts/sandbox.md lists the requirements of each check"
         )
     finally:
         await sandbox.stop()
-    return CheckResult("isolation", "ok", "every start-up proof holds")
+    return CheckResult("isolation", "ok", "all isolation checks passed")
 
 
 async def runner(settings: Settings) -> CheckResult:
-    """Is the runner there, and does it take our token?"""
-    from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
-    from service.sandbox.runner.settings import read_token
-
+    """Check that the runner is reachable and accepts the token."""
     try:
-        token = read_token(settings.runner_token_file)
-        client = RunnerClient(RunnerClientSettings(settings.runner_url, token, connect_timeout_s=3))
+        client = create_sandbox(
+            SandboxOptions(
+                kind="runner",
+                runner_address=settings.runner_url,
+                runner_token_file=settings.runner_token_file,
+                connect_timeout_s=3.0,
+            )
+        )
         try:
             await client.start()
         finally:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from service.deferral.episode import Episode, Flush, Invocation, Outcome, leaves_thought_open
+from service.deferral.episode import Episode, Flush, Invocation, Outcome, ends_in_thought
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Engine, Sampling, TokenChunk
@@ -26,7 +26,6 @@ from service.episode.events import (
     InvokedBlock,
     Observed,
     Sampled,
-    reply_endings,
 )
 from service.episode.stop_strings import StopStringHit, until_stop
 from service.sandbox.base import ExecutionResult, Sandbox, SandboxError, Session, SessionLimits
@@ -105,8 +104,16 @@ class EpisodeRunner:
     """Policy of the checkpoint; an episode may be started under another."""
     sampling: Sampling
     """Defaults for requests that don't set a field."""
+    end_token_ids: frozenset[int] | None = None
+    """Tokens that end a reply; None for the engine's own."""
     clock: Callable[[], float] = time.time
     """Source of the events' times, in Unix seconds."""
+
+    @property
+    def endings(self) -> dict[int, str]:
+        """Text of each token that ends a reply, by token id."""
+        ids = self.engine.eos_token_ids if self.end_token_ids is None else self.end_token_ids
+        return {token: self.engine.tokenizer.decode([token]) for token in ids}
 
     def render(
         self,
@@ -172,13 +179,13 @@ class EpisodeRunner:
         in_thought = False
         if policy.unflushed == "run":
             reply_start = tokenizer.decode(prompt_ids[-1024:]).rpartition("<|im_start|>")[2]
-            in_thought = leaves_thought_open(reply_start)
+            in_thought = ends_in_thought(reply_start)
         return Episode(
             prompt_ids,
             policy.model_copy(update={"max_episode_tokens": limit}),
             tokenizer,
             marker_id,
-            endings=reply_endings(self.engine),
+            endings=self.endings,
             code_is_answer=code_is_answer,
             in_thought=in_thought,
         )
@@ -208,7 +215,8 @@ class EpisodeRunner:
             EngineError: the engine failed. A failed sandbox raises nothing: the model reads an error result.
         """
         clock = self.clock
-        stop_ids = self.engine.eos_token_ids | {episode.marker_id}
+        endings = self.endings
+        stop_ids = endings.keys() | {episode.marker_id}
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager)
         queue = BlockQueue(self.sandbox.session(limits))
         flushes = 0
@@ -223,7 +231,7 @@ class EpisodeRunner:
                 waiting: list[tuple[Invocation, InvokedBlock]] = []
                 hit_length = stopped = False
                 turn_sampling = _for_turn(sampling, episode.turn, budget)
-                stream = self._generate(episode.context_ids, turn_sampling, stop_ids, stop)
+                stream = self._generate(episode.context_ids, turn_sampling, stop_ids, stop, endings)
                 async with aclosing(stream) as chunks:
                     async for chunk in chunks:
                         if isinstance(chunk, StopStringHit):
@@ -235,7 +243,7 @@ class EpisodeRunner:
                         for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):
                             block = InvokedBlock(invocation.code, invocation.at_token, clock())
                             # A block that may never run is not started early, nor are the blocks after it.
-                            if waiting or invocation.waits:
+                            if waiting or invocation.only_at_flush:
                                 waiting.append((invocation, block))
                                 continue
                             queue.add(block.code)
@@ -246,7 +254,10 @@ class EpisodeRunner:
                             break
                 flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
                 if flush is None:
-                    unflushed = (*blocks, *(block for invocation, block in waiting if not invocation.waits))
+                    unflushed = (
+                        *blocks,
+                        *(block for invocation, block in waiting if not invocation.only_at_flush),
+                    )
                     break
                 for invocation, block in waiting:
                     if flush.requested_by == "model" or not invocation.by_model_only:
@@ -279,8 +290,8 @@ class EpisodeRunner:
         Raises:
             EngineError: the engine failed.
         """
-        outcome = Outcome.VOID
-        stream = self._generate(prompt_ids, sampling, self.engine.eos_token_ids, stop)
+        outcome, endings = Outcome.VOID, self.endings
+        stream = self._generate(prompt_ids, sampling, endings.keys(), stop, endings)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, StopStringHit):
@@ -292,10 +303,15 @@ class EpisodeRunner:
         yield Finished(outcome)
 
     def _generate(
-        self, ids: Sequence[int], sampling: Sampling, stop_ids: frozenset[int], stop: Sequence[str]
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        stop_ids: Collection[int],
+        stop: Sequence[str],
+        endings: Mapping[int, str],
     ) -> AsyncGenerator[TokenChunk | StopStringHit, None]:
-        chunks = self.engine.generate(ids, sampling, stop_token_ids=stop_ids)
-        return until_stop(chunks, stop, reply_endings(self.engine)) if stop else chunks
+        chunks = self.engine.generate(ids, sampling, stop_token_ids=frozenset(stop_ids))
+        return until_stop(chunks, stop, endings) if stop else chunks
 
 
 def _for_turn(sampling: Sampling, turn: int, budget: int) -> Sampling:

@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from service.deferral.policy import DeferralPolicy
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import Served, ask, make_app, serve
 from tests.support.tiny_qwen3 import make_checkpoint
@@ -29,7 +29,9 @@ async def served(tmp_path: Path) -> AsyncGenerator[Served, None]:
     """A server of ``first``; beside it ``second`` has other weights and another policy."""
     POLICY.save(make_checkpoint(tmp_path / "first"))
     POLICY.model_copy(update={"max_turns": 2}).save(make_checkpoint(tmp_path / "second", seed=1))
-    engine = TransformersEngine(EngineSettings(model=str(tmp_path / "first"), model_name="m", threads=1))
+    engine = TransformersEngine(
+        TransformersSettings(model=str(tmp_path / "first"), model_name="m", threads=1)
+    )
     sandbox = ScriptedSandbox(lambda blocks: printed("1"))
     app = make_app(engine, sandbox, POLICY, api_keys=KEYS, reload_root=tmp_path)
     async with serve(app, KEY) as running:
@@ -114,7 +116,7 @@ def _other_policy(directory: Path) -> None:
 
 @pytest.mark.parametrize(("spoil", "message"), [
     (_cut, "can't be read"),
-    (_cut_by_the_manifest, "model.safetensors is missing or cut short"),
+    (_cut_by_the_manifest, "model.safetensors is missing or incomplete"),
     (_lose_a_weight, "missing in .*up_proj"),
     (_lose_all, "can't be read"),
     (_other_shape, "intermediate_size is 64"),
@@ -165,7 +167,7 @@ async def test_one_at_a_time_and_with_a_key(served: Served) -> None:
 
 async def test_it_is_off_unless_the_operator_says_where(tmp_path: Path) -> None:
     sandbox = ScriptedSandbox(lambda blocks: printed(""))
-    engine = TransformersEngine(EngineSettings(model=str(make_checkpoint(tmp_path)), model_name="m"))
+    engine = TransformersEngine(TransformersSettings(model=str(make_checkpoint(tmp_path)), model_name="m"))
     async with serve(make_app(engine, sandbox, api_keys=KEYS), KEY) as served:
         answer = await reload(served, ".")
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "reload_disabled")

@@ -1,4 +1,4 @@
-"""The commands under `ih-grpo train`."""
+"""The commands ``ih-grpo train``, ``train warm-start`` and ``train quickstart-eval``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.cli.output import abort
 
 app = typer.Typer(
     name="train",
-    help="Train models to defer their code, and start small ones from nothing.",
+    help="Train a model with IH-GRPO, or train a small model from scratch (warm-start).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,27 +24,42 @@ _console = Console(stderr=True)
 @app.callback(invoke_without_command=True)
 def _root(
     ctx: typer.Context,
-    recipe: Annotated[Path | None, typer.Option(help="TOML file of the run.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe of the run: a TOML file, such as recipes/quickstart.toml.")
+    ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a field of the recipe. Can be given several times."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would happen and what memory it needs.")
+        bool,
+        typer.Option("--dry-run", help="Check the recipe and print a summary and the memory estimate."),
     ] = False,
     shards: Annotated[
-        int, typer.Option(min=1, help="With --dry-run: processes that share the model under FSDP2.")
+        int,
+        typer.Option(
+            min=1, help="With --dry-run: number of processes that share the model's weights (FSDP2)."
+        ),
     ] = 1,
 ) -> None:
-    """Train a checkpoint with IH-GRPO. A run that was cut off goes on from its last checkpoint.
+    """Train a model with IH-GRPO. Rerun the same command to resume an interrupted run.
+
+    A recipe names the model, the problems and the output directory, and sets the method and its parameters.
+    Each step samples answers, scores them and updates the weights. Checkpoints in RUN_DIR/checkpoints can be
+    served with `ih-grpo serve --model`; saved rollouts can be viewed with `ih-grpo show`.
 
     \b
+    Examples:
+      ih-grpo train --recipe recipes/quickstart.toml --dry-run
       ih-grpo train --recipe recipes/quickstart.toml
       ih-grpo train --recipe recipes/quickstart.toml --set method=grpo-delayed --set run_dir=runs/delayed
     """
     if ctx.invoked_subcommand is not None:
         return
     if recipe is None:
-        abort("--recipe is missing: give a TOML file, such as recipes/quickstart.toml")
+        abort("--recipe is missing: pass a TOML file, such as recipes/quickstart.toml")
     from service.engines.base import EngineError
     from service.engines.checkpoint import CheckpointError
     from service.sandbox.base import SandboxError
@@ -63,46 +78,54 @@ def _root(
             from trainer.training.run import train
 
             checkpoint = train(config, _console)
-            _console.print(f"done: ih-grpo serve --model {checkpoint}", highlight=False, soft_wrap=True)
+            _console.print(
+                f"checkpoint: {checkpoint}\nserve it with: ih-grpo serve --model {checkpoint}",
+                highlight=False,
+                soft_wrap=True,
+            )
     except KeyboardInterrupt:
-        abort("interrupted; the same command goes on from the last checkpoint")
+        abort("interrupted: rerun the same command to resume from the last checkpoint")
     except (
         ValueError, DataError, CheckpointError, DirectoryError, EngineError, SandboxError, WeightSyncError
     ) as error:  # fmt: skip
         abort(str(error))
     except OSError as error:
-        abort(f"{error}; once that is mended, the same command goes on from the last checkpoint")
+        abort(f"{error}: fix the cause and rerun the same command to resume from the last checkpoint")
 
 
 @app.command("warm-start")
 def warm_start(
-    recipe: Annotated[Path, typer.Option(help="TOML file; every field has a default.")] = Path(
+    recipe: Annotated[Path, typer.Option(help="Recipe: a TOML file. Every field has a default.")] = Path(
         "recipes/quickstart-warm-start.toml"
     ),
-    out: Annotated[
-        Path, typer.Option(help="Directory for the checkpoint. A run that was cut off there goes on.")
-    ] = Path("runs/quickstart-warm-start"),
+    out: Annotated[Path, typer.Option(help="Output directory for the checkpoint. Rerun to resume.")] = Path(
+        "runs/quickstart-warm-start"
+    ),
     steps: Annotated[
-        int | None, typer.Option(help="Stop after so many steps, on the recipe's schedule: a weaker model.")
+        int | None,
+        typer.Option(
+            help="Stop after this many steps, with the recipe's learning-rate schedule: gives a weaker model."
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: the number of cores.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and two traces, train nothing.")
+        bool, typer.Option("--dry-run", help="Print a summary and two training texts, and exit.")
     ] = False,
 ) -> None:
-    """Train a small Qwen3 from nothing on written-down episodes of the deferred protocol.
+    """Train a small Qwen3 model from scratch on generated episodes of the deferred protocol.
 
-    The model learns to copy numbers from a question into Python, to delay blocks, to run them with the
-    execute marker, to read what comes back, and to say what it is if it can't answer. Takes about 10 minutes
-    on 2 idle cores, and no network.
+    The model learns to copy numbers from a question into Python code, to delay blocks, to run them with the
+    execute marker, to read the output, and to say what it can do when it cannot answer. Takes about 10
+    minutes on 2 idle cores. Needs no network.
 
     \b
+    Examples:
       ih-grpo train warm-start
       ih-grpo train quickstart-eval --model runs/quickstart-warm-start
       ih-grpo serve --model runs/quickstart-warm-start
     """
     from trainer.quickstart.config import RecipeError
-    from trainer.quickstart.progress import describe, train_with_progress, with_overrides
+    from trainer.quickstart.warm_start import describe, train_with_progress, with_overrides
 
     try:
         config = with_overrides(recipe, steps=steps, threads=threads)
@@ -117,75 +140,91 @@ def warm_start(
 @app.command("quickstart-eval")
 def quickstart_eval(
     model: Annotated[Path, typer.Option(help="Checkpoint directory.")] = Path("checkpoints/quickstart"),
-    problems: Annotated[int, typer.Option(min=1, help="How many held-out problems.")] = 320,
-    seed: Annotated[int, typer.Option(help="Draws the problems and the samples.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    problems: Annotated[int, typer.Option(min=1, help="Number of held-out problems.")] = 320,
+    seed: Annotated[int, typer.Option(help="Seed of the problems and the samples.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.0,
     garbage: Annotated[
-        bool, typer.Option("--garbage", help="Replace the digits of all output by random ones.")
+        bool,
+        typer.Option(
+            "--garbage",
+            help="Replace the digits in all outputs with random ones: a model that uses its tool then fails.",
+        ),
     ] = False,
-    family: Annotated[list[str] | None, typer.Option(help="Only this family; may be repeated.")] = None,
-    questions: Annotated[
-        Path | None, typer.Option(help="JSON Lines with question, answer, earlier: ask these instead.")
+    family: Annotated[
+        list[str] | None, typer.Option(help="Use only this family of problems. Can be given several times.")
     ] = None,
-    failures: Annotated[int, typer.Option(help="Show the text of so many failures.")] = 0,
-    sandbox_image: Annotated[str, typer.Option(help="Image of the containers.")] = "ih-grpo-sandbox:latest",
-    concurrency: Annotated[int, typer.Option(min=1, help="Episodes, and containers, at once.")] = 8,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ask the questions of this JSON Lines file instead; fields: question, answer, earlier."
+        ),
+    ] = None,
+    failures: Annotated[int, typer.Option(help="Print the text of up to this many failures.")] = 0,
+    sandbox_image: Annotated[
+        str, typer.Option(help="Image of the sandbox containers.")
+    ] = "ih-grpo-sandbox:latest",
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of concurrent episodes.")] = 8,
 ) -> None:
-    """Measure a warm-started checkpoint on problems that it never saw, in real containers.
+    """Evaluate a warm-started checkpoint on held-out problems, with code in Docker containers.
 
-    With --questions, ask the questions of a file instead. A row without an answer expects the honest reply.
+    With --questions, ask the questions of a file instead. For a question without an answer, the model is
+    expected to say that it can only do arithmetic.
 
-    Needs Docker and the sandbox image: `ih-grpo sandbox build` builds it.
+    Needs Docker and the sandbox image; build the image with `ih-grpo sandbox build`.
+
+    \b
+    Examples:
+      ih-grpo train quickstart-eval
+      ih-grpo train quickstart-eval --model runs/quickstart-warm-start --problems 50 --failures 3
     """
     import asyncio
-    import os
 
     from service.engines.base import EngineError
-    from service.engines.checkpoint import locate
-    from service.sandbox.base import Sandbox, SandboxError
-    from service.sandbox.docker.sandbox import DockerSandbox
-    from service.sandbox.docker.settings import DockerSandboxSettings
+    from service.engines.model_lookup import locate
+    from service.sandbox.base import SandboxError
+    from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
     from trainer.quickstart.evaluate import (
         GarbageSandbox,
-        Reply,
-        Verdict,
+        ProblemResult,
+        QuestionResult,
         ask,
         evaluate,
         load_questions,
-        print_replies,
-        print_verdicts,
+        print_problem_results,
+        print_question_results,
     )
     from trainer.quickstart.problems import FAMILIES
     from trainer.quickstart.traces import held_out_problems
 
     if unknown := set(family or ()) - FAMILIES.keys():
-        abort(f"--family: there is no {sorted(unknown)[0]!r}; known are {', '.join(FAMILIES)}")
+        abort(f"--family: unknown family {sorted(unknown)[0]!r}; known families: {', '.join(FAMILIES)}")
     try:
         model = locate(str(model))
     except ValueError as error:
         abort(str(error))
-    sandbox: Sandbox = DockerSandbox(
-        DockerSandboxSettings(
+    sandbox = create_sandbox(
+        SandboxOptions(
+            kind="in-process",
             image=sandbox_image,
-            instance=f"{os.uname().nodename}-quickstart-eval-{os.getpid()}",
+            instance=instance_name("quickstart-eval"),
             pool_size=min(4, concurrency),
             max_containers=2 * concurrency,
         )
     )
-    played: list[Verdict | Reply] = []
+    finished: list[ProblemResult | QuestionResult] = []
     try:
         asked = load_questions(questions) if questions else []
         drawn = [] if questions else list(held_out_problems(seed, problems, tuple(family or ())))
         with _console.status("starting") as status:
 
-            def listen(result: Verdict | Reply) -> None:
-                played.append(result)
-                solved = sum(one.right if isinstance(one, Reply) else one.solved for one in played)
-                status.update(f"{len(played)} of {len(asked or drawn)} played, {solved} solved")
+            def show(result: ProblemResult | QuestionResult) -> None:
+                finished.append(result)
+                correct = sum(one.is_correct for one in finished)
+                status.update(f"{len(finished)} of {len(asked or drawn)} finished, {correct} correct")
 
             used = GarbageSandbox(sandbox) if garbage else sandbox
             if asked:
-                replies = asyncio.run(
+                question_results = asyncio.run(
                     ask(
                         model,
                         asked,
@@ -193,11 +232,11 @@ def quickstart_eval(
                         temperature=temperature,
                         seed=seed,
                         concurrency=concurrency,
-                        listen=listen,
+                        on_result=show,
                     )
                 )
             else:
-                verdicts = asyncio.run(
+                problem_results = asyncio.run(
                     evaluate(
                         model,
                         drawn,
@@ -205,12 +244,12 @@ def quickstart_eval(
                         temperature=temperature,
                         seed=seed,
                         concurrency=concurrency,
-                        listen=listen,
+                        on_result=show,
                     )
                 )
     except (EngineError, SandboxError, OSError, ValueError) as error:
         abort(str(error))
     if asked:
-        print_replies(replies, Console(), failures=failures)
+        print_question_results(question_results, Console(), failures=failures)
     else:
-        print_verdicts(verdicts, Console(), failures=failures)
+        print_problem_results(problem_results, Console(), failures=failures)

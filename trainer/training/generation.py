@@ -13,8 +13,8 @@ from pydantic import SecretStr
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling, Tokenizer
+from service.engines.settings import LogprobsMode
 from service.engines.tokenizer import HFTokenizer
-from service.engines.vllm.request import LogprobsMode
 from service.sandbox.base import Sandbox
 from trainer.rewards.registry import RewardSet
 from trainer.training.config import ConfigError, TrainConfig
@@ -96,8 +96,8 @@ def make_engine_and_sink(
 def _in_process_vllm(
     config: TrainConfig, model_dir: Path, policy: DeferralPolicy
 ) -> tuple[Engine, WeightSink]:
+    from service.engines.settings import VLLMSettings
     from service.engines.vllm.engine import VLLMEngine
-    from service.engines.vllm.settings import VLLMSettings
     from trainer.weight_sync.servers import InProcessVLLM
     from trainer.weight_sync.sinks import TransferSink
 
@@ -127,7 +127,8 @@ def make_remote(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) ->
     Raises:
         ConfigError: vLLM cannot return the log-probs that the loss needs, or a key file is unreadable.
     """
-    from service.engines.remote import RemoteEngine, RemoteSettings
+    from service.engines.remote.engine import RemoteEngine
+    from service.engines.settings import RemoteSettings
 
     key = _read_key(config.generation_key_file)
     remote = RemoteEngine(

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils import logging as transformers_logging
 
-from service.engines.checkpoint import locate
+from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
 from trainer.training.checkpoints import check_resumable, latest
 from trainer.training.config import TrainConfig

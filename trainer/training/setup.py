@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ import torch
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Tokenizer
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from service.sandbox.base import Sandbox
+from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from trainer.data.decontamination import Report, find_overlaps
 from trainer.data.problems import DataError, Problem
 from trainer.data.sources import load_benchmarks, load_source
@@ -29,7 +29,7 @@ def make_engine(
 ) -> TransformersEngine:
     """Return the embedded engine for ``config``, not started."""
     return TransformersEngine(
-        EngineSettings(
+        TransformersSettings(
             model=str(model_dir),
             device=device,
             dtype=engine_dtype(config, device),
@@ -55,29 +55,19 @@ def make_sandbox(config: RuntimeConfig, policy: DeferralPolicy) -> Sandbox:
     Raises:
         ValueError: the runner's secret is not readable.
     """
-    if config.sandbox == "runner":
-        from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
-        from service.sandbox.runner.settings import read_token
-
-        return RunnerClient(RunnerClientSettings(config.runner_address, read_token(config.runner_token_file)))
-    pool = {
-        "pool_size": min(2, config.max_containers),
-        "max_containers": config.max_containers,
-        # A rollout has more episodes than containers, and each episode keeps its container to its end.
-        "queue_timeout_s": 600.0,
-        # On a busy machine the isolation checks at the start need more than an episode's few seconds.
-        "run_limit_ceiling_s": max(30.0, policy.run_limit_s),
-    }
-    if config.sandbox == "process":
-        from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
-
-        return ProcessSandbox(ProcessSandboxSettings.model_validate(pool))
-    from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
-
-    # A unique name, so that two runs on one machine do not remove each other's containers as orphans.
-    instance = f"{os.uname().nodename}-train-{os.getpid()}"
-    return DockerSandbox(
-        DockerSandboxSettings.model_validate({**pool, "image": config.sandbox_image, "instance": instance})
+    return create_sandbox(
+        SandboxOptions(
+            kind=config.sandbox,
+            pool_size=2,
+            max_containers=config.max_containers,
+            # A batch has more episodes than containers, and each episode keeps its container until it ends.
+            queue_timeout_s=600.0,
+            run_limit_s=policy.run_limit_s,
+            image=config.sandbox_image,
+            instance=instance_name("train"),
+            runner_address=config.runner_address,
+            runner_token_file=config.runner_token_file,
+        )
     )
 
 

@@ -12,8 +12,7 @@ from fastapi import Depends, Request
 from service.api.limits import Drain
 from service.api.responses.resource import cut
 from service.api.responses.run import Background, ResponseRun
-from service.server.settings import Settings
-from service.store.maintenance import Upkeep
+from service.store.maintenance import StoreMaintenance
 from service.store.replies import ReplyStore
 from service.store.responses import ResponseStore, StoredResponse
 
@@ -29,18 +28,25 @@ _log = structlog.get_logger(__name__)
 class Responses:
     """Registry of the server's responses; ``app.state.responses``.
 
+    Args:
+        store_url: see `ResponseStore`.
+        days: how long a response is kept.
+        max_bytes: approximate size limit of the store; above it the oldest responses are removed first.
+        max_background: responses that may run or wait in the background.
+        drain: reports when the server shuts down.
+
     Raises:
         StoreError: the store's URL is invalid.
     """
 
-    def __init__(self, settings: Settings, drain: Drain) -> None:
-        self.store = ResponseStore(settings.store_url)
-        self.replies = ReplyStore(
-            self.store.engine, days=settings.store_days, max_bytes=settings.store_max_bytes // 8
-        )
-        self.background = Background(self.store, settings.max_background_responses, drain)
-        self._settings = settings
-        self._maintenance = Upkeep(self.store, max_bytes=settings.store_max_bytes)
+    def __init__(
+        self, store_url: str, *, days: float, max_bytes: int, max_background: int, drain: Drain
+    ) -> None:
+        self.store = ResponseStore(store_url)
+        self.replies = ReplyStore(self.store.engine, days=days, max_bytes=max_bytes // 8)
+        self.background = Background(self.store, max_background, drain)
+        self._seconds_kept = days * _DAY_S
+        self._maintenance = StoreMaintenance(self.store, max_bytes=max_bytes)
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -50,7 +56,7 @@ class Responses:
             StoreError: the store can't be opened.
         """
         await self.store.start()
-        if count := await self._maintenance.fail_cut(cut):
+        if count := await self._maintenance.fail_interrupted(cut):
             _log.warning("responses_cut", count=count)
         await self._clean()
         self._loop = asyncio.create_task(self._maintain())
@@ -82,7 +88,7 @@ class Responses:
             id=prepared.id,
             owner=prepared.owner,
             created_at=time.time(),
-            expires_at=time.time() + self._settings.store_days * _DAY_S,
+            expires_at=time.time() + self._seconds_kept,
             status=resource.status,
             background=bool(prepared.request.background),
             previous_id=prepared.request.previous_response_id,
@@ -104,10 +110,10 @@ class Responses:
 
     async def _beat(self, *, clean: bool) -> None:
         if running := self.background.ids:
-            await self._maintenance.beat()
+            await self._maintenance.heartbeat()
             for response_id in await self._maintenance.ended(running):
                 await self.background.cancel(response_id)
-        await self._maintenance.fail_cut(cut)
+        await self._maintenance.fail_interrupted(cut)
         if clean:
             await self._clean()
 

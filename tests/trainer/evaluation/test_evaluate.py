@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from service.deferral.answer import last_boxed
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from tests.support.serving import make_app, serve
 from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
 from trainer.evaluation.backends import BackendError, Solution
@@ -163,7 +163,7 @@ async def test_a_live_server_scores_as_the_checkpoint_that_it_serves(
     here = config(tmp_path, model=str(toy_checkpoint), device="cpu", threads=1, **how)
     console = Console(file=io.StringIO(), width=80)
     [expected] = await asyncio.to_thread(run_evaluation, here, console, sandbox=toy_sandbox())
-    engine = TransformersEngine(EngineSettings(model=str(toy_checkpoint), model_name="toy", threads=1))
+    engine = TransformersEngine(TransformersSettings(model=str(toy_checkpoint), model_name="toy", threads=1))
     async with serve(make_app(engine, toy_sandbox(), POLICY, api_keys="k1"), "k1") as served:
         values = {"model": "toy", "url": f"{served.url}/v1", "out": tmp_path / "served", **how}
         with pytest.raises(BackendError, match="rejected the key"):

@@ -66,14 +66,14 @@ def test_the_policy_starts_from_the_checkpoints(recipe: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("colour=1", "colour: there is no such field$"),
-    ("stepz=3", "stepz: there is no such field; did you mean steps"),
-    ("ray.adress=x", "ray.adress: there is no such field; did you mean address"),
+    ("colour=1", "colour: unknown field$"),
+    ("stepz=3", "stepz: unknown field. Did you mean steps"),
+    ("ray.adress=x", "ray.adress: unknown field. Did you mean address"),
     ("device=tpu", "device: unknown device 'tpu': use auto, cpu, cuda"),
     ("steps=0", "steps: .* got 0"),
     ("method=ppo", "method: .* got 'ppo'"),
     ("policy.max_turns=0", "policy: max_turns: .* got 0"),
-    ("policy.turns=1", "policy: turns: there is no such field; did you mean max_turns"),
+    ("policy.turns=1", "policy: turns: unknown field. Did you mean max_turns"),
     ("policy.mode=immediate", "policy: mode is set by method"),
     ("min_valid_samples=9", "min_valid_samples is 9, more than group_size 8"),
     ("mini_batch_samples=48", "mini_batch_samples is 48: it must divide the 128"),

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from service.deferral.episode import Outcome
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling, TokenChunk
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, ScriptedSession, printed
@@ -202,7 +202,7 @@ def test_seeds_differ_by_every_index_and_never_by_run() -> None:
 class RecordingEngine(TransformersEngine):
     """Keeps what it sampled after each prompt: the other side of the books."""
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: TransformersSettings) -> None:
         super().__init__(settings)
         self.record: dict[tuple[tuple[int, ...], int | None], list[int]] = {}
 
@@ -217,7 +217,7 @@ class RecordingEngine(TransformersEngine):
 
 
 async def random_samples(checkpoint: Path) -> tuple[RecordingEngine, list[Sample]]:
-    engine = RecordingEngine(EngineSettings(model=str(checkpoint), device="cpu", threads=1))
+    engine = RecordingEngine(TransformersSettings(model=str(checkpoint), device="cpu", threads=1))
     await engine.start()
     try:
         texts = ["What is 12 + 30?", "Let x = 3."]

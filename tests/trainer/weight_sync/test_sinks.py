@@ -15,9 +15,9 @@ from transformers import AutoConfig
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import verify
+from service.engines.settings import TransformersSettings
 from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from service.engines.transformers.weight_loading import read_weights
 from tests.support.scripted import ScriptedSandbox, printed
 from tests.support.serving import ask, make_app, serve
@@ -77,14 +77,14 @@ async def test_a_server_of_ours_follows(tmp_path: Path) -> None:
     answers = []
     for seed in (0, 1):
         checkpoint = make_checkpoint(tmp_path / f"seed-{seed}", seed=seed)
-        engine = TransformersEngine(EngineSettings(model=str(checkpoint), model_name="m", threads=1))
+        engine = TransformersEngine(TransformersSettings(model=str(checkpoint), model_name="m", threads=1))
         sandbox = ScriptedSandbox(lambda blocks: printed(""))
         app = make_app(engine, sandbox, POLICY, api_keys=f"{KEY} scope=admin", reload_root=tmp_path / "w")
         async with serve(app, KEY) as served:
             answers.append(await ask(served))
             if seed == 0:
                 target = IHGRPOReload(f"{served.url}/v1", KEY)
-                own = TransformersEngine(EngineSettings(model=str(checkpoint), threads=1))
+                own = TransformersEngine(TransformersSettings(model=str(checkpoint), threads=1))
                 await own.start()
                 elsewhere = CheckpointSink(tmp_path / "w", checkpoint, POLICY, [target])
                 await SinkChain(EngineSink(own), elsewhere).push(0, new_weights())
