@@ -13,7 +13,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 NGRAM: Final = 13
 """Words of an n-gram."""
@@ -158,6 +159,17 @@ def find_overlaps(
     found = (index.find(problem) for problem in problems)
     overlaps = tuple(overlap for overlap in found if overlap is not None)
     return Report(len(problems), ngram, overlaps, min_share)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON Lines; numbers and dates of other types become text.
+
+    Raises:
+        OSError: the file is not writable.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
 def words(text: str) -> list[str]:

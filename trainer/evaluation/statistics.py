@@ -19,7 +19,7 @@ RESAMPLES: Final = 10_000
 LEVEL: Final = 0.95
 """Coverage of the intervals."""
 _CHUNK: Final = 1000
-_MAX_EXACT: Final = 1000
+MAX_EXACT: Final = 1000
 """Samples of a problem up to which maj@k is computed for every k; binomial coefficients overflow above."""
 
 Interval = tuple[float, float]
@@ -63,9 +63,9 @@ def maj_at_k(votes: Sequence[str | None], correct: Sequence[bool], ks: Iterable[
     right = sum(correct)
     wrong = Counter(vote for vote, is_correct in zip(votes, correct, strict=True) if not is_correct)
     silent = wrong.pop(None, 0)
-    if n > _MAX_EXACT:
+    if n > MAX_EXACT:
         if ks != [n]:
-            raise ValueError(f"more than {_MAX_EXACT} samples: only k={n} is possible")
+            raise ValueError(f"more than {MAX_EXACT} samples: only k={n} is possible")
         top = max(wrong.values(), default=0)
         ties = sum(count == top for count in wrong.values())
         return {n: 0.0 if not right or right < top else 1.0 if right > top else 1 / (1 + ties)}

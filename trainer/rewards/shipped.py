@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, Literal, Self
 
-from service.deferral.fences import BlockClosed, FenceScanner, MarkerSeen
+from service.deferral.scanner import BlockClosed, FenceScanner, MarkerSeen
 from trainer.rewards.choice import find_choice, gold_choice, options_of
 from trainer.rewards.protocol import FinishedEpisode, RewardFunction
 from trainer.rewards.scorer import AnswerScorer, Reward, RewardScorer

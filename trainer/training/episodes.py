@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from service.deferral.episode import Outcome
-from service.deferral.fences import FenceScanner
 from service.deferral.policy import DeferralPolicy
+from service.deferral.scanner import FenceScanner
 from service.engines.base import Engine, Sampling
 from service.episode.events import ExecutedTool, Finished, FlushFinished, Observed, Sampled
 from service.episode.runner import EpisodeRunner

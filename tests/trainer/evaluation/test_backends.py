@@ -48,6 +48,10 @@ def server(*answers: httpx.Response | Exception) -> tuple[httpx.AsyncClient, lis
     return httpx.AsyncClient(base_url="http://test/v1", transport=httpx.MockTransport(handle)), requests
 
 
+def asks(question: str) -> list[dict[str, object]]:
+    return [{"role": "user", "content": question}]
+
+
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries at once: the waits themselves are tenacity's."""
@@ -57,7 +61,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_server_is_asked_in_openais_words() -> None:
     client, requests = server(httpx.Response(200, json=REPLY))
     solver = ServerBackend(client, "m", {"temperature": 0.5}, instruction="Solve: ")
-    solution = await solver.solve("6 * 7?", seed=3)
+    solution = await solver.solve(asks("6 * 7?"), seed=3)
     assert (solution.text, solution.finish, solution.tokens) == ("so \\boxed{42}", "stop", 20)
     assert solution.tools == ToolUsage(
         flushes=1, executed=2, executed_by_model=2, delayed=1, errors=0, seconds=0.2, hidden_seconds=0.15
@@ -69,18 +73,37 @@ async def test_a_server_is_asked_in_openais_words() -> None:
     }  # fmt: skip
 
 
+async def test_context_precedes_the_instruction() -> None:
+    client, requests = server(httpx.Response(200, json=REPLY))
+    system: dict[str, object] = {"role": "system", "content": "Be brief."}
+    await ServerBackend(client, "m", {}, instruction="Solve: ").solve([system, *asks("1+1?")], seed=0)
+    assert json.loads(requests[0].content)["messages"] == [system, *asks("Solve: 1+1?")]
+
+
+async def test_reward_functions_see_what_a_server_reports() -> None:
+    unflushed = {"choices": [{"finish_reason": "stop", "message": {
+        "content": "x", "executed_tools": [TOOL, TOOL], "unflushed_blocks": [{"code": "a"}],
+    }}], "usage": REPLY["usage"]}  # fmt: skip
+    client, _ = server(httpx.Response(200, json=unflushed))
+    episode = (await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)).finished()
+    assert (episode.tool_wait_seconds, episode.pending_blocks, episode.open_fence) == (0.1, 1, None)
+    client, _ = server(httpx.Response(200, json={"choices": [{"finish_reason": "stop", "message": {}}]}))
+    episode = (await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)).finished()
+    assert (episode.tool_wait_seconds, episode.pending_blocks, episode.tools) == (None, None, None)
+
+
 async def test_another_server_tells_nothing_of_tools() -> None:
     client, _ = server(
         httpx.Response(200, json={"choices": [{"finish_reason": "length", "message": {"content": None}}]})
     )
-    solution = await ServerBackend(client, "m", {}).solve("?", seed=0)
+    solution = await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)
     assert (solution.text, solution.finish, solution.tokens, solution.tools) == ("", "length", 0, None)
 
 
 @pytest.mark.parametrize("first", [httpx.Response(429), httpx.Response(503), httpx.ConnectError("refused")])
 async def test_a_busy_server_is_asked_again(first: httpx.Response | Exception) -> None:
     client, requests = server(first, httpx.Response(200, json=REPLY))
-    assert (await ServerBackend(client, "m", {}).solve("?", seed=0)).tokens == 20
+    assert (await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)).tokens == 20
     assert len(requests) == 2
 
 
@@ -100,7 +123,7 @@ async def test_what_cannot_be_had_is_told(
 ) -> None:
     client, requests = server(answer)
     with pytest.raises(BackendError, match=message):
-        await ServerBackend(client, "m", {}, tries=3).solve("?", seed=0)
+        await ServerBackend(client, "m", {}, tries=3).solve(asks("?"), seed=0)
     assert len(requests) == asked
 
 
@@ -111,7 +134,7 @@ async def test_what_cannot_be_had_is_told(
 ])  # fmt: skip
 async def test_a_prompt_that_a_server_has_no_room_for_is_an_attempt(error: dict[str, Any]) -> None:
     client, requests = server(httpx.Response(400, json={"error": error}))
-    solution = await ServerBackend(client, "m", {}).solve("?", seed=0)
+    solution = await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)
     assert (solution.text, solution.finish, solution.tokens) == ("", "too_long", 0)
     assert len(requests) == 1
 
@@ -135,7 +158,7 @@ async def test_a_failed_sandbox_is_not_the_models_fault() -> None:
     reply["choices"][0]["message"]["executed_tools"][0]["status"] = "sandbox_error"
     client, _ = server(httpx.Response(200, json=reply))
     with pytest.raises(BackendError, match="server's sandbox failed"):
-        await ServerBackend(client, "m", {}).solve("?", seed=0)
+        await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)
     broken = ExecutionResult("", "", "sandbox_error", wall_seconds=0, waited_seconds=0)
     with pytest.raises(BackendError, match="sandbox failed"):
         await play(lambda blocks: broken)
@@ -152,7 +175,7 @@ async def play(
         )
 
     settings = RolloutSettings(policy or DeferralPolicy(prompt="brief-v1"), Sampling())
-    return await LocalBackend(ReplyEngine(reply), ScriptedSandbox(answer), settings).solve("?", seed=1)
+    return await LocalBackend(ReplyEngine(reply), ScriptedSandbox(answer), settings).solve(asks("?"), seed=1)
 
 
 async def test_a_prompt_without_room_is_told_from_an_episode_that_was_cut() -> None:
@@ -205,9 +228,40 @@ async def test_a_reply_in_which_no_code_ran_counts_as_none() -> None:
     reply = json.loads(json.dumps(REPLY))
     del reply["choices"][0]["message"]["executed_tools"]
     client, _ = server(httpx.Response(200, json=reply))
-    solution = await ServerBackend(client, "m", {}).solve("?", seed=0)
+    solution = await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)
     assert solution.tools is not None
     assert solution.tools.flushes == 0
     del reply["usage"]["completion_tokens_details"]
     client, _ = server(httpx.Response(200, json=reply))
-    assert (await ServerBackend(client, "m", {}).solve("?", seed=0)).tools is None
+    assert (await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)).tools is None
+
+
+async def test_an_episode_without_python_is_one_turn_without_tools() -> None:
+    seen: list[str] = []
+
+    def reply(context: str) -> str:
+        seen.append(context)
+        return f"```python\nprint(42)\n```<tool_call> so \\boxed{{1}}{EOS}"
+
+    sandbox = ScriptedSandbox(lambda blocks: pytest.fail("no code may run"))
+    settings = RolloutSettings(DeferralPolicy(), Sampling(temperature=0))
+    backend = LocalBackend(ReplyEngine(reply), sandbox, settings, python=False)
+    solution = await backend.solve(asks("What is it?"), seed=1)
+    assert len(seen) == 1
+    assert "Python" not in seen[0]
+    assert "\\boxed{}" in seen[0]
+    assert "What is it?" in seen[0]
+    assert solution.text.strip().startswith("```python")
+    assert (solution.tools, solution.finish) == (None, "stop")
+    assert solution.tokens > 0
+
+
+async def test_an_episode_of_our_own_with_the_fields_of_rewards() -> None:
+    settings = RolloutSettings(DeferralPolicy(), Sampling(temperature=0))
+    text = f"```python\nprint(42)\n```\nso \\boxed{{1}}{EOS}"
+    backend = LocalBackend(
+        ReplyEngine(lambda context: text), ScriptedSandbox(lambda b: printed("")), settings
+    )
+    episode = (await backend.solve(asks("?"), seed=1)).finished()
+    assert (episode.pending_blocks, episode.open_fence, episode.tool_wait_seconds) == (1, False, 0.0)
+    assert (episode.outcome, episode.is_void, episode.tools) == ("answer", False, ())
