@@ -58,7 +58,7 @@ class Solution:
     executed_tools: tuple[ExecutedTool, ...] | None = None
     """The flushes; None from servers."""
     tool_wait_seconds: float | None = None
-    """Time that the model waited for tool results."""
+    """Time that the model waited for running code."""
     pending_blocks: int | None = None
     """Blocks that were closed and never ran."""
     open_fence: bool | None = None
@@ -145,7 +145,7 @@ class LocalBackend:
             ),
             outcome=sample.outcome,
             executed_tools=sample.tools,
-            tool_wait_seconds=sum(tool.waited_ms for tool in sample.tools) / 1000,
+            tool_wait_seconds=sample.tool_wait_seconds,
             pending_blocks=sample.pending_blocks,
             open_fence=sample.open_fence,
         )
@@ -311,11 +311,16 @@ def _solution(reply: Mapping[str, Any], seconds: float) -> Solution:
             tokens=int(usage.get("completion_tokens", 0)) - int(details.get("observation_tokens") or 0),
             seconds=seconds,
             tools=None if tools is None else _tool_usage(tools),
-            tool_wait_seconds=None if tools is None else sum(tool["waited_ms"] for tool in tools) / 1000,
+            tool_wait_seconds=None if tools is None else _wait_seconds(tools),
             pending_blocks=None if tools is None else len(message.get("unflushed_blocks") or ()),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BackendError(f"the server's response is not a chat completion: {error!r}") from None
+
+
+def _wait_seconds(tools: list[dict[str, Any]]) -> float:
+    waits = (float(tool["waited_ms"]) - float(tool.get("container_wait_ms", 0.0)) for tool in tools)
+    return sum(max(wait, 0.0) for wait in waits) / 1000
 
 
 def _tool_usage(tools: list[dict[str, Any]]) -> ToolUsage:

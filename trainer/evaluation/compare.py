@@ -171,7 +171,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return the table for the terminal. Fits 80 columns."""
-    table = Table(title="Second minus first evaluation, in %", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title="Second minus first evaluation, in %", box=SIMPLE_HEAD, padding=0)
     table.add_column("benchmark", overflow="fold")
     for column in (
         "prob-\nlems",

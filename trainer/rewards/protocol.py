@@ -38,7 +38,8 @@ class FinishedEpisode:
     tools: tuple[ExecutedTool, ...] | None = None
     """The flushes in order, with their blocks, status, output and times."""
     tool_wait_seconds: float | None = None
-    """Time that the model waited for tool results, summed over all flushes."""
+    """Time that the model waited for running code, summed over all flushes. Waiting for a container is not
+    included."""
     pending_blocks: int | None = None
     """Blocks that were closed and never ran."""
     open_fence: bool | None = None

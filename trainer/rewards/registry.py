@@ -127,14 +127,14 @@ class RewardSet:
         scorer: used by ``math`` instead of processes of its own.
 
     Raises:
-        RewardConfigError: a reward cannot be loaded, or all weights are 0.
+        RewardConfigError: a reward cannot be loaded, or no reward has a weight.
     """
 
     def __init__(
         self, specs: Sequence[RewardSpec] = DEFAULT_REWARDS, *, scorer: AnswerScorer | None = None
     ) -> None:
         if not any(spec.weight for spec in specs):
-            raise RewardConfigError("rewards: every weight is 0. hint: give at least one reward a weight")
+            raise RewardConfigError("rewards: at least one reward needs a weight other than 0")
         self._weights: dict[str, float] = {}
         self._functions: dict[str, RewardFunction] = {}
         for index, spec in enumerate(specs):

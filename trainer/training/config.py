@@ -148,7 +148,7 @@ class TrainConfig(RuntimeConfig):
     training processes."""
 
     # Rewards
-    rewards: tuple[RewardSpec, ...] = Field(default=DEFAULT_REWARDS, min_length=1)
+    rewards: tuple[RewardSpec, ...] = DEFAULT_REWARDS
     """Tables ``[[rewards]]`` with ``name``, ``weight`` and ``options``; see `RewardSpec`. The reward of an
     episode is the weighted sum. Default: ``math`` with weight 1."""
 
@@ -227,7 +227,7 @@ class TrainConfig(RuntimeConfig):
                 f"every group would be dropped"
             )
         if not any(spec.weight for spec in self.rewards):
-            raise ValueError("rewards: every weight is 0. hint: give at least one reward a weight")
+            raise ValueError("rewards: at least one reward needs a weight other than 0")
         spread = self._largest_group_std()
         if spread is not None and self.min_group_std > spread:
             raise ValueError(

@@ -73,6 +73,11 @@ class Sample:
         """1 for tokens with a loss, else 0; all 0 if the sample is not valid."""
         return self.sampled if self.is_valid else (0,) * len(self.ids)
 
+    @property
+    def tool_wait_seconds(self) -> float:
+        """Time that the model waited for running code, without waiting for a container."""
+        return sum(max(tool.waited_ms - tool.container_wait_ms, 0.0) for tool in self.tools) / 1000
+
     def finished(self, *, is_void: bool) -> FinishedEpisode:
         """Return the episode as reward functions see it."""
         return FinishedEpisode(
@@ -82,7 +87,7 @@ class Sample:
             tokens=sum(self.sampled),
             seconds=self.seconds,
             tools=self.tools,
-            tool_wait_seconds=sum(tool.waited_ms for tool in self.tools) / 1000,
+            tool_wait_seconds=self.tool_wait_seconds,
             pending_blocks=self.pending_blocks,
             open_fence=self.open_fence,
         )

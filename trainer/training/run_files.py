@@ -144,6 +144,8 @@ class RolloutRecord:
     began_at: float
     """Unix time."""
     seconds: float
+    rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """``value`` and ``reason`` by the name of the reward; empty in older files."""
 
 
 def read_rollout(path: Path) -> list[RolloutRecord]:
@@ -156,6 +158,8 @@ def read_rollout(path: Path) -> list[RolloutRecord]:
         raise DataError(f"{path} is not a file: pass one such as RUN_DIR/rollouts/rollout-000000.parquet")
     names = [field.name for field in fields(RolloutRecord)]
     try:
+        if "rewards" not in pq.read_schema(path).names:  # written before there were several rewards
+            names.remove("rewards")
         rows = pq.read_table(path, columns=names).to_pylist()
         return [_from_row(row) for row in rows]
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
@@ -173,7 +177,8 @@ def _from_row(row: dict[str, Any]) -> RolloutRecord:
         )
         for tool in json.loads(row["tools"])
     )
-    return RolloutRecord(**{**row, "tools": tools, "outcome": Outcome(row["outcome"])})
+    rewards = json.loads(row.get("rewards") or "{}")
+    return RolloutRecord(**{**row, "tools": tools, "outcome": Outcome(row["outcome"]), "rewards": rewards})
 
 
 def _to_row(index: int, item: ScoredSample) -> dict[str, object]:
