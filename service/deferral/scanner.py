@@ -66,7 +66,7 @@ class FenceScanner:
 
     @property
     def in_code(self) -> bool:
-        """Whether a Python block is open."""
+        """Whether a Python block is open at the end of the text so far."""
         return self._state is _FenceState.PYTHON
 
     def feed(self, text: str) -> list[ScanEvent]:
