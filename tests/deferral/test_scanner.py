@@ -100,7 +100,7 @@ def test_a_long_line_takes_linear_time(text: str) -> None:
     ("text", "in_code"),
     [
         ("", False),
-        ("```python", False),  # the line may go on
+        ("```python", False),  # the line may continue
         ("```python\n", True),
         ("```python\nx = 1\n", True),
         ("```python\nx = 1\n```", False),

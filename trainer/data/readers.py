@@ -33,8 +33,8 @@ def read_rows(source: str | Path, *, splits: Sequence[str] = ("train",)) -> Iter
     Args:
         source: a file, a folder, or a hub id ``org/name[:config[:split]]``.
         splits: splits to look for, best first, in a folder with files such as ``test.jsonl`` or
-            ``test-00000-of-00001.parquet``, and in a hub data set without a split in its id. A source whose
-            only split has another name is read all the same.
+            ``test-00000-of-00001.parquet``, and in a hub data set without a split in its id. A source with a
+            single split of another name is read too.
 
     Raises:
         DataError: the source does not exist, cannot be read, or has several splits and none of ``splits``.

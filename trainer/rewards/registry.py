@@ -168,7 +168,7 @@ class RewardSet:
         return low, high
 
     async def score(self, episode: FinishedEpisode, row: Mapping[str, Any]) -> Verdict:
-        """Call every function at once and combine the results. An exception in a function is no verdict."""
+        """Call every function at once and combine the results. An exception in a function counts as no verdict."""
         parts = dict(
             zip(
                 self._functions,

@@ -344,7 +344,7 @@ def test_samples_without_a_verdict_are_masked(tmp_path: Path, loop: BackgroundLo
     engine = LearningEngine({"question": [boxed(1), boxed(0)]})
     source = collector(config(tmp_path), engine, loop, rewards=reward_set("only_right"))
     collected = source.collect(0, {})
-    assert collected.rows == []  # one scored sample per group is no group
+    assert collected.rows == []  # a single scored sample is too few for a group
     table = pq.read_table(tmp_path / "rollouts" / "rollout-000000.parquet").to_pylist()
     verdicts = {(record["answer"], record["reward"], record["reason"]) for record in table}
     assert verdicts == {("1", 1.25, "correct"), ("0", None, "no_verdict")}
