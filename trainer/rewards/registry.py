@@ -168,7 +168,7 @@ class RewardSet:
         return low, high
 
     async def score(self, episode: FinishedEpisode, row: Mapping[str, Any]) -> Verdict:
-        """Call every function at once and combine the results. An exception in a function counts as no verdict."""
+        """Call all functions concurrently and combine the results. An exception counts as no verdict."""
         parts = dict(
             zip(
                 self._functions,
