@@ -113,7 +113,7 @@ def attach_adapter(model: Any, settings: LoraSettings, marker_id: int, *, seed: 
             peft_model = get_peft_model(model, _peft_config(settings, marker_id, tied=was_tied))
         except (ValueError, KeyError) as error:
             raise LoraError(f"lora: {error}") from error
-    base = peft_model.get_base_model()
+    base: Any = peft_model.get_base_model()
     if any(isinstance(module, LoraLayer) for module in base.get_output_embeddings().modules()):
         raise LoraError("lora.targets: the LM head can't be adapted: leave it out")
     if was_tied and not _is_tied(base):
@@ -135,10 +135,11 @@ def attach_adapter(model: Any, settings: LoraSettings, marker_id: int, *, seed: 
 def _peft_config(settings: LoraSettings, marker_id: int, *, tied: bool) -> LoraConfig:
     if settings.adapter is not None:
         try:
-            config = LoraConfig.from_pretrained(str(settings.adapter))
+            config: Any = LoraConfig.from_pretrained(str(settings.adapter))
         except (OSError, ValueError) as error:
             raise LoraError(f"lora.adapter: {settings.adapter} can't be read: {error}") from error
         config.inference_mode = False
+        assert isinstance(config, LoraConfig)  # noqa: S101 - that is the class it was read by
         return config
     rows: Any = None
     if settings.train_marker:

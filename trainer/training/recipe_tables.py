@@ -19,7 +19,7 @@ class LoraSettings(BaseModel):
 
     rank: int = Field(default=16, ge=1)
     """Rank of the two factors of each layer."""
-    alpha: float | None = Field(default=None, gt=0)
+    alpha: int | None = Field(default=None, ge=1)
     """The product is scaled by ``alpha / rank``. Default: twice the rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input. Reinforcement learning takes 0: the sampler has no dropout."""
@@ -38,8 +38,8 @@ class LoraSettings(BaseModel):
     Directories are never written: they mean nothing on another machine."""
 
     @property
-    def effective_alpha(self) -> float:
-        return 2.0 * self.rank if self.alpha is None else self.alpha
+    def effective_alpha(self) -> int:
+        return 2 * self.rank if self.alpha is None else self.alpha
 
 
 Weights = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
@@ -62,9 +62,9 @@ class OffPolicySettings(BaseModel):
 
     - ``token_truncate``: weights above 2 are cut to 2 (Yao et al. 2025, "Your efficient RL framework secretly
       brings you off-policy RL training"; also the default of verl).
-    - ``token_mask``: tokens whose weight is outside 0.5 to 5 are left out (IcePop, Ring-1T, arXiv 2510.18855).
-    - ``sequence_truncate``, ``sequence_mask``: the same with one weight a sample, the product over its tokens,
-      and 2 as the upper bound (Liu et al. 2025, "When speed kills stability"; verl's default).
+    - ``token_mask``: tokens whose weight is outside 0.5 to 5 are left out (IcePop, arXiv 2510.18855).
+    - ``sequence_truncate``, ``sequence_mask``: the same with one weight a sample, the product over its
+      tokens, and 2 as the upper bound (Liu et al. 2025, "When speed kills stability"; verl's default).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
