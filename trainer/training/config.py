@@ -284,6 +284,22 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: the file, a field or a value can't be used.
     """
+    values = recipe_values(recipe, overrides)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        lines = explain(error, TrainConfig, RayConfig)
+        if values.keys() & (WarmStartConfig.model_fields.keys() - TrainConfig.model_fields.keys()):
+            lines.append("it looks like a recipe of: ih-grpo train warm-start")
+        raise ConfigError(f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def recipe_values(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a TOML file with ``overrides``, not validated; see `load_config`.
+
+    Raises:
+        ConfigError: the file can't be read, or an override is not of the form ``key=value``.
+    """
     try:
         values = tomllib.loads(find_recipe(recipe).read_text(encoding="utf-8"))
     except OSError as error:
@@ -292,13 +308,7 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"recipe {recipe} is not TOML: {error}") from None
     for override in overrides:
         _set(values, override)
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        lines = explain(error, TrainConfig, RayConfig)
-        if values.keys() & (WarmStartConfig.model_fields.keys() - TrainConfig.model_fields.keys()):
-            lines.append("it looks like a recipe of: ih-grpo train warm-start")
-        raise ConfigError(f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    return values
 
 
 def _set(values: dict[str, Any], override: str) -> None:

@@ -94,10 +94,8 @@ def mismatch_metrics(
     ratio = bounded.exp()
     # torch.quantile takes 16 million items at most
     every = ratio[:: -(-len(ratio) // _MOST_FOR_QUANTILES)]
-    quantiles = {
-        f"ratio_{name}": float(torch.quantile(every, share)) for name, share in _QUANTILES.items()
-    }
-    gaps = _per_sample(-log_ratio, sample, "mean")[sample.unique()]
+    quantiles = {f"ratio_{name}": float(torch.quantile(every, share)) for name, share in _QUANTILES.items()}
+    gaps = _per_sample(-log_ratio, sample, "mean")[torch.unique(sample)]
     return {
         "k1": float(-log_ratio.mean()),
         "k3": float((torch.expm1(bounded) - bounded).mean()),
@@ -115,9 +113,10 @@ def _per_sample(values: Tensor, sample: Tensor, reduce: str) -> Tensor:
 
 
 def reference_kl(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """KL(policy || reference) at each sampled token by the estimator ``r - 1 - log r``, r = reference / policy.
+    """Return KL(policy || reference) at each sampled token by the estimator ``r - 1 - log r``.
 
-    As in GRPO (arXiv 2402.03300, equation 4): never negative; the gradient goes through ``log_probs`` alone.
+    ``r`` is reference / policy. As in GRPO (arXiv 2402.03300, equation 4): never negative, and the gradient
+    goes through ``log_probs`` alone.
 
     Args:
         log_probs: [...] under the policy that is trained.

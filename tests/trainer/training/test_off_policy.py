@@ -58,7 +58,12 @@ def test_a_token_that_the_trainer_finds_impossible_vetoes_its_sample() -> None:
 
 
 def test_only_what_removes_tokens_says_so() -> None:
-    removing = [{"weights": "token_mask"}, {"weights": "sequence_mask"}, {"max_drift": 1}, {"veto_below": 0.1}]
+    removing = [
+        {"weights": "token_mask"},
+        {"weights": "sequence_mask"},
+        {"max_drift": 1},
+        {"veto_below": 0.1},
+    ]
     for fields in removing:
         table = OffPolicySettings.model_validate(fields)
         assert table.removes_tokens
@@ -133,7 +138,9 @@ def test_importance_weights_remove_the_samplers_bias() -> None:
         torch.arange(len(tokens)),
     )
     value = torch.tensor([1.0, 5.0, -2.0])
-    assert (found.weights * value[tokens]).mean().item() == pytest.approx((trainer * value).sum().item(), abs=0.02)
+    assert (found.weights * value[tokens]).mean().item() == pytest.approx(
+        (trainer * value).sum().item(), abs=0.02
+    )
 
 
 def test_kl_is_right_in_expectation_and_pulls_towards_the_reference() -> None:
