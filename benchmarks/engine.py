@@ -25,9 +25,9 @@ from shapes import SHAPES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from service.engines.base import Sampling
+from service.engines.model_config import count_parameters
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
-from service.engines.transformers.weight_loading import count_parameters
 from tests.support.tiny_qwen3 import make_checkpoint
 
 QUICKSTART_SIZE = {
@@ -68,7 +68,7 @@ def run_generate(model: transformers.GenerationMixin, prompts: list[list[int]], 
 
 
 async def compare(arguments: argparse.Namespace, model: str) -> None:
-    settings = EngineSettings(model=model, max_slots=max(arguments.streams), threads=arguments.threads)
+    settings = TransformersSettings(model=model, max_slots=max(arguments.streams), threads=arguments.threads)
     engine = TransformersEngine(settings)
     await engine.start()
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -101,7 +101,7 @@ async def compare_dtypes(arguments: argparse.Namespace, model: str) -> None:
     engines = {}
     for dtype in ("float32", "bfloat16"):
         engines[dtype] = TransformersEngine(
-            EngineSettings(
+            TransformersSettings(
                 model=model,
                 device="cpu",
                 dtype=dtype,

@@ -25,13 +25,14 @@ import torch
 from rich.console import Console
 
 from service.deferral.policy import DeferralPolicy
-from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
+from service.sandbox.base import Sandbox
+from service.sandbox.factory import SandboxOptions, create_sandbox
 from trainer.quickstart.evaluate import Verdict, evaluate
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import draw_problem, held_out_problems
-from trainer.training.checkpoints import write_atomically
 from trainer.training.config import Method, TrainConfig, load_config
 from trainer.training.run import train
+from trainer.training.run_files import write_atomically
 
 RECIPE: Final = Path("recipes/quickstart-learning.toml")
 HERE: Final = Path("runs/learning")
@@ -52,15 +53,19 @@ def write_problems(path: Path) -> None:
     write_atomically(path, "".join(lines).encode())
 
 
-def bare_sandbox() -> ProcessSandbox:
+def bare_sandbox() -> Sandbox:
     """Runs code in an interpreter without packages. No problem needs one, and to import numpy and sympy for
     each episode would take most of the hours."""
     python = HERE.absolute() / "python"
     if not python.is_dir():
         venv.create(python, symlinks=True)
-    return ProcessSandbox(
-        ProcessSandboxSettings(
-            python=str(python / "bin" / "python"), pool_size=4, max_containers=8, queue_timeout_s=600
+    return create_sandbox(
+        SandboxOptions(
+            kind="process",
+            python=str(python / "bin" / "python"),
+            pool_size=4,
+            max_containers=8,
+            queue_timeout_s=600,
         )
     )
 

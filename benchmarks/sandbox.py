@@ -33,8 +33,9 @@ from sandbox_rivals import Call, docker_exec, llm_sandbox, plain_http
 
 from service.episode.events import hidden_seconds
 from service.sandbox.base import Sandbox, SessionLimits
-from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
-from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
+from service.sandbox.docker.settings import DEFAULT_IMAGE, default_docker_host
+from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
+from service.sandbox.session import PooledSandbox
 
 CODE, OUTPUT = "print(1)", "1"
 LIMITS = SessionLimits(run_limit_s=20.0)
@@ -66,7 +67,7 @@ async def own(sandbox: Sandbox, workers: int) -> AsyncGenerator[Call]:
 
 
 @contextlib.asynccontextmanager
-async def runner(pool_size: int) -> AsyncGenerator[tuple[RunnerClient, Idle]]:
+async def runner(pool_size: int) -> AsyncGenerator[tuple[Sandbox, Idle]]:
     """``ih-grpo runner`` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         token, bind = secrets.token_hex(32), f"unix:{folder}/runner.sock"
@@ -79,7 +80,11 @@ async def runner(pool_size: int) -> AsyncGenerator[tuple[RunnerClient, Idle]]:
             *options,
             env={**os.environ, "IHGRPO_RUNNER_TOKEN": token},
         )
-        client = RunnerClient(RunnerClientSettings(bind, SecretStr(token), connect_timeout_s=120))
+        client = create_sandbox(
+            SandboxOptions(
+                kind="runner", runner_address=bind, runner_token=SecretStr(token), connect_timeout_s=120
+            )
+        )
         http = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=bind.removeprefix("unix:")),
             base_url="http://runner",
@@ -193,14 +198,16 @@ def spread(times: list[float]) -> list[float]:
 
 
 async def main(options: argparse.Namespace) -> None:
-    settings = DockerSandboxSettings(pool_size=2, instance=f"benchmark-{os.getpid()}")
-    host, image, workers = settings.docker_host, settings.image, options.workers
+    host, image, workers = default_docker_host(), DEFAULT_IMAGE, options.workers
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # which removes all containers
     print(machine(host, image), flush=True)
     async with contextlib.AsyncExitStack() as stack:
-        direct = DockerSandbox(settings)
+        direct = create_sandbox(
+            SandboxOptions(kind="in-process", pool_size=2, instance=instance_name("benchmark"))
+        )
+        assert isinstance(direct, PooledSandbox)
         stack.push_async_callback(direct.stop)
         await direct.start()
         remote, its_pool = await stack.enter_async_context(runner(pool_size=2))

@@ -76,7 +76,7 @@ def run(program: Path, *arguments: str, check: bool = True) -> subprocess.Comple
     )
 
 
-def test_it_holds_its_data_and_nothing_of_the_machine(wheel: Path) -> None:
+def test_wheel_has_its_data_and_no_local_files(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for name in (
         "service/checkpoints/quickstart/model.safetensors",
@@ -96,7 +96,7 @@ def test_it_holds_its_data_and_nothing_of_the_machine(wheel: Path) -> None:
         assert [name for name in sdist.getnames() if name.endswith((".crt", ".pyc"))] == []
 
 
-def test_every_file_of_the_sandbox_image_travels(wheel: Path) -> None:
+def test_wheel_has_every_sandbox_image_file(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     listed = subprocess.run(
         ["git", "ls-files", "sandbox_image"], cwd=REPO, capture_output=True, text=True, check=True
@@ -105,21 +105,21 @@ def test_every_file_of_the_sandbox_image_travels(wheel: Path) -> None:
         assert path.replace("sandbox_image", "service/sandbox/image", 1) in names
 
 
-def test_the_programs_run(installed: Path) -> None:
+def test_installed_commands_run(installed: Path) -> None:
     assert "serve" in run(installed / "ih-grpo", "--help").stdout
     assert run(installed / "ih-grpo", "--version").stdout.startswith("ih-grpo ")
     assert "--recipe" in run(installed / "ih-grpo", "train", "--help").stdout
 
 
 @pytest.mark.docker
-def test_commands_that_messages_name_run_without_a_checkout(installed: Path) -> None:
+def test_commands_in_messages_work_without_a_checkout(installed: Path) -> None:
     assert "steps" in run(installed / "ih-grpo", "train", "warm-start", "--dry-run").stderr
     plan = run(installed / "ih-grpo", "train", "--recipe", "recipes/quickstart.toml", "--dry-run")
     assert "quickstart" in plan.stdout + plan.stderr
     assert "is up to date" in run(installed / "ih-grpo", "sandbox", "build").stderr
 
 
-def test_it_finds_its_own_data(installed: Path) -> None:
+def test_installed_package_finds_its_data(installed: Path) -> None:
     code = (
         "import service; from service.engines.checkpoint import quickstart; "
         "from service.sandbox.worker_program import image_folder; "
@@ -143,7 +143,7 @@ def served(installed: Path) -> Iterator[str]:
 
 
 @pytest.mark.docker
-def test_it_serves_the_quickstart_checkpoint(served: str) -> None:
+def test_installed_package_serves_the_quickstart_checkpoint(served: str) -> None:
     body = {
         "messages": [{"role": "user", "content": "What is 739184 times 52967 plus 90412 times 33771?"}],
         "model": "quickstart",

@@ -1,6 +1,7 @@
-"""Start-up: fork the first namespace process, then supervise it for the container's whole life.
+"""Start-up: fork the first namespace process, then supervise it until the container ends.
 
-The one argument is a JSON object with the fields of ``Config``. Frames come in on stdin and go out on stdout.
+The only argument is a JSON object with the fields of ``Config``. Frames are read from stdin and written to
+stdout.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import os
 import socket
 import sys
 
-from .config import Config
 from .namespace import become_namespace
+from .protocol import Config
 
 _PR_SET_DUMPABLE = 4
 
 
 def main() -> None:
     config = Config(**json.loads(sys.argv[1]))
-    # The channel moves away from 0 and 1, so that nothing started later can hold it by accident.
+    # Move the channel away from descriptors 0 and 1, so that no later process inherits it by accident.
     channel_in, channel_out = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
@@ -32,9 +33,9 @@ def main() -> None:
         ours.close()
         become_namespace(theirs, config)
     theirs.close()
-    # Nobody may read this memory, not even a process of the same uid (where there is only one).
+    # Make this process's memory unreadable, even for processes of the same uid.
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)
-    # Only the supervisor needs asyncio; imported after the fork it costs the namespace nothing.
+    # Only the supervisor needs asyncio. Imported after the fork, it takes no memory in the namespace.
     from .supervisor import supervise
 
     supervise(channel_in, channel_out, ours, pid, config)

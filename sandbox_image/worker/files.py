@@ -1,7 +1,7 @@
-"""Put the writable directories back as they were: the file half of all-or-nothing.
+"""Snapshots of the writable directories, which undo the file changes of a failed flush.
 
-Files belong to the code's uid and the supervisor has no right over them, so each step runs in a short-lived
-fork under that uid. The copy lives in memory (a memfd), where code can't reach it.
+The files belong to the uid of the code, and the supervisor has no access to them. Each step therefore runs in
+a short-lived fork under that uid. The copy is kept in memory (a memfd) that code can't access.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import tarfile
 
 from .processes import WorkerError, as_user
 
-_SECONDS = 5.0
+_TIMEOUT_S = 5.0
 
 
-class Snapshot:
-    """The content of the writable directories at one moment."""
+class FileSnapshot:
+    """The content of ``directories`` at the time of ``take``."""
 
     def __init__(self, directories: list[str], uid: int, max_bytes: int) -> None:
         self._directories = directories
@@ -26,27 +26,27 @@ class Snapshot:
         self._copy: int | None = None
 
     async def take(self) -> None:
-        """Copy what is there.
+        """Copy all files.
 
         Raises:
-            WorkerError: there is more than ``max_bytes``, or it can't be read.
+            WorkerError: they hold more than ``max_bytes`` or can't be read.
         """
-        if empty(self._directories):
+        if is_empty(self._directories):
             return
         self._copy = os.memfd_create("snapshot", os.MFD_CLOEXEC)
-        if not await as_user(self._uid, self._save, seconds=_SECONDS):
+        if not await as_user(self._uid, self._save, seconds=_TIMEOUT_S):
             raise WorkerError("the work files can't be copied")
 
     async def restore(self) -> None:
-        """Put everything back.
+        """Restore all files and remove new ones.
 
         Raises:
-            WorkerError: something could not be removed or written.
+            WorkerError: a file could not be removed or written.
         """
-        if self._copy is None and empty(self._directories):
+        if self._copy is None and is_empty(self._directories):
             return
-        if not await as_user(self._uid, self._put_back, seconds=_SECONDS):
-            raise WorkerError("the work files can't be put back")
+        if not await as_user(self._uid, self._restore, seconds=_TIMEOUT_S):
+            raise WorkerError("the work files can't be restored")
 
     def drop(self) -> None:
         if self._copy is not None:
@@ -58,17 +58,17 @@ class Snapshot:
             return
         room = self._max_bytes
         with os.fdopen(self._copy, "wb", closefd=False) as out, tarfile.open(fileobj=out, mode="w") as tar:
-            modes = opened(self._directories)
+            modes = make_readable(self._directories)
             for path, mode in modes.items():
                 room -= os.lstat(path).st_size
                 if room < 0:
-                    raise WorkerError("too much to copy")
+                    raise WorkerError("the files are too large to copy")
                 add(tar, path, mode)
         for path, mode in reversed(modes.items()):
             if not os.path.islink(path):
                 os.chmod(path, mode)
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         kept = set()
         if self._copy is not None:
             os.lseek(self._copy, 0, os.SEEK_SET)
@@ -79,10 +79,10 @@ class Snapshot:
                 for member in members:
                     path = "/" + member.name
                     if os.path.lexists(path) and not same_kind(path, member):
-                        discard(path)
+                        remove(path)
                     elif member.isreg() and os.path.exists(path):
-                        os.chmod(path, 0o600)  # written in place: whoever has it open sees the old content
-                tar.extraction_filter = lambda member, _: member  # our own copy: nothing to filter
+                        os.chmod(path, 0o600)  # written in place, so that open files show the old content too
+                tar.extraction_filter = lambda member, _: member  # the copy is our own, so it needs no filter
                 tar.extractall("/")  # noqa: S202
         else:
             remove_except(self._directories, kept)
@@ -96,15 +96,15 @@ def add(tar: tarfile.TarFile, path: str, mode: int) -> None:
     tar.add(path, recursive=False, filter=with_mode)
 
 
-def empty(directories: list[str]) -> bool:
+def is_empty(directories: list[str]) -> bool:
     return not any(os.listdir(directory) for directory in directories)
 
 
-def opened(directories: list[str]) -> dict[str, int]:
-    """Every path below ``directories`` and its mode, parents first; its owner may read it from now on."""
+def make_readable(directories: list[str]) -> dict[str, int]:
+    """Return the mode of every path below ``directories``, parents first, and make all of them readable."""
     modes = {}
 
-    def note(path: str, needed: int) -> None:
+    def visit(path: str, needed: int) -> None:
         status = os.lstat(path)
         mode = modes[path] = stat.S_IMODE(status.st_mode)
         if mode & needed != needed and (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
@@ -112,20 +112,20 @@ def opened(directories: list[str]) -> dict[str, int]:
 
     for directory in directories:
         for parent, names, files in os.walk(directory):
-            for name in names:  # before the walk goes into them
-                note(os.path.join(parent, name), 0o700)
+            for name in names:  # before the walk enters them
+                visit(os.path.join(parent, name), 0o700)
             for name in files:
-                note(os.path.join(parent, name), 0o400)
+                visit(os.path.join(parent, name), 0o400)
     return modes
 
 
 def remove_except(directories: list[str], kept: set[str]) -> None:
-    for path in opened(directories):
+    for path in make_readable(directories):
         if path not in kept and os.path.lexists(path):
-            discard(path)
+            remove(path)
 
 
-def discard(path: str) -> None:
+def remove(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:

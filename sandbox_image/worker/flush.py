@@ -1,4 +1,4 @@
-"""One flush in the making: its blocks run in the base process, its output is taken, its end is told."""
+"""One flush, seen from the supervisor: its blocks, its output and its outcome."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import json
 import os
 import signal
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .capture import Capture
-from .config import Config
-from .files import Snapshot
-from .namespace import RAN
-from .processes import NamespaceProcess, kill_all_but, living, oom_kills, threads
+from .files import FileSnapshot
+from .processes import NamespaceProcess, kill_all_except, living, oom_kills, threads
+from .protocol import EXITED, FINISH, FINISHED, FINISHED_WITH_TIMERS, RAN, RUN, Config
+
+_CHUNK_BYTES = 1 << 16
+_PIPE_CHUNKS = 64
+"""More chunks than a pipe can hold (1 MiB)."""
 
 
 @dataclass
-class Outcome:
-    """What the runner is told. ``exit_code`` and ``signal`` come from the wait status."""
+class FlushOutcome:
+    """The fields of a ``result`` frame. ``exit_code`` and ``signal`` come from the wait status."""
 
     status: str = "ok"
     stdout: str = ""
@@ -30,27 +34,27 @@ class Outcome:
     started_at: float | None = None
     finished_at: float | None = None
     runs: list[tuple[float, float]] = field(default_factory=list)
-    """Start and end of each block, in Unix seconds; of the whole where the blocks ran as one."""
+    """Start and end of each block, in Unix seconds; one pair if the blocks ran as one script."""
 
 
 @dataclass
-class Flush:
-    """Runs blocks in ``base`` under one run limit, which does not count the time between blocks."""
+class FlushRun:
+    """Runs the blocks of one script in ``base`` under one run limit. Time between blocks does not count."""
 
     base: NamespaceProcess
-    spare: NamespaceProcess
+    checkpoint: NamespaceProcess
     config: Config
     name: str
     seconds_left: float
-    outcome: Outcome = field(default_factory=Outcome)
-    over: bool = False
-    """The script has ended (or was killed): no further block of it runs."""
-    kept: bool = False
-    """It came to its end and the base process holds the new state."""
-    restless: bool = False
+    outcome: FlushOutcome = field(default_factory=FlushOutcome)
+    ended: bool = False
+    """The script has ended or was killed, so no further block of it runs."""
+    committed: bool = False
+    """The script ran to its end, and the base process holds the new state."""
+    has_background_work: bool = False
     """Timers or threads are left in the base process."""
     forked: bool = False
-    """Code has forked: in the joined script the new process would run the blocks that follow, too."""
+    """Code has forked. Run as one script, the new process would run the following blocks as well."""
     _killed_for: str | None = None
 
     async def begin(self) -> None:
@@ -59,62 +63,66 @@ class Flush:
         Raises:
             WorkerError: the files can't be copied.
         """
-        self.snapshot = Snapshot(self.config.writable, self.config.uid, 4 * self.config.file_bytes)
+        self.snapshot = FileSnapshot(self.config.writable, self.config.uid, 4 * self.config.file_bytes)
         await self.snapshot.take()
         keep, limit = self.config.output_bytes, self.config.output_limit_bytes
-        self._stdout = Capture(keep, limit, lambda: self.kill("output_limit"))
-        self._stderr = Capture(keep, limit, lambda: self.kill("output_limit"))
-        self._oom_before = oom_kills()
+        self._stdout = OutputCapture(keep, limit, lambda: self.kill("output_limit"))
+        self._stderr = OutputCapture(keep, limit, lambda: self.kill("output_limit"))
+        self._oom_kills_before = oom_kills()
 
     def kill(self, reason: str) -> None:
-        """End the script now; ``reason`` becomes its status."""
-        if not self.over and self._killed_for is None:
+        """Kill the script. ``reason`` becomes its status."""
+        if not self.ended and self._killed_for is None:
             self._killed_for = reason
             self.base.kill()
 
     async def run(self, block: str) -> None:
-        """Run the next block to its end, or to the end of everything."""
-        if self.over:
+        """Run the next block until it or the whole script ends."""
+        if self.ended:
             return
         first = self.outcome.started_at is None
         began = time.time()
         if first:
             self.outcome.started_at = began
         fds = (self._stdout.writer, self._stderr.writer) if first else ()
-        reply = await self._ask(b"R", json.dumps({"name": self.name, "code": block}).encode(), fds)
+        reply = await self._command(RUN, json.dumps({"name": self.name, "code": block}).encode(), fds)
         self.outcome.runs.append((began, self.outcome.finished_at or began))
         self._stdout.close_writer()
         self._stderr.close_writer()
-        self.restless = reply in (RAN[False, True], RAN[True, True])
+        self.has_background_work = reply in (RAN[False, True], RAN[True, True])
         self.forked |= reply in (RAN[True, False], RAN[True, True])
-        if reply == b"e":
+        if reply == EXITED:
             await self.finish()
-            self.over = True
+            self.ended = True
 
     async def finish(self) -> None:
-        """No more blocks: show the last value and come to rest."""
-        if self.over:
+        """End the script: there are no more blocks."""
+        if self.ended:
             return
-        reply = await self._ask(b"F")
-        if reply in (b"f", b"u"):
-            self.over = self.kept = True
-            self.restless = reply == b"u" or threads(self.base.pid) > 1
+        reply = await self._command(FINISH)
+        if reply in (FINISHED, FINISHED_WITH_TIMERS):
+            self.ended = self.committed = True
+            self.has_background_work = reply == FINISHED_WITH_TIMERS or threads(self.base.pid) > 1
             self.outcome.exit_code = 0
 
-    def quiet(self) -> bool:
-        """Is nothing of the script at work while it waits for its next block?"""
-        resting = self.base.pid, self.spare.pid
-        return not self.restless and threads(self.base.pid) <= 1 and not living(resting)
+    def is_idle(self) -> bool:
+        """Return whether no timer, thread or process of the script is active between two blocks."""
+        idle = self.base.pid, self.checkpoint.pid
+        return not self.has_background_work and threads(self.base.pid) <= 1 and not living(idle)
 
-    async def _ask(self, command: bytes, payload: bytes = b"", fds: tuple[int, ...] = ()) -> bytes:
-        """Send a command and wait for its reply, at most for the time left. Empty if the process ended."""
+    async def _command(self, command: bytes, payload: bytes = b"", fds: tuple[int, ...] = ()) -> bytes:
+        """Send a command and wait for its reply, at most for the time left.
+
+        Returns:
+            The reply; empty if the process ended, after recording how.
+        """
         began = time.monotonic()
         await self.base.command(command, payload, fds)
         try:
             async with asyncio.timeout(self.seconds_left):
                 reply = await self.base.reply()
                 if not reply:
-                    # A script may close our descriptor and go on: only its end ends it.
+                    # A script may close our descriptor and continue, so wait for its exit.
                     await self.base.exited
         except TimeoutError:
             self.kill("timeout")
@@ -128,11 +136,11 @@ class Flush:
             await self.base.exited
             reply = b""
         if not reply:
-            self.over = True
-            self._judge(self.base.exited.result())
+            self.ended = True
+            self._record_exit(self.base.exited.result())
         return reply
 
-    def _judge(self, wait_status: int) -> None:
+    def _record_exit(self, wait_status: int) -> None:
         code = os.waitstatus_to_exitcode(wait_status)
         if code < 0:
             self.outcome.signal = -code
@@ -140,25 +148,116 @@ class Flush:
             self.outcome.exit_code = code
         if self._killed_for is not None:
             self.outcome.status = self._killed_for
-        elif code == -signal.SIGKILL and oom_kills() > self._oom_before:
+        elif code == -signal.SIGKILL and oom_kills() > self._oom_kills_before:
             self.outcome.status = "oom"
         elif code != 0:
             self.outcome.status = "error"
 
-    async def close(self) -> Outcome:
-        """Kill what the script left running and take the rest of its output."""
-        if not self.kept:
+    async def close(self) -> None:
+        """Kill remaining processes, read the rest of the output, and restore files after a failure."""
+        if not self.committed:
             self.base.kill()
             await self.base.exited
-        await kill_all_but(
-            [self.base.pid, self.spare.pid] if self.kept else [self.spare.pid], self.config.uid
-        )
+        keep = [self.base.pid, self.checkpoint.pid] if self.committed else [self.checkpoint.pid]
+        await kill_all_except(keep, self.config.uid)
         self.outcome.stdout = self._stdout.close()
         self.outcome.stderr = self._stderr.close()
-        if not self.kept:
+        if not self.committed:
             await self.snapshot.restore()
         self.snapshot.drop()
-        return self.outcome
 
     def as_frame(self) -> dict[str, Any]:
         return {"op": "result", **vars(self.outcome)}
+
+
+class OutputCapture:
+    """Reader of one pipe that never lets a writer block for long and keeps at most ``keep`` bytes.
+
+    Args:
+        keep: bytes to keep: half from the start of the stream, half from its end.
+        limit: number of bytes after which ``on_limit`` is called, once.
+    """
+
+    def __init__(self, keep: int, limit: int, on_limit: Callable[[], None]) -> None:
+        self.head = bytearray()
+        self.tail: deque[bytes] = deque()
+        self.total = 0
+        self._head_size = keep // 2
+        self._tail_size = keep - self._head_size
+        self._tail_bytes = 0
+        self._limit = limit
+        self._on_limit = on_limit
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._reader, self._read)
+
+    def _read(self) -> bool:
+        """Read one chunk. Return False if there is nothing to read."""
+        try:
+            chunk = os.read(self._reader, _CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._loop.remove_reader(self._reader)
+            return False
+        self._add(chunk)
+        return True
+
+    def _add(self, chunk: bytes) -> None:
+        within_limit = self.total <= self._limit
+        self.total += len(chunk)
+        room = self._head_size - len(self.head)
+        if room > 0:
+            self.head += chunk[:room]
+            chunk = chunk[room:]
+        if chunk:
+            self.tail.append(chunk)
+            self._tail_bytes += len(chunk)
+            while self._tail_bytes - len(self.tail[0]) >= self._tail_size:
+                self._tail_bytes -= len(self.tail.popleft())
+        if within_limit and self.total > self._limit:
+            self._on_limit()
+
+    def close_writer(self) -> None:
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+    def close(self) -> str:
+        """Read the rest of the pipe, close it, and return the text, with a note on the bytes left out."""
+        for _ in range(_PIPE_CHUNKS):  # bounded: a writer may still exist
+            if not self._read():
+                break
+        self.close_writer()
+        self._loop.remove_reader(self._reader)
+        os.close(self._reader)
+        tail = b"".join(self.tail)[-self._tail_size :]
+        left_out = self.total - len(self.head) - len(tail)
+        if not left_out:
+            return decode(bytes(self.head) + tail)
+        head, tail = trim_end(self.head), trim_start(tail)
+        return f"{decode(head)}\n... [{left_out} bytes left out] ...\n{decode(tail)}"
+
+
+def decode(data: bytes) -> str:
+    return data.decode("utf-8", errors="backslashreplace")
+
+
+def trim_end(data: bytes | bytearray) -> bytes:
+    """Return ``data`` without an incomplete UTF-8 character at its end."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue  # a continuation byte; the first byte of the character is further back
+        length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+        return bytes(data[:-back] if length > back else data)
+    return bytes(data)
+
+
+def trim_start(data: bytes) -> bytes:
+    """Return ``data`` without an incomplete UTF-8 character at its start."""
+    skip = 0
+    while skip < min(3, len(data)) and data[skip] & 0xC0 == 0x80:
+        skip += 1
+    return data[skip:]

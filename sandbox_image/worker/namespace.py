@@ -1,17 +1,18 @@
-"""The process that holds an episode's namespace and runs its blocks.
+"""The namespace process, which holds an episode's namespace and runs its blocks.
 
 Two such processes exist at any time: the *base*, which runs code, and its *checkpoint*, a fork taken before
-the code ran. If the flush succeeds the checkpoint is dropped; if it fails the base is killed and the
-checkpoint takes its place. So a failure leaves no trace in memory, and no object is ever serialised.
+the code ran. If a flush succeeds, the checkpoint is dropped. If it fails, the base is killed and the
+checkpoint takes its place. A failure therefore leaves no trace in memory, and no object is ever serialized.
 
-Nothing here is trusted by the supervisor: code that has run can have changed any of it. It learns how a
-process ended from the kernel.
+The supervisor trusts nothing here, because code that has run can have changed any of it. It learns from the
+kernel how a process ended.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
+import ctypes
 import gc
 import importlib
 import io
@@ -20,22 +21,25 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import threading
 from types import ModuleType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
-from .config import Config
-from .fork import fork_sibling as _fork_sibling
-from .pristine import Pristine
+from .protocol import (
+    EXITED,
+    FINISH,
+    FINISHED,
+    FINISHED_WITH_TIMERS,
+    HEADER,
+    NO_TOKEN,
+    RAN,
+    RUN,
+    STARTED,
+    Config,
+)
 from .script import Script
 
-HEADER = struct.Struct("!c8sI")
-"""A command: its letter, the token that its reply must repeat, the size of its payload."""
-NO_TOKEN = bytes(8)
-RAN = {(False, False): b"d", (False, True): b"u", (True, False): b"p", (True, True): b"q"}
-"""Replies of a block that ran to its end: has it forked, does it leave timers running?"""
 PREIMPORT = ("numpy", "sympy", "mpmath", "scipy.optimize")
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -47,23 +51,42 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYTHONWARNINGS": "ignore",
 }
-_RESERVED_FILES = 16  # descriptors that code can't use up, so that the next command can always be received
-_OOM_SCORE = 500  # the kernel's first choice when memory runs out is code, not the supervisor
+_RESERVED_FILES = 16  # descriptors that code can't use, so that the next command can always be received
+_OOM_SCORE = 500  # if memory runs out, the kernel kills code before the supervisor
 
-# Code may replace these in their modules; what runs between its blocks must not depend on that.
+_CLONE_PARENT = 0x00008000
+_CLONE_CHILD_CLEARTID = 0x00200000
+_CLONE_CHILD_SETTID = 0x01000000
+_PR_GET_TID_ADDRESS = 40
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220}.get(os.uname().machine)
+_VERSION_OFFSET = 24
+"""Offset of ``ma_version_tag`` (PEP 509) in a dict of CPython 3.11 and 3.12."""
+
+# Code may replace these functions in their modules. What runs between its blocks must not depend on them.
 _loads, _recv_fds = json.loads, socket.recv_fds
-_open, _close, _dup2, _write = os.open, os.close, os.dup2, os.write
+_open, _close, _dup2, _write, _listdir = os.open, os.close, os.dup2, os.write, os.listdir
+_fork, _waitpid = os.fork, os.waitpid
 _getpid, _setresuid, _setsid, _exit = os.getpid, os.setresuid, os.setsid, os._exit
+_libc = ctypes.PyDLL(None, use_errno=True)  # keeps the GIL, so no other thread runs between fork and hooks
+_before_fork, _after_fork_in_child, _after_fork_in_parent = (
+    ctypes.pythonapi.PyOS_BeforeFork,
+    ctypes.pythonapi.PyOS_AfterFork_Child,
+    ctypes.pythonapi.PyOS_AfterFork_Parent,
+)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = [ctypes.c_long, ctypes.c_ulong, *([ctypes.c_void_p] * 4)]
+_from_address = ctypes.c_uint64.from_address
 
 
 class Namespace:
-    """Serves the supervisor's commands: R(un a block), F(inish the script), C(heckpoint)."""
+    """Serves the supervisor's commands: run a block, finish the script, fork a checkpoint."""
 
     def __init__(self, control: socket.socket, config: Config) -> None:
         self.control = control
         self.config = config
         self.token = NO_TOKEN
-        # Code gets a twin of builtins: what it replaces there is not replaced here.
+        # Code gets a copy of the builtins module, so that its replacements do not affect this code.
         self.builtins = ModuleType("builtins")
         self.builtins.__dict__.update(builtins.__dict__)
         sys.modules["builtins"] = self.builtins
@@ -72,10 +95,10 @@ class Namespace:
         self.script = Script("", self.main.__dict__)
         self.stderr: TextIO = sys.stderr
         self.forked = False
-        """Code has made a process that runs on in the script, as it does itself."""
+        """Code has forked a process that continues the script, like this one."""
         os.register_at_fork(after_in_parent=self.note_fork)
         sys.modules["__main__"] = self.main
-        self.pristine = Pristine(self.builtins.__dict__), Pristine(sys.modules)
+        self.snapshots = DictSnapshot(self.builtins.__dict__), DictSnapshot(sys.modules)
 
     def serve(self) -> NoReturn:
         while True:
@@ -88,21 +111,21 @@ class Namespace:
             payload = b""
             while len(payload) < size:
                 payload += self.control.recv(min(size - len(payload), 1 << 20))
-            if command == b"R":
+            if command == RUN:
                 self.run(_loads(payload), fds)
-            elif command == b"F":
+            elif command == FINISH:
                 self.finish()
             else:
                 self.checkpoint(socket.socket(fileno=fds[0]))
 
     def run(self, request: dict[str, str], fds: list[int]) -> None:
-        """Run one block; the first of a script comes with the pipes that take its output."""
+        """Run one block. The first block of a script comes with the pipes for its output."""
         if fds:
-            self.enter(fds)
+            self.prepare(fds)
             self.script = Script(request["name"], self.main.__dict__)
         pid = _getpid()
         self.forked = False
-        reply = b"d"
+        reply = RAN[False, False]
         try:
             self.script.run(request["code"])
         except SystemExit as leaving:
@@ -112,47 +135,49 @@ class Namespace:
                 self.stderr.write(f"{code}\n")
                 code = 1
             if code and code & 0xFF:
-                self.leave_process(code & 0xFF)
-            reply = b"e"
+                self.exit_process(code & 0xFF)
+            reply = EXITED
         except BaseException as error:
-            self.die_of(error)
+            self.exit_with(error)
         if _getpid() != pid:
-            self.leave_process(0)  # a fork made by the code has come to the end of the script
+            self.exit_process(0)  # a fork made by the code has reached the end of the script
         self.flush_streams()
-        if reply == b"d":
-            reply = RAN[self.forked, timers_run()]
+        if reply != EXITED:
+            reply = RAN[self.forked, has_timers()]
         self.reply(reply)
 
     def note_fork(self) -> None:
         self.forked = True
 
     def finish(self) -> None:
-        """Show the last value, wait for the script's threads as Python itself does, and come to rest."""
+        """Print the last value, wait for the script's threads as Python does at exit, and become idle."""
         try:
             self.script.show()
             join_threads()
         except BaseException as error:
-            self.die_of(error)
+            self.exit_with(error)
         self.flush_streams()
-        timers = timers_run()
-        self.rest()
-        self.reply(b"u" if timers else b"f")
+        timers = has_timers()
+        self.become_idle()
+        self.reply(FINISHED_WITH_TIMERS if timers else FINISHED)
 
-    def enter(self, pipes: list[int]) -> None:
+    def prepare(self, pipes: list[int]) -> None:
+        """Set up streams, builtins, modules, limits and the uid for a script."""
         for target, fd in enumerate(pipes, start=1):
             _dup2(fd, target)
             _close(fd)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout = text_stream(1)
         sys.stderr = self.stderr = text_stream(2)
-        for content in self.pristine:
-            content.restore()
+        for snapshot in self.snapshots:
+            snapshot.restore()
         limit = self.config.open_files
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit - _RESERVED_FILES, limit))
         if self.config.uid:
             _setresuid(self.config.uid, self.config.uid, self.config.uid + 1)
 
-    def rest(self) -> None:
+    def become_idle(self) -> None:
+        """Give up the script's uid and streams."""
         if self.config.uid:
             _setresuid(self.config.uid + 1, self.config.uid, self.config.uid + 1)
         limit = self.config.open_files
@@ -165,23 +190,24 @@ class Namespace:
 
     def checkpoint(self, control: socket.socket) -> None:
         """Fork a copy that answers on ``control``."""
-        if not _fork_sibling():
+        if not fork_sibling():
             control.close()
             return
         self.control.close()
         self.control = control
         _setsid()
-        self.reply(b"k")
+        self.reply(STARTED)
 
-    def die_of(self, error: BaseException) -> NoReturn:
+    def exit_with(self, error: BaseException) -> NoReturn:
+        """Print the traceback of ``error`` and exit."""
         try:
             self.script.report(error, self.stderr)
         except BaseException:
             with contextlib.suppress(BaseException):
                 _write(2, f"{type(error).__name__}\n".encode())
-        self.leave_process(1)
+        self.exit_process(1)
 
-    def leave_process(self, code: int) -> NoReturn:
+    def exit_process(self, code: int) -> NoReturn:
         self.flush_streams()
         _exit(code)
 
@@ -194,23 +220,23 @@ class Namespace:
         try:
             self.control.sendall(self.token + message)
         except OSError:
-            _exit(0)  # code closed our descriptor: it ended well, but nothing can be kept
+            _exit(0)  # code closed our descriptor: the script succeeded, but the state can't be kept
 
 
 def text_stream(fd: int) -> TextIO:
-    """A stream on ``fd`` that can encode anything and hands on every line at once: a kill loses little."""
+    """Return a stream on ``fd`` that encodes any text and writes each line immediately."""
     raw = open(fd, "wb", closefd=False)  # noqa: SIM115
     return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
-def timers_run() -> bool:
-    """Would an alarm go off while the process rests?"""
+def has_timers() -> bool:
+    """Return whether a timer is running that would send a signal while the process is idle."""
     kinds = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
     return any(signal.getitimer(kind)[0] for kind in kinds)
 
 
 def join_threads() -> None:
-    """Wait for the threads that are not daemons. Workers of an executor idle for ever and are left out."""
+    """Wait for all threads except daemons and the workers of executors, which stay idle."""
     executors = sys.modules.get("concurrent.futures.thread")
     workers = getattr(executors, "_threads_queues", {})
     for thread in threading.enumerate():
@@ -221,7 +247,7 @@ def join_threads() -> None:
 def become_namespace(control: socket.socket, config: Config) -> NoReturn:
     """Turn this process, a fork of the supervisor, into the first namespace. Never returns."""
     os.setsid()
-    os.nice(5)  # when code takes every cycle, the supervisor still gets its turn
+    os.nice(5)  # leaves CPU time to the supervisor when code uses all of it
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as adjust:
         adjust.write(str(_OOM_SCORE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -233,7 +259,7 @@ def become_namespace(control: socket.socket, config: Config) -> NoReturn:
     os.chdir(config.home)
     os.environ.clear()
     os.environ.update(ENVIRONMENT, HOME=config.home)
-    # Neither the worker's own directory nor the current one: an import finds what is installed.
+    # Without the worker's own directory and the current one, an import finds installed packages only.
     sys.path[:] = [path for path in sys.path if path not in ("", os.path.dirname(os.path.dirname(__file__)))]
     sys.argv = [""]
     for name in PREIMPORT:
@@ -246,6 +272,88 @@ def become_namespace(control: socket.socket, config: Config) -> NoReturn:
     gc.collect()
     gc.freeze()
     namespace = Namespace(control, config)
-    namespace.rest()
-    namespace.reply(b"k")
+    namespace.become_idle()
+    namespace.reply(STARTED)
     namespace.serve()
+
+
+def fork_sibling() -> bool:
+    """Fork a child of the parent process, the supervisor, which alone waits for it. Return True in the child.
+
+    The usual way is to fork twice and let the middle process exit. That copies the page tables of a large
+    process twice and tears them down once, which costs more than the rest of a call.
+
+    Raises:
+        OSError: no further process is possible.
+    """
+    if _SYS_CLONE is None or _tid_address is None or len(_listdir("/proc/self/task")) > 1:
+        return (
+            _fork_twice()
+        )  # with threads, the C library's fork is required: it first takes all of its locks
+    flags = _CLONE_PARENT | _CLONE_CHILD_CLEARTID | _CLONE_CHILD_SETTID | signal.SIGCHLD
+    _before_fork()
+    pid = _syscall(_SYS_CLONE, flags, None, None, _tid_address, _tid_address)
+    if pid == 0:
+        _after_fork_in_child()
+        return True
+    _after_fork_in_parent()
+    if pid < 0:
+        return _fork_twice()
+    return False
+
+
+def _fork_twice() -> bool:
+    middle = _fork()
+    if middle == 0:
+        if _fork():
+            _exit(0)
+        return True
+    with contextlib.suppress(ChildProcessError):
+        _waitpid(middle, 0)
+    return False
+
+
+def _thread_id_address() -> int | None:
+    """Return the address at which the C library stores the main thread's id, which a fork must update."""
+    address = ctypes.c_void_p()
+    if _libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(address)):
+        return None
+    return address.value
+
+
+class DictSnapshot:
+    """The content of the dict ``target`` at the time of construction.
+
+    It does not read the values of an unchanged dict. Reading a value changes its reference count, which
+    copies a page of memory in a forked process, and the values of ``sys.modules`` are spread over about a
+    thousand pages.
+    """
+
+    def __init__(self, target: dict[Any, Any]) -> None:
+        self._target = target
+        self._content = dict(target)
+        self._seen = _version(target)
+
+    def restore(self) -> None:
+        """Restore replaced and removed items. Added items stay."""
+        if _has_versions and _version(self._target) == self._seen:
+            return
+        self._target.update(self._content)
+        self._seen = _version(self._target)
+
+
+def _version(of: dict[Any, Any]) -> int:
+    return _from_address(id(of) + _VERSION_OFFSET).value
+
+
+def _versions_work() -> bool:
+    sample: dict[str, int] = {}
+    seen = {_version(sample)}
+    for value in range(3):
+        sample["key"] = value
+        seen.add(_version(sample))
+    return len(seen) == 4
+
+
+_tid_address = _thread_id_address()
+_has_versions = _versions_work()

@@ -1,4 +1,4 @@
-"""Processes as the supervisor sees them: what lives, how it ended, and how to end it."""
+"""Process handling of the supervisor: namespace processes, running processes, kills and exit statuses."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .namespace import HEADER, NO_TOKEN
+from .protocol import HEADER, NO_TOKEN
 
 _CREDENTIALS = struct.Struct("3i")
 
 
 class WorkerError(Exception):
-    """The container is no longer in a state that the supervisor can vouch for."""
+    """The supervisor can no longer guarantee the state of the container. It exits on this error."""
 
 
 class NamespaceProcess:
-    """The supervisor's handle on one namespace process: its pid, its control socket, its end."""
+    """Handle of one namespace process: its pid, control socket and exit status."""
 
     def __init__(self, control: socket.socket, pid: int = 0) -> None:
         self.pid = pid
-        """0 until the process has said hello; then the kernel's word for who said it."""
+        """0 until the first message of the process; then the sender's pid as reported by the kernel."""
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """The wait status, once the process is dead and its pid was known."""
+        """The wait status, once the process has ended."""
         self._control = control
         self.token = NO_TOKEN
-        """What the next reply must begin with: the token of the command that it answers."""
+        """Token of the last command, with which the next reply must begin."""
         self._received = bytearray()
         self._changed = asyncio.Event()
         self._ended = False
@@ -49,21 +49,21 @@ class NamespaceProcess:
         for level, kind, payload in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and not self.pid:
                 self.pid = _CREDENTIALS.unpack(payload[: _CREDENTIALS.size])[0]
-        self._received = (self._received + data)[:64]  # no reply is longer
+        self._received = (self._received + data)[:64]  # replies are shorter
         if not data:
             self._ended = True
             asyncio.get_running_loop().remove_reader(self._control)
         self._changed.set()
 
     async def command(self, name: bytes, payload: bytes = b"", fds: Iterable[int] = ()) -> bytes:
-        """Send a command and return its token; a process that is gone shows itself by its exit, not here.
+        """Send a command and return its token. A process that has ended is noticed by its exit, not here.
 
         Raises:
-            WorkerError: the process has said something unasked.
+            WorkerError: the process has sent a message that answers no command.
         """
         self._read()
         if self._received:
-            raise WorkerError("a namespace process spoke unasked")
+            raise WorkerError("a namespace process sent an unexpected message")
         self.token = os.urandom(8)
         with contextlib.suppress(OSError):
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
@@ -74,10 +74,10 @@ class NamespaceProcess:
         return self.token
 
     async def reply(self) -> bytes:
-        """The one-byte reply to the last command; empty once the process has closed its end or died.
+        """Return the one-byte reply to the last command, or nothing if the process closed its socket or died.
 
         Raises:
-            WorkerError: it is not a reply to that command.
+            WorkerError: the message is not a reply to that command.
         """
         size = len(self.token) + 1
         while len(self._received) < size and not self._ended:
@@ -101,11 +101,11 @@ class NamespaceProcess:
 
 
 def living(keep: Iterable[int]) -> list[int]:
-    """Pids of all processes here but the supervisor and ``keep``; zombies don't count."""
-    spared = {os.getpid(), *keep}
+    """Return the pids of all processes except the supervisor, ``keep`` and zombies."""
+    excluded = {os.getpid(), *keep}
     found = []
     for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) in spared:
+        if not entry.isdigit() or int(entry) in excluded:
             continue
         with contextlib.suppress(OSError):
             stat = Path("/proc", entry, "stat").read_bytes()
@@ -115,18 +115,18 @@ def living(keep: Iterable[int]) -> list[int]:
 
 
 def threads(pid: int) -> int:
-    """How many threads the process has, by the kernel's count."""
+    """Return the number of threads of a process; 0 if it has ended."""
     with contextlib.suppress(OSError, IndexError):
         status = Path("/proc", str(pid), "status").read_bytes()
         return int(status.split(b"\nThreads:", 1)[1].split(b"\n", 1)[0])
     return 0
 
 
-async def kill_all_but(keep: Iterable[int], uid: int) -> None:
-    """Kill every process but the supervisor and ``keep``.
+async def kill_all_except(keep: Iterable[int], uid: int) -> None:
+    """Kill every process except the supervisor and ``keep``.
 
     Raises:
-        WorkerError: some process could not be ended.
+        WorkerError: a process could not be killed.
     """
     keep = list(keep)
     for attempt in range(200):
@@ -134,19 +134,19 @@ async def kill_all_but(keep: Iterable[int], uid: int) -> None:
         if not strays:
             return
         if uid:
-            # One system call for all of them: nothing that forks can run ahead of it. A fork bomb may have
-            # left no process for us to do it in; then those killed below make room for the next attempt.
+            # One system call kills all of them, so forks can't outrun it. After a fork bomb there may be no
+            # process left to run it in; then the kills below make room for the next attempt.
             with contextlib.suppress(OSError):
                 await as_user(uid, lambda: os.kill(-1, signal.SIGKILL), seconds=2)
         for pid in living(keep):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(0.0005 * min(attempt, 20))
-    raise WorkerError("processes outlive SIGKILL")
+    raise WorkerError("some processes could not be killed")
 
 
 async def as_user(uid: int, action: Callable[[], object], *, seconds: float) -> bool:
-    """Run ``action`` in a fork that has the code's uid and no rights. True if it came to its end in time."""
+    """Run ``action`` in a fork with the uid of the code. Return whether it succeeded within ``seconds``."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -169,7 +169,7 @@ _statuses: dict[int, asyncio.Future[int]] = {}
 
 
 async def ended_within(pid: int, seconds: float) -> int | None:
-    """Wait status of a child of the supervisor; after ``seconds`` it is killed and None comes back."""
+    """Return the wait status of a child, or kill it after ``seconds`` and return None."""
     future = _statuses[pid] = asyncio.get_running_loop().create_future()
     try:
         return await asyncio.wait_for(future, seconds)
@@ -180,8 +180,8 @@ async def ended_within(pid: int, seconds: float) -> int | None:
         _statuses.pop(pid, None)
 
 
-def reap(known: Iterable[NamespaceProcess]) -> None:
-    """Collect every dead child, adopted ones too."""
+def reap(processes: Iterable[NamespaceProcess]) -> None:
+    """Collect the exit statuses of all children that ended, including adopted ones."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -189,7 +189,7 @@ def reap(known: Iterable[NamespaceProcess]) -> None:
             return
         if not pid:
             return
-        for process in known:
+        for process in processes:
             if process.pid == pid and not process.exited.done():
                 process.exited.set_result(status)
         if pid in _statuses and not _statuses[pid].done():
@@ -197,7 +197,7 @@ def reap(known: Iterable[NamespaceProcess]) -> None:
 
 
 def oom_kills() -> int:
-    """How many processes of this cgroup the kernel has killed for want of memory (cgroup v1 or v2)."""
+    """Return how many processes of this cgroup the kernel killed at the memory limit (cgroup v1 or v2)."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         with contextlib.suppress(OSError):
             for line in Path(path).read_text().splitlines():

@@ -1,7 +1,8 @@
-"""PID 1 of a sandbox container: takes frames from the runner, runs flushes, and vouches for their outcome.
+"""PID 1 of a sandbox: receives frames from the owner, runs flushes and reports their outcomes.
 
-It never runs a line of the tenant's code and reads no more than a byte at a time from processes that did.
-When it can no longer vouch for the container it says so and exits, which ends every process in it.
+It never runs code of the tenant, and reads one byte at a time from processes that did. If it can no longer
+guarantee the state of the sandbox, it sends a ``fatal`` frame and exits, which ends every process in the
+sandbox.
 """
 
 from __future__ import annotations
@@ -18,155 +19,164 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
-from .config import Config
-from .flush import Flush
+from .flush import FlushRun
 from .processes import NamespaceProcess, WorkerError, as_user, reap
+from .protocol import CHECKPOINT, STARTED, Config
 from .script import separable
 
 _LENGTH = struct.Struct("!I")
-_IMPORT_SECONDS = 120.0  # the runner's own patience ends sooner
-_FORK_SECONDS = 10.0
-_CHECK_SECONDS = 2.0
+_IMPORT_TIMEOUT_S = 120.0  # the owner's start timeout is shorter
+_FORK_TIMEOUT_S = 10.0
+_CHECK_TIMEOUT_S = 2.0
 
 
 class Supervisor:
-    """The state of one container: its two namespace processes and the pending blocks."""
+    """The state of one sandbox: its two namespace processes and the pending blocks.
+
+    With eager execution each block runs as soon as the previous ones are done. That is given up, and all
+    blocks run as one script at the flush, if the result could differ: if the blocks are not ``separable``, if
+    code has forked, or if something keeps running between two blocks.
+    """
 
     def __init__(self, out: int, base: NamespaceProcess, config: Config) -> None:
         self.config = config
         self.base = base
-        self.spare = base  # until the first checkpoint
-        self.known = [base]
+        self.checkpoint = base  # until the first checkpoint
+        self.processes = [base]
         self._out = out
-        self._run_limit = 0.0
+        self._run_limit_s = 0.0
         self._eager = False
         self._flushes = 0
         self._blocks: list[str] = []
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
-        self._ahead: asyncio.Task[Flush | None] | None = None
+        self._eager_run: asyncio.Task[FlushRun | None] | None = None
         self._checks: list[asyncio.Task[None]] = []
-        self._flush: Flush | None = None
-        self._inseparable = False
+        self._flush: FlushRun | None = None
+        self._run_as_one = False
 
     async def start(self) -> None:
-        """Wait for the first namespace, fork its checkpoint, and tell the runner."""
-        await self._hello(self.base, _IMPORT_SECONDS)
-        self.spare = await self._checkpoint()
+        """Wait for the first namespace, fork its checkpoint, and report that the worker is ready."""
+        await self._wait_until_started(self.base, _IMPORT_TIMEOUT_S)
+        self.checkpoint = await self._fork_checkpoint()
         self._send({"op": "ready", "python": platform.python_version(), "pid": os.getpid()})
 
     async def handle(self, frame: dict[str, Any]) -> None:
         operation = frame["op"]
         if operation == "open":
-            self._run_limit, self._eager = float(frame["run_limit_s"]), bool(frame["eager"])
+            self._run_limit_s, self._eager = float(frame["run_limit_s"]), bool(frame["eager"])
         elif operation == "invoke":
-            self._invoke(frame["code"])
+            self._add_block(frame["code"])
         elif operation == "flush":
-            await self._finish()
+            await self._flush_blocks()
         else:
             raise WorkerError(f"unknown operation {operation!r}")
 
-    def _invoke(self, code: str) -> None:
-        """A pending block: with eager execution it starts as soon as those before it are done."""
+    def _add_block(self, code: str) -> None:
         self._blocks.append(code)
-        if not self._eager or self._inseparable:
+        if not self._eager or self._run_as_one:
             return
-        if self._ahead is None:
-            self._ahead = asyncio.create_task(self._run_ahead())
+        if self._eager_run is None:
+            self._eager_run = asyncio.create_task(self._run_eagerly())
         else:
-            self._checks.append(asyncio.create_task(self._check(list(self._blocks))))
+            self._checks.append(asyncio.create_task(self._check_separable(list(self._blocks))))
         self._queue.put_nowait(code)
 
-    async def _check(self, blocks: list[str]) -> None:
-        """Give up running block by block if that is not the same as running the whole."""
-        same = await as_user(self.config.uid, lambda: _require(separable(blocks)), seconds=_CHECK_SECONDS)
+    async def _check_separable(self, blocks: list[str]) -> None:
+        """Give up eager execution if running block by block differs from running the whole."""
+        same = await as_user(self.config.uid, lambda: _require(separable(blocks)), seconds=_CHECK_TIMEOUT_S)
         if not same:
-            self._inseparable = True
+            self._run_as_one = True
             if self._flush is not None:
                 self._flush.kill("given_up")
 
-    async def _run_ahead(self) -> Flush | None:
-        """Run blocks as they come until the flush (a None). None if it must all be run anew at the flush."""
-        flush = self._flush = await self._begin()
-        while not self._inseparable:
+    async def _run_eagerly(self) -> FlushRun | None:
+        """Run blocks from the queue until the flush, which is None in the queue.
+
+        Returns:
+            The flush; None if its blocks must all run again as one script.
+        """
+        flush = self._flush = await self._begin_flush()
+        while not self._run_as_one:
             block = await self._queue.get()
             if block is None:
                 await asyncio.gather(*self._checks)
-                if not self._inseparable:
+                if not self._run_as_one:
                     await flush.finish()
                     return flush
                 break
             if flush.forked:
-                self._inseparable = True
+                self._run_as_one = True
                 break
             await flush.run(block)
-            await asyncio.gather(*self._checks)  # a check is a process too, and would pass for a stray
-            if self._queue.empty() and not flush.over and not flush.quiet():
-                self._inseparable = True  # it would go on while the model writes
-        # Undone at once, so that the flush has nothing to wait for.
+            await asyncio.gather(*self._checks)  # a check is a process, and would count as one of the script
+            if self._queue.empty() and not flush.ended and not flush.is_idle():
+                self._run_as_one = True  # it would keep running while the model writes
+        # Undone immediately, so that the flush need not wait for it.
         flush.kill("given_up")
-        flush.kept = False
-        await self._end(flush)
-        self.spare = await self._checkpoint()
+        flush.committed = False
+        await self._end_flush(flush)
+        self.checkpoint = await self._fork_checkpoint()
         return None
 
-    async def _finish(self) -> None:
+    async def _flush_blocks(self) -> None:
         flush = None
-        if self._ahead is not None:
+        if self._eager_run is not None:
             self._queue.put_nowait(None)
-            flush = await self._ahead
+            flush = await self._eager_run
         if flush is None:
-            flush = await self._begin()
+            flush = await self._begin_flush()
             await flush.run("\n".join(self._blocks))
             await flush.finish()
         for check in self._checks:
             check.cancel()
-        self._ahead, self._flush, self._inseparable = None, None, False
+        self._eager_run, self._flush, self._run_as_one = None, None, False
         self._blocks, self._checks, self._queue = [], [], asyncio.Queue()
         self._flushes += 1
-        await self._end(flush)
+        await self._end_flush(flush)
         self._send(flush.as_frame())
-        await self._settle(flush)
+        await self._update_checkpoint(flush)
 
-    async def _begin(self) -> Flush:
-        flush = Flush(self.base, self.spare, self.config, f"<call {self._flushes + 1}>", self._run_limit)
+    async def _begin_flush(self) -> FlushRun:
+        name = f"<call {self._flushes + 1}>"
+        flush = FlushRun(self.base, self.checkpoint, self.config, name, self._run_limit_s)
         await flush.begin()
         return flush
 
-    async def _end(self, flush: Flush) -> None:
-        """Close a flush; if it is not kept, the checkpoint takes the base's place."""
+    async def _end_flush(self, flush: FlushRun) -> None:
+        """Close a flush. If it is not committed, the checkpoint replaces the base."""
         await flush.close()
-        if not flush.kept:
+        if not flush.committed:
             self._fall_back()
 
-    async def _settle(self, flush: Flush) -> None:
-        """After the answer, so that nobody waits for it: a checkpoint of the state that now holds."""
-        if flush.kept:
-            self._drop(self.spare)
-        self.spare = await self._checkpoint()
-        if flush.kept and flush.restless:
-            # A fork has no threads and no timers: the state goes on in one.
+    async def _update_checkpoint(self, flush: FlushRun) -> None:
+        """Fork a checkpoint of the new state. The result was already sent, so the owner does not wait."""
+        if flush.committed:
+            self._drop(self.checkpoint)
+        self.checkpoint = await self._fork_checkpoint()
+        if flush.committed and flush.has_background_work:
+            # A fork has no threads and no timers, so continue with the fork.
             self._fall_back()
-            self.spare = await self._checkpoint()
+            self.checkpoint = await self._fork_checkpoint()
 
     def _fall_back(self) -> None:
-        if self.spare.exited.done():
+        if self.checkpoint.exited.done():
             raise WorkerError("the checkpoint was killed")
         self._drop(self.base)
-        self.base = self.spare
+        self.base = self.checkpoint
 
-    async def _checkpoint(self) -> NamespaceProcess:
+    async def _fork_checkpoint(self) -> NamespaceProcess:
         ours, theirs = socket.socketpair()
-        spare = NamespaceProcess(ours)
-        self.known.append(spare)
-        spare.token = await self.base.command(b"C", fds=[theirs.fileno()])
+        checkpoint = NamespaceProcess(ours)
+        self.processes.append(checkpoint)
+        checkpoint.token = await self.base.command(CHECKPOINT, fds=[theirs.fileno()])
         theirs.close()
-        await self._hello(spare, _FORK_SECONDS)
-        return spare
+        await self._wait_until_started(checkpoint, _FORK_TIMEOUT_S)
+        return checkpoint
 
-    async def _hello(self, process: NamespaceProcess, seconds: float) -> None:
+    async def _wait_until_started(self, process: NamespaceProcess, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                if await process.reply() == b"k" and process.pid > 1:
+                if await process.reply() == STARTED and process.pid > 1:
                     return
         except TimeoutError:
             pass
@@ -175,7 +185,7 @@ class Supervisor:
     def _drop(self, process: NamespaceProcess) -> None:
         process.kill()
         process.close()
-        self.known.remove(process)
+        self.processes.remove(process)
 
     def _send(self, frame: dict[str, Any]) -> None:
         send_frame(self._out, frame)
@@ -194,7 +204,7 @@ def send_frame(fd: int, frame: dict[str, Any]) -> None:
 
 
 async def read_frame(reader: asyncio.StreamReader) -> dict[str, Any]:
-    """The next frame: a length (u32, big endian) and that many bytes of JSON."""
+    """Read the next frame: a length (u32, big endian) and that many bytes of JSON."""
     (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     frame: dict[str, Any] = json.loads(await reader.readexactly(size))
     return frame
@@ -205,8 +215,8 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(channel_in, "rb"))
     supervisor = Supervisor(channel_out, NamespaceProcess(control, pid), config)
-    loop.add_signal_handler(signal.SIGCHLD, lambda: reap(supervisor.known))
-    reap(supervisor.known)
+    loop.add_signal_handler(signal.SIGCHLD, lambda: reap(supervisor.processes))
+    reap(supervisor.processes)
     await supervisor.start()
     while True:
         await supervisor.handle(await read_frame(reader))
@@ -215,7 +225,7 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
 def supervise(
     channel_in: int, channel_out: int, control: socket.socket, pid: int, config: Config
 ) -> NoReturn:
-    """Serve until the channel closes, the lifetime is over or something can't be vouched for."""
+    """Serve until the channel closes, the maximum lifetime is over, or an error occurs."""
     code = 0
 
     async def bounded(serving: Coroutine[Any, Any, None]) -> None:
@@ -225,7 +235,7 @@ def supervise(
     try:
         asyncio.run(bounded(_serve(channel_in, channel_out, control, pid, config)))
     except (asyncio.IncompleteReadError, TimeoutError, ConnectionError):
-        pass  # the runner has gone, or our time is up
+        pass  # the owner has disconnected, or the lifetime is over
     except BaseException as error:
         code = 1
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -14,10 +14,10 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Annotated, Final
 
 import structlog
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -202,6 +202,15 @@ def _presented(headers: Headers) -> list[str]:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     secrets = [token if scheme.lower() == "bearer" else "", *(headers.get(name, "") for name in KEY_HEADERS)]
     return [secret.strip() for secret in secrets if secret.strip()]
+
+
+async def owner_of(request: Request) -> str:
+    """Return the owner of stored responses: the request's API key, by its hash; empty without keys."""
+    key: ApiKey | None = request.scope.get("api_key")
+    return "" if key is None else key.digest.hex()
+
+
+Owner = Annotated[str, Depends(owner_of)]
 
 
 async def require_admin(request: Request) -> None:

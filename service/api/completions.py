@@ -1,4 +1,4 @@
-"""``POST /v1/completions``: plain text generation, without a chat template and without running code."""
+"""``POST /v1/completions``: text generation without a chat template and without running code."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator, Field
 
 from service.api import sse
-from service.api.chat.prepare import SHORT
+from service.api.chat.choice_builder import MIN_LOGPROB
+from service.api.chat.prepare import SHORT_CHARS
 from service.api.errors import ApiError
-from service.api.output import LEAST
-from service.api.run import run_episodes
 from service.api.sampling import SamplingRequest, TokenId, outside_vocabulary, sampling_of, with_endings
 from service.api.schemas import TEXT_COMPLETION
 from service.api.sse import until_disconnect
-from service.api.state import CurrentServer, Server
+from service.api.state import CurrentServer, EpisodeStream, Server
 from service.api.tools.definitions import ResponseFormat
 from service.api.validation import Ignored, only
 from service.common.json import Json, JsonResponse
 from service.engines.base import Sampling, TokenChunk
+from service.episode.accumulator import ReplyAccumulator, usage_of
 from service.episode.events import EpisodeEvent, Finished, Sampled
-from service.episode.runner import Backend
-from service.episode.stop_strings import StopStringHit, reply_endings
+from service.episode.runner import EpisodeRunner
+from service.episode.tool_parser import TextDelta
 
 _MAX_TOKENS = 16
-"""Where the client gives no limit, as at OpenAI and vLLM."""
+"""Default of ``max_tokens``, as in OpenAI's API and vLLM."""
 
 router = APIRouter(tags=["Completions"])
 
 
 def _as_prompts(value: object) -> object:
-    """One prompt, as text or as token ids, as a list of one."""
+    """Wrap a single prompt, given as text or as token ids, in a list."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value and all(type(part) is int for part in value):
@@ -60,11 +60,11 @@ class CompletionRequest(SamplingRequest):
     max_tokens: int | None = Field(default=None, ge=0)
     """Unset: 16."""
     echo: bool = False
-    """Put the prompt before the completion."""
+    """Return the prompt before the completion."""
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    """Report log-probabilities of the sampled tokens, and of so many alternatives to each."""
+    """Number of alternatives to report per sampled token, beside its own log-probability."""
     best_of: int | None = Field(default=None, ge=1)
-    """Accepted if it equals ``n``: this server does not rank completions."""
+    """Must equal ``n``: this server does not rank completions."""
     response_format: ResponseFormat | None = None
     add_special_tokens: Annotated[object, Ignored(True)] = None
     suffix: Annotated[object, only("")] = None
@@ -81,7 +81,7 @@ class CompletionRequest(SamplingRequest):
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _PreparedPrompt:
     """One prompt of a request."""
 
     ids: list[int]
@@ -90,106 +90,95 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """A request that may run."""
+class PreparedCompletion:
+    """A request that is ready to run."""
 
     id: str
     server: Server
-    backend: Backend
+    runner: EpisodeRunner
     request: CompletionRequest
-    parts: list[_Part]
+    prompts: list[_PreparedPrompt]
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(len(part.ids) for part in self.parts)
+        return sum(len(prompt.ids) for prompt in self.prompts)
 
-    def choices(self) -> list[_Choice]:
-        """An empty choice for each completion; those of one prompt stand together."""
+    def choices(self) -> list[TextChoiceBuilder]:
+        """Return an empty choice for each completion, grouped by prompt."""
         count = self.request.choices
         return [
-            _Choice(index, self, part)
-            for index, part in enumerate(part for part in self.parts for _ in range(count))
+            TextChoiceBuilder(index, self, prompt)
+            for index, prompt in enumerate(prompt for prompt in self.prompts for _ in range(count))
         ]
 
-    def streams(self) -> list[AsyncGenerator[EpisodeEvent, None]]:
-        """One stream of events a choice, each with a seed of its own."""
-        stops = list(self.request.stop or ())
-        found = []
-        for part in self.parts:
+    def episodes(self) -> list[EpisodeStream]:
+        """Return one stream of events per choice, each with its own seed."""
+        stop = list(self.request.stop or ())
+        streams = []
+        for prompt in self.prompts:
             for number in range(self.request.choices):
-                sampling = part.sampling
+                sampling = prompt.sampling
                 if sampling.seed is not None:
                     sampling = replace(sampling, seed=sampling.seed + number)
-                found.append(self.backend.plain(part.ids, sampling, stops=stops))
-        return found
+                streams.append(self.runner.complete(prompt.ids, sampling, stop=stop))
+        return streams
 
 
-class _Choice:
-    """One completion, grown from the events of its generation."""
+class TextChoiceBuilder:
+    """Builder of one completion from the events of its generation."""
 
-    def __init__(self, index: int, job: _Job, part: _Part) -> None:
+    def __init__(self, index: int, completion: PreparedCompletion, prompt: _PreparedPrompt) -> None:
         self.index = index
-        self.sampled_tokens = 0
+        self.reply = ReplyAccumulator(completion.runner.engine)
         self.finish_reason: str | None = None
-        self._engine = job.backend.engine
-        self._endings = reply_endings(job.backend.engine)
-        self._top = job.request.logprobs
-        self._before = part.text if job.request.echo else ""
-        self._text = ""
+        self._tokenizer = completion.runner.engine.tokenizer
+        self._top = completion.request.logprobs
+        self._before = prompt.text if completion.request.echo else ""
         self._logprobs: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         self._offset = len(self._before)
 
     def begin(self) -> Json | None:
-        """The prompt, where it is to be echoed."""
-        return self._delta(self._before) if self._before else None
+        """Return the prompt as the first delta if it is echoed."""
+        return self._choice(self._before) if self._before else None
 
-    def take(self, event: EpisodeEvent) -> Json | None:
-        """What ``event`` adds, as a choice of a chunk; None if nothing."""
+    def add(self, event: EpisodeEvent) -> Json | None:
+        """Add ``event`` and return it as a choice of a streamed chunk; None if it adds nothing."""
+        text = "".join(part.text for part in self.reply.add(event) if isinstance(part, TextDelta))
         match event:
             case Sampled(chunk):
-                return self._sampled(chunk)
-            case StopStringHit(ids):
-                self.sampled_tokens += len(ids)
+                logprobs = self._chunk_logprobs(chunk, self.reply.shown_tokens)
+                return self._choice(text, logprobs) if text or logprobs else None
             case Finished(outcome):
                 return self.finish("length" if outcome.is_truncated else "stop")
         return None
 
     def finish(self, reason: str) -> Json:
-        """The last of a stream's choices."""
+        """Return the last delta."""
         self.finish_reason = reason
-        return self._delta("")
+        return self._choice("")
 
-    def whole(self) -> Json:
-        """The choice of a reply that is not streamed."""
+    def choice(self) -> Json:
+        """Return the whole choice."""
         logprobs = self._logprobs if self._top is not None else None
-        return self._choice(self._before + self._text, logprobs)
+        return self._choice(self._before + self.reply.text, logprobs)
 
-    def _sampled(self, chunk: TokenChunk) -> Json | None:
-        ids, text = chunk.ids, chunk.text
-        self.sampled_tokens += len(ids)
-        if ids and (ending := self._endings.get(ids[-1])) is not None:  # counted, but no part of the text
-            ids, text = ids[:-1], text.removesuffix(ending)
-        self._text += text
-        logprobs = self._read_logprobs(chunk, len(ids))
-        return self._delta(text, logprobs) if text or logprobs else None
-
-    def _read_logprobs(self, chunk: TokenChunk, count: int) -> Json | None:
+    def _chunk_logprobs(self, chunk: TokenChunk, count: int) -> Json | None:
         if self._top is None or not count:
             return None
-        decode = self._engine.tokenizer.decode
+        decode = self._tokenizer.decode
         tokens = [decode([token]) for token in chunk.ids[:count]]
         offsets = []
         for token in tokens:
             offsets.append(self._offset)
             self._offset += len(token)
         tops = [
-            {decode([item.token_id]): max(item.logprob, LEAST) for item in chunk.top_logprobs[at]}
+            {decode([item.token_id]): max(item.logprob, MIN_LOGPROB) for item in chunk.top_logprobs[at]}
             for at in range(count if chunk.top_logprobs else 0)
         ]
         added: Json = {
             "tokens": tokens,
-            "token_logprobs": [max(logprob, LEAST) for logprob in chunk.logprobs[:count]],
+            "token_logprobs": [max(logprob, MIN_LOGPROB) for logprob in chunk.logprobs[:count]],
             "top_logprobs": tops or [{}] * count,
             "text_offset": offsets,
         }
@@ -197,10 +186,7 @@ class _Choice:
             self._logprobs[name] += values  # type: ignore[operator]
         return added
 
-    def _delta(self, text: str, logprobs: Json | None = None) -> Json:
-        return self._choice(text, logprobs)
-
-    def _choice(self, text: str, logprobs: Json | None) -> Json:
+    def _choice(self, text: str, logprobs: Json | None = None) -> Json:
         return {
             "index": self.index,
             "text": text,
@@ -211,47 +197,48 @@ class _Choice:
 
 @router.post("/v1/completions", response_class=JsonResponse, responses=TEXT_COMPLETION)
 async def create_completion(body: CompletionRequest, request: Request, server: CurrentServer) -> Response:
-    """Continue a text, or a sequence of token ids. No code is run."""
-    job = await _prepare(server, body)
+    """Continue a text or a sequence of token ids. No code runs."""
+    completion = await _prepare(server, body)
     if body.stream:
-        return sse.EventStream(_stream(job), server.settings.keep_alive_s)
-    return JsonResponse(await until_disconnect(request.receive, _complete(job)))
+        return sse.EventStream(_stream(completion), server.settings.keep_alive_s)
+    return JsonResponse(await until_disconnect(request.receive, _complete(completion)))
 
 
-async def _prepare(server: Server, request: CompletionRequest) -> _Job:
-    """The job for ``request``.
+async def _prepare(server: Server, request: CompletionRequest) -> PreparedCompletion:
+    """Prepare ``request`` to run on ``server``.
 
     Raises:
-        ApiError: 404 for an unknown model; 400 for what is too much, does not fit, or can't be honoured.
+        ApiError: 404 for an unknown model; 400 for a field above its limit, a prompt that doesn't fit, or a
+            field that the engine doesn't support.
     """
     server.check_model(request.model)
     if request.choices > server.settings.max_n:
         message = f"'n' is at most {server.settings.max_n} here."
         raise ApiError(400, message, param="n", code="invalid_value")
     if request.best_of not in (None, request.choices):
-        message = "'best_of': this server does not rank completions; ask for 'n' of them and choose."
+        message = "'best_of': this server does not rank completions; request 'n' of them and choose."
         raise ApiError(400, message, param="best_of", code="unsupported_parameter")
     if request.echo and request.logprobs is not None:
-        message = "'logprobs': this server does not report log-probabilities of the prompt; leave out 'echo'."
+        message = "'logprobs': this server does not report log-probabilities of the prompt; remove 'echo'."
         raise ApiError(400, message, param="logprobs", code="unsupported_parameter")
     most = server.settings.max_concurrent_episodes
     if len(request.prompt) * request.choices > most:
         message = f"'prompt': at most {most} completions run at once here, prompts times 'n'."
         raise ApiError(400, message, param="prompt", code="invalid_value")
-    parts = []
+    prompts = []
     for index, prompt in enumerate(request.prompt):
         at = "prompt" if len(request.prompt) == 1 else f"prompt[{index}]"
-        parts.append(await _part(server, request, prompt, at))
-    engine = with_endings(server.backend.engine, request)
-    backend = replace(server.backend, engine=engine)
-    return _Job(f"cmpl-{secrets.token_hex(12)}", server, backend, request, parts)
+        prompts.append(await _prepare_prompt(server, request, prompt, at))
+    runner = replace(server.runner, engine=with_endings(server.engine, request))
+    return PreparedCompletion(f"cmpl-{secrets.token_hex(12)}", server, runner, request, prompts)
 
 
-async def _part(server: Server, request: CompletionRequest, prompt: str | list[int], at: str) -> _Part:
-    backend = server.backend
-    tokenizer = backend.engine.tokenizer
+async def _prepare_prompt(
+    server: Server, request: CompletionRequest, prompt: str | list[int], at: str
+) -> _PreparedPrompt:
+    tokenizer = server.engine.tokenizer
     if isinstance(prompt, str):
-        if len(prompt) <= SHORT:
+        if len(prompt) <= SHORT_CHARS:
             ids = tokenizer.encode(prompt, allow_special=True)
         else:
             ids = await asyncio.to_thread(tokenizer.encode, prompt, allow_special=True)
@@ -261,76 +248,87 @@ async def _part(server: Server, request: CompletionRequest, prompt: str | list[i
             raise outside_vocabulary(f"{at}[{wrong[0]}]", ids[wrong[0]], size)
     if not ids:
         raise ApiError(400, f"'{at}' needs at least one token.", param=at, code="invalid_value")
-    room = backend.room(ids, deferral=False)
+    room = server.runner.room(ids, deferral=False)
     if room < 1:
         message = f"'{at}' has {len(ids)} tokens; at most {len(ids) + room - 1} fit."
         raise ApiError(400, message, param=at, code="context_length_exceeded")
     sampling = sampling_of(
         request,
-        backend.sampling,
+        server.runner.sampling,
         room,
-        backend.engine,
+        server.engine,
         model=request.model,
         logprobs=request.logprobs is not None,
         top_logprobs=request.logprobs or 0,
         json_schema=request.json_schema,
     )
     text = prompt if isinstance(prompt, str) else tokenizer.decode(ids) if request.echo else ""
-    return _Part(ids, text, sampling)
+    return _PreparedPrompt(ids, text, sampling)
 
 
-async def _events(job: _Job, choices: list[_Choice]) -> AsyncGenerator[Json, None]:
-    """Choices of a stream's chunks, the echoed prompts first; holds the request's places while it runs."""
+async def _deltas(
+    completion: PreparedCompletion, choices: list[TextChoiceBuilder]
+) -> AsyncGenerator[Json, None]:
+    """Run the episodes and yield the choice of each chunk, echoed prompts first."""
     for choice in choices:
         if (delta := choice.begin()) is not None:
             yield delta
-    if job.request.token_limit == 0:
+    request = completion.request
+    if request.token_limit == 0:
         for choice in choices:
             yield choice.finish("length")
         return
-    running = run_episodes(
-        job.server,
-        job.streams,
+    running = completion.server.run_episodes(
+        completion.episodes,
         count=len(choices),
         operation="text_completion",
-        model=job.request.model,
-        prompt_tokens=job.prompt_tokens,
-        attributes={"ih_grpo.request.id": job.id, "ih_grpo.deferred": False},
-        schema_param=None if job.request.json_schema is None else "response_format",
+        model=request.model,
+        prompt_tokens=completion.prompt_tokens,
+        attributes={"ih_grpo.request.id": completion.id, "ih_grpo.deferred": False},
+        schema_param=None if request.json_schema is None else "response_format",
     )
     async with running as events:
         async for index, event in events:
-            if (delta := choices[index].take(event)) is not None:
+            if (delta := choices[index].add(event)) is not None:
                 yield delta
 
 
-async def _complete(job: _Job) -> Json:
-    choices = job.choices()
-    async with aclosing(_events(job, choices)) as deltas:
+async def _complete(completion: PreparedCompletion) -> Json:
+    choices = completion.choices()
+    async with aclosing(_deltas(completion, choices)) as deltas:
         async for _ in deltas:
             pass
-    return {**_head(job), "choices": [choice.whole() for choice in choices], "usage": _usage(job, choices)}
+    return {
+        **_head(completion),
+        "choices": [choice.choice() for choice in choices],
+        "usage": _usage(completion, choices),
+    }
 
 
-async def _stream(job: _Job) -> AsyncGenerator[bytes, None]:
-    choices, head = job.choices(), _head(job)
-    options = job.request.stream_options
+async def _stream(completion: PreparedCompletion) -> AsyncGenerator[bytes, None]:
+    choices, head = completion.choices(), _head(completion)
+    options = completion.request.stream_options
     with_usage = options is not None and options.include_usage
-    async with aclosing(_events(job, choices)) as deltas:
+    async with aclosing(_deltas(completion, choices)) as deltas:
         async for delta in deltas:
             yield sse.data({**head, "choices": [delta], **({"usage": None} if with_usage else {})})
     if with_usage:
-        yield sse.data({**head, "choices": [], "usage": _usage(job, choices)})
+        yield sse.data({**head, "choices": [], "usage": _usage(completion, choices)})
 
 
-def _head(job: _Job) -> Json:
-    return {"id": job.id, "object": "text_completion", "created": job.created, "model": job.request.model}
-
-
-def _usage(job: _Job, choices: list[_Choice]) -> Json:
-    completion = sum(choice.sampled_tokens for choice in choices)
+def _head(completion: PreparedCompletion) -> Json:
     return {
-        "prompt_tokens": job.prompt_tokens,
-        "completion_tokens": completion,
-        "total_tokens": job.prompt_tokens + completion,
+        "id": completion.id,
+        "object": "text_completion",
+        "created": completion.created,
+        "model": completion.request.model,
+    }
+
+
+def _usage(completion: PreparedCompletion, choices: list[TextChoiceBuilder]) -> Json:
+    usage = usage_of(completion.prompt_tokens, [choice.reply for choice in choices])
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
     }

@@ -31,7 +31,7 @@ async def health() -> dict[str, str]:
 @open_router.get("/ready", response_class=JSONResponse, responses=READINESS)
 async def ready(request: Request, server: CurrentServer) -> JSONResponse:
     """Whether new requests will be served. Needs no key; with one, it reports the state of each part, too."""
-    parts = {"engine": server.backend.engine.healthy, "sandbox": await server.backend.sandbox.ready()}
+    parts = {"engine": server.engine.healthy, "sandbox": await server.runner.sandbox.ready()}
     is_ready = all(parts.values()) and not server.drain.draining
     told = {name: "ready" if part else "not ready" for name, part in parts.items()}
     status = "going down" if server.drain.draining else "ready" if is_ready else "not ready"
@@ -45,7 +45,7 @@ async def metrics(server: CurrentServer) -> Response:
     text = server.metrics.render(
         running=server.admission.running,
         waiting=server.admission.waiting,
-        engine=server.backend.engine.stats(),
+        engine=server.engine.stats(),
     )
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 

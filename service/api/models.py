@@ -56,8 +56,8 @@ def _model(server: Server, name: str) -> Json:
         "object": "model",
         "created": server.started_at,
         "owned_by": "ih-grpo",
-        "context_length": server.backend.engine.context_length,
-        "deferral": server.backend.policy.model_dump(),
+        "context_length": server.engine.context_length,
+        "deferral": server.runner.policy.model_dump(),
         "notice": server.notice,
     }
 
@@ -95,7 +95,7 @@ async def reload(body: ReloadRequest, server: CurrentServer) -> Json:
     Episodes that are running go on under the new weights, with the limits that they began with. If anything
     is wrong with the checkpoint, the old weights go on.
     """
-    engine = server.backend.engine
+    engine = server.engine
     if not isinstance(engine, _Reloadable):
         raise ApiError(
             501, "This engine can't change its weights by file: use its own weight-update routes, or restart."
@@ -109,7 +109,7 @@ async def reload(body: ReloadRequest, server: CurrentServer) -> Json:
             await engine.load_weights(checkpoint.path)
         except EngineError as error:
             raise _refused(str(error)) from error
-        server.backend = replace(server.backend, policy=checkpoint.policy, sampling=checkpoint.sampling)
+        server.runner = replace(server.runner, policy=checkpoint.policy, sampling=checkpoint.sampling)
         server.notice = DEMO_NOTICE if is_demo(str(checkpoint.path)) else None
     seconds = round(time.monotonic() - began, 3)
     _log.info("weights_reloaded", checkpoint=str(checkpoint.path), seconds=seconds)

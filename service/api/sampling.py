@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from service.api.errors import ApiError
 from service.api.validation import Ignored, RequestBody, RequestModel, only
 from service.engines.base import Engine, Sampling, unsupported
-from service.engines.validation import EngineWithEndings
+from service.engines.validation import EngineWithEndTokens
 
 MAX_STOPS = 16
 
@@ -124,12 +124,17 @@ class SamplingRequest(RequestBody):
             yield "stream_options"
 
 
+def enables_thinking(effort: str | None) -> bool | None:
+    """Return whether a reasoning effort turns thinking on; None without one. The model knows no degrees."""
+    return None if effort is None else effort not in ("none", "minimal")
+
+
 def with_endings(engine: Engine, request: SamplingRequest) -> Engine:
     """``engine`` with the tokens that end a reply of ``request``."""
     if not (request.stop_token_ids or request.ignore_eos):
         return engine
     own = frozenset() if request.ignore_eos else engine.eos_token_ids
-    return EngineWithEndings(engine, own | frozenset(request.stop_token_ids or ()))
+    return EngineWithEndTokens(engine, own | frozenset(request.stop_token_ids or ()))
 
 
 def sampling_of(

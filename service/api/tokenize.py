@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import Field, ValidationError
 
-from service.api.chat.prepare import SHORT, render_prompt
+from service.api.chat.prepare import SHORT_CHARS, render_prompt
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError, complaint
 from service.api.sampling import TokenId, outside_vocabulary
@@ -48,7 +48,7 @@ class DetokenizeRequest(RequestBody):
 async def tokenize(body: TokenizeRequest, server: CurrentServer) -> Json:
     """The token ids of a text, or of the prompt that a chat request with these messages has."""
     server.check_model(body.model or server.model_name)
-    tokenizer = server.backend.engine.tokenizer
+    tokenizer = server.engine.tokenizer
     if body.messages is not None:
         ids = await render_prompt(server, _chat_request(body, server.model_name))
     elif body.prompt is None:
@@ -58,13 +58,13 @@ async def tokenize(body: TokenizeRequest, server: CurrentServer) -> Json:
             param="prompt",
             code="missing_required_parameter",
         )
-    elif len(body.prompt) <= SHORT:
+    elif len(body.prompt) <= SHORT_CHARS:
         ids = tokenizer.encode(body.prompt, allow_special=True)
     else:
         ids = await asyncio.to_thread(tokenizer.encode, body.prompt, allow_special=True)
     return {
         "count": len(ids),
-        "max_model_len": server.backend.engine.context_length,
+        "max_model_len": server.engine.context_length,
         "tokens": ids,
         "token_strs": [tokenizer.decode([token]) for token in ids] if body.return_token_strs else None,
     }
@@ -74,7 +74,7 @@ async def tokenize(body: TokenizeRequest, server: CurrentServer) -> Json:
 async def detokenize(body: DetokenizeRequest, server: CurrentServer) -> Json:
     """The text of token ids."""
     server.check_model(body.model or server.model_name)
-    tokenizer = server.backend.engine.tokenizer
+    tokenizer = server.engine.tokenizer
     size = tokenizer.vocab_size
     if wrong := [place for place, token in enumerate(body.tokens) if token >= size]:
         raise outside_vocabulary(f"tokens[{wrong[0]}]", body.tokens[wrong[0]], size)

@@ -1,9 +1,4 @@
-"""Mistakes in settings, in words that name the field.
-
-How every command complains, and how it ends when it can't do what it is asked.
-
-Text from a model or from its code, made harmless to a terminal.
-"""
+"""Shared output of the commands: errors, warnings, and text that is safe to print on a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +12,10 @@ from rich.markup import escape
 
 
 def explain(error: ValidationError, *models: type[BaseModel]) -> list[str]:
-    """One line a mistake, led by the field's name. ``models``: whose fields a misspelt one may have meant."""
+    """Format validation errors, one line each, starting with the field's name.
+
+    ``models`` are searched for the intended field if an unknown one was given.
+    """
     known = [name for model in models for name in model.model_fields]
     lines = []
     for item in error.errors(include_url=False):
@@ -28,39 +26,40 @@ def explain(error: ValidationError, *models: type[BaseModel]) -> list[str]:
             message = "is missing"
         if item["type"] == "extra_forbidden":
             meant = get_close_matches(str(item["loc"][-1]), known, n=1)
-            message, given = "there is no such field" + "".join(f"; did you mean {m}?" for m in meant), ""
+            message, given = "unknown field" + "".join(f". Did you mean {name}?" for name in meant), ""
         lines.append(f"{field}: {message}{given}" if field else message)
     return lines
 
 
-def abort(*complaints: str) -> NoReturn:
-    """A line for each complaint on stderr, and exit code 2.
+def abort(*messages: str) -> NoReturn:
+    """Print error messages, one line each, on stderr and exit with code 2.
 
-    Complaints are taken as they are: ``[train]`` in one is no markup of rich's.
+    Messages are printed literally: ``[train]`` is not parsed as rich markup.
 
     Raises:
         typer.Exit: always.
     """
-    _tell("[bold red]error[/]", complaints)
+    _print("[bold red]error[/]", messages)
     raise typer.Exit(2)
 
 
-def warn(*complaints: str) -> None:
-    """Likewise, of what is odd and stops nothing."""
-    _tell("[bold yellow]warning[/]", complaints)
+def warn(*messages: str) -> None:
+    """Print warnings, one line each, on stderr."""
+    _print("[bold yellow]warning[/]", messages)
 
 
-def _tell(kind: str, complaints: tuple[str, ...]) -> None:
+def _print(kind: str, messages: tuple[str, ...]) -> None:
     console = Console(stderr=True)
-    for complaint in complaints:
-        console.print(f"{kind} {escape(complaint)}", highlight=False, soft_wrap=True)
+    for message in messages:
+        console.print(f"{kind} {escape(message)}", highlight=False, soft_wrap=True)
 
 
-# An escape sequence could move the cursor, rewrite what was shown or set the clipboard.
+# An escape sequence could move the cursor, overwrite earlier output or set the clipboard.
 _PICTURES: Final = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-_HARMLESS: Final = {**_PICTURES, 0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd")}
+_SAFE: Final = {**_PICTURES, 0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd")}
 
 
 def sanitize(text: str) -> str:
-    """``text`` with control characters as pictures of themselves; line feeds and tabs stay."""
-    return text.translate(_HARMLESS)
+    """Replace control characters in text of a model or its code by visible symbols, except line feeds and
+    tabs."""
+    return text.translate(_SAFE)

@@ -1,6 +1,6 @@
-"""An episode as lanes over time: what the model wrote, what ran meanwhile, and how long it had to wait.
+"""Timeline of an episode: lanes for the model's writing, its code and its waits.
 
-An episode's times as spans of a timeline. The playground draws the same lanes (``static/lanes.js``).
+The playground draws the same lanes (``static/lanes.js``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STYLES = {"write": "cyan", "run": "green", "failed": "red", "wait": "yellow", "c
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Something that took from ``start`` to ``end``, in seconds of one clock. ``kind`` is a key of STYLES."""
+    """An activity from ``start`` to ``end``, in seconds of one clock. ``kind`` is a key of STYLES."""
 
     lane: str
     kind: str
@@ -26,7 +26,7 @@ class Span:
 
 
 def timeline(spans: Sequence[Span], width: int = 60) -> Table:
-    """A row a lane, in order of first appearance; ``width`` columns stand for the whole episode."""
+    """Draw one row per lane, in order of first appearance. ``width`` columns represent the whole episode."""
     table = Table.grid(padding=(0, 1))
     if not spans:
         return table
@@ -49,19 +49,19 @@ def timeline(spans: Sequence[Span], width: int = 60) -> Table:
 
 
 MIN_CONTAINER_WAIT_MS: Final = 10.0
-"""A shorter wait for a container is the time that handing the block over takes; it is not shown."""
+"""Shorter waits are the overhead of handing over the block and are not shown."""
 
 
 def episode_spans(start: float, end: float, tools: Sequence[Mapping[str, Any]]) -> list[Span]:
-    """Spans of an episode: what the model wrote, each block's run, each wait.
+    """Return the spans of an episode: the model's writing, each block's run, each wait.
 
-    Waiting for a container has a lane and a kind of its own; the part of it that the model waited for is of
-    that kind in the lane ``waits``, too.
+    Waiting for a container has its own lane and kind. The part of it that the model waited for also appears,
+    with this kind, in the lane ``waits``.
 
     Args:
-        start: when the model began to write, in seconds on the clock of the tools' times.
-        end: when it ended.
-        tools: its flushes, as the API's ``executed_tools``.
+        start: start of the model's writing, in seconds of the same clock as ``tools``.
+        end: end of the episode.
+        tools: the flushes, as in the API's ``executed_tools``.
     """
     writes: list[Span] = []
     waits: list[Span] = []
@@ -88,7 +88,8 @@ def episode_spans(start: float, end: float, tools: Sequence[Mapping[str, Any]]) 
 
 
 def _runs(tool: Mapping[str, Any], first: int) -> Iterator[Span]:
-    """A span a block, or one for all that ran as one script. ``first`` is the number of the first block."""
+    """Yield a span per block, or one for all blocks that ran as one script. ``first`` is the first block's
+    number."""
     count, runs = len(tool["blocks"]), tool["runs"]
     for at, run in enumerate(runs):
         is_last = at == len(runs) - 1

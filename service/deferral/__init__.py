@@ -1,1 +1,1 @@
-"""The deferred protocol, without I/O."""
+"""The deferred execution protocol, without I/O. Start reading at ``episode``."""

@@ -1,4 +1,4 @@
-r"""Find the final answer, ``\boxed{...}``: one rule for what ends an episode and for what is graded."""
+r"""Extraction of the final answer, ``\boxed{...}``, which ends an episode and is graded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _SPACES: Final = ("~", "\\ ", "\\,", "\\;", "\\:", "\\!", "\\quad", "\\qquad")
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last complete ``\boxed{...}`` or ``\fbox{...}`` of ``text``, or None.
 
-    ``\boxed 5`` counts as ``\boxed{5}``. Spaces at both ends of the content, TeX's included, are removed. Of
-    nested boxes the outermost counts. A box that is never closed, or holds nothing, is not an answer.
-    Linear in the length of the text.
+    ``\boxed 5`` counts as ``\boxed{5}``. Spaces at both ends of the content, including TeX spaces, are
+    removed. Of nested boxes the outermost counts. An unclosed or empty box is not an answer. Time is linear
+    in the length of the text.
     """
     open_groups: list[tuple[bool, int]] = []
     answer: str | None = None
@@ -43,7 +43,7 @@ def _strip(content: str) -> str:
     while True:
         before = content
         content = content.lstrip()
-        # A backslash keeps the space after it: "5\\ " ends in a space of TeX's.
+        # Keep the space after a backslash: "5\\ " ends with a TeX space.
         bare = content.rstrip()
         content = bare + content[len(bare) :][:1] if bare.endswith("\\") else bare
         for space in _SPACES:

@@ -1,9 +1,10 @@
-"""Tell requests whose answer is program code from requests whose answer is a computed value.
+"""Heuristic that distinguishes requests for program code from requests for a computed value.
 
-Where the server decides that code runs (``unflushed: "run"``), code that *is* the answer must not run: a
-user who asks for a function wants to read it. Whether a block prints says nothing, since shown functions
-usually come with a demonstration. The words of the request decide, so the rule costs no model call and is the
-same for every model; a model that wants the code to run anyway writes the execute marker.
+If the server decides that code runs (``unflushed: "run"``), code that *is* the answer must not run: a user
+who asks for a function wants to read it. Whether a block prints does not
+matter, because example functions usually come with a demonstration. The rule uses only the words of the
+request. It therefore needs no model call and is the same for every model. A model that wants the code to run
+anyway can write the execute marker.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import ast
 import re
 from typing import Final
 
-# Things that are made of code. "function", "program", "class" and "loop" also occur in word problems, so they
-# count only near a verb of making or showing, or a programming language.
+# Names of things made of code. "function", "program", "class" and "loop" also occur in word problems, so they
+# count only near a verb such as "write" or "show", or near the name of a programming language.
 _CODE_NOUN: Final = (
     r"(?:functions?|scripts?|code|snippets?|programs?|one[- ]liners?|decorators?|"
     r"generators?|iterators?|lambdas?|comprehensions?|reg(?:ular )?ex(?:pression)?(?:es|s)?|quer(?:y|ies)|"
@@ -42,7 +43,7 @@ _MAKE: Final = (
     r"improv|optimi[sz]|convert|design|defin|develop|cod|sketch|need|want|"
     r"example|demonstrat|illustrat|explain|suggest|share|post|propose|set up)(?:e|es|ed|ing|s)?"
 )
-# Blanks and other characters exclude each other, so that a match takes time linear in the text.
+# Spaces and other characters exclude each other, so that matching takes time linear in the text.
 _WORDS: Final = r"(?:\s+\S+){0,6}?\s+[\"'(`*]?"
 _GAP: Final = r".{0,80}"
 _HOW_TO: Final = (
@@ -90,7 +91,7 @@ _SHOWS_CODE: Final = tuple(
         # "Reverse a string in JavaScript", "an SQL statement that ..."
         rf"\b(?:in|using|with) (?:{_OTHER_LANGUAGE})",
         r"\b(?:select|insert|update|delete|create table)\b.{0,80}\b(?:statement|sql)\b|\bsql\b",
-        # Fenced code in the request: the user talks about code.
+        # Fenced code in the request: the user asks about code.
         r"^\s*```",
         # German, French, Spanish, Portuguese, Italian, Dutch, Polish, Russian, Chinese, Japanese, Korean
         r"\b(?:schreib|zeig|erstell|programmier|implementier|gib)\w*\b.{0,80}\b(?:funktion|code|skript|"
@@ -115,7 +116,7 @@ _SHOWS_CODE: Final = tuple(
     )
 )
 
-# The value itself is wanted, whatever code the request also mentions.
+# The request is for a value, even if it also mentions code.
 _WANTS_VALUE: Final = re.compile(
     r"(?:^|[.?!;,]\s+)how (?:many|much)\b|\bwhat(?:'s| is) [-(\[{\d]|"
     r"\bwhat(?:'s| is) the (?:sum|product|quotient|remainder|average|mean|median|total|maximum|minimum|"
@@ -141,21 +142,21 @@ _CHANGES_IT: Final = re.compile(
 )
 _FORMULA: Final = re.compile(r"\$\$?[^$]{1,500}\$\$?|\\\[.{1,500}?\\\]|\\\(.{1,500}?\\\)", re.DOTALL)
 _LENGTH: Final = 2000
-"""Characters of a request that are looked at, half from each end."""
+"""Number of characters of a request that are examined, half from each end."""
 
 
 def asks_for_code(request: str, *, after_code: bool = False) -> bool:
-    """Return whether the code in a reply to ``request`` is the answer itself, to be read and not run.
+    """Return whether ``request`` asks for program code, which is to be read and not run.
 
-    A heuristic on words, in the languages that people use most. At most 2,000 characters are looked at.
+    This is a heuristic on words in the most used languages. At most 2,000 characters are examined.
 
     Args:
         request: the last user message.
-        after_code: the reply before it showed code, so that "make it shorter" is about that code.
+        after_code: the reply before it contained code, so that "make it shorter" refers to that code.
     """
     half = _LENGTH // 2
     text = request if len(request) <= _LENGTH else f"{request[:half]}\n{request[-half:]}"
-    # Formulas hold no request, and "the function $f(x)$" is mathematics.
+    # Formulas contain no request, and "the function $f(x)$" is mathematics.
     text = _FORMULA.sub(" $ ", text)
     if _WANTS_VALUE.search(text):
         return False
@@ -165,10 +166,11 @@ def asks_for_code(request: str, *, after_code: bool = False) -> bool:
 
 
 def computes_nothing(code: str) -> bool:
-    """Return whether running ``code`` could show nothing that its reader does not see.
+    """Return whether running ``code`` would show nothing that is not in the code itself.
 
-    It only imports, defines functions or classes, or prints constant text. Code that asks for input counts
-    too, since nobody answers it. Code with a syntax error does not: running it tells the model what is wrong.
+    This holds if it only imports, defines functions or classes, or prints constant text, and if it reads
+    input, which is never available. Code with a syntax error returns False, because running it reports the
+    error to the model.
     """
     try:
         tree = ast.parse(code)
@@ -191,7 +193,7 @@ _DEFINITIONS: Final = (
 
 
 def _is_constant(node: ast.stmt) -> bool:
-    """A constant by itself, or ``print`` of nothing but constant text."""
+    """Return whether ``node`` is a constant string or a ``print`` of constant strings only."""
     if not isinstance(node, ast.Expr):
         return False
     match node.value:

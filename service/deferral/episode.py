@@ -1,8 +1,34 @@
-"""The state machine of one episode: no I/O, no clock. A driver feeds it tokens and sandbox results.
+"""The deferred execution protocol: the state machine of one episode, with its transcript.
 
-The tokens of an episode as they were sampled or given; the trainer reads them as they are.
+An episode is one problem, from the prompt to an outcome. It consists of turns:
 
-Count delayed calls, and refuse the count to flushes that game it (algorithm.md, section 1).
+1. The model samples text. Each Python block that it closes becomes *pending* (an `Invocation`). It does not
+   run yet.
+2. The turn ends when the model writes the execute marker, ends its turn, or reaches a limit.
+3. After a marker, all pending blocks run in order as one script. This is a *flush*. Its output is appended to
+   the context as an *observation*, and the next turn begins. All flushes of an episode share one namespace.
+4. A turn that ends without a flush ends the episode. `Outcome` lists the reasons.
+
+Blocks that wait for a flush together with later ones are *delayed*. Training rewards their number, see
+`delayed_calls`.
+
+`DeferralPolicy` changes steps 1 and 2: with ``mode: immediate`` every closed block ends the turn; with
+``unflushed: run`` the server flushes blocks that are still pending when the model ends its turn.
+
+This module does no I/O and has no clock. The caller, usually ``service.episode.runner``, connects it to an
+engine and a sandbox::
+
+    episode = Episode(prompt_ids, policy, tokenizer, marker_id)
+    while episode.outcome is None and (budget := episode.turn_budget()):
+        for ids, text, logprobs in sample(episode.context_ids, budget):
+            episode.feed(ids, text, logprobs)
+            if episode.turn_over:
+                break
+        flush = episode.end_turn()
+        if flush is not None:
+            result = run(flush.blocks) if flush.blocks else None
+            episode.observe(result, requested_by=flush.requested_by)
+    outcome = episode.finish()
 """
 
 from __future__ import annotations
@@ -15,7 +41,6 @@ from typing import Literal
 
 from service.deferral.answer import last_boxed
 from service.deferral.code_request import computes_nothing
-from service.deferral.fences import BlockClosed, FenceScanner
 from service.deferral.observation import (
     NOTHING_PENDING,
     FlushResult,
@@ -24,19 +49,23 @@ from service.deferral.observation import (
     result_text,
 )
 from service.deferral.policy import DeferralPolicy
+from service.deferral.scanner import BlockClosed, FenceScanner
 
 
 class Transcript:
-    """Prompt and response of one episode. The three response lists are aligned, one item a token.
+    """Tokens of one episode, exactly as they were sampled or inserted. The input of the loss.
+
+    ``ids``, ``mask`` and ``logprobs`` are aligned, with one item per token of the response.
 
     Attributes:
         prompt_ids: the prompt.
         ids: the response: sampled tokens and observations.
-        mask: 1 where the model sampled the token, 0 where it was given.
-        logprobs: the engine's log-probability of each sampled token; 0.0 where it was given.
-        text: the response's text.
-        dropped_ends: end-of-turn tokens that were sampled and left the context again, because the server ran
-            pending code in their place: (position in ``ids``, token id, log-probability).
+        mask: 1 for sampled tokens, 0 for inserted ones.
+        logprobs: the engine's log-probability of each sampled token; 0.0 for inserted ones.
+        text: text of the response.
+        dropped_ends: sampled end-of-turn tokens that were removed from the context because the server then
+        ran
+            pending code, as (position in ``ids``, token id, log-probability).
     """
 
     def __init__(self, prompt_ids: Sequence[int]) -> None:
@@ -70,7 +99,7 @@ class Transcript:
         self._add(ids, text, 0, [0.0] * len(ids))
 
     def drop_end(self, endings: Mapping[int, str]) -> None:
-        """Take the sampled end-of-turn token off the end of the response, if it is there.
+        """Remove a sampled end-of-turn token from the end of the response, if there is one.
 
         Args:
             endings: text of each token that ends a turn.
@@ -92,54 +121,55 @@ class Transcript:
 
 
 def delayed_calls(codes: Sequence[str], gaps: Sequence[str]) -> int:
-    """Delayed calls of one flush: all of its blocks but the last, or 0 if the flush games the count.
+    """Return the number of delayed calls of one flush: all of its blocks except the last.
+
+    Training rewards delayed calls, so a flush that only inflates their number counts as 0. It does if two
+    blocks have no text between them, if a block is empty, or if a block repeats the earlier ones: all of its
+    lines occur in them, or all of theirs in it. Comments and prints are excluded from this comparison, and a
+    block of nothing else repeats nothing.
 
     Args:
         codes: the flushed blocks in order.
-        gaps: the text between each block and the next; one item less than ``codes``.
-
-    A flush games the count when two blocks have nothing between them, when a block is empty, or when a block
-    repeats the earlier ones: all its lines stand in them, or it holds all of theirs. Comments and prints are
-    left out of that comparison, and a block of nothing else repeats nothing.
+        gaps: the text between consecutive blocks; one item less than ``codes``.
     """
     if any(not gap.strip() for gap in gaps) or any(not code.strip() for code in codes):
         return 0
     earlier: set[str] = set()
     for code in codes:
-        lines = _telling_lines(code)
+        lines = _significant_lines(code)
         if lines and earlier and (lines <= earlier or lines >= earlier):
             return 0
         earlier |= lines
     return max(len(codes) - 1, 0)
 
 
-def _telling_lines(code: str) -> set[str]:
+def _significant_lines(code: str) -> set[str]:
     stripped = (line.strip() for line in code.splitlines())
     return {line for line in stripped if line and not line.startswith(("#", "print(", "print ("))}
 
 
 RequestedBy = Literal["model", "server"]
-"""Who decided that a flush happens: the model with its marker, or the server by the policy."""
-_THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
+"""Origin of a flush: the model, with its marker, or the server, by the policy."""
+_THOUGHT_START, _THOUGHT_END = "<think>", "</think>"
 
 
-def leaves_thought_open(text: str) -> bool:
+def ends_in_thought(text: str) -> bool:
     """Return whether ``text`` ends inside ``<think>``."""
-    return text.rfind(_THOUGHT_BEGINS) > text.rfind(_THOUGHT_ENDS)
+    return text.rfind(_THOUGHT_START) > text.rfind(_THOUGHT_END)
 
 
 class Outcome(StrEnum):
-    """Why an episode ended."""
+    """Reason for the end of an episode."""
 
-    ANSWER = "answer"  # a box, or under ``answer: any`` a turn that leaves nothing to run
-    BOXED_OUTPUT = "boxed_output"  # an observation held a box
-    VOID = "void"  # the model stopped with neither an answer nor a flush
-    TURN_LIMIT = "turn_limit"  # it asked for a flush in the last turn
-    LENGTH = "length"  # a token budget ran out
+    ANSWER = "answer"  # a boxed answer, or with ``answer: any`` a turn that leaves nothing to run
+    BOXED_OUTPUT = "boxed_output"  # an observation contains a boxed answer
+    VOID = "void"  # the model ended its turn without an answer or a flush
+    TURN_LIMIT = "turn_limit"  # the model requested a flush in its last turn
+    LENGTH = "length"  # a token budget was used up
 
     @property
     def is_void(self) -> bool:
-        """Whether training masks the whole sample (the paper's void turn)."""
+        """Whether training masks the whole sample (the paper's "void turn")."""
         return self not in (Outcome.ANSWER, Outcome.BOXED_OUTPUT)
 
     @property
@@ -150,56 +180,60 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """A block that became pending. ``at_token`` counts the response's tokens up to its closing fence."""
+    """A pending block."""
 
     code: str
     at_token: int
+    """Number of tokens of the response up to the block's closing fence."""
     by_model_only: bool = False
-    """The server never runs it by its own decision: it is part of a thought, or the answer itself."""
+    """Only a marker runs it, never the server's own decision: it is part of a thought or the answer
+    itself."""
     shows_nothing_new: bool = False
-    """Running it alone could show nothing new, so the server runs it only together with a later block."""
+    """Running it alone would show nothing new, so the server runs it only together with a later block."""
 
     @property
-    def waits(self) -> bool:
-        """Whether it must not run ahead of a flush, because there may be none."""
+    def only_at_flush(self) -> bool:
+        """Whether it must not start before the flush, because there may be none."""
         return self.by_model_only or self.shows_nothing_new
 
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """The pending blocks to run; empty when a marker came with nothing pending."""
+    """A request to run the pending blocks. ``blocks`` is empty if a marker came with nothing pending."""
 
     blocks: tuple[Invocation, ...]
     delayed: int
-    """Delayed calls among them, 0 if the flush games the count or was not requested by the model."""
+    """Number of delayed calls, see ``delayed_calls``; 0 if the server requested the flush."""
     requested_by: RequestedBy = "model"
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was appended to the context after a flush."""
+    """Text appended to the context after a flush. Empty if it did not fit the token budget."""
 
     output: str
-    """The result before it was cut to fit."""
+    """The output before truncation."""
     ids: tuple[int, ...]
     text: str
 
 
 class Episode:
-    """One problem, from its prompt to its outcome.
-
-    Use: while `outcome` is None and `turn_budget()` is not 0, generate after `context_ids`, `feed` the tokens
-    until `turn_over` or the engine stops, then `end_turn`; if that gives a `Flush`, run it and `observe` the
-    result. At the end, `finish`.
+    """State machine of one episode. See the module for the order of calls.
 
     Args:
         prompt_ids: the rendered prompt.
-        policy: the limits, the marker, and when code runs.
+        policy: limits, marker, and when code runs.
         tokenizer: encodes observations.
-        marker_id: the marker's token id.
+        marker_id: token id of the marker.
         endings: text of each token that ends a turn.
-        code_is_answer: the request asks for code, so the server runs none by its own decision.
+        code_is_answer: the request asks for code, so the server requests no flush itself.
         in_thought: the prompt ends inside ``<think>``.
+
+    Attributes:
+        outcome: None while the episode continues.
+        turn: number of the current turn, from 1.
+        turn_over: the current turn must end: a marker was sampled, or a block in immediate mode.
+        transcript: the tokens so far.
     """
 
     def __init__(
@@ -216,8 +250,8 @@ class Episode:
         self.policy = policy
         self._endings = endings or {}
         self._code_is_answer = code_is_answer and policy.unflushed == "run"
-        self._just_ran: set[str] = set()  # what the server ran before this turn, if it went well
-        self._sampled = "<think>" if in_thought else ""  # by the model, in earlier turns
+        self._just_ran: set[str] = set()  # blocks that the server ran before this turn, if they succeeded
+        self._earlier_text = "<think>" if in_thought else ""  # sampled in earlier turns
         self.transcript = Transcript(prompt_ids)
         self.turn = 1
         self.outcome: Outcome | None = None
@@ -244,22 +278,22 @@ class Episode:
 
     @property
     def answer(self) -> str | None:
-        """Content of the last box in the response; None without one."""
+        """Content of the last boxed answer in the response; None if there is none."""
         return last_boxed(self.transcript.text)
 
     def turn_budget(self) -> int:
-        """Tokens that the next turn may sample; 0 when the episode has no room left."""
+        """Return how many tokens the next turn may sample; 0 if the episode has used its budget."""
         left = self.policy.max_episode_tokens - len(self.context_ids)
         return max(min(left, self.policy.max_turn_tokens), 0)
 
     def finish(self) -> Outcome:
-        """The outcome; `Outcome.LENGTH` for an episode that was stopped before it had one."""
+        """Return the outcome. It becomes `Outcome.LENGTH` if the episode has none yet."""
         if self.outcome is None:
             self.outcome = Outcome.LENGTH
         return self.outcome
 
     def feed(self, ids: Sequence[int], text: str, logprobs: Sequence[float]) -> list[Invocation]:
-        """Take sampled tokens; give the blocks that they closed. Sets `turn_over` at an execute marker."""
+        """Add sampled tokens and return the blocks that they close. Sets `turn_over` if the turn must end."""
         self.transcript.add_sampled(ids, text, logprobs)
         self._texts.append(text)
         invocations = []
@@ -275,23 +309,23 @@ class Episode:
             self._spans.append(event)
             self._pending.append(invocation)
             invocations.append(invocation)
-            self.turn_over |= self.policy.mode == "immediate" and not invocation.waits
-        # The marker's token ends the turn even inside an open fence, whose code is then lost.
+            self.turn_over |= self.policy.mode == "immediate" and not invocation.only_at_flush
+        # The marker's token also ends the turn inside an open fence. That block is then lost.
         self._marker_seen |= self.marker_id in ids
         self.turn_over |= self._marker_seen
         return invocations
 
     def end_turn(self, *, hit_length: bool = False, stopped: bool = False) -> Flush | None:
-        """Close the turn: a flush to run, or None when the episode is over and `outcome` is set.
+        """End the turn. Return the flush to run, or None if the episode is over and `outcome` is set.
 
         Args:
             hit_length: the engine stopped at its token limit.
-            stopped: a stop string of the client was met, which ends the episode.
+            stopped: a stop string of the client was found, which ends the episode.
         """
         text = "".join(self._texts)
         boxed = self.policy.answer == "boxed"
         after_code = text[self._spans[-1].end :] if self._spans else text
-        runs_unflushed = self.policy.unflushed == "run" and not all(b.waits for b in self._pending)
+        runs_unflushed = self.policy.unflushed == "run" and not all(b.only_at_flush for b in self._pending)
         if boxed and last_boxed(after_code) is not None:
             self.outcome = Outcome.ANSWER
         elif stopped:
@@ -318,22 +352,25 @@ class Episode:
         return Flush(blocks, 0, "server")
 
     def _in_thought(self, offset: int) -> bool:
-        """Whether what the model wrote at ``offset`` of this turn is part of a thought, for the server's
-        decisions."""
+        """Return whether the text at ``offset`` of this turn is in a thought that the server must not run."""
         if self.policy.unflushed == "drop":
-            return False
-        text = self._sampled + "".join(self._texts)[:offset]
-        return leaves_thought_open(text)
+            return False  # the server requests no flush anyway
+        text = self._earlier_text + "".join(self._texts)[:offset]
+        return ends_in_thought(text)
 
     def observe(self, result: FlushResult | None, *, requested_by: RequestedBy = "model") -> Observation:
-        """Append the observation and begin the next turn. ``result`` is None for an empty flush.
+        """Append the observation and begin the next turn.
 
-        Where the server requested the flush at the end of a turn, the marker that the model did not write
-        comes before the observation, as given tokens.
-        An observation that does not fit the budget is not appended, and the episode ends.
+        If the server requested the flush in deferred mode, the marker that the model did not write is
+        inserted before the observation. An observation that exceeds the episode's token budget is not
+        appended; the episode then ends.
+
+        Args:
+            result: result of the flush; None for an empty flush.
+            requested_by: `Flush.requested_by`.
         """
         if result is None or result.status != "ok" or requested_by == "model":
-            self._just_ran = set()  # the model may try the same again
+            self._just_ran = set()  # the model may run the same code again
         output = NOTHING_PENDING if result is None else result_text(result, self.policy)
         ids = observation_ids(output, self._tokenizer, self.policy)
         if (
@@ -350,6 +387,6 @@ class Episode:
         if self.policy.answer == "boxed" and last_boxed(output) is not None:
             self.outcome = Outcome.BOXED_OUTPUT
         self.turn += 1
-        self._sampled += "".join(self._texts)
+        self._earlier_text += "".join(self._texts)
         self._begin_turn()
         return Observation(output, tuple(ids), text)

@@ -1,4 +1,8 @@
-"""Format what the model reads after a flush. Server and trainer both use it."""
+"""Observations: the text that the model reads after a flush. Shared by the server and the trainer.
+
+The texts are part of the trained protocol. Changing one requires a new policy field, so that existing
+checkpoints keep theirs.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,21 @@ NOTHING_PENDING: Final = "no code is pending"
 _PREFIX: Final = "\nCode execution result: "
 _BLOCK: Final = "\n```output\n"
 OBSERVATION_SIGNS: Final = (_PREFIX, _BLOCK)
-"""How an observation begins in a reply's text."""
+"""Texts with which an observation begins in a reply."""
 _CLOSE: Final = "</tool_call>"
 _GAP: Final = "\n[... output cut here ...]\n"
 _NO_OUTPUT: Final = "[nothing was printed]"
 
 
 class ObservationTokenizer(Protocol):
-    """What the formatter needs of a tokenizer."""
+    """The part of a tokenizer that formatting requires."""
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class FlushResult(Protocol):
-    """What the formatter reads of a sandbox's result."""
+    """The part of a sandbox's ``ExecutionResult`` that formatting requires."""
 
     @property
     def stdout(self) -> str: ...
@@ -39,10 +43,11 @@ class FlushResult(Protocol):
 
 
 def result_text(result: FlushResult, policy: DeferralPolicy = PAPER_POLICY) -> str:
-    """Return the output of a flush as the model reads it, before it is cut to size.
+    """Return the output of a flush as the model reads it, before truncation.
 
-    By default stdout, or the last line of stderr if there is any (the paper's rule). With ``traceback:
-    full``, stdout followed by stderr. A kill has no traceback, so it is named.
+    By default this is stdout, or the last line of stderr if there is any (the paper's rule). With
+    ``traceback: full`` it is stdout followed by stderr. If the code was killed, a text with the reason
+    replaces the traceback.
     """
     full = policy.traceback == "full"
     printed = f"{result.stdout.rstrip()}\n".lstrip("\n") if full and result.stdout.strip() else ""
@@ -61,8 +66,7 @@ def result_text(result: FlushResult, policy: DeferralPolicy = PAPER_POLICY) -> s
 
 
 def cut_middle(text: str, limit: int, gap: str = "") -> str:
-    """Return ``text`` with its middle replaced by ``gap`` so that ``limit`` characters stay, half at each
-    end."""
+    """Replace the middle of ``text`` by ``gap`` so that ``limit`` characters remain, half at each end."""
     if len(text) <= limit:
         return text
     head = limit - limit // 2
@@ -72,10 +76,10 @@ def cut_middle(text: str, limit: int, gap: str = "") -> str:
 def observation_ids(
     output: str, tokenizer: ObservationTokenizer, policy: DeferralPolicy = PAPER_POLICY
 ) -> list[int]:
-    """Return the token ids of the observation for ``output``; at most ``max_output_tokens`` come from it.
+    """Return the token ids of the observation for ``output``, truncated to ``max_output_tokens``.
 
-    The output is encoded with special tokens off: code that prints ``<|im_end|>`` cannot end the turn.
-    The closing ``</tool_call>`` of the paper's form is encoded with them on.
+    The output is encoded without special tokens: code that prints ``<|im_end|>`` can't end the turn. Only the
+    closing ``</tool_call>`` of the paper's form is encoded as a special token.
     """
     in_block = policy.observation == "output_block"
     gap = _GAP if in_block else ""
@@ -85,7 +89,7 @@ def observation_ids(
     if len(output_ids) > limit:
         limit = max(limit - len(tokenizer.encode(gap, allow_special=False)), 0)
         head, tail = limit - limit // 2, len(output_ids) - limit // 2
-        while True:  # rare text is encoded in more tokens once it is cut
+        while True:  # truncation can increase the number of tokens of rare text
             output = tokenizer.decode(output_ids[:head]) + gap + tokenizer.decode(output_ids[tail:])
             excess = len(tokenizer.encode(output, allow_special=False)) - policy.max_output_tokens
             if excess <= 0 or head == 0:

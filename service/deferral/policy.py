@@ -1,4 +1,4 @@
-"""``deferral.json``: how a checkpoint was taught to defer, kept beside its weights."""
+"""``deferral.json``: the variant of the protocol that a checkpoint was trained with."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ _SINCE: Final = {
         ("unflushed", "answer", "max_output_tokens", "max_output_chars", "traceback", "observation"), 3
     ),
 }
-"""The schema version in which each of the newer fields appeared."""
+"""Schema version that introduced each of the newer fields."""
 
 
 class DeferralPolicy(BaseModel):
-    """The protocol as one checkpoint knows it. The defaults are the paper's (section 4)."""
+    """The protocol as one checkpoint was trained with it. The defaults are those of the paper (section 4)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[3] = 3
-    """Files of version 1 (without ``mode``) and 2 (without ``unflushed`` and the fields on output) are
-    read."""
+    """Files of version 1 (without ``mode``) and 2 (without ``unflushed`` and the fields about output) are
+    also accepted."""
     mode: Literal["deferred", "immediate"] = "deferred"
-    """When code runs: at the execute marker, or at every closed block, marker or not."""
+    """Time at which code runs: at the execute marker, or at every closed block."""
     unflushed: Literal["drop", "run"] = "drop"
-    """What happens to blocks that are still pending when the model ends its turn. ``drop``: they never run
-    and the episode ends. ``run``: the server flushes them as if the model had written the marker, and the
-    model continues after the output. The server never runs code inside ``<think>``, nor code that is the
-    answer itself (see `service.deferral.code_request`)."""
+    """Handling of blocks that are still pending when the model ends its turn. ``drop``: they never run, and
+    the episode ends. ``run``: the server flushes them as if the model had written the marker, and the model
+    continues after the output. The server runs neither code inside ``<think>`` nor code that is the answer
+    itself (see `service.deferral.code_request`)."""
     answer: Literal["boxed", "any"] = "boxed"
-    """What ends an episode: a boxed answer, or any turn that leaves nothing to run."""
+    """Condition that ends an episode: a boxed answer, or any turn that leaves nothing to run."""
     marker: str = "<tool_call>"
-    """The execute marker, a single token of the vocabulary, found by name."""
+    """The execute marker: a single token of the vocabulary, looked up by its text."""
     prompt: str = DEFAULT_PROMPT
     """Version of the instruction, see `service.deferral.prompt`."""
     max_turns: int = Field(default=5, ge=1)
-    """Turns an episode: one less flush, and a last turn."""
+    """Maximum number of turns per episode. The last turn has no flush."""
     max_turn_tokens: int = Field(default=8000, ge=1)
-    """New tokens a turn."""
+    """Maximum number of sampled tokens per turn."""
     max_episode_tokens: int = Field(default=16000, ge=1)
-    """Prompt, sampled and observation tokens together."""
+    """Maximum number of prompt, sampled and observation tokens together."""
     run_limit_s: float = Field(default=3.0, gt=0)
-    """Wall-clock seconds a flush may run."""
+    """Wall-clock seconds that a flush may run."""
     max_output_tokens: int = Field(default=256, ge=1)
-    """Tokens of a flush's output that the model reads; the middle is cut out."""
+    """Maximum number of output tokens that the model reads per flush. The middle of longer output is
+    removed."""
     max_output_chars: int = Field(default=512, ge=1)
-    """Characters of it, cut before the tokens are counted."""
+    """Maximum number of output characters per flush, applied before the token limit."""
     traceback: Literal["last_line", "full"] = "last_line"
-    """What the model reads of an error: the exception's line alone, or the printed output and all of
+    """Part of an error that the model reads: only the last line of stderr, or the printed output and all of
     stderr."""
     observation: Literal["result", "output_block"] = "result"
-    """How the output is written into the context: the paper's ``Code execution result: ...</tool_call>``, or
-    a fenced ``output`` block, which untrained models know from their pre-training."""
+    """Format of the output in the context: the paper's ``Code execution result: ...</tool_call>``, or a
+    fenced ``output`` block, which untrained models know from their pre-training."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,7 +69,7 @@ class DeferralPolicy(BaseModel):
         newer = [name for name, since in _SINCE.items() if since > version and name in data]
         if newer:
             raise ValueError(
-                f"{newer[0]} came with schema_version {_SINCE[newer[0]]}, the file says {version}"
+                f"{newer[0]} requires schema_version {_SINCE[newer[0]]}, but the file has {version}"
             )
         return {**data, "schema_version": 3}
 
@@ -76,15 +77,15 @@ class DeferralPolicy(BaseModel):
     @classmethod
     def _known_prompt(cls, value: str) -> str:
         if value not in PROMPTS:
-            raise ValueError(f"prompt version {value!r} is unknown; known are {', '.join(PROMPTS)}")
+            raise ValueError(f"unknown prompt version {value!r}; known versions: {', '.join(PROMPTS)}")
         return value
 
     @classmethod
     def load(cls, model_dir: Path, default: DeferralPolicy | None = None) -> DeferralPolicy:
-        """Return the policy beside a checkpoint, or ``default`` (the paper's policy) if it has none.
+        """Return the policy stored beside a checkpoint, or ``default`` (the paper's policy) if there is none.
 
         Raises:
-            pydantic.ValidationError: the file does not hold a policy.
+            pydantic.ValidationError: the file is not a valid policy.
         """
         path = model_dir / FILE_NAME
         if path.is_file():
@@ -96,7 +97,7 @@ class DeferralPolicy(BaseModel):
 
 
 PAPER_POLICY: Final = DeferralPolicy()
-"""The policy of the paper: what training and evaluation use for a checkpoint without ``deferral.json``."""
+"""The paper's policy. Training and evaluation use it for a checkpoint without ``deferral.json``."""
 ASSISTANT_POLICY: Final = DeferralPolicy(
     mode="immediate",
     unflushed="run",
@@ -111,5 +112,6 @@ ASSISTANT_POLICY: Final = DeferralPolicy(
     traceback="full",
     observation="output_block",
 )
-"""Serving default for a checkpoint without ``deferral.json``: a general assistant with the limits of a code
-interpreter. Token limits are the model's context. Training and evaluation use the paper's policy instead."""
+"""Default of the server for a checkpoint without ``deferral.json``: a general assistant with the limits of a
+code interpreter. Only the model's context limits the tokens. Training and evaluation use the paper's policy
+instead."""

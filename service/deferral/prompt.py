@@ -1,7 +1,7 @@
-"""The instruction that explains the protocol to the model, by version.
+"""Versions of the instruction that explains the protocol to the model.
 
-A checkpoint names the version that it was trained with in its ``deferral.json``; serving it with another one
-would be another task. A version, once released, never changes: add a new one.
+``deferral.json`` names the version that a checkpoint was trained with. Serving it with another version would
+be a different task. A released version never changes: add a new one instead.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ Problem: """
 # For checkpoints that have the protocol in their weights, such as the quickstart one.
 _BRIEF: Final = "Solve it with Python that you may delay. Problem: "
 
-# For checkpoints that were not trained to defer: goes into the system message. The two examples make small
-# models write code where they would guess, and leave it out where they would write it without need.
+# For checkpoints that were not trained to defer. Part of the system message. With the two examples, small
+# models write code instead of guessing, and write none if it is not needed.
 _ASSISTANT: Final = """\
 You are a helpful assistant. When a question needs a calculation, you write Python code in a ```python block \
 that prints the result, and the code is executed for you. When it does not, you just answer.
@@ -63,14 +63,14 @@ Assistant: The capital of Italy is Rome."""
 
 @dataclass(frozen=True, slots=True)
 class ControlText:
-    """Text of the server's own in which control tokens count as such."""
+    """Text written by the server, in which the spelling of a control token is encoded as that token."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """Token ids of an earlier reply, inserted as they were sampled."""
+    """Token ids of an earlier reply, inserted exactly as they were sampled."""
 
     ids: tuple[int, ...]
 
@@ -80,12 +80,12 @@ Content = str | Sequence[str | ControlText | TokenIds]
 
 PROMPTS: Final[dict[str, str]] = {"full-v1": _FULL, "brief-v1": _BRIEF, "assistant-v1": _ASSISTANT}
 SYSTEM_PROMPTS: Final = frozenset({"assistant-v1"})
-"""Versions that go into the system message; the others precede the last user message."""
+"""Versions that belong in the system message. The others precede the last user message."""
 DEFAULT_PROMPT: Final = "full-v1"
 
 
 def instruct(problem: str, version: str = DEFAULT_PROMPT) -> str:
-    """Return the text of the user turn for ``problem``: the instruction, then the problem as it came.
+    """Return the text of the user turn for ``problem``: the instruction, then the unchanged problem.
 
     Raises:
         ValueError: unknown version.
@@ -94,9 +94,9 @@ def instruct(problem: str, version: str = DEFAULT_PROMPT) -> str:
 
 
 def with_instruction(messages: Sequence[dict[str, object]], version: str) -> list[dict[str, object]]:
-    """Return ``messages`` with the instruction, once: in the system message or before the last user message.
+    """Return ``messages`` with the instruction, in the system message or before the last user message.
 
-    A client's own system message follows the instruction.
+    If the client sent a system message, it follows the instruction.
 
     Raises:
         ValueError: unknown version, or no user message to carry the instruction.
@@ -121,4 +121,6 @@ def _prompt(version: str) -> str:
     try:
         return PROMPTS[version]
     except KeyError:
-        raise ValueError(f"prompt version {version!r} is unknown; known are {', '.join(PROMPTS)}") from None
+        raise ValueError(
+            f"unknown prompt version {version!r}; known versions: {', '.join(PROMPTS)}"
+        ) from None

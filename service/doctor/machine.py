@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from service.doctor.check_result import CheckResult
+from service.doctor import CheckResult
 from service.sandbox.settings import PoolSettings
 from service.server.settings import Settings
 

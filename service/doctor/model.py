@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.deferral.policy import ASSISTANT_POLICY, FILE_NAME, DeferralPolicy
-from service.doctor.check_result import CheckResult
+from service.doctor import CheckResult
 from service.engines import adapters
 
 

@@ -13,9 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.doctor import machine, model, sandbox
-from service.doctor.check_result import CheckResult
-from service.engines.factory import engine_kind
+from service.doctor import CheckResult, machine, model, sandbox
 from service.server.settings import Settings
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -23,7 +21,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]:
     """Every finding, as soon as it is there. ``quick`` starts no container."""
-    engine = engine_kind(settings)
+    engine = settings.engine_kind
     yield machine.packages(engine)
     yield machine.gpu(settings)
     folder, found = model.find(settings.model)
@@ -37,9 +35,7 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]
         containers = settings.max_containers
         yield from (docker := sandbox.docker(settings))
         if not quick and all(finding.verdict == "ok" for finding in docker):
-            from service.sandbox.docker.sandbox import DockerSandbox
-
-            yield asyncio.run(sandbox.isolation(DockerSandbox(sandbox.docker_settings(settings))))
+            yield asyncio.run(sandbox.isolation(sandbox.docker_sandbox(settings)))
     yield machine.port(settings)
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     yield machine.disk(home, needed=machine.GIB if folder is not None else 10 * machine.GIB)

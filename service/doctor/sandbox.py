@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from service.doctor.check_result import CheckResult
+from service.doctor import CheckResult
 from service.sandbox.base import Sandbox, SandboxError
-from service.sandbox.docker.settings import DockerSandboxSettings, build_command
+from service.sandbox.docker.settings import build_command, default_docker_host
+from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from service.server.settings import Settings
 
 
-def docker_settings(settings: Settings) -> DockerSandboxSettings:
-    """One container, for the proofs, under a name of its own."""
-    return DockerSandboxSettings(
-        image=settings.sandbox_image, pool_size=1, max_containers=2, instance=f"doctor-{os.getpid()}"
+def docker_sandbox(settings: Settings) -> Sandbox:
+    """One container for the isolation checks, under an instance name of its own."""
+    return create_sandbox(
+        SandboxOptions(
+            kind="in-process",
+            image=settings.sandbox_image,
+            pool_size=1,
+            max_containers=2,
+            instance=instance_name("doctor"),
+        )
     )
 
 
@@ -23,7 +30,7 @@ def docker(settings: Settings) -> list[CheckResult]:
     import docker
     from docker.errors import DockerException, ImageNotFound
 
-    host, image = docker_settings(settings).docker_host, settings.sandbox_image
+    host, image = default_docker_host(), settings.sandbox_image
     socket = Path(host.removeprefix("unix://"))
     if host.startswith("unix://") and not socket.is_socket():
         return [CheckResult("docker", "fail", f"there is no socket at {socket}", _no_docker(host))]
@@ -64,12 +71,15 @@ async def isolation(sandbox: Sandbox) -> CheckResult:
 
 async def runner(settings: Settings) -> CheckResult:
     """Is the runner there, and does it take our token?"""
-    from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
-    from service.sandbox.runner.settings import read_token
-
     try:
-        token = read_token(settings.runner_token_file)
-        client = RunnerClient(RunnerClientSettings(settings.runner_url, token, connect_timeout_s=3))
+        client = create_sandbox(
+            SandboxOptions(
+                kind="runner",
+                runner_address=settings.runner_url,
+                runner_token_file=settings.runner_token_file,
+                connect_timeout_s=3.0,
+            )
+        )
         try:
             await client.start()
         finally:

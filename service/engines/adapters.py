@@ -1,6 +1,6 @@
-"""PEFT adapters as checkpoints: merged into their base once, and kept in a cache directory.
+"""PEFT adapters as checkpoints: merge an adapter into its base model once, and cache the result.
 
-Every engine then serves an ordinary checkpoint. vLLM itself takes no adapter with trained token rows.
+Every engine then serves an ordinary checkpoint. vLLM does not support adapters with trained token embeddings.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ log = structlog.get_logger(__name__)
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 BASE: Final = "base.json"
-"""Optional file beside an adapter: ``{"sha256": HEX}``, the `fingerprint` of the base it was trained on."""
+"""Optional file in an adapter's directory: ``{"sha256": HEX}``, the `fingerprint` of its base model."""
 KEPT: Final = 4
-"""Merged checkpoints that are kept at least; older ones are removed once they were not used for a day."""
+"""Minimum number of merged checkpoints to keep. Older ones are removed after a day without use."""
 _FORMAT: Final = 1
 _TOKENIZER: Final = (
     "tokenizer.json",
@@ -45,45 +45,44 @@ _OF_ADAPTER: Final = (
     "generation_config.json",
     "deferral.json",
 )
-"""Files that an adapter's directory may hold in place of the base's."""
+"""Files of an adapter's directory that replace the base's."""
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether ``path`` is the directory of a PEFT adapter and not of a whole model."""
+    """Whether ``path`` is the directory of a PEFT adapter, not of a full model."""
     return (path / CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def base_of(adapter: Path, base: str | None = None, *, weights: bool = True) -> Path:
-    """The directory of the base model: ``base``, else the ``base_model_name_or_path`` of the adapter.
+    """Return the directory of the base model: ``base``, else the adapter's ``base_model_name_or_path``.
 
     Raises:
-        ValueError: the adapter names no base, or the base is neither here nor can it be downloaded.
+        ValueError: the adapter does not name a base, or the base is not available.
     """
     config = _config(adapter)
     name = base or config.get("base_model_name_or_path")
     if not name:
-        raise ValueError(f"{adapter / CONFIG} has no base_model_name_or_path: name the base with --base")
+        raise ValueError(f"{adapter / CONFIG} has no base_model_name_or_path: set --base")
     if is_adapter(Path(name).expanduser()):
-        raise ValueError(f"the base {name!r} of the adapter {adapter} is an adapter, too: set --base DIR")
+        raise ValueError(f"the base {name!r} of the adapter {adapter} is also an adapter: set --base DIR")
     try:
         return locate(str(name), weights=weights, revision=None if base else config.get("revision"))
     except ValueError as error:
         raise ValueError(
-            f"the base of the adapter {adapter} was not found: {error}. Another place: --base DIR"
+            f"the base of the adapter {adapter} was not found: {error}. Set --base DIR to use another one"
         ) from error
 
 
 def merged(adapter: Path, base: Path) -> Path:
-    """The directory of the merged checkpoint, from the cache or made now.
+    """Return the directory of the merged checkpoint, merging unless it is cached.
 
-    The adapter's products are computed in float32 and added to the base's weights in the base's own dtype, so
-    each weight is rounded once. Tokenizer, chat template, generation
-    config and ``deferral.json`` are the adapter's if it has them, else the base's. The cache lies in the
-    Hugging Face home, beside what is downloaded (``HF_HOME``), one directory for each pair of adapter and
-    base; a change to either makes another one.
+    The adapter's products are computed in float32 and added to the base's weights in the base's dtype, so
+    each weight is rounded once. Tokenizer, chat template, generation config and ``deferral.json`` come from
+    the adapter if it has them, else from the base. The cache is in the Hugging Face home (``HF_HOME``), with
+    one directory per pair of adapter and base; a change to either creates a new one.
 
     Raises:
-        ValueError: the adapter or the base can't be read, or they do not fit each other.
+        ValueError: the adapter or the base can't be read, or the adapter does not fit the base.
         ModuleNotFoundError: peft is not installed.
     """
     _check_base(adapter, base)
@@ -112,17 +111,17 @@ def merged(adapter: Path, base: Path) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where merged checkpoints are kept."""
+    """The directory of the merged checkpoints."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "ih-grpo" / "merged"
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """SHA-256 over the weights of a checkpoint, for `BASE`. Reads all of them: about a second a gigabyte.
+    """SHA-256 of the weights of a checkpoint, for `BASE`. Reads all weights: about a second per gigabyte.
 
     Raises:
-        ValueError: there are no safetensors files.
+        ValueError: the checkpoint has no safetensors files.
     """
     digest = hashlib.sha256()
     for path in _weight_files(checkpoint):
@@ -133,7 +132,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 def _weight_files(checkpoint: Path) -> list[Path]:
     if not (paths := sorted(checkpoint.glob("*.safetensors"))):
-        raise ValueError(f"{checkpoint} has no *.safetensors: copy its weights, too")
+        raise ValueError(f"{checkpoint} has no *.safetensors: copy its weights as well")
     return paths
 
 
@@ -154,13 +153,13 @@ def _check_base(adapter: Path, base: Path) -> None:
         raise ValueError(f'{adapter / BASE} is not of the form {{"sha256": ...}}: {error!r}') from error
     if wanted != (found := fingerprint(base)):
         raise ValueError(
-            f"the adapter {adapter} was trained on another base: its weights have the fingerprint "
-            f"{wanted[:12]}, those in {base} {found[:12]}. Set --base to the one it was trained on"
+            f"the adapter {adapter} was trained on another base, with the fingerprint {wanted[:12]}; the "
+            f"weights in {base} have {found[:12]}. Set --base to the base that it was trained on"
         )
 
 
 def _key(adapter: Path, base: Path) -> str:
-    """Changes with the adapter's files and with the base's."""
+    """A cache key that changes with the files of the adapter and of the base."""
     digest = hashlib.sha256(f"{_FORMAT}".encode())
     for name in (CONFIG, WEIGHTS, *_OF_ADAPTER):
         path = adapter / name
@@ -168,7 +167,7 @@ def _key(adapter: Path, base: Path) -> str:
             with path.open("rb") as file:
                 digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
     for path in sorted(base.iterdir()):
-        if path.is_file():  # a hub's snapshot links to files named by their content
+        if path.is_file():  # a hub snapshot links to files named by their content
             stat = path.stat()
             digest.update(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
@@ -188,7 +187,9 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
         dtype, was_tied = model.dtype, model.config.tie_word_embeddings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("default", message="Unexpected keyword arguments")  # of a newer peft
+            warnings.filterwarnings(
+                "default", message="Unexpected keyword arguments"
+            )  # raised for configs of a newer peft
             peft_model = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
             _check_keys(peft_model, adapter)
             _separate(model)
@@ -200,14 +201,14 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
     for path in _small_files(base):
         shutil.copyfile(path, target / path.name)
     if any((adapter / name).is_file() for name in _TOKENIZER):
-        for name in _TOKENIZER:  # never a mixture of two tokenizers
+        for name in _TOKENIZER:  # never mix two tokenizers
             (target / name).unlink(missing_ok=True)
     if any((adapter / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         for name in ("chat_template.jinja", "chat_template.json"):
             (target / name).unlink(missing_ok=True)
     generation = (target / "generation_config.json").read_bytes() if _has_generation(target) else None
     whole.to(dtype).save_pretrained(target)
-    if generation is not None:  # as the base has it, with what transformers would leave out
+    if generation is not None:  # keep the base's file: transformers would drop fields
         (target / "generation_config.json").write_bytes(generation)
     for name in _OF_ADAPTER:
         if (adapter / name).is_file():
@@ -221,7 +222,7 @@ def _has_generation(directory: Path) -> bool:
 
 
 def _small_files(base: Path) -> Iterator[Path]:
-    """Everything of the base but its weights and what lists them."""
+    """The base's files except its weights and their index."""
     for path in base.iterdir():
         is_text = path.suffix in (".json", ".jinja", ".txt", ".model")
         if path.is_file() and is_text and path.name != MANIFEST and ".safetensors" not in path.name:
@@ -229,7 +230,7 @@ def _small_files(base: Path) -> Iterator[Path]:
 
 
 def _check_keys(peft_model: Any, adapter: Path) -> None:
-    """Every tensor of the file must have a place in the model, and every place its tensor."""
+    """Check that the file has exactly the tensors that the model expects."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -243,7 +244,7 @@ def _check_keys(peft_model: Any, adapter: Path) -> None:
 
 
 def _separate(model: Any) -> None:
-    """Give a tied head a weight of its own, so that merging into the one does not change the other."""
+    """Untie the head from the embedding, so that merging into one does not change the other."""
     from torch.nn import Linear, Parameter
 
     shared = {weight.data_ptr() for weight in model.get_input_embeddings().parameters()}
@@ -253,7 +254,7 @@ def _separate(model: Any) -> None:
 
 
 def _tie_if_equal(model: Any) -> None:
-    """Store one weight for embedding and head if the adapter has left them equal, else two."""
+    """Tie the head to the embedding again if the adapter left them equal."""
     import torch
 
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -269,7 +270,8 @@ def _short(error: Exception) -> str:
 
 
 def _publish(staging: Path, target: Path) -> None:
-    """Give a finished directory its name; another process may have been first, with the same content."""
+    """Rename a finished directory to its final name. Another process may have published the same content
+    first."""
     if target.exists():
         try:
             verify(target)

@@ -1,17 +1,17 @@
-"""What every token generator offers. An engine speaks token ids; text travels beside them."""
+"""The engine interface: token ids in, token ids and their text out."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to draw the next token. The defaults are the paper's rollout settings (section 4)."""
+    """Sampling parameters of one call. The defaults are the paper's rollout settings (section 4)."""
 
     temperature: float = 1.0
     """0 means greedy."""
@@ -20,20 +20,20 @@ class Sampling:
     """0 means no limit."""
     min_p: float = 0.0
     seed: int | None = None
-    """The same seed, prompt and weights give the same tokens, whatever else shares the batch."""
+    """The same seed, prompt and weights give the same tokens, whatever the rest of the batch."""
     max_tokens: int = 8000
     min_tokens: int = 0
-    """Tokens to sample before a stop token may be."""
+    """Number of tokens to sample before a stop token is allowed."""
     logprobs: bool = True
-    """False: nobody reads them, so an engine may save the work; they are NaN then."""
+    """False: the engine may skip them and report NaN."""
     top_logprobs: int = 0
-    """How many alternatives to report beside each sampled token."""
+    """Number of alternatives to report for each sampled token."""
     presence_penalty: float = 0.0
-    """Taken off the logit of every token that this call has sampled already."""
+    """Subtracted from the logit of every token that this call has already sampled."""
     frequency_penalty: float = 0.0
-    """Taken off the logit of a token once for each time that this call has sampled it."""
+    """Subtracted from the logit of a token once for each time that this call has sampled it."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits and multiplies the negative ones of tokens in the prompt or sampled."""
+    """Divides positive logits, and multiplies negative ones, of tokens in the prompt or already sampled."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Added to the logits of these token ids."""
     json_schema: str | None = None
@@ -43,7 +43,7 @@ class Sampling:
 
     @property
     def has_penalties(self) -> bool:
-        """Whether bias, a penalty or a least length changes the logits."""
+        """Whether a bias, a penalty or ``min_tokens`` changes the logits."""
         penalties = (
             self.presence_penalty,
             self.frequency_penalty,
@@ -62,7 +62,18 @@ OPTIONAL_SAMPLING: Final = (
     "logit_bias",
     "json_schema",
 )
-"""Fields of ``Sampling`` that an engine may lack; ``Engine.capabilities`` holds those that it has."""
+"""Fields of ``Sampling`` that are optional for an engine; ``Engine.capabilities`` lists the supported
+ones."""
+
+
+JSON_SPACING: Final[Any] = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+"""llguidance's options for white space in replies with ``Sampling.json_schema``: one line, spaced as in
+training data. With free white space, a model that would rather write something else emits white space until
+its limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +84,13 @@ class TopLogprob:
     logprob: float
 
 
-class TokenChunk(NamedTuple):  # one is made for every token: a frozen dataclass takes three times as long
+class TokenChunk(NamedTuple):  # created for every token: a frozen dataclass takes three times as long
     """One or more sampled tokens, in order.
 
-    ``text`` is what these ids add to the decoded text. A token that ends in the middle of a UTF-8 character
-    adds nothing until the character is whole, so the text of a chunk may belong to earlier ids.
-    ``logprobs`` are taken after the temperature and before top-p, top-k and min-p; after penalties and bias.
-    A stop token is delivered too: its id, its text (special tokens included) and its logprob.
+    ``text`` is the decoded text that these ids add. A token that ends inside a UTF-8 character adds no text
+    until the character is complete, so the text of a chunk may belong to earlier ids.
+    ``logprobs`` are taken after temperature, penalties and bias, and before top-p, top-k and min-p.
+    A stop token is included: its id, its text (also that of special tokens) and its logprob.
     """
 
     ids: tuple[int, ...]
@@ -87,11 +98,11 @@ class TokenChunk(NamedTuple):  # one is made for every token: a frozen dataclass
     logprobs: tuple[float, ...]
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
     cached_tokens: int | None = None
-    """Prompt tokens that were not prefilled again: on the first or the last chunk of a call, else None. An
-    engine that can't know it leaves it out."""
+    """Prompt tokens taken from the prefix cache: on the first or the last chunk of a call, else None. None
+    on all chunks if the engine does not know it."""
     finish_reason: FinishReason | None = None
-    """Set on the last chunk: ``stop`` when the last id is a stop token, ``length`` at ``max_tokens`` or at
-    the model's context length."""
+    """Set on the last chunk: ``stop`` if the last id is a stop token, ``length`` at ``max_tokens`` or at the
+    end of the model's context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +121,15 @@ class EngineError(Exception):
 
 
 class InvalidRequestError(EngineError):
-    """The engine does not take what this request asks for, as a JSON schema with a keyword that it lacks."""
+    """The request is invalid for this engine, such as a JSON schema with an unsupported keyword."""
 
 
 class ContextLengthExceededError(EngineError):
-    """The prompt leaves no room for one token in the model's context."""
+    """The prompt leaves no room for a token in the model's context."""
 
 
 class Tokenizer(Protocol):
-    """The few things that the service asks of a tokenizer."""
+    """The tokenizer interface that the service needs."""
 
     @property
     def vocab_size(self) -> int:
@@ -126,7 +137,8 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
-        """Token ids of ``text``; with ``allow_special`` false, a special token spelled out stays text."""
+        """Token ids of ``text``. If ``allow_special`` is false, the spelling of a special token is encoded
+        as text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -134,7 +146,7 @@ class Tokenizer(Protocol):
         ...
 
     def token_id(self, token: str) -> int | None:
-        """The id of one special token by name, or None where the vocabulary lacks it."""
+        """The id of a token by its spelling, or None if the vocabulary lacks it."""
         ...
 
     def render_chat(
@@ -144,11 +156,12 @@ class Tokenizer(Protocol):
         template_kwargs: dict[str, object] | None = None,
         continue_final: bool = False,
     ) -> list[int]:
-        """Return the ids of the prompt that the chat template makes of ``messages``.
+        """Render ``messages`` with the chat template and return the token ids of the prompt.
 
-        The beginning of a reply is included; with ``continue_final`` the last message is left open instead.
-        A control token spelled in a message, or in ``tools``, stays text: only the template's own and those
-        of a `service.deferral.prompt.ControlText` count. See `service.deferral.prompt.Content`.
+        The prompt ends with the beginning of a reply, or with ``continue_final`` inside the last message.
+        The spelling of a control token in a message or in ``tools`` is encoded as text. Only the template's
+        own control tokens, and those of a `service.deferral.prompt.ControlText`, are encoded as such. See
+        `service.deferral.prompt.Content`.
         """
         ...
 
@@ -166,34 +179,35 @@ class Engine(Protocol):
     def eos_token_ids(self) -> frozenset[int]: ...
     @property
     def healthy(self) -> bool:
-        """Started, and able to serve."""
+        """Whether the engine has started and can serve."""
         ...
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Those of `OPTIONAL_SAMPLING` that it honours."""
+        """The supported fields of `OPTIONAL_SAMPLING`."""
         ...
 
     def supports_logprobs(self, sampling: Sampling) -> bool:
-        """Whether it can tell the logprobs that `TokenChunk` promises for such a call."""
+        """Whether the engine can report the logprobs that `TokenChunk` documents for such a call."""
         ...
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Names of the LoRA adapters that it can sample with."""
+        """Names of the LoRA adapters that the engine serves."""
         ...
 
     def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
     ) -> AsyncGenerator[TokenChunk, None]:
-        """Sample until a stop token, ``max_tokens`` or the context's end. Closing the iterator cancels.
+        """Sample until a stop token, ``max_tokens`` or the end of the context. Closing the generator cancels
+        the call.
 
-        A prompt that goes on from an earlier call (its prompt, what it sampled, then new tokens) is not
-        prefilled again: engines keep a prefix cache.
+        Engines keep a prefix cache: a prompt that continues an earlier call (its prompt, its sampled tokens,
+        then new tokens) is prefilled only from there.
 
         Raises:
-            ContextLengthExceededError: the prompt leaves no room.
-            EngineError: the engine failed; nothing more will come.
+            ContextLengthExceededError: the prompt leaves no room for a token.
+            EngineError: the engine failed; the stream has ended.
         """
         ...
 
@@ -203,7 +217,7 @@ class Engine(Protocol):
 
 
 def unsupported(engine: Engine, sampling: Sampling) -> list[str]:
-    """Names of the fields that ``sampling`` asks for and ``engine`` can't honour."""
+    """Return the names of the fields that ``sampling`` uses and ``engine`` does not support."""
     neutral = Sampling()
     asked = [name for name in OPTIONAL_SAMPLING if getattr(sampling, name) != getattr(neutral, name)]
     missing = [name for name in asked if name not in engine.capabilities]

@@ -1,4 +1,4 @@
-"""Find a checkpoint, and read what it says about how it wants to be sampled."""
+"""Checkpoint lookup: paths, hub ids, the quickstart checkpoint, and default sampling parameters."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any, Final
 from service.engines.base import Sampling
 
 MANIFEST: Final = "manifest.json"
-"""Written last into a checkpoint of a training run: the size of each of its files."""
+"""File with the sizes of all other files; written last into a checkpoint of a training run."""
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class CheckpointError(Exception):
-    """A checkpoint can't be used; the message names it and the hint."""
+    """A checkpoint is unusable. The message names it, with a hint."""
 
 
 def quickstart() -> Path:
-    """Where the quickstart checkpoint is: inside the installed package, or beside it in the repository."""
+    """The directory of the quickstart checkpoint: in the installed package, or beside it in the
+    repository."""
     package = Path(__file__).resolve().parents[1]
     places = [package / "checkpoints" / "quickstart", package.parent / "checkpoints" / "quickstart"]
     return next((place for place in places if place.is_dir()), places[-1])
@@ -30,7 +31,7 @@ DEMO_NOTICE: Final = (
     "This is the demo model: 2 million parameters that do arithmetic by running Python and nothing else. "
     "For a real model: ih-grpo serve --model Qwen/Qwen3-4B"
 )
-"""What a server says of the quickstart checkpoint, wherever somebody may take it for more than it is."""
+"""Notice about the quickstart checkpoint, shown wherever it could be mistaken for a general model."""
 DEMO_WITHOUT_DEFERRAL: Final = (
     "The demo model only knows to answer by code that runs. With deferral off nothing runs, so this reply is "
     "not an answer."
@@ -43,23 +44,25 @@ def is_demo(model: str) -> bool:
 
 
 def locate(model: str, *, weights: bool = True, base: str | None = None, revision: str | None = None) -> Path:
-    """The directory of ``model``: a path, or a Hugging Face id, which is downloaded if it is not cached.
+    """Return the directory of ``model``: a path, or a Hugging Face id, which is downloaded unless cached.
 
     A PEFT adapter is merged into its base model first: see ``service.engines.adapters``.
 
     Args:
-        model: path or hub id, of a whole model or of an adapter.
-        weights: without them only the small files are downloaded, and of an adapter the base is returned.
-        base: path or hub id of an adapter's base model, in place of the one that the adapter names.
-        revision: of a hub id: branch, tag or commit.
+        model: path or hub id of a full model or of an adapter.
+        weights: if false, only the small files are downloaded, and the base of an adapter is returned.
+        base: path or hub id of an adapter's base model. Default: the one that the adapter names.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
-        ValueError: there is no such checkpoint, or it can't be used; with a hint.
+        ValueError: the checkpoint does not exist or can't be used; the message has a hint.
     """
     from service.engines import adapters
 
     path = Path(model).expanduser()
-    if path == Path("checkpoints/quickstart") and not path.exists():  # as recipes name it, without a checkout
+    if (
+        path == Path("checkpoints/quickstart") and not path.exists()
+    ):  # the name in recipes, used without a checkout
         path = quickstart()
     if not (path / "config.json").is_file() and not adapters.is_adapter(path):
         if path.exists() or not _HUB_ID.fullmatch(model):
@@ -72,19 +75,20 @@ def locate(model: str, *, weights: bool = True, base: str | None = None, revisio
         path = hub.download(model, weights=weights, revision=revision)
         if not (path / "config.json").is_file() and not adapters.is_adapter(path):
             raise ValueError(
-                f"model {model!r} is not a checkpoint: the hub's repository has neither config.json nor "
-                "adapter_config.json (files for other programs, such as GGUF, are not read)"
+                f"model {model!r} is not a checkpoint: the hub repository has neither config.json nor "
+                "adapter_config.json (files for other programs, such as GGUF, are not supported)"
             )
     if not adapters.is_adapter(path):
         if base is not None:
-            raise ValueError(f"base is for adapters, and {model!r} is a whole model: leave base out")
+            raise ValueError(f"base is only for adapters, and {model!r} is a full model: remove base")
         return path
     found = adapters.base_of(path, base, weights=weights)
     return adapters.merged(path, found) if weights else found
 
 
 def default_sampling(model_dir: Path) -> Sampling:
-    """What the checkpoint's ``generation_config.json`` asks for; where silent, temperature 1.0 and no cuts.
+    """Read default sampling parameters from ``generation_config.json``; for missing fields, temperature 1.0
+    and no filters.
 
     ``do_sample: false`` means greedy.
     """
@@ -97,7 +101,7 @@ def default_sampling(model_dir: Path) -> Sampling:
 
 
 def verify(checkpoint: Path) -> None:
-    """Check that every file of the manifest is there in its full size: a copy that broke off is not used.
+    """Check that every file of the manifest exists in its full size, to reject interrupted copies.
 
     Raises:
         CheckpointError: the manifest or a file is missing, or a size differs.
@@ -106,9 +110,9 @@ def verify(checkpoint: Path) -> None:
         sizes: dict[str, int] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise CheckpointError(
-            f"{checkpoint} has no readable {MANIFEST}: it is not whole, remove it"
+            f"{checkpoint} has no readable {MANIFEST}: it is incomplete, remove it"
         ) from None
     for name, size in sizes.items():
         path = checkpoint / name
         if not path.is_file() or path.stat().st_size != size:
-            raise CheckpointError(f"{checkpoint}: {name} is missing or cut short: remove the checkpoint")
+            raise CheckpointError(f"{checkpoint}: {name} is missing or incomplete: remove the checkpoint")

@@ -14,24 +14,24 @@ from tqdm.auto import tqdm
 log = structlog.get_logger(__name__)
 
 LOG_EVERY_S: Final = 10.0
-"""Seconds between two lines about one download, where there is no terminal for a progress bar."""
+"""Seconds between two log lines about one download, without a terminal for a progress bar."""
 _FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 _MIB: Final = 2**20
 
 
 def download(model: str, *, weights: bool = True, revision: str | None = None) -> Path:
-    """The directory of the hub's model ``model``; what is cached already is not downloaded again.
+    """Return the local directory of a hub model, downloading the files that are not cached.
 
-    Progress is a bar if stderr is a terminal, else a log line every `LOG_EVERY_S` seconds. Nothing is
-    shown if nothing is missing.
+    Progress is a bar if stderr is a terminal, else a log line every `LOG_EVERY_S` seconds. Nothing is shown
+    if all files are cached.
 
     Args:
-        model: a hub id, as ``Qwen/Qwen3-4B``.
-        weights: without them only the small files are downloaded.
-        revision: branch, tag or commit; the default branch if unset.
+        model: a hub id, such as ``Qwen/Qwen3-4B``.
+        weights: if false, only the small files are downloaded.
+        revision: branch, tag or commit. Default: the default branch.
 
     Raises:
-        ValueError: it can't be downloaded; the message says why, with a hint.
+        ValueError: the download failed; the message has the cause and a hint.
     """
     from huggingface_hub import snapshot_download
 
@@ -46,7 +46,7 @@ def download(model: str, *, weights: bool = True, revision: str | None = None) -
             _announce(model, size)
         shown: dict[str, Any] = {} if size and sys.stderr.isatty() else {"tqdm_class": _bar(size, model)}
         folder = Path(snapshot_download(model, **options, **shown))
-    except Exception as error:  # the hub client has no common base class for what can go wrong
+    except Exception as error:  # the hub client's errors have no common base class
         raise ValueError(f"model {model!r} can't be downloaded: {_explain(model, error)}") from error
     if size:
         log.info("model_downloaded", model=model, mib=round(size / _MIB))
@@ -54,7 +54,7 @@ def download(model: str, *, weights: bool = True, revision: str | None = None) -
 
 
 def _missing_bytes(model: str, options: dict[str, Any]) -> int:
-    """How much has to be downloaded; 0 if the hub can't be asked, and then the cache decides."""
+    """Bytes to download; 0 if the hub can't be reached, in which case only the cache is used."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError
 
@@ -72,26 +72,26 @@ def _announce(model: str, size: int) -> None:
     place = next(path for path in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if path.exists())
     if (free := shutil.disk_usage(place).free) < size:
         raise OSError(
-            f"it needs {size / _MIB:,.0f} MiB and {place} has {free / _MIB:,.0f} MiB left: free some "
-            "space or set HF_HOME to another disk"
+            f"it needs {size / _MIB:,.0f} MiB and {place} has {free / _MIB:,.0f} MiB free: make room "
+            "or set HF_HOME to another disk"
         )
 
 
 class _Silent(tqdm):  # type: ignore[misc]
-    """No bar."""
+    """A progress bar that shows nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "disable": True})
 
 
 def _bar(size: int, model: str) -> type[_Silent]:
-    """A bar class that logs how many of ``size`` bytes have come; one that is silent for 0."""
+    """Return a bar class that logs how many of ``size`` bytes have arrived; a silent one if ``size`` is 0."""
     if not size:
         return _Silent
     last, most = time.monotonic(), 0.0
 
     class Logged(_Silent):
-        # The client has several bars; the one that has come furthest counts all bytes.
+        # The client has several bars; the most advanced one counts all bytes.
         def update(self, n: float | None = 1) -> None:
             nonlocal last, most
             self.n += n or 0
@@ -110,7 +110,7 @@ def _bar(size: int, model: str) -> type[_Silent]:
 
 
 def _explain(model: str, error: Exception) -> str:
-    """The cause in one line, with what to do about it."""
+    """The cause in one line, with a hint."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -121,11 +121,13 @@ def _explain(model: str, error: Exception) -> str:
 
     endpoint = constants.ENDPOINT
     if isinstance(error, GatedRepoError):
-        return f"it asks for a licence: accept it at {endpoint}/{model} and set HF_TOKEN to a token of yours"
+        return (
+            f"it requires accepting a licence: accept it at {endpoint}/{model} and set HF_TOKEN to your token"
+        )
     if isinstance(error, RevisionNotFoundError):
-        return "it has no such revision"
+        return "this revision does not exist"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{endpoint} has no such model, or it is private: check the id, or set HF_TOKEN"
+        return f"the model does not exist at {endpoint} or is private: check the id, or set HF_TOKEN"
     if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
         return "it is not in the cache and HF_HUB_OFFLINE is set: unset it, or set model to a directory"
     if isinstance(error, LocalEntryNotFoundError):

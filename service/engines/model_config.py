@@ -1,23 +1,27 @@
-"""What every engine reads of a checkpoint before any weight: tokenizer, limits, end tokens."""
+"""Configuration of a checkpoint that every engine reads before any weight: tokenizer, limits, end tokens."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from service.engines.token_stream import DetokenizerFactory
 from service.engines.tokenizer import HFTokenizer
 
+if TYPE_CHECKING:
+    import torch
+
 
 class ModelFiles:
-    """The small files of a checkpoint, a directory or a hub id.
+    """The configuration files of a checkpoint, given as a directory or a hub id.
 
     Attributes:
-        tokenizer, detokenizer: text to ids, and ids to text as they come.
-        config: the model's own.
-        context_length: prompt and completion together, in tokens; at most ``max_context``.
-        eos_token_ids: the tokenizer's end token and those of the generation config, which may name several.
+        tokenizer, detokenizer: encoder, and factory of streaming decoders.
+        config: the model's configuration.
+        context_length: maximum of prompt + completion in tokens; at most ``max_context``.
+        eos_token_ids: the tokenizer's end token and those of the generation config.
         vocab_size: rows of the embedding.
 
     Raises:
@@ -36,7 +40,8 @@ class ModelFiles:
 
 
 class CheckpointEngine:
-    """What every engine says of its checkpoint: that part of ``service.engines.base.Engine``.
+    """Base class of the engines: the part of ``service.engines.base.Engine`` that depends only on the
+    checkpoint.
 
     Raises:
         EngineError: there is no fast tokenizer.
@@ -61,6 +66,24 @@ class CheckpointEngine:
     @property
     def eos_token_ids(self) -> frozenset[int]:
         return self._files.eos_token_ids
+
+
+def without_weights(config: PretrainedConfig) -> torch.nn.Module:
+    """Create a causal LM of this configuration on the device ``meta``: its modules, without memory for
+    weights."""
+    import torch  # not needed by engines whose model runs elsewhere
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model: torch.nn.Module = auto.from_config(config)
+    return model
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Count the parameters of a causal LM of this configuration, tied ones once, without loading weights."""
+    model = without_weights(config)
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def _eos_token_ids(model: str, tokenizer: HFTokenizer) -> frozenset[int]:

@@ -1,6 +1,6 @@
-"""For engines whose model runs elsewhere: ids come in pieces; text and counters are added here.
+"""Streaming detokenization, and the token stream of engines whose model runs outside this process.
 
-Token ids to text, one token at a time.
+These engines receive token ids; `to_chunks` adds text and counters.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from service.engines.base import EngineStats, FinishReason, TokenChunk, TopLogpr
 
 
 class Detokenizer(Protocol):
-    """State of one stream. The texts of all calls, joined, are the decoded text of all ids."""
+    """Decoder of one stream. The concatenated results of all calls are the decoded text of all ids."""
 
     def add(self, token_id: int) -> str:
-        """The text that this id completes; empty in the middle of a UTF-8 character."""
+        """Return the text that this id completes; empty inside a UTF-8 character."""
         ...
 
     def finish(self) -> str:
-        """What is left at the end: a replacement character where the last character is incomplete."""
+        """Return the remaining text: a replacement character if the last character is incomplete."""
         ...
 
 
 class DetokenizerFactory:
-    """Makes detokenizers for one tokenizer. What depends on the vocabulary alone is computed once."""
+    """A factory of detokenizers for one tokenizer. Computes tables that depend only on the vocabulary
+    once."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -44,7 +45,7 @@ class DetokenizerFactory:
 
 
 class _Bytes:
-    """Byte-level BPE: every id stands for bytes, so a UTF-8 decoder is all the state there is."""
+    """Detokenizer of byte-level BPE: every id stands for bytes, so the only state is a UTF-8 decoder."""
 
     def __init__(self, table: list[bytes]) -> None:
         self._table = table
@@ -54,7 +55,7 @@ class _Bytes:
     def add(self, token_id: int) -> str:
         # A model's embedding may be padded beyond the tokenizer's vocabulary; those ids have no text.
         added = self._table[token_id] if token_id < len(self._table) else b""
-        if self._is_between and added.isascii():  # nearly always, and a third of the decoder's time
+        if self._is_between and added.isascii():  # the common case, in a third of the decoder's time
             return added.decode("ascii")
         text = self._decoder.decode(added)
         self._is_between = not self._decoder.getstate()[0]
@@ -65,7 +66,7 @@ class _Bytes:
 
 
 class _Stream:
-    """Any other tokenizer, through the tokenizers library's own stream."""
+    """Detokenizer of any other tokenizer, using the stream of the tokenizers library."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -79,7 +80,8 @@ class _Stream:
 
 
 def _byte_table(tokenizer: tokenizers.Tokenizer) -> list[bytes]:
-    """Bytes of every id as the ByteLevel decoder reads it: by character, or as UTF-8 where one is foreign."""
+    """Bytes of every id as the ByteLevel decoder reads it: by character, or as UTF-8 if a character is not
+    in its alphabet."""
     byte_of = _byte_of_character()
     table = []
     for token_id in range(tokenizer.get_vocab_size(with_added_tokens=True)):
@@ -90,15 +92,16 @@ def _byte_table(tokenizer: tokenizers.Tokenizer) -> list[bytes]:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, every other byte for a character from U+0100."""
+    """GPT-2's alphabet: printable Latin-1 represents itself, and characters from U+0100 represent the other
+    bytes."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-@dataclass(slots=True)  # not frozen: one is made for every token, and that would take four times as long
-class Piece:
-    """New tokens of one call. ``logprobs`` is None where they were not asked for."""
+@dataclass(slots=True)  # not frozen: created for every token, and frozen takes four times as long
+class SampledTokens:
+    """New tokens of one call, without text. ``logprobs`` is None if they were not requested."""
 
     ids: Sequence[int]
     logprobs: Sequence[float] | None = None
@@ -108,13 +111,15 @@ class Piece:
 
 
 def top_logprobs(logprobs: Mapping[int, float], top: int) -> tuple[TopLogprob, ...]:
-    """The ``top`` first of one position. vLLM adds the sampled token where it is not among them."""
+    """Return the ``top`` most likely tokens of one position. vLLM also lists the sampled token if it is not
+    among them."""
     best = sorted(logprobs.items(), key=lambda entry: -entry[1])[:top]
     return tuple(TopLogprob(token_id, logprob) for token_id, logprob in best)
 
 
-class Tally:
-    """Counters since start, of an engine that does not see the scheduler. No token yet: it waits."""
+class EngineCounters:
+    """Counters since start, for engines without access to the scheduler. A call without a token counts as
+    waiting."""
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
@@ -129,39 +134,42 @@ class Tally:
         )
 
 
-async def chunks(
-    pieces: AsyncGenerator[Piece, None], detokenizer: Detokenizer, tally: Tally, prompt_tokens: int
+async def to_chunks(
+    tokens: AsyncGenerator[SampledTokens, None],
+    detokenizer: Detokenizer,
+    counters: EngineCounters,
+    prompt_tokens: int,
 ) -> AsyncGenerator[TokenChunk, None]:
-    """The pieces of one call as `TokenChunk`s, counted. Closing it closes ``pieces``."""
+    """Convert one call's tokens to `TokenChunk`s and count them. Closing the generator closes ``tokens``."""
     has_begun = False
-    tally.waiting += 1
+    counters.waiting += 1
     try:
-        async with aclosing(pieces):
-            async for piece in pieces:
+        async with aclosing(tokens):
+            async for part in tokens:
                 if not has_begun:
                     has_begun = True
-                    tally.waiting, tally.running = tally.waiting - 1, tally.running + 1
-                    tally.prompt_tokens += prompt_tokens
-                tally.generated_tokens += len(piece.ids)
-                tally.cached_tokens += piece.cached_tokens or 0
-                yield _chunk(piece, detokenizer)
+                    counters.waiting, counters.running = counters.waiting - 1, counters.running + 1
+                    counters.prompt_tokens += prompt_tokens
+                counters.generated_tokens += len(part.ids)
+                counters.cached_tokens += part.cached_tokens or 0
+                yield _chunk(part, detokenizer)
     finally:
         if has_begun:
-            tally.running -= 1
+            counters.running -= 1
         else:
-            tally.waiting -= 1
+            counters.waiting -= 1
 
 
-def _chunk(piece: Piece, detokenizer: Detokenizer) -> TokenChunk:
-    ids = tuple(piece.ids)
+def _chunk(part: SampledTokens, detokenizer: Detokenizer) -> TokenChunk:
+    ids = tuple(part.ids)
     text = "".join(map(detokenizer.add, ids))
-    if piece.finish_reason is not None:
+    if part.finish_reason is not None:
         text += detokenizer.finish()
     return TokenChunk(
         ids,
         text,
-        (math.nan,) * len(ids) if piece.logprobs is None else tuple(piece.logprobs),
-        piece.top_logprobs,
-        piece.cached_tokens,
-        piece.finish_reason,
+        (math.nan,) * len(ids) if part.logprobs is None else tuple(part.logprobs),
+        part.top_logprobs,
+        part.cached_tokens,
+        part.finish_reason,
     )

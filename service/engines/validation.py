@@ -1,6 +1,6 @@
-"""Refuse what would fail later, where it would hurt other requests or be hard to understand.
+"""Validation of calls before they reach the model, and per-request end tokens.
 
-An engine whose replies end at other tokens than the model's own.
+A call that fails inside the batch could affect other requests, and its error would be hard to understand.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from service.engines.base import (
 
 
 def check(engine: Engine, prompt_ids: Sequence[int], sampling: Sampling, vocab_size: int) -> None:
-    """Check one call of ``engine.generate``.
+    """Validate one call of ``engine.generate``.
 
     Raises:
         ContextLengthExceededError: the prompt leaves no room for one token.
-        EngineError: a value is out of its range, or the engine can't honour a field; it is named.
+        EngineError: a value is out of range, or the engine does not support a field. The message names the
+        field.
     """
     _check_prompt(prompt_ids, engine.context_length, vocab_size)
     _check_ranges(sampling, vocab_size)
     if sampling.adapter is not None and sampling.adapter not in engine.adapters:
-        known = ", ".join(engine.adapters) or "there is none"
-        raise EngineError(f"adapter {sampling.adapter!r} is not known: {known}")
+        known = ", ".join(engine.adapters) or "none"
+        raise EngineError(f"adapter {sampling.adapter!r} is unknown; adapters of this engine: {known}")
     if missing := unsupported(engine, sampling):
-        raise EngineError(f"this engine can't honour {missing[0]} (model {engine.model_name!r})")
+        raise EngineError(f"this engine does not support {missing[0]} (model {engine.model_name!r})")
 
 
 def _check_prompt(prompt_ids: Sequence[int], context_length: int, vocab_size: int) -> None:
@@ -66,15 +67,15 @@ def _check_ranges(sampling: Sampling, vocab_size: int) -> None:
     for token_id, bias in sampling.logit_bias:
         if not (0 <= token_id < vocab_size and isfinite(bias)):
             raise EngineError(
-                f"logit_bias: {token_id} is outside of 0..{vocab_size - 1}, or {bias} no number"
+                f"logit_bias: {token_id} is outside of 0..{vocab_size - 1}, or {bias} is not finite"
             )
 
 
-class EngineWithEndings:
-    """Another engine, with its ``eos_token_ids`` replaced for one request.
+class EngineWithEndTokens:
+    """A wrapper that replaces an engine's ``eos_token_ids`` for one request.
 
     Args:
-        engine: samples the tokens.
+        engine: the wrapped engine.
         endings: token ids that end a reply.
     """
 
@@ -124,7 +125,7 @@ class EngineWithEndings:
         return self._engine.stats()
 
     async def start(self) -> None:
-        """Does nothing: the other engine is started by its owner."""
+        """No effect: the owner of the wrapped engine starts it."""
 
     async def stop(self) -> None:
-        """Does nothing: the other engine is stopped by its owner."""
+        """No effect: the owner of the wrapped engine stops it."""

@@ -1,1 +1,1 @@
-"""One episode: a model's turns, its code, and the results it reads."""
+"""Episodes: the loop that runs a model and its code, its events, and what they add up to."""

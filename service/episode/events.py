@@ -1,4 +1,4 @@
-"""What a running episode tells its audience: the API, the trainer, a terminal."""
+"""Events of a running episode, as the API, the trainer and the terminal consume them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.deferral.episode import Outcome, RequestedBy
-from service.engines.base import TokenChunk
+from service.engines.base import Engine, TokenChunk
 from service.episode.stop_strings import StopStringHit
 from service.sandbox.base import Status
 
@@ -22,22 +22,22 @@ class InvokedBlock:
 
 
 def hidden_seconds(runs: Iterable[tuple[float, float]], flushed_at: float) -> float:
-    """Return how much of ``runs`` lies before the flush: run time that the model did not wait for.
+    """Return the run time before the flush, in seconds: the part that the model did not wait for.
 
     This is the one definition of hidden time: the API's ``hidden_ms``, the metrics, the traces, the
-    playground, the terminal and the evaluation all use it. Time spent waiting for a container is not run
-    time, so it is never subtracted.
+    playground, the terminal and the evaluation all use it. Waiting for a container is not run time, so it is
+    never subtracted.
 
     Args:
         runs: start and end of each run, in Unix seconds.
-        flushed_at: when the model asked for the output, in Unix seconds.
+        flushed_at: time of the flush, in Unix seconds.
     """
     return sum(max(min(end, flushed_at) - start, 0.0) for start, end in runs)
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutedTool:
-    """One flush and what came of it. Times are Unix seconds, None where nothing ran."""
+    """A finished flush and its result. Times are Unix seconds, None if nothing ran."""
 
     id: str
     blocks: tuple[InvokedBlock, ...]
@@ -48,19 +48,19 @@ class ExecutedTool:
     started_at: float | None
     finished_at: float | None
     flushed_at: float
-    """When the model asked for the output."""
+    """Time of the flush: when the model asked for the output."""
     wall_ms: float
-    """How long the code ran."""
+    """Run time of the code."""
     waited_ms: float
-    """How long the model waited for it."""
+    """Time that the model waited for the output."""
     runs: tuple[tuple[float, float], ...] = ()
-    """Start and end of each block that ran; one pair where all ran as one script."""
+    """Start and end of each block that ran; a single pair if all ran as one script."""
     container: str | None = None
     """Name of the episode's container; None if no container was available."""
     container_wait_ms: float = 0.0
-    """How long the first block waited for a container, from the moment the model closed it."""
+    """Wait of the first block for a container, from the moment the model closed it."""
     requested_by: RequestedBy = "model"
-    """Who decided that the blocks run. The delay rate counts the model's flushes only."""
+    """Party that requested the flush. The delay rate counts only the model's flushes."""
 
     @property
     def hidden_ms(self) -> float:
@@ -68,15 +68,15 @@ class ExecutedTool:
         return min(hidden_seconds(self.runs, self.flushed_at) * 1000, self.wall_ms)
 
 
-class Sampled(NamedTuple):  # as `TokenChunk`
-    """The model wrote these tokens."""
+class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`
+    """Tokens that the model sampled."""
 
     chunk: TokenChunk
 
 
 @dataclass(frozen=True, slots=True)
 class Invoked:
-    """A block became pending in the flush-to-be ``tool_id``."""
+    """A block became pending. It belongs to the upcoming flush ``tool_id``."""
 
     tool_id: str
     index: int
@@ -85,7 +85,7 @@ class Invoked:
 
 @dataclass(frozen=True, slots=True)
 class FlushStarted:
-    """All that is pending is to run now, and the model waits."""
+    """A flush began: all pending blocks run and the model waits."""
 
     tool_id: str
     blocks: tuple[InvokedBlock, ...]
@@ -94,14 +94,14 @@ class FlushStarted:
 
 @dataclass(frozen=True, slots=True)
 class FlushFinished:
-    """The result is there; the observation follows."""
+    """The result of a flush arrived. The observation follows."""
 
     tool: ExecutedTool
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """These tokens were appended for the model to read."""
+    """Tokens that were appended for the model to read."""
 
     ids: tuple[int, ...]
     text: str
@@ -109,11 +109,16 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The episode is over."""
+    """The episode ended."""
 
     outcome: Outcome
     unflushed: tuple[InvokedBlock, ...] = ()
-    """Blocks that were pending and never ran. Code that is the answer itself is not among them."""
+    """Pending blocks that never ran, except code that is itself the answer."""
 
 
 EpisodeEvent = Sampled | StopStringHit | Invoked | FlushStarted | FlushFinished | Observed | Finished
+
+
+def reply_endings(engine: Engine) -> dict[int, str]:
+    """Return the text of each token that ends a reply of ``engine``, by token id."""
+    return {token: engine.tokenizer.decode([token]) for token in engine.eos_token_ids}

@@ -1,10 +1,7 @@
-"""Run an episode: the one loop, behind every served request and every training rollout.
+"""Run episodes: the one loop behind every served request, training rollout and evaluation.
 
-Hand blocks to a session in order, without making the model wait for a container.
-
-Generation without deferral: the marker is a token like any other, and no code runs.
-
-What a server serves: an engine, a sandbox, a checkpoint's policy. Every API starts its episodes here.
+`EpisodeRunner` turns a prompt into a stream of `service.episode.events`. It alternates between the engine,
+which samples until the model asks for the output of its code, and the sandbox, which runs that code.
 """
 
 from __future__ import annotations
@@ -15,10 +12,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from service.deferral.episode import Episode, Flush, Invocation, Outcome, leaves_thought_open
+from service.deferral.episode import Episode, Flush, Invocation, Outcome, ends_in_thought
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
-from service.engines.base import Engine, Sampling
+from service.engines.base import Engine, Sampling, TokenChunk
 from service.episode.events import (
     EpisodeEvent,
     ExecutedTool,
@@ -29,213 +26,279 @@ from service.episode.events import (
     InvokedBlock,
     Observed,
     Sampled,
+    reply_endings,
 )
-from service.episode.stop_strings import StopStringHit, reply_endings, until_stop
+from service.episode.stop_strings import StopStringHit, until_stop
 from service.sandbox.base import ExecutionResult, Sandbox, SandboxError, Session, SessionLimits
 
+Messages = Sequence[dict[str, object]]
 
-class Invocations:
-    """The pending blocks of one episode on their way to its session.
 
-    A session may have to wait for a container at its first block. The blocks queue here, so that the engine
-    writes on meanwhile; a sandbox that fails tells so at the flush.
+class BlockQueue:
+    """The pending blocks of one episode, handed to its session in order.
+
+    A session may have to wait for a container at its first block. The blocks wait in this queue, so the
+    engine keeps sampling meanwhile. A failure of the sandbox is reported by the next `flush`.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._tail: asyncio.Task[None] | None = None
-        self._is_first = True
+        self._last: asyncio.Task[None] | None = None
+        self._is_empty = True
         """No block has been added since the last flush."""
         self.container_wait_s = 0.0
-        """How long the first block since the last flush waited for a container."""
+        """Seconds that the first block since the last flush waited for a container."""
 
-    def prepare(self) -> None:
-        """Announce in the background that blocks are likely; those that are added meanwhile come after it."""
-        self._tail = asyncio.create_task(self._session.prepare())
+    def prewarm(self) -> None:
+        """Ask the session in the background for a container. Blocks added meanwhile are sent after it."""
+        self._last = asyncio.create_task(self._session.prepare())
 
     def add(self, code: str) -> None:
-        """Invoke ``code`` after those before it; returns at once."""
-        closed_at = time.monotonic() if self._is_first else None
-        self._is_first = False
-        self._tail = asyncio.create_task(self._invoke(self._tail, code, closed_at))
+        """Send ``code`` to the session after all earlier blocks. Returns at once."""
+        closed_at = time.monotonic() if self._is_empty else None
+        self._is_empty = False
+        self._last = asyncio.create_task(self._invoke(self._last, code, closed_at))
 
-    async def _invoke(self, before: asyncio.Task[None] | None, code: str, closed_at: float | None) -> None:
+    async def _invoke(self, previous: asyncio.Task[None] | None, code: str, closed_at: float | None) -> None:
         try:
-            if before is not None:
-                await before
+            if previous is not None:
+                await previous
             await self._session.invoke(code)  # returns as soon as a container has the block
         finally:
             if closed_at is not None:
                 self.container_wait_s = time.monotonic() - closed_at
 
     async def flush(self) -> ExecutionResult:
-        """The result of all that was added since the last flush; ``sandbox_error`` if the sandbox failed."""
+        """Return the result of all blocks since the last flush; ``sandbox_error`` if the sandbox failed."""
         began = time.monotonic()
-        tail, self._tail = self._tail, None
-        self._is_first = True
+        last, self._last = self._last, None
+        self._is_empty = True
         try:
-            if tail is not None:
-                await tail
+            if last is not None:
+                await last
             result = await self._session.flush()
         except SandboxError as error:
             waited = time.monotonic() - began
             return ExecutionResult("", str(error), "sandbox_error", wall_seconds=0.0, waited_seconds=waited)
-        # The session's own count begins when it has its container; the model's does not.
+        # The session counts from the moment it has its container; the model has waited since the flush.
         return replace(result, waited_seconds=max(result.waited_seconds, time.monotonic() - began))
 
     async def close(self) -> None:
-        """Drop what is pending and close the session."""
-        if self._tail is not None:
-            self._tail.cancel()
-            await asyncio.gather(self._tail, return_exceptions=True)
+        """Drop pending blocks and close the session."""
+        if self._last is not None:
+            self._last.cancel()
+            await asyncio.gather(self._last, return_exceptions=True)
         await self._session.close()
 
 
-async def run_plain(
-    prompt_ids: Sequence[int], engine: Engine, sampling: Sampling, *, stops: Sequence[str] = ()
-) -> AsyncGenerator[EpisodeEvent, None]:
-    """One turn to its end, in the events of `run_episode`. Closing it cancels the engine.
+@dataclass(frozen=True, slots=True)
+class EpisodeRunner:
+    """An engine, a sandbox and a policy, and the loop that makes episodes of them.
 
-    Raises:
-        EngineError: the engine failed.
+    The server holds one runner and derives others from it with `dataclasses.replace`; rollouts and evaluation
+    build their own.
     """
-    outcome = Outcome.VOID
-    stream = engine.generate(prompt_ids, sampling, stop_token_ids=engine.eos_token_ids)
-    async with aclosing(until_stop(stream, stops, reply_endings(engine))) as chunks:
-        async for chunk in chunks:
-            if isinstance(chunk, StopStringHit):
-                yield chunk
-                continue
-            yield Sampled(chunk)
-            if chunk.finish_reason == "length":
-                outcome = Outcome.LENGTH
-    yield Finished(outcome)
 
+    engine: Engine
+    sandbox: Sandbox
+    policy: DeferralPolicy
+    """Policy of the checkpoint; an episode may be started under another."""
+    sampling: Sampling
+    """Defaults for requests that don't set a field."""
+    clock: Callable[[], float] = time.time
+    """Source of the events' times, in Unix seconds."""
 
-def new_episode(
-    prompt_ids: Sequence[int], policy: DeferralPolicy, engine: Engine, *, code_is_answer: bool = False
-) -> Episode:
-    """Return a fresh episode under ``policy`` on ``engine``.
+    def render(
+        self,
+        messages: Messages,
+        *,
+        deferral: bool,
+        thinking: bool = False,
+        continue_final: bool = False,
+        tools: Sequence[dict[str, object]] = (),
+    ) -> list[int]:
+        """Return the prompt ids of ``messages``.
 
-    Args:
-        prompt_ids: the rendered prompt.
-        policy: as the checkpoint was trained, or as a request asks for.
-        engine: its context length bounds the episode.
-        code_is_answer: the request asks for code; see `service.deferral.code_request`.
+        Args:
+            messages: turns in the chat template's form.
+            deferral: code in the reply will run: the policy's instruction is added to the last user turn.
+            thinking: let the model think first.
+            continue_final: leave the last message open, for the model to continue it.
+            tools: functions of the client, in OpenAI's form, that the model may call.
 
-    Raises:
-        ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
-    """
-    marker_id = engine.tokenizer.token_id(policy.marker)
-    if marker_id is None:
-        raise ValueError(f"the model's tokenizer has no token {policy.marker!r}, so it can't defer")
-    # An episode must not outgrow the model: the engine would refuse its next turn.
-    limit = min(policy.max_episode_tokens, engine.context_length)
-    policy = policy.model_copy(update={"max_episode_tokens": limit})
-    return Episode(
-        prompt_ids,
-        policy,
-        engine.tokenizer,
-        marker_id,
-        endings=reply_endings(engine),
-        code_is_answer=code_is_answer,
-        in_thought=policy.unflushed == "run" and leaves_thought_open(_begun_reply(prompt_ids, engine)),
-    )
+        Raises:
+            ValueError: there is no user turn to carry the instruction.
+            EngineError: the template rejected the messages.
+        """
+        turns = with_instruction(messages, self.policy.prompt) if deferral else list(messages)
+        options: dict[str, object] = {"enable_thinking": thinking}
+        if tools:
+            options["tools"] = list(tools)
+        return self.engine.tokenizer.render_chat(
+            turns, template_kwargs=options, continue_final=continue_final
+        )
 
+    def room(self, prompt_ids: Sequence[int], *, deferral: bool) -> int:
+        """Return how many tokens may follow the prompt; 0 or less if it doesn't fit."""
+        limit = self.engine.context_length
+        if deferral:
+            limit = min(limit, self.policy.max_episode_tokens)
+        return limit - len(prompt_ids)
 
-def _begun_reply(prompt_ids: Sequence[int], engine: Engine) -> str:
-    """The beginning of the reply, as the template or a client wrote it at the prompt's end."""
-    return engine.tokenizer.decode(prompt_ids[-1024:]).rpartition("<|im_start|>")[2]
+    def start(
+        self,
+        prompt_ids: Sequence[int],
+        policy: DeferralPolicy | None = None,
+        *,
+        code_is_answer: bool = False,
+    ) -> Episode:
+        """Return a new episode, ready for `run`.
 
+        Args:
+            prompt_ids: the rendered prompt.
+            policy: limits and marker; None for the runner's own.
+            code_is_answer: the request asks for code; see `service.deferral.code_request`.
 
-async def run_episode(
-    episode: Episode,
-    engine: Engine,
-    session: Session,
-    sampling: Sampling,
-    *,
-    episode_id: str,
-    stops: Sequence[str] = (),
-    clock: Callable[[], float] = time.time,
-    prepare: bool = False,
-) -> AsyncGenerator[EpisodeEvent, None]:
-    """Drive ``episode`` to its outcome. Closing the generator cancels the engine and closes the session.
+        Raises:
+            ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
+        """
+        policy = policy or self.policy
+        tokenizer = self.engine.tokenizer
+        marker_id = tokenizer.token_id(policy.marker)
+        if marker_id is None:
+            raise ValueError(f"the model's tokenizer has no token {policy.marker!r}, so it can't defer")
+        # The engine would reject the next turn of an episode that outgrew the model.
+        limit = min(policy.max_episode_tokens, self.engine.context_length)
+        in_thought = False
+        if policy.unflushed == "run":
+            reply_start = tokenizer.decode(prompt_ids[-1024:]).rpartition("<|im_start|>")[2]
+            in_thought = ends_in_thought(reply_start)
+        return Episode(
+            prompt_ids,
+            policy.model_copy(update={"max_episode_tokens": limit}),
+            tokenizer,
+            marker_id,
+            endings=reply_endings(self.engine),
+            code_is_answer=code_is_answer,
+            in_thought=in_thought,
+        )
 
-    Args:
-        episode: a fresh episode.
-        engine: samples the tokens.
-        session: the episode's own namespace; closed at the end, whatever happens.
-        sampling: ``max_tokens`` bounds what is sampled in the whole episode. A seed gives each turn its own.
-        episode_id: prefix of the flushes' ids.
-        stops: text of the model that ends the episode; what is pending then never runs.
-        clock: Unix time.
-        prepare: blocks are likely, so have a container ready for the first.
+    async def run(
+        self,
+        episode: Episode,
+        sampling: Sampling,
+        *,
+        episode_id: str,
+        eager: bool = True,
+        prewarm: bool = False,
+        stop: Sequence[str] = (),
+    ) -> AsyncGenerator[EpisodeEvent, None]:
+        """Run ``episode`` to its end. Closing the generator cancels the engine and closes the session.
 
-    Raises:
-        EngineError: the engine failed. A sandbox that fails is not raised: the model reads of it.
-    """
-    stop_ids = engine.eos_token_ids | {episode.marker_id}
-    endings = reply_endings(engine)
-    invocations = Invocations(session)
-    flushes = 0
-    unflushed: tuple[InvokedBlock, ...] = ()
-    left = sampling.max_tokens
-    try:
-        if prepare:
-            invocations.prepare()
-        while episode.outcome is None and (budget := min(episode.turn_budget(), left)) > 0:
-            tool_id = f"{episode_id}_{flushes}"
-            blocks: list[InvokedBlock] = []
-            held: list[tuple[Invocation, InvokedBlock]] = []
-            hit_length = stopped = False
-            stream = engine.generate(
-                episode.context_ids, _for_turn(sampling, episode.turn, budget), stop_token_ids=stop_ids
-            )
-            async with aclosing(until_stop(stream, stops, endings)) as chunks:
-                async for chunk in chunks:
-                    if isinstance(chunk, StopStringHit):
-                        stopped = True
-                        yield chunk
-                        continue
-                    yield Sampled(chunk)
-                    left -= len(chunk.ids)
-                    for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):
-                        block = InvokedBlock(invocation.code, invocation.at_token, clock())
-                        # A block that may never run does not run ahead, nor do the blocks after it.
-                        if held or invocation.waits:
-                            held.append((invocation, block))
+        Args:
+            episode: from `start`. Its transcript grows with the events.
+            sampling: ``max_tokens`` bounds the sampled tokens of the whole episode. With a seed, each turn
+                gets a seed of its own.
+            episode_id: prefix of the flushes' ids.
+            eager: start blocks in the background as soon as they are closed.
+            prewarm: ask for a container at once, because blocks are likely.
+            stop: strings that end the episode where the model writes them. Pending blocks then never run.
+
+        Raises:
+            EngineError: the engine failed. A failed sandbox raises nothing: the model reads an error result.
+        """
+        clock = self.clock
+        stop_ids = self.engine.eos_token_ids | {episode.marker_id}
+        limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager)
+        queue = BlockQueue(self.sandbox.session(limits))
+        flushes = 0
+        unflushed: tuple[InvokedBlock, ...] = ()
+        tokens_left = sampling.max_tokens
+        try:
+            if prewarm:
+                queue.prewarm()
+            while episode.outcome is None and (budget := min(episode.turn_budget(), tokens_left)) > 0:
+                tool_id = f"{episode_id}_{flushes}"
+                blocks: list[InvokedBlock] = []
+                waiting: list[tuple[Invocation, InvokedBlock]] = []
+                hit_length = stopped = False
+                turn_sampling = _for_turn(sampling, episode.turn, budget)
+                stream = self._generate(episode.context_ids, turn_sampling, stop_ids, stop)
+                async with aclosing(stream) as chunks:
+                    async for chunk in chunks:
+                        if isinstance(chunk, StopStringHit):
+                            stopped = True
+                            yield chunk
                             continue
-                        invocations.add(block.code)
+                        yield Sampled(chunk)
+                        tokens_left -= len(chunk.ids)
+                        for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):
+                            block = InvokedBlock(invocation.code, invocation.at_token, clock())
+                            # A block that may never run is not started early, nor are the blocks after it.
+                            if waiting or invocation.only_at_flush:
+                                waiting.append((invocation, block))
+                                continue
+                            queue.add(block.code)
+                            blocks.append(block)
+                            yield Invoked(tool_id, len(blocks) - 1, block)
+                        hit_length = chunk.finish_reason == "length"
+                        if episode.turn_over:
+                            break
+                flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
+                if flush is None:
+                    unflushed = (
+                        *blocks,
+                        *(block for invocation, block in waiting if not invocation.only_at_flush),
+                    )
+                    break
+                for invocation, block in waiting:
+                    if flush.requested_by == "model" or not invocation.by_model_only:
+                        queue.add(block.code)
                         blocks.append(block)
                         yield Invoked(tool_id, len(blocks) - 1, block)
-                    hit_length = chunk.finish_reason == "length"
-                    if episode.turn_over:
-                        break
-            flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
-            if flush is None:
-                unflushed = (*blocks, *(block for invocation, block in held if not invocation.waits))
-                break
-            for invocation, block in held:
-                if flush.requested_by == "model" or not invocation.by_model_only:
-                    invocations.add(block.code)
-                    blocks.append(block)
-                    yield Invoked(tool_id, len(blocks) - 1, block)
-            result: ExecutionResult | None = None
-            if flush.blocks:
-                yield FlushStarted(tool_id, tuple(blocks), flush.requested_by)
-                flushed_at = clock()
-                result = await invocations.flush()
-                flushes += 1
-            observation = episode.observe(result, requested_by=flush.requested_by)
-            if result is not None:
-                tool = _executed(tool_id, blocks, flush, observation.output, result, flushed_at)
-                tool = replace(tool, container_wait_ms=invocations.container_wait_s * 1000)
-                yield FlushFinished(tool)
-            if observation.ids:
-                yield Observed(observation.ids, observation.text)
-        yield Finished(episode.finish(), unflushed)
-    finally:
-        await invocations.close()
+                result: ExecutionResult | None = None
+                if flush.blocks:
+                    yield FlushStarted(tool_id, tuple(blocks), flush.requested_by)
+                    flushed_at = clock()
+                    result = await queue.flush()
+                    flushes += 1
+                observation = episode.observe(result, requested_by=flush.requested_by)
+                if result is not None:
+                    tool = _executed(tool_id, blocks, flush, observation.output, result, flushed_at)
+                    yield FlushFinished(replace(tool, container_wait_ms=queue.container_wait_s * 1000))
+                if observation.ids:
+                    yield Observed(observation.ids, observation.text)
+            yield Finished(episode.finish(), unflushed)
+        finally:
+            await queue.close()
+
+    async def complete(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, stop: Sequence[str] = ()
+    ) -> AsyncGenerator[EpisodeEvent, None]:
+        """Generate one turn without deferral: the marker is a token like any other and no code runs.
+
+        Closing the generator cancels the engine.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        outcome = Outcome.VOID
+        stream = self._generate(prompt_ids, sampling, self.engine.eos_token_ids, stop)
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                if isinstance(chunk, StopStringHit):
+                    yield chunk
+                    continue
+                yield Sampled(chunk)
+                if chunk.finish_reason == "length":
+                    outcome = Outcome.LENGTH
+        yield Finished(outcome)
+
+    def _generate(
+        self, ids: Sequence[int], sampling: Sampling, stop_ids: frozenset[int], stop: Sequence[str]
+    ) -> AsyncGenerator[TokenChunk | StopStringHit, None]:
+        chunks = self.engine.generate(ids, sampling, stop_token_ids=stop_ids)
+        return until_stop(chunks, stop, reply_endings(self.engine)) if stop else chunks
 
 
 def _for_turn(sampling: Sampling, turn: int, budget: int) -> Sampling:
@@ -267,80 +330,3 @@ def _executed(
         container=result.container,
         requested_by=flush.requested_by,
     )
-
-
-Messages = Sequence[dict[str, object]]
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """Engine, sandbox and policy, and how they become an episode."""
-
-    engine: Engine
-    sandbox: Sandbox
-    policy: DeferralPolicy
-    sampling: Sampling
-    """What a request that says nothing is sampled with."""
-
-    def render(
-        self,
-        messages: Messages,
-        *,
-        deferral: bool,
-        thinking: bool = False,
-        continue_final: bool = False,
-        tools: Sequence[dict[str, object]] = (),
-    ) -> list[int]:
-        """Return the prompt ids of ``messages``; with ``deferral`` the instruction is added, once.
-
-        Args:
-            messages: turns as the chat template takes them.
-            deferral: code that the model writes will run.
-            thinking: let the model think first.
-            continue_final: leave the last message open, for the model to continue it.
-            tools: functions of the client, in OpenAI's form, that the model may call.
-
-        Raises:
-            ValueError: there is no user turn to carry the instruction.
-            EngineError: the template refused.
-        """
-        turns = with_instruction(messages, self.policy.prompt) if deferral else list(messages)
-        options: dict[str, object] = {"enable_thinking": thinking}
-        if tools:
-            options["tools"] = list(tools)
-        return self.engine.tokenizer.render_chat(
-            turns, template_kwargs=options, continue_final=continue_final
-        )
-
-    def room(self, prompt_ids: Sequence[int], *, deferral: bool) -> int:
-        """Tokens that may follow the prompt."""
-        limit = min(self.engine.context_length, self.policy.max_episode_tokens if deferral else 2**62)
-        return limit - len(prompt_ids)
-
-    def plain(
-        self, prompt_ids: Sequence[int], sampling: Sampling, *, stops: Sequence[str] = ()
-    ) -> AsyncGenerator[EpisodeEvent, None]:
-        """Generation without deferral."""
-        return run_plain(prompt_ids, self.engine, sampling, stops=stops)
-
-    def episode(
-        self,
-        prompt_ids: Sequence[int],
-        sampling: Sampling,
-        policy: DeferralPolicy,
-        *,
-        eager: bool,
-        episode_id: str,
-        stops: Sequence[str] = (),
-        code_is_answer: bool = False,
-    ) -> AsyncGenerator[EpisodeEvent, None]:
-        """A deferred episode under ``policy``; for ``code_is_answer`` see `new_episode`.
-
-        Raises:
-            ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
-        """
-        episode = new_episode(prompt_ids, policy, self.engine, code_is_answer=code_is_answer)
-        session = self.sandbox.session(SessionLimits(run_limit_s=policy.run_limit_s, eager=eager))
-        return run_episode(
-            episode, self.engine, session, sampling, episode_id=episode_id, stops=stops, prepare=True
-        )

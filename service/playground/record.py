@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
-from service.deferral.fences import BlockClosed, FenceScanner
+from service.deferral.scanner import BlockClosed, FenceScanner
 from service.playground.files import INDEX, STATIC
 
 VERSION: Final = 1

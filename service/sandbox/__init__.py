@@ -1,1 +1,1 @@
-"""Sandboxes that run a model's code."""
+"""Sandboxes: isolated execution of the code that a model writes."""

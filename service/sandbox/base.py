@@ -1,4 +1,8 @@
-"""The verbs of a sandbox session, and the result of a flush."""
+"""Sandbox interface: sessions, their limits, the result of a flush, and errors.
+
+A ``Sandbox`` starts sessions. A ``Session`` collects blocks of Python with ``invoke`` and runs them with
+``flush``, all in one namespace. ``service.sandbox.factory`` builds the implementations.
+"""
 
 from __future__ import annotations
 
@@ -10,92 +14,109 @@ Status = Literal["ok", "error", "timeout", "oom", "output_limit", "sandbox_error
 
 @dataclass(frozen=True, slots=True)
 class ExecutionResult:
-    """The outcome of one flush.
+    """Result of one flush.
 
-    ``status`` comes from the kernel (wait status, cgroup events), never from what the code printed:
+    ``status`` is derived from the kernel (wait status, cgroup events), never from what the code printed:
 
-    * ``ok``: the script ran to its end (or left with exit code 0).
+    * ``ok``: the script ran to its end, or exited with code 0.
     * ``error``: it ended with a traceback, another exit code or a signal.
-    * ``timeout``: the run limit killed it. ``oom``: the memory limit did.
-    * ``output_limit``: it wrote more than the cap and was cut there.
-    * ``sandbox_error``: the sandbox itself failed; nothing is known of the script.
+    * ``timeout``: it was killed at the run limit.
+    * ``oom``: it was killed at the memory limit.
+    * ``output_limit``: it was killed because it wrote more than the output limit.
+    * ``sandbox_error``: the sandbox itself failed. Whether the script ran is unknown.
     """
 
     stdout: str
     stderr: str
     status: Status
     wall_seconds: float
-    """Time the script ran, in seconds."""
+    """Time that the script ran, in seconds."""
     waited_seconds: float
-    """Time the caller waited at the flush, in seconds; with eager execution less than ``wall_seconds``."""
+    """Time that the caller waited at the flush, in seconds; with eager execution less than
+    ``wall_seconds``."""
     exit_code: int | None = None
     signal: int | None = None
     started_at: float | None = None
-    """Unix time at which the first block began to run; None if nothing ran."""
+    """Unix time at which the first block started; None if nothing ran."""
     finished_at: float | None = None
+    """Unix time at which the last block ended; None if nothing ran."""
     runs: tuple[tuple[float, float], ...] = ()
-    """Start and end of each block that ran, in Unix seconds; one pair where all ran as one script."""
+    """Start and end of each block that ran, in Unix seconds. One pair if all blocks ran as one script."""
     container: str | None = None
-    """Name of the container that was leased for the code; None where there was none."""
+    """Name of the leased container; None if there was none."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """What one session may use. A runner clips each to its own ceiling."""
+    """Limits of one session. A runner or pool clips them to its own ceiling."""
 
     run_limit_s: float = 3.0
     """Wall-clock seconds that the blocks of one flush may run."""
     eager: bool = True
-    """Start a block in the background as soon as it is invoked."""
+    """Start each block in the background as soon as it is invoked."""
 
 
 class SandboxError(Exception):
-    """The sandbox could not be had or broke; the caller's code is not to blame."""
+    """The sandbox was unavailable or failed. The fault is not in the caller's code."""
 
 
 class QueueTimeoutError(SandboxError):
-    """No container came free in time."""
+    """No container became free in time."""
 
 
 class Session(Protocol):
-    """One episode's namespace, in one container of its own."""
+    """One episode's namespace, in a container of its own."""
 
     async def prepare(self) -> None:
-        """Announce that blocks are likely, so that a container is ready when the first one comes.
+        """Announce that blocks are likely, so that a container is ready for the first one.
 
-        Only a hint. The session holds no container until its first block: what it makes the sandbox keep
-        ready goes to whichever session needs one first, so an announcement can't starve others, and
-        ``close`` takes it back if no block came. Never raises SandboxError.
+        This is only a hint. The session gets no container before its first block: the extra container goes
+        to the session that needs one first, so announcements can't starve other sessions. ``close`` withdraws
+        the announcement if no block came. Never raises SandboxError.
         """
         ...
 
     async def invoke(self, code: str) -> None:
-        """Add a pending block. May start it in the background; its output waits for the flush."""
+        """Add a pending block. It may start in the background; its output is returned by the flush.
+
+        Raises:
+            QueueTimeoutError: no container became free in time.
+            SandboxError: no container could be started, or the session is closed.
+        """
         ...
 
     async def flush(self) -> ExecutionResult:
-        """Run all that is pending, in order, as one script; commit the namespace if it succeeds.
+        """Run the pending blocks in order, as one script, and commit the namespace if it succeeds.
 
-        Never raises for what the code does. A sandbox that breaks gives status ``sandbox_error`` once; the
-        next ``invoke`` starts in a new, empty namespace.
+        Errors in the code are part of the result. A sandbox that fails returns ``sandbox_error`` once; the
+        next ``invoke`` starts with a new, empty namespace.
         """
         ...
 
     async def close(self) -> None:
-        """Kill what runs and give the container up. Never raises; may be called twice."""
+        """Kill running code and release the container. Never raises; may be called twice."""
         ...
 
 
 class Sandbox(Protocol):
-    """Where sessions come from."""
+    """A source of sessions."""
 
     async def start(self) -> None:
-        """Warm up and prove the isolation; raises SandboxError when a proof fails."""
+        """Start containers and check their isolation.
+
+        Raises:
+            SandboxError: the sandbox did not start, or an isolation check failed.
+        """
         ...
 
     def session(self, limits: SessionLimits) -> Session:
-        """A session that takes its container at the first ``invoke``, not before."""
+        """Return a session that leases its container at the first ``invoke``."""
         ...
 
-    async def ready(self) -> bool: ...
-    async def stop(self) -> None: ...
+    async def ready(self) -> bool:
+        """Return whether a new session would get a container."""
+        ...
+
+    async def stop(self) -> None:
+        """End all sessions and release all containers."""
+        ...

@@ -1,4 +1,8 @@
-"""Proofs, taken from inside a real sandbox, that its walls stand."""
+"""Isolation checks: code that tries to break each limit, run inside a real sandbox before it is used.
+
+Covered: user id and capabilities, system call filter, read-only root, disk size, network, number of
+processes, memory, and use of the sandbox after the memory limit. A sandbox that fails a check is never used.
+"""
 
 from __future__ import annotations
 
@@ -12,41 +16,41 @@ _LIMITS = SessionLimits(run_limit_s=60.0, eager=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """Code that tries to get past one wall, and what must come of it."""
+class IsolationCheck:
+    """Code that tries to break one limit, and the condition on its result."""
 
-    wall: str
+    name: str
     code: str
-    holds: Callable[[ExecutionResult], bool]
+    passes: Callable[[ExecutionResult], bool]
 
 
-def _says(text: str) -> Callable[[ExecutionResult], bool]:
+def _prints(text: str) -> Callable[[ExecutionResult], bool]:
     return lambda result: result.status == "ok" and result.stdout.strip() == text
 
 
 _STATUS = "fields = dict(line.split(':\\t', 1) for line in open('/proc/self/status') if ':\\t' in line)\n"
 
 
-def probes(settings: PoolSettings) -> list[Probe]:
-    """Every proof; the memory bomb comes last, and its session goes on afterwards."""
+def isolation_checks(settings: PoolSettings) -> list[IsolationCheck]:
+    """Return all checks in order. The last one runs in the session that has just met the memory limit."""
     return [
-        Probe(
+        IsolationCheck(
             "uid",
             _STATUS + "print(0 not in map(int, fields['Uid'].split() + fields['Gid'].split()),"
             " fields['CapEff'].strip(), fields['CapPrm'].strip(),"
             " __import__('ctypes').CDLL(None).prctl(39, 0, 0, 0, 0))",  # PR_GET_NO_NEW_PRIVS
-            _says("True 0000000000000000 0000000000000000 1"),
+            _prints("True 0000000000000000 0000000000000000 1"),
         ),
-        Probe(
+        IsolationCheck(
             "seccomp",
             "import ctypes\n"
             "libc = ctypes.CDLL(None, use_errno=True)\n"
-            "refused = libc.unshare(0x10000000) == -1 and ctypes.get_errno() == 1\n"  # CLONE_NEWUSER
+            "denied = libc.unshare(0x10000000) == -1 and ctypes.get_errno() == 1\n"  # CLONE_NEWUSER
             "flags = (ctypes.c_uint64 * 8)(0x10000000)\n"
-            "print(refused, libc.syscall(435, flags, 64), libc.ptrace(0, 0, 0, 0))",  # clone3, PTRACE_TRACEME
-            _says("True -1 -1"),
+            "print(denied, libc.syscall(435, flags, 64), libc.ptrace(0, 0, 0, 0))",  # clone3, PTRACE_TRACEME
+            _prints("True -1 -1"),
         ),
-        Probe(
+        IsolationCheck(
             "read-only root",
             "import errno\n"
             "for path in ('/', '/usr', '/etc', '/opt/sandbox', '/var/tmp', '/root'):\n"
@@ -56,9 +60,9 @@ def probes(settings: PoolSettings) -> list[Probe]:
             "    except OSError as error:\n"
             "        if error.errno not in (errno.EROFS, errno.EACCES, errno.ENOENT): print(path, error)\n"
             "print('checked')",
-            _says("checked"),
+            _prints("checked"),
         ),
-        Probe(
+        IsolationCheck(
             "disk",
             "import errno\n"
             "try:\n"
@@ -69,9 +73,9 @@ def probes(settings: PoolSettings) -> list[Probe]:
             "    print(error.errno in (errno.ENOSPC, errno.EFBIG))\n"
             "import os\n"
             "for name in os.listdir('.'): os.unlink(name)",
-            _says("True"),
+            _prints("True"),
         ),
-        Probe(
+        IsolationCheck(
             "network",
             "import socket\n"
             "targets = (socket.AF_INET, '192.0.2.1'), (socket.AF_INET6, '2001:db8::1')\n"
@@ -83,9 +87,9 @@ def probes(settings: PoolSettings) -> list[Probe]:
             "            print('connected')\n"
             "        except OSError: pass\n"
             "print([line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line])",
-            _unconnected,
+            _has_no_network,
         ),
-        Probe(
+        IsolationCheck(
             "pids",
             "import threading\n"
             "go, started = threading.Event(), 0\n"
@@ -98,9 +102,9 @@ def probes(settings: PoolSettings) -> list[Probe]:
             "    print('limited')\n"
             "finally:\n"
             "    go.set()",
-            _says("limited"),
+            _prints("limited"),
         ),
-        Probe(
+        IsolationCheck(
             "memory",
             f"hoard = []\nwhile len(hoard) < {4 * settings.memory_mb}:\n"
             "    hoard.append(bytearray(b'x') * (1 << 20))\n",
@@ -108,12 +112,15 @@ def probes(settings: PoolSettings) -> list[Probe]:
                 result.status == "oom" or (result.status == "error" and "MemoryError" in result.stderr)
             ),
         ),
-        Probe("life after the memory limit", "print(6 * 7)", _says("42")),
+        IsolationCheck("life after the memory limit", "print(6 * 7)", _prints("42")),
     ]
 
 
-def _unconnected(result: ExecutionResult) -> bool:
-    """No connection, and no interface to make one with: tunnels that the kernel puts everywhere are down."""
+def _has_no_network(result: ExecutionResult) -> bool:
+    """Return whether no connection was made and no network interface exists.
+
+    Tunnel interfaces, which the kernel creates in every network namespace, are down and therefore accepted.
+    """
     hardware = ("eth", "ens", "enp", "wlan", "veth")
     return (
         result.status == "ok"
@@ -122,21 +129,24 @@ def _unconnected(result: ExecutionResult) -> bool:
     )
 
 
-async def prove_isolation(open_session: Callable[[SessionLimits], Session], walls: Sequence[Probe]) -> None:
-    """Run every probe.
+async def check_isolation(
+    open_session: Callable[[SessionLimits], Session], checks: Sequence[IsolationCheck]
+) -> None:
+    """Run the checks in one session.
 
     Raises:
-        SandboxError: a wall does not stand; names it, and what the probe saw.
+        SandboxError: a check failed; with its name and result.
     """
     session = open_session(_LIMITS)
     try:
-        for probe in walls:
-            await session.invoke(probe.code)
+        for check in checks:
+            await session.invoke(check.code)
             result = await session.flush()
-            if not probe.holds(result):
+            if not check.passes(result):
                 raise SandboxError(
-                    f"the sandbox does not hold: {probe.wall} (status {result.status}, "
-                    f"stdout {result.stdout[-300:]!r}, stderr {result.stderr[-300:]!r}). It is not used."
+                    f"the sandbox failed an isolation check and is not used: {check.name} "
+                    f"(status {result.status}, stdout {result.stdout[-300:]!r}, "
+                    f"stderr {result.stderr[-300:]!r})"
                 )
     finally:
         await session.close()

@@ -1,10 +1,11 @@
-"""A warm pool of single-use workers: leased once, destroyed afterwards, replaced in the background.
+"""A warm pool of single-use workers: each is leased once, then destroyed and replaced in the background.
 
-How many workers are kept idle follows demand. On top of ``size`` there is one for each session that announced
-blocks (``expect``), and as many as are leased, at the present rate, while one starts; never more than
-``_GROWTH`` times ``size`` for the rate, and never more than ``maximum`` alive. What the rate alone asks for
-is started one at a time: where starts are slow because the machine is busy, more of them must not make it
-busier. Surplus workers are destroyed once demand has been lower for ``_SHRINK_S``.
+The number of idle workers follows demand. Beyond ``size`` the pool keeps one worker per session that
+announced blocks (``expect``), and as many as are leased, at the present rate, while a new one starts. The
+rate raises the number to at most ``_GROWTH`` times ``size``, and no more than ``maximum`` workers exist.
+Workers that only the rate requires are started one at a time: on a busy machine starts are slow, and more of
+them at once would make it busier. Surplus workers are destroyed after demand has been lower for
+``_SHRINK_S``.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from typing import Any, Final
 import structlog
 
 from service.sandbox.base import QueueTimeoutError, SandboxError
-from service.sandbox.worker_protocol import Worker
+from service.sandbox.worker_protocol import SandboxWorker
 
 log = structlog.get_logger(__name__)
 
-_LONGEST_PAUSE_S = 30.0
+_MAX_RETRY_PAUSE_S = 30.0
 _GROWTH: Final = 2
-"""How many times ``size`` the arrival rate may raise the number of idle workers to."""
+"""Highest number of idle workers that the arrival rate may require, as a multiple of ``size``."""
 _RATE_LEASES: Final = 8
 _RATE_WINDOW_S: Final = 60.0
-"""The arrival rate is that of the last few leases, if they are not older than this."""
+"""The arrival rate is measured over the last ``_RATE_LEASES`` leases that are not older than this."""
 _SHRINK_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """Counters since start; ``idle``, ``leased``, ``starting`` and ``waiting`` are the present."""
+    """Counters since the start, except ``idle``, ``leased``, ``starting``, ``waiting``, which are current."""
 
     idle: int
     leased: int
@@ -49,20 +50,23 @@ class PoolStats:
     """Sum over all leases."""
     leases: int
     kills: dict[str, int]
-    """Workers or scripts killed, by reason: timeout, oom, output_limit, sandbox_error, cancelled."""
+    """Killed workers or scripts by reason: timeout, oom, output_limit, sandbox_error, cancelled."""
     orphans_reaped: int
     expected: int = 0
     """Sessions that announced blocks and have not sent one yet."""
     target: int = 0
-    """Idle workers that the pool aims at now."""
+    """Number of idle workers that the pool currently aims for."""
 
 
 class Pool:
-    """Keeps at least ``size`` workers idle, at most ``maximum`` alive; starts ``concurrency`` at once."""
+    """A pool that keeps at least ``size`` workers idle.
+
+    At most ``maximum`` workers exist, and at most ``concurrency`` start at the same time.
+    """
 
     def __init__(
         self,
-        create: Callable[[], Awaitable[Worker]],
+        create: Callable[[], Awaitable[SandboxWorker]],
         *,
         size: int,
         maximum: int,
@@ -72,10 +76,10 @@ class Pool:
         self._create = create
         self._size, self._maximum, self._concurrency = size, maximum, concurrency
         self._queue_timeout_s = queue_timeout_s
-        self._idle: deque[tuple[Worker, asyncio.Task[None]]] = deque()
-        self._waiters: deque[asyncio.Future[Worker]] = deque()
-        self._leased: set[Worker] = set()
-        self._dying = 0
+        self._idle: deque[tuple[SandboxWorker, asyncio.Task[None]]] = deque()
+        self._waiters: deque[asyncio.Future[SandboxWorker]] = deque()
+        self._leased: set[SandboxWorker] = set()
+        self._destroying = 0
         self._starting = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures_in_row = 0
@@ -84,7 +88,7 @@ class Pool:
         self._expected = 0
         self._lease_times: deque[float] = deque(maxlen=_RATE_LEASES)
         self._start_seconds = 0.0
-        """How long the last starts took, smoothed."""
+        """Smoothed duration of a start, in seconds."""
         self._shrinking: asyncio.TimerHandle | None = None
         self._counts: Counter[str] = Counter()
         self._kills: Counter[str] = Counter()
@@ -98,17 +102,17 @@ class Pool:
             SandboxError: the first worker could not be started.
         """
         self._stopped = False
-        worker = await self._timed_create()  # in the foreground: an error of the first one is that of all
+        worker = await self._timed_create()  # awaited: an error of the first start is reported
         self._counts["started"] += 1
-        self._offer(worker)
+        self._assign(worker)
         self._balance()
 
-    async def lease(self) -> Worker:
-        """A worker for one session.
+    async def lease(self) -> SandboxWorker:
+        """Lease a worker for one session, waiting for one if necessary.
 
         Raises:
             QueueTimeoutError: all workers stayed leased for the queue timeout.
-            SandboxError: none could be started in that time.
+            SandboxError: no worker could be started in that time, or the pool is stopped.
         """
         if self._stopped:
             raise SandboxError("the sandbox is stopped")
@@ -118,7 +122,7 @@ class Pool:
             worker, watcher = self._idle.popleft()
             self._leased.add(worker)
             watcher.cancel()
-            await asyncio.wait([watcher])  # only one may read from a channel
+            await asyncio.wait([watcher])  # a channel has one reader at a time
         else:
             worker = await self._wait()
         self._counts["leases"] += 1
@@ -126,8 +130,8 @@ class Pool:
         self._balance()
         return worker
 
-    async def _wait(self) -> Worker:
-        waiter: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+    async def _wait(self) -> SandboxWorker:
+        waiter: asyncio.Future[SandboxWorker] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._balance()
         try:
@@ -138,24 +142,24 @@ class Pool:
             if self._last_error is not None:
                 raise SandboxError(f"no worker could be started: {self._last_error}") from self._last_error
             raise QueueTimeoutError(
-                f"no sandbox came free in {self._queue_timeout_s:g} s: all {self._maximum} are in use"
+                f"no sandbox became free within {self._queue_timeout_s:g} s: all {self._maximum} are in use"
             ) from error
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             elif waiter.done() and not waiter.cancelled() and asyncio.current_task() is not None:
-                self._give_back_unclaimed(waiter)
+                self._reassign(waiter)
 
-    def _give_back_unclaimed(self, waiter: asyncio.Future[Worker]) -> None:
-        """A worker that was handed over while its waiter was being cancelled goes to the next one."""
+    def _reassign(self, waiter: asyncio.Future[SandboxWorker]) -> None:
+        """Offer a worker to the next waiter if it was assigned while its waiter was being cancelled."""
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             worker = waiter.result()
             self._leased.discard(worker)
-            self._offer(worker)
+            self._assign(worker)
 
-    async def release(self, worker: Worker, reason: str | None = None) -> None:
-        """Destroy a leased worker. ``reason`` counts it as killed. Returns once nothing is left of it."""
+    async def release(self, worker: SandboxWorker, reason: str | None = None) -> None:
+        """Destroy a leased worker and wait until it is gone. ``reason`` counts it as killed."""
         if worker not in self._leased:
             return
         self._leased.discard(worker)
@@ -163,24 +167,24 @@ class Pool:
             self._kills[reason] += 1
         await self._destroy(worker)
 
-    def discard(self, worker: Worker, reason: str | None = None) -> None:
-        """As ``release``, without waiting: its channel is closed now, the rest happens in the background."""
+    def discard(self, worker: SandboxWorker, reason: str | None = None) -> None:
+        """Like ``release``, but only close the channel now and destroy the worker in the background."""
         worker.close()
         self._spawn(self.release(worker, reason))
 
     def expect(self) -> None:
-        """Keep one more worker idle, for a session that will probably lease one. Undone by ``unexpect``."""
+        """Keep one more worker idle for a session that will probably lease one. Undone by ``unexpect``."""
         self._expected += 1
         self._balance()
 
     def unexpect(self) -> None:
-        """Undo one ``expect``: the session leases its worker now, or never will."""
+        """Undo one ``expect``: the session leases its worker now or never will."""
         self._expected -= 1
         self._balance()
 
     @property
     def target(self) -> int:
-        """Idle workers to aim at, by the pool's size and the present demand."""
+        """Number of idle workers to aim for, from the pool's size and the present demand."""
         recent = [at for at in self._lease_times if at > self._now() - _RATE_WINDOW_S]
         wanted = self._size
         if len(recent) > 1:
@@ -198,7 +202,7 @@ class Pool:
 
     @property
     def healthy(self) -> bool:
-        """Could a session be served soon?"""
+        """Whether a new session would be served soon."""
         return not self._stopped and (bool(self._idle) or bool(self._leased) or self._last_error is None)
 
     def stats(self) -> PoolStats:
@@ -221,7 +225,7 @@ class Pool:
         )
 
     async def stop(self) -> None:
-        """Destroy every worker and wait until that is done."""
+        """Destroy all workers and wait until they are gone."""
         self._stopped = True
         if self._shrinking is not None:
             self._shrinking.cancel()
@@ -239,20 +243,20 @@ class Pool:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _destroy(self, worker: Worker) -> None:
-        self._dying += 1
+    async def _destroy(self, worker: SandboxWorker) -> None:
+        self._destroying += 1
         try:
             await worker.destroy()
         finally:
-            self._dying -= 1
+            self._destroying -= 1
             self._counts["destroyed"] += 1
             self._balance()
 
     def _balance(self) -> None:
-        """Start what is missing, within the bounds."""
+        """Start missing workers, within the bounds."""
         if self._stopped:
             return
-        alive = len(self._idle) + len(self._leased) + self._dying + self._starting
+        alive = len(self._idle) + len(self._leased) + self._destroying + self._starting
         target = self.target
         missing = target + len(self._waiters) - len(self._idle) - self._starting
         room = min(self._maximum - alive, self._concurrency - self._starting, missing)
@@ -260,7 +264,7 @@ class Pool:
         one_at_a_time = 1 - self._starting
         room = min(room, max(urgent, one_at_a_time))
         if self._failures_in_row:
-            room = min(room, one_at_a_time)  # until one works
+            room = min(room, one_at_a_time)  # until one start succeeds
         for _ in range(room):
             self._starting += 1
             self._spawn(self._start_one())
@@ -268,15 +272,15 @@ class Pool:
             self._shrinking = asyncio.get_running_loop().call_later(_SHRINK_S, self._shrink)
 
     def _shrink(self) -> None:
-        """Destroy the idle workers that demand no longer asks for."""
+        """Destroy the idle workers that demand no longer requires."""
         self._shrinking = None
         for _ in range(len(self._idle) - self.target):
             worker, watcher = self._idle.popleft()
             watcher.cancel()
             self._spawn(self._destroy(worker))
-        self._balance()  # which looks again later, while there are more than ``size``
+        self._balance()  # schedules the next check while there are more than ``size``
 
-    async def _timed_create(self) -> Worker:
+    async def _timed_create(self) -> SandboxWorker:
         began = self._now()
         worker = await self._create()
         took = self._now() - began
@@ -286,7 +290,7 @@ class Pool:
     async def _start_one(self) -> None:
         try:
             if self._failures_in_row:
-                await asyncio.sleep(min(0.5 * 2**self._failures_in_row, _LONGEST_PAUSE_S))
+                await asyncio.sleep(min(0.5 * 2**self._failures_in_row, _MAX_RETRY_PAUSE_S))
             if self._stopped:
                 return
             worker = await self._timed_create()
@@ -301,13 +305,13 @@ class Pool:
             if self._stopped:
                 await worker.destroy()
             else:
-                self._offer(worker)
+                self._assign(worker)
         finally:
             self._starting -= 1
             self._balance()
 
-    def _offer(self, worker: Worker) -> None:
-        """To the one who waits longest, else to the idle ones."""
+    def _assign(self, worker: SandboxWorker) -> None:
+        """Give the worker to the longest waiting lease, or add it to the idle ones."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -316,8 +320,8 @@ class Pool:
                 return
         self._idle.append((worker, self._spawn(self._watch(worker))))
 
-    async def _watch(self, worker: Worker) -> None:
-        """An idle worker says nothing: whatever comes, its end above all, makes it useless."""
+    async def _watch(self, worker: SandboxWorker) -> None:
+        """Replace an idle worker that sends a frame or ends: an idle worker sends nothing."""
         with contextlib.suppress(SandboxError):
             await worker.receive()
         self._idle = deque(entry for entry in self._idle if entry[0] is not worker)

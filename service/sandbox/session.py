@@ -1,7 +1,4 @@
-"""The three verbs on a leased worker; the same for every backend.
-
-What all backends that keep a pool of workers have in common.
-"""
+"""Sandbox with a pool of workers, the base of the Docker and bubblewrap sandboxes."""
 
 from __future__ import annotations
 
@@ -11,24 +8,24 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from service.sandbox.base import ExecutionResult, SandboxError, Session, SessionLimits
-from service.sandbox.isolation_checks import Probe, prove_isolation
+from service.sandbox.isolation_checks import IsolationCheck, check_isolation
 from service.sandbox.pool import Pool, PoolStats
 from service.sandbox.settings import PoolSettings
-from service.sandbox.worker_protocol import MAX_CODE_BYTES, Result, Worker
+from service.sandbox.worker_protocol import MAX_CODE_BYTES, Result, SandboxWorker
 
 
 class PooledSession:
-    """One episode's namespace, in a worker of its own that is taken at the first ``invoke``."""
+    """A session on a worker of its own, leased at the first ``invoke``."""
 
     def __init__(self, pool: Pool, limits: SessionLimits, grace_s: float) -> None:
         self._pool = pool
         self._answer_within_s = limits.run_limit_s + grace_s
         self._limits = limits
-        self._worker: Worker | None = None
+        self._worker: SandboxWorker | None = None
         self._pending_bytes = 0
         self._pending_blocks = 0
         self._failure: str | None = None
-        """Why the pending blocks can't run; told once, at the flush."""
+        """Reason why the pending blocks can't run. Reported once, by the flush."""
         self._closed = False
         self._lock = asyncio.Lock()
         self._announced = False
@@ -39,7 +36,7 @@ class PooledSession:
             self._pool.expect()
 
     def _withdraw(self) -> None:
-        """Take the announcement back: the session leases its worker now, or never will."""
+        """Withdraw the announcement: the session leases its worker now or never will."""
         if self._announced:
             self._announced = False
             self._pool.unexpect()
@@ -63,8 +60,8 @@ class PooledSession:
             except SandboxError as error:
                 if self._worker is None:
                     self._pending_blocks, self._pending_bytes = 0, 0
-                    raise  # nothing was leased: the caller decides
-                self._lose(str(error))
+                    raise  # nothing was leased, so the session is unchanged
+                self._fail(str(error))
             except asyncio.CancelledError:
                 self._drop_worker("cancelled")
                 raise
@@ -77,7 +74,7 @@ class PooledSession:
             if not blocks:
                 return _nothing_ran("ok", "", 0.0)
             if size > MAX_CODE_BYTES:
-                self._drop_worker(None)  # the blocks that it got belong to a script that never was
+                self._drop_worker(None)  # it holds the first blocks of a script that never runs
                 return _nothing_ran(
                     "error", f"MemoryError: the code is larger than {MAX_CODE_BYTES} bytes", 0.0, exit_code=1
                 )
@@ -94,26 +91,26 @@ class PooledSession:
             return replace(result.execution_result(time.monotonic() - began), container=container)
 
     async def _result(self) -> Result | None:
-        """The supervisor's result; None, with the worker lost, if none comes."""
-        assert self._worker is not None  # noqa: S101  blocks are pending, so one was leased
+        """Return the supervisor's result, or None and drop the worker if there is no valid one."""
+        assert self._worker is not None  # noqa: S101  blocks are pending, so a worker was leased
         try:
             async with asyncio.timeout(self._answer_within_s):
                 await self._worker.send({"op": "flush"})
                 frame = await self._worker.receive()
         except TimeoutError:
-            self._lose("the worker did not answer in time")
+            self._fail("the worker did not answer in time")
         except SandboxError as error:
-            self._lose(str(error))
+            self._fail(str(error))
         except asyncio.CancelledError:
             self._drop_worker("cancelled")
             raise
         else:
             if isinstance(frame, Result):
                 return frame
-            self._lose(f"the worker answered {frame.op!r} to a flush")
+            self._fail(f"the worker replied {frame.op!r} to a flush")
         return None
 
-    def _lose(self, reason: str) -> None:
+    def _fail(self, reason: str) -> None:
         self._failure = reason
         self._drop_worker("sandbox_error")
 
@@ -142,14 +139,17 @@ def _nothing_ran(
 
 
 class PooledSandbox:
-    """A ``Sandbox`` whose sessions each get a worker that nobody had before and nobody gets after."""
+    """A ``Sandbox`` that gives each session a worker of its own, used by no other session."""
 
     def __init__(
-        self, settings: PoolSettings, create: Callable[[], Awaitable[Worker]], walls: Sequence[Probe]
+        self,
+        settings: PoolSettings,
+        create: Callable[[], Awaitable[SandboxWorker]],
+        checks: Sequence[IsolationCheck],
     ) -> None:
         self._limits = settings
-        self._walls = walls
-        self._proven = False
+        self._checks = checks
+        self._checked = False
         self._pool = Pool(
             create,
             size=settings.pool_size,
@@ -159,18 +159,19 @@ class PooledSandbox:
         )
 
     async def start(self) -> None:
-        """Fill the pool, and prove the isolation in a real sandbox.
+        """Fill the pool and run the isolation checks in one of its workers.
 
         Raises:
-            SandboxError: none can be started, or a proof failed. Nothing is left, and ``ready`` stays false.
+            SandboxError: no worker can be started, or a check failed. All workers are removed again, and
+                ``ready`` stays false.
         """
         try:
             await self._pool.start()
-            await prove_isolation(self.session, self._walls)
+            await check_isolation(self.session, self._checks)
         except BaseException:
             await self.stop()
             raise
-        self._proven = True
+        self._checked = True
 
     def session(self, limits: SessionLimits) -> Session:
         clipped = min(limits.run_limit_s, self._limits.run_limit_ceiling_s)
@@ -178,12 +179,12 @@ class PooledSandbox:
         return PooledSession(self._pool, limits, self._limits.grace_s)
 
     async def ready(self) -> bool:
-        """True once the isolation is proven, while sandboxes can be had."""
-        return self._proven and self._pool.healthy
+        """Return whether the isolation checks passed and sandboxes are available."""
+        return self._checked and self._pool.healthy
 
     def stats(self) -> PoolStats:
         return self._pool.stats()
 
     async def stop(self) -> None:
-        self._proven = False
+        self._checked = False
         await self._pool.stop()

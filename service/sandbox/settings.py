@@ -1,4 +1,4 @@
-"""Sizes and limits that every backend has."""
+"""Pool sizes and resource limits, shared by all kinds of sandbox."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class PoolSettings(BaseModel):
-    """A pool of single-use sandboxes. Fixed when the runner starts; no request can raise a limit."""
+    """Settings of a pool of single-use sandboxes. Fixed at start; no request can raise a limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pool_size: int = Field(default=4, ge=0, le=512)
-    """Idle sandboxes kept warm, each about 100 MB of memory. Demand raises the number: see ``pool``."""
+    """Idle sandboxes to keep warm, about 100 MB of memory each. Demand raises the number: see ``pool``."""
     max_containers: int = Field(default=32, ge=1, le=4096)
-    """Sandboxes at any time, idle, leased and dying together."""
+    """Sandboxes that exist at the same time: idle, leased and being removed."""
     start_concurrency: int = Field(default=2, ge=1, le=32)
-    """Sandboxes started at the same time; a start takes about a second of one core."""
+    """Sandboxes started at the same time. A start takes about one second of one core."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
-    """How long a session waits for a container before ``QueueTimeoutError``."""
+    """Seconds that a session waits for a container before it fails with ``QueueTimeoutError``."""
     start_timeout_s: float = Field(default=60.0, gt=0)
-    """How long a container may take from its creation to its first frame."""
+    """Seconds from the creation of a container until it must be ready."""
 
     run_limit_ceiling_s: float = Field(default=30.0, gt=0, le=600)
-    """Highest run limit of a session; a higher wish is clipped to it."""
+    """Ceiling of a session's run limit, in seconds; higher values are clipped."""
     grace_s: float = Field(default=1.0, gt=0, le=60)
-    """What a supervisor gets beyond the run limit to clean up and answer; then its sandbox is killed."""
+    """Seconds after the run limit within which a supervisor must answer. Then its sandbox is killed."""
     max_lifetime_s: float = Field(default=3600.0, gt=0)
-    """A container ends itself after this long, idle or leased."""
+    """Seconds after which a container ends itself, idle or leased."""
 
     memory_mb: int = Field(default=512, ge=192)
-    """Memory of a container, tmpfs files included. There is no swap."""
+    """Memory of a container, including its tmpfs files. There is no swap."""
     pids: int = Field(default=64, ge=16, le=4096)
     """Processes and threads of a container."""
     disk_mb: int = Field(default=64, ge=1)
     """Size of each of /tmp and the work folder, both in memory."""
     open_files: int = Field(default=256, ge=64, le=16384)
-    """Open descriptors of a process."""
+    """Open file descriptors of a process."""
 
     output_bytes: int = Field(default=64 * 1024, ge=256, le=80 * 1024)
-    """Kept of stdout and of stderr each: half from the head, half from the tail."""
+    """Bytes kept of stdout and of stderr each: half from the start, half from the end."""
     output_limit_mb: int = Field(default=64, ge=1)
-    """A flush that writes more than this to one stream is killed: status ``output_limit``."""
+    """Megabytes that a flush may write to one stream. Beyond, it is killed with status ``output_limit``."""
 
     @model_validator(mode="after")
     def _pool_fits(self) -> Self:

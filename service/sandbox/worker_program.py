@@ -1,6 +1,6 @@
-"""The worker program that every backend runs: where it lies, and what it is told.
+"""The worker program, which all kinds of sandbox run: its files, its argument and its seccomp filter.
 
-Compile the sandbox's seccomp profile to a BPF program, for bubblewrap (Docker compiles it itself).
+Docker compiles the seccomp profile itself; ``compile_profile`` compiles it for bubblewrap.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from service.sandbox.base import SandboxError
 from service.sandbox.settings import PoolSettings
 
 _IMPORTS_MB = 384
-"""Address space that Python, numpy and sympy take before any code runs."""
+"""Address space that Python, numpy and sympy use before any code runs, in megabytes."""
 _FIRST_UID, _LAST_UID = 200_000, 2_000_000_000
 
 
 def image_folder() -> Path:
-    """The folder of the sandbox image: inside ``service`` once installed, beside it in a checkout."""
+    """Return the folder of the sandbox image: inside ``service`` if installed, beside it in a checkout."""
     installed = Path(__file__).parent / "image"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "sandbox_image"
 
 
 def worker_config(settings: PoolSettings, uid: int) -> dict[str, Any]:
-    """The argument of the worker program."""
+    """Return the argument of the worker program: the fields of its ``Config``."""
     return {
         "uid": uid,
         "home": "/sandbox",
@@ -41,12 +41,12 @@ def worker_config(settings: PoolSettings, uid: int) -> dict[str, Any]:
 
 
 def address_space_bytes(settings: PoolSettings) -> int:
-    """RLIMIT_AS for code where no cgroup bounds its memory alone: ``memory_mb`` beside what is imported."""
+    """Return RLIMIT_AS for code if no cgroup limits its memory: ``memory_mb`` plus that of the imports."""
     return (settings.memory_mb + _IMPORTS_MB) << 20
 
 
 def fresh_uid() -> int:
-    """An even uid of its own for each sandbox: the kernel counts some limits by uid, across sandboxes."""
+    """Return a random even uid. Each sandbox needs its own, since the kernel counts some limits by uid."""
     return _FIRST_UID + 2 * secrets.randbelow((_LAST_UID - _FIRST_UID) // 2)
 
 
@@ -56,7 +56,7 @@ _OPERATORS = {"SCMP_CMP_EQ": 4, "SCMP_CMP_MASKED_EQ": 7}
 _UNKNOWN_SYSCALL = -1
 
 
-class _Comparison(ctypes.Structure):
+class _SeccompComparison(ctypes.Structure):
     _fields_ = (
         ("arg", ctypes.c_uint),
         ("op", ctypes.c_int),
@@ -66,10 +66,13 @@ class _Comparison(ctypes.Structure):
 
 
 def compile_profile(profile: Path) -> int:
-    """Descriptor of an unnamed file that holds the program; the caller closes it.
+    """Compile a seccomp profile to a BPF program.
+
+    Returns:
+        Descriptor of an unnamed file that holds the program. The caller closes it.
 
     Raises:
-        SandboxError: libseccomp is not installed, or refuses the profile.
+        SandboxError: libseccomp is not installed or rejects the profile.
     """
     library = _libseccomp()
     rules: dict[str, Any] = json.loads(profile.read_text())
@@ -77,7 +80,7 @@ def compile_profile(profile: Path) -> int:
     program = os.memfd_create("seccomp")
     try:
         for rule in rules["syscalls"]:
-            _add(library, context, rule)
+            _add_rule(library, context, rule)
         if library.seccomp_export_bpf(context, program):
             raise SandboxError("libseccomp could not compile the sandbox's seccomp profile")
     except BaseException:
@@ -89,18 +92,21 @@ def compile_profile(profile: Path) -> int:
     return program
 
 
-def _add(library: ctypes.CDLL, context: int, rule: dict[str, Any]) -> None:
+def _add_rule(library: ctypes.CDLL, context: int, rule: dict[str, Any]) -> None:
     action = _ALLOW if rule["action"] == "SCMP_ACT_ALLOW" else _ERRNO | rule["errnoRet"]
     arguments = rule.get("args", [])
-    comparisons = (_Comparison * len(arguments))(
-        *(_Comparison(a["index"], _OPERATORS[a["op"]], a["value"], a.get("valueTwo", 0)) for a in arguments)
+    comparisons = (_SeccompComparison * len(arguments))(
+        *(
+            _SeccompComparison(a["index"], _OPERATORS[a["op"]], a["value"], a.get("valueTwo", 0))
+            for a in arguments
+        )
     )
     for name in rule["names"]:
         number = library.seccomp_syscall_resolve_name(name.encode())
         if number == _UNKNOWN_SYSCALL:
-            continue  # newer than this libseccomp, or of another architecture: stays refused
+            continue  # newer than this libseccomp, or of another architecture: denied
         if library.seccomp_rule_add_array(context, action, number, len(arguments), comparisons):
-            raise SandboxError(f"libseccomp refuses the rule for {name}")
+            raise SandboxError(f"libseccomp rejects the rule for {name}")
 
 
 def _libseccomp() -> ctypes.CDLL:
@@ -108,8 +114,8 @@ def _libseccomp() -> ctypes.CDLL:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError as error:
         raise SandboxError(
-            "libseccomp is missing; install it (Debian: libseccomp2). Without a filter of system calls "
-            "the process sandbox is not used."
+            "libseccomp is missing; install it (Debian: libseccomp2). Without a system call filter the "
+            "process sandbox is not used."
         ) from error
     library.seccomp_init.restype = ctypes.c_void_p
     library.seccomp_init.argtypes = [ctypes.c_uint32]

@@ -1,10 +1,11 @@
-"""Frames between the runner and a worker: a u32 length (big endian) and that many bytes of JSON.
+"""Worker protocol: frames between a pool and the supervisor of one worker, and the worker interface.
 
-What comes from a worker is hostile until checked: sizes are bounded before anything is read, only JSON is
-parsed, and a frame that is not exactly of the expected shape is a ``FrameError``, after which the worker is
-destroyed.
+A frame is a u32 length (big endian) followed by that many bytes of JSON. Everything from a worker is
+untrusted: sizes are bounded before anything is read, only JSON is parsed, and a frame that does not match the
+schema is a ``FrameError``, after which the worker is destroyed.
 
-The runner's end of one worker: a channel to its supervisor, and the power to destroy it.
+The pool sends ``open`` (with the session's limits), ``invoke`` (with a block) and ``flush``. The worker sends
+``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from service.sandbox.base import ExecutionResult, SandboxError
 
 MAX_FRAME_BYTES = 1 << 20
-"""Largest frame that a worker may send."""
+"""Largest frame that a worker may send, in bytes."""
 MAX_CODE_BYTES = 1 << 20
-"""Most code, in UTF-8 bytes, that one flush may hold."""
+"""Largest amount of code in one flush, in UTF-8 bytes."""
 
 _LENGTH = struct.Struct("!I")
 _DOCKER_HEADER = struct.Struct("!BxxxI")
@@ -31,17 +32,17 @@ _MAX_DIAGNOSTICS = 4096
 
 
 class FrameError(Exception):
-    """A worker sent something that is not a frame."""
+    """A worker sent bytes that are not a valid frame."""
 
 
 class ByteReader(Protocol):
-    """The one method of ``asyncio.StreamReader`` that frames need."""
+    """The method of ``asyncio.StreamReader`` that reading frames requires."""
 
     async def readexactly(self, n: int) -> bytes: ...
 
 
 def _encodable(text: str) -> str:
-    text.encode()  # a lone surrogate could not be passed on
+    text.encode()  # raises on lone surrogates, which can't be encoded later
     return text
 
 
@@ -54,7 +55,7 @@ class _Frame(BaseModel):
 
 
 class Ready(_Frame):
-    """The worker has its namespace and waits for code."""
+    """The worker's namespace is ready for code."""
 
     op: Literal["ready"]
     python: str = Field(max_length=32)
@@ -62,14 +63,14 @@ class Ready(_Frame):
 
 
 class Fatal(_Frame):
-    """The worker can't vouch for itself any more and leaves."""
+    """The worker can't guarantee correct results any more and exits."""
 
     op: Literal["fatal"]
     reason: Text = Field(max_length=2000)
 
 
 class Result(_Frame):
-    """The outcome of a flush, as the supervisor saw it."""
+    """The result of a flush, as observed by the supervisor."""
 
     op: Literal["result"]
     status: Literal["ok", "error", "timeout", "oom", "output_limit"]
@@ -95,36 +96,36 @@ _worker_frame: TypeAdapter[Ready | Fatal | Result] = TypeAdapter(WorkerFrame)
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """One frame. Lone surrogates in strings survive, escaped."""
+    """Return ``message`` as a frame. Lone surrogates in strings are kept, escaped."""
     data = json.dumps(message).encode("ascii")
     return _LENGTH.pack(len(data)) + data
 
 
 async def read_frame(reader: ByteReader) -> Ready | Fatal | Result:
-    """The next frame.
+    """Read and validate the next frame.
 
     Raises:
-        FrameError: too long, not JSON, or not of the expected shape.
-        EOFError: the worker is gone.
+        FrameError: it is too long, not JSON, or does not match the schema.
+        EOFError: the worker closed its channel.
     """
     try:
         (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         if size > MAX_FRAME_BYTES:
-            raise FrameError(f"a frame of {size} bytes; the most is {MAX_FRAME_BYTES}")
+            raise FrameError(f"a frame of {size} bytes exceeds the maximum of {MAX_FRAME_BYTES}")
         data = await reader.readexactly(size)
     except IncompleteReadError as error:
         raise EOFError("the worker closed its channel") from error
     try:
         return _worker_frame.validate_python(json.loads(data))
     except (ValueError, RecursionError, ValidationError) as error:
-        raise FrameError(f"not a frame: {str(error)[:200]}") from error
+        raise FrameError(f"invalid frame: {str(error)[:200]}") from error
 
 
 class DockerStream:
-    """The stdout of an attached container, out of Docker's multiplexed stream.
+    """Reader of the stdout of an attached container from Docker's multiplexed stream.
 
-    Docker puts 8 bytes before each piece: the stream's number, three zeros, a u32 length. What the supervisor
-    writes to stderr is kept for diagnostics, within a bound.
+    Docker prefixes each chunk with 8 bytes: the stream's number, three zeros, a u32 length. The end of the
+    supervisor's stderr is kept in ``diagnostics``.
     """
 
     def __init__(self, reader: ByteReader) -> None:
@@ -133,51 +134,59 @@ class DockerStream:
         self._stdout = bytearray()
 
     async def readexactly(self, n: int) -> bytes:
-        """Exactly ``n`` bytes of stdout.
+        """Read exactly ``n`` bytes of stdout.
 
         Raises:
-            FrameError: the stream is not Docker's.
-            IncompleteReadError: it ended before.
+            FrameError: the stream is not in Docker's format.
+            IncompleteReadError: it ended too early.
         """
         while len(self._stdout) < n:
             stream, size = _DOCKER_HEADER.unpack(await self._reader.readexactly(_DOCKER_HEADER.size))
             if stream not in (_STDOUT, _STDERR) or size > 2 * MAX_FRAME_BYTES:
-                raise FrameError(f"not a piece of Docker's stream: stream {stream}, {size} bytes")
-            piece = await self._reader.readexactly(size)
+                raise FrameError(f"invalid chunk in Docker's stream: stream {stream}, {size} bytes")
+            chunk = await self._reader.readexactly(size)
             if stream == _STDOUT:
-                self._stdout += piece
+                self._stdout += chunk
             else:
-                self.diagnostics = (self.diagnostics + piece.decode(errors="replace"))[-_MAX_DIAGNOSTICS:]
+                self.diagnostics = (self.diagnostics + chunk.decode(errors="replace"))[-_MAX_DIAGNOSTICS:]
         taken = bytes(self._stdout[:n])
         del self._stdout[:n]
         return taken
 
 
-class Worker(Protocol):
-    """A single-use place where one session's code runs, whatever keeps it in."""
+class SandboxWorker(Protocol):
+    """A single-use container or process that runs the code of one session."""
 
     @property
     def name(self) -> str: ...
 
     async def send(self, message: dict[str, Any]) -> None:
-        """Send a frame. Raises SandboxError when the worker is gone."""
+        """Send a frame.
+
+        Raises:
+            SandboxError: the worker is gone.
+        """
         ...
 
     async def receive(self) -> Ready | Result:
-        """The next frame. Raises SandboxError for a worker that is gone, says so, or sends anything else."""
+        """Receive the next frame.
+
+        Raises:
+            SandboxError: the worker is gone, reported a fatal error, or sent an invalid frame.
+        """
         ...
 
     def close(self) -> None:
-        """Close the channel; the supervisor leaves at once, and all its processes with it. Can't fail."""
+        """Close the channel, on which the supervisor exits with all its processes. Never raises."""
         ...
 
     async def destroy(self) -> None:
-        """Make sure that nothing is left of it. Never raises; may be called twice."""
+        """Remove the worker completely. Never raises; may be called twice."""
         ...
 
 
 class Channel:
-    """Frames over a pair of asyncio streams; the part that all workers share."""
+    """Base of all workers: frames over a pair of asyncio streams."""
 
     def __init__(self, name: str, reader: ByteReader, writer: asyncio.StreamWriter) -> None:
         self.name = name
@@ -197,7 +206,7 @@ class Channel:
         except (FrameError, EOFError, OSError) as error:
             raise SandboxError(f"worker {self.name}: {error}") from error
         if isinstance(frame, Fatal):
-            raise SandboxError(f"worker {self.name} gave up: {frame.reason}")
+            raise SandboxError(f"worker {self.name} failed: {frame.reason}")
         return frame
 
     def close(self) -> None:

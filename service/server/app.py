@@ -1,15 +1,13 @@
-"""Builds the app: settings -> engine -> sandbox -> routes. All wiring of the server is here."""
+"""The application factory: wires settings, engine, sandbox, middleware and routes together."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Security
 from starlette.middleware.cors import CORSMiddleware
@@ -29,107 +27,112 @@ from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo, locate
-from service.engines.factory import engine_kind, make_engine
-from service.episode.runner import Backend
+from service.engines.factory import make_engine
+from service.episode.runner import EpisodeRunner
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
+from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
+from service.sandbox.runner.settings import TokenError
 from service.server.settings import Settings
 
 
 def create_app(settings: Settings | None = None, model_dir: Path | None = None) -> FastAPI:
-    """The app that ``settings`` describe; by default those of the environment.
+    """Create the app from ``settings``, by default those of the environment.
 
-    ``model_dir`` is the directory of their model if it was located already.
+    ``model_dir`` is the directory of the model, if it was located already.
 
     Raises:
-        ValueError: a setting, or what it names, is not right; the message says which.
+        ValueError: a setting, or a file that it names, is invalid. The message names it.
         EngineError: the checkpoint can't be served.
     """
     settings = settings or Settings()
     model_dir = model_dir or locate_model(settings)
     policy = DeferralPolicy.load(model_dir, default=ASSISTANT_POLICY)
-    backend = Backend(
-        engine=make_engine(settings, model_dir),
+    runner = EpisodeRunner(
+        engine=make_engine(settings.engine_settings(model_dir)),
         sandbox=_sandbox(settings, policy),
         policy=policy,
         sampling=default_sampling(model_dir),
     )
-    return create_app_from(backend, settings)
+    return create_app_from(runner, settings)
 
 
 def locate_model(settings: Settings) -> Path:
-    """The directory of the settings' model, downloaded or merged if needed.
+    """Return the directory of the configured model, downloading or merging it if needed.
 
     Raises:
-        ValueError: there is no such checkpoint, with a hint.
+        ValueError: the checkpoint does not exist; the message has a hint.
     """
-    return locate(settings.model, weights=engine_kind(settings) != "remote", base=settings.base)
+    return locate(settings.model, weights=settings.engine_kind != "remote", base=settings.base)
 
 
 def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
-    if settings.sandbox_kind == "runner":
-        from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
-        from service.sandbox.runner.settings import read_token
-
-        try:
-            token = read_token(settings.runner_token_file)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}. `ih-grpo runner` needs the same token. To serve this machine alone, without a "
-                "runner: a loopback host and --sandbox in-process"
-            ) from None
-        # Started together with this server, a runner needs a while to prove its isolation.
-        return RunnerClient(
-            RunnerClientSettings(address=settings.runner_url, token=token, start_timeout_s=60.0)
+    try:
+        return create_sandbox(
+            SandboxOptions(
+                kind=settings.sandbox_kind,
+                pool_size=settings.warm_containers,
+                max_containers=settings.max_containers,
+                run_limit_s=settings.run_limit_s or policy.run_limit_s,
+                image=settings.sandbox_image,
+                instance=instance_name("api", settings.port or None),
+                runner_address=settings.runner_url,
+                runner_token_file=settings.runner_token_file,
+                # A runner that starts together with this server needs time for its isolation checks.
+                start_timeout_s=60.0,
+            )
         )
-    pool: dict[str, Any] = {
-        "pool_size": min(settings.warm_containers, settings.max_containers),
-        "max_containers": settings.max_containers,
-        # Requests are held to lower ceilings already; the proofs of isolation need their time.
-        "run_limit_ceiling_s": max(30.0, settings.run_limit_s or policy.run_limit_s),
-    }
-    if settings.sandbox_kind == "process":
-        from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
-
-        return ProcessSandbox(ProcessSandboxSettings(**pool))
-    from service.sandbox.docker.sandbox import DockerSandbox
-    from service.sandbox.docker.settings import DockerSandboxSettings
-
-    # Two servers on one machine must not take each other's containers for orphans.
-    instance = f"{os.uname().nodename}-api-{settings.port or os.getpid()}"
-    return DockerSandbox(DockerSandboxSettings(**pool, image=settings.sandbox_image, instance=instance))
+    except TokenError as error:
+        raise ValueError(
+            f"{error}. `ih-grpo runner` needs the same token. To serve only this machine without a runner, "
+            "use a loopback host and --sandbox in-process"
+        ) from None
 
 
-def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
-    """The app around a backend. Its lifespan starts engine and sandbox, and stops them."""
+def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
+    """The app around a runner. Its lifespan starts engine and sandbox, and stops them."""
     metrics, drain = Metrics(), Drain()
     tracer, close_tracer = open_tracer(settings.otel_endpoint, version("ih-grpo"))
     admission = Admission(
         settings.max_concurrent_episodes, settings.max_queued_episodes, settings.queue_timeout_s
     )
 
-    responses, seal = Responses(settings, drain), Seal(settings.seals())
+    responses = Responses(
+        settings.store_url,
+        days=settings.store_days,
+        max_bytes=settings.store_max_bytes,
+        max_background=settings.max_background_responses,
+        drain=drain,
+    )
+    seal = Seal(settings.seals())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         try:
             await responses.start()
-            await backend.sandbox.start()
-            await backend.engine.start()
+            await runner.sandbox.start()
+            await runner.engine.start()
         except BaseException as error:
-            app.state.failure = error  # whoever runs the server tells it better than a traceback
-            await _stop(responses, backend)
+            app.state.failure = error  # serve_forever reports it without a traceback
+            await _stop(responses, runner)
             raise
         app.state.server = Server(
-            backend, settings, admission, metrics, int(time.time()), tracer=tracer, drain=drain, seal=seal
+            runner,
+            settings.api_settings(),
+            admission,
+            metrics,
+            int(time.time()),
+            tracer=tracer,
+            drain=drain,
+            seal=seal,
         )
         if is_demo(settings.model):
             app.state.server.notice = DEMO_NOTICE
         try:
             yield
         finally:
-            await _stop(responses, backend)
-            await asyncio.to_thread(close_tracer)  # it sends what is left
+            await _stop(responses, runner)
+            await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
     app = FastAPI(
         title="IH-GRPO",
@@ -155,7 +158,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     ):
         app.include_router(router, dependencies=[Security(BEARER)])
     app.include_router(health.open_router)
-    # The last one added is the first that a request meets.
+    # The middleware that is added last handles a request first.
     app.add_middleware(RequestDecoding, max_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(
@@ -166,7 +169,7 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     )
     app.add_middleware(Draining, drain=drain)
     app.add_middleware(ApiKeys, keys=settings.keys())
-    app.add_middleware(ApiDocs)  # these two before the keys: a page can be opened without one
+    app.add_middleware(ApiDocs)  # these two before the keys: the pages can be opened without one
     app.add_middleware(Playground)
     if settings.is_open_locally:
         app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
@@ -184,8 +187,8 @@ def create_app_from(backend: Backend, settings: Settings) -> FastAPI:
     return app
 
 
-async def _stop(responses: Responses, backend: Backend) -> None:
-    async with AsyncExitStack() as stack:  # the last one first, whatever the others do
-        stack.push_async_callback(backend.sandbox.stop)
-        stack.push_async_callback(backend.engine.stop)
+async def _stop(responses: Responses, runner: EpisodeRunner) -> None:
+    async with AsyncExitStack() as stack:  # in reverse order, even if one of them fails
+        stack.push_async_callback(runner.sandbox.stop)
+        stack.push_async_callback(runner.engine.stop)
         stack.push_async_callback(responses.stop)

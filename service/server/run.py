@@ -1,9 +1,8 @@
-"""Run the server in this process, and say what it does while it starts.
+"""Run the server in this process: start-up messages, draining, and tolerance of HTTP upgrade offers.
 
-HTTP/1.1 for clients that offer an upgrade, as Java's does to HTTP/2: the offer is ignored, not the body.
-
-The parser below uvicorn ends a request with ``Upgrade`` at its headers, since another protocol may follow.
-RFC 9110 lets a server ignore the field, and the request is then an ordinary one of HTTP/1.1.
+Some clients, such as Java's, offer an upgrade to HTTP/2. uvicorn's parser ends such a request after its
+headers, since another protocol may follow. RFC 9110 allows a server to ignore the offer; `Http1Protocol`
+then reads the body as for any HTTP/1.1 request.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _OFFER: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
 class Http1Protocol(HttpToolsProtocol):
-    """Uvicorn's protocol, which reads the body of a request whose upgrade it does not take."""
+    """uvicorn's HTTP protocol, which also reads the body of a request with an ignored upgrade offer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,17 +42,17 @@ class Http1Protocol(HttpToolsProtocol):
 
     @property
     def ignores_upgrade(self) -> bool:
-        """Whether the request at hand offers an upgrade that is not taken."""
+        """Whether the current request offers an upgrade that the server ignores."""
         return bool(self.parser.should_upgrade()) and not self._should_upgrade()
 
     def on_message_complete(self) -> None:
-        """The message is complete, unless the parser has only given up at the offer."""
+        """Complete the message, unless the parser merely stopped at the offer."""
         if not self.ignores_upgrade:
             super().on_message_complete()
 
 
 class _Parser:
-    """A parser that resumes after the headers of a request with an upgrade that is not taken."""
+    """A parser that resumes after the headers of a request with an ignored upgrade offer."""
 
     def __init__(self, protocol: Http1Protocol, parser: Any) -> None:
         self._protocol = protocol
@@ -66,8 +65,8 @@ class _Parser:
         """Parse ``data``.
 
         Raises:
-            httptools.HttpParserError: it is not HTTP.
-            httptools.HttpParserUpgrade: the protocol changes, as to WebSocket.
+            httptools.HttpParserError: the data is not HTTP.
+            httptools.HttpParserUpgrade: the protocol changes, for example to WebSocket.
         """
         while True:
             try:
@@ -81,7 +80,7 @@ class _Parser:
                 return
 
     def _resume(self) -> None:
-        """Continue with a new parser that has read the same headers without the offer."""
+        """Continue with a new parser that was fed the same headers without the offer."""
         head = self._parser.get_method() + b" / HTTP/1.1\r\n"
         for name, value in self._protocol.headers:
             if name not in _OFFER:
@@ -92,7 +91,7 @@ class _Parser:
 
 
 class _Rest:
-    """Passes on what a parser finds after the headers of its first message, which are known already."""
+    """Parser callbacks that skip the headers of the first message, which were handled already."""
 
     def __init__(self, protocol: Http1Protocol) -> None:
         self._protocol = protocol
@@ -126,20 +125,20 @@ _console = Console(stderr=True)
 
 
 class StartupError(Exception):
-    """The server could not start; the message says why."""
+    """The server could not start; the message has the reason."""
 
 
 def serve_forever(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; requests in flight then get ``settings.drain_s`` seconds to end.
+    """Serve until SIGTERM or SIGINT. Requests in flight then get ``settings.drain_s`` seconds to finish.
 
     Raises:
-        StartupError: the address is taken, or the checkpoint, the engine or the sandbox is not right.
+        StartupError: the address is in use, or the checkpoint, engine or sandbox can't be used.
     """
     logs.configure(settings.log_level, settings.log_format)
     with _bind(settings.host, settings.port) as listener:
-        lines = [("Model", escape(settings.model)), ("Sandbox", _sandbox_words(settings))]
+        lines = [("Model", escape(settings.model)), ("Sandbox", _describe_sandbox(settings))]
         if settings.sandbox_kind == "in-process":
-            lines.append(("Docker", _docker_words()))
+            lines.append(("Docker", _describe_docker()))
         for name, value in lines:
             _console.print(f"{name:8} {value}", highlight=False, soft_wrap=True)
         app = _build(settings)
@@ -154,10 +153,10 @@ def serve_forever(settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that says where it listens, drains, and leaves telling why it could not start to its caller.
+    """A uvicorn server that prints its address and drains before it stops.
 
-    Draining: after the first signal it goes on listening, so that new requests get 503 and ``/ready`` says
-    no, until nothing runs any more or ``drain_s`` is over. A second signal ends it at once.
+    After the first signal it keeps listening, so that new requests get 503 and ``/ready`` fails, until all
+    requests have ended or ``drain_s`` has passed. A second signal stops it immediately.
     """
 
     def __init__(self, app: FastAPI, settings: Settings, port: int) -> None:
@@ -175,7 +174,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 server_header=False,
-                # Draining has waited already: this is for what it could not wait for.
+                # Draining has waited already; this applies to the requests that did not finish.
                 timeout_graceful_shutdown=1,
             )
         )
@@ -202,15 +201,15 @@ class _Server(uvicorn.Server):
                 await super().startup(sockets)
         finally:
             logger.disabled = False
-        # What is here now stays: a full collection would walk all of it, and stop every stream meanwhile.
+        # These objects are permanent: full collections would scan all of them and stall every stream.
         gc.collect()
         gc.freeze()
         _console.print(_welcome(self._app, self._settings, self._port), highlight=False, soft_wrap=True)
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound but does not listen: until the model is there, clients are refused at once."""
-    # It says that it is TCP: else asyncio would not turn off Nagle's algorithm (uvloop does so always).
+    """Return a bound socket that does not listen yet: connections are refused until the model is loaded."""
+    # IPPROTO_TCP makes asyncio disable Nagle's algorithm (uvloop always does).
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -228,7 +227,7 @@ def _build(settings: Settings) -> FastAPI:
     from service.server.app import create_app, locate_model
 
     try:
-        model_dir = locate_model(settings)  # it may download for minutes and shows its own progress
+        model_dir = locate_model(settings)  # may download for minutes, with its own progress display
         with _console.status("Reading the checkpoint"):
             return create_app(settings, model_dir)
     except ModuleNotFoundError as error:
@@ -237,16 +236,16 @@ def _build(settings: Settings) -> FastAPI:
         raise StartupError(str(error)) from error
 
 
-def _sandbox_words(settings: Settings) -> str:
+def _describe_sandbox(settings: Settings) -> str:
     if settings.sandbox_kind == "runner":
         return f"runner at {escape(settings.runner_url)}"
     if settings.sandbox_kind == "process":
-        return "processes under bubblewrap: weaker than containers, as accepted (for this machine alone)"
-    return "containers started by this process, which holds the Docker socket (for this machine alone)"
+        return "processes under bubblewrap: weaker than containers, as accepted (this machine only)"
+    return "containers started by this process, which holds the Docker socket (this machine only)"
 
 
-def _docker_words() -> str:
-    """The daemon's address, and how the docker client reaches it."""
+def _describe_docker() -> str:
+    """The daemon's address and a docker command that lists its containers."""
     host = escape(default_docker_host())
     return f"{host} (its containers: docker --host {host} ps)"
 
@@ -262,6 +261,6 @@ def _welcome(app: FastAPI, settings: Settings, port: int) -> str:
     content = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     curl = f"curl {url}/v1/chat/completions{key} \\\n  {content}"
     notice = app.state.server.notice
-    told = "" if notice is None else f"\n[yellow]{escape(notice)}[/]\n"
-    ready = f"\n[bold green]Ready[/] on [bold]{url}[/]. Open it in a browser, or ask it:"
-    return f"{ready}\n\n{escape(curl)}\n{told}"
+    shown_notice = "" if notice is None else f"\n[yellow]{escape(notice)}[/]\n"
+    ready = f"\n[bold green]Ready[/] on [bold]{url}[/]. Open it in a browser, or send a request:"
+    return f"{ready}\n\n{escape(curl)}\n{shown_notice}"

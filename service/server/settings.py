@@ -1,6 +1,6 @@
-"""What an operator may set: by flags of ``ih-grpo serve``, else by ``IHGRPO_*`` in the environment.
+"""Settings of the server: options of ``ih-grpo serve``, else ``IHGRPO_*`` variables in the environment.
 
-Variables that look like settings and are none: they would be passed over in silence.
+`unknown_env_vars` warns about variables that look like misspelt settings and would be ignored.
 """
 
 from __future__ import annotations
@@ -18,146 +18,149 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.api.auth import ApiKey, parse_keys
 from service.api.responses.seal import SealKey, parse_seal_key
+from service.api.state import ApiSettings
 from service.engines.checkpoint import quickstart
+from service.engines.factory import EngineKind, engine_kind
+from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
+from service.sandbox.factory import SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
 from service.store.database import default_url
 
-EngineKind = Literal["auto", "transformers", "vllm", "remote"]
-SandboxKind = Literal["runner", "in-process", "process"]
-
 
 class Settings(BaseSettings):
-    """One server. Each field is ``IHGRPO_<NAME>`` in the environment."""
+    """Settings of one server. Each field is ``IHGRPO_<NAME>`` in the environment."""
 
     model_config = SettingsConfigDict(
         env_prefix="IHGRPO_", extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
     host: str = "127.0.0.1"
-    """Address to listen on. Beyond loopback, API keys and a sandbox runner are asked for."""
+    """Address to listen on. Other addresses than loopback require API keys and a sandbox runner."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """TCP port; 0 takes a free one."""
+    """TCP port; 0 picks a free one."""
 
     model: str = Field(default_factory=lambda: str(quickstart()))
-    """Directory of a checkpoint, or its Hugging Face id. A PEFT adapter is merged into its base model."""
+    """Directory of a checkpoint, or a Hugging Face id. A PEFT adapter is merged into its base model."""
     base: str | None = None
-    """Base model of an adapter that ``model`` names: a directory or a Hugging Face id. Unset: the one that
-    the adapter names."""
+    """Base model if ``model`` is an adapter: a directory or a Hugging Face id. Default: the base that the
+    adapter names."""
     served_model_name: str | None = None
-    """The name that clients ask for; the checkpoint's own where unset."""
-    engine: EngineKind = "auto"
-    """What samples the tokens. ``transformers``: embedded, for small models. ``vllm``: vLLM in this process.
-    ``remote``: vLLM servers elsewhere. ``auto``: remote where ``engine_url`` is set, vLLM where it is
-    installed and a GPU is there, else embedded."""
+    """Model name in the API. Default: the checkpoint's own name."""
+    engine: Literal["auto", "transformers", "vllm", "remote"] = "auto"
+    """Inference engine. ``transformers``: embedded, for small models. ``vllm``: vLLM in this process.
+    ``remote``: vLLM servers. ``auto``: remote if ``engine_url`` is set, vLLM if it is installed and there is
+    a GPU, else embedded."""
     engine_url: Annotated[tuple[str, ...], NoDecode] = ()
-    """vLLM servers to sample on, separated by commas, as ``http://gpu-1:8000,http://gpu-2:8000``. ``model``
-    is then read for its tokenizer alone."""
+    """Comma-separated vLLM servers to sample on, such as ``http://gpu-1:8000,http://gpu-2:8000``. Only the
+    tokenizer and configuration of ``model`` are read in this case."""
     engine_api_key: SecretStr | None = None
-    """Key that those servers ask for."""
+    """API key of these servers."""
     engine_logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] = "raw_logprobs"
-    """Their ``--logprobs-mode``; logprobs are refused where they would not mean what they promise."""
+    """``--logprobs-mode`` of these servers. Requests for logprobs that this mode can't provide are
+    rejected."""
     lora: Annotated[dict[str, Path], NoDecode] = Field(default_factory=dict)
-    """LoRA adapters that are served as models of their own beside ``model``: ``name=directory``, separated by
-    commas."""
+    """LoRA adapters to serve as additional models: comma-separated ``name=directory``."""
     vllm_args: dict[str, Any] = Field(default_factory=dict)
-    """Any of vLLM's engine arguments, as JSON: ``{"tensor_parallel_size": 2}``; on the command line
-    ``--vllm-arg tensor_parallel_size=2``, one by one."""
+    """vLLM's engine arguments, as JSON: ``{"tensor_parallel_size": 2}``. On the command line, repeat
+    ``--vllm-arg tensor_parallel_size=2``."""
     device: str = "auto"
-    """Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+    """Device of the model: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and cache. ``auto`` is the checkpoint's on a GPU; on a CPU bfloat16 if that is faster
-    (AVX512-BF16 or AMX, a model of 20 million parameters or more), else float32."""
+    """Data type of weights and KV cache. ``auto``: on a GPU the checkpoint's own; on a CPU bfloat16 if it is
+    faster (AVX512-BF16 or AMX, and at least 20 million parameters), else float32."""
     max_slots: int = Field(default=16, ge=1)
-    """Sequences that the embedded engine decodes in one batch."""
+    """Maximum batch size of the embedded engine, in sequences."""
     max_context: int | None = Field(default=None, ge=16)
-    """Tokens a sequence may hold; the checkpoint's limit where unset."""
+    """Maximum length of a sequence in tokens. Default: the checkpoint's limit."""
 
     sandbox: Literal["auto", "runner", "in-process", "process"] = "auto"
-    """Where code runs. ``runner``: a runner service, which alone holds the Docker socket. ``in-process``:
-    this process holds the socket, so whoever breaks the API owns the machine; for a loopback address only.
-    ``process``: bubblewrap in place of containers, which is meant for training; see the next field.
-    ``auto``: the runner if its address or token is set or the host is not loopback, else in-process."""
+    """Sandbox for code. ``runner``: a separate runner service, the only process with the Docker socket.
+    ``in-process``: this process holds the socket, so a compromised API means a compromised machine; loopback
+    addresses only. ``process``: bubblewrap instead of containers, intended for training; see
+    ``accept_weaker_isolation``. ``auto``: the runner if its address or token is set or the host is not
+    loopback, else in-process."""
     accept_weaker_isolation: bool = False
-    """Serve with sandbox ``process`` all the same: code sees this machine's programs, and memory, CPU time
-    and the number of files are not limited for its processes together. For a loopback address only."""
+    """Allow sandbox ``process`` on a loopback address. Code can see this machine's programs, and its
+    processes have no joint limit of memory, CPU time and number of files."""
     runner_url: str = "unix:/run/ih-grpo/runner.sock"
-    """Where the runner listens: ``unix:/path/to.sock`` or ``host:port``."""
+    """Address of the runner: ``unix:/path/to.sock`` or ``host:port``."""
     runner_token_file: Path | None = None
-    """File with the secret shared with the runner; ``IHGRPO_RUNNER_TOKEN`` holds it where unset."""
+    """File with the secret shared with the runner. Default: the secret itself in ``IHGRPO_RUNNER_TOKEN``."""
     sandbox_image: str = "ih-grpo-sandbox:latest"
-    """Image of the containers, for ``in-process``."""
+    """Container image, for ``in-process``."""
     warm_containers: int = Field(default=4, ge=0)
-    """Idle containers kept ready, for ``in-process``, each about 100 MB of memory. While episodes begin
-    faster than containers start there are up to twice as many."""
+    """Idle containers to keep ready, for ``in-process``; about 100 MB of memory each. Up to twice as many
+    while episodes begin faster than containers start."""
     max_containers: int = Field(default=32, ge=1)
-    """Containers at once, for ``in-process``."""
+    """Maximum number of containers, for ``in-process``."""
 
     max_turns: int | None = Field(default=None, ge=1)
-    """Most turns a client may ask for; the checkpoint's own number where unset."""
+    """Maximum number of turns that a client may request. Default: the checkpoint's value."""
     run_limit_s: float | None = Field(default=None, gt=0, le=600)
-    """Most seconds a flush may run; the checkpoint's own number where unset."""
+    """Maximum run time of a flush in seconds. Default: the checkpoint's value."""
     max_output_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of a flush's output that a client may ask for; the checkpoint's own number where unset."""
+    """Maximum output of a flush, in tokens, that a client may request. Default: the checkpoint's value."""
     max_n: int = Field(default=16, ge=1)
-    """Most choices (``n``) a request."""
+    """Maximum number of choices (``n``) per request."""
     max_concurrent_episodes: int = Field(default=32, ge=1)
-    """Episodes that run at once; each choice of a request is one. More than there are containers makes
-    episodes wait for one."""
+    """Maximum number of concurrent episodes; each choice of a request is one. If this exceeds the number of
+    containers, episodes wait for a container."""
     max_queued_episodes: int = Field(default=128, ge=0)
-    """Episodes that wait for their turn; beyond it a request gets 429."""
+    """Maximum number of queued episodes. Further requests get 429."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
-    """Longest wait in that queue, in seconds; then 429."""
+    """Maximum time in this queue, in seconds. Then the request gets 429."""
     strict_requests: bool = False
-    """Reject requests with fields that are unknown or have no effect, instead of ignoring the fields."""
+    """Reject requests with unknown fields or fields without effect, instead of ignoring these fields."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Origins whose web pages may use the API, separated by commas, as ``http://localhost:3000``."""
+    """Comma-separated origins whose web pages may use the API, such as ``http://localhost:3000``."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """More names that a loopback server without keys answers to, separated by commas: others get 403."""
+    """Comma-separated additional ``Host`` names for a loopback server without keys. Other names get 403."""
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
-    """Largest request body; beyond it 413."""
+    """Maximum size of a request body in bytes. Larger ones get 413."""
     keep_alive_s: float = Field(default=5.0, gt=0)
-    """A stream that is silent this long gets an SSE comment, so that no proxy closes it."""
+    """Seconds without data after which a stream gets an SSE comment, so that proxies keep it open."""
     drain_s: int = Field(default=30, ge=0)
-    """After SIGTERM, requests in flight have this many seconds to end."""
+    """Seconds that requests in flight get to finish after SIGTERM."""
 
     store_url: str = Field(default_factory=default_url)
-    """Where responses are stored: ``sqlite:///PATH`` (unset: in the user's state directory) or
-    ``postgresql://USER:PASSWORD@HOST/NAME``, which several servers may share."""
+    """Database of stored responses: ``sqlite:///PATH`` or ``postgresql://USER:PASSWORD@HOST/NAME``, which
+    several servers can share. Default: SQLite in the user's state directory."""
     store_days: float = Field(default=30.0, gt=0)
-    """How long a response is kept, in days."""
+    """Days that a response is kept."""
     store_max_bytes: int = Field(default=2**30, ge=2**20)
-    """About how much the store may hold; beyond it the oldest responses go first."""
+    """Approximate size limit of the store in bytes. Above it the oldest responses are removed first."""
     seal_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """Keys that seal the thoughts which clients of the Responses API keep (``encrypted_content``), as
-    ``ID:BASE64`` of 32 bytes, separated by commas. The first one seals, all open. Unset: a random one, so
-    that what was sealed can't be read after a restart."""
+    """Comma-separated keys that encrypt the reasoning which clients of the Responses API keep
+    (``encrypted_content``), as ``ID:BASE64`` of 32 bytes. The first key encrypts, all keys decrypt. Default:
+    a random key, so encrypted content can't be read after a restart."""
     max_background_responses: int = Field(default=128, ge=0)
-    """Responses that run in the background or wait for it; beyond it a request gets 429."""
+    """Maximum number of running and queued background responses. Further requests get 429."""
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """Keys that clients may use, separated by commas: ``sha256:HEX``, or a key itself. None: no key is asked
-    for, on loopback only."""
+    """Comma-separated API keys of clients: ``sha256:HEX``, or a key itself. Without keys, anyone on this
+    machine can use the server; loopback only."""
     api_keys_file: Path | None = None
-    """File with one key a line, ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]``;
-    added to ``api_keys``. ``ih-grpo key`` makes such a line."""
+    """File with one key per line, ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]``, in
+    addition to ``api_keys``. Create lines with ``ih-grpo key``."""
     key_requests_per_minute: int | None = Field(default=None, ge=1)
-    """Requests a minute for each key whose line has no ``rpm``; unset: no limit."""
+    """Requests per minute for each key without its own ``rpm``. Default: unlimited."""
     key_concurrency: int | None = Field(default=None, ge=1)
-    """Requests at once for each key whose line has no ``concurrency``; unset: no limit."""
+    """Concurrent requests for each key without its own ``concurrency``. Default: unlimited."""
     allow_anonymous: bool = False
-    """Serve without keys beyond loopback: whoever reaches the port can use the model and run code."""
+    """Serve without keys on other addresses than loopback: anyone who reaches the port can use the model and
+    run code."""
 
     reload_root: Path | None = None
-    """Directory below which ``POST /admin/reload`` may take checkpoints from; off where unset. Asks for
-    an admin's API key (``ih-grpo key --admin``)."""
+    """Directory that ``POST /admin/reload`` may load checkpoints from; unset disables reloading. Requires an
+    admin API key (``ih-grpo key --admin``)."""
 
     otel_endpoint: str | None = None
-    """OTLP/HTTP collector for traces, as ``http://localhost:4318/v1/traces``; unset: no traces. Needs the
-    extra ``otel``. Spans hold no prompt, reply or code."""
+    """OTLP/HTTP collector for traces, such as ``http://localhost:4318/v1/traces``; unset disables tracing.
+    Requires the extra ``otel``. Spans never contain prompts, replies or code."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe level that is logged. Prompts and replies are never logged."""
+    """Log level. Prompts and replies are never logged."""
     log_format: Literal["console", "json"] = "console"
-    """For eyes, or for a log collector."""
+    """Log format: human-readable lines, or JSON for a log collector."""
 
     @field_validator("api_keys", "engine_url", "cors_origins", "allowed_hosts", "seal_keys", mode="before")
     @classmethod
@@ -187,15 +190,13 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _engine_fits(self) -> Self:
         if self.engine == "remote" and not self.engine_url:
-            raise ValueError("engine 'remote' needs the address of a vLLM server: set engine_url")
+            raise ValueError("engine 'remote' needs a vLLM server: set engine_url")
         if self.engine in ("transformers", "vllm") and self.engine_url:
-            raise ValueError(
-                f"engine_url names vLLM servers, and engine {self.engine!r} asks none: leave one out"
-            )
+            raise ValueError(f"engine_url is for engine 'remote', not {self.engine!r}: remove one of them")
         if self.vllm_args and (self.engine in ("transformers", "remote") or self.engine_url):
-            raise ValueError("vllm_args is for vLLM in this process: set engine to 'vllm'")
+            raise ValueError("vllm_args requires engine 'vllm'")
         if self.lora and (self.engine == "remote" or self.engine_url):
-            raise ValueError("lora is for engines in this process: give the adapters to the vLLM servers")
+            raise ValueError("lora is not supported with vLLM servers: configure the adapters there")
         return self
 
     @model_validator(mode="after")
@@ -208,43 +209,88 @@ class Settings(BaseSettings):
             )
         if self.sandbox == "process" and not (local and self.accept_weaker_isolation):
             raise ValueError(
-                "sandbox 'process' holds less than containers and is meant for training: use sandbox "
+                "sandbox 'process' isolates less than containers and is intended for training: use sandbox "
                 "'runner', or set accept_weaker_isolation and serve a loopback address only"
             )
         if not local and not keys and not self.allow_anonymous:
             raise ValueError(
-                f"host {self.host!r} is reachable from outside and there is no API key: set api_keys or "
-                f"api_keys_file, or allow_anonymous if that is what you want"
+                f"host {self.host!r} is reachable from other machines and there is no API key: set api_keys "
+                "or api_keys_file, or allow_anonymous to serve without keys"
             )
         if self.reload_root is not None and not any(key.is_admin for key in keys):
             raise ValueError(
-                "reload_root lets admins change the weights, and no API key is an admin's: make one with "
-                "`ih-grpo key --admin` and put its line into api_keys_file"
+                "reload_root requires an admin API key: create one with "
+                "`ih-grpo key --admin` and add its line to api_keys_file"
             )
         return self
 
     @property
     def is_open_locally(self) -> bool:
-        """Whether no key is asked for because only this machine reaches the server."""
+        """Whether the server needs no API key because only this machine can reach it."""
         return is_loopback(self.host) and not self.keys()
 
     @property
     def sandbox_kind(self) -> SandboxKind:
-        """The kind that ``sandbox`` names, or that ``auto`` stands for here."""
+        """The configured sandbox, with ``auto`` resolved."""
         if self.sandbox != "auto":
             return self.sandbox
         configured = {"runner_url", "runner_token_file"} & self.model_fields_set or os.environ.get(TOKEN_ENV)
         return "runner" if configured or not is_loopback(self.host) else "in-process"
 
+    @property
+    def engine_kind(self) -> EngineKind:
+        """The configured engine, with ``auto`` resolved for this machine."""
+        return engine_kind(self.engine, urls=self.engine_url, vllm_args=self.vllm_args, device=self.device)
+
+    def engine_settings(self, model_dir: Path) -> EngineSettings:
+        """Settings of the engine that serves the checkpoint in ``model_dir``."""
+        # A hub id is its own model name; a directory is named by its last part.
+        own_name = Path(self.model).name if Path(self.model).exists() else self.model
+        common: dict[str, Any] = {
+            "model": str(model_dir),
+            "model_name": self.served_model_name or own_name,
+            "max_context": self.max_context,
+        }
+        match self.engine_kind:
+            case "transformers":
+                return TransformersSettings(
+                    **common,
+                    device=self.device,
+                    dtype=self.dtype,
+                    adapters=self.lora,
+                    max_slots=self.max_slots,
+                )
+            case "vllm":
+                return VLLMSettings(**common, dtype=self.dtype, adapters=self.lora, args=self.vllm_args)
+            case "remote":
+                return RemoteSettings(
+                    **common,
+                    urls=self.engine_url,
+                    api_key=self.engine_api_key,
+                    logprobs_mode=self.engine_logprobs_mode,
+                )
+
+    def api_settings(self) -> ApiSettings:
+        """Settings that the routes of the API read."""
+        return ApiSettings(
+            max_n=self.max_n,
+            max_turns=self.max_turns,
+            run_limit_s=self.run_limit_s,
+            max_output_tokens=self.max_output_tokens,
+            max_concurrent_episodes=self.max_concurrent_episodes,
+            keep_alive_s=self.keep_alive_s,
+            reload_root=self.reload_root,
+        )
+
     def seals(self) -> tuple[SealKey, ...]:
-        """All seal keys, the one that seals first."""
+        """All seal keys; the first one encrypts."""
         return tuple(parse_seal_key(key.get_secret_value()) for key in self.seal_keys)
 
     def keys(self) -> tuple[ApiKey, ...]:
         """All API keys.
 
         Raises:
-            ValueError: the key file can't be read, or holds none; or a key is not of its form.
+            ValueError: the key file can't be read or is empty, or a key is malformed.
         """
         keys = parse_keys((key.get_secret_value() for key in self.api_keys), hashed=False)
         if self.api_keys_file is None:
@@ -258,15 +304,15 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ValueError(f"api_keys_file {self.api_keys_file}: {error}") from None
         if not in_file:
-            raise ValueError(f"api_keys_file {self.api_keys_file} holds no key")
+            raise ValueError(f"api_keys_file {self.api_keys_file} has no key")
         return keys + in_file
 
 
 def _pairs(parts: list[str]) -> dict[str, str]:
-    """``name=value`` each.
+    """Parse ``name=value`` items.
 
     Raises:
-        ValueError: a part is not of that form, or a name comes twice.
+        ValueError: an item has another form, or a name is repeated.
     """
     named: dict[str, str] = {}
     for part in parts:
@@ -274,13 +320,13 @@ def _pairs(parts: list[str]) -> dict[str, str]:
         if not (name and equals and value):
             raise ValueError(f"{part!r} is not of the form name=value")
         if name in named:
-            raise ValueError(f"{name!r} is named twice")
+            raise ValueError(f"{name!r} is repeated")
         named[name] = value
     return named
 
 
 def _number_or_text(value: str) -> object:
-    """What JSON makes of it: a number, true, false, null, an object; else the text itself."""
+    """Parse ``value`` as JSON; return it unchanged if it is not JSON."""
     try:
         return json.loads(value)
     except ValueError:
@@ -288,7 +334,7 @@ def _number_or_text(value: str) -> object:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``."""
+    """Whether only this machine can reach ``host``."""
     if host == "localhost":
         return True
     try:
@@ -299,15 +345,15 @@ def is_loopback(host: str) -> bool:
 
 _PREFIX: Final = "IHGRPO_"
 _OTHERS: Final = frozenset({"api_key", "runner_token", "runner_warm_containers"})
-"""Right, and near to a setting: ``ih-grpo chat``'s and the runner's."""
+"""Variables of ``ih-grpo chat`` and the runner, which resemble settings."""
 _ALIKE: Final = 0.75
 
 
-def misspelt(environment: Mapping[str, str]) -> Iterator[str]:
-    """A warning for each variable whose name nearly is a setting's."""
+def unknown_env_vars(environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield a warning for each variable that is probably a misspelt setting."""
     for variable in sorted(environment):
         name = variable.removeprefix(_PREFIX).lower()
         if not variable.startswith(_PREFIX) or name in Settings.model_fields or name in _OTHERS:
             continue
         for meant in get_close_matches(name, Settings.model_fields, n=1, cutoff=_ALIKE):
-            yield f"{variable} is no setting; did you mean {_PREFIX}{meant.upper()}?"
+            yield f"Unknown setting {variable}. Did you mean {_PREFIX}{meant.upper()}?"

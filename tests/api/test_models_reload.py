@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from service.deferral.policy import DeferralPolicy
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import Served, ask, make_app, serve
 from tests.support.tiny_qwen3 import make_checkpoint
@@ -29,7 +29,9 @@ async def served(tmp_path: Path) -> AsyncGenerator[Served, None]:
     """A server of ``first``; beside it ``second`` has other weights and another policy."""
     POLICY.save(make_checkpoint(tmp_path / "first"))
     POLICY.model_copy(update={"max_turns": 2}).save(make_checkpoint(tmp_path / "second", seed=1))
-    engine = TransformersEngine(EngineSettings(model=str(tmp_path / "first"), model_name="m", threads=1))
+    engine = TransformersEngine(
+        TransformersSettings(model=str(tmp_path / "first"), model_name="m", threads=1)
+    )
     sandbox = ScriptedSandbox(lambda blocks: printed("1"))
     app = make_app(engine, sandbox, POLICY, api_keys=KEYS, reload_root=tmp_path)
     async with serve(app, KEY) as running:
@@ -43,7 +45,7 @@ async def reload(served: Served, model: str, key: str = KEY) -> httpx.Response:
 
 
 async def test_the_next_answer_is_the_new_checkpoints(served: Served) -> None:
-    engine = served.app.state.server.backend.engine
+    engine = served.app.state.server.engine
     first = await ask(served)
     assert await ask(served) == first
     cached = engine.stats().cached_tokens
@@ -165,7 +167,7 @@ async def test_one_at_a_time_and_with_a_key(served: Served) -> None:
 
 async def test_it_is_off_unless_the_operator_says_where(tmp_path: Path) -> None:
     sandbox = ScriptedSandbox(lambda blocks: printed(""))
-    engine = TransformersEngine(EngineSettings(model=str(make_checkpoint(tmp_path)), model_name="m"))
+    engine = TransformersEngine(TransformersSettings(model=str(make_checkpoint(tmp_path)), model_name="m"))
     async with serve(make_app(engine, sandbox, api_keys=KEYS), KEY) as served:
         answer = await reload(served, ".")
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "reload_disabled")

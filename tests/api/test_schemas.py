@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from service.api.output import executed_tool, waiting_tool
+from service.api.chat.choice_builder import executed_tool, waiting_tool
 from service.api.schemas import SCHEMAS, FinishedTool, WaitingTool, deferral, executed_tools
 from service.deferral.policy import FILE_NAME, DeferralPolicy
 from service.engines.checkpoint import quickstart

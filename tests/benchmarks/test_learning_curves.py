@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.learning_curves import read_run, table
-from trainer.training.records import SCHEMA
+from trainer.training.run_files import SCHEMA
 
 
 def write_rollout(run: Path, index: int, rewards: list[float | None]) -> None:
@@ -21,7 +21,7 @@ def write_rollout(run: Path, index: int, rewards: list[float | None]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
 
 
-def test_a_run_is_read_step_by_step_and_what_was_not_judged_counts_for_no_reward(tmp_path: Path) -> None:
+def test_reads_a_run_by_step_and_skips_unjudged_samples(tmp_path: Path) -> None:
     write_rollout(tmp_path, 0, [1.0, 0.0, 0.0, None])
     write_rollout(tmp_path, 1, [1.0, 1.0, 1.0, 0.0])
     assert read_run(tmp_path, 2) == {
@@ -32,13 +32,13 @@ def test_a_run_is_read_step_by_step_and_what_was_not_judged_counts_for_no_reward
     }
 
 
-def test_a_run_that_is_too_short_is_not_padded(tmp_path: Path) -> None:
+def test_short_run_is_not_padded(tmp_path: Path) -> None:
     write_rollout(tmp_path, 0, [1.0])
     with pytest.raises(FileNotFoundError):
         read_run(tmp_path, 2)
 
 
-def test_the_table_tells_mean_and_spread_over_seeds() -> None:
+def test_table_has_mean_and_spread_over_seeds() -> None:
     def run(start: float, end: float) -> dict[str, list[float]]:
         return {
             "reward": [start] * 3 + [end] * 3,

@@ -14,8 +14,8 @@ runner = CliRunner()
 
 def test_version_and_help() -> None:
     assert runner.invoke(app, ["--version"]).stdout.startswith("ih-grpo 0.")
-    told = runner.invoke(app, ["--help"]).stdout
-    assert all(command in told for command in ("serve", "chat", "runner", "train"))
+    output = runner.invoke(app, ["--help"]).stdout
+    assert all(command in output for command in ("serve", "chat", "runner", "train"))
 
 
 @pytest.mark.parametrize(
@@ -38,19 +38,19 @@ def test_version_and_help() -> None:
         (["chat", "hello", "--url", "http://127.0.0.1:9"], "no server at http://127.0.0.1:9"),
         (
             ["serve", "--sandbox", "runner", "--port", "0"],
-            "without a runner: a loopback host and --sandbox in-process",
+            "without a runner, use a loopback host and --sandbox in-process",
         ),
         (["runner"], "no usable token in IHGRPO_RUNNER_TOKEN"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_ends_with_2(arguments: list[str], complaint: str) -> None:
+def test_invalid_setting_is_one_line_and_exit_code_2(arguments: list[str], complaint: str) -> None:
     result = runner.invoke(app, arguments, env={"IHGRPO_RUNNER_TOKEN": ""})
     assert result.exit_code == 2
     assert complaint in result.output.replace("\n", " ")
     assert "Traceback" not in result.output
 
 
-def test_a_taken_port_is_told() -> None:
+def test_reports_a_port_in_use() -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -60,17 +60,17 @@ def test_a_taken_port_is_told() -> None:
     assert f"can't listen on 127.0.0.1:{port}" in result.output
 
 
-def test_nothing_heavy_is_imported_for_help() -> None:
+def test_help_imports_no_heavy_packages() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from service.cli.main import app;"
         "CliRunner().invoke(app, ['serve', '--help']);"
         "print([m for m in ('torch', 'transformers', 'trl', 'docker', 'fastapi') if m in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
-def test_a_key_is_made_with_the_line_for_its_file() -> None:
+def test_key_prints_the_secret_and_the_key_file_line() -> None:
     # Into the file goes the hash alone: the secret is on stderr, for the eyes of whoever hands it out.
     result = runner.invoke(app, ["key", "--name", "ci", "--rpm", "60"])
     made = parse_key(result.stdout.strip(), hashed=True)
@@ -85,7 +85,7 @@ def test_a_key_is_made_with_the_line_for_its_file() -> None:
 @pytest.mark.parametrize(
     "arguments", ["train --recipe recipes/quickstart.toml --dry-run", "show rollout.parquet"]
 )
-def test_what_training_needs_is_told_where_it_is_not_installed(arguments: str) -> None:
+def test_reports_missing_training_packages(arguments: str) -> None:
     code = f"import sys; sys.modules['pyarrow'] = None; sys.argv = 'ih-grpo {arguments}'.split(); "
     done = subprocess.run(
         [sys.executable, "-c", f"{code}from service.cli.main import main; main()"],

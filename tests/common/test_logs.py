@@ -23,7 +23,7 @@ except ValueError:
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-def test_one_form_for_all_and_no_local_variables(log_format: str) -> None:
+def test_logs_have_one_format_and_no_local_variables(log_format: str) -> None:
     run = subprocess.run(
         [sys.executable, "-c", CODE.format(format=log_format)], capture_output=True, text=True, check=True
     )

@@ -10,6 +10,6 @@ def test_start_time_of_a_process() -> None:
     assert process_start(2**22 + 1) is None
 
 
-def test_this_boot_and_this_namespace_have_one_name() -> None:
+def test_boot_id_and_namespace_are_stable() -> None:
     assert boot_id() == boot_id()
     assert pid_namespace().startswith("pid:[")

@@ -30,7 +30,7 @@ def test_every_service_is_hardened_and_bounded(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_is_nobody(name: str) -> None:
+def test_services_run_as_unprivileged_user(name: str) -> None:
     user = SERVICES[name].get("user")
     if name in NAMES_ROOT:
         assert user in (None, "0:0")
@@ -43,26 +43,26 @@ def test_a_service_is_nobody(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES.keys() - ONE_SHOT - {"trainer"}))
-def test_a_service_that_stays_tells_its_health_and_comes_back(name: str) -> None:
+def test_long_running_services_have_health_checks_and_restart(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"]
     assert SERVICES[name]["restart"] == "unless-stopped"
 
 
-def test_the_docker_socket_is_the_runners_alone() -> None:
+def test_only_the_runner_mounts_the_docker_socket() -> None:
     holders = {name for name, service in SERVICES.items() if "docker.sock" in str(service.get("volumes"))}
     assert holders == {"runner"}
     networks = yaml.safe_load(COMPOSE)["networks"]
     assert [networks[name]["internal"] for name in SERVICES["runner"]["networks"]] == [True]
 
 
-def test_what_is_published_is_for_this_machine_until_told_otherwise() -> None:
+def test_ports_are_published_on_loopback_by_default() -> None:
     for service in SERVICES.values():
         for port in service.get("ports", []):
             assert re.match(r"\$\{\w+:-127\.0\.0\.1\}:", port)
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_an_image_is_built_here_or_pinned_to_a_version(name: str) -> None:
+def test_images_are_built_locally_or_pinned(name: str) -> None:
     service = SERVICES[name]
     if "build" not in service:
         assert re.search(r":-[\w./-]+:v?\d+\.\d+[\w.-]*\}$", service["image"])
@@ -77,7 +77,7 @@ def test_secrets_are_files() -> None:
             assert not secret or name in given or name.endswith(("_FILE", "__FILE", "_TOKENS")), name
 
 
-def test_every_variable_is_told_with_its_default() -> None:
+def test_every_variable_is_documented_with_its_default() -> None:
     told = dict(re.findall(r"^#(\w+)=(.*)$", (REPO / ".env.example").read_text(), re.MULTILINE))
     used = re.findall(r"\$\{(\w+)(?::?-([^}]*))?\}", COMPOSE)
     for name, default in used:

@@ -44,7 +44,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def test_vllm_serves_the_model_and_a_problem_is_solved_through_it(stack: Stack) -> None:
+def test_solves_a_problem_with_vllm(stack: Stack) -> None:
     health = ["python3", "-c", "import urllib.request as u; u.urlopen('http://vllm:8000/health')"]
     assert stack.container("api").exec_run(health).exit_code == 0
     stack.solve()
@@ -52,7 +52,7 @@ def test_vllm_serves_the_model_and_a_problem_is_solved_through_it(stack: Stack) 
     assert 'ihgrpo_tool_executed_total{status="ok"} 3.0' in stack.get("/metrics").text
 
 
-def test_vllm_sampled_it_and_had_the_prefix_cached_after_the_flush(stack: Stack) -> None:
+def test_vllm_has_the_prefix_cached_after_a_flush(stack: Stack) -> None:
     said = [
         "python3",
         "-c",
@@ -64,11 +64,11 @@ def test_vllm_sampled_it_and_had_the_prefix_cached_after_the_flush(stack: Stack)
     assert counted["vllm:prefix_cache_hits_total"] > 0
 
 
-def test_it_is_not_published(stack: Stack) -> None:
+def test_vllm_port_is_not_published(stack: Stack) -> None:
     assert not stack.container("vllm").attrs["HostConfig"]["PortBindings"]
 
 
-def test_while_vllm_is_away_the_api_is_not_ready_and_then_it_heals(stack: Stack) -> None:
+def test_api_is_not_ready_while_vllm_is_down_and_recovers(stack: Stack) -> None:
     stack.compose("stop", "vllm")
     deadline = time.monotonic() + 60
     while stack.get("/ready").status_code != 503:

@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_secrets_are_made_once_and_differ(init: dict[str, Any], folder: Path, given: Path) -> None:
+def test_secrets_are_created_once_and_differ(init: dict[str, Any], folder: Path, given: Path) -> None:
     init["prepare"](folder, given, "127.0.0.1")
     first = {name: (folder / name).read_text() for name in NAMES}
     init["prepare"](folder, given, "127.0.0.1")
@@ -48,7 +48,7 @@ def test_secrets_are_made_once_and_differ(init: dict[str, Any], folder: Path, gi
     assert first["api-keys"] == ""
 
 
-def test_only_the_services_read_them(init: dict[str, Any], folder: Path, given: Path) -> None:
+def test_only_the_services_can_read_the_secrets(init: dict[str, Any], folder: Path, given: Path) -> None:
     init["prepare"](folder, given, "127.0.0.1")
     for name in NAMES:
         mode = stat.S_IMODE((folder / name).stat().st_mode)
@@ -56,14 +56,14 @@ def test_only_the_services_read_them(init: dict[str, Any], folder: Path, given: 
     assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
 
 
-def test_what_a_killed_run_left_is_no_secret(init: dict[str, Any], folder: Path, given: Path) -> None:
+def test_recovers_from_an_interrupted_run(init: dict[str, Any], folder: Path, given: Path) -> None:
     (folder / ".runner-token.new").write_text("half")
     (folder / "runner-token").write_text("")
     init["prepare"](folder, given, "127.0.0.1")
     assert len((folder / "runner-token").read_text().strip()) == 64
 
 
-def test_given_keys_are_kept_and_prometheus_gets_its_own(
+def test_keeps_given_keys_and_adds_one_for_prometheus(
     init: dict[str, Any], folder: Path, given: Path
 ) -> None:
     key = new_key()
@@ -76,7 +76,7 @@ def test_given_keys_are_kept_and_prometheus_gets_its_own(
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
-def test_without_keys_it_is_not_open_to_the_network(
+def test_refuses_public_address_without_keys(
     init: dict[str, Any], folder: Path, given: Path, address: str
 ) -> None:
     with pytest.raises(SystemExit, match="no API key"):
@@ -84,5 +84,5 @@ def test_without_keys_it_is_not_open_to_the_network(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "[::1]", "127.0.0.2"])
-def test_this_machine_needs_no_key(init: dict[str, Any], folder: Path, given: Path, address: str) -> None:
+def test_loopback_needs_no_key(init: dict[str, Any], folder: Path, given: Path, address: str) -> None:
     init["prepare"](folder, given, address)

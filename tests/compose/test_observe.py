@@ -15,7 +15,7 @@ from prometheus_client.core import Metric
 
 from service.api.telemetry.metrics import Metrics
 from service.sandbox.docker.sandbox import DockerSandbox
-from service.sandbox.runner.admission import Admission
+from service.sandbox.runner.admission import SessionAdmission
 from service.sandbox.runner.metrics import RunnerMetrics
 
 OBSERVE = Path(__file__).parents[2] / "observe"
@@ -27,7 +27,7 @@ ALERTS = OBSERVE / "prometheus/alerts.yml"
 def metrics() -> dict[str, Metric]:
     """All metrics of api and runner by their family's name, without Prometheus' own suffixes."""
     sandbox = DockerSandbox()
-    runner = RunnerMetrics(Admission(1, max_waiting=1, timeout_s=1), lambda: 0, sandbox)
+    runner = RunnerMetrics(SessionAdmission(1, max_waiting=1, timeout_s=1), lambda: 0, sandbox)
     registries: list[CollectorRegistry] = [Metrics().registry, runner._registry]
     return {family.name: family for registry in registries for family in registry.collect()}
 
@@ -44,7 +44,7 @@ def expressions() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("where", "expression"), expressions())
-def test_what_is_asked_for_is_measured(where: str, expression: str, metrics: dict[str, Metric]) -> None:
+def test_queried_metrics_exist(where: str, expression: str, metrics: dict[str, Metric]) -> None:
     names = set(re.findall(r"\b(?:ihgrpo|process)_\w+", expression))
     assert names or "up{" in expression
     for name in names:
@@ -53,7 +53,7 @@ def test_what_is_asked_for_is_measured(where: str, expression: str, metrics: dic
         assert name == f"{family.name}{suffix}", f"{where}: {name} is a {family.type}"
 
 
-def test_dashboards_can_be_pointed_at_a_data_source_and_an_instance() -> None:
+def test_dashboards_have_data_source_and_instance_variables() -> None:
     for path in DASHBOARDS:
         board = json.loads(path.read_text())
         variables = {variable["name"]: variable for variable in board["templating"]["list"]}
@@ -67,14 +67,14 @@ def test_dashboards_can_be_pointed_at_a_data_source_and_an_instance() -> None:
                     assert 'instance=~"$instance"' in labels, f"{panel['title']}: {name}"
 
 
-def test_panels_have_places_and_names_of_their_own() -> None:
+def test_panels_have_unique_positions_and_titles() -> None:
     for path in DASHBOARDS:
         panels = json.loads(path.read_text())["panels"]
         assert len({panel["id"] for panel in panels}) == len(panels)
         assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
 
 
-def test_every_alert_says_what_to_do() -> None:
+def test_every_alert_has_a_remedy() -> None:
     for group in yaml.safe_load(ALERTS.read_text())["groups"]:
         for rule in group["rules"]:
             assert rule["annotations"]["summary"]
@@ -83,6 +83,6 @@ def test_every_alert_says_what_to_do() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
-def test_prometheus_takes_the_rules() -> None:
+def test_prometheus_accepts_the_rules() -> None:
     done = subprocess.run(["promtool", "check", "rules", ALERTS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,8 +18,8 @@ from tests.compose.test_observe import ALERTS, expressions
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1500)]
 
 NEVER_HAPPENED = {
-    "ih-grpo-serving: Refused by limit",
-    "ih-grpo-sandbox: Refused, by reason",
+    "ih-grpo-serving: Rejected by limit",
+    "ih-grpo-sandbox: Rejected, by reason",
     "ih-grpo-sandbox: Killed, by reason",
 }
 """Panels without a line as long as nothing of the kind happens."""
@@ -54,7 +54,7 @@ def values(stack: Stack, expression: str) -> list[float]:
     return [value for value in found if not math.isnan(value)]
 
 
-def test_without_the_key_nothing_is_told(stack: Stack) -> None:
+def test_metrics_need_the_key(stack: Stack) -> None:
     assert httpx.get(f"{stack.url}/health").status_code == 200
     assert httpx.get(f"{stack.url}/ready").json() == {"status": "ready"}
     assert stack.get("/ready").json()["sandbox"] == "ready"
@@ -66,7 +66,7 @@ def test_without_the_key_nothing_is_told(stack: Stack) -> None:
     assert wrong.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_with_a_key_it_may_be_open_to_the_network(stack: Stack) -> None:
+def test_public_address_is_allowed_with_a_key(stack: Stack) -> None:
     said = stack.compose("run", "--rm", "-T", "init", PUBLISH_ADDRESS="0.0.0.0")
     assert "API keys: 1" in said
 
@@ -80,7 +80,7 @@ def test_api_and_runner_are_scraped(stack: Stack) -> None:
     assert health.keys() == {"api", "runner"}  # vllm has no address: no target, no failure
 
 
-def test_every_panel_has_something_to_show(stack: Stack) -> None:
+def test_every_panel_returns_data(stack: Stack) -> None:
     missing = [
         (where, asked) for where, asked in expressions() if ": " in where and where not in NEVER_HAPPENED
     ]
@@ -97,7 +97,7 @@ def test_every_panel_has_something_to_show(stack: Stack) -> None:
             assert known & {name, re.sub(r"_(total|bucket)$", "", name)}, f"{where}: {name}"
 
 
-def test_the_alerts_are_loaded_and_one_sees_the_runner_gone(stack: Stack) -> None:
+def test_alert_fires_when_the_runner_is_down(stack: Stack) -> None:
     wanted = {
         rule["alert"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
     }

@@ -27,7 +27,7 @@ def test_a_problem_is_solved_through_the_stack(stack: Stack) -> None:
     stack.solve()
 
 
-def test_only_the_runner_holds_the_docker_socket_and_it_has_no_way_out(stack: Stack) -> None:
+def test_only_the_runner_has_the_docker_socket_and_no_internet(stack: Stack) -> None:
     api, runner = (stack.container(name).attrs for name in ("api", "runner"))
     sockets = [mount for mount in api["Mounts"] if mount["Source"].endswith(".sock")]
     assert sockets == []
@@ -45,7 +45,7 @@ def test_only_the_runner_holds_the_docker_socket_and_it_has_no_way_out(stack: St
     assert not runner["HostConfig"]["PortBindings"]
 
 
-def test_others_are_refused_the_runner_and_the_token_is_no_environment_variable(stack: Stack) -> None:
+def test_runner_rejects_other_clients_and_token_is_not_in_environment(stack: Stack) -> None:
     ask = (
         "import urllib.request as u, urllib.error as e\n"
         "try: print(u.urlopen('http://runner:8090/ready').status)\n"
@@ -58,7 +58,7 @@ def test_others_are_refused_the_runner_and_the_token_is_no_environment_variable(
         assert token not in str(stack.container(name).attrs)
 
 
-def test_the_doctor_finds_it_well_from_inside(stack: Stack) -> None:
+def test_doctor_passes_inside_the_stack(stack: Stack) -> None:
     done = stack.container("api").exec_run(["ih-grpo", "doctor", "--json"], demux=True)
     said = json.loads(done.output[0])
     assert said["ok"], said
@@ -66,7 +66,7 @@ def test_the_doctor_finds_it_well_from_inside(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("service", ["runner", "api"])
-def test_what_is_killed_comes_back(stack: Stack, service: str) -> None:
+def test_killed_services_restart(stack: Stack, service: str) -> None:
     before = stack.container(service).attrs["State"]["StartedAt"]
     stack.kill(service)
     deadline = time.monotonic() + 120
@@ -77,7 +77,7 @@ def test_what_is_killed_comes_back(stack: Stack, service: str) -> None:
     stack.solve()
 
 
-def test_a_new_start_keeps_the_secrets(stack: Stack) -> None:
+def test_restart_keeps_the_secrets(stack: Stack) -> None:
     read = ["cat", "/run/ih-grpo/runner-token"]
     token = stack.container("api").exec_run(read).output
     stack.compose("up", "-d", "--force-recreate")
@@ -85,14 +85,14 @@ def test_a_new_start_keeps_the_secrets(stack: Stack) -> None:
     assert stack.container("api").exec_run(read).output == token
 
 
-def test_it_is_not_open_to_the_network_without_a_key(stack: Stack) -> None:
+def test_stack_refuses_public_address_without_a_key(stack: Stack) -> None:
     refused = stack.run("run", "--rm", "-T", "init", PUBLISH_ADDRESS="0.0.0.0")
     assert refused.returncode != 0
     assert "there is no API key" in refused.stderr
     assert httpx.get(f"{stack.url}/health").status_code == 200
 
 
-def test_taken_down_it_leaves_nothing(stack: Stack) -> None:
+def test_down_removes_everything(stack: Stack) -> None:
     assert len(stack.leftovers()) > 6  # so that an empty list means something: sandboxes are found, too
     assert any(name.startswith("ih-grpo-") for name in stack.leftovers())
     stack.compose("down", "--volumes", "--timeout", "60")

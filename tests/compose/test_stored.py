@@ -51,11 +51,11 @@ def first(stack: Stack) -> str:
     return answer(stack).id
 
 
-def test_it_is_stored_in_postgres(stack: Stack, first: str) -> None:
+def test_responses_are_stored_in_postgres(stack: Stack, first: str) -> None:
     assert stack.container("postgres").exec_run(COUNT).output.strip() == b"1"
 
 
-def test_the_password_is_asked_for(stack: Stack) -> None:
+def test_postgres_requires_the_password(stack: Stack) -> None:
     wrong = (
         "import asyncio, asyncpg\n"
         "try: asyncio.run(asyncpg.connect('postgresql://ih_grpo:wrong@postgres/ih_grpo'))\n"
@@ -65,21 +65,21 @@ def test_the_password_is_asked_for(stack: Stack) -> None:
     assert done.output.strip() == b"InvalidPasswordError"
 
 
-def test_the_api_goes_on_after_the_database_was_gone(stack: Stack, first: str) -> None:
+def test_api_recovers_after_a_database_outage(stack: Stack, first: str) -> None:
     stack.compose("restart", "postgres")
     stack.wait_ready()
     with stack.client() as client:
         assert client.responses.retrieve(first).status == "completed"
 
 
-def test_all_is_there_after_a_new_start(stack: Stack, first: str) -> None:
+def test_responses_survive_a_restart(stack: Stack, first: str) -> None:
     stack.compose("up", "-d", "--force-recreate")
     stack.wait_ready()
     assert answer(stack, previous_response_id=first).previous_response_id == first
     assert stack.container("postgres").exec_run(COUNT).output.strip() == b"2"
 
 
-def test_runner_token_and_password_are_changed_as_the_guide_tells(stack: Stack, first: str) -> None:
+def test_token_and_password_rotation_from_the_guide(stack: Stack, first: str) -> None:
     read = ["cat", "/run/ih-grpo/runner-token", "/run/ih-grpo/pgpass"]
     before = stack.container("api").exec_run(read).output.split()
     stack.follow(__file__, "change-secrets")
@@ -90,7 +90,7 @@ def test_runner_token_and_password_are_changed_as_the_guide_tells(stack: Stack, 
     assert answer(stack, previous_response_id=first).previous_response_id == first
 
 
-def test_what_was_backed_up_is_there_after_all_was_lost(stack: Stack, first: str) -> None:
+def test_restores_a_backup_after_data_loss(stack: Stack, first: str) -> None:
     count = stack.container("postgres").exec_run(COUNT).output
     keep = ["sh", "-c", f"echo kept > {DATA}/kept"]
     assert stack.container("api").exec_run(keep).exit_code == 0

@@ -18,7 +18,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def test_what_was_trained_in_the_stack_is_served_by_it(stack: Stack) -> None:
+def test_checkpoint_trained_in_the_stack_is_served(stack: Stack) -> None:
     stack.follow(__file__, "train")
     stack.wait_ready()
     (model,) = stack.get("/v1/models").json()["data"]

@@ -50,13 +50,13 @@ balanced = st.recursive(
 
 
 @given(before=st.text(st.sampled_from("ab{}\\ \n"), max_size=30), answer=balanced)
-def test_whatever_comes_before_the_last_box_does_not_matter(before: str, answer: str) -> None:
-    # A backslash at the very end would change what follows it.
+def test_text_before_the_last_box_does_not_matter(before: str, answer: str) -> None:
+    # A backslash at the end would escape the box.
     assert last_boxed(before.rstrip("\\") + rf"\boxed{{{answer}}}") == answer.strip()
 
 
 @given(st.lists(st.sampled_from(["\\boxed{", "{", "}", "\\", "x", "\\}"]), max_size=40).map("".join))
-def test_any_text_gives_a_balanced_answer_or_none(text: str) -> None:
+def test_any_text_has_a_balanced_answer_or_none(text: str) -> None:
     answer = last_boxed(text)
     assert answer is None or rf"{answer}}}" in text
 
@@ -66,5 +66,5 @@ def test_spaces_in_a_box_take_linear_time() -> None:
 
 
 def test_many_unclosed_boxes_take_linear_time() -> None:
-    """200,000 of them; what is quadratic would take hours, so the limit is the test runner's."""
+    """200,000 boxes. A quadratic search would take hours and exceed the timeout of the test runner."""
     assert last_boxed("\\boxed{" * 200_000) is None

@@ -31,7 +31,7 @@ from service.deferral.code_request import asks_for_code, computes_nothing
     "写一个反转字符串的Python函数",
     "Напиши функцию, которая складывает два числа",
 ])  # fmt: skip
-def test_requests_whose_answer_is_code(request_text: str) -> None:
+def test_requests_for_code(request_text: str) -> None:
     assert asks_for_code(request_text)
 
 
@@ -59,11 +59,11 @@ def test_requests_whose_answer_is_code(request_text: str) -> None:
     "¿Cuánto es 7846 multiplicado por 5329?",
     "Wie viel ist 12 mal 34?",
 ])  # fmt: skip
-def test_requests_whose_answer_is_a_value(request_text: str) -> None:
+def test_requests_for_a_value(request_text: str) -> None:
     assert not asks_for_code(request_text)
 
 
-def test_a_change_to_shown_code_asks_for_code() -> None:
+def test_a_change_to_earlier_code_is_a_request_for_code() -> None:
     assert asks_for_code("Make it shorter, please.", after_code=True)
     assert not asks_for_code("Make it shorter, please.")
     assert not asks_for_code("Great. Now, what is the exact value of 23 factorial?", after_code=True)
@@ -72,7 +72,7 @@ def test_a_change_to_shown_code_asks_for_code() -> None:
 @pytest.mark.parametrize(
     "piece", ["how to ", "write ", "a ", "$", "\\(", "show me ", "how do i read a ", "class "]
 )
-def test_only_the_ends_of_a_long_request_are_looked_at(piece: str) -> None:
+def test_examines_only_the_ends_of_a_long_request(piece: str) -> None:
     filler = piece * 400
     assert asks_for_code(f"Write a Python function.\n{filler * 100}\nOver.")
     assert asks_for_code(f"{filler * 100}\nWrite a Python function.")
@@ -100,7 +100,7 @@ def test_computes_nothing(code: str, expected: bool) -> None:
 
 @pytest.mark.parametrize("word", ["show", "write", "define", "class", "make", "explain", "how do i read"])
 @pytest.mark.parametrize("char", list(".-+'#*_| \t/\\,;:"))
-def test_runs_of_one_character_are_judged(word: str, char: str) -> None:
-    """Dotted leaders and rules: a pattern that backtracks over them would never return."""
+def test_runs_of_one_character_take_linear_time(word: str, char: str) -> None:
+    """Dotted leaders and rules: a pattern that backtracks over them would not return in time."""
     assert not asks_for_code(f"{word} {char * 2000}")
     assert not asks_for_code(f"{word}{char * 1998}x")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.deferral.episode import Episode, Flush, Invocation, Outcome
+from service.deferral.episode import Episode, Flush, Invocation, Outcome, Transcript, delayed_calls
 from service.deferral.policy import DeferralPolicy
 from service.sandbox.base import ExecutionResult
 from tests.support.char_tokenizer import CharTokenizer
@@ -37,7 +37,7 @@ def make(*, code_is_answer: bool = False, in_thought: bool = False, **policy: An
 
 
 def write(episode: Episode, text: str, *, hit_length: bool = False) -> Flush | None:
-    """Feed a turn token by token, as an engine would, and end it."""
+    """Feed a turn token by token, as an engine does, and end it."""
     for token in TOKENIZER.encode(text, allow_special=True):
         episode.feed([token], TOKENIZER.decode([token]), [-0.5])
         if episode.turn_over:
@@ -49,7 +49,7 @@ def result(stdout: str) -> ExecutionResult:
     return ExecutionResult(stdout, "", "ok", wall_seconds=0.0, waited_seconds=0.0)
 
 
-def test_pending_until_the_marker_then_observed() -> None:
+def test_blocks_run_at_the_marker_and_are_observed() -> None:
     episode = make()
     flush = write(episode, f"Let\n{BLOCK}\nso\n```py\nprint(x)\n```<tool_call>never read")
     assert flush is not None
@@ -64,13 +64,13 @@ def test_pending_until_the_marker_then_observed() -> None:
     assert episode.turn == 2
 
 
-def test_invocation_counts_tokens_up_to_its_fence() -> None:
+def test_invocation_records_the_token_of_its_closing_fence() -> None:
     episode = make()
     text = f"a\n{BLOCK}"
     assert episode.feed([1] * 7, text, [0.0] * 7) == [Invocation("x = 1", at_token=7)]
 
 
-def test_tokens_are_kept_as_sampled_and_observations_masked() -> None:
+def test_keeps_sampled_tokens_and_masks_observations() -> None:
     episode = make()
     write(episode, f"{BLOCK}<tool_call>")
     written = len(episode.transcript.ids)
@@ -83,7 +83,7 @@ def test_tokens_are_kept_as_sampled_and_observations_masked() -> None:
     assert TOKENIZER.decode(transcript.ids) == transcript.text
 
 
-def test_empty_flush_counts_a_turn_and_goes_on() -> None:
+def test_an_empty_flush_counts_as_a_turn() -> None:
     episode = make()
     flush = write(episode, "hm <tool_call>")
     assert flush == Flush((), 0)
@@ -91,7 +91,7 @@ def test_empty_flush_counts_a_turn_and_goes_on() -> None:
     assert (episode.turn, episode.outcome) == (2, None)
 
 
-def test_blocks_flushed_once() -> None:
+def test_a_block_is_flushed_once() -> None:
     episode = make()
     write(episode, f"{BLOCK}<tool_call>")
     episode.observe(result(""))
@@ -110,19 +110,19 @@ def test_blocks_flushed_once() -> None:
         ("\\boxed{4} <tool_call>", Outcome.ANSWER),
     ],
 )
-def test_how_a_turn_ends(text: str, outcome: Outcome) -> None:
+def test_outcome_of_a_turn_without_a_flush(text: str, outcome: Outcome) -> None:
     episode = make()
     assert write(episode, text) is None
     assert episode.outcome is outcome
 
 
-def test_marker_inside_an_open_fence_loses_that_block() -> None:
+def test_a_marker_inside_an_open_fence_loses_that_block() -> None:
     flush = write(make(), f"{BLOCK}\nthen\n```python\ny = 2<tool_call>")
     assert flush is not None
     assert [block.code for block in flush.blocks] == ["x = 1"]
 
 
-def test_box_in_the_output_ends_the_episode() -> None:
+def test_a_box_in_the_output_ends_the_episode() -> None:
     episode = make()
     write(episode, f"{BLOCK}<tool_call>")
     episode.observe(result("\\boxed{4}\n"))
@@ -131,7 +131,7 @@ def test_box_in_the_output_ends_the_episode() -> None:
     assert not episode.outcome.is_void
 
 
-def test_last_turn_has_no_flush() -> None:
+def test_the_last_turn_has_no_flush() -> None:
     episode = make(max_turns=2)
     assert write(episode, f"{BLOCK}<tool_call>") is not None
     episode.observe(result(""))
@@ -141,13 +141,13 @@ def test_last_turn_has_no_flush() -> None:
     assert episode.outcome.is_truncated
 
 
-def test_length() -> None:
+def test_the_engines_length_limit_ends_the_episode() -> None:
     episode = make()
     assert write(episode, "so long", hit_length=True) is None
     assert episode.outcome is Outcome.LENGTH
 
 
-def test_token_budgets() -> None:
+def test_an_observation_over_the_budget_ends_the_episode() -> None:
     episode = make(max_turn_tokens=50, max_episode_tokens=50)
     assert episode.turn_budget() == 46
     write(episode, f"{BLOCK}<tool_call>")
@@ -158,7 +158,7 @@ def test_token_budgets() -> None:
     assert episode.outcome is Outcome.LENGTH
 
 
-def test_no_room_for_the_prompt() -> None:
+def test_a_prompt_that_fills_the_budget_ends_the_episode() -> None:
     episode = make(max_episode_tokens=len(PROMPT))
     assert episode.turn_budget() == 0
     assert episode.finish() is Outcome.LENGTH
@@ -173,7 +173,7 @@ def test_immediate_mode_flushes_at_every_block() -> None:
 
 
 @given(st.data())
-def test_chunking_changes_nothing(data: st.DataObject) -> None:
+def test_result_does_not_depend_on_chunks(data: st.DataObject) -> None:
     pieces = st.sampled_from(["text ", f"\n{BLOCK}\n", "\\boxed{1}", "\n```python\n", "é"])
     ids = TOKENIZER.encode(
         "".join(data.draw(st.lists(pieces, max_size=8))) + "<tool_call>", allow_special=True
@@ -193,13 +193,13 @@ def test_chunking_changes_nothing(data: st.DataObject) -> None:
     assert outcome(whole) == outcome(cut)
 
 
-def test_run_flushes_what_is_pending_at_the_end_of_a_turn() -> None:
+def test_run_flushes_pending_blocks_at_the_end_of_a_turn() -> None:
     episode = make(unflushed="run")
     flush = write(episode, f"So\n{COMPUTE}\n{EOS}")
     assert flush is not None
     assert (flush.requested_by, flush.delayed) == ("server", 0)
     assert [block.code for block in flush.blocks] == ["print(1)"]
-    # The end token left the context and is recorded; the marker that the model did not write is given.
+    # The end token is removed and recorded; the marker that the model did not write is inserted.
     assert episode.transcript.text == f"So\n{COMPUTE}\n"
     assert episode.transcript.dropped_ends == [(len(f"So\n{COMPUTE}\n"), EOS_ID, -0.5)]
     observation = episode.observe(result("1\n"), requested_by=flush.requested_by)
@@ -211,7 +211,7 @@ def test_run_flushes_what_is_pending_at_the_end_of_a_turn() -> None:
     assert episode.outcome is Outcome.ANSWER
 
 
-def test_drop_leaves_a_void_turn() -> None:
+def test_drop_ends_with_a_void_turn() -> None:
     episode = make()
     assert write(episode, f"So\n{COMPUTE}\n{EOS}") is None
     assert episode.outcome is Outcome.VOID
@@ -225,13 +225,13 @@ def test_an_answer_after_pending_code_ends_the_episode_even_if_unflushed_code_ru
     assert episode.outcome is Outcome.ANSWER
 
 
-def test_the_last_turn_runs_nothing() -> None:
+def test_run_flushes_nothing_in_the_last_turn() -> None:
     episode = make(unflushed="run", max_turns=1)
     assert write(episode, f"{COMPUTE}\n{EOS}") is None
     assert episode.outcome is Outcome.TURN_LIMIT
 
 
-def test_a_length_limit_runs_nothing() -> None:
+def test_run_flushes_nothing_at_a_length_limit() -> None:
     episode = make(unflushed="run")
     assert write(episode, f"{COMPUTE}\nand", hit_length=True) is None
     assert episode.outcome is Outcome.LENGTH
@@ -274,7 +274,7 @@ def test_the_models_own_marker_runs_code_in_a_thought() -> None:
     assert [block.code for block in flush.blocks] == ["print(1)"]
 
 
-def test_a_definition_waits_for_a_block_that_uses_it() -> None:
+def test_a_definition_runs_only_together_with_a_later_block() -> None:
     define = "```python\ndef f():\n    return 1\n```"
     episode = make(unflushed="run", answer="any", mode="immediate")
     assert write(episode, f"Like this:\n{define}\nThat is all.{EOS}") is None
@@ -285,7 +285,7 @@ def test_a_definition_waits_for_a_block_that_uses_it() -> None:
     assert [block.code for block in flush.blocks] == ["def f():\n    return 1", "print(f())"]
 
 
-def test_a_block_that_ran_is_not_run_again_by_the_server() -> None:
+def test_the_server_does_not_run_a_successful_block_again() -> None:
     episode = make(unflushed="run", answer="any", mode="immediate")
     assert write(episode, COMPUTE) is not None
     episode.observe(result("1\n"), requested_by="server")
@@ -293,7 +293,7 @@ def test_a_block_that_ran_is_not_run_again_by_the_server() -> None:
     assert episode.outcome is Outcome.ANSWER
 
 
-def test_a_block_that_failed_may_be_run_again_after_a_definition() -> None:
+def test_the_server_runs_a_failed_block_again() -> None:
     episode = make(unflushed="run", answer="any", mode="immediate")
     assert write(episode, "```python\nprint(f(3))\n```") is not None
     failed = ExecutionResult("", "NameError: f", "error", wall_seconds=0.0, waited_seconds=0.0)
@@ -303,26 +303,26 @@ def test_a_block_that_failed_may_be_run_again_after_a_definition() -> None:
     assert [block.code for block in flush.blocks] == ["def f(x):\n    return x", "print(f(3))"]
 
 
-def test_a_thought_after_an_observation_is_a_thought() -> None:
+def test_output_does_not_end_a_thought() -> None:
     episode = make(unflushed="run", answer="any")
     assert write(episode, f"<think>\n{COMPUTE}<tool_call>") is not None
-    episode.observe(result("</think>\n"))  # printed, so it ends nothing
+    episode.observe(result("</think>\n"))  # printed by code, so it does not end the thought
     assert write(episode, f"{BLOCK}\n</think>\nDone.{EOS}") is None
     assert episode.outcome is Outcome.ANSWER
 
 
-def test_a_chunk_that_closes_block_and_thought_at_once() -> None:
+def test_a_chunk_may_close_a_block_and_a_thought() -> None:
     episode = make(unflushed="run", answer="any", mode="immediate", in_thought=True)
     episode.feed([1] * 5, f"so\n{COMPUTE}\n</think>\nNo.", [0.0] * 5)
     assert not episode.turn_over
 
 
-def test_trained_checkpoints_run_code_in_a_thought_as_ever() -> None:
+def test_drop_runs_code_in_a_thought() -> None:
     episode = make(mode="immediate")
     assert write(episode, f"<think>\n{COMPUTE}") is not None
 
 
-def test_a_block_that_the_sandbox_lost_may_be_run_again() -> None:
+def test_the_server_runs_a_lost_block_again() -> None:
     episode = make(unflushed="run", answer="any", mode="immediate")
     assert write(episode, COMPUTE) is not None
     lost = ExecutionResult("", "", "sandbox_error", wall_seconds=0.0, waited_seconds=0.0)
@@ -330,10 +330,10 @@ def test_a_block_that_the_sandbox_lost_may_be_run_again() -> None:
     assert write(episode, COMPUTE) is not None
 
 
-def test_without_boxed_answers_a_box_ends_nothing() -> None:
+def test_with_any_answer_a_box_does_not_end_the_episode() -> None:
     episode = make(unflushed="run", answer="any")
     flush = write(episode, f"{COMPUTE}\nThis prints \\boxed{{7}}{EOS}")
-    assert flush is not None  # the invented output is corrected by the real one
+    assert flush is not None  # the real output replaces the invented one
     episode.observe(result("\\boxed{1}\n"), requested_by="server")
     assert episode.outcome is None
     assert write(episode, f"It is 1.{EOS}") is None
@@ -341,7 +341,7 @@ def test_without_boxed_answers_a_box_ends_nothing() -> None:
 
 
 def seen_by_model(flush: Flush | None) -> tuple[list[str], int, str] | None:
-    """What decides the observation. Which blocks the server would not run concerns its own flushes only."""
+    """The parts of a flush that determine the observation."""
     return flush and ([block.code for block in flush.blocks], flush.delayed, flush.requested_by)
 
 
@@ -352,7 +352,7 @@ def seen_by_model(flush: Flush | None) -> tuple[list[str], int, str] | None:
     )
 )
 @example(["<think>", "\n", BLOCK, "<tool_call>"])
-def test_run_never_changes_what_a_model_that_flushes_sees(pieces: list[str]) -> None:
+def test_run_equals_drop_for_a_model_that_flushes(pieces: list[str]) -> None:
     """Up to the first server flush, ``drop`` and ``run`` agree on every token."""
     text = "".join(pieces)
     dropped, ran = make(), make(unflushed="run")
@@ -364,3 +364,40 @@ def test_run_never_changes_what_a_model_that_flushes_sees(pieces: list[str]) -> 
     else:
         assert first is None
         assert dropped.outcome is Outcome.VOID
+
+
+def test_transcript_lists_stay_aligned() -> None:
+    transcript = Transcript([1, 2])
+    transcript.add_sampled([3, 4], "ab", [-0.1, -0.2])
+    transcript.add_observation([5], "c")
+    assert transcript.context_ids == [1, 2, 3, 4, 5]
+    assert transcript.mask == [1, 1, 0]
+    assert transcript.logprobs == [-0.1, -0.2, 0.0]
+    assert transcript.text == "abc"
+    assert (transcript.sampled_tokens, transcript.observation_tokens) == (2, 1)
+
+
+def test_transcript_rejects_a_missing_logprob() -> None:
+    with pytest.raises(ValueError, match="2 ids but 1 logprobs"):
+        Transcript([]).add_sampled([1, 2], "ab", [-0.1])
+
+
+@pytest.mark.parametrize(
+    ("codes", "gaps", "expected"),
+    [
+        ([], [], 0),
+        (["x = 1"], [], 0),
+        (["x = 1", "print(x)"], ["then"], 1),
+        (["x = 1", "y = x + 1", "print(y)"], ["then", "and"], 2),
+        (["x = 1", "y = 2"], ["\n\n"], 0),
+        (["x = 1", ""], ["then"], 0),
+        (["x = 1", "# only x\nprint(x)"], ["then"], 1),
+        (["x = 1", "x = 1\nprint(x)"], ["then"], 0),
+        (["x = 1\ny = 2", "y = 2  "], ["then"], 0),
+        (["x = 1", "x = 1\ny = 2"], ["then"], 0),
+        (["print(1)", "x = 1\nprint(x)"], ["then"], 1),
+        (["x = 1", "y = 2", "x = 1\ny = 2"], ["a", "b"], 0),
+    ],
+)
+def test_delayed_calls(codes: list[str], gaps: list[str], expected: int) -> None:
+    assert delayed_calls(codes, gaps) == expected

@@ -15,26 +15,26 @@ def test_round_trip(tmp_path: Path) -> None:
     assert DeferralPolicy.load(tmp_path) == policy
 
 
-def test_a_checkpoint_without_one_gets_the_papers_defaults(tmp_path: Path) -> None:
+def test_defaults_are_those_of_the_paper(tmp_path: Path) -> None:
     policy = DeferralPolicy.load(tmp_path)
     assert (policy.max_turns, policy.max_turn_tokens, policy.max_episode_tokens, policy.run_limit_s) == (
         5, 8000, 16000, 3.0,
     )  # fmt: skip
 
 
-def test_a_file_of_version_1_is_a_deferring_checkpoints(tmp_path: Path) -> None:
+def test_loads_version_1(tmp_path: Path) -> None:
     (tmp_path / "deferral.json").write_text('{"schema_version": 1, "max_turns": 3}')
     policy = DeferralPolicy.load(tmp_path)
     assert policy == DeferralPolicy(max_turns=3)
     assert (policy.schema_version, policy.mode, policy.unflushed) == (3, "deferred", "drop")
 
 
-def test_a_file_of_version_2_is_read(tmp_path: Path) -> None:
+def test_loads_version_2(tmp_path: Path) -> None:
     (tmp_path / "deferral.json").write_text('{"schema_version": 2, "mode": "immediate", "run_limit_s": 1}')
     assert DeferralPolicy.load(tmp_path) == DeferralPolicy(mode="immediate", run_limit_s=1)
 
 
-def test_a_checkpoint_without_a_file_takes_the_given_default(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_file_gets_the_default(tmp_path: Path) -> None:
     assert DeferralPolicy.load(tmp_path) == PAPER_POLICY
     assert DeferralPolicy.load(tmp_path, default=ASSISTANT_POLICY) == ASSISTANT_POLICY
     PAPER_POLICY.save(tmp_path)
@@ -53,7 +53,7 @@ def test_the_assistant_policy_has_the_limits_of_a_code_interpreter() -> None:
     '{"schema_version": 1, "mode": "immediate"}', '{"schema_version": 2, "unflushed": "run"}',
     '{"unflushed": "keep"}',
 ])  # fmt: skip
-def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
+def test_rejects_an_invalid_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "deferral.json").write_text(text)
     with pytest.raises(ValidationError):
         DeferralPolicy.load(tmp_path)

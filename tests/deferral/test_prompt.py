@@ -4,22 +4,22 @@ import hashlib
 
 import pytest
 
-from service.deferral.fences import BlockClosed, FenceScanner, MarkerSeen
 from service.deferral.observation import observation_ids
 from service.deferral.prompt import PROMPTS, ControlText, TokenIds, instruct, with_instruction
+from service.deferral.scanner import BlockClosed, FenceScanner, MarkerSeen
 from tests.support.char_tokenizer import CharTokenizer
 
 
-def test_problem_comes_last_and_unchanged() -> None:
+def test_the_problem_comes_last_and_unchanged() -> None:
     assert instruct("2 + 2?\n") == PROMPTS["full-v1"] + "2 + 2?\n"
 
 
-def test_unknown_version_is_named() -> None:
-    with pytest.raises(ValueError, match="'full-v9' is unknown; known are full-v1"):
+def test_names_an_unknown_version() -> None:
+    with pytest.raises(ValueError, match="unknown prompt version 'full-v9'; known versions: full-v1"):
         instruct("x", "full-v9")
 
 
-def test_the_example_in_the_instruction_speaks_the_protocol() -> None:
+def test_the_example_in_the_instruction_follows_the_protocol() -> None:
     example = PROMPTS["full-v1"].split("Example.")[1]
     events = FenceScanner("<tool_call>").feed(example)
     assert [type(event) for event in events] == [BlockClosed, BlockClosed, MarkerSeen]
@@ -34,7 +34,7 @@ def test_the_example_in_the_instruction_speaks_the_protocol() -> None:
     ("full-v1", "e1244932ad330125cdc15d3ced573943c27733c38551bcef09dc3e609eb61da4"),
     ("brief-v1", "956e07be0e9630e91164bf3b0e2e91617d1b1cb867c917a954258a783aae32a6"),
 ])  # fmt: skip
-def test_the_prompts_of_trained_checkpoints_never_change(version: str, digest: str) -> None:
+def test_prompts_of_trained_checkpoints_are_unchanged(version: str, digest: str) -> None:
     assert hashlib.sha256(PROMPTS[version].encode()).hexdigest() == digest
 
 
@@ -47,7 +47,7 @@ def test_the_instruction_precedes_the_last_user_message() -> None:
     assert turns[2]["content"] == "b"
 
 
-def test_the_assistants_instruction_is_merged_with_the_clients_system_message() -> None:
+def test_the_assistant_instruction_precedes_the_clients_system_message() -> None:
     instruction = ControlText(PROMPTS["assistant-v1"])
     user = {"role": "user", "content": "a"}
     assert with_instruction([user], "assistant-v1") == [{"role": "system", "content": [instruction]}, user]

@@ -1,12 +1,12 @@
-"""The commands that the documentation shows, and what its authors say of each.
+"""Fenced code blocks of the documentation, with the comments that control their tests.
 
-A fenced ``sh`` or ``python`` block has a comment right before it, which readers don't see:
+A fenced ``sh`` or ``python`` block has a comment right before it, which is not displayed:
 
-    <!-- test: run -->                     it runs as it stands
-    <!-- test: run needs=server -->        so it does, and its addresses become those of a server of the tests
-    <!-- test: run needs=rollout -->       in a folder with a saved rollout
-    <!-- test: run by FILE as NAME -->     that test runs it, by `documented(FILE, NAME)`
-    <!-- test: not run: the reason -->     only its words are checked: commands, options, files
+    <!-- test: run -->                     run unchanged
+    <!-- test: run needs=server -->        run with its addresses replaced by those of a test server
+    <!-- test: run needs=rollout -->       run in a folder with a saved rollout
+    <!-- test: run by FILE as NAME -->     run by that test file, which calls `documented(FILE, NAME)`
+    <!-- test: not run: the reason -->     not run; commands, options and files are checked
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LANGUAGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block. None of ``runs``, ``by`` and ``reason``: its author has said nothing."""
+    """A fenced block. Without ``runs``, ``by`` and ``reason`` it has no comment."""
 
     place: str
     language: str
@@ -46,16 +46,17 @@ class Block:
 
 
 def documented(file: str, name: str) -> Block:
-    """The block that is marked as run by a test file under this name."""
+    """Return the block that is marked as run by test file ``file`` as ``name``."""
     by = f"{Path(file).resolve().relative_to(REPO)} as {name}"
     (block,) = [block for block in all_blocks() if block.by == by]
     return block
 
 
 def all_blocks() -> list[Block]:
-    """Those of the README, of the site, of the model card and of the folder of secrets."""
+    """Return the blocks of README, contributor guide, site, model card and ``secrets/README.md``."""
     pages = [
         REPO / "README.md",
+        REPO / "CONTRIBUTING.md",
         *sorted((REPO / "docs").rglob("*.md")),
         REPO / "checkpoints/quickstart/README.md",
         REPO / "secrets/README.md",
@@ -68,7 +69,7 @@ def all_blocks() -> list[Block]:
 
 
 def blocks(text: str, page: str) -> Iterator[Block]:
-    """The blocks of one page's Markdown."""
+    """Yield the blocks of one page in Markdown."""
     lines = text.splitlines()
     number = 0
     while number < len(lines):

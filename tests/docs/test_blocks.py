@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.docs.blocks import Block, blocks
-from tests.docs.words import complaints
+from tests.docs.shell_commands import unknown_names
 
 PAGE = """
 <!-- test: run needs=server,rollout -->
@@ -31,7 +31,7 @@ up
 """
 
 
-def test_blocks_and_their_marks() -> None:
+def test_parses_blocks_and_comments() -> None:
     assert list(blocks(PAGE, "p.md")) == [
         Block("p.md:3", "sh", "ls\n", True, frozenset({"server", "rollout"}), None),
         Block("p.md:14", "python", "1 / 0\n", False, frozenset(), "needs a GPU"),
@@ -41,7 +41,7 @@ def test_blocks_and_their_marks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "complaint"),
+    ("code", "error"),
     [
         ("ih-grpo srve", "ih-grpo has no command srve"),
         ("cd x && .venv/bin/ih-grpo serve --prt 1", "ih-grpo serve has no option --prt"),
@@ -50,12 +50,12 @@ def test_blocks_and_their_marks() -> None:
         ("ih-grpo train --recipe recipes/none.toml", "there is no recipes/none.toml"),
     ],
 )
-def test_what_does_not_exist_is_found(code: str, complaint: str) -> None:
-    assert list(complaints(code)) == [complaint]
+def test_finds_unknown_names(code: str, error: str) -> None:
+    assert list(unknown_names(code)) == [error]
 
 
-def test_what_exists_passes() -> None:
+def test_accepts_existing_names() -> None:
     code = (
         "make setup EXTRA=train && source .venv/bin/activate\nih-grpo train warm-start --steps=3 | tee log\n"
     )
-    assert list(complaints(code + "curl x -d '{\n \"a\": 1}'\nih-grpo --version")) == []
+    assert list(unknown_names(code + "curl x -d '{\n \"a\": 1}'\nih-grpo --version")) == []

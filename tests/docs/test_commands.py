@@ -1,4 +1,4 @@
-"""Every command that the documentation shows is run, or its author says why it can't be."""
+"""Run each command in the documentation unless its comment states why it cannot run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import pytest
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
 from service.engines.checkpoint import quickstart
+from service.episode.runner import EpisodeRunner
 from tests.docs.blocks import REPO, Block, all_blocks
-from tests.docs.words import complaints
+from tests.docs.shell_commands import unknown_names
 from tests.e2e.server import ServerProcess, start
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from trainer.data.problems import Problem
-from trainer.episodes import RolloutSettings, play_episode
-from trainer.training.records import Judged, write_rollout
+from trainer.training.episodes import sample_episode
+from trainer.training.run_files import ScoredSample, write_rollout
 
 BLOCKS = all_blocks()
 # Top-level await, as in a notebook.
@@ -35,7 +36,7 @@ RUN_PYTHON = (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    """The one server that all blocks ask."""
+    """Server for all blocks that send requests."""
     running = start(quickstart(), "--warm-containers", "1", "--max-slots", "4")
     yield running
     running.stop()
@@ -43,28 +44,27 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkout that can be written to: what blocks make stays out of this one."""
+    """Writable copy of the checkout, so that blocks do not write into the real one."""
     for entry in REPO.iterdir():
         if entry.name not in ("runs", "build", ".git"):
             (tmp_path / entry.name).symlink_to(entry)
-    if not (REPO / ".venv").exists():  # the environment is elsewhere
+    if not (REPO / ".venv").exists():  # the environment is in another folder
         (tmp_path / ".venv").symlink_to(sys.prefix)
     return tmp_path
 
 
 def make_rollout(folder: Path) -> None:
-    """A saved rollout of one episode, where a run of recipes/quickstart.toml puts its first."""
+    """Save a rollout of one episode at the path of the first rollout of recipes/quickstart.toml."""
     ask = "Let\n```python\nx = 6 * 7\n```\nand\n```python\nprint(x)\n```<tool_call>"
     engine = ScriptedEngine(ask, f"It is \\boxed{{42}}.{EOS}")
-    settings = RolloutSettings(policy=DeferralPolicy(), sampling=Sampling())
+    sandbox = ScriptedSandbox(lambda blocks: printed("42"))
+    runner = EpisodeRunner(engine, sandbox, DeferralPolicy(), Sampling())
     prompt = engine.tokenizer.encode("6 * 7?", allow_special=True)
-    play = play_episode(
-        prompt, engine, ScriptedSandbox(lambda blocks: printed("42")), settings, seed=0, episode_id="s0"
-    )
+    sample = asyncio.run(sample_episode(runner, prompt, seed=0, episode_id="s0"))
     problem = Problem(id="p", question="6 * 7?", answer="42")
     path = folder / "runs/quickstart/rollouts/rollout-000000.parquet"
     path.parent.mkdir(parents=True)
-    write_rollout(path, 0, [Judged(problem, asyncio.run(play), 1.0, "correct", 0.5)])
+    write_rollout(path, 0, [ScoredSample(problem, sample, 1.0, "correct", 0.5)])
 
 
 def run(block: Block, folder: Path, url: str | None) -> None:
@@ -83,7 +83,7 @@ def run(block: Block, folder: Path, url: str | None) -> None:
     assert '"error"' not in ended.stdout[:200], ended.stdout[:500]
 
 
-def those(*, docker: bool) -> list[object]:
+def blocks_to_run(*, docker: bool) -> list[object]:
     return [
         pytest.param(block, id=block.place)
         for block in BLOCKS
@@ -93,31 +93,31 @@ def those(*, docker: bool) -> list[object]:
 
 @pytest.mark.docker
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("block", those(docker=True))
-def test_a_block_that_asks_a_server_runs(block: Block, folder: Path, server: ServerProcess) -> None:
+@pytest.mark.parametrize("block", blocks_to_run(docker=True))
+def test_block_with_server_runs(block: Block, folder: Path, server: ServerProcess) -> None:
     run(block, folder, server.url)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("block", those(docker=False))
-def test_a_block_runs(block: Block, folder: Path) -> None:
+@pytest.mark.parametrize("block", blocks_to_run(docker=False))
+def test_block_runs(block: Block, folder: Path) -> None:
     if "rollout" in block.needs:
         make_rollout(folder)
     run(block, folder, None)
 
 
 @pytest.mark.parametrize("block", [pytest.param(block, id=block.place) for block in BLOCKS])
-def test_a_block_is_run_or_has_a_reason_and_its_words_exist(block: Block) -> None:
-    assert block.runs or block.by or block.reason, f"{block.place} needs a mark: see tests/docs/blocks.py"
+def test_block_has_comment_and_existing_names(block: Block) -> None:
+    assert block.runs or block.by or block.reason, f"{block.place} needs a comment, see tests/docs/blocks.py"
     if block.by:
         file, name = block.by.split(" as ")
         assert f'"{name}"' in (REPO / file).read_text(encoding="utf-8"), f"{file} does not run {block.place}"
     if block.language == "sh":
-        assert list(complaints(block.code)) == []
+        assert list(unknown_names(block.code)) == []
     else:
         compile(block.code, block.place, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     assert not re.search(r"\b(TODO|FIXME)\b", block.code)
 
 
-def test_there_is_something_to_test() -> None:
+def test_some_blocks_run() -> None:
     assert sum(block.runs for block in BLOCKS) >= 8

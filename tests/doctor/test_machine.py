@@ -14,7 +14,7 @@ from service.doctor import machine
 from service.server.settings import Settings
 
 
-def test_a_port_that_is_taken_is_told_with_who_to_ask() -> None:
+def test_port_in_use_has_a_hint() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -24,11 +24,11 @@ def test_a_port_that_is_taken_is_told_with_who_to_ask() -> None:
     assert f"sport = :{number}" in found.hint
 
 
-def test_a_free_port_is_well() -> None:
+def test_free_port_is_ok() -> None:
     assert machine.port(Settings(port=0)).verdict == "ok"
 
 
-def test_a_full_disk_is_told_before_the_folder_is_there(tmp_path: Path) -> None:
+def test_full_disk_is_reported_for_a_missing_folder(tmp_path: Path) -> None:
     folder = tmp_path / "not" / "yet"
     assert machine.disk(folder, needed=0).verdict == "ok"
     found = machine.disk(folder, needed=2**60)
@@ -40,11 +40,11 @@ def test_a_full_disk_is_told_before_the_folder_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "containers", "verdict"), [(0, 0, "ok"), (2**50, 0, "fail"), (0, 10**6, "warn")]
 )
-def test_memory_is_held_against_weights_and_containers(weights: int, containers: int, verdict: str) -> None:
+def test_memory_is_compared_with_weights_and_containers(weights: int, containers: int, verdict: str) -> None:
     assert machine.memory(weights, containers).verdict == verdict
 
 
-def test_memory_of_a_container_is_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_memory_respects_the_cgroup_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
         "/sys/fs/cgroup/memory.max": f"{3 * machine.GIB}\n",
         "/sys/fs/cgroup/memory.current": f"{machine.GIB}\n",
@@ -55,7 +55,7 @@ def test_memory_of_a_container_is_what_its_limit_leaves(monkeypatch: pytest.Monk
     assert machine.available_memory() == 2 * machine.GIB
 
 
-def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise machine.PackageNotFoundError(name)
 
@@ -73,7 +73,7 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
         ("cuda", False, "13.0", None, "fail"),
     ],
 )
-def test_a_gpu_that_is_not_used_is_told(
+def test_reports_an_unused_gpu(
     monkeypatch: pytest.MonkeyPatch,
     device: str,
     cuda: bool,
@@ -89,7 +89,7 @@ def test_a_gpu_that_is_not_used_is_told(
     assert machine.gpu(Settings(device=device)).verdict == verdict
 
 
-def test_without_torch_no_gpu_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_check_is_skipped_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__
 
     def no_torch(name: str, *arguments: Any, **keywords: Any) -> Any:
@@ -101,7 +101,7 @@ def test_without_torch_no_gpu_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert "not installed" in machine.gpu(Settings()).found
 
 
-def test_a_port_that_our_own_server_has_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_of_a_running_ih_grpo_server_is_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     def health(url: str, timeout: float) -> httpx.Response:
         return httpx.Response(200, json={"status": "ok"})
 

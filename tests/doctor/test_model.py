@@ -18,14 +18,14 @@ def checkpoint(tmp_path: Path) -> Path:
     return Path(shutil.copytree(quickstart(), tmp_path / "copy"))
 
 
-def test_the_quickstart_checkpoint_is_well() -> None:
+def test_quickstart_checkpoint_is_ok() -> None:
     folder, found = model.find(str(quickstart()))
     assert folder == quickstart()
     assert found.verdict == "ok"
     assert "taught to defer" in found.found
 
 
-def test_one_that_was_never_taught_is_told_so(checkpoint: Path) -> None:
+def test_reports_a_checkpoint_not_trained_to_defer(checkpoint: Path) -> None:
     (checkpoint / "deferral.json").unlink()
     assert "never taught" in model.find(str(checkpoint))[1].found
 
@@ -40,7 +40,7 @@ def test_one_that_was_never_taught_is_told_so(checkpoint: Path) -> None:
         ("tokenizer.json", None, "no token <tool_call>"),
     ],
 )
-def test_what_is_missing_is_named(checkpoint: Path, name: str, text: str | None, words: str) -> None:
+def test_names_the_missing_file(checkpoint: Path, name: str, text: str | None, words: str) -> None:
     if text is None:
         (checkpoint / name).unlink()
     else:
@@ -58,13 +58,13 @@ def test_a_hub_id_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert found.verdict == "warn"
 
 
-def test_what_is_neither_a_folder_nor_an_id_is_told() -> None:
+def test_rejects_neither_directory_nor_hub_id() -> None:
     folder, found = model.find("no/such/folder/here")
     assert folder is None
     assert found.verdict == "fail"
 
 
-def test_adapter(tmp_path: Path) -> None:
+def test_adapter_directory(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     found = model.find(str(tmp_path))[1]
     assert (found.verdict, found.found) == ("fail", f"{tmp_path} has no adapter_model.safetensors")

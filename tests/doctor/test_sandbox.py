@@ -13,7 +13,7 @@ from service.server.settings import Settings
 from tests.support.fake_sandbox import FakeSandbox
 
 
-def test_no_daemon_is_told_with_what_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_docker_daemon_has_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     (found,) = sandbox.docker(Settings())
     assert found.verdict == "fail"
@@ -21,7 +21,7 @@ def test_no_daemon_is_told_with_what_to_start(monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.mark.docker
-def test_a_missing_image_is_told_with_the_command_that_builds_it() -> None:
+def test_missing_image_names_the_build_command() -> None:
     daemon, image = sandbox.docker(Settings(sandbox_image="ih-grpo-no-such-image:none"))
     assert daemon.verdict == "ok"
     assert image.verdict == "fail"
@@ -30,14 +30,14 @@ def test_a_missing_image_is_told_with_the_command_that_builds_it() -> None:
 
 @pytest.mark.docker
 @pytest.mark.slow
-async def test_the_walls_prove_themselves_in_a_real_container() -> None:
-    settings = sandbox.docker_settings(Settings()).model_copy(
+async def test_isolation_checks_pass_in_a_real_container() -> None:
+    settings = sandbox.docker_sandbox(Settings()).settings.model_copy(
         update={"start_timeout_s": 300, "queue_timeout_s": 300, "daemon_timeout_s": 100, "grace_s": 20}
     )
     assert (await sandbox.isolation(DockerSandbox(settings))).verdict == "ok"
 
 
-async def test_a_proof_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reports_a_failed_isolation_check(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = FakeSandbox()
 
     async def start() -> None:
@@ -48,7 +48,7 @@ async def test_a_proof_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert (found.verdict, found.found) == ("fail", "the network can be reached")
 
 
-async def test_a_runner_without_a_token_or_out_of_reach_is_told(tmp_path: Path) -> None:
+async def test_reports_missing_token_and_unreachable_runner(tmp_path: Path) -> None:
     assert "token" in (await sandbox.runner(Settings())).found
     token = tmp_path / "token"
     token.write_text("t" * 32)

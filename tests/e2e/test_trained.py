@@ -15,15 +15,15 @@ import openai
 import pytest
 
 from service.deferral.policy import DeferralPolicy
-from service.deferral.prompt import instruct
 from service.engines.base import Sampling
 from service.engines.checkpoint import quickstart
+from service.episode.runner import EpisodeRunner
 from service.sandbox.docker.settings import DockerSandboxSettings
 from tests.e2e.server import start
 from tests.support.until import until
-from trainer.episodes import RolloutSettings, Sample, play_episode
 from trainer.training.checkpoints import latest
-from trainer.training.runtime_config import MachineConfig
+from trainer.training.episodes import Sample, sample_episode
+from trainer.training.runtime_config import RuntimeConfig
 from trainer.training.setup import make_engine, make_sandbox, start_all
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -32,7 +32,7 @@ QUESTIONS = ("What is 739184 times 52967?", "Find the lcm of 91234 and 120988.")
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MachineConfig]:
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RuntimeConfig]:
     """Settings that play code in a runner, which is a process of its own."""
     directory = tmp_path_factory.mktemp("runner")
     socket, token = directory / "runner.sock", directory / "token"
@@ -44,7 +44,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MachineConfig]
     ]  # fmt: skip
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         asyncio.run(until(socket.is_socket, timeout_s=120))
-        yield MachineConfig(
+        yield RuntimeConfig(
             device="cpu", threads=1, engine_slots=8, max_concurrent_episodes=4, sandbox="runner",
             runner_address=f"unix:{socket}", runner_token_file=token,
         )  # fmt: skip
@@ -52,7 +52,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MachineConfig]
         process.wait(60)
 
 
-def train(machine: MachineConfig, run_dir: Path, method: str) -> Path:
+def train(machine: RuntimeConfig, run_dir: Path, method: str) -> Path:
     values = {
         **machine.model_dump(mode="json", exclude_defaults=True), "method": method, "run_dir": str(run_dir),
         "model": str(quickstart()), "steps": 1, "prompts_per_step": 2, "oversample": 1.0, "group_size": 4,
@@ -71,25 +71,24 @@ def train(machine: MachineConfig, run_dir: Path, method: str) -> Path:
     return checkpoint
 
 
-async def trainers_rollout(machine: MachineConfig, checkpoint: Path) -> list[Sample]:
+async def trainers_rollout(machine: RuntimeConfig, checkpoint: Path) -> list[Sample]:
     """At temperature 0, by the engine, the sandbox and the loop of training."""
     policy = DeferralPolicy.load(checkpoint)
     engine = make_engine(machine, checkpoint, policy, "cpu")
     sandbox = make_sandbox(machine, policy)
-    settings = RolloutSettings(policy, Sampling(temperature=0))
+    runner = EpisodeRunner(engine, sandbox, policy, Sampling(temperature=0))
     async with AsyncExitStack() as stack:
         await start_all(stack, sandbox, engine)
         samples = []
         for question in QUESTIONS:
-            message: dict[str, object] = {"role": "user", "content": instruct(question, policy.prompt)}
-            prompt = engine.tokenizer.render_chat([message], template_kwargs={"enable_thinking": False})
-            samples.append(await play_episode(prompt, engine, sandbox, settings, seed=0, episode_id=question))
+            prompt = runner.render([{"role": "user", "content": question}], deferral=True)
+            samples.append(await sample_episode(runner, prompt, seed=0, episode_id=question))
         return samples
 
 
 @pytest.mark.parametrize(("method", "mode"), [("ih-grpo", "deferred"), ("grpo-immediate", "immediate")])
 def test_a_trained_checkpoint_is_served_as_it_was_trained(
-    tmp_path: Path, machine: MachineConfig, method: str, mode: str
+    tmp_path: Path, machine: RuntimeConfig, method: str, mode: str
 ) -> None:
     checkpoint = train(machine, tmp_path / "run", method)
     trained = DeferralPolicy.load(checkpoint)

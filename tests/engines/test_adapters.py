@@ -56,7 +56,7 @@ def load(directory: Path) -> PreTrainedModel:
         pytest.param({"target_modules": [*ALL_LINEAR, "embed_tokens"]}, id="lora-on-embedding"),
     ],
 )
-def test_merged_checkpoint_computes_what_peft_does(
+def test_merged_checkpoint_matches_peft(
     tmp_path: Path, make: Callable[..., PreTrainedModel], tied: bool, config: dict[str, Any]
 ) -> None:
     model = make(make_tokenizer(), tie_word_embeddings=tied)
@@ -109,7 +109,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "adapter", base
 
 
-def test_small_files_come_from_the_adapter_else_from_the_base(pair: tuple[Path, Path]) -> None:
+def test_small_files_prefer_the_adapter(pair: tuple[Path, Path]) -> None:
     adapter, base = pair
     DeferralPolicy(max_turns=3).save(base)
     (base / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6, "eos_token_id": 1}')
@@ -127,7 +127,7 @@ def test_small_files_come_from_the_adapter_else_from_the_base(pair: tuple[Path, 
     assert HFTokenizer(str(second)).decode(rendered) == "x!"
 
 
-def test_merges_once_until_something_changes(pair: tuple[Path, Path]) -> None:
+def test_merge_is_cached_until_a_file_changes(pair: tuple[Path, Path]) -> None:
     adapter, base = pair
     first = locate(str(adapter))
     verify(first)
@@ -142,7 +142,7 @@ def test_merges_once_until_something_changes(pair: tuple[Path, Path]) -> None:
     assert locate(str(adapter)) not in (first, second)
 
 
-def test_broken_entry_of_the_cache_is_made_again(pair: tuple[Path, Path]) -> None:
+def test_broken_cache_entry_is_rebuilt(pair: tuple[Path, Path]) -> None:
     result = locate(str(pair[0]))
     expected = logits(load(result))
     (result / "model.safetensors").write_bytes(b"cut short")
@@ -169,32 +169,32 @@ def test_old_entries_are_removed(pair: tuple[Path, Path], cache: Path) -> None:
     assert {path.name for path in cache.iterdir()} == {result.name, *kept}
 
 
-def test_base_may_be_somewhere_else(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_base_option_overrides_the_adapter(pair: tuple[Path, Path], tmp_path: Path) -> None:
     adapter, base = pair
     expected = logits(load(locate(str(adapter))))
     base.rename(tmp_path / "moved")
     with pytest.raises(
-        ValueError, match=r"base of the adapter .* was not found: .*Another place: --base DIR"
+        ValueError, match=r"base of the adapter .* was not found: .*Set --base DIR to use another one"
     ):
         locate(str(adapter))
     assert torch.equal(logits(load(locate(str(adapter), base=str(tmp_path / "moved")))), expected)
-    with pytest.raises(ValueError, match="is an adapter, too"):
+    with pytest.raises(ValueError, match="is also an adapter"):
         locate(str(adapter), base=str(adapter))
 
 
-def test_adapter_that_names_no_base(pair: tuple[Path, Path]) -> None:
+def test_adapter_without_a_base_is_rejected(pair: tuple[Path, Path]) -> None:
     config = json.loads((pair[0] / adapters.CONFIG).read_text())
     (pair[0] / adapters.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": None}))
-    with pytest.raises(ValueError, match="name the base with --base"):
+    with pytest.raises(ValueError, match="set --base"):
         locate(str(pair[0]))
 
 
-def test_whole_model_takes_no_base(pair: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match="base is for adapters"):
+def test_full_model_rejects_base(pair: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="base is only for adapters"):
         locate(str(pair[1]), base=str(pair[1]))
 
 
-def test_without_weights_the_base_is_enough(pair: tuple[Path, Path], cache: Path) -> None:
+def test_without_weights_returns_the_base(pair: tuple[Path, Path], cache: Path) -> None:
     assert locate(str(pair[0]), weights=False) == pair[1]
     assert not cache.exists()
 

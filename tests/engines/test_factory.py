@@ -6,9 +6,9 @@ from unittest.mock import patch
 
 import pytest
 
-from service.engines import factory as engine_choice
-from service.engines.factory import engine_kind, make_engine
-from service.engines.remote import RemoteEngine
+from service.engines import factory
+from service.engines.factory import make_engine
+from service.engines.remote.engine import RemoteEngine
 from service.engines.transformers.engine import TransformersEngine
 from service.engines.vllm.engine import VLLMEngine
 from service.server.settings import Settings
@@ -18,19 +18,19 @@ URL = ("http://gpu:8000",)
 
 @pytest.fixture(params=[False, True])
 def has_vllm(request: pytest.FixtureRequest) -> Iterator[bool]:
-    with patch.object(engine_choice, "find_spec", lambda _name: request.param or None):
+    with patch.object(factory, "find_spec", lambda _name: request.param or None):
         yield request.param
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])
-def test_auto(has_vllm: bool, has_gpu: bool) -> None:
+def test_auto_engine_selection(has_vllm: bool, has_gpu: bool) -> None:
     with patch("torch.cuda.is_available", lambda: has_gpu):
-        assert engine_kind(Settings()) == ("vllm" if has_vllm and has_gpu else "transformers")
-        assert engine_kind(Settings(device="cpu")) == "transformers"
-        assert engine_kind(Settings(engine_url=URL)) == "remote"
-        assert engine_kind(Settings(vllm_args={"seed": 1})) == "vllm"
-        assert engine_kind(Settings(lora={"poet": Path("p")})) == engine_kind(Settings())
-        assert engine_kind(Settings(engine="transformers")) == "transformers"
+        assert Settings().engine_kind == ("vllm" if has_vllm and has_gpu else "transformers")
+        assert Settings(device="cpu").engine_kind == "transformers"
+        assert Settings(engine_url=URL).engine_kind == "remote"
+        assert Settings(vllm_args={"seed": 1}).engine_kind == "vllm"
+        assert Settings(lora={"poet": Path("p")}).engine_kind == Settings().engine_kind
+        assert Settings(engine="transformers").engine_kind == "transformers"
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,17 @@ def test_auto(has_vllm: bool, has_gpu: bool) -> None:
         ({"engine": "remote", "engine_url": URL}, RemoteEngine),
     ],
 )
-def test_every_engine_goes_by_the_same_name(
+def test_all_engines_use_the_same_model_name(
     tiny_checkpoint: Path, options: dict[str, object], kind: type
 ) -> None:
     settings = Settings(model=str(tiny_checkpoint), max_context=100, **options)  # type: ignore[arg-type]
-    engine = make_engine(settings, tiny_checkpoint)
+    engine = make_engine(settings.engine_settings(tiny_checkpoint))
     assert isinstance(engine, kind)
     assert (engine.model_name, engine.context_length, engine.healthy) == (tiny_checkpoint.name, 100, False)
     named = settings.model_copy(update={"served_model_name": "mine"})
-    assert make_engine(named, tiny_checkpoint).model_name == "mine"
+    assert make_engine(named.engine_settings(tiny_checkpoint)).model_name == "mine"
 
 
-def test_lora_reaches_the_embedded_engine(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_lora_setting_reaches_the_embedded_engine(tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = Settings(model=str(tiny_checkpoint), engine="transformers", lora={"poet": tmp_path})
-    assert make_engine(settings, tiny_checkpoint).adapters == ("poet",)
+    assert make_engine(settings.engine_settings(tiny_checkpoint)).adapters == ("poet",)

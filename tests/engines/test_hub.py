@@ -50,7 +50,7 @@ def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
         yield served
 
 
-def test_downloads_what_is_needed_once(fake_hub: FakeHub) -> None:
+def test_downloads_only_needed_files_once(fake_hub: FakeHub) -> None:
     with capture_logs() as logs:
         folder = download("org/model")
     assert {path.name for path in folder.iterdir()} == set(FILES) - {"README.md"}
@@ -71,7 +71,7 @@ def test_without_weights(fake_hub: FakeHub) -> None:
     assert "model.safetensors" in {path.name for path in download("org/model").iterdir()}
 
 
-def test_progress_is_logged_where_there_is_no_terminal(fake_hub: FakeHub) -> None:
+def test_progress_is_logged_without_a_terminal(fake_hub: FakeHub) -> None:
     with patch.object(hub, "LOG_EVERY_S", 0), capture_logs() as logs:
         download("org/model")
     progress = [entry for entry in logs if entry["event"] == "model_download_progress"]
@@ -117,14 +117,17 @@ def test_checkpoint_by_hub_id(fake_hub: FakeHub) -> None:
 
 @pytest.mark.parametrize(
     ("model", "hint"),
-    [("org/none", "no such model, or it is private: .*HF_TOKEN"), ("org/gated", "accept it at .*org/gated")],
+    [
+        ("org/none", "does not exist at .* or is private: .*HF_TOKEN"),
+        ("org/gated", "accept it at .*org/gated"),
+    ],
 )
-def test_refusals_of_the_hub_are_explained(fake_hub: FakeHub, model: str, hint: str) -> None:
+def test_hub_errors_have_hints(fake_hub: FakeHub, model: str, hint: str) -> None:
     with pytest.raises(ValueError, match=f"model '{model}' can't be downloaded: .*{hint}"):
         download(model)
 
 
-def test_hub_that_is_away(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_unreachable_hub(fake_hub: FakeHub, tmp_path: Path) -> None:
     folder = download("org/model")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -144,11 +147,11 @@ def test_offline_mode(fake_hub: FakeHub) -> None:
             download("org/other")
 
 
-def test_full_disk_is_noticed_before_the_download(fake_hub: FakeHub) -> None:
+def test_full_disk_is_detected_before_the_download(fake_hub: FakeHub) -> None:
     usage = hub.shutil.disk_usage("/")._replace(free=2**20)
     with (
         patch.object(hub.shutil, "disk_usage", lambda _path: usage),
-        pytest.raises(ValueError, match=r"needs 3 MiB .* has 1 MiB left: .*HF_HOME"),
+        pytest.raises(ValueError, match=r"needs 3 MiB .* has 1 MiB free: .*HF_HOME"),
     ):
         download("org/model")
     assert fake_hub.downloads() == []

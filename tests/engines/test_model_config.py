@@ -18,7 +18,7 @@ def test_limits_and_end_tokens(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, {}, {"eos_token_id": None}])
-def test_without_a_generation_config_the_tokenizer_says_when_to_stop(
+def test_end_token_comes_from_the_tokenizer_without_generation_config(
     tiny_checkpoint: Path, tmp_path: Path, content: dict[str, object] | None
 ) -> None:
     for path in tiny_checkpoint.iterdir():

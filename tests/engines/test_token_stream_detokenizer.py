@@ -19,28 +19,28 @@ def texts(ids: list[int]) -> list[str]:
 
 
 @given(st.lists(st.integers(0, TOKENIZER.get_vocab_size() - 1), max_size=40))
-def test_any_ids_join_to_what_the_tokenizer_decodes(ids: list[int]) -> None:
+def test_streamed_text_equals_decoded_text(ids: list[int]) -> None:
     assert "".join(texts(ids)) == TOKENIZER.decode(ids, skip_special_tokens=False)
 
 
 @given(st.text(max_size=40))
-def test_valid_text_comes_back_without_replacement_characters_on_the_way(text: str) -> None:
+def test_valid_text_has_no_replacement_characters(text: str) -> None:
     added = texts(TOKENIZER.encode(text, add_special_tokens=False).ids)
     assert "".join(added) == text
     assert "�" in text or not any("�" in piece for piece in added)
 
 
-def test_a_character_comes_when_it_is_whole() -> None:
+def test_emits_a_character_once_complete() -> None:
     ids = TOKENIZER.encode("é🙂", add_special_tokens=False).ids
     assert len(ids) == 6
     assert texts(ids) == ["", "é", "", "", "", "🙂", ""]
 
 
-def test_a_cut_character_is_shown_at_the_end() -> None:
+def test_incomplete_character_is_replaced_at_the_end() -> None:
     assert texts(TOKENIZER.encode("é", add_special_tokens=False).ids[:1]) == ["", "�"]
 
 
-def test_special_tokens_are_text() -> None:
+def test_special_tokens_have_text() -> None:
     ids = [TOKENIZER.token_to_id(token) for token in ("<tool_call>", "<|im_end|>")]
     assert texts(ids) == ["<tool_call>", "<|im_end|>", ""]
 
@@ -57,7 +57,7 @@ def test_added_tokens_outside_of_the_byte_alphabet() -> None:
     assert detokenizer.add(0) == "<｜end of text｜>"
 
 
-def test_other_decoders_go_through_the_library() -> None:
+def test_other_decoders_use_the_library() -> None:
     vocabulary = {"<unk>": 0, "▁two": 1, "▁words": 2}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.decoder = decoders.Metaspace()
@@ -65,7 +65,7 @@ def test_other_decoders_go_through_the_library() -> None:
     assert [detokenizer.add(1), detokenizer.add(2), detokenizer.finish()] == ["two", " words", ""]
 
 
-def test_an_endless_run_of_half_characters_holds_no_text_back() -> None:
+def test_run_of_incomplete_characters_does_not_delay_text() -> None:
     half = TOKENIZER.encode("é", add_special_tokens=False).ids[0]
     detokenizer = FACTORY()
     added = [detokenizer.add(half) for _ in range(1000)]

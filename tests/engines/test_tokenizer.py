@@ -36,13 +36,13 @@ def test_spelled_control_tokens_stay_text(tokenizer: HFTokenizer) -> None:
     assert tokenizer.decode(ids) == f"a {SPELLED} b"
 
 
-def test_reading_them_as_text_leaves_the_other_way_as_it_was(tokenizer: HFTokenizer) -> None:
+def test_literal_encoding_does_not_change_the_backend(tokenizer: HFTokenizer) -> None:
     tokenizer.encode("<tool_call>", allow_special=False)
     assert tokenizer.encode("<tool_call>", allow_special=True) == [tokenizer.token_id("<tool_call>")]
 
 
 @given(st.lists(st.sampled_from([*CONTROL_TOKENS, *MARKUP_TOKENS, "<|im_", "end|>", "<", ">", "x", " "])))
-def test_no_text_makes_a_control_token(tokenizer: HFTokenizer, parts: list[str]) -> None:
+def test_plain_text_never_encodes_to_a_control_token(tokenizer: HFTokenizer, parts: list[str]) -> None:
     text = "".join(parts)
     ids = tokenizer.encode(text, allow_special=False)
     assert tokenizer.decode(ids) == text
@@ -50,14 +50,14 @@ def test_no_text_makes_a_control_token(tokenizer: HFTokenizer, parts: list[str])
 
 
 @pytest.mark.parametrize("allow_special", [True, False])
-def test_a_long_text_is_read_as_a_short_one(tokenizer: HFTokenizer, allow_special: bool) -> None:
+def test_long_text_encodes_like_short_text(tokenizer: HFTokenizer, allow_special: bool) -> None:
     """Byte-level BPE begins a word at a blank, so the parts of this text are tokenised each for itself."""
     part = f" 2 + 2 = {SPELLED}"
     ids = tokenizer.encode(part * 1000, allow_special=allow_special)
     assert ids == tokenizer.encode(part, allow_special=allow_special) * 1000
 
 
-def test_the_chat_template_is_rendered_with_its_arguments(tokenizer: HFTokenizer) -> None:
+def test_chat_template_gets_its_arguments(tokenizer: HFTokenizer) -> None:
     messages: list[dict[str, object]] = [{"role": "user", "content": "1 + 1?"}]
     asked = "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.render_chat(messages) == tokenizer.encode(asked, allow_special=True)
@@ -65,7 +65,7 @@ def test_the_chat_template_is_rendered_with_its_arguments(tokenizer: HFTokenizer
     assert tokenizer.decode(without) == asked + "<think>\n\n</think>\n\n"
 
 
-def test_the_last_message_may_be_left_open(tokenizer: HFTokenizer) -> None:
+def test_last_message_can_be_continued(tokenizer: HFTokenizer) -> None:
     messages: list[dict[str, object]] = [
         {"role": "user", "content": "1 + 1?"},
         {"role": "assistant", "content": "The sum"},
@@ -80,12 +80,12 @@ def test_the_vocabulary_ends_after_the_highest_id(tokenizer: HFTokenizer) -> Non
 
 
 @pytest.mark.parametrize("name", ["tokenize", "chat_template", "return_dict", "add_generation_prompt"])
-def test_template_arguments_cannot_change_how_it_is_rendered(tokenizer: HFTokenizer, name: str) -> None:
+def test_rejects_reserved_template_arguments(tokenizer: HFTokenizer, name: str) -> None:
     with pytest.raises(EngineError, match=f"'{name}' is reserved"):
         tokenizer.render_chat([{"role": "user", "content": "x"}], template_kwargs={name: "x"})
 
 
-def test_a_message_that_the_template_refuses_is_an_engine_error(tokenizer: HFTokenizer) -> None:
+def test_template_error_is_an_engine_error(tokenizer: HFTokenizer) -> None:
     with pytest.raises(EngineError, match="chat template failed"):
         tokenizer.render_chat([{"role": "user", "content": None}])
 
@@ -102,7 +102,9 @@ def controls(tokenizer: HFTokenizer, ids: list[int]) -> list[int]:
 
 
 @given(PARTS, PARTS, PARTS)
-def test_messages_make_no_control_tokens(tokenizer: HFTokenizer, system: str, user: str, tool: str) -> None:
+def test_messages_never_encode_to_control_tokens(
+    tokenizer: HFTokenizer, system: str, user: str, tool: str
+) -> None:
     def rendered(system: str, user: str, tool: str) -> list[int]:
         messages: list[dict[str, object]] = [
             {"role": "system", "content": system},
@@ -117,21 +119,21 @@ def test_messages_make_no_control_tokens(tokenizer: HFTokenizer, system: str, us
     assert user in tokenizer.decode(ids)
 
 
-def test_text_without_control_tokens_is_encoded_as_ever(tokenizer: HFTokenizer) -> None:
+def test_text_without_control_tokens_is_unchanged(tokenizer: HFTokenizer) -> None:
     content = "1 + 1?\n\n  <tool> é 你好 <| im_end|>"
     text = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
     rendered = tokenizer.render_chat([{"role": "user", "content": content}])
     assert rendered == tokenizer.encode(text, allow_special=True)
 
 
-def test_the_servers_own_text_may_name_control_tokens(tokenizer: HFTokenizer) -> None:
+def test_control_text_encodes_to_control_tokens(tokenizer: HFTokenizer) -> None:
     content = [ControlText("Write <tool_call> to run. Problem: "), "what is <tool_call>?"]
     ids = tokenizer.render_chat([{"role": "user", "content": content}])
     assert ids.count(tokenizer.token_id("<tool_call>")) == 1  # type: ignore[arg-type]
     assert "Problem: what is <tool_call>?" in tokenizer.decode(ids)
 
 
-def test_sampled_ids_are_inserted_as_they_are(tokenizer: HFTokenizer) -> None:
+def test_sampled_ids_are_inserted_unchanged(tokenizer: HFTokenizer) -> None:
     sampled = tuple(tokenizer.encode("a<tool_call>", allow_special=True)[::-1])
     messages: list[dict[str, object]] = [
         {"role": "user", "content": "x"},
@@ -145,7 +147,7 @@ def test_sampled_ids_are_inserted_as_they_are(tokenizer: HFTokenizer) -> None:
 
 
 @pytest.mark.skipif("QWEN3_TOKENIZER" not in os.environ, reason="QWEN3_TOKENIZER names no directory")
-def test_qwen3s_own_tokenizer() -> None:
+def test_qwen3_tokenizer() -> None:
     tokenizer = HFTokenizer(os.environ["QWEN3_TOKENIZER"])
     marker = tokenizer.token_id("<tool_call>")
     assert marker == 151657

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
-from service.engines.tokenizer_cache import SegmentEncoder, encode
+from service.engines.tokenizer import SegmentEncoder, encode
 from tests.support.tiny_qwen3 import CONTROL_TOKENS, MARKUP_TOKENS, make_tokenizer
 
 PIECES = st.sampled_from(
@@ -47,7 +47,7 @@ ENCODER = SegmentEncoder(CUT)
 
 
 @given(st.lists(st.one_of(PIECES, st.text(max_size=6)), max_size=12))
-def test_the_ids_are_those_of_the_whole_text(parts: list[str]) -> None:
+def test_segment_ids_equal_those_of_the_whole_text(parts: list[str]) -> None:
     text = "".join(parts)
     assert ENCODER.encode(text) == whole(CUT, text) == ENCODER.encode(text)
 
@@ -60,13 +60,13 @@ def qwen3() -> tuple[tokenizers.Tokenizer, SegmentEncoder]:
 
 @pytest.mark.skipif("QWEN3_TOKENIZER" not in os.environ, reason="QWEN3_TOKENIZER names no directory")
 @given(st.lists(st.one_of(PIECES, st.text(max_size=6)), max_size=12))
-def test_so_with_qwen3s_own(parts: list[str]) -> None:
+def test_segment_ids_with_the_qwen3_tokenizer(parts: list[str]) -> None:
     tokenizer, encoder = qwen3()
     text = "".join(parts)
     assert encoder.encode(text) == whole(tokenizer, text)
 
 
-def test_what_was_encoded_before_is_not_encoded_again() -> None:
+def test_segments_are_cached() -> None:
     counting = Counting()
     encoder = SegmentEncoder(counting)  # type: ignore[arg-type]
     encoder.encode("<|im_start|>user\n1 + 1?<|im_end|>\n")
@@ -74,27 +74,27 @@ def test_what_was_encoded_before_is_not_encoded_again() -> None:
     assert counting.texts == ["user\n1 + 1?", "\n", "assistant\n2"]
 
 
-def test_a_long_segment_is_encoded_and_not_kept() -> None:
+def test_long_segments_are_not_cached() -> None:
     encoder = SegmentEncoder(CUT)
     text = "x = 12; " * 2000
     assert encoder.encode(text) == encode(CUT, text) == whole(CUT, text)
     assert encoder._remember.cache_info().currsize == 0
 
 
-def test_of_two_control_tokens_at_one_place_the_longer_counts() -> None:
+def test_longest_control_token_wins() -> None:
     tokenizer = backend()
     tokenizer.add_special_tokens(["<a>", "<a>b"])
     assert SegmentEncoder(tokenizer).encode("x<a>b<a>") == whole(tokenizer, "x<a>b<a>")
 
 
 @pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip", "normalized"])
-def test_a_control_token_with_a_will_of_its_own_is_left_to_the_tokenizer(flag: str) -> None:
+def test_no_splitting_with_context_dependent_control_tokens(flag: str) -> None:
     tokenizer = backend()
     tokenizer.add_tokens([AddedToken("<a>", **{"normalized": False, flag: True})])
     assert SegmentEncoder(tokenizer).encode("x <a> <a>y") == whole(tokenizer, "x <a> <a>y")
 
 
-def test_a_tokenizer_that_reads_the_first_word_in_another_way_is_not_cut() -> None:
+def test_no_splitting_with_add_prefix_space() -> None:
     words = models.WordLevel({"<unk>": 0, "▁two": 1, "two": 2}, unk_token="<unk>")
     tokenizer = tokenizers.Tokenizer(words)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")

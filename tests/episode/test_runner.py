@@ -17,9 +17,9 @@ from service.episode.events import (
     Observed,
     Sampled,
 )
-from service.episode.runner import run_episode
+from service.episode.runner import EpisodeRunner
 from service.sandbox.base import QueueTimeoutError
-from tests.support.scripted import EOS, ScriptedEngine, ScriptedSession, printed
+from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, ScriptedSession, printed
 
 BLOCK = "```python\nx = 6 * 7\n```"
 ASK = f"Let\n{BLOCK}\nthen\n```python\nprint(x)\n```<tool_call>"
@@ -39,12 +39,17 @@ async def run(
     episode: Episode,
     sampling: Sampling | None = None,
 ) -> list[EpisodeEvent]:
-    sampling = sampling or Sampling()
-    stream = run_episode(episode, engine, session, sampling, episode_id="e", clock=lambda: 5.0)
+    stream = runner(engine, session).run(episode, sampling or Sampling(), episode_id="e")
     return [event async for event in stream]
 
 
-async def test_a_deferred_episode_in_order() -> None:
+def runner(engine: ScriptedEngine, session: ScriptedSession) -> EpisodeRunner:
+    sandbox = ScriptedSandbox(lambda blocks: printed(""))
+    sandbox.session = lambda limits: session  # type: ignore[method-assign]
+    return EpisodeRunner(engine, sandbox, DeferralPolicy(), Sampling(), clock=lambda: 5.0)
+
+
+async def test_events_of_a_deferred_episode_are_in_order() -> None:
     engine = ScriptedEngine(ASK, ANSWER)
     session = ScriptedSession(lambda blocks: printed("42\n"))
     episode = new_episode(engine)
@@ -59,7 +64,7 @@ async def test_a_deferred_episode_in_order() -> None:
     assert engine.open_streams == 0
 
 
-async def test_the_second_turn_goes_on_from_the_very_tokens_of_the_first() -> None:
+async def test_second_turn_continues_from_the_sampled_tokens() -> None:
     engine = ScriptedEngine(ASK, ANSWER)
     episode = new_episode(engine)
     await run(engine, ScriptedSession(lambda blocks: printed("42")), episode)
@@ -69,7 +74,7 @@ async def test_the_second_turn_goes_on_from_the_very_tokens_of_the_first() -> No
     assert episode.context_ids[: len(second)] == second
 
 
-async def test_each_turn_has_a_seed_of_its_own() -> None:
+async def test_each_turn_has_its_own_seed() -> None:
     engine = ScriptedEngine(ASK, ANSWER)
     await run(engine, ScriptedSession(lambda blocks: printed("")), new_episode(engine), Sampling(seed=3))
     seeds = [sampling.seed for _, sampling in engine.calls]
@@ -77,7 +82,7 @@ async def test_each_turn_has_a_seed_of_its_own() -> None:
     assert len(set(seeds)) == 2
 
 
-async def test_max_tokens_bounds_the_whole_episode() -> None:
+async def test_max_tokens_limits_the_whole_episode() -> None:
     engine = ScriptedEngine(ASK, ANSWER)
     episode = new_episode(engine)
     budget = len(engine.tokenizer.encode(ASK, allow_special=True)) + 2
@@ -88,7 +93,7 @@ async def test_max_tokens_bounds_the_whole_episode() -> None:
     assert events[-1] == Finished(Outcome.LENGTH)
 
 
-async def test_an_empty_flush_does_not_reach_the_sandbox() -> None:
+async def test_empty_flush_does_not_reach_the_sandbox() -> None:
     engine = ScriptedEngine("hm <tool_call>", ANSWER)
 
     def never(blocks: list[str]) -> None:
@@ -100,7 +105,7 @@ async def test_an_empty_flush_does_not_reach_the_sandbox() -> None:
     assert "no code is pending" in observed.text
 
 
-async def test_the_model_writes_on_while_the_session_waits_for_a_container() -> None:
+async def test_sampling_continues_while_the_session_waits_for_a_container() -> None:
     engine = ScriptedEngine(f"{BLOCK} and then {EOS}")
     session = ScriptedSession(lambda blocks: printed(""), delay_s=30)
     events = await asyncio.wait_for(run(engine, session, new_episode(engine)), timeout=5)
@@ -110,7 +115,7 @@ async def test_the_model_writes_on_while_the_session_waits_for_a_container() -> 
     assert session.closed
 
 
-async def test_a_sandbox_that_fails_costs_one_call() -> None:
+async def test_sandbox_failure_becomes_an_error_result() -> None:
     class Full(ScriptedSession):
         async def invoke(self, code: str) -> None:
             raise QueueTimeoutError("no container came free in 10 s")
@@ -124,10 +129,10 @@ async def test_a_sandbox_that_fails_costs_one_call() -> None:
 
 
 @pytest.mark.parametrize("after", [Sampled, Invoked, FlushStarted, Observed])
-async def test_closing_at_any_point_frees_engine_and_session(after: type[EpisodeEvent]) -> None:
+async def test_closing_frees_engine_and_session(after: type[EpisodeEvent]) -> None:
     engine = ScriptedEngine(ASK, ANSWER)
     session = ScriptedSession(lambda blocks: printed("42"))
-    stream = run_episode(new_episode(engine), engine, session, Sampling(), episode_id="e")
+    stream = runner(engine, session).run(new_episode(engine), Sampling(), episode_id="e")
     async with aclosing(stream):
         async for event in stream:
             if isinstance(event, after):

@@ -1,4 +1,4 @@
-"""Hostile code, one case each: what it does, and what may come of it. The numbers are those of docs/hostile.md."""
+"""Cases of hostile code with their accepted results. The numbers are those of docs/hostile.md."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ class Case:
     title: str
     code: str
     status: str | Sequence[str] = "ok"
-    """The outcome that the sandbox must report, or those that it may."""
+    """Accepted status, or several."""
     stdout: str | None = None
-    """Exactly this, surrounding blanks aside."""
+    """Expected stdout, without surrounding white space; None for any."""
     last_error_line: str | None = None
-    """Text that the last line of stderr must hold."""
+    """Text that the last line of stderr must contain; None for any."""
     signal: int | None = None
     exit_code: int | None = None
     run_limit_s: float = 20.0
-    """Short where only the limit ends the code."""
+    """Short if only the limit ends the code."""
     not_held_on: Sequence[str] = ()
-    """Backends that let it through."""
+    """Backends that do not prevent it."""
     on_gvisor: Sequence[str] = ()
-    """Further outcomes that gVisor's kernel, slower and with errors of its own, may bring."""
+    """Further statuses that are accepted on gVisor, whose kernel is slower and returns other errors."""
     variant: str = ""
     after: str = field(default="print('still here')")
-    """The same tenant's next call; it must print ``still here``."""
+    """The same tenant's next call. It must print ``still here``."""
 
     @property
     def id(self) -> str:
@@ -39,13 +39,13 @@ class Case:
 
 
 def tries(*statements: str, prelude: str = "") -> str:
-    """Code that prints one line for each statement: the error it met, or ``done``."""
+    """Return code that prints one line per statement: its error or ``done``."""
     lines = ["import ctypes, errno, os, socket", "libc = ctypes.CDLL(None, use_errno=True)"]
     lines += ["def call(*args):", "    if libc.syscall(*args) == -1:"]
     lines += ["        raise OSError(ctypes.get_errno(), 'refused')", prelude]
     for statement in statements:
         lines += ["try:", f"    {statement}", "    print('done', flush=True)"]
-        # Which of the two comes first, the mode of a file or its read-only mount, is of no interest.
+        # Either error is accepted: the kernel may check the mode or the read-only mount first.
         lines += [
             "except OSError as error:",
             "    print(errno.errorcode[error.errno].replace('EROFS', 'EACCES'))",
@@ -230,7 +230,7 @@ PROCESSES = [
     ),
     Case(
         26,
-        "thread that goes on",
+        "thread that keeps running",
         "import threading, time\n"
         "def work():\n    while True:\n        print('thread'); time.sleep(0.05)\n"
         "threading.Thread(target=work, daemon=True).start()\nprint('main done')",
@@ -322,7 +322,7 @@ TAMPERING = [
     Case(37, "no stdout", "import sys\nsys.stdout = None\nprint('x')\n5", stdout="", variant="b"),
     Case(
         37,
-        "stdout turned away",
+        "stdout redirected",
         "import os\nos.dup2(os.open('/dev/null', os.O_WRONLY), 1)\nprint('x')",
         stdout="",
         variant="c",
@@ -358,7 +358,7 @@ TAMPERING = [
         "secrets of other processes",
         tries("open('/proc/1/environ').read()", "os.listdir('/proc/1/fd')", "open('/proc/1/maps').read()"),
         stdout="EACCES\nEACCES\nEACCES",
-        not_held_on=["runsc"],  # it can be read there, and holds what /proc/self/environ holds
+        not_held_on=["runsc"],  # readable there, with the content of /proc/self/environ
     ),
     Case(
         43,
@@ -393,7 +393,7 @@ TAMPERING = [
     ),
     Case(
         45,
-        "bytes that are no text",
+        "bytes that are not text",
         "import sys\nsys.stdout.buffer.write(b'a\\xff\\x00b\\n')\nprint('\\ud800')",
         stdout="a\\xff\x00b\n\\ud800",
     ),
@@ -437,7 +437,7 @@ FILES = [
         + "\nraise SystemExit(1)",
         "error",
         stdout="done\ndone\nEPERM\nEXDEV",
-        not_held_on=["runsc"],  # a device node can be made there: it leads to a device of gVisor's own
+        not_held_on=["runsc"],  # a device node can be created there; it belongs to gVisor's own kernel
         after="import os\nassert not os.listdir('.')\nprint('still here')",
     ),
     Case(

@@ -1,4 +1,4 @@
-"""One pool for the whole suite: a hostile tenant, a neighbour, and a look at what is left."""
+"""Backends of the hostile suite, each with one pool for all cases, and the table of results for docs/hostile.md."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ import pytest_asyncio
 
 from service.sandbox.base import SandboxError, Session, SessionLimits
 from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
-from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.session import PooledSandbox
 from service.sandbox.settings import PoolSettings
 
 from .cases import CASES
 
 BACKENDS = {"docker": "runc", "process": "bubblewrap", "runsc": "runsc"}
-"""Name here, and in the table."""
+"""Names of the backends, and their names in the table."""
 RUNSC = "IHGRPO_RUNSC_DOCKER_HOST"
-"""Names a daemon that has the runtime runsc, where the usual one has not."""
+"""Variable with the address of a daemon that has the runtime runsc, if the default one has not."""
 
 
 @pytest.fixture(scope="session")
 def table() -> Iterator[dict[str, str]]:
-    """Outcome of each case; written to the file that IHGRPO_HOSTILE_TABLE names, for docs/hostile.md."""
+    """Results by case, written to the file that IHGRPO_HOSTILE_TABLE names."""
     outcomes: dict[str, str] = {}
     yield outcomes
     if path := os.environ.get("IHGRPO_HOSTILE_TABLE"):
@@ -52,11 +53,11 @@ def render(outcomes: dict[str, str]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for case in CASES:
-        told = [
+        results = [
             "**not held**" if name in case.not_held_on else outcomes.get(f"{name} {case.id}", "not run")
             for name in BACKENDS
         ]
-        lines.append(f"| {case.id} | {case.title} | {' | '.join(told)} |")
+        lines.append(f"| {case.id} | {case.title} | {' | '.join(results)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -65,13 +66,13 @@ class Backend:
     name: str
     sandbox: PooledSandbox
     neighbour: Session
-    """Another tenant, whose calls must stay right whatever happens next door."""
+    """Another tenant, whose calls must stay correct during every case."""
     latest_s: float = -math.inf
-    """How long after its deadline the latest answer came, in seconds."""
+    """Longest time from a deadline to its answer, in seconds."""
 
 
 def make(name: str, settings: DockerSandboxSettings) -> PooledSandbox:
-    """The backend with the product's own grace, which the other tests stretch."""
+    """Return the backend, with the default grace, which is longer in the settings of the other tests."""
     settings = settings.model_copy(update={"grace_s": PoolSettings().grace_s})
     if name == "process":
         shared = settings.model_dump(include=set(PoolSettings.model_fields))
@@ -84,7 +85,7 @@ def make(name: str, settings: DockerSandboxSettings) -> PooledSandbox:
 
 
 def missing(name: str, settings: DockerSandboxSettings) -> str | None:
-    """Why the backend can't be had on this machine; None if it can."""
+    """Return the reason why the backend is unavailable on this machine, or None."""
     if name == "process" and shutil.which("bwrap") is None:
         return "bubblewrap is not installed"
     if name == "runsc":
@@ -115,9 +116,9 @@ async def backend(
     except SandboxError as error:
         if request.param != "runsc":
             raise
-        # As it should be: a runtime that does not pass the proofs is not used, and nothing takes its place.
-        table["note runsc"] = f"runsc: refused at its start, so no case was run. {error}"
-        pytest.skip(f"refused at its start: {error}")
+        # Expected: a runtime that fails the isolation checks is not used, and there is no fallback.
+        table["note runsc"] = f"runsc: rejected at its start, so no case was run. {error}"
+        pytest.skip(f"rejected at its start: {error}")
     neighbour = sandbox.session(SessionLimits(run_limit_s=20))
     await neighbour.invoke("secret = 42")
     assert (await neighbour.flush()).status == "ok"

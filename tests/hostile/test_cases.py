@@ -1,4 +1,4 @@
-"""Every case of ``cases.py``, on a real sandbox: its outcome, the tenant's next call, the neighbour's next call."""
+"""Every case of ``cases.py`` on a real sandbox, followed by a call of the same tenant and one of another tenant."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="session"
 
 
 LOOSE_S = 30.0
-"""How late an answer may be here. That it comes within the grace of 1 s is the work of one timer around the whole
-answer (``test_answers.py`` has it fire); how late the timer itself may go off, only the load of this machine says. So
-the bound is loose, and the latest answer of a run is published with the table."""
+"""Longest accepted time from the deadline to the answer. A single timer around the whole answer enforces the grace of
+1 s (tested in ``test_answers.py``), but the load of the machine can delay the timer itself. The bound is therefore
+loose, and the table contains the latest answer of a run."""
 
 
 async def run(session: Session, code: str) -> ExecutionResult:
@@ -29,32 +29,32 @@ async def run(session: Session, code: str) -> ExecutionResult:
 async def test_case(case: Case, backend: Backend, table: dict[str, str]) -> None:
     if backend.name in case.not_held_on:
         pytest.skip(f"not held on {backend.name}")
-    case = on(case, backend.name)
+    case = adapted(case, backend.name)
     tenant = backend.sandbox.session(SessionLimits(run_limit_s=case.run_limit_s))
     try:
         result = await run(tenant, case.code)
         if was_cut_off(result):
-            # A supervisor that is not done in the grace is not waited for. On a busy machine that is a right end
-            # for code that only the limit ends; for any other it is none.
+            # A supervisor that does not answer within the grace is dropped. On a busy machine this is accepted for
+            # code that only the limit ends, and for no other.
             assert "timeout" in case.statuses, result
         else:
             check(case, result)
         backend.latest_s = max(backend.latest_s, result.waited_seconds - case.run_limit_s)
         assert result.waited_seconds < case.run_limit_s + LOOSE_S
-        # A broken sandbox is told once; then, and in any other case, the tenant goes on.
+        # A broken sandbox is reported once. After that, and in all other cases, the tenant continues.
         after = await run(tenant, case.after)
         if after.status == "sandbox_error":
             assert result.status != "sandbox_error"
             after = await run(tenant, "print('still here')")
         assert (after.status, after.stdout, after.stderr) == ("ok", "still here\n", "")
         assert (await run(backend.neighbour, "print(secret)")).stdout == "42\n"
-        table[f"{backend.name} {case.id}"] = told(result)
+        table[f"{backend.name} {case.id}"] = summary(result)
     finally:
         await tenant.close()
 
 
-def on(case: Case, backend: str) -> Case:
-    """The case with what else may come of it on that backend."""
+def adapted(case: Case, backend: str) -> Case:
+    """Return the case with the further statuses that are accepted on the backend."""
     if backend != "runsc" or not case.on_gvisor:
         return case
     return replace(case, status=[*case.statuses, *case.on_gvisor], last_error_line=None)
@@ -64,8 +64,8 @@ def was_cut_off(result: ExecutionResult) -> bool:
     return result.status == "sandbox_error" and "did not answer in time" in result.stderr
 
 
-def told(result: ExecutionResult) -> str:
-    """One line for the table."""
+def summary(result: ExecutionResult) -> str:
+    """Return the cell of the table."""
     error = result.stderr.strip().splitlines()[-1:] if result.status == "error" else []
     ended = [f"signal {result.signal}"] if result.signal else []
     ended += [f"exit code {result.exit_code}"] if result.exit_code and not error else []

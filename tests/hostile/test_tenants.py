@@ -1,4 +1,4 @@
-"""Cases that need more than one call, more than one tenant, or a hand from outside."""
+"""Cases that need several calls, several tenants or an action from outside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 from service.sandbox.base import Session, SessionLimits
 from service.sandbox.docker.container import Container
-from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.session import PooledSession
 from tests.support.until import until
 
@@ -54,7 +55,7 @@ async def test_h17_head_and_tail_of_a_long_line_are_kept(sandbox: DockerSandbox)
     assert len(result.stdout) < 70_000
 
 
-async def test_h24_nothing_but_the_worker_is_left_in_the_container(
+async def test_h24_only_the_worker_is_left_in_the_container(
     sandbox: DockerSandbox, client: docker.APIClient
 ) -> None:
     session = sandbox.session(LIMITS)
@@ -66,7 +67,7 @@ async def test_h24_nothing_but_the_worker_is_left_in_the_container(
     )
     assert (await run(session, code)).status == "ok"
     assert (await run(session, "import threading\nprint(threading.active_count())")).stdout == "1\n"
-    # The supervisor, the namespace, and its checkpoint, which is made after the answer is sent.
+    # The supervisor, the namespace, and its checkpoint, which is forked after the result is sent.
     await until(lambda: len(client.top(container_of(session))["Processes"]) == 3)
     await session.close()
 
@@ -95,7 +96,7 @@ async def test_h64_tenants_share_nothing(sandbox: DockerSandbox) -> None:
     await neighbour.close()
 
 
-async def test_h64_files_come_back_as_they_were(sandbox: DockerSandbox) -> None:
+async def test_h64_a_failed_call_restores_files(sandbox: DockerSandbox) -> None:
     session = sandbox.session(LIMITS)
     make = (
         "import os\n"
@@ -119,7 +120,9 @@ async def test_h64_files_come_back_as_they_were(sandbox: DockerSandbox) -> None:
     await session.close()
 
 
-async def test_h64_an_open_file_has_its_content_back_but_not_its_offset(sandbox: DockerSandbox) -> None:
+async def test_h64_a_failed_call_restores_the_content_of_an_open_file_but_not_its_offset(
+    sandbox: DockerSandbox,
+) -> None:
     """The offset belongs to the kernel's open file, which both copies of the namespace share."""
     session = sandbox.session(LIMITS)
     assert (await run(session, "log = open('log', 'w+')\nlog.write('one')\nlog.flush()")).status == "ok"
@@ -130,7 +133,9 @@ async def test_h64_an_open_file_has_its_content_back_but_not_its_offset(sandbox:
     await session.close()
 
 
-async def test_h65_a_container_killed_from_outside(sandbox: DockerSandbox, client: docker.APIClient) -> None:
+async def test_h65_a_container_killed_from_outside_is_reported_once(
+    sandbox: DockerSandbox, client: docker.APIClient
+) -> None:
     session = sandbox.session(LIMITS)
     await run(session, "x = 1")
     container = container_of(session)
@@ -145,7 +150,7 @@ async def test_h65_a_container_killed_from_outside(sandbox: DockerSandbox, clien
     await session.close()
 
 
-async def test_h66_benign_calls_beside_hostile_ones(sandbox: DockerSandbox) -> None:
+async def test_h66_benign_calls_succeed_beside_hostile_ones(sandbox: DockerSandbox) -> None:
     hostile = [
         "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
         "x = bytearray(b'x') * 10**10",
@@ -191,7 +196,7 @@ async def test_h68_a_cancelled_call_is_killed_and_its_container_released(
 
 async def test_a_closed_session_leaves_no_container(sandbox: DockerSandbox, client: docker.APIClient) -> None:
     session = sandbox.session(LIMITS)
-    await session.invoke("while True: pass")  # pending, and never flushed
+    await session.invoke("while True: pass")  # pending, never flushed
     container = container_of(session)
     await session.close()
     assert await gone(client, container)

@@ -15,7 +15,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from service.cli.timeline import episode_spans
-from service.deferral.fences import BlockClosed, FenceScanner
+from service.deferral.scanner import BlockClosed, FenceScanner
 from service.playground.record import episode_record, fragment, standalone
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from tests.playground.conftest import OpenPage

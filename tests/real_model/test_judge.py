@@ -22,7 +22,7 @@ from tests.real_model.judge import Request, holds, judge, load
     ("Sundays", "Sunday", False),
     ("Numbers 1, 2 and 3", "3", True),
 ])  # fmt: skip
-def test_holds(text: str, answer: str, expected: bool) -> None:
+def test_calculator_values(text: str, answer: str, expected: bool) -> None:
     assert holds(text, answer) is expected
 
 
@@ -34,7 +34,7 @@ def tool(output: str) -> dict[str, Any]:
     return {"output": output, "status": "ok"}
 
 
-def test_a_right_answer_from_an_executed_result() -> None:
+def test_correct_answer_from_execution() -> None:
     message = {
         "content": "```python\n...\n```\n```output\n42\n```\nIt is 42.",
         "executed_tools": [tool("42")],
@@ -44,25 +44,25 @@ def test_a_right_answer_from_an_executed_result() -> None:
     assert not any((verdict.missing_execution, verdict.unneeded_execution, verdict.pending_code))
 
 
-def test_a_guess_is_right_but_not_from_execution() -> None:
+def test_correct_guess_is_not_from_execution() -> None:
     verdict = judge(ask(needs=True, answer="42"), {"content": "It is 42."})
     assert (verdict.right, verdict.right_from_execution, verdict.missing_execution) == (True, False, True)
 
 
-def test_an_output_without_an_answer_is_empty() -> None:
+def test_output_without_an_answer() -> None:
     message = {"content": "```output\n42\n```\n", "executed_tools": [tool("42")]}
     verdict = judge(ask(needs=True, answer="42"), message)
     assert verdict.empty
     assert not verdict.right
 
 
-def test_code_that_runs_without_need_and_code_that_is_left_pending() -> None:
+def test_unneeded_code_and_pending_code() -> None:
     assert judge(ask(needs=False), {"content": "a", "executed_tools": [tool("1")]}).unneeded_execution
     assert judge(ask(needs=False), {"content": "a", "unflushed_blocks": [{"code": "1"}]}).pending_code
     assert judge(ask(needs=False), {"content": " "}).empty
 
 
-def test_the_list_is_as_described() -> None:
+def test_request_list_matches_its_description() -> None:
     requests = load()
     assert len(requests) == 120
     assert len({request.id for request in requests}) == 120

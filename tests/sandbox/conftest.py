@@ -1,4 +1,4 @@
-"""A runner in this process, on a Unix socket, around a fake sandbox."""
+"""Fixtures that run a runner in this process, on a Unix socket, with a fake sandbox."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.fake_sandbox import TOKEN, FakeSandbox
 
 @dataclass
 class Served:
-    """A runner that answers at ``settings.bind``, and a client of it."""
+    """A running runner and a client of it."""
 
     sandbox: Any
     settings: RunnerSettings
@@ -54,7 +54,7 @@ ServeFake = Callable[..., AbstractAsyncContextManager[Served]]
 
 @pytest.fixture
 def serve_fake(tmp_path: Path) -> ServeFake:
-    """``async with serve_fake(**options) as runner``: a runner around a FakeSandbox."""
+    """Factory of runners with a FakeSandbox: ``async with serve_fake(**options) as runner``."""
 
     def serve(**options: Any) -> AbstractAsyncContextManager[Served]:
         return served(FakeSandbox(), f"unix:{tmp_path}/r.sock", **options)
@@ -64,7 +64,7 @@ def serve_fake(tmp_path: Path) -> ServeFake:
 
 @contextlib.asynccontextmanager
 async def process(module: str, *arguments: object) -> AsyncGenerator[asyncio.subprocess.Process]:
-    """``python -m module arguments...``, killed at the end of the block if it still runs."""
+    """Run ``python -m module arguments...`` and kill it at the end of the block if it still runs."""
     child = await asyncio.create_subprocess_exec(sys.executable, "-m", module, *map(str, arguments))
     try:
         yield child

@@ -1,4 +1,4 @@
-"""Eager execution gives, byte for byte, what running the joined blocks at the flush gives."""
+"""Differential tests: eager execution returns exactly what running the joined blocks at the flush returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
-from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.docker.settings import DockerSandboxSettings
 
 EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "60"))
 pytestmark = [
@@ -70,7 +71,7 @@ STATEMENTS = [
     "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
     "import subprocess\nprint(subprocess.run(['echo', 'child'], capture_output=True, text=True).stdout)",
     "import subprocess\nsubprocess.Popen(['sleep', '60'])\nprint('left one behind')",
-    # Not os.wait(), which may reap what an earlier block left behind and was killed.
+    # Not os.wait(), which may reap a killed child of an earlier block.
     "import os\nif child := os.fork(): os.waitpid(child, 0)\nelse: print('in the fork', flush=True)",
     "import random\nrandom.seed(1)",
     "print(random.random())",
@@ -96,7 +97,7 @@ programs = st.lists(st.lists(blocks, min_size=1, max_size=4), min_size=1, max_si
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def pair(docker_sandbox_settings: DockerSandboxSettings) -> AsyncGenerator[tuple[Session, Session]]:
-    """An eager session and one that runs all at the flush."""
+    """An eager session, and one that runs all blocks at the flush."""
     sandbox = DockerSandbox(docker_sandbox_settings)
     await sandbox.start()
     eager = sandbox.session(SessionLimits(run_limit_s=30, eager=True))
@@ -115,7 +116,7 @@ async def flushed(session: Session, flush: list[str], pause_s: float = 0.0) -> E
 
 
 def seen(result: ExecutionResult) -> tuple[object, ...]:
-    """What a model sees of a result, and how it ended."""
+    """The parts of a result that a model sees, and how the script ended."""
     lines = result.stderr.strip().splitlines()
     return result.stdout, lines[-1] if lines else "", result.status, result.exit_code, result.signal
 
@@ -135,10 +136,10 @@ def seen(result: ExecutionResult) -> tuple[object, ...]:
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize=EXAMPLES <= 60,  # the longer run draws programs that nobody has seen
+    derandomize=EXAMPLES <= 60,  # longer runs draw new programs each time
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-async def test_same_as_running_the_whole_at_the_flush(
+async def test_eager_execution_equals_running_all_blocks_at_the_flush(
     pair: tuple[Session, Session], program: list[list[str]], pause_s: float
 ) -> None:
     eager, plain = pair
@@ -149,7 +150,7 @@ async def test_same_as_running_the_whole_at_the_flush(
         assert ahead.status != "sandbox_error"
 
 
-async def test_a_block_runs_while_the_model_writes_on(pair: tuple[Session, Session]) -> None:
+async def test_a_block_runs_before_the_flush(pair: tuple[Session, Session]) -> None:
     eager, _ = pair
     await eager.invoke("import time\ntime.sleep(0.5)\nprint('slept')")
     await asyncio.sleep(3)
@@ -157,11 +158,11 @@ async def test_a_block_runs_while_the_model_writes_on(pair: tuple[Session, Sessi
     assert (result.status, result.stdout) == ("ok", "slept\n")
     assert result.wall_seconds >= 0.5
     assert result.started_at is not None
-    # It began when it was invoked, not when it was flushed.
+    # It started when it was invoked, not at the flush.
     assert result.started_at < time.time() - result.waited_seconds - 1
 
 
-async def test_each_block_tells_when_it_ran(pair: tuple[Session, Session]) -> None:
+async def test_results_hold_the_times_of_each_block(pair: tuple[Session, Session]) -> None:
     eager, plain = pair
     blocks = ["import time\ntime.sleep(0.2)", "time.sleep(0.3)", "undefined", "print('never')"]
     ahead, whole = await flushed(eager, blocks), await flushed(plain, blocks)
@@ -175,8 +176,7 @@ async def test_each_block_tells_when_it_ran(pair: tuple[Session, Session]) -> No
     assert end - start >= 0.5
 
 
-async def test_what_is_never_flushed_leaves_no_trace(pair: tuple[Session, Session]) -> None:
-    """A session that is closed takes its container along; so look at a flush that fails after a block ran."""
+async def test_a_failed_flush_undoes_blocks_that_ran_before_it(pair: tuple[Session, Session]) -> None:
     eager, _ = pair
     await flushed(eager, ["kept = 1"])
     failed = await flushed(eager, ["kept = 2\nopen('trace', 'w').write('x')", "undefined"], 0.2)
@@ -186,7 +186,7 @@ async def test_what_is_never_flushed_leaves_no_trace(pair: tuple[Session, Sessio
     assert after.stdout == "1 []\n"
 
 
-async def test_the_run_limit_counts_running_time_only(docker_sandbox_settings: DockerSandboxSettings) -> None:
+async def test_the_run_limit_counts_only_running_time(docker_sandbox_settings: DockerSandboxSettings) -> None:
     sandbox = DockerSandbox(docker_sandbox_settings)
     await sandbox.start()
     session = sandbox.session(SessionLimits(run_limit_s=4))
@@ -201,8 +201,8 @@ async def test_the_run_limit_counts_running_time_only(docker_sandbox_settings: D
         await sandbox.stop()
 
 
-async def test_a_block_that_ends_before_its_check_is_kept(pair: tuple[Session, Session]) -> None:
-    """The check that blocks can run one by one compiles more than the run does: here it ends later."""
+async def test_a_block_that_ends_before_its_check_is_not_rerun(pair: tuple[Session, Session]) -> None:
+    """The check whether blocks can run one by one takes longer than running them here."""
     eager, _ = pair
     long = "\n".join(f"name_{number} = {number}" for number in range(3000))
     result = await flushed(eager, ["first = 1", long, "print(first, name_2999)"], 1.0)

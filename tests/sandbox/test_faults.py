@@ -1,4 +1,4 @@
-"""Faults below the sandbox, on a Docker daemon of the tests' own with a small disk of its own."""
+"""Faults of Docker and of disks, tested on a separate Docker daemon with a small disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import docker
 import pytest
 
 from service.sandbox.base import ExecutionResult, SandboxError, Session, SessionLimits
-from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.docker.settings import DockerSandboxSettings
 from tests.support.until import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -29,7 +30,7 @@ SLEEP = "x += 1\nprint('begun', flush=True)\nimport time\ntime.sleep(20)\n"
 
 @dataclass
 class OwnDaemon:
-    """A second dockerd, with roots, a bridge and a disk that nobody else has."""
+    """A second dockerd with its own directories, bridge and disk."""
 
     folder: Path
 
@@ -54,7 +55,7 @@ class OwnDaemon:
         os.kill(int((self.folder / "run/docker.pid").read_text()), signal.SIGKILL)
 
     def containers(self) -> int:
-        """How many. "dead" ones are gone, files and all: a restarted Docker 20.10 names them still."""
+        """Return the number of containers. A restarted Docker 20.10 still lists removed ones as "dead"."""
         with contextlib.closing(docker.APIClient(base_url=self.host, version="auto")) as client:
             return sum(container["State"] != "dead" for container in client.containers(all=True))
 
@@ -64,7 +65,7 @@ def daemon() -> Iterator[OwnDaemon]:
     if os.geteuid() or shutil.which("dockerd") is None:
         pytest.skip("only root can start a Docker daemon")
     settings = DockerSandboxSettings()
-    folder = Path(tempfile.mkdtemp(prefix="ihgrpo-"))  # short: a socket's path may have 107 characters
+    folder = Path(tempfile.mkdtemp(prefix="ihgrpo-"))  # short: a socket's path has at most 107 characters
     daemon = OwnDaemon(folder)
     daemon.disk.mkdir()
     image = folder / "disk.img"
@@ -109,7 +110,7 @@ async def run(session: Session, code: str) -> ExecutionResult:
 
 # docker-py leaves the socket of a refused connection to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_daemon_that_dies_and_comes_back(daemon: OwnDaemon) -> None:
+async def test_recovers_after_a_restart_of_the_daemon(daemon: OwnDaemon) -> None:
     sandbox = sandbox_on(daemon)
     await sandbox.start()
     session = sandbox.session(LIMITS)
@@ -119,34 +120,34 @@ async def test_a_daemon_that_dies_and_comes_back(daemon: OwnDaemon) -> None:
         flush = asyncio.create_task(session.flush())
         await asyncio.sleep(0.5)
         daemon.kill()
-        told = await flush
-        assert (told.status, told.stdout) == ("sandbox_error", "")
-        assert told.stderr
+        failed = await flush
+        assert (failed.status, failed.stdout) == ("sandbox_error", "")
+        assert failed.stderr
         assert not await sandbox.ready()
         with pytest.raises(SandboxError, match=r"no worker could be started|did not answer|Docker at"):
             await session.invoke("x = 2")
         daemon.script("start-dockerd")
         again = await until_ok(session, "print(globals().get('x'))")
-        assert again.stdout == "None\n"  # neither what was there nor what was under way
+        assert again.stdout == "None\n"  # neither the committed value nor that of the running flush
         assert await sandbox.ready()
     finally:
         await session.close()
         await sandbox.stop()
-    # What the dead daemon held is gone as well.
+    # The containers of the killed daemon are removed as well.
     await until(lambda: daemon.containers() == 0)
 
 
-async def test_a_full_disk_below_docker(daemon: OwnDaemon) -> None:
+async def test_recovers_after_the_daemons_disk_was_full(daemon: OwnDaemon) -> None:
     sandbox = sandbox_on(daemon)
     await sandbox.start()
     running, filler = sandbox.session(LIMITS), daemon.disk / "filler"
     try:
         assert (await run(running, "x = 1")).status == "ok"
-        spare = sandbox.session(LIMITS)  # takes what was started before the disk was full
+        spare = sandbox.session(LIMITS)  # leases the container that started before the disk was full
         assert (await run(spare, "y = 1")).status == "ok"
         await until(lambda: not sandbox.stats().starting)
         fill(filler)
-        # A container that runs writes nothing to it.
+        # A running container writes nothing to the daemon's disk.
         assert (await run(running, "open('f', 'w').write('x' * 10**6)\nprint(x)")).stdout == "1\n"
         taken = [sandbox.session(LIMITS) for _ in range(sandbox.stats().idle + 2)]
         with pytest.raises(SandboxError, match="no space left on device"):
@@ -165,7 +166,9 @@ async def test_a_full_disk_below_docker(daemon: OwnDaemon) -> None:
     await until(lambda: daemon.containers() == 0)
 
 
-async def test_a_full_disk_in_the_container(docker_sandbox_settings: DockerSandboxSettings) -> None:
+async def test_restores_files_in_a_container_with_a_full_disk(
+    docker_sandbox_settings: DockerSandboxSettings,
+) -> None:
     sandbox = DockerSandbox(docker_sandbox_settings)
     await sandbox.start()
     session = sandbox.session(LIMITS)
@@ -184,7 +187,7 @@ async def test_a_full_disk_in_the_container(docker_sandbox_settings: DockerSandb
             "open('/tmp/new', 'w').write('x')\n1 / 0"
         )
         assert (await run(session, lost)).status == "error"
-        # It is all there again, in a place that has just the room for it.
+        # All files are restored, although they fill the disk completely.
         look = (
             "import os\n"
             "print(sum(os.path.getsize(f'/tmp/{n}') for n in os.listdir('/tmp')) >= written > 2**25)"
@@ -199,7 +202,7 @@ async def test_a_full_disk_in_the_container(docker_sandbox_settings: DockerSandb
 
 
 def fill(file: Path) -> None:
-    """Take every block that is left."""
+    """Fill the disk completely."""
     with file.open("wb") as out, contextlib.suppress(OSError):
         for size in (1 << 28, 1 << 24, 1 << 20, 1 << 12):
             with contextlib.suppress(OSError):
@@ -209,7 +212,7 @@ def fill(file: Path) -> None:
 
 
 async def until_ok(session: Session, code: str) -> ExecutionResult:
-    """The first call that finds a sandbox; each before it must say that there is none."""
+    """Retry until a sandbox runs ``code``. Each attempt before must report that none is available."""
     for _ in range(60):
         try:
             result = await run(session, code)

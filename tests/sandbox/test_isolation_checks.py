@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
-from service.sandbox.isolation_checks import Probe, probes, prove_isolation
+from service.sandbox.isolation_checks import IsolationCheck, check_isolation, isolation_checks
 from service.sandbox.settings import PoolSettings
 
 GOOD = ExecutionResult("", "", "ok", 0.0, 0.0)
-HOLDS = {
+PASSING = {
     "uid": replace(GOOD, stdout="True 0000000000000000 0000000000000000 1\n"),
     "seccomp": replace(GOOD, stdout="True -1 -1\n"),
     "read-only root": replace(GOOD, stdout="checked\n"),
@@ -19,7 +19,7 @@ HOLDS = {
     "memory": replace(GOOD, status="oom"),
     "life after the memory limit": replace(GOOD, stdout="42\n"),
 }
-BREAKS = {
+FAILING = {
     "uid": "False 00000000000000e0 0000000000000000 1\n",
     "seccomp": "False 0\n",
     "read-only root": "wrote /usr\nchecked\n",
@@ -29,14 +29,14 @@ BREAKS = {
     "memory": "",
     "life after the memory limit": "",
 }
-WALLS = probes(PoolSettings())
+CHECKS = isolation_checks(PoolSettings())
 
 
 class Answers:
-    """A session that answers each probe as told."""
+    """A session with a fixed result for each check."""
 
     def __init__(self, answers: dict[str, ExecutionResult]) -> None:
-        self.answers = {probe.code: answers[probe.wall] for probe in WALLS}
+        self.answers = {check.code: answers[check.name] for check in CHECKS}
         self.closed = False
 
     async def prepare(self) -> None: ...
@@ -51,33 +51,33 @@ class Answers:
         self.closed = True
 
 
-async def prove(answers: dict[str, ExecutionResult], walls: list[Probe] = WALLS) -> Answers:
+async def run_checks(answers: dict[str, ExecutionResult], checks: list[IsolationCheck] = CHECKS) -> Answers:
     session = Answers(answers)
     try:
-        await prove_isolation(lambda limits: session, walls)
+        await check_isolation(lambda limits: session, checks)
     finally:
         assert session.closed
     return session
 
 
-async def test_all_walls_stand() -> None:
-    await prove(HOLDS)
+async def test_passes_when_every_check_passes() -> None:
+    await run_checks(PASSING)
 
 
-@pytest.mark.parametrize("wall", HOLDS)
+@pytest.mark.parametrize("name", PASSING)
 @pytest.mark.parametrize("status", ["ok", "error", "timeout", "sandbox_error"])
-async def test_each_wall_that_does_not_stand_is_named(wall: str, status: str) -> None:
-    broken = replace(GOOD, stdout=BREAKS[wall], status=status)  # type: ignore[arg-type]
-    with pytest.raises(SandboxError, match=f"does not hold: {wall}"):
-        await prove({**HOLDS, wall: broken})
+async def test_reports_the_name_of_a_failed_check(name: str, status: str) -> None:
+    broken = replace(GOOD, stdout=FAILING[name], status=status)  # type: ignore[arg-type]
+    with pytest.raises(SandboxError, match=f"failed an isolation check and is not used: {name}"):
+        await run_checks({**PASSING, name: broken})
 
 
-async def test_an_interface_to_the_outside_is_found() -> None:
+async def test_rejects_a_hardware_network_interface() -> None:
     with pytest.raises(SandboxError, match="network"):
-        await prove({**HOLDS, "network": replace(GOOD, stdout="['lo', 'eth0']\n")})
+        await run_checks({**PASSING, "network": replace(GOOD, stdout="['lo', 'eth0']\n")})
 
 
-def test_probes_are_valid_python() -> None:
-    for probe in WALLS:
-        compile(probe.code, probe.wall, "exec")
+def test_checks_are_valid_python() -> None:
+    for check in CHECKS:
+        compile(check.code, check.name, "exec")
     assert SessionLimits().run_limit_s > 0

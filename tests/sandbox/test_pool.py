@@ -20,7 +20,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_it_fills_up_and_stops_empty() -> None:
+async def test_start_fills_the_pool_and_stop_destroys_all_workers() -> None:
     factory = Factory()
     pool = pool_of(factory)
     await pool.start()
@@ -31,7 +31,7 @@ async def test_it_fills_up_and_stops_empty() -> None:
     assert pool.stats().idle == 0
 
 
-async def test_a_worker_is_never_leased_twice() -> None:
+async def test_never_leases_a_worker_twice() -> None:
     factory = Factory()
     pool = pool_of(factory)
     await pool.start()
@@ -46,7 +46,7 @@ async def test_a_worker_is_never_leased_twice() -> None:
     await pool.stop()
 
 
-async def test_no_more_than_the_maximum_and_the_queue_is_bounded() -> None:
+async def test_lease_times_out_when_the_maximum_is_leased() -> None:
     factory = Factory()
     pool = pool_of(factory)
     await pool.start()
@@ -62,19 +62,19 @@ async def test_no_more_than_the_maximum_and_the_queue_is_bounded() -> None:
     await pool.stop()
 
 
-async def test_the_queue_is_served_in_order() -> None:
+async def test_serves_waiting_leases_in_order() -> None:
     factory = Factory()
     pool = pool_of(factory, size=0, maximum=1, queue_timeout_s=5)
     pool._stopped = False
     first = await pool.lease()
     order: list[int] = []
 
-    async def want(number: int) -> None:
+    async def lease(number: int) -> None:
         worker = await pool.lease()
         order.append(number)
         await pool.release(worker)
 
-    waiting = [asyncio.create_task(want(n)) for n in range(3)]
+    waiting = [asyncio.create_task(lease(n)) for n in range(3)]
     await settled()
     await pool.release(first)
     await asyncio.gather(*waiting)
@@ -82,30 +82,30 @@ async def test_the_queue_is_served_in_order() -> None:
     await pool.stop()
 
 
-async def test_a_waiter_that_is_cancelled_keeps_nothing() -> None:
+async def test_a_cancelled_lease_leaves_the_queue() -> None:
     factory = Factory()
     pool = pool_of(factory, size=0, maximum=1, queue_timeout_s=5)
     pool._stopped = False
-    held = await pool.lease()
+    leased = await pool.lease()
     waiting = asyncio.create_task(pool.lease())
     await settled()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert pool.stats().waiting == 0
-    await pool.release(held)
-    assert await pool.lease() is not held
+    await pool.release(leased)
+    assert await pool.lease() is not leased
     await pool.stop()
 
 
-async def test_a_worker_handed_to_a_waiter_as_it_is_cancelled_goes_to_the_next() -> None:
+async def test_a_worker_assigned_to_a_cancelled_lease_goes_to_the_next() -> None:
     factory = Factory()
     factory.gate.clear()
     pool = pool_of(factory, size=0, maximum=1, queue_timeout_s=5)
     pool._stopped = False
     waiting = asyncio.create_task(pool.lease())
     await settled()
-    pool._offer(worker := await _made(factory))
+    pool._assign(worker := await _made(factory))
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -121,7 +121,7 @@ async def _made(factory: Factory) -> Any:
     return worker
 
 
-async def test_an_idle_worker_that_dies_is_replaced() -> None:
+async def test_replaces_an_idle_worker_that_dies() -> None:
     factory = Factory()
     pool = pool_of(factory)
     await pool.start()
@@ -134,12 +134,14 @@ async def test_an_idle_worker_that_dies_is_replaced() -> None:
     await pool.stop()
 
 
-async def test_a_first_worker_that_fails_is_told_at_once() -> None:
+async def test_start_raises_if_the_first_worker_fails() -> None:
     with pytest.raises(SandboxError, match="no daemon"):
         await pool_of(Factory(failures=1)).start()
 
 
-async def test_failing_starts_are_tried_again_and_told_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_starts_are_retried_and_reported_to_waiting_leases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     factory = Factory()
     pool = pool_of(factory, size=0)
     await pool.start()
@@ -152,7 +154,7 @@ async def test_failing_starts_are_tried_again_and_told_to_who_waits(monkeypatch:
     await pool.stop()
 
 
-async def test_an_announced_session_finds_one_more_worker() -> None:
+async def test_an_announcement_keeps_one_more_worker_idle() -> None:
     factory = Factory()
     pool = pool_of(factory, size=1)
     await pool.start()
@@ -164,22 +166,22 @@ async def test_an_announced_session_finds_one_more_worker() -> None:
     await pool.lease()
     await settled()
     assert (pool.stats().idle, pool.stats().leased) == (1, 1)
-    assert len(factory.made) == 2  # the one for the announcement replaces the one that was leased
+    assert len(factory.made) == 2  # the announced worker replaces the leased one
     await pool.stop()
 
 
-async def test_announcements_take_no_worker_from_others() -> None:
+async def test_announcements_reserve_no_worker() -> None:
     pool = pool_of(Factory(), size=0, maximum=2)
     pool._stopped = False
     for _ in range(10):
         pool.expect()
     await settled()
     assert (pool.stats().idle, pool.stats().leased, pool.stats().target) == (2, 0, 2)
-    assert await pool.lease() is not await pool.lease()  # by sessions that announced nothing
+    assert await pool.lease() is not await pool.lease()  # leased by sessions that announced nothing
     await pool.stop()
 
 
-async def test_the_number_of_idle_workers_follows_the_arrival_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_target_follows_the_arrival_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(Pool, "_now", staticmethod(lambda: now))
     factory = Factory()
@@ -187,7 +189,7 @@ async def test_the_number_of_idle_workers_follows_the_arrival_rate(monkeypatch: 
     await pool.start()
     pool._start_seconds = 3.0
     assert pool.target == 4
-    for _ in range(6):  # one a second, each of which takes three to replace
+    for _ in range(6):  # one lease per second, each of which takes three seconds to replace
         pool._lease_times.append(now)
         now += 1.0
     assert pool.target == 4 + 3
@@ -201,7 +203,7 @@ async def test_the_number_of_idle_workers_follows_the_arrival_rate(monkeypatch: 
     await pool.stop()
 
 
-async def test_what_only_the_rate_asks_for_is_started_one_at_a_time() -> None:
+async def test_workers_required_only_by_the_rate_start_one_at_a_time() -> None:
     factory = Factory()
     pool = pool_of(factory, size=4, maximum=64, concurrency=3)
     await pool.start()
@@ -212,7 +214,7 @@ async def test_what_only_the_rate_asks_for_is_started_one_at_a_time() -> None:
         await pool.lease()
     assert pool.target == 4 + 3
     await settled()
-    assert pool.stats().starting == 3  # those that replace
+    assert pool.stats().starting == 3  # replacements of the leased workers
     for _ in range(3):
         factory.gate.set()
         await settled()
@@ -224,8 +226,8 @@ async def test_what_only_the_rate_asks_for_is_started_one_at_a_time() -> None:
     await pool.stop()
 
 
-async def test_six_questions_in_a_row_never_wait() -> None:
-    """One user, whose questions come three times as fast as two containers start."""
+async def test_six_sessions_in_a_row_never_wait() -> None:
+    """One user whose sessions start three times as fast as two containers do."""
     factory = Factory()
     pool = pool_of(factory, size=4, maximum=32)
     await pool.start()
@@ -237,7 +239,7 @@ async def test_six_questions_in_a_row_never_wait() -> None:
         pool.unexpect()
         await asyncio.wait_for(pool.lease(), 1)
         assert pool.stats().waiting == 0
-        if question % 3 == 2:  # two starts are over
+        if question % 3 == 2:  # two starts complete
             factory.gate.set()
             await settled()
             factory.gate.clear()
@@ -245,7 +247,7 @@ async def test_six_questions_in_a_row_never_wait() -> None:
     await pool.stop()
 
 
-async def test_surplus_workers_are_destroyed_when_demand_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_surplus_workers_are_destroyed_when_demand_falls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.sandbox.pool._SHRINK_S", 0.01)
     factory = Factory()
     pool = pool_of(factory, size=1, maximum=4)
@@ -255,7 +257,7 @@ async def test_surplus_workers_are_destroyed_when_demand_has_gone(monkeypatch: p
     await settled()
     assert pool.stats().idle == 4
     await asyncio.sleep(0.05)
-    assert pool.stats().idle == 4  # still wanted
+    assert pool.stats().idle == 4  # still required
     for _ in range(3):
         pool.unexpect()
     await until(lambda: pool.stats().idle == 1)
@@ -263,13 +265,13 @@ async def test_surplus_workers_are_destroyed_when_demand_has_gone(monkeypatch: p
     await pool.stop()
 
 
-async def test_a_stopped_pool_leases_nothing() -> None:
+async def test_a_stopped_pool_rejects_leases() -> None:
     pool = pool_of(Factory())
     with pytest.raises(SandboxError, match="stopped"):
         await pool.lease()
 
 
-async def test_kills_are_counted_by_reason() -> None:
+async def test_counts_kills_by_reason() -> None:
     pool = pool_of(Factory())
     await pool.start()
     await pool.release(await pool.lease(), "cancelled")

@@ -36,7 +36,7 @@ def worker_of(session: PooledSession) -> FakeWorker:
     return worker
 
 
-async def test_nothing_is_leased_before_the_first_block(pool: Pool, session: PooledSession) -> None:
+async def test_leases_no_worker_before_the_first_block(pool: Pool, session: PooledSession) -> None:
     nothing = await session.flush()
     assert (nothing.status, nothing.container) == ("ok", None)
     assert pool.stats().leases == 0
@@ -44,12 +44,12 @@ async def test_nothing_is_leased_before_the_first_block(pool: Pool, session: Poo
     assert pool.stats().leases == 1
 
 
-async def test_an_announcement_ends_with_the_first_block_or_with_the_session(pool: Pool) -> None:
+async def test_an_announcement_ends_at_the_first_block_or_at_close(pool: Pool) -> None:
     limits = SessionLimits(run_limit_s=0.1, eager=True)
     first, second = (PooledSession(pool, limits, grace_s=0.1) for _ in range(2))
     for session in (first, second):
         await session.prepare()
-        await session.prepare()  # once is enough
+        await session.prepare()  # only the first call counts
     assert (pool.stats().expected, pool.stats().leases) == (2, 0)
     await first.invoke("1")
     assert (pool.stats().expected, pool.stats().leases) == (1, 1)
@@ -60,7 +60,7 @@ async def test_an_announcement_ends_with_the_first_block_or_with_the_session(poo
     await first.close()
 
 
-async def test_blocks_go_to_the_worker_as_they_come(session: PooledSession) -> None:
+async def test_sends_each_block_to_the_worker_immediately(session: PooledSession) -> None:
     await session.invoke("a")
     await session.invoke("b")
     worker = worker_of(session)
@@ -76,17 +76,17 @@ async def test_blocks_go_to_the_worker_as_they_come(session: PooledSession) -> N
 
 
 @pytest.mark.parametrize(
-    "answer", [SandboxError("died"), Ready(op="ready", python="3", pid=1)], ids=["dies", "babbles"]
+    "answer", [SandboxError("died"), Ready(op="ready", python="3", pid=1)], ids=["dies", "unexpected frame"]
 )
-async def test_a_broken_worker_is_told_once(
+async def test_reports_a_broken_worker_once(
     pool: Pool, session: PooledSession, answer: SandboxError | Ready
 ) -> None:
     await session.invoke("a")
     broken = worker_of(session)
     broken.answers.put_nowait(answer)
-    told = await session.flush()
-    assert told.status == "sandbox_error"
-    assert told.stderr
+    failed = await session.flush()
+    assert failed.status == "sandbox_error"
+    assert failed.stderr
     await session.invoke("b")
     worker_of(session).answers.put_nowait(result())
     assert (await session.flush()).status == "ok"
@@ -95,13 +95,13 @@ async def test_a_broken_worker_is_told_once(
     assert pool.stats().kills == {"sandbox_error": 1}
 
 
-async def test_a_silent_worker_is_given_up_after_limit_and_grace(session: PooledSession) -> None:
+async def test_drops_a_silent_worker_after_the_run_limit_and_the_grace(session: PooledSession) -> None:
     await session.invoke("a")
-    told = await session.flush()
-    assert (told.status, told.stderr) == ("sandbox_error", "the worker did not answer in time")
+    failed = await session.flush()
+    assert (failed.status, failed.stderr) == ("sandbox_error", "the worker did not answer in time")
 
 
-async def test_a_worker_lost_between_blocks_is_told_at_the_flush(session: PooledSession) -> None:
+async def test_reports_a_worker_lost_between_blocks_at_the_flush(session: PooledSession) -> None:
     await session.invoke("a")
     worker_of(session).close()
     await session.invoke("b")
@@ -110,11 +110,11 @@ async def test_a_worker_lost_between_blocks_is_told_at_the_flush(session: Pooled
     assert (await session.flush()).status == "ok"
 
 
-async def test_too_much_code_is_an_error_of_the_code(session: PooledSession) -> None:
+async def test_too_much_code_is_reported_as_an_error_of_the_code(session: PooledSession) -> None:
     await session.invoke("x" * MAX_CODE_BYTES)
-    told = await session.flush()
-    assert told.status == "error"
-    assert "larger than" in told.stderr
+    failed = await session.flush()
+    assert failed.status == "error"
+    assert "larger than" in failed.stderr
 
 
 async def test_a_cancelled_flush_destroys_the_worker(pool: Pool, session: PooledSession) -> None:
@@ -130,7 +130,7 @@ async def test_a_cancelled_flush_destroys_the_worker(pool: Pool, session: Pooled
     assert pool.stats().kills == {"cancelled": 1}
 
 
-async def test_close_gives_the_worker_up_and_may_be_repeated(pool: Pool, session: PooledSession) -> None:
+async def test_close_releases_the_worker_and_may_be_called_twice(pool: Pool, session: PooledSession) -> None:
     await session.invoke("a")
     worker = worker_of(session)
     await session.close()
@@ -140,16 +140,16 @@ async def test_close_gives_the_worker_up_and_may_be_repeated(pool: Pool, session
         await session.invoke("b")
 
 
-async def test_a_full_pool_is_told_at_the_first_block(pool: Pool, session: PooledSession) -> None:
-    held = [await pool.lease(), await pool.lease()]
+async def test_the_first_block_raises_if_the_pool_is_full(pool: Pool, session: PooledSession) -> None:
+    leased = [await pool.lease(), await pool.lease()]
     with pytest.raises(QueueTimeoutError):
         await session.invoke("a")
     assert (await session.flush()).status == "ok"
-    for worker in held:
+    for worker in leased:
         await pool.release(worker)
 
 
-async def test_kills_by_limits_are_counted(pool: Pool, session: PooledSession) -> None:
+async def test_counts_kills_at_limits(pool: Pool, session: PooledSession) -> None:
     await session.invoke("a")
     worker_of(session).answers.put_nowait(result("oom"))
     assert (await session.flush()).status == "oom"

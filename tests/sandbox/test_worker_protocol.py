@@ -55,7 +55,7 @@ def framed(data: bytes) -> bytes:
     return struct.pack("!I", len(data)) + data
 
 
-def test_a_result_comes_through() -> None:
+def test_decodes_a_result() -> None:
     frame = parse(encode(RESULT))
     assert isinstance(frame, Result)
     result = frame.execution_result(waited_seconds=0.1)
@@ -68,7 +68,7 @@ def test_a_result_comes_through() -> None:
     assert result.runs == ((1.0, 1.25), (1.75, 2.0))
 
 
-def test_lone_surrogates_in_code_survive() -> None:
+def test_encode_keeps_lone_surrogates() -> None:
     data = encode({"op": "invoke", "code": "'\ud800'"})
     assert json.loads(data[4:])["code"] == "'\ud800'"
 
@@ -92,13 +92,13 @@ def test_lone_surrogates_in_code_survive() -> None:
     ],
     ids=str,
 )
-def test_anything_else_is_refused(change: dict[str, Any]) -> None:
+def test_rejects_invalid_fields(change: dict[str, Any]) -> None:
     data = json.dumps({**RESULT, **change}, default=lambda _: {}).encode()
     with pytest.raises(FrameError):
         parse(framed(data))
 
 
-def test_a_missing_field_is_refused() -> None:
+def test_rejects_a_missing_field() -> None:
     for field in RESULT:
         with pytest.raises(FrameError):
             parse(encode({key: value for key, value in RESULT.items() if key != field}))
@@ -107,18 +107,18 @@ def test_a_missing_field_is_refused() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"null", b"[]", b'"op"', b"\xff\xfe", b"[" * 100_000, b"1" * 5000]
 )
-def test_what_is_no_frame_is_refused(data: bytes) -> None:
+def test_rejects_bytes_that_are_not_a_frame(data: bytes) -> None:
     with pytest.raises(FrameError):
         parse(framed(data))
 
 
-def test_a_long_frame_is_refused_before_it_is_read() -> None:
-    with pytest.raises(FrameError, match="the most is"):
+def test_rejects_a_long_frame_before_reading_it() -> None:
+    with pytest.raises(FrameError, match="exceeds the maximum"):
         parse(struct.pack("!I", MAX_FRAME_BYTES + 1))
 
 
 @pytest.mark.parametrize("cut", [0, 2, 4, 30])
-def test_a_worker_that_stops_in_the_middle(cut: int) -> None:
+def test_a_truncated_frame_raises_eof_error(cut: int) -> None:
     with pytest.raises(EOFError):
         parse(encode(RESULT)[:cut])
 
@@ -129,7 +129,7 @@ def test_a_worker_that_stops_in_the_middle(cut: int) -> None:
         {"op": st.sampled_from(["ready", "result", "fatal"])}, optional={"reason": json_values}
     )
 )
-def test_no_json_gets_past_the_schema_in_another_way(value: object) -> None:
+def test_any_json_value_is_a_frame_or_rejected(value: object) -> None:
     try:
         frame = parse(framed(json.dumps(value).encode()))
     except FrameError:
@@ -138,7 +138,7 @@ def test_no_json_gets_past_the_schema_in_another_way(value: object) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_else(data: bytes) -> None:
+def test_arbitrary_bytes_raise_no_other_error(data: bytes) -> None:
     with pytest.raises((FrameError, EOFError)):
         parse(data)
 
@@ -148,7 +148,7 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
     st.lists(st.binary(max_size=20), max_size=8),
     st.lists(st.integers(1, 30), min_size=1, max_size=30),
 )
-def test_docker_stream_gives_stdout_whatever_the_cuts(
+def test_docker_stream_returns_stdout_for_any_chunks(
     out: list[bytes], err: list[bytes], reads: list[int]
 ) -> None:
     data = b""
@@ -170,7 +170,7 @@ def test_docker_stream_gives_stdout_whatever_the_cuts(
 
 
 @pytest.mark.parametrize("header", [struct.pack("!BxxxI", 7, 1), struct.pack("!BxxxI", 1, 1 << 30)])
-def test_what_is_not_dockers_stream_is_refused(header: bytes) -> None:
+def test_docker_stream_rejects_invalid_headers(header: bytes) -> None:
     async def read() -> None:
         await DockerStream(reader_of(header + b"x")).readexactly(1)
 
@@ -178,7 +178,7 @@ def test_what_is_not_dockers_stream_is_refused(header: bytes) -> None:
         asyncio.run(read())
 
 
-def test_stderr_of_the_supervisor_is_kept_within_a_bound() -> None:
+def test_docker_stream_keeps_the_end_of_stderr() -> None:
     async def read() -> str:
         data = struct.pack("!BxxxI", 2, 10_000) + b"d" * 10_000 + struct.pack("!BxxxI", 1, 1) + b"x"
         stream = DockerStream(reader_of(data))
@@ -188,7 +188,7 @@ def test_stderr_of_the_supervisor_is_kept_within_a_bound() -> None:
     assert asyncio.run(read()) == "d" * 4096
 
 
-def test_ready() -> None:
+def test_decodes_ready() -> None:
     assert parse(encode({"op": "ready", "python": "3.12.1", "pid": 1})) == Ready(
         op="ready", python="3.12.1", pid=1
     )

@@ -45,13 +45,13 @@ async def run_lifespan(app: Any) -> None:
         pass
 
 
-async def test_the_lifespan_starts_and_stops_both() -> None:
+async def test_lifespan_starts_and_stops_engine_and_sandbox() -> None:
     engine = Counting()
     await run_lifespan(make_app(engine, sandbox()))
     assert (engine.started, engine.stopped) == (1, 1)
 
 
-async def test_what_could_not_start_is_kept_for_whoever_tells_it_and_the_rest_is_stopped() -> None:
+async def test_startup_failure_is_stored_and_the_rest_stopped() -> None:
     engine = Counting(EngineError("no weights"))
     app = make_app(engine, sandbox())
     with pytest.raises(EngineError):
@@ -60,26 +60,26 @@ async def test_what_could_not_start_is_kept_for_whoever_tells_it_and_the_rest_is
     assert engine.stopped == 1
 
 
-async def test_without_a_sandbox_no_model_is_loaded() -> None:
+async def test_model_is_not_loaded_if_the_sandbox_fails() -> None:
     engine = Counting()
     with pytest.raises(SandboxError):
         await run_lifespan(make_app(engine, Locked(lambda blocks: printed(""))))
     assert engine.started == 0
 
 
-def test_a_runner_needs_its_token(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runner_requires_a_token(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IHGRPO_RUNNER_TOKEN", raising=False)
     with pytest.raises(ValueError, match="IHGRPO_RUNNER_TOKEN"):
         create_app(settings(model=str(tiny_checkpoint), sandbox="runner"))
 
 
-def test_settings_become_an_engine_and_a_sandbox(tiny_checkpoint: Path) -> None:
+def test_settings_select_engine_and_sandbox(tiny_checkpoint: Path) -> None:
     app = create_app(settings(model=str(tiny_checkpoint), served_model_name="mine"))
     paths = {"/v1/chat/completions", "/v1/models", "/health", "/ready", "/metrics"}
     assert paths <= set(app.openapi()["paths"])
 
 
-def test_bubblewrap_serves_where_that_is_accepted(tiny_checkpoint: Path) -> None:
+def test_bubblewrap_is_used_if_accepted(tiny_checkpoint: Path) -> None:
     accepted = settings(model=str(tiny_checkpoint), sandbox="process", accept_weaker_isolation=True)
     chosen = _sandbox(accepted, DeferralPolicy.load(tiny_checkpoint))
     assert isinstance(chosen, ProcessSandbox)

@@ -44,7 +44,7 @@ def until_up(url: str) -> None:
     raise TimeoutError(url)
 
 
-def test_a_stream_ends_and_what_is_new_is_turned_away() -> None:
+def test_drain_finishes_streams_and_rejects_new_requests() -> None:
     with (
         server(drain_s=60) as (process, url),
         httpx.Client(base_url=url, timeout=60) as client,
@@ -69,7 +69,7 @@ def test_a_stream_ends_and_what_is_new_is_turned_away() -> None:
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_what_outlasts_the_drain_or_a_second_signal_is_cut_off(signals: int) -> None:
+def test_drain_timeout_and_second_signal_abort_requests(signals: int) -> None:
     # One signal and no time to drain; or two, however much time there is.
     with (
         server(drain_s=0 if signals == 1 else 600) as (process, url),

@@ -32,7 +32,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_request_that_offers_an_upgrade_is_served_as_http_1(chunked: bool) -> None:
+async def test_upgrade_offer_is_served_as_http_1(chunked: bool) -> None:
     app = make_app(ScriptedEngine("Hello." + EOS), ScriptedSandbox(lambda blocks: printed("")))
     offered, plain = post(OFFER, chunked=chunked), post(b"", chunked=chunked)
     get = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n" + OFFER + b"\r\n"
@@ -67,7 +67,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     assert [b"chat.completion" in body for _, body in bodies] == [True, False, True, False]
 
 
-async def test_what_is_not_http_is_400() -> None:
+async def test_invalid_http_gets_400() -> None:
     app = make_app(ScriptedEngine("Hello." + EOS), ScriptedSandbox(lambda blocks: printed("")))
     async with serve(app) as served:
         host, port = served.url.removeprefix("http://").split(":")

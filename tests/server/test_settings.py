@@ -17,7 +17,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_the_default_is_a_sandbox_in_this_process_on_loopback() -> None:
+def test_default_is_in_process_sandbox_on_loopback() -> None:
     settings = Settings()
     assert (settings.sandbox_kind, settings.host, settings.keys()) == ("in-process", "127.0.0.1", ())
 
@@ -32,16 +32,16 @@ def test_the_default_is_a_sandbox_in_this_process_on_loopback() -> None:
         ({"host": "0.0.0.0", "allow_anonymous": True}, "runner"),
     ],
 )
-def test_the_runner_is_the_default_where_one_is_configured(given: dict[str, object], kind: str) -> None:
+def test_configured_runner_is_the_default(given: dict[str, object], kind: str) -> None:
     assert Settings(**given).sandbox_kind == kind  # type: ignore[arg-type]
 
 
-def test_a_runner_token_in_the_environment_configures_a_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runner_token_in_environment_selects_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IHGRPO_RUNNER_TOKEN", "t" * 32)
     assert Settings().sandbox_kind == "runner"
 
 
-def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IHGRPO_PORT", "9000")
     monkeypatch.setenv("IHGRPO_MAX_SLOTS", "3")
     settings = Settings(port=9001)
@@ -49,18 +49,18 @@ def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.4", "::", "example.org"])
-def test_a_socket_in_this_process_is_for_loopback_only(host: str) -> None:
+def test_in_process_sandbox_requires_loopback(host: str) -> None:
     with pytest.raises(ValidationError, match=r"in-process.*Docker socket.*ih-grpo runner"):
         Settings(host=host, sandbox="in-process", api_keys=(SecretStr("k"),))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
-def test_loopback_in_every_spelling(host: str) -> None:
+def test_is_loopback_accepts_every_spelling(host: str) -> None:
     assert is_loopback(host)
     assert Settings(host=host, sandbox="in-process").host == host
 
 
-def test_beyond_loopback_a_key_is_asked_for() -> None:
+def test_public_address_requires_a_key() -> None:
     with pytest.raises(ValidationError, match="no API key: set api_keys"):
         Settings(host="0.0.0.0")
     assert Settings(host="0.0.0.0", allow_anonymous=True).keys() == ()
@@ -79,7 +79,7 @@ def test_keys_come_from_the_environment_and_a_file(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("content", [None, "# nothing\n", "sk-spelled-out\n"])
-def test_a_key_file_without_keys_is_an_error_not_an_open_door(tmp_path: Path, content: str | None) -> None:
+def test_empty_key_file_is_an_error(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "keys"
     if content is not None:
         file.write_text(content)
@@ -87,18 +87,18 @@ def test_a_key_file_without_keys_is_an_error_not_an_open_door(tmp_path: Path, co
         Settings(api_keys_file=file)
 
 
-def test_an_unknown_sandbox_is_refused() -> None:
+def test_rejects_unknown_sandbox() -> None:
     with pytest.raises(ValidationError, match="'auto', 'runner', 'in-process' or 'process'"):
         Settings(sandbox="docker")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("host", "accept"), [("127.0.0.1", False), ("0.0.0.0", True), ("0.0.0.0", False)])
-def test_bubblewrap_serves_only_who_accepts_it_and_only_this_machine(host: str, accept: bool) -> None:
-    with pytest.raises(ValidationError, match=r"meant for training.*accept_weaker_isolation"):
+def test_bubblewrap_requires_acceptance_and_loopback(host: str, accept: bool) -> None:
+    with pytest.raises(ValidationError, match=r"intended for training.*accept_weaker_isolation"):
         Settings(host=host, sandbox="process", accept_weaker_isolation=accept, api_keys=(SecretStr("k"),))
 
 
-def test_bubblewrap_may_be_accepted() -> None:
+def test_bubblewrap_can_be_accepted() -> None:
     assert Settings(sandbox="process", accept_weaker_isolation=True).sandbox == "process"
 
 
@@ -126,14 +126,14 @@ def test_engine_options_from_the_environment_and_the_command_line(monkeypatch: p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "remote"}, "needs the address of a vLLM server: set engine_url"),
-        ({"engine": "vllm", "engine_url": ["http://a"]}, "leave one out"),
-        ({"engine_url": ["http://a"], "lora": {"a": "b"}}, "lora is for engines in this process"),
-        ({"engine_url": ["http://a"], "vllm_args": {"a": 1}}, "vllm_args is for vLLM in this process"),
+        ({"engine": "remote"}, "needs a vLLM server: set engine_url"),
+        ({"engine": "vllm", "engine_url": ["http://a"]}, "remove one of them"),
+        ({"engine_url": ["http://a"], "lora": {"a": "b"}}, "lora is not supported with vLLM servers"),
+        ({"engine_url": ["http://a"], "vllm_args": {"a": 1}}, "vllm_args requires engine 'vllm'"),
         ({"lora": ["poet"]}, "'poet' is not of the form name=value"),
-        ({"lora": ["a=b", "a=c"]}, "'a' is named twice"),
+        ({"lora": ["a=b", "a=c"]}, "'a' is repeated"),
     ],
 )
-def test_engine_options_that_do_not_go_together(options: dict[str, object], message: str) -> None:
+def test_rejects_conflicting_engine_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Settings(**options)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from pathlib import Path
 from service.store.responses import ResponseStore
 
 
-async def test_a_start_waits_for_whoever_has_the_file(tmp_path: Path) -> None:
+async def test_start_waits_for_a_locked_file(tmp_path: Path) -> None:
     """As another server that starts: SQLite would say at once that the file is locked."""
     path = tmp_path / "responses.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

@@ -69,7 +69,7 @@ async def _read(engine: AsyncEngine, query: str) -> list[object]:
         return list((await connection.execute(text(query))).scalars())
 
 
-async def test_the_revisions_make_the_tables_that_the_code_has(database: AsyncEngine) -> None:
+async def test_migrations_create_the_current_tables(database: AsyncEngine) -> None:
     await prepare(database)
     async with database.connect() as connection:
         found = await connection.run_sync(
@@ -78,7 +78,7 @@ async def test_the_revisions_make_the_tables_that_the_code_has(database: AsyncEn
     assert found == []
 
 
-async def test_a_store_of_before_there_were_revisions_keeps_its_responses(store_url: str) -> None:
+async def test_store_without_revisions_keeps_its_responses(store_url: str) -> None:
     if store_url == "sqlite://":
         pytest.skip("nothing older is in memory")
     old = ResponseStore(store_url, clock=Clock())
@@ -103,7 +103,7 @@ async def test_a_store_of_before_there_were_revisions_keeps_its_responses(store_
         await new.stop()
 
 
-async def test_an_older_database_is_brought_up_and_the_older_version_then_refuses_it(
+async def test_upgrade_of_an_older_database_blocks_the_older_version(
     database: AsyncEngine, store_url: str, tmp_path: Path
 ) -> None:
     await prepare(database)
@@ -121,9 +121,7 @@ async def test_an_older_database_is_brought_up_and_the_older_version_then_refuse
     assert await _read(database, "SELECT mood FROM responses") == ["calm"]
 
 
-async def test_an_upgrade_that_breaks_leaves_the_database_as_it_was(
-    database: AsyncEngine, tmp_path: Path
-) -> None:
+async def test_failed_upgrade_leaves_the_database_unchanged(database: AsyncEngine, tmp_path: Path) -> None:
     await prepare(database)
     with pytest.raises(Exception, match="nowhere"):
         await _upgrade(database, _revisions(tmp_path, ADDS_A_COLUMN, BREAKS))
@@ -133,7 +131,7 @@ async def test_an_upgrade_that_breaks_leaves_the_database_as_it_was(
     assert "mood" not in {column["name"] for column in columns}
 
 
-async def test_servers_that_start_at_once_upgrade_once(store_url: str) -> None:
+async def test_concurrent_starts_upgrade_once(store_url: str) -> None:
     if store_url == "sqlite://":
         pytest.skip("memory is no one else's")
     stores = [ResponseStore(store_url) for _ in range(6)]
@@ -143,7 +141,7 @@ async def test_servers_that_start_at_once_upgrade_once(store_url: str) -> None:
         await store.stop()
 
 
-async def test_the_refusal_names_the_store(tmp_path: Path) -> None:
+async def test_newer_store_error_names_the_setting(tmp_path: Path) -> None:
     path = tmp_path / "responses.db"
     store = ResponseStore(f"sqlite:///{path}")
     await store.start()

@@ -42,7 +42,7 @@ async def run_by(store: ResponseStore, runner: str) -> None:
         await connection.execute(update(responses).values(runner=runner))
 
 
-def test_a_process_that_can_not_be_seen_is_not_proven_dead() -> None:
+def test_invisible_process_is_not_proven_dead() -> None:
     boot, namespace, pid, start = runner_id().split("/")
     assert not is_dead(f"other/{namespace}/1/1")
     assert not is_dead(f"{boot}/pid:[1]/1/1")
@@ -50,7 +50,7 @@ def test_a_process_that_can_not_be_seen_is_not_proven_dead() -> None:
     assert is_dead(f"{boot}/{namespace}/{pid}/{start}0")
 
 
-async def test_a_run_whose_process_died_is_failed_at_once(store: ResponseStore, upkeep: Upkeep) -> None:
+async def test_run_of_a_dead_process_is_failed_immediately(store: ResponseStore, upkeep: Upkeep) -> None:
     await store.put(stored("resp_1", status="in_progress"))
     await store.put(stored("resp_2"))
     await run_by(store, dead_runner())
@@ -62,14 +62,14 @@ async def test_a_run_whose_process_died_is_failed_at_once(store: ResponseStore, 
     assert (cut.status, cut.body["status"], done.status) == ("failed", "failed", "completed")
 
 
-async def test_a_run_that_is_alive_stays(store: ResponseStore, upkeep: Upkeep, clock: Clock) -> None:
+async def test_run_of_a_live_process_is_kept(store: ResponseStore, upkeep: Upkeep, clock: Clock) -> None:
     await store.put(stored("resp_1", status="in_progress"))
     clock.now += STALE_S + 1
     await upkeep.beat()
     assert await upkeep.fail_cut(failed) == 0
 
 
-async def test_a_run_elsewhere_is_given_up_when_it_is_not_seen(
+async def test_remote_run_is_failed_without_heartbeat(
     store: ResponseStore, upkeep: Upkeep, clock: Clock
 ) -> None:
     await store.put(stored("resp_1", status="queued"))
@@ -81,7 +81,7 @@ async def test_a_run_elsewhere_is_given_up_when_it_is_not_seen(
     assert await upkeep.fail_cut(failed) == 1
 
 
-async def test_runs_that_others_ended_are_told(store: ResponseStore, upkeep: Upkeep) -> None:
+async def test_reports_runs_ended_by_other_servers(store: ResponseStore, upkeep: Upkeep) -> None:
     for number in range(3):
         await store.put(stored(f"resp_{number}", status="in_progress"))
     await store.change("resp_0", status="cancelled", body={})
@@ -90,7 +90,7 @@ async def test_runs_that_others_ended_are_told(store: ResponseStore, upkeep: Upk
     assert await upkeep.ended([]) == set()
 
 
-async def test_what_expired_is_removed(store: ResponseStore, upkeep: Upkeep, clock: Clock) -> None:
+async def test_expired_responses_are_removed(store: ResponseStore, upkeep: Upkeep, clock: Clock) -> None:
     await store.put(stored("resp_1"))
     await store.put(stored("resp_2", expires_at=2_000_000.0))
     assert await upkeep.expire() == 0
@@ -99,7 +99,7 @@ async def test_what_expired_is_removed(store: ResponseStore, upkeep: Upkeep, clo
     assert await store.get("resp_2", "me") is not None
 
 
-async def test_beyond_its_size_the_oldest_go_first_save_those_that_run(
+async def test_oldest_finished_responses_are_removed_above_the_size_limit(
     store: ResponseStore, clock: Clock
 ) -> None:
     for number in range(6):
@@ -110,7 +110,7 @@ async def test_beyond_its_size_the_oldest_go_first_save_those_that_run(
     assert left == [0, 3, 4, 5]
 
 
-async def test_a_stream_that_grows_counts(store: ResponseStore, clock: Clock) -> None:
+async def test_events_count_towards_the_size(store: ResponseStore, clock: Clock) -> None:
     await store.put(stored("resp_1", status="in_progress"))
     text = "".join(map(chr, range(40, 4000)))
     await store.add_events("resp_1", [{"sequence_number": 0, "delta": text * 10}])
@@ -118,7 +118,7 @@ async def test_a_stream_that_grows_counts(store: ResponseStore, clock: Clock) ->
     assert await Upkeep(store, max_bytes=20_000, clock=clock).shrink() == 1
 
 
-async def test_a_file_gives_its_room_back(tmp_path: Path) -> None:
+async def test_vacuum_shrinks_the_file(tmp_path: Path) -> None:
     path = tmp_path / "responses.db"
     clock = Clock()
     store = ResponseStore(f"sqlite:///{path}", clock=clock)

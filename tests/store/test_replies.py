@@ -22,7 +22,7 @@ async def store(clock: Clock) -> AsyncGenerator[ReplyStore, None]:
     await engine.dispose()
 
 
-async def test_a_reply_is_found_by_its_owner_and_content(store: ReplyStore) -> None:
+async def test_finds_a_reply_by_owner_and_content(store: ReplyStore) -> None:
     await store.put("ann", "It is 42.", [1, 2, 3])
     assert await store.find("ann", {"It is 42.", "It is 43."}) == {"It is 42.": (1, 2, 3)}
     assert await store.find("ann", {"  It is 42.\n"}) == {"  It is 42.\n": (1, 2, 3)}
@@ -30,13 +30,13 @@ async def test_a_reply_is_found_by_its_owner_and_content(store: ReplyStore) -> N
     assert await store.find("ann", ()) == {}
 
 
-async def test_the_last_of_two_equal_replies_counts(store: ReplyStore) -> None:
+async def test_latest_of_two_equal_replies_wins(store: ReplyStore) -> None:
     await store.put("ann", "x", [1])
     await store.put("ann", "x", [2])
     assert await store.find("ann", {"x"}) == {"x": (2,)}
 
 
-async def test_lone_surrogates_are_content_too(store: ReplyStore) -> None:
+async def test_accepts_lone_surrogates(store: ReplyStore) -> None:
     await store.put("ann", "\ud83d", [1])
     assert await store.find("ann", {"\ud83d"}) == {"\ud83d": (1,)}
 
@@ -50,7 +50,7 @@ async def test_replies_expire(store: ReplyStore, clock: Clock) -> None:
     assert await store.find("ann", {"x"}) == {}
 
 
-async def test_the_oldest_replies_are_removed_beyond_the_size(store: ReplyStore, clock: Clock) -> None:
+async def test_oldest_replies_are_removed_above_the_size_limit(store: ReplyStore, clock: Clock) -> None:
     for number in range(10):
         await store.put("ann", str(number), [number])
         clock.now += 1

@@ -27,13 +27,13 @@ def numbered(*numbers: int) -> list[dict[str, object]]:
     return [{"type": "x", "sequence_number": number, "delta": "\ud800\0é"} for number in numbers]
 
 
-async def test_what_is_put_is_read_back_to_the_letter(store: ResponseStore) -> None:
+async def test_response_round_trip(store: ResponseStore) -> None:
     odd = stored("resp_1", text="NUL \0, half a pair \ud800, 日本", body={"a": ["\0\udfff", None, 1.5]})
     await store.put(odd)
     assert await store.get("resp_1", "me") == odd
 
 
-async def test_only_its_owner_reads_or_deletes_a_response(store: ResponseStore) -> None:
+async def test_only_the_owner_can_read_or_delete(store: ResponseStore) -> None:
     await store.put(stored("resp_1"))
     assert await store.get("resp_1", "you") is None
     assert await store.conversation("resp_1", "you") == []
@@ -43,12 +43,12 @@ async def test_only_its_owner_reads_or_deletes_a_response(store: ResponseStore) 
     assert not await store.delete("resp_1", "me")
 
 
-async def test_an_expired_response_is_not_read_even_before_it_is_removed(store: ResponseStore) -> None:
+async def test_expired_response_is_hidden_before_removal(store: ResponseStore) -> None:
     await store.put(stored("resp_1", expires_at=999_999.0))
     assert await store.get("resp_1", "me") is None
 
 
-async def test_a_conversation_is_read_from_its_beginning(store: ResponseStore) -> None:
+async def test_conversation_is_in_order(store: ResponseStore) -> None:
     for number in range(4):
         previous = f"resp_{number - 1}" if number else None
         await store.put(stored(f"resp_{number}", previous_id=previous))
@@ -60,18 +60,18 @@ async def test_a_conversation_is_read_from_its_beginning(store: ResponseStore) -
     assert turns[0].previous_id == "resp_1"
 
 
-async def test_a_conversation_does_not_lead_to_another_owners_response(store: ResponseStore) -> None:
+async def test_conversation_stops_at_another_owner(store: ResponseStore) -> None:
     await store.put(stored("resp_0", owner="you"))
     await store.put(stored("resp_1", previous_id="resp_0"))
     assert [turn.id for turn in await store.conversation("resp_1", "me")] == ["resp_1"]
 
 
-async def test_a_conversation_that_bites_its_tail_ends(store: ResponseStore) -> None:
+async def test_circular_conversation_ends(store: ResponseStore) -> None:
     await store.put(stored("resp_0", previous_id="resp_0"))
     assert len(await store.conversation("resp_0", "me")) == MAX_TURNS
 
 
-async def test_a_response_ends_once(store: ResponseStore) -> None:
+async def test_response_can_be_ended_only_once(store: ResponseStore) -> None:
     await store.put(stored("resp_1", status="queued", background=True))
     assert await store.change("resp_1", status="in_progress", body={"n": 1})
     assert await store.change("resp_1", status="cancelled", body={"n": 2}, text="half")
@@ -82,7 +82,7 @@ async def test_a_response_ends_once(store: ResponseStore) -> None:
     assert not await store.change("resp_9", status="completed", body={})
 
 
-async def test_events_are_read_from_where_the_reader_was(store: ResponseStore) -> None:
+async def test_reads_events_after_a_sequence_number(store: ResponseStore) -> None:
     await store.put(stored("resp_1", status="in_progress"))
     await store.add_events("resp_1", numbered(0, 1, 2))
     await store.add_events("resp_1", [])
@@ -94,7 +94,7 @@ async def test_events_are_read_from_where_the_reader_was(store: ResponseStore) -
     assert await store.last_event("resp_2") is None
 
 
-async def test_events_go_with_their_response(store: ResponseStore) -> None:
+async def test_events_are_deleted_with_their_response(store: ResponseStore) -> None:
     await store.put(stored("resp_1", status="in_progress"))
     await store.add_events("resp_1", numbered(0))
     await store.delete("resp_1", "me")
@@ -103,7 +103,7 @@ async def test_events_go_with_their_response(store: ResponseStore) -> None:
         assert (await connection.execute(select(func.count()).select_from(events))).scalar() == 0
 
 
-async def test_a_file_outlives_the_server_and_is_nobody_elses(tmp_path: Path) -> None:
+async def test_file_is_persistent_and_private(tmp_path: Path) -> None:
     path = tmp_path / "state" / "responses.db"
     for _ in range(2):
         store = ResponseStore(f"sqlite:///{path}", clock=Clock())
@@ -122,12 +122,12 @@ async def test_a_file_outlives_the_server_and_is_nobody_elses(tmp_path: Path) ->
         ("nonsense", "sqlite:///PATH"),
     ],
 )
-def test_a_url_that_is_none_is_told(url: str, said: str) -> None:
+def test_rejects_invalid_url(url: str, said: str) -> None:
     with pytest.raises(StoreError, match=said):
         ResponseStore(url)
 
 
-async def test_a_database_that_is_away_is_told_without_its_password() -> None:
+async def test_unreachable_database_error_hides_the_password() -> None:
     store = ResponseStore("postgresql://me:secret@127.0.0.1:1/x")
     with pytest.raises(StoreError, match="can't be opened") as caught:
         await store.start()
@@ -135,19 +135,19 @@ async def test_a_database_that_is_away_is_told_without_its_password() -> None:
     await store.stop()
 
 
-async def test_a_directory_that_can_not_be_made_is_told() -> None:
+async def test_reports_a_directory_that_cannot_be_created() -> None:
     store = ResponseStore("sqlite:////proc/nope/x.db")
     with pytest.raises(StoreError, match="can't be opened"):
         await store.start()
     await store.stop()
 
 
-def test_nothing_is_made_before_the_start(tmp_path: Path) -> None:
+def test_nothing_is_created_before_start(tmp_path: Path) -> None:
     asyncio.run(ResponseStore(f"sqlite:///{tmp_path / 'new' / 'responses.db'}").stop())
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+async def test_rejects_a_file_that_is_not_a_database(tmp_path: Path) -> None:
     path = tmp_path / "responses.db"
     path.write_bytes(b"no database at all" * 100)
     store = ResponseStore(f"sqlite:///{path}")

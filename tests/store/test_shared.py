@@ -11,7 +11,7 @@ from tests.support.scripted import EOS, ScriptedEngine
 from tests.support.until import until
 
 
-async def test_what_runs_here_is_read_there_and_cancelled_there(
+async def test_response_is_visible_and_cancellable_from_another_server(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.api.responses.registry._BEAT_S", 0.05)

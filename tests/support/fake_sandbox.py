@@ -1,4 +1,4 @@
-"""An in-memory sandbox that obeys four commands, alone or behind a runner in a process of its own."""
+"""Fake sandbox that executes a few commands in memory. Run as a program, it serves them through a runner."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ TOKEN = SecretStr("a-token-for-the-tests-only")
 
 
 class FakeSession:
-    """Runs its blocks at the flush.
+    """Session that runs its blocks at the flush.
 
-    ``print TEXT`` prints, ``sleep SECONDS`` waits, ``set TEXT`` stores and ``get`` prints what is stored;
-    ``break`` is a sandbox error, ``refuse`` raises one at the invocation, ``bug`` raises what no session may.
+    ``print TEXT`` prints, ``sleep SECONDS`` waits, ``set TEXT`` stores a text and ``get`` prints it.
+    ``break`` results in a sandbox error, ``refuse`` raises one at the invocation, ``bug`` raises an
+    unexpected error.
     """
 
     def __init__(self, sandbox: FakeSandbox, limits: SessionLimits) -> None:
@@ -68,7 +69,7 @@ class FakeSession:
 
 
 class FakeSandbox:
-    """Remembers its sessions. ``log`` is a file that gets a line for each block that ran."""
+    """Sandbox that records its sessions. Each block that ran is appended to the file ``log`` as a line."""
 
     def __init__(self, log: Path | None = None) -> None:
         self.sessions: list[FakeSession] = []

@@ -1,4 +1,4 @@
-"""A worker without a sandbox: answers each flush with what the test says."""
+"""Fake worker that answers each flush with a result chosen by the test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def result(status: str = "ok", stdout: str = "") -> Result:
 
 
 class FakeWorker:
-    """Records what it is sent; ``answers`` are given one to each flush."""
+    """Worker that records the messages sent to it and answers each flush with the next of ``answers``."""
 
     def __init__(self) -> None:
         self.name = f"fake-{next(_numbers)}"
@@ -57,7 +57,7 @@ class FakeWorker:
 
 
 class Factory:
-    """Makes fake workers, as fast as ``gate`` lets it; ``failures`` says how many tries fail first."""
+    """Creates fake workers while ``gate`` is set. The first ``failures`` attempts fail."""
 
     def __init__(self, failures: int = 0) -> None:
         self.made: list[FakeWorker] = []

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling
-from service.episode.runner import Backend
+from service.episode.runner import EpisodeRunner
 from service.sandbox.base import Sandbox
 from service.server.app import create_app_from
 from service.server.run import Http1Protocol
@@ -32,7 +32,7 @@ def make_app(
 ) -> FastAPI:
     """The app around ``engine`` and ``sandbox``; ``options`` are settings."""
     return create_app_from(
-        Backend(engine, sandbox, policy or DeferralPolicy(), Sampling()), settings(**options)
+        EpisodeRunner(engine, sandbox, policy or DeferralPolicy(), Sampling()), settings(**options)
     )
 
 

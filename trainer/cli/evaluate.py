@@ -58,11 +58,11 @@ def evaluate(
     from service.engines.base import EngineError
     from service.sandbox.base import SandboxError
     from trainer.data.problems import DataError
-    from trainer.evaluation.backends import SolverError
+    from trainer.evaluation.backends import BackendError
     from trainer.evaluation.evaluate import EvalConfig
-    from trainer.evaluation.results import AttemptsError
+    from trainer.evaluation.results import ResultsError
     from trainer.evaluation.run import run_evaluation
-    from trainer.training.run_lock import DirectoryError
+    from trainer.training.run_files import DirectoryError
 
     try:
         run_evaluation(EvalConfig.model_validate(flags), _console)
@@ -71,7 +71,7 @@ def evaluate(
     except KeyboardInterrupt:
         abort("interrupted; the same command goes on")
     except (
-        ValueError, DataError, AttemptsError, DirectoryError, SolverError, EngineError, SandboxError
+        ValueError, DataError, ResultsError, DirectoryError, BackendError, EngineError, SandboxError
     ) as error:  # fmt: skip
         abort(str(error))
     _console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)

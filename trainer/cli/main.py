@@ -50,8 +50,8 @@ def _root(
     from service.sandbox.base import SandboxError
     from trainer.data.problems import DataError
     from trainer.training.config import load_config
-    from trainer.training.run_lock import DirectoryError
-    from trainer.weight_sync.push import PushError
+    from trainer.training.run_files import DirectoryError
+    from trainer.weight_sync.senders import WeightSyncError
 
     try:
         config = load_config(recipe, overrides or ())
@@ -67,7 +67,7 @@ def _root(
     except KeyboardInterrupt:
         abort("interrupted; the same command goes on from the last checkpoint")
     except (
-        ValueError, DataError, CheckpointError, DirectoryError, EngineError, SandboxError, PushError
+        ValueError, DataError, CheckpointError, DirectoryError, EngineError, SandboxError, WeightSyncError
     ) as error:  # fmt: skip
         abort(str(error))
     except OSError as error:
@@ -138,13 +138,11 @@ def quickstart_eval(
     Needs Docker and the sandbox image: `ih-grpo sandbox build` builds it.
     """
     import asyncio
-    import os
 
     from service.engines.base import EngineError
     from service.engines.checkpoint import locate
-    from service.sandbox.base import Sandbox, SandboxError
-    from service.sandbox.docker.sandbox import DockerSandbox
-    from service.sandbox.docker.settings import DockerSandboxSettings
+    from service.sandbox.base import SandboxError
+    from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
     from trainer.quickstart.evaluate import (
         GarbageSandbox,
         Reply,
@@ -164,10 +162,11 @@ def quickstart_eval(
         model = locate(str(model))
     except ValueError as error:
         abort(str(error))
-    sandbox: Sandbox = DockerSandbox(
-        DockerSandboxSettings(
+    sandbox = create_sandbox(
+        SandboxOptions(
+            kind="in-process",
             image=sandbox_image,
-            instance=f"{os.uname().nodename}-quickstart-eval-{os.getpid()}",
+            instance=instance_name("quickstart-eval"),
             pool_size=min(4, concurrency),
             max_containers=2 * concurrency,
         )

@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.api.output import executed_tool
+from service.api.chat.choice_builder import executed_tool
 from service.cli.output import abort, sanitize
 from service.cli.timeline import episode_spans, timeline
 from service.playground.record import episode_record, fragment, standalone
 from trainer.data.problems import DataError
-from trainer.training.records import Record, read_rollout
+from trainer.training.run_files import RolloutRecord, read_rollout
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -55,7 +55,7 @@ def show(
         console.print(f"\n{url.rstrip('/')}/{fragment(_episode(record))}", soft_wrap=True, markup=False)
 
 
-def _list(records: list[Record]) -> Table:
+def _list(records: list[RolloutRecord]) -> Table:
     table = Table()
     for name in ("row", "problem", "reward", "reason", "outcome", "flushes", "delayed", "seconds"):
         table.add_column(name, justify="left" if name in ("problem", "reason", "outcome") else "right")
@@ -74,7 +74,7 @@ def _list(records: list[Record]) -> Table:
     return table
 
 
-def _show(console: Console, record: Record) -> None:
+def _show(console: Console, record: RolloutRecord) -> None:
     console.print(sanitize(record.question), style="bold", markup=False)
     console.print()
     console.print(sanitize(record.text.strip()), markup=False, soft_wrap=True)
@@ -87,11 +87,11 @@ def _show(console: Console, record: Record) -> None:
     console.print(timeline(spans, width=max(console.width - 24, 20)))
 
 
-def _tools(record: Record) -> list[dict[str, Any]]:
+def _tools(record: RolloutRecord) -> list[dict[str, Any]]:
     return [dict(executed_tool(tool, index)) for index, tool in enumerate(record.tools)]
 
 
-def _episode(record: Record) -> dict[str, Any]:
+def _episode(record: RolloutRecord) -> dict[str, Any]:
     return episode_record(
         model=f"rollout, problem {record.problem_id}",
         question=record.question,

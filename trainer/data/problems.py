@@ -1,4 +1,4 @@
-"""Problems with gold answers: reading them, checking them, and an order that can be resumed."""
+"""Problems with gold answers: loading, validation, and a resumable random order."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from pydantic import (
     model_validator,
 )
 
-from trainer.rewards.gold_answers import MAX_BAD_SHARE, cut_gold, describe, gold_problem
+from trainer.rewards.scorer import MAX_BAD_SHARE, cut_gold, describe_bad_gold, gold_problem
 
 
 class DataError(Exception):
-    """A source can't be read or a row does not fit; the message names the file, the row and the field."""
+    """A source is unreadable or a row is invalid; the message names the file, row and field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem. ``id`` is ``source:row``, rows counted from 0."""
+    """A problem with its gold answer. ``id`` is ``source:row``, with rows counted from 0."""
 
     id: str
     question: str
@@ -41,19 +41,19 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ProblemSet:
-    """Problems in the order of their source, and how many were left out."""
+    """Problems in the order of their source, and the numbers of skipped rows."""
 
     problems: tuple[Problem, ...]
     too_long: int = 0
-    """Prompts over the token limit."""
+    """Rows with a prompt over the token limit."""
     without_answer: int = 0
-    """Rows whose gold answer is empty: no response to them could be rewarded."""
+    """Rows with an empty gold answer, which no response could match."""
     bad_gold: int = 0
-    """Rows whose gold answer is not an answer: unbalanced brackets, or a whole text."""
+    """Rows with an invalid gold answer, such as unbalanced brackets or a long text."""
 
 
 class _Row(BaseModel):
-    """A row in either layout: verl's (``prompt[0].content``, ``reward_model.ground_truth``) or a flat one."""
+    """A row in verl's layout (``prompt[0].content``, ``reward_model.ground_truth``) or in a flat one."""
 
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, str_strip_whitespace=True)
 
@@ -63,7 +63,7 @@ class _Row(BaseModel):
     @field_validator("answer", mode="before")
     @classmethod
     def _plain_decimal(cls, answer: Any) -> Any:
-        """Write floats without an exponent; NaN is how tables write a missing answer."""
+        """Format floats without an exponent. NaN means a missing answer."""
         if not isinstance(answer, (float, Decimal)):
             return answer
         return "" if math.isnan(answer) else f"{Decimal(str(answer)):f}"
@@ -73,14 +73,14 @@ class _Row(BaseModel):
     def _flatten(cls, row: Any) -> Any:
         if not isinstance(row, Mapping) or "prompt" not in row:
             return row
-        prompt, judged = row["prompt"], row.get("reward_model")
+        prompt, reward_model = row["prompt"], row.get("reward_model")
         if not isinstance(prompt, list) or not prompt or not isinstance(prompt[0], Mapping):
             raise ValueError("prompt must be a list of messages with role and content")
         if len(prompt) != 1 or prompt[0].get("role", "user") != "user":
-            raise ValueError("prompt must be one user message: the protocol's instruction is added to it")
-        if not isinstance(judged, Mapping) or "ground_truth" not in judged:
+            raise ValueError("prompt must be a single user message: the protocol adds its instruction to it")
+        if not isinstance(reward_model, Mapping) or "ground_truth" not in reward_model:
             raise ValueError("reward_model.ground_truth is missing")
-        return {"question": prompt[0].get("content"), "answer": judged["ground_truth"]}
+        return {"question": prompt[0].get("content"), "answer": reward_model["ground_truth"]}
 
 
 def load_problems(
@@ -90,18 +90,18 @@ def load_problems(
     count_tokens: Callable[[str], int] | None = None,
     max_prompt_tokens: int | None = None,
 ) -> ProblemSet:
-    """Read problems from a ``.parquet`` or ``.jsonl`` file, or from a data set on the Hugging Face hub.
+    """Load problems from a ``.parquet`` or ``.jsonl`` file, or from a data set on the Hugging Face hub.
 
     Args:
         source: a path, or a hub id such as ``owner/name``.
-        split: of a hub data set; files have none.
-        count_tokens: tokens of the prompt that a question becomes, instruction and chat template included.
-        max_prompt_tokens: problems with more are left out and counted; above 0; needs ``count_tokens``.
+        split: split of a hub data set; unused for files.
+        count_tokens: returns the number of prompt tokens for a question, with instruction and chat template.
+        max_prompt_tokens: problems with longer prompts are skipped and counted. Needs ``count_tokens``.
 
     Raises:
-        DataError: the source can't be read, holds nothing, a row does not fit, or more than 1 % of the gold
-            answers can't be graded.
-        ValueError: ``max_prompt_tokens`` below 1, or without ``count_tokens``.
+        DataError: the source is unreadable or empty, a row is invalid, or more than 1 % of the gold answers
+            cannot be graded.
+        ValueError: ``max_prompt_tokens`` is below 1, or ``count_tokens`` is missing.
     """
     if max_prompt_tokens is not None and (count_tokens is None or max_prompt_tokens < 1):
         raise ValueError("max_prompt_tokens must be at least 1 and needs count_tokens")
@@ -126,10 +126,10 @@ def load_problems(
             continue
         problems.append(Problem(f"{source}:{number}", checked.question, answer))
     if len(bad) > MAX_BAD_SHARE * with_answer:
-        raise DataError(f"{source}: {describe(bad, with_answer)}")
+        raise DataError(f"{source}: {describe_bad_gold(bad, with_answer)}")
     if not problems:
         raise DataError(
-            f"{source}: no problem left: {without_answer} have no answer, {too_long} prompts are too long"
+            f"{source}: no usable problems: {without_answer} have no answer, {too_long} are too long"
         )
     return ProblemSet(tuple(problems), too_long, without_answer, len(bad))
 
@@ -141,7 +141,7 @@ def _explain(error: ValidationError, row: Any) -> str:
     field = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
         wanted = "question (or problem)" if field == "question" else field
-        return f"it has no {wanted}, but {', '.join(map(str, row)) or 'nothing'}: rename the field"
+        return f"missing field {wanted}, found {', '.join(map(str, row)) or 'none'}: rename the field"
     if first["type"] == "string_type":
         return f"{field}: must be text or a number, got {first['input']!r}"
     return f"{field}: {first['msg']}" if field else first["msg"].removeprefix("Value error, ")
@@ -163,7 +163,7 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1000):
                 yield from batch.to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise DataError(f"{path}: {error}") from error
 
 
@@ -184,37 +184,39 @@ def _hub_rows(name: str, split: str) -> Iterator[Any]:
 
     try:
         yield from datasets.load_dataset(name, split=split)
-    except Exception as error:  # hub, network, cache and parsing each raise their own
+    except Exception as error:  # hub, network, cache and parser have different exceptions
         raise DataError(f"{name} ({split}): {error}") from error
 
 
 class ProblemStream(Iterator[Problem]):
-    """Problems for ever, each once an epoch, in an order that depends on the seed and the epoch alone.
+    """Endless iterator over problems: each once per epoch, in an order that depends only on seed and epoch.
 
-    ``state()`` is small and plain JSON; after ``restore`` the next problem is the one that would have come.
+    ``state()`` is a small JSON object; after ``restore`` the iterator continues from that position.
+
+    Raises:
+        ValueError: ``problems`` is empty.
     """
 
     def __init__(self, problems: Iterable[Problem], *, seed: int) -> None:
-        """``problems``: at least one."""
         self._problems = tuple(problems)
         if not self._problems:
             raise ValueError("problems must not be empty")
         self._seed = seed
-        self._place(epoch=0, position=0)
+        self._move_to(epoch=0, position=0)
 
     def __next__(self) -> Problem:
         if self._position == len(self._problems):
-            self._place(epoch=self._epoch + 1, position=0)
+            self._move_to(epoch=self._epoch + 1, position=0)
         problem = self._problems[self._order[self._position]]
         self._position += 1
         return problem
 
     def take(self, count: int) -> list[Problem]:
-        """The next ``count`` problems; may reach into the next epoch."""
+        """Return the next ``count`` problems, across epochs if necessary."""
         return [next(self) for _ in range(count)]
 
     def state(self) -> dict[str, int | str]:
-        """Where the stream stands."""
+        """Return the current position."""
         return {
             "seed": self._seed,
             "epoch": self._epoch,
@@ -223,32 +225,33 @@ class ProblemStream(Iterator[Problem]):
         }
 
     def restore(self, state: Mapping[str, int | str]) -> None:
-        """Go on from ``state``.
+        """Continue from ``state``.
 
         Raises:
-            ValueError: it belongs to other problems or another seed: going on would repeat or skip some.
+            ValueError: the state has other problems or another seed, so the order would differ.
         """
         if state["fingerprint"] != self.fingerprint:
             raise ValueError("the problems differ from those of the saved run: resume with the same data")
         if state["seed"] != self._seed:
             raise ValueError(f"the saved run has seed {state['seed']}, this one {self._seed}")
-        self._place(epoch=int(state["epoch"]), position=int(state["position"]))
+        self._move_to(epoch=int(state["epoch"]), position=int(state["position"]))
 
     @property
     def epoch(self) -> int:
-        """Epochs finished."""
+        """Number of finished epochs."""
         return self._epoch
 
     @property
     def fingerprint(self) -> str:
-        """Of questions and answers in their order; not of the path that they were read from."""
+        """Hash of questions and answers in order. Independent of the source's path."""
         digest = hashlib.sha256()
         for problem in self._problems:
             digest.update(json.dumps([problem.question, problem.answer]).encode())
         return digest.hexdigest()[:16]
 
-    def _place(self, *, epoch: int, position: int) -> None:
+    def _move_to(self, *, epoch: int, position: int) -> None:
         self._epoch, self._position = epoch, position
         self._order = list(range(len(self._problems)))
-        # A string seed goes through SHA-512: the same order on every platform and in every process.
+        # String seeds are hashed with SHA-512, so the order is the same on every platform and in every
+        # process.
         random.Random(f"{self._seed}/{epoch}").shuffle(self._order)  # noqa: S311 - not for secrets

@@ -1,4 +1,4 @@
-"""Where problems come from: files, the hub, or the quickstart's own endless synthetic ones."""
+"""Sources of problems: files, the hub, or generated quickstart problems."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ def load_source(
     count_tokens: Callable[[str], int] | None = None,
     max_prompt_tokens: int | None = None,
 ) -> ProblemSet:
-    """The problems of a source, as `load_problems`; also ``quickstart:2000``, so many problems
-    like those that the quickstart checkpoint was made with, and ``quickstart-held-out:200``, of the kind that
-    it was never shown. They are the same each time.
+    """Load the problems of a source.
+
+    Besides the sources of `load_problems`: ``quickstart:2000`` generates 2,000 problems of the kind that the
+    quickstart checkpoint was trained on, and ``quickstart-held-out:200`` generates 200 that it was not
+    trained on. Generated problems are the same each time.
 
     Raises:
-        DataError: the source can't be read, holds nothing, or a row does not fit.
+        DataError: the source is unreadable or empty, or a row is invalid.
     """
     match = _QUICKSTART.fullmatch(str(source))
     if match is None:
         return load_problems(source, count_tokens=count_tokens, max_prompt_tokens=max_prompt_tokens)
-    return ProblemSet(_synthetic(int(match[2]), held_out=match[1] is not None))
+    return ProblemSet(_generate(int(match[2]), held_out=match[1] is not None))
 
 
-def _synthetic(count: int, *, held_out: bool) -> tuple[Problem, ...]:
+def _generate(count: int, *, held_out: bool) -> tuple[Problem, ...]:
     rng = Random(f"quickstart/{held_out}")  # noqa: S311 - not for secrets
     families = list(FAMILIES.values())
     name = "quickstart-held-out" if held_out else "quickstart"
     problems: list[Problem] = []
     while len(problems) < count:
-        made = rng.choice(families)(rng)
-        if made.held_out == held_out:
-            problems.append(Problem(f"{name}:{len(problems)}", made.text, str(made.answer)))
+        generated = rng.choice(families)(rng)
+        if generated.held_out == held_out:
+            problems.append(Problem(f"{name}:{len(problems)}", generated.text, str(generated.answer)))
     return tuple(problems)

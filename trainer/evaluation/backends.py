@@ -1,4 +1,4 @@
-"""Who solves benchmark problems: an engine and a sandbox of our own, or any OpenAI-compatible server."""
+"""Backends of an evaluation: an engine and sandbox in this process, or any OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, Final, Literal, Protocol
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from service.deferral.prompt import with_instruction
 from service.engines.base import Engine
+from service.episode.runner import EpisodeRunner
 from service.sandbox.base import Sandbox
-from trainer.episodes import RolloutSettings, play_episode
+from trainer.training.episodes import RolloutSettings, sample_episode
 
 
-class SolverError(Exception):
-    """No attempt could be made; the message says why. Nothing is said of the model."""
+class BackendError(Exception):
+    """An episode failed for a reason other than the model; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class ToolUse:
-    """How an episode used its tool; see ``trainer.evaluation.results.Attempt``."""
+class ToolUsage:
+    """Tool usage of an episode; see ``trainer.evaluation.results.EvalResult`` for the fields."""
 
     flushes: int
     executed: int
@@ -36,48 +36,50 @@ class ToolUse:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """One episode, as far as an evaluation cares."""
+    """The data of a finished episode that an evaluation uses."""
 
     text: str
     finish: Literal["stop", "length", "too_long"]
-    """See ``trainer.evaluation.results.Attempt``."""
+    """See ``trainer.evaluation.results.EvalResult``."""
     tokens: int
     seconds: float
-    tools: ToolUse | None
-    """None from a server that runs no code, or does not tell."""
+    tools: ToolUsage | None
+    """None for a server that runs no code or does not report it."""
 
 
-class Solver(Protocol):
-    """Solves one problem."""
+class EvalBackend(Protocol):
+    """A backend that solves problems."""
 
     async def solve(self, question: str, seed: int) -> Solution:
-        """Raises SolverError, or EngineError, if no attempt could be made."""
+        """Run one episode.
+
+        Raises:
+            BackendError, EngineError: the episode failed for a reason other than the model.
+        """
         ...
 
 
-class EpisodeSolver:
-    """Plays episodes on an engine and a sandbox, both started: the loop that is served and trained."""
+class LocalBackend:
+    """Backend with an engine and a sandbox of this process, both started. Uses the serving loop."""
 
     def __init__(self, engine: Engine, sandbox: Sandbox, settings: RolloutSettings) -> None:
-        self._engine = engine
-        self._sandbox = sandbox
-        self._settings = settings
+        self._runner = EpisodeRunner(engine, sandbox, settings.policy, settings.sampling)
+        self._eager = settings.eager
 
     async def solve(self, question: str, seed: int) -> Solution:
-        turns = with_instruction([{"role": "user", "content": question}], self._settings.policy.prompt)
-        prompt = self._engine.tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False})
-        sample = await play_episode(
-            prompt, self._engine, self._sandbox, self._settings, seed=seed, episode_id=f"e{seed}"
+        prompt = self._runner.render([{"role": "user", "content": question}], deferral=True)
+        sample = await sample_episode(
+            self._runner, prompt, seed=seed, episode_id=f"e{seed}", eager=self._eager
         )
         if any(tool.status == "sandbox_error" for tool in sample.tools):
-            raise SolverError("the sandbox failed during an episode")
+            raise BackendError("the sandbox failed during an episode")
         finish: Literal["stop", "length", "too_long"] = "length" if sample.outcome.is_truncated else "stop"
         return Solution(
             text=sample.text,
             finish=finish if sample.ids else "too_long",
             tokens=sum(sample.sampled),
             seconds=sample.seconds,
-            tools=ToolUse(
+            tools=ToolUsage(
                 flushes=len(sample.tools),
                 executed=sample.executed,
                 executed_by_model=sample.executed_by_model,
@@ -90,44 +92,44 @@ class EpisodeSolver:
 
 
 async def check_server(client: httpx.AsyncClient) -> None:
-    """Check that a server is there and takes the key, before a thousand requests find out.
+    """Check that the server responds and accepts the key, before many requests are sent.
 
-    The client's base URL may lack ``/v1``: it is added if the server has its routes below that.
+    Adds ``/v1`` to the client's base URL if it is missing and the server's routes are below it.
 
     Raises:
-        SolverError: not so, with the hint.
+        BackendError: the server does not respond, has no such routes or rejects the key.
     """
     try:
         response = await client.get("models")
         if response.status_code == 404 and not client.base_url.path.endswith("/v1/"):
             response = await client.get("v1/models")
             if response.status_code == 404:
-                raise SolverError(
-                    f"url: the server at {client.base_url} has no route /models (404): give the base URL of "
+                raise BackendError(
+                    f"url: the server at {client.base_url} has no route /models (404): pass the base URL of "
                     f"an OpenAI-compatible server, with or without /v1"
                 )
             client.base_url = client.base_url.join("v1/")
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise SolverError(
-            f"url: the server at {client.base_url} did not answer ({error or type(error).__name__}): start "
-            f"it, or correct the URL"
+        raise BackendError(
+            f"url: the server at {client.base_url} did not respond ({error or type(error).__name__}): "
+            f"start it, or correct the URL"
         ) from None
     if response.status_code in (401, 403):
-        raise SolverError(
-            f"the server at {client.base_url} refuses the key ({response.status_code}): give it as --api-key "
-            f"or in IHGRPO_API_KEY"
+        raise BackendError(
+            f"the server at {client.base_url} rejected the key ({response.status_code}): pass it as "
+            f"--api-key or in IHGRPO_API_KEY"
         )
 
 
-class ServerSolver:
-    """Asks ``POST {url}/chat/completions``. A server that is busy or away is asked again.
+class ServerBackend:
+    """Backend that sends ``POST {url}/chat/completions``. Retries if the server is busy or unreachable.
 
     Args:
-        client: with the server's base URL (see ``check_server``), headers and time limit.
-        model: the name that the server knows it by.
+        client: a client with the server's base URL (see ``check_server``), headers and timeout.
+        model: the model's name on the server.
         request: more fields of each request, such as ``temperature``.
-        instruction: put before each problem. Our own server adds what a deferring model needs by itself.
-        tries: for one problem, with growing waits between them.
+        instruction: text before each problem. `ih-grpo serve` needs none: it adds its own.
+        tries: attempts for one problem, with increasing delays.
     """
 
     def __init__(
@@ -161,7 +163,7 @@ class ServerSolver:
                 with attempt:
                     reply = await self._ask(body)
         except _BusyError as error:
-            raise SolverError(f"{error}, {self._tries} times in a row") from None
+            raise BackendError(f"{error}, {self._tries} times in a row") from None
         return _solution(reply, time.monotonic() - began)
 
     async def _ask(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -169,33 +171,33 @@ class ServerSolver:
             response = await self._client.post("chat/completions", json=body)
         except httpx.TransportError as error:
             raise _BusyError(
-                f"the server at {self._client.base_url} did not answer ({type(error).__name__})"
+                f"the server at {self._client.base_url} did not respond ({type(error).__name__})"
             ) from None
         if response.status_code in (408, 409, 429) or response.status_code >= 500:
             raise _BusyError(f"the server answered {response.status_code}")
         if response.is_error:
             if _TOO_LONG.search(response.text) and not _ASKS_TOO_MUCH.search(response.text):
                 return _NO_ROOM
-            raise SolverError(f"{response.url} answered {response.status_code}: {_message(response)}")
+            raise BackendError(f"{response.url} answered {response.status_code}: {_message(response)}")
         try:
             reply: Mapping[str, Any] = response.json()
         except ValueError:
-            raise SolverError(
-                f"{response.url} answered with something that is not JSON: is it an OpenAI-compatible server?"
+            raise BackendError(
+                f"{response.url} returned invalid JSON: check that it is an OpenAI-compatible server"
             ) from None
         return reply
 
 
 _TOO_LONG: Final = re.compile("context_length_exceeded|maximum (context|model) length")
 _ASKS_TOO_MUCH: Final = re.compile("max_tokens|max_completion_tokens|in the completion")
-"""The request's own limit is what does not fit: the same for every problem, and to be mended."""
+"""The requested token limit is too large, for every problem: the user has to fix it."""
 _NO_ROOM: Final[Mapping[str, Any]] = {
     "choices": [{"finish_reason": "too_long", "message": {"content": ""}}],
 }
 
 
 def _message(response: httpx.Response) -> str:
-    """The words of an error in OpenAI's shape, or the start of what came instead."""
+    """Return the message of an error in OpenAI's format, or the start of the response."""
     try:
         return str(response.json()["error"]["message"]).rstrip(".")
     except (ValueError, KeyError, TypeError):
@@ -203,7 +205,7 @@ def _message(response: httpx.Response) -> str:
 
 
 class _BusyError(Exception):
-    """Another try may help."""
+    """The server is busy or unreachable; a retry may help."""
 
 
 def _solution(reply: Mapping[str, Any], seconds: float) -> Solution:
@@ -213,22 +215,22 @@ def _solution(reply: Mapping[str, Any], seconds: float) -> Solution:
         details = usage.get("completion_tokens_details") or {}
         tools = message.get("executed_tools")
         if tools is None and "observation_tokens" in details:
-            tools = []  # a server that runs code leaves the field out where none ran
+            tools = []  # a server that runs code omits the field if none ran
         return Solution(
             text=message.get("content") or "",
             finish=reason if (reason := choice["finish_reason"]) in ("length", "too_long") else "stop",
             tokens=int(usage.get("completion_tokens", 0)) - int(details.get("observation_tokens") or 0),
             seconds=seconds,
-            tools=None if tools is None else _tool_use(tools),
+            tools=None if tools is None else _tool_usage(tools),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise SolverError(f"the server's reply is not a chat completion: {error!r}") from None
+        raise BackendError(f"the server's response is not a chat completion: {error!r}") from None
 
 
-def _tool_use(tools: list[dict[str, Any]]) -> ToolUse:
+def _tool_usage(tools: list[dict[str, Any]]) -> ToolUsage:
     if any(tool["status"] == "sandbox_error" for tool in tools):
-        raise SolverError("the server's sandbox failed during an episode")
-    return ToolUse(
+        raise BackendError("the server's sandbox failed during an episode")
+    return ToolUsage(
         flushes=len(tools),
         executed=sum(len(tool["blocks"]) for tool in tools),
         executed_by_model=sum(

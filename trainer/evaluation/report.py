@@ -1,4 +1,4 @@
-"""An evaluation's result as a table, as JSON and as one HTML page that needs nothing else."""
+"""Reports of an evaluation: a table for the terminal, JSON, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from trainer.evaluation.scores import Scores
-from trainer.training.checkpoints import write_atomically
+from trainer.training.run_files import write_atomically
 
 
 def score_table(scores: Sequence[Scores]) -> Table:
-    """For a terminal."""
-    # 80 columns hold it: one space of padding, no frame, headings of two lines.
+    """Return the table for the terminal."""
+    # Fits 80 columns: one space of padding, no frame, two-line headings.
     table = Table(title="Evaluation, in %", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("benchmark", overflow="fold")
     for column in (
@@ -38,14 +38,14 @@ def score_table(scores: Sequence[Scores]) -> Table:
         table.add_row(
             s.benchmark,
             str(s.problems),
-            f"{100 * s.accuracy:.1f} ± {_hundredths(s.accuracy_error)}",
+            f"{100 * s.accuracy:.1f} ± {_in_percent(s.accuracy_error)}",
             str(s.samples),
-            _hundredths(s.pass_at[s.samples]),
-            _hundredths(s.delay_rate),
+            _in_percent(s.pass_at[s.samples]),
+            _in_percent(s.delay_rate),
             "-" if s.flushes is None else f"{s.flushes:.2f}",
             f"{s.tokens:.0f}",
-            _hundredths(s.tool_error_rate),
-            _hundredths(s.time_hidden),
+            _in_percent(s.tool_error_rate),
+            _in_percent(s.time_hidden),
         )
     if len(scores) > 1:
         table.add_section()
@@ -54,21 +54,21 @@ def score_table(scores: Sequence[Scores]) -> Table:
 
 
 def mean_accuracy(scores: Sequence[Scores]) -> float:
-    """Unweighted mean over benchmarks, as the paper's headline."""
+    """Return the unweighted mean over benchmarks, as in the paper."""
     return sum(s.accuracy for s in scores) / len(scores)
 
 
-def remarks(scores: Sequence[Scores], missing: int) -> list[str]:
-    """What one must know to read the figures. ``missing``: attempts that were not made."""
-    found = [
+def report_notes(scores: Sequence[Scores], missing: int) -> list[str]:
+    """Return the notes that readers of the scores need. ``missing`` is the number of missing results."""
+    notes = [
         f"{s.benchmark}: the prompts of {s.too_long} of {s.problems} problems leave no room for an answer; "
-        f"they count as not solved."
+        f"these problems count as not solved."
         for s in scores
         if s.too_long
     ]
     if missing:
-        found.append(f"Not finished: {missing:,} attempts are missing. The same command goes on.")
-    return found
+        notes.append(f"Not finished: {missing:,} results are missing. Rerun the same command to resume.")
+    return notes
 
 
 def write_report(
@@ -77,10 +77,10 @@ def write_report(
     """Write ``report.json`` and ``report.html`` into ``directory``.
 
     Args:
-        directory: made if it is not there.
-        scores: one item a benchmark.
-        settings: what decided the outcome.
-        missing: attempts that were not made.
+        directory: created if necessary.
+        scores: one item per benchmark.
+        settings: the settings that determined the results.
+        missing: number of missing results.
     """
     values = {
         "settings": dict(settings),
@@ -93,14 +93,14 @@ def write_report(
 
 
 def render(scores: Sequence[Scores], settings: Mapping[str, Any], missing: int = 0) -> str:
-    """The HTML page."""
+    """Return the HTML page."""
     environment = Environment(loader=PackageLoader("trainer.evaluation"), autoescape=True)
     environment.filters["percent"] = percent
     environment.filters["short"] = lambda name: name if len(name) <= 14 else f"{name[:13]}…"
     return environment.get_template("report.html.jinja").render(
         scores=scores,
         settings=settings,
-        remarks=remarks(scores, missing),
+        notes=report_notes(scores, missing),
         mean=mean_accuracy(scores),
         plot=_plot(scores),
     )
@@ -110,18 +110,19 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _hundredths(share: float | None) -> str:
+def _in_percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
 WIDTH, HEIGHT = 480, 220
-"""Of the pass@k plot's inner area, in SVG units."""
+"""Size of the pass@k plot's inner area in SVG units."""
 _CEILINGS = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plot:
-    """pass@k: k on a logarithmic axis, shares upwards, both as far as the values reach."""
+    """Coordinates of the pass@k plot: k on a logarithmic x axis, the share of solved problems on the y
+    axis."""
 
     x_ticks: list[tuple[float, int]]
     y_ticks: list[tuple[float, str]]

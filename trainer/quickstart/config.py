@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.cli.output import explain
 from service.deferral.policy import DeferralPolicy
 from trainer.quickstart.traces import Style
-from trainer.training.recipe_files import find_recipe
+from trainer.training.config import find_recipe
 
 
 class RecipeError(ValueError):

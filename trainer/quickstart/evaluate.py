@@ -20,13 +20,13 @@ from rich.table import Table
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
-from service.episode.runner import Backend
+from service.episode.runner import EpisodeRunner
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
-from trainer.episodes import LocalPlayer, RolloutSettings, Sample, rollout, sample_seed
 from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import Problem
+from trainer.training.episodes import LocalRolloutWorker, RolloutSettings, Sample, rollout, sample_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +155,12 @@ async def evaluate(
         SandboxError: the sandbox can't be started.
     """
     verdicts: list[Verdict] = []
-    async with _playing(model, sandbox, policy, temperature, concurrency) as (backend, player, settings):
+    async with _playing(model, sandbox, policy, temperature, concurrency) as (backend, worker, settings):
         prompts = [
             backend.render([{"role": "user", "content": problem.text}], deferral=True) for problem in problems
         ]
         seeds = [[sample_seed(seed, index)] for index in range(len(problems))]
-        async for (sample,) in rollout(prompts, player, settings, seeds=seeds):
+        async for (sample,) in rollout(prompts, worker, settings, seeds=seeds):
             verdicts.append(Verdict(problems[len(verdicts)], sample))
             listen(verdicts[-1])
     return verdicts
@@ -180,7 +180,7 @@ async def ask(
 
     Args and errors are those of `evaluate`.
     """
-    async with _playing(model, sandbox, None, temperature, concurrency) as (backend, player, _):
+    async with _playing(model, sandbox, None, temperature, concurrency) as (backend, worker, _):
         slots = asyncio.Semaphore(concurrency)
 
         async def reply(index: int, question: Question) -> Reply:
@@ -189,7 +189,7 @@ async def ask(
                 for turn, text in enumerate((*question.earlier, question.text)):
                     messages.append({"role": "user", "content": text})
                     prompt = backend.render(messages, deferral=True)
-                    sample = await player.play(
+                    sample = await worker.run_episode(
                         prompt, seed=sample_seed(seed, index, turn), episode_id=f"q{index}-{turn}"
                     )
                     messages.append({"role": "assistant", "content": sample.text.removesuffix("<|im_end|>")})
@@ -203,16 +203,20 @@ async def ask(
 @asynccontextmanager
 async def _playing(
     model: Path, sandbox: Sandbox, policy: DeferralPolicy | None, temperature: float, concurrency: int
-) -> AsyncGenerator[tuple[Backend, LocalPlayer, RolloutSettings]]:
+) -> AsyncGenerator[tuple[EpisodeRunner, LocalRolloutWorker, RolloutSettings]]:
     """A started engine and sandbox."""
-    engine = TransformersEngine(EngineSettings(model=str(model), max_slots=concurrency))
+    engine = TransformersEngine(TransformersSettings(model=str(model), max_slots=concurrency))
     sampling = Sampling(temperature=temperature)
     policy = policy or DeferralPolicy.load(model)
     settings = RolloutSettings(policy=policy, sampling=sampling, group_size=1, max_concurrent=concurrency)
     await engine.start()
     try:
         await sandbox.start()
-        yield Backend(engine, sandbox, policy, sampling), LocalPlayer(engine, sandbox, settings), settings
+        yield (
+            EpisodeRunner(engine, sandbox, policy, sampling),
+            LocalRolloutWorker(engine, sandbox, settings),
+            settings,
+        )
     finally:
         await sandbox.stop()
         await engine.stop()

@@ -1,7 +1,7 @@
-"""Rewards: whether a response's boxed answer means the same as the gold answer.
+"""Rewards: comparison of a response's boxed answer with the gold answer.
 
-:func:`score_answers` judges a batch from a script or a notebook; :class:`RewardScorer` is its asynchronous
-form. Importing this package does not import math-verify, which runs in processes of its own.
+:func:`score_answers` scores a batch from a script or a notebook; :class:`RewardScorer` is the asynchronous
+form. Importing this package does not import math-verify, which runs in separate processes.
 """
 
 from __future__ import annotations
@@ -11,30 +11,37 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from trainer.rewards.gold_answers import gold_problem
-from trainer.rewards.scorer import Reason, Reward, RewardError, RewardScorer
+from trainer.rewards.scorer import Reason, Reward, RewardError, RewardFunction, RewardScorer, gold_problem
 
-__all__ = ["Reason", "Reward", "RewardError", "RewardScorer", "gold_problem", "score_answers"]
+__all__ = [
+    "Reason",
+    "Reward",
+    "RewardError",
+    "RewardFunction",
+    "RewardScorer",
+    "gold_problem",
+    "score_answers",
+]
 
 _PAIRS_PER_WORKER = 50
-"""A worker takes seconds to start, so a small batch gets only one."""
+"""Starting a worker takes seconds, so a small batch uses only one."""
 
 
 def score_answers(
     pairs: Sequence[tuple[str, str]], *, workers: int | None = None, deadline_s: float = 5.0
 ) -> list[float]:
-    r"""Judge responses against gold answers: 1.0 for a correct one, else 0.0, in the order of ``pairs``.
+    r"""Score responses against gold answers: 1.0 if correct, else 0.0, in the order of ``pairs``.
 
-    Starts worker processes and ends them before it returns, so one call with many pairs is faster than many
-    calls. Also works where an event loop runs, as in a notebook; it blocks that loop.
+    Starts worker processes and stops them before it returns, so one call with many pairs is faster than many
+    calls. Also works inside a running event loop, as in a notebook, but blocks that loop.
 
     Args:
-        pairs: gold answer (LaTeX, without a box) and response, whose last ``\boxed{...}`` counts.
-        workers: processes. Default: one for 50 pairs, up to the number of cores.
+        pairs: gold answer (LaTeX, without a box) and response, whose last ``\boxed{...}`` is compared.
+        workers: number of processes. Default: one per 50 pairs, up to the number of cores.
         deadline_s: CPU seconds for one answer.
 
     Raises:
-        RewardError: a worker could not be started or kept dying.
+        RewardError: a worker failed to start or died repeatedly.
         ValueError: ``deadline_s`` is not above 0.
     """
     count = workers or max(1, min(os.cpu_count() or 1, len(pairs) // _PAIRS_PER_WORKER))

@@ -18,7 +18,8 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from math_verify import verify
 from mpmath import mp
 
-from trainer.rewards.evaluation import (
+from trainer.rewards.values import (
+    TooLargeError,
     UndecidedError,
     UndefinedError,
     UnsupportedError,
@@ -26,7 +27,6 @@ from trainer.rewards.evaluation import (
     evaluate,
     number,
 )
-from trainer.rewards.expression_guard import TooLargeError
 
 _PRECISIONS: Final = (40, 250)
 """Digits: the first tells most values apart, the second confirms those that agree."""

@@ -11,10 +11,7 @@ import itertools
 import re
 from typing import Final, Literal
 
-from trainer.rewards.evaluation import UndecidedError, UndefinedError, UnsupportedError, evaluate, number
-from trainer.rewards.expression_guard import TooLargeError
 from trainer.rewards.expressions import UnreadableError, read, same_expression
-from trainer.rewards.gold_answers import cut_gold, gold_problem
 from trainer.rewards.normalise import key, normalise, strip_punctuation
 from trainer.rewards.notation import (
     based_number,
@@ -22,11 +19,14 @@ from trainer.rewards.notation import (
     named_values,
     right_side,
     rows_as_list,
+    same_words,
     time_of_day,
     vector,
+    words,
 )
 from trainer.rewards.real_sets import real_set, same_sets
 from trainer.rewards.relations import same_relation
+from trainer.rewards.scorer import cut_gold, gold_problem
 from trainer.rewards.segments import Segments, segments
 from trainer.rewards.structure import (
     bracketed,
@@ -38,7 +38,14 @@ from trainer.rewards.structure import (
     split,
     strip_outer,
 )
-from trainer.rewards.words import same_words, words
+from trainer.rewards.values import (
+    TooLargeError,
+    UndecidedError,
+    UndefinedError,
+    UnsupportedError,
+    evaluate,
+    number,
+)
 
 Verdict = Literal["correct", "incorrect", "refused", "unparsable", "bad_gold", "timeout", "error"]
 

@@ -8,10 +8,16 @@ from typing import Any, Final
 
 from mpmath import mp
 
-from trainer.rewards.evaluation import UndecidedError, UndefinedError, UnsupportedError, evaluate, number
-from trainer.rewards.expression_guard import TooLargeError
 from trainer.rewards.expressions import UnreadableError, read, same_expression, variables
 from trainer.rewards.structure import INEQUALITIES, Relation, bracketed, relation, split, strip_outer
+from trainer.rewards.values import (
+    TooLargeError,
+    UndecidedError,
+    UndefinedError,
+    UnsupportedError,
+    evaluate,
+    number,
+)
 
 _VARIABLE: Final = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\s*\(\s*[A-Za-z]\s*\))?")
 _FLIPPED: Final = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}

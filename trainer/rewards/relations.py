@@ -8,12 +8,18 @@ from typing import Any
 
 import sympy
 
-from trainer.rewards.evaluation import UndecidedError, UndefinedError, UnsupportedError, evaluate, number
-from trainer.rewards.expression_guard import TooLargeError
 from trainer.rewards.expressions import UnreadableError, read, same_ratio, variables
 from trainer.rewards.normalise import key
 from trainer.rewards.notation import expand_mixed_numbers, is_name
 from trainer.rewards.structure import INEQUALITIES, Relation, relation
+from trainer.rewards.values import (
+    TooLargeError,
+    UndecidedError,
+    UndefinedError,
+    UnsupportedError,
+    evaluate,
+    number,
+)
 
 Same = Callable[[str, str], bool]
 

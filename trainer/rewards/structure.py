@@ -175,14 +175,3 @@ def matrix_rows(text: str) -> list[list[str]] | None:
     body = re.sub(r"^\s*\{[lcr|\s]*\}", "", match[2]) if match[1] == "array" else match[2]
     rows = [row for row in re.split(r"\\\\", body) if row.strip()]
     return [[cell.strip() for cell in row.split("&")] for row in rows]
-
-
-def is_balanced(text: str) -> bool:
-    """Whether every bracket of ``text`` is closed. Half-open intervals may mix ``(`` and ``]``."""
-    braces = brackets = 0
-    for token in re.findall(r"\\.|.", text, re.DOTALL):
-        braces += {"{": 1, "}": -1}.get(token, 0)
-        brackets += {"(": 1, "[": 1, ")": -1, "]": -1}.get(token, 0)
-        if braces < 0 or (brackets < 0 and not text.lstrip().startswith("]")):
-            return False
-    return braces == 0 and (brackets == 0 or text.lstrip().startswith("]"))

@@ -1,4 +1,4 @@
-"""GRPO's advantages: how much better than its group a sample did."""
+"""GRPO advantages: the reward of a sample relative to its group."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-6
-"""Added to the group's deviation; the paper's value (TRL's own is 1e-4)."""
+"""Added to the group's standard deviation. The paper's value; TRL uses 1e-4."""
 
 
 def group_advantages(rewards: Tensor, epsilon: float = EPSILON) -> Tensor:
-    """``(r - mean) / (std + epsilon)`` over the samples of one prompt, one scalar a sample.
+    """Return ``(r - mean) / (std + epsilon)`` over the samples of one prompt, one scalar per sample.
 
-    ``std`` is the sample deviation (divisor n - 1), as in verl, which the paper's training builds on, and in
-    TRL; DeepSeekMath (arXiv 2402.03300, section 4.1) leaves it open. With 8 samples the choice scales all
-    advantages by 0.94.
+    ``std`` has the divisor n - 1, as in TRL and in verl, which the paper's training code is based on.
+    DeepSeekMath (arXiv 2402.03300, section 4.1) does not specify the divisor. With 8 samples the choice
+    scales all advantages by 0.94.
 
     Args:
-        rewards: [..., n] float, n samples of a prompt in the last dimension.
-        epsilon: see above.
+        rewards: [..., n] float, the n samples of a prompt in the last dimension.
+        epsilon: added to ``std``.
 
     Returns:
-        [..., n], of the same dtype; zeros where n is 1 or the rewards are all equal.
+        [..., n] in the same dtype; zeros if n is 1 or all rewards are equal.
 
     Raises:
-        ValueError: there is no sample, or a reward is not finite.
+        ValueError: there are no samples, or a reward is not finite.
     """
     if rewards.dim() == 0 or rewards.shape[-1] == 0:
         raise ValueError(f"rewards must be [..., n] with n of at least 1, got {list(rewards.shape)}")
@@ -33,6 +33,6 @@ def group_advantages(rewards: Tensor, epsilon: float = EPSILON) -> Tensor:
     if rewards.shape[-1] == 1:
         return torch.zeros_like(rewards)
     centred = rewards - rewards.mean(-1, keepdim=True)
-    # The mean of equal numbers may be off by a rounding error, which the small epsilon would blow up.
+    # The mean of equal numbers can have a rounding error, which the small epsilon would amplify.
     spread = rewards.amax(-1, keepdim=True) > rewards.amin(-1, keepdim=True)
     return torch.where(spread, centred / (rewards.std(-1, keepdim=True) + epsilon), 0.0)

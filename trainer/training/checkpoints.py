@@ -1,12 +1,11 @@
-"""Checkpoints that are whole or not there.
+"""Atomic checkpoints, and the checks before a run resumes from one.
 
-Whether a run can go on from a checkpoint: the same problems, and the same settings where they decide.
+A run resumes only with the same problems and with the same values of all settings that affect the result.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,28 +15,29 @@ from typing import Any, Final
 
 from service.engines.checkpoint import MANIFEST, CheckpointError, verify
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.run_files import sync_to_disk
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
 _STAGING: Final = ".staging-"
 
 
 def staging_path(final: Path) -> Path:
-    """Where ``final`` is written before it is whole."""
+    """Return the path at which ``final`` is written until it is complete."""
     return final.parent / f"{_STAGING}{final.name}"
 
 
 @contextmanager
 def staged(final: Path) -> Iterator[Path]:
-    """A directory to write a checkpoint into, which becomes ``final`` when the block ends without an error.
+    """Yield a directory to write a checkpoint into; rename it to ``final`` if the block succeeds.
 
-    Everything is on the disk before the rename, and the rename is atomic: a process killed at any moment
-    leaves either no ``final`` or a whole one.
+    All files are synced to disk before the rename, and the rename is atomic: a process killed at any moment
+    leaves either no ``final`` or a complete one.
 
     Raises:
         CheckpointError: ``final`` exists.
     """
     if final.exists():
-        raise CheckpointError(f"{final} exists: checkpoints are never written over")
+        raise CheckpointError(f"{final} already exists: checkpoints are never overwritten")
     staging = staging_path(final)
     _remove(staging)
     staging.mkdir(parents=True)
@@ -47,19 +47,19 @@ def staged(final: Path) -> Iterator[Path]:
         sizes = {str(path.relative_to(staging)): path.stat().st_size for path in files}
         (staging / MANIFEST).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
         for path in [*staging.rglob("*"), staging]:
-            _sync(path)
+            sync_to_disk(path)
         staging.rename(final)
-        _sync(final.parent)
+        sync_to_disk(final.parent)
     except BaseException:
         _remove(staging)
         raise
 
 
 def latest(directory: Path) -> Path | None:
-    """The whole checkpoint of the highest step in ``directory``; None where there is none.
+    """Return the checkpoint of the highest step in ``directory``, or None if there are no checkpoints.
 
     Raises:
-        CheckpointError: the one of the highest step is damaged. Falling back to an older one is for a human.
+        CheckpointError: that checkpoint is damaged. Older ones are not used: a person has to decide that.
     """
     checkpoints = _checkpoints(directory)
     if not checkpoints:
@@ -69,22 +69,12 @@ def latest(directory: Path) -> Path | None:
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints, and what a killed process left unfinished."""
+    """Remove all but the ``keep`` newest checkpoints, and the unfinished ones of killed processes."""
     for checkpoint in _checkpoints(directory)[:-keep]:
-        # Renamed first, so that one half removed is never taken for whole.
+        # Renamed first, so that a partly removed checkpoint is never taken for a complete one.
         checkpoint.rename(staging_path(checkpoint))
     for leftover in directory.glob(f"{_STAGING}*"):
         _remove(leftover)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write one file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -95,14 +85,6 @@ def _checkpoints(directory: Path) -> list[Path]:
 def _remove(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 STATE_FILE: Final = "run_state.json"
@@ -117,25 +99,29 @@ MAY_CHANGE: Final = frozenset(
         "weight_transfer", "weight_transfer_port", "vllm_args",
     }
 )  # fmt: skip
-"""Fields that say where and how fast, not what is learned. Problems are compared by content, not by path, and
-the weights are the checkpoint's."""
+"""Fields that may differ when a run resumes: they do not affect the result.
+
+``data`` is included because problems are compared by content, and ``model`` because the weights come from the
+checkpoint."""
 
 
-def write_state(directory: Path, config: TrainConfig, problems: str, skipped_steps: int) -> None:
-    """Keep beside a checkpoint what going on from it has to check."""
+def write_run_state(directory: Path, config: TrainConfig, problems: str, skipped_steps: int) -> None:
+    """Save the state that `check_resumable` compares beside a checkpoint."""
     state = {"skipped_steps": skipped_steps, "problems": problems, "config": config.model_dump(mode="json")}
     (directory / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
 def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int:
-    """The number of steps that the run had skipped by then.
+    """Check that a run with ``config`` can resume from ``checkpoint``; return the steps skipped until then.
 
     Args:
+        checkpoint: its directory.
+        config: the run to resume.
         problems: fingerprint of the problem set.
 
     Raises:
-        CheckpointError: it is not a checkpoint of such a run.
-        ConfigError: going on under ``config`` would be another run; the message names the field.
+        CheckpointError: the checkpoint has no readable run state.
+        ConfigError: a setting or the problems differ; the message names the field.
     """
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
@@ -148,11 +134,11 @@ def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int
         if name not in MAY_CHANGE and saved.get(name) != value:
             raise ConfigError(
                 f"{name} is {value!r}, but the run in {config.run_dir} was started with {saved.get(name)!r}: "
-                f"set it back, or use another run_dir"
+                f"restore the value, or use another run_dir"
             )
     if state.get("problems") != problems:
         raise ConfigError(
             f"data: the problems differ from those that the run in {config.run_dir} was started with: "
-            f"use the same, or another run_dir"
+            f"use the same data, or another run_dir"
         )
     return skipped

@@ -1,10 +1,10 @@
-"""The LM head in tiles: per-token numbers without logits of size [tokens, vocabulary].
+"""The LM head computed in tiles: per-token statistics without logits of size [tokens, vocabulary].
 
-The loss needs four numbers a token. Both passes go over the vocabulary slice by slice, and over each slice in
-blocks of tokens, so no more than a tile of [block, slice] exists at a time. The forward pass keeps a running
-log-sum-exp; the backward pass makes each tile again and turns it, in place, into the gradient of its logits.
-That is a fourth product beside the plain way's three. What it saves is the plain way's many passes over
-[tokens, vocabulary] in main memory: a tile stays in the processor's cache.
+The loss needs four numbers per token. Both passes iterate over slices of the vocabulary, and within a slice
+over blocks of tokens, so at most a tile of [block, slice] exists at a time. The forward pass keeps a running
+log-sum-exp. The backward pass recomputes each tile and turns it, in place, into the gradient of its logits.
+This costs a fourth matrix product besides the usual three, but avoids several passes over
+[tokens, vocabulary] in main memory, since a tile stays in the processor's cache.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.distributed.tensor import DTensor
 from trainer.training.lora import base_weight, trained_rows
 
 MAX_TILE_ELEMENTS = 1 << 24
-"""Entries of one tile on a GPU: 64 MiB in float32, so that kernels are long and few."""
+"""Entries of one tile on a GPU: 64 MiB in float32, large enough to keep kernel launches few."""
 CPU_TILE_ELEMENTS = 1 << 22
-"""On a CPU: 16 MiB, for the last-level cache, and little enough for malloc to use the same pages again."""
+"""Entries of one tile on a CPU: 16 MiB, which fits the last-level cache and lets malloc reuse its pages."""
 
 
 class HeadOutput(NamedTuple):
-    """Numbers for N tokens, each [N] in float32 (float64 where the hidden states are), all differentiable.
+    """Statistics of N tokens, each [N] in float32 (float64 if the hidden states are), all differentiable.
 
     A NamedTuple, so that FSDP finds the tensors in a module's output.
     """
@@ -52,27 +52,27 @@ def token_statistics(
     row_ids: Sequence[int] = (),
     rows: Tensor | None = None,
 ) -> HeadOutput:
-    """What the loss needs to know about the logits ``hidden @ weight.T / temperature``.
+    """Return the statistics of the logits ``hidden @ weight.T / temperature`` that the loss needs.
 
-    Pass only positions that the loss counts: masked ones cost as much as any.
+    Pass only the positions that count in the loss: masked ones cost just as much.
 
-    Logits are computed in float32 from bfloat16 operands too, whatever autocast says: rounded to bfloat16
-    they are off by more than a policy ratio can bear.
+    Logits are computed in float32 even from bfloat16 operands and under autocast: rounding them to bfloat16
+    would cause too large an error in the policy ratio.
 
     Args:
         hidden: [N, H] last hidden states, at the positions that predict ``ids``.
-        weight: [V, H] weight of the LM head, tied to the embeddings or not; an unsharded tensor.
+        weight: [V, H] unsharded weight of the LM head; may be tied to the embeddings.
         ids: [N] int64, the sampled tokens.
         marker_id: id of the execute marker.
-        temperature: what the logits are divided by; above 0.
-        max_tile_elements: bound on the entries of a tile, and so on the extra memory; three tiles exist at
-            most. Default: by device.
+        temperature: divisor of the logits; above 0.
+        max_tile_elements: maximum entries of a tile, which limits the extra memory: at most three tiles exist
+            at a time. Default: depends on the device.
         row_ids: ids whose rows of ``weight`` are replaced by ``rows``.
-        rows: [R, H], one for each of ``row_ids``, in any float type; rounded to that of ``weight``. Their
-            gradient costs R products of one row instead of one of the whole weight.
+        rows: [R, H], one per id, in any float dtype; rounded to that of ``weight``. Their gradient costs R
+            matrix-vector products instead of the gradient of the whole weight.
 
     Raises:
-        ValueError: a shape, an id or the temperature does not fit; the message names the argument.
+        ValueError: a shape, an id or the temperature is invalid; the message names the argument.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -99,14 +99,18 @@ def token_statistics(
 class PolicyModel(nn.Module):
     """A causal LM whose forward pass ends in :func:`token_statistics`.
 
-    Wrap *this* module in DDP or FSDP: they gather the head's weight around ``forward`` only.
+    Wrap *this* module in DDP or FSDP, because they gather the head's weight only around ``forward``.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """``model``: a Hugging Face causal LM whose head has no bias (PEFT: its ``get_base_model()``)."""
+        """Wrap a Hugging Face causal LM without a bias in its head (PEFT: its ``get_base_model()``).
+
+        Raises:
+            ValueError: the head has a bias.
+        """
         super().__init__()
         if any(name.endswith("bias") for name, _ in _head_of(model).named_parameters()):
-            raise ValueError("model has a bias in its LM head, which the chunked head does not know")
+            raise ValueError("model has a bias in its LM head, which the chunked head does not support")
         self.model = model
 
     def forward(
@@ -117,14 +121,14 @@ class PolicyModel(nn.Module):
         marker_id: int,
         temperature: float = 1.0,
     ) -> HeadOutput:
-        """Statistics of ``input_ids[:, 1:][targets[:, 1:]]``, in row-major order.
+        """Return the statistics of ``input_ids[:, 1:][targets[:, 1:]]``, in row-major order.
 
         Args:
             input_ids: [B, T] int64.
             attention_mask: [B, T]; 0 on padding.
-            targets: [B, T] bool; the tokens that the loss counts. The first column is never one.
+            targets: [B, T] bool; True on tokens that count in the loss. The first column is ignored.
             marker_id: id of the execute marker.
-            temperature: as it was when the tokens were sampled.
+            temperature: the temperature at which the tokens were sampled.
         """
         model = cast("Any", self.model)
         states = model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -148,7 +152,9 @@ def _head_of(model: nn.Module) -> nn.Module:
 
 
 class _Statistics(torch.autograd.Function):
-    """Gradient of the logits of a row, with ``p`` their softmax and ``g`` the outputs' gradients:
+    """Autograd function of the head.
+
+    With ``p`` the softmax of a row and ``g_*`` the gradients of the outputs, the gradient of the logits is
 
     ``g_log_prob (e_token - p) + g_execute (e_x - p) + g_logit e_x - g_entropy p (log p + entropy)``
     """
@@ -178,7 +184,7 @@ class _Statistics(torch.autograd.Function):
                 _pick(tile, ids[block] - start, into=token_logits[block])
                 if start <= marker_id < start + len(part):
                     execute_logits[block] = tile[:, marker_id - start]
-                # Online softmax: what was summed so far is rescaled whenever a higher logit turns up.
+                # Online softmax: rescale the running sums when a higher logit appears.
                 before = highest[block]
                 now = torch.maximum(before, tile.amax(1))
                 shrink = (before - now).exp_()
@@ -189,8 +195,8 @@ class _Statistics(torch.autograd.Function):
         log_z = highest + total.log()
         entropy = log_z - weighted / total
         ctx.save_for_backward(hidden, weight, rows, ids, log_z, entropy)
-        ctx.marker_id, ctx.temperature, ctx.max_tile_elements = marker_id, temperature, max_tile_elements
         ctx.row_ids = row_ids
+        ctx.marker_id, ctx.temperature, ctx.max_tile_elements = marker_id, temperature, max_tile_elements
         ctx.set_materialize_grads(False)
         return token_logits - log_z, execute_logits - log_z, execute_logits, entropy
 
@@ -248,8 +254,11 @@ class _Statistics(torch.autograd.Function):
 def _slices(
     weight: Tensor, n: int, max_tile_elements: int, row_ids: Sequence[int], rows: Tensor | None
 ) -> Iterator[tuple[int, Tensor, Sequence[slice]]]:
-    """(first id, [slice, H], blocks of tokens) over the vocabulary; views, copied only if a row in it is
-    replaced. Tiles are near square: that is the shape which products are fastest in."""
+    """Yield (first id, [slice, H], blocks of tokens) over the vocabulary.
+
+    Slices are views, copied only if one of their rows is replaced. Tiles are nearly square, the fastest shape
+    for matrix products.
+    """
     height = max(1, min(n, math.isqrt(max_tile_elements)))
     width = max(1, max_tile_elements // height)
     blocks = [slice(first, min(first + height, n)) for first in range(0, n, height)]
@@ -263,26 +272,26 @@ def _slices(
 
 
 def _inside(row_ids: Sequence[int], start: int, length: int) -> Iterator[tuple[int, int]]:
-    """(index in ``row_ids``, position in the slice) of the replaced rows that lie in a slice."""
+    """Yield (index in ``row_ids``, position in the slice) of the replaced rows inside a slice."""
     for index, row_id in enumerate(row_ids):
         if start <= row_id < start + length:
             yield index, row_id - start
 
 
 def _operand(hidden: Tensor) -> Tensor:
-    """The hidden states in the type that products are made in: half precision only where hardware has it."""
+    """Return the hidden states in the dtype of the matrix products: half precision only on CUDA."""
     return hidden.float() if _is_half(hidden) and hidden.device.type != "cuda" else hidden
 
 
 def _logits(rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
-    """``rows @ columns`` after the temperature, in float32 or float64, also under autocast."""
+    """Return ``rows @ columns / temperature`` in float32 or float64, even under autocast."""
     with torch.autocast(rows.device.type, enabled=False):
         tile = torch.mm(rows, columns, out_dtype=torch.float32) if _is_half(rows) else rows @ columns
     return tile if temperature == 1.0 else tile.div_(temperature)
 
 
 def _accumulate(into: Tensor, a: Tensor, b: Tensor) -> None:
-    """``into += a @ b``; ``into`` is at least float32, also under autocast."""
+    """Compute ``into += a @ b`` with ``into`` in float32 or float64, even under autocast."""
     with torch.autocast(a.device.type, enabled=False):
         if _is_half(a):
             into += torch.mm(a, b, out_dtype=torch.float32)
@@ -295,14 +304,14 @@ def _is_half(tensor: Tensor) -> bool:
 
 
 def _pick(tile: Tensor, columns: Tensor, *, into: Tensor) -> None:
-    """``into[i] = tile[i, columns[i]]`` where that column lies in the tile."""
+    """Set ``into[i] = tile[i, columns[i]]`` if that column is in the tile."""
     inside = (columns >= 0) & (columns < tile.shape[1])
     values = tile.gather(1, columns.clamp(0, tile.shape[1] - 1)[:, None])[:, 0]
     into.copy_(torch.where(inside, values, into))
 
 
 def _add(tile: Tensor, columns: Tensor, values: Tensor) -> None:
-    """``tile[i, columns[i]] += values[i]`` where that column lies in the tile."""
+    """Compute ``tile[i, columns[i]] += values[i]`` if that column is in the tile."""
     inside = (columns >= 0) & (columns < tile.shape[1])
     columns = columns.clamp(0, tile.shape[1] - 1)[:, None]
     tile.scatter_add_(1, columns, torch.where(inside, values, 0.0)[:, None])

@@ -1,4 +1,4 @@
-"""``--dry-run``: what a run will do, and about how much memory it takes."""
+"""Summary of a run and estimate of its memory, for ``--dry-run``."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on one process, at the longest episodes that the policy allows."""
+    """Estimated bytes on one process, with episodes of the maximum length that the policy allows."""
 
     weights_and_optimizer: int
-    """float32 weights, gradients and AdamW's two moments: 16 bytes a parameter."""
+    """float32 weights, gradients and AdamW's two moments: 16 bytes per parameter."""
     activations: int
-    """Of one micro-batch: 34 bytes a token, layer and hidden unit in half precision (arXiv 2205.05198,
-    section 4.1; attention is not stored). With gradient checkpointing one layer of that, and the input of
-    each."""
+    """Activations of one micro-batch: 34 bytes per token, layer and hidden unit in half precision
+    (arXiv 2205.05198, section 4.1; attention is not stored). With gradient checkpointing: those of one layer,
+    and the inputs of all layers."""
     head: int
-    """Two tiles of logits, and the gradient of the head's weight."""
+    """Two tiles of logits and the gradient of the head's weight."""
     engine_weights: int
     kv_cache: int
-    """All of the engine's slots at full length."""
+    """KV cache with all slots of the engine at full length."""
     gathered: int = 0
-    """The whole float32 weights, for a moment, where they are kept in shards: before each rollout."""
+    """Temporary full float32 weights before each rollout, if training keeps them sharded."""
 
     @property
     def total(self) -> int:
-        """At the most: what is gathered is gone before activations are there."""
+        """Peak: the gathered weights are freed before activations are allocated."""
         fixed = self.weights_and_optimizer + self.engine_weights + self.kv_cache
         return fixed + max(self.activations + self.head, self.gathered)
 
 
 def count_parameters(config: PretrainedConfig) -> int:
-    """Parameters of the model that ``config`` describes; tied ones count once. No weight is made."""
+    """Return the parameter count of ``config``; tied parameters count once. Allocates no weights."""
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return sum(parameter.numel() for parameter in model.parameters())
@@ -58,13 +58,13 @@ def count_parameters(config: PretrainedConfig) -> int:
 def estimate_memory(
     config: TrainConfig, model: PretrainedConfig, policy: DeferralPolicy, *, gpu: bool, shards: int = 1
 ) -> Memory:
-    """About what one process needs. Real use is off by a fifth or so: allocators, and shorter episodes.
+    """Estimate the memory of one process. Real use differs by about 20 % (allocators, shorter episodes).
 
     Args:
         config: the run.
-        model: what it trains.
-        policy: bounds an episode.
-        gpu: whether the engine runs on one.
+        model: configuration of the model.
+        policy: limits the length of an episode.
+        gpu: True if the engine runs on a GPU.
         shards: processes that share weights, gradients and optimiser state (FSDP2).
     """
     text: Any = model.get_text_config()
@@ -75,41 +75,43 @@ def estimate_memory(
     layer = config.micro_batch_samples * length * text.hidden_size * train_bytes
     stored = text.num_hidden_layers + 17 if config.gradient_checkpointing else 17 * text.num_hidden_layers
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    elsewhere = bool(config.generation_urls)
+    remote = bool(config.generation_urls)
     kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * engine_bytes
     return Memory(
         weights_and_optimizer=16 * parameters // shards,
         activations=stored * layer,
         head=2 * 4 * MAX_TILE_ELEMENTS + 4 * text.vocab_size * text.hidden_size,
-        engine_weights=0 if elsewhere else engine_bytes * parameters,
-        kv_cache=0 if elsewhere else config.engine_slots * length * kv_token,
+        engine_weights=0 if remote else engine_bytes * parameters,
+        kv_cache=0 if remote else config.engine_slots * length * kv_token,
         gathered=4 * parameters if shards > 1 else 0,
     )
 
 
 def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> None:
-    """Print the plan, for ``shards`` processes under FSDP2. Reads tokenizer, configuration and problems, but
-    no weights.
+    """Print a summary of the run, for ``shards`` processes under FSDP2.
+
+    Reads tokenizer, configuration and problems, but no weights.
 
     Raises:
-        ConfigError, DataError, CheckpointError, ValueError: the run would not start; the message says why.
+        ConfigError, DataError, CheckpointError, ValueError: the run would not start; the message gives the
+            reason.
     """
     model_dir = locate(config.model, weights=False)
     policy = config.resolve_policy(model_dir)
     model = AutoConfig.from_pretrained(model_dir)
     data = load_training_set(config, HFTokenizer(str(model_dir)), policy)
     if config.run_dir.exists() and not config.run_dir.is_dir():
-        raise ConfigError(f"run_dir: {config.run_dir} is a file: name a directory")
+        raise ConfigError(f"run_dir: {config.run_dir} is a file: choose a directory")
     checkpoint = latest(config.run_dir / "checkpoints")
     if checkpoint:
         check_resumable(checkpoint, config, ProblemStream(data.problems, seed=config.seed).fingerprint)
     gpu = config.device != "cpu" and torch.cuda.is_available()
     memory = estimate_memory(config, model, policy, gpu=gpu, shards=shards)
-    console.print(_plan(config, model_dir, policy, model, data, checkpoint))
+    console.print(_summary(config, model_dir, policy, model, data, checkpoint))
     console.print(_memory_table(memory, shards))
 
 
-def _plan(
+def _summary(
     config: TrainConfig,
     model_dir: Path,
     policy: DeferralPolicy,
@@ -117,12 +119,12 @@ def _plan(
     data: TrainingSet,
     checkpoint: Path | None,
 ) -> Table:
-    table = Table(title="The run", show_header=False)
+    table = Table(title="Run", show_header=False)
     weight = config.effective_hierarchy_weight
     for name, value in (
         ("method", f"{config.method}, hierarchy weight {weight}"),
         ("model", f"{model_dir}, {count_parameters(model) / 1e6:,.1f} M parameters"),
-        ("starts from", str(checkpoint or "the model's own weights")),
+        ("starts from", str(checkpoint or "the weights of the model")),
         ("data", str(data)),
         (
             "rollout",
@@ -132,7 +134,7 @@ def _plan(
         (
             "episode",
             f"up to {policy.max_turns} turns, {policy.max_episode_tokens} tokens, "
-            f"{policy.run_limit_s:g} s a flush; code runs at "
+            f"{policy.run_limit_s:g} s per flush; code runs at "
             f"{'every block' if policy.mode == 'immediate' else 'the marker'}",
         ),
         (
@@ -152,15 +154,15 @@ def _plan(
 
 def _memory_table(memory: Memory, shards: int) -> Table:
     where = "on one process" if shards == 1 else f"on each of {shards} processes under FSDP2"
-    table = Table(title=f"Memory, about, {where}", show_header=False)
+    table = Table(title=f"Estimated memory {where}", show_header=False)
     for name, size in (
         ("weights, gradients, optimiser", memory.weights_and_optimizer),
         ("activations", memory.activations),
         ("LM head", memory.head),
         ("engine: weights", memory.engine_weights),
-        ("engine: KV cache, all slots full", memory.kv_cache),
-        ("whole weights, before a rollout", memory.gathered),
-        ("at the most at once", memory.total),
+        ("engine: KV cache with all slots full", memory.kv_cache),
+        ("gathered weights before a rollout", memory.gathered),
+        ("peak", memory.total),
     ):
         table.add_row(name, f"{size / GIB:,.2f} GiB")
     return table

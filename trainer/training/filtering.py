@@ -1,9 +1,10 @@
-"""Which samples are worth a gradient: the filters between rollout and loss (the paper's training set-up).
+"""Filters between rollout and loss, as in the paper's training set-up.
 
 - A sample cut by the length limit is dropped: its reward says nothing about its content.
-- A sample with a void turn (neither an answer nor a flush) stays in its group and counts as the failure that
-  it is, so that the others are measured against it. But it is masked: no token of it is trained on.
-- A group is dropped if fewer than ``min_valid`` of its samples can be trained on, or if rewards don't differ.
+- A sample with a void turn (neither an answer nor a flush) stays in its group with reward 0, so that the
+  other samples are compared with it. It is masked: none of its tokens are trained on.
+- A group is dropped if fewer than ``min_valid`` of its samples can be trained on, or if all
+  rewards are equal.
 """
 
 from __future__ import annotations
@@ -16,44 +17,46 @@ import torch
 
 from trainer.training.advantage import group_advantages
 
-GroupVerdict = Literal["kept", "thin", "no_signal"]
+GroupVerdict = Literal["kept", "too_few_valid", "zero_std"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the filters need to know of a finished episode."""
+class GroupSample:
+    """The properties of a finished episode that the filters use."""
 
     reward: float
     over_long: bool = False
-    """Cut by the token limit of a turn or of the episode."""
+    """True if the token limit of a turn or of the episode cut it."""
     void: bool = False
-    """Its last turn ended with neither an answer nor a flush."""
+    """True if its last turn ended with neither an answer nor a flush."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilteredGroup:
-    """The samples of a prompt that go on. Empty unless ``verdict`` is ``kept``."""
+    """The samples of one prompt that are kept. Empty unless ``verdict`` is ``kept``."""
 
     verdict: GroupVerdict
     indices: tuple[int, ...] = ()
     """Positions in the group, in order: all but the over-long samples."""
     advantages: tuple[float, ...] = ()
-    """One for each index."""
+    """One per index."""
     masked: tuple[bool, ...] = ()
-    """One for each index; true for void samples, whose loss mask is to be 0 throughout."""
+    """One per index; True for void samples, whose loss mask must be all 0."""
 
 
 @dataclass(slots=True)
 class FilterCounts:
-    """Running totals; give shares as ``(sum, count)`` pairs, so that they add up over steps and processes."""
+    """Running totals of the filters."""
 
-    groups: dict[GroupVerdict, int] = field(default_factory=lambda: {"kept": 0, "thin": 0, "no_signal": 0})
+    groups: dict[GroupVerdict, int] = field(
+        default_factory=lambda: {"kept": 0, "too_few_valid": 0, "zero_std": 0}
+    )
     samples: int = 0
     over_long: int = 0
     void: int = 0
 
     def metrics(self) -> dict[str, tuple[int, int]]:
-        """Name to (sum, count)."""
+        """Return (sum, count) pairs by metric name; pairs of several steps or processes can be added up."""
         groups = sum(self.groups.values())
         return {
             **{f"groups/{verdict}": (count, groups) for verdict, count in self.groups.items()},
@@ -63,32 +66,32 @@ class FilterCounts:
 
 
 def filter_group(
-    outcomes: Sequence[Outcome],
+    samples: Sequence[GroupSample],
     counts: FilterCounts | None = None,
     *,
     min_valid: int = 4,
     min_std: float = 1e-3,
 ) -> FilteredGroup:
-    """Apply the filters to the samples of one prompt and work out the advantages of those that stay.
+    """Apply the filters to the samples of one prompt and compute the advantages of the kept ones.
 
     Args:
-        outcomes: the group, in any order.
-        counts: added to, if given.
-        min_valid: least number of samples that are neither over-long nor void.
-        min_std: least deviation (divisor n - 1) of the rewards that stay.
+        samples: the group, in any order.
+        counts: updated if given.
+        min_valid: minimum number of samples that are neither over-long nor void.
+        min_std: minimum standard deviation (divisor n - 1) of the rewards of the kept samples.
     """
-    indices = tuple(i for i, outcome in enumerate(outcomes) if not outcome.over_long)
-    masked = tuple(outcomes[i].void for i in indices)
-    rewards = torch.tensor([outcomes[i].reward for i in indices], dtype=torch.float64)
+    indices = tuple(i for i, sample in enumerate(samples) if not sample.over_long)
+    masked = tuple(samples[i].void for i in indices)
+    rewards = torch.tensor([samples[i].reward for i in indices], dtype=torch.float64)
     if masked.count(False) < max(min_valid, 1):
-        group = FilteredGroup("thin")
+        group = FilteredGroup("too_few_valid")
     elif len(indices) < 2 or rewards.std().item() < min_std:
-        group = FilteredGroup("no_signal")
+        group = FilteredGroup("zero_std")
     else:
         group = FilteredGroup("kept", indices, tuple(group_advantages(rewards).tolist()), masked)
     if counts is not None:
         counts.groups[group.verdict] += 1
-        counts.samples += len(outcomes)
-        counts.over_long += sum(o.over_long for o in outcomes)
-        counts.void += sum(o.void for o in outcomes)
+        counts.samples += len(samples)
+        counts.over_long += sum(sample.over_long for sample in samples)
+        counts.void += sum(sample.void for sample in samples)
     return group

@@ -1,4 +1,4 @@
-"""Who plays a run's episodes, and how each rollout's weights get there."""
+"""Construction of the rollout workers, weight sinks and reward function of a training run."""
 
 from __future__ import annotations
 
@@ -13,39 +13,32 @@ from pydantic import SecretStr
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Engine, Sampling, Tokenizer
+from service.engines.settings import LogprobsMode
 from service.engines.tokenizer import HFTokenizer
-from service.engines.vllm.request import LogprobsMode
 from service.sandbox.base import Sandbox
-from trainer.episodes import LocalPlayer, Player, RolloutSettings
 from trainer.rewards import RewardScorer
 from trainer.training.config import ConfigError, TrainConfig
-from trainer.training.setup import Part, engine_dtype, make_engine, make_sandbox
-from trainer.weight_sync.push import (
-    BothSinks,
-    CheckpointSink,
-    EngineSink,
-    IHGRPOServer,
-    VLLMServer,
-    WeightSink,
-    WeightTarget,
-)
+from trainer.training.episodes import LocalRolloutWorker, RolloutSettings, RolloutWorker
+from trainer.training.setup import Startable, engine_dtype, make_engine, make_sandbox
+from trainer.weight_sync.servers import IHGRPOReload, ReloadTarget, VLLMReload
+from trainer.weight_sync.sinks import CheckpointSink, EngineSink, SinkChain, WeightSink
 
 if TYPE_CHECKING:
-    from trainer.ray.worker import RayScorer
+    from trainer.ray.worker import RayRewardScorer
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Plays episodes once its parts are started, in their order."""
+    """A rollout worker with its tokenizer and weight sink. Start ``parts`` in order before use."""
 
     tokenizer: Tokenizer
-    player: Player
+    worker: RolloutWorker
     sink: WeightSink
-    parts: tuple[Part, ...]
+    parts: tuple[Startable, ...]
 
 
 def rollout_settings(config: TrainConfig, policy: DeferralPolicy) -> RolloutSettings:
-    """How the episodes of a run are played."""
+    """Return the settings of the run's episodes."""
     return RolloutSettings(
         policy=policy,
         sampling=Sampling(temperature=config.temperature, top_p=config.top_p),
@@ -58,55 +51,58 @@ def rollout_settings(config: TrainConfig, policy: DeferralPolicy) -> RolloutSett
 def make_generation(
     config: TrainConfig, model_dir: Path, policy: DeferralPolicy, device: str, sandbox: Sandbox | None = None
 ) -> Generation:
-    """What ``config`` says, nothing of it started.
+    """Return the rollout worker and its parts for ``config``, not started.
 
     Args:
         config: the run.
-        model_dir: its model.
-        policy: as resolved from checkpoint and recipe.
-        device: of an embedded engine of this process.
-        sandbox: instead of the recipe's; not with Ray.
+        model_dir: directory of its model.
+        policy: resolved from checkpoint and recipe.
+        device: device of an embedded engine in this process.
+        sandbox: replaces the recipe's sandbox; unused with Ray.
 
     Raises:
-        ConfigError: vLLM would not tell the log-probs that the loss needs, or Ray is not installed.
+        ConfigError: vLLM cannot return the log-probs that the loss needs, or Ray is not installed.
         EngineError: vLLM is not installed.
-        ValueError: a key or a secret can't be read.
+        ValueError: a key or secret file is unreadable.
     """
     if config.ray is not None:
-        player = _cluster().RayPlayer(config, policy)
-        own = None if config.generation_urls else player
-        sink = BothSinks(*_sinks(config, model_dir, policy, own))
-        return Generation(HFTokenizer(str(model_dir)), player, sink, (player,))
+        worker = _ray_worker_module().RayRolloutWorker(config, policy)
+        local = None if config.generation_urls else worker
+        sink = SinkChain(*_sinks(config, model_dir, policy, local))
+        return Generation(HFTokenizer(str(model_dir)), worker, sink, (worker,))
     sandbox = sandbox or make_sandbox(config, policy)
-    engine, own = make_own(config, model_dir, policy, device)
-    player = LocalPlayer(engine, sandbox, rollout_settings(config, policy))
-    sink = BothSinks(*_sinks(config, model_dir, policy, own))
-    return Generation(engine.tokenizer, player, sink, (sandbox, engine))
+    engine, local = make_engine_and_sink(config, model_dir, policy, device)
+    worker = LocalRolloutWorker(engine, sandbox, rollout_settings(config, policy))
+    sink = SinkChain(*_sinks(config, model_dir, policy, local))
+    return Generation(engine.tokenizer, worker, sink, (sandbox, engine))
 
 
-def make_own(
+def make_engine_and_sink(
     config: TrainConfig, model_dir: Path, policy: DeferralPolicy, device: str
 ) -> tuple[Engine, WeightSink | None]:
-    """The engine of a process that plays episodes, and what gives it weights; None where servers sample.
+    """Return the engine of a rollout process and its weight sink, which is None for remote servers.
 
-    Raises as `make_generation`.
+    Raises:
+        ConfigError, EngineError, ValueError: as `make_generation`.
     """
     if config.generation == "embedded":
         embedded = make_engine(config, model_dir, policy, device)
         return embedded, EngineSink(embedded)
     if config.generation_urls:
         return make_remote(config, model_dir, policy), None
-    return _own_vllm(config, model_dir, policy)
+    return _in_process_vllm(config, model_dir, policy)
 
 
-def _own_vllm(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) -> tuple[Engine, WeightSink]:
+def _in_process_vllm(
+    config: TrainConfig, model_dir: Path, policy: DeferralPolicy
+) -> tuple[Engine, WeightSink]:
+    from service.engines.settings import VLLMSettings
     from service.engines.vllm.engine import VLLMEngine
-    from service.engines.vllm.settings import VLLMSettings
-    from trainer.weight_sync.control import OwnEngine
-    from trainer.weight_sync.sink import TransferSink
+    from trainer.weight_sync.servers import InProcessVLLM
+    from trainer.weight_sync.sinks import TransferSink
 
     backend = config.weight_transfer
-    assert backend != "files"  # noqa: S101 - the recipe was checked
+    assert backend != "files"  # noqa: S101 - TrainConfig rejects it
     engine = VLLMEngine(
         VLLMSettings(
             model=str(model_dir),
@@ -120,20 +116,21 @@ def _own_vllm(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) -> t
             },
         )
     )
-    _must_tell_logprobs(config, engine)
-    control = OwnEngine(engine)
+    _require_logprobs(config, engine)
+    control = InProcessVLLM(engine)
     return engine, TransferSink(backend, control, model_dir, host="127.0.0.1", shared=False)
 
 
 def make_remote(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) -> Engine:
-    """The vLLM servers that ``config`` samples on, as an engine that is not started.
+    """Return an engine that samples on the vLLM servers of ``config``, not started.
 
     Raises:
-        ConfigError: they would not tell the log-probs that the loss needs, or a key can't be read.
+        ConfigError: vLLM cannot return the log-probs that the loss needs, or a key file is unreadable.
     """
-    from service.engines.remote import RemoteEngine, RemoteSettings
+    from service.engines.remote.engine import RemoteEngine
+    from service.engines.settings import RemoteSettings
 
-    key = _key(config.generation_key_file)
+    key = _read_key(config.generation_key_file)
     remote = RemoteEngine(
         RemoteSettings(
             urls=config.generation_urls,
@@ -143,38 +140,38 @@ def make_remote(config: TrainConfig, model_dir: Path, policy: DeferralPolicy) ->
             logprobs_mode=_logprobs_mode(config),
         )
     )
-    _must_tell_logprobs(config, remote)
+    _require_logprobs(config, remote)
     return remote
 
 
 def _logprobs_mode(config: TrainConfig) -> LogprobsMode:
-    # Raw log-probs know no temperature; processed ones are what is left after top-p.
+    # Raw log-probs ignore the temperature; processed ones are renormalised after top-p.
     return "raw_logprobs" if config.temperature == 1 else "processed_logprobs"
 
 
-def _must_tell_logprobs(config: TrainConfig, engine: Engine) -> None:
+def _require_logprobs(config: TrainConfig, engine: Engine) -> None:
     if not engine.supports_logprobs(Sampling(temperature=config.temperature, top_p=config.top_p)):
         raise ConfigError(
-            f"top_p is {config.top_p} at temperature {config.temperature}: vLLM does not tell the log-probs "
+            f"top_p is {config.top_p} at temperature {config.temperature}: vLLM cannot return the log-probs "
             f"that the loss needs; set one of them to 1"
         )
 
 
 def _sinks(
-    config: TrainConfig, model_dir: Path, policy: DeferralPolicy, own: WeightSink | None
+    config: TrainConfig, model_dir: Path, policy: DeferralPolicy, local: WeightSink | None
 ) -> Iterator[WeightSink]:
-    """To what samples, and to those that follow."""
-    if own is not None:
-        yield own
-    targets: list[WeightTarget] = [
-        IHGRPOServer(url, _key(config.follower_key_file)) for url in config.follower_urls
+    """Yield the sinks for the engines that sample, then for the servers that follow the training."""
+    if local is not None:
+        yield local
+    targets: list[ReloadTarget] = [
+        IHGRPOReload(url, _read_key(config.follower_key_file)) for url in config.follower_urls
     ]
-    key = _key(config.generation_key_file)
+    key = _read_key(config.generation_key_file)
     if config.generation_urls and config.weight_transfer != "files":
-        from trainer.weight_sync.control import Servers
-        from trainer.weight_sync.sink import TransferSink, address_towards
+        from trainer.weight_sync.servers import VLLMServers
+        from trainer.weight_sync.sinks import TransferSink, address_towards
 
-        servers = Servers(config.generation_urls, key)
+        servers = VLLMServers(config.generation_urls, key)
         yield TransferSink(
             config.weight_transfer,
             servers,
@@ -184,43 +181,43 @@ def _sinks(
             shared=True,
         )
     else:
-        targets += [VLLMServer(url, key) for url in config.generation_urls]
+        targets += [VLLMReload(url, key) for url in config.generation_urls]
     if targets and config.weights_dir is not None:
         yield CheckpointSink(config.weights_dir, model_dir, policy, targets)
 
 
-def make_scorer(config: TrainConfig) -> RewardScorer | RayScorer:
-    """Who judges; to be entered."""
+def make_reward_scorer(config: TrainConfig) -> RewardScorer | RayRewardScorer:
+    """Return the reward function of the run, an async context manager."""
     if config.ray is None or config.ray.reward_actors == 0:
         return RewardScorer()
-    scorer: RayScorer = _cluster().RayScorer(config.ray)
+    scorer: RayRewardScorer = _ray_worker_module().RayRewardScorer(config.ray)
     return scorer
 
 
-def connection(config: TrainConfig) -> AbstractContextManager[None]:
-    """To the Ray cluster, where the run has one.
+def ray_connection(config: TrainConfig) -> AbstractContextManager[None]:
+    """Return a connection to the run's Ray cluster; does nothing for a run without one.
 
     Raises:
         ConfigError: Ray is not installed.
-        EngineError: there is no such cluster.
+        EngineError: the cluster is not reachable.
     """
-    return nullcontext() if config.ray is None else _cluster().connected(config.ray)
+    return nullcontext() if config.ray is None else _ray_worker_module().connected(config.ray)
 
 
-def _cluster() -> ModuleType:
+def _ray_worker_module() -> ModuleType:
     try:
-        from trainer.ray import worker as player
+        from trainer.ray import worker as ray_worker
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise ConfigError("the recipe has a section [ray]: pip install 'ih-grpo[ray]'") from None
-    return player
+        raise ConfigError("section [ray] needs Ray: pip install 'ih-grpo[ray]'") from None
+    return ray_worker
 
 
-def _key(path: Path | None) -> str | None:
+def _read_key(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise ConfigError(f"the key file {path} can't be read: {error.strerror}") from None
+        raise ConfigError(f"cannot read the key file {path}: {error.strerror}") from None

@@ -1,9 +1,10 @@
-"""The IH-GRPO loss: GRPO with clip-higher and dual clip, plus the term that makes the hierarchy explicit.
+"""The IH-GRPO loss: GRPO with clip-higher and dual clip, plus the hierarchy term.
 
 A language model is implicitly a two-level policy: with ``x`` the execute marker and
-``logZ = logsumexp of z_v over v != x``, the decision has the logit ``z_x - logZ`` and the writing is the
-softmax over the rest. Its gradient is not the two-level policy's: through ``logZ`` each level pushes on the
-other. The hierarchy term removes that push (IH-GRPO, arXiv 2605.18500).
+``logZ = logsumexp of z_v over v != x``, the decision to execute has the logit ``z_x - logZ``, and the text is
+sampled from the softmax over the other tokens. The gradient of the model's softmax differs from that of an
+explicit two-level policy, because ``logZ`` couples the two levels. The hierarchy term removes this coupling
+(IH-GRPO, arXiv 2605.18500).
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 
 _MAX_LOG_RATIO = 20.0
-"""Beyond this a ratio is clipped anyway, and its exponential would soon overflow."""
+"""Bound on the log ratio. Larger ratios are clipped anyway, and their exponential could overflow."""
 
 
 @dataclass(frozen=True, slots=True)
 class IHGRPOLoss:
-    """Scalars, each a sum over the mask divided by ``num_tokens``, so that micro-batches simply add up.
+    """Scalar loss terms: sums over the mask divided by ``num_tokens``, so that micro-batches add up.
 
-    Only ``loss`` carries a gradient; the rest is there to be logged.
+    Only ``loss`` has a gradient; the other fields are for logging.
     """
 
     loss: Tensor
@@ -29,13 +30,13 @@ class IHGRPOLoss:
     policy_loss: Tensor
     """GRPO's clipped surrogate."""
     hierarchy_loss: Tensor
-    """The decoupling term before its weight. Its gradient is what counts; its value means little."""
+    """The hierarchy term before weighting. Only its gradient is meaningful, not its value."""
     clip_fraction: Tensor
-    """Share of tokens whose ratio left the clip range on the side where clipping acts."""
+    """Share of tokens whose ratio was clipped."""
     dual_clip_fraction: Tensor
-    """Share of tokens with a negative advantage that the dual clip caught."""
+    """Share of tokens with a negative advantage whose loss was bounded by the dual clip."""
     approx_kl: Tensor
-    """KL(old || new) by the estimator ``(r - 1) - log r``, which is never negative."""
+    """Estimate of KL(old || new) as the mean of ``(r - 1) - log r``; never negative."""
 
 
 def ih_grpo_loss(
@@ -53,35 +54,35 @@ def ih_grpo_loss(
     hierarchy_weight: float = 0.001,
     num_tokens: Tensor | float | None = None,
 ) -> IHGRPOLoss:
-    """Mean loss over the unmasked tokens. Tensors are [B, T], float32 or float64, unless said.
+    """Return the mean loss over the unmasked tokens.
 
-    With ``l`` the clipped loss of a token, ``p_x`` the marker's probability and ``n`` 0 where the marker was
-    sampled and 1 elsewhere::
+    Tensors are [B, T] in float32 or float64 unless stated otherwise. With ``l`` the clipped loss of a token,
+    ``p_x`` the marker's probability, and ``n`` 0 at positions where the marker was sampled and 1 elsewhere::
 
         loss = mean(l) + hierarchy_weight * mean((stop(1 - p_x) - n) * logZ * stop(l))
 
-    At weight 1 and a ratio inside the clip range this has the gradient of the explicit two-level policy,
-    whose decision moves ``z_x`` alone. At weight 0 it is GRPO itself. Where the ratio is clipped, ``l``
-    has no gradient but keeps its value, so the hierarchy term still acts there, as in the paper.
+    With weight 1 and a ratio inside the clip range, this has the gradient of the explicit two-level policy,
+    whose decision depends on ``z_x`` only. With weight 0 it is plain GRPO. If the ratio is clipped, ``l`` has
+    no gradient but keeps its value, so the hierarchy term still applies, as in the paper.
 
     Args:
         log_probs: log-probability of each sampled token under the policy being trained.
-        old_log_probs: the same under the policy that sampled it; carries no gradient.
+        old_log_probs: the same under the policy that sampled it; treated as a constant.
         execute_log_probs: log-probability of the execute marker at each position.
         execute_logits: logit of the marker, ``z_x``, after the temperature.
-        advantages: [B], one a sample, or [B, T].
-        is_execute: bool; the sampled token is the marker.
-        mask: bool, or numbers of which 0 means masked. What masked positions hold is ignored, NaN included.
+        advantages: [B], one per sample, or [B, T].
+        is_execute: bool; True if the sampled token is the marker.
+        mask: bool, or numbers with 0 for masked. Values at masked positions are ignored, including NaN.
         clip_low: the ratio is clipped below at ``1 - clip_low``.
         clip_high: the ratio is clipped above at ``1 + clip_high``.
         dual_clip: with a negative advantage a token's loss is at most ``dual_clip * -advantage``; above 1.
         hierarchy_weight: lambda of the paper.
-        num_tokens: what the sums are divided by; the mask's sum if not given. When one optimiser step is made
-            of several micro-batches, give each the unmasked tokens of all of them and add up the losses. When
-            gradients are also averaged over processes, give all processes' tokens divided by their number.
+        num_tokens: divisor of the sums. Default: the mask's sum. If an optimiser step consists of several
+            micro-batches, pass the unmasked tokens of all of them and add up the losses. If gradients are
+            also averaged over processes, pass the tokens of all processes divided by their number.
 
     Raises:
-        ValueError: a shape, a dtype or ``dual_clip`` does not fit; the message names the argument.
+        ValueError: a shape, a dtype or ``dual_clip`` is invalid; the message names the argument.
     """
     mask = mask.bool()
     if advantages.dim() == 1:
@@ -90,7 +91,7 @@ def ih_grpo_loss(
     if dual_clip <= 1:
         raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
 
-    # Padding may hold anything. Replaced before any arithmetic, a NaN there reaches no loss and no gradient.
+    # Replace masked values before any arithmetic, so that a NaN there reaches neither loss nor gradient.
     log_probs, execute_log_probs, execute_logits = (
         t.masked_fill(~mask, fill)
         for t, fill in ((log_probs, 0.0), (execute_log_probs, -1.0), (execute_logits, 0.0))
@@ -105,7 +106,7 @@ def ih_grpo_loss(
     ceiling = -dual_clip * advantages
     token_loss = torch.where(advantages < 0, torch.minimum(clipped, ceiling), clipped)
 
-    # float32 cannot tell a probability nearer to 1 than this from 1.
+    # float32 cannot distinguish probabilities closer to 1 than this from 1.
     log_p_execute = execute_log_probs.clamp(max=-torch.finfo(execute_log_probs.dtype).eps)
     not_execute = -torch.expm1(log_p_execute)
     log_z = execute_logits - log_p_execute + not_execute.log()
@@ -142,7 +143,7 @@ def _check(
     is_execute: Tensor,
     mask: Tensor,
 ) -> None:
-    """Raise ValueError for the first argument that does not fit ``log_probs``."""
+    """Raise ValueError for the first argument whose shape or dtype does not match ``log_probs``."""
     if log_probs.dim() != 2 or log_probs.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"log_probs must be [B, T] in float32 or float64, got {list(log_probs.shape)} {log_probs.dtype}"
@@ -156,11 +157,11 @@ def _check(
     }
     for name, tensor in same_dtype.items():
         if tensor.dtype != log_probs.dtype:
-            raise ValueError(f"{name} must be {log_probs.dtype} as log_probs is, got {tensor.dtype}")
+            raise ValueError(f"{name} must be {log_probs.dtype} like log_probs, got {tensor.dtype}")
     for name, tensor in {**same_dtype, "is_execute": is_execute, "mask": mask}.items():
         if tensor.shape != log_probs.shape:
             raise ValueError(
-                f"{name} must be {list(log_probs.shape)} as log_probs is, got {list(tensor.shape)}"
+                f"{name} must be {list(log_probs.shape)} like log_probs, got {list(tensor.shape)}"
             )
     if advantages.shape not in (log_probs.shape, (log_probs.shape[0], 1)):
         raise ValueError(f"advantages must be [B] or [B, T], got {list(advantages.shape)}")

@@ -1,11 +1,14 @@
-"""What a person sees of a run: a bar with the figures that matter, or a line a step where nobody watches.
+"""Progress output of training and evaluation: a bar in a terminal, lines of text elsewhere."""
 
-The bar of whatever takes hours: what it does, how far it is, its figures, the time gone and left.
-"""
+# ruff: noqa: ARG002 - transformers defines the arguments of a callback
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -18,19 +21,22 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+LINE_EVERY_S: Final = 60.0
+"""Seconds between two lines of an evaluation's progress outside a terminal."""
 
-def figures_bar(console: Console, *, elapsed_when_finished: bool = False) -> Progress:
-    """A bar whose tasks have a field ``figures``; nothing is drawn where ``console`` is no terminal.
+
+def _metrics_bar(console: Console, *, elapsed_when_finished: bool = False) -> Progress:
+    """Return a bar whose tasks have a field ``metrics``. Draws nothing if ``console`` is not a terminal.
 
     Args:
-        console: where it goes.
-        elapsed_when_finished: at the end the time that it took stands where the time left was.
+        console: output.
+        elapsed_when_finished: at the end, show the elapsed time instead of the remaining time.
     """
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[metrics]}"),
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(elapsed_when_finished=elapsed_when_finished),
@@ -39,19 +45,16 @@ def figures_bar(console: Console, *, elapsed_when_finished: bool = False) -> Pro
     )
 
 
-# ruff: noqa: ARG002 - transformers names the arguments of a callback
-
-
 class RunProgress(TrainerCallback):
-    """Shows steps, reward, delay rate, tokens a second and the time left, on ``console``."""
+    """Callback that shows steps, reward, delay rate, tokens per second and the remaining time."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = figures_bar(console, elapsed_when_finished=True)
-        self._task = self._bar.add_task("start", total=None, figures="")
+        self._bar = _metrics_bar(console, elapsed_when_finished=True)
+        self._task = self._bar.add_task("start", total=None, metrics="")
 
     def on_group(self, kept: int, wanted: int) -> None:
-        """A group of the rollout is done."""
+        """Report a finished group: groups kept so far, and groups wanted."""
         phase = "train" if kept == wanted else f"rollout {kept}/{wanted}"
         self._bar.update(self._task, description=phase)
 
@@ -69,12 +72,12 @@ class RunProgress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        figures = summary(logs or {})
-        if not figures:
+        metrics = summary(logs or {})
+        if not metrics:
             return
-        self._bar.update(self._task, completed=state.global_step, figures=figures)
+        self._bar.update(self._task, completed=state.global_step, metrics=metrics)
         if not self._console.is_terminal:
-            self._console.print(f"step {state.global_step}/{state.max_steps}  {figures}", highlight=False)
+            self._console.print(f"step {state.global_step}/{state.max_steps}  {metrics}", highlight=False)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -83,7 +86,7 @@ class RunProgress(TrainerCallback):
         self._bar.stop()
 
 
-_FIGURES = (
+_SHOWN_METRICS = (
     ("reward", "reward {:.3f}"),
     ("delay_rate", "delay {:.0%}"),
     ("groups/kept", "kept {:.0%}"),
@@ -94,9 +97,61 @@ _FIGURES = (
 
 
 def summary(logs: dict[str, float]) -> str:
-    """The figures of one step, in words; what a step has not is left out."""
-    known = ((logs.get(name), template) for name, template in _FIGURES)
-    # A count of skipped steps is worth a word only when there are some.
+    """Return the metrics of one step as text. Missing metrics are omitted."""
+    known = ((logs.get(name), template) for name, template in _SHOWN_METRICS)
+    # Skipped steps are shown only if there are some.
     return "  ".join(
         template.format(v) for v, template in known if v is not None and (v or "skipped" not in template)
     )
+
+
+class EvalProgress:
+    """Progress of an evaluation towards ``total`` episodes. A context manager.
+
+    Args:
+        console: output.
+        total: episodes of the whole evaluation.
+        before: episodes finished by earlier runs.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, console: Console, *, total: int, before: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console, self._clock = console, clock
+        self._total, self._before = total, before
+        self._finished = self._correct = 0
+        self._began = self._last_line = clock()
+        self._bar = _metrics_bar(console)
+        self._task = self._bar.add_task("episodes", total=total, completed=before, metrics="")
+
+    def on_result(self, *, correct: bool) -> None:
+        """Report a finished episode."""
+        self._finished += 1
+        self._correct += correct
+        accuracy = f"{self._correct / self._finished:.1%} correct"
+        self._bar.update(self._task, advance=1, metrics=accuracy)
+        if self._console.is_terminal or self._clock() - self._last_line < LINE_EVERY_S:
+            return
+        self._last_line = self._clock()
+        pace = (self._last_line - self._began) / self._finished
+        left = timedelta(seconds=round(pace * (self._total - self._before - self._finished)))
+        self._line(f"{accuracy}, {60 / pace:.0f} per minute, {left} left")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        if not self._console.is_terminal:
+            self._line("starting")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def _line(self, text: str) -> None:
+        done = self._before + self._finished
+        self._console.print(f"episodes {done:,} of {self._total:,}: {text}", highlight=False)

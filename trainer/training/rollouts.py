@@ -1,13 +1,11 @@
-"""One training rollout: draw problems, play them, judge the answers, keep the groups that teach something.
-
-An event loop in a thread of its own: engine, sandbox and episodes live there for the whole run.
-"""
+"""Collection of training rollouts: draw problems, run episodes, score answers, keep useful groups."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -15,26 +13,91 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
+import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from service.deferral.episode import Outcome as Ending
+from service.deferral.episode import Outcome
 from service.deferral.prompt import with_instruction
 from service.engines.base import EngineError, Tokenizer
 from trainer.data.problems import Problem, ProblemStream
-from trainer.episodes import Player, RolloutSettings, Sample, rollout, sample_seed
-from trainer.rewards import Reward, RewardError
-from trainer.training.batch import Row
+from trainer.rewards import RewardError, RewardFunction
 from trainer.training.config import TrainConfig
-from trainer.training.filtering import FilterCounts, Outcome, filter_group
-from trainer.training.records import Judged, write_rollout
-from trainer.training.trainer import Means, RolloutBatch
-from trainer.weight_sync.push import WeightSink
+from trainer.training.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
+from trainer.training.filtering import FilterCounts, GroupSample, filter_group
+from trainer.training.run_files import ScoredSample, write_rollout
+from trainer.weight_sync.sinks import WeightSink
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A sample to train on, with its advantage."""
+
+    sample: Sample
+    advantage: float
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.sample.prompt_ids) + len(self.sample.ids)
+
+
+class Means:
+    """Running means by name, kept as (sum, count) pairs. Not thread-safe.
+
+    Adding up the pairs of several processes gives the exact mean over all of them.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+
+    def add(self, name: str, total: float, count: float = 1.0) -> None:
+        """Add ``count`` items that sum to ``total``."""
+        old_total, old_count = self._pairs[name]
+        self._pairs[name] = (old_total + float(total), old_count + float(count))
+
+    def reduced(self, accelerator: Accelerator) -> Mapping[str, float]:
+        """Return the means over all processes, which must have the same names. Omits names with count 0."""
+        names = sorted(self._pairs)
+        pairs = torch.tensor([self._pairs[name] for name in names], dtype=torch.float64, device="cpu")
+        if accelerator.num_processes > 1:
+            pairs = accelerator.reduce(pairs.to(accelerator.device, torch.float32)).cpu()
+        return {
+            name: total / count
+            for name, (total, count) in zip(names, pairs.reshape(-1, 2).tolist(), strict=True)
+            if count
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """The result of one rollout on this process."""
+
+    rows: Sequence[Row]
+    """At most ``prompts_per_step x group_size / processes``."""
+    metrics: Means
+
+
+class RolloutSource(Protocol):
+    """A source of training rows, called by the trainer once per rollout."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the problems. A resumed run must have the same."""
+        ...
+
+    def collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
+        """Collect rollout number ``index`` under ``weights``. The same arguments give the same rows."""
+        ...
+
+
 class BackgroundLoop:
-    """Runs coroutines for synchronous callers. A context manager."""
+    """An event loop in its own thread, for synchronous callers. A context manager.
+
+    The engine, the sandbox and all episodes run in it for the whole training run.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -52,7 +115,10 @@ class BackgroundLoop:
         self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Its result, or its exception. An interrupt (Ctrl-C) cancels it and waits for its clean-up."""
+        """Return the coroutine's result or raise its exception.
+
+        An interrupt (Ctrl-C) cancels the coroutine and waits for its clean-up.
+        """
         settled = threading.Event()
         future = asyncio.run_coroutine_threadsafe(_settle(work, settled), self._loop)
         try:
@@ -70,33 +136,28 @@ async def _settle(work: Coroutine[Any, Any, T], settled: threading.Event) -> T:
         settled.set()
 
 
-class Scorer(Protocol):
-    """Judges answers; see ``trainer.rewards.RewardScorer``."""
-
-    async def score(self, response_text: str, gold: str) -> Reward: ...
-
-
 @dataclass(frozen=True, slots=True)
-class Share:
-    """Which part of the work this process does."""
+class Shard:
+    """This process's share of the work."""
 
     process: int = 0
     processes: int = 1
 
 
-class Collector:
-    """A `RowSource`. What a rollout draws depends on the run's seed and its number alone.
+class RolloutCollector:
+    """The `RolloutSource` of a training run. Draws depend only on the run's seed and the rollout's number.
 
     Args:
         config: the run.
-        settings: how episodes are played.
-        problems: the training set, prompts short enough.
+        settings: how episodes are run.
+        problems: the training set, filtered by prompt length.
         tokenizer: the model's.
-        player: started in ``loop``.
-        sink: where each rollout's weights go: to what ``player`` samples with, in the end.
-        scorer: used in ``loop``.
-        share: of several processes, each plays its own problems.
-        on_group: told of every group that is done: groups kept so far, groups wanted.
+        worker: started in ``loop``.
+        sink: receives the weights of each rollout and passes them to whatever ``worker`` samples with.
+        reward: called in ``loop``.
+        loop: running.
+        shard: the problems that this process draws, out of several processes.
+        on_group: called after each finished group with the number of groups kept so far and wanted.
     """
 
     def __init__(
@@ -105,12 +166,12 @@ class Collector:
         settings: RolloutSettings,
         problems: Sequence[Problem],
         tokenizer: Tokenizer,
-        player: Player,
+        worker: RolloutWorker,
         sink: WeightSink,
-        scorer: Scorer,
+        reward: RewardFunction,
         loop: BackgroundLoop,
         *,
-        share: Share = Share(),
+        shard: Shard = Shard(),
         on_group: Callable[[int, int], None] = lambda kept, wanted: None,  # noqa: ARG005
     ) -> None:
         self._config = config
@@ -118,68 +179,69 @@ class Collector:
         self._count = len(problems)
         self._settings = settings
         self._tokenizer = tokenizer
-        self._player = player
+        self._worker = worker
         self._sink = sink
-        self._scorer = scorer
+        self._reward = reward
         self._loop = loop
-        self._share = share
+        self._shard = shard
         self._on_group = on_group
 
     @property
     def fingerprint(self) -> str:
-        """Of the problems; a run that is resumed must have the same."""
+        """Hash of the problems. A resumed run must have the same."""
         return self._stream.fingerprint
 
     def collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
-        """Rollout number ``index`` under ``weights``.
+        """Collect rollout number ``index`` under ``weights``.
 
         Raises:
-            EngineError, PushError: the engine failed, or did not take the weights, or every episode was lost.
+            EngineError: the engine failed, or every episode was lost.
+            WeightSyncError: a server did not accept the weights.
         """
         return self._loop.run(self._collect(index, weights))
 
     def draw(self, index: int) -> list[tuple[int, Problem]]:
-        """This process's problems for a rollout, each with its number among all that were ever drawn."""
+        """Return this process's problems for a rollout, each with its number among all draws of the run."""
         draws = self._config.draws_per_rollout
         epoch, position = divmod(index * draws, self._count)
         self._stream.restore({**self._stream.state(), "epoch": epoch, "position": position})
         drawn = list(enumerate(self._stream.take(draws), start=index * draws))
-        return drawn[self._share.process :: self._share.processes]
+        return drawn[self._shard.process :: self._shard.processes]
 
     async def _collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
         await self._sink.push(index, weights)
         began = time.monotonic()
         drawn = self.draw(index)
-        wanted = self._config.prompts_per_step // self._share.processes
+        wanted = self._config.prompts_per_step // self._shard.processes
         groups = rollout(
             [self._render(problem) for _, problem in drawn],
-            self._player,
+            self._worker,
             self._settings,
             seeds=[
                 [sample_seed(self._config.seed, number, place) for place in range(self._config.group_size)]
                 for number, _ in drawn
             ],
         )
-        judged: list[Judged] = []
+        scored: list[ScoredSample] = []
         counts = FilterCounts()
         lost = 0
         async with aclosing(groups):
-            # In the order of the draw, whichever is done first: what is kept must not hang on timing.
+            # In the order of the draw, not of completion: the selection must not depend on timing.
             for _, problem in drawn:
                 samples = await anext(groups)
                 lost += self._config.group_size - len(samples)
-                group = await asyncio.gather(*(self._judge(problem, sample) for sample in samples))
-                judged += self._filter(group, counts)
+                group = await asyncio.gather(*(self._score(problem, sample) for sample in samples))
+                scored += self._filter(group, counts)
                 self._on_group(counts.groups["kept"], wanted)
                 if counts.groups["kept"] == wanted:
                     break
-        if lost and not judged:
+        if lost and not scored:
             raise EngineError(f"all {lost} episodes of rollout {index} were lost: see the warnings above")
         if self._config.save_rollouts:
-            await asyncio.to_thread(write_rollout, self._path(index), index, judged)
-        rows = [Row(item.sample, item.advantage) for item in judged if item.advantage is not None]
+            await asyncio.to_thread(write_rollout, self._path(index), index, scored)
+        rows = [Row(item.sample, item.advantage) for item in scored if item.advantage is not None]
         return RolloutBatch(
-            rows, _metrics(judged, lost, counts, time.monotonic() - began, self._share.processes)
+            rows, _metrics(scored, lost, counts, time.monotonic() - began, self._shard.processes)
         )
 
     def _render(self, problem: Problem) -> list[int]:
@@ -188,28 +250,28 @@ class Collector:
         )
         return self._tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False})
 
-    async def _judge(self, problem: Problem, sample: Sample) -> Judged:
+    async def _score(self, problem: Problem, sample: Sample) -> ScoredSample:
         if any(tool.status == "sandbox_error" for tool in sample.tools):
-            return Judged(problem, sample, None, "sandbox_error")
+            return ScoredSample(problem, sample, None, "sandbox_error")
         if sample.outcome.is_void:
-            return Judged(problem, sample, 0.0, str(sample.outcome))
+            return ScoredSample(problem, sample, 0.0, str(sample.outcome))
         try:
-            reward = await self._scorer.score(sample.text, problem.answer)
+            reward = await self._reward.score(sample.text, problem.answer)
         except RewardError as error:
-            return Judged(problem, sample, None, str(error))
-        return Judged(problem, sample, reward.value, reward.reason)
+            return ScoredSample(problem, sample, None, str(error))
+        return ScoredSample(problem, sample, reward.value, reward.reason)
 
-    def _filter(self, group: Sequence[Judged], counts: FilterCounts) -> list[Judged]:
-        """The group, with an advantage where a sample is trained on. What was not judged stays out of it."""
-        judged = [(i, item.reward, item.sample) for i, item in enumerate(group) if item.reward is not None]
+    def _filter(self, group: Sequence[ScoredSample], counts: FilterCounts) -> list[ScoredSample]:
+        """Return the group with advantages set on the samples to train on. Ignores samples without reward."""
+        rewarded = [(i, item.reward, item.sample) for i, item in enumerate(group) if item.reward is not None]
         filtered = filter_group(
             [
-                Outcome(
+                GroupSample(
                     reward,
-                    over_long=sample.outcome == Ending.LENGTH,
-                    void=sample.outcome in (Ending.VOID, Ending.TURN_LIMIT),
+                    over_long=sample.outcome == Outcome.LENGTH,
+                    void=sample.outcome in (Outcome.VOID, Outcome.TURN_LIMIT),
                 )
-                for _, reward, sample in judged
+                for _, reward, sample in rewarded
             ],
             counts,
             min_valid=self._config.min_valid_samples,
@@ -218,37 +280,37 @@ class Collector:
         result = list(group)
         for i, advantage, masked in zip(filtered.indices, filtered.advantages, filtered.masked, strict=True):
             if not masked:
-                place = judged[i][0]
+                place = rewarded[i][0]
                 result[place] = replace(result[place], advantage=advantage)
         return result
 
     def _path(self, index: int) -> Path:
-        part = "" if self._share.processes == 1 else f"-{self._share.process}"
+        part = "" if self._shard.processes == 1 else f"-{self._shard.process}"
         return self._config.run_dir / "rollouts" / f"rollout-{index:06}{part}.parquet"
 
 
 def _metrics(
-    judged: Sequence[Judged], lost: int, counts: FilterCounts, seconds: float, processes: int
+    scored: Sequence[ScoredSample], lost: int, counts: FilterCounts, seconds: float, processes: int
 ) -> Means:
-    samples = [item.sample for item in judged]
+    samples = [item.sample for item in scored]
     tools = [tool for sample in samples for tool in sample.tools]
-    rewards = [item.reward for item in judged if item.reward is not None]
+    rewards = [item.reward for item in scored if item.reward is not None]
     sampled = sum(sum(sample.sampled) for sample in samples)
     tool_seconds = sum(sample.tool_seconds for sample in samples)
     means = Means()
     for name, (total, count) in counts.metrics().items():
         means.add(name, total, count)
     means.add("reward", sum(rewards), len(rewards))
-    means.add("samples/not_judged", len(judged) - len(rewards), len(judged))
+    means.add("samples/not_judged", len(scored) - len(rewards), len(scored))
     for reason in ("bad_gold", "refused", "timeout"):
-        means.add(f"samples/{reason}", sum(item.reason == reason for item in judged), len(judged))
-    means.add("samples/lost", lost, len(judged) + lost)
+        means.add(f"samples/{reason}", sum(item.reason == reason for item in scored), len(scored))
+    means.add("samples/lost", lost, len(scored) + lost)
     means.add("delay_rate", sum(s.delayed for s in samples), sum(s.executed_by_model for s in samples))
     means.add("flushes", len(tools), len(samples))
     means.add("tool_errors", sum(tool.status != "ok" for tool in tools), len(tools))
     means.add("tool_seconds", tool_seconds, len(tools))
     means.add("tool_hidden", sum(s.hidden_seconds for s in samples), tool_seconds)
     means.add("response_tokens", sampled, len(samples))
-    means.add("tokens_per_second", sampled, seconds / processes)  # of all together
+    means.add("tokens_per_second", sampled, seconds / processes)  # sum over all processes
     means.add("rollout_seconds", seconds)
     return means

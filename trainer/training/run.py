@@ -1,4 +1,4 @@
-"""A training run from recipe to checkpoint: builds everything, goes on where it was, cleans up."""
+"""A training run from recipe to checkpoint: set-up, resuming and clean-up."""
 
 from __future__ import annotations
 
@@ -25,15 +25,20 @@ from service.engines.checkpoint import locate
 from service.sandbox.base import Sandbox
 from trainer.training.checkpoints import check_resumable, latest
 from trainer.training.config import TrainConfig
-from trainer.training.generation import connection, make_generation, make_scorer, rollout_settings
+from trainer.training.generation import (
+    make_generation,
+    make_reward_scorer,
+    ray_connection,
+    rollout_settings,
+)
 from trainer.training.progress import RunProgress
-from trainer.training.rollouts import BackgroundLoop, Collector, Share
-from trainer.training.run_lock import exclusive
+from trainer.training.rollouts import BackgroundLoop, RolloutCollector, Shard
+from trainer.training.run_files import run_lock
 from trainer.training.setup import load_training_set, start_all
 from trainer.training.trainer import IHGRPOTrainer
 
-PATIENCE: Final = timedelta(hours=2)
-"""How long a process waits for another, whose rollout may take longer."""
+PROCESS_TIMEOUT: Final = timedelta(hours=2)
+"""Time that a process waits for another one, whose rollout may take longer."""
 
 
 def train(
@@ -43,26 +48,26 @@ def train(
     sandbox: Sandbox | None = None,
     trainer_class: type[IHGRPOTrainer] = IHGRPOTrainer,
 ) -> Path:
-    """Train to ``config.steps``, from the last checkpoint in ``config.run_dir`` if there is one.
+    """Train to ``config.steps``, resuming from the last checkpoint in ``config.run_dir`` if there is one.
 
     Args:
         config: the recipe.
-        console: where progress goes.
-        sandbox: not started; the recipe's if not given. Not with Ray.
-        trainer_class: to watch the training more closely.
+        console: output for progress.
+        sandbox: replaces the recipe's sandbox; not started. Unused with Ray.
+        trainer_class: a subclass, to observe the training.
 
     Returns:
         The last checkpoint, ready to be served.
 
     Raises:
-        ConfigError, DataError, CheckpointError, DirectoryError, ValueError: the recipe can't be run; the
-            message says why.
-        EngineError, SandboxError, PushError: one did not start, the engine failed, or a server did not take
+        ConfigError, DataError, CheckpointError, DirectoryError, ValueError: the run cannot start; the
+            message gives the reason.
+        EngineError, SandboxError, WeightSyncError: the engine or sandbox failed, or a server did not accept
             new weights.
     """
-    processes = PartialState(cpu=config.device == "cpu", timeout=PATIENCE)
+    processes = PartialState(cpu=config.device == "cpu", timeout=PROCESS_TIMEOUT)
     # Two runs in one directory would remove each other's checkpoints.
-    with exclusive(config.run_dir) if processes.is_main_process else nullcontext():
+    with run_lock(config.run_dir) if processes.is_main_process else nullcontext():
         return _train(config, console, processes, sandbox, trainer_class)
 
 
@@ -81,25 +86,25 @@ def _train(
     if processes.is_main_process:
         console.print(str(data), highlight=False)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with connection(config), BackgroundLoop() as loop:
-        scorer = make_scorer(config)
-        source = Collector(
+    with ray_connection(config), BackgroundLoop() as loop:
+        reward = make_reward_scorer(config)
+        source = RolloutCollector(
             config,
             rollout_settings(config, policy),
             data.problems,
             generation.tokenizer,
-            generation.player,
+            generation.worker,
             generation.sink,
-            scorer,
+            reward,
             loop,
-            share=Share(processes.process_index, processes.num_processes),
+            shard=Shard(processes.process_index, processes.num_processes),
             on_group=progress.on_group,
         )
         checkpoint = latest(config.run_dir / "checkpoints")
         skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
         stack = AsyncExitStack()
         try:
-            loop.run(stack.enter_async_context(scorer))
+            loop.run(stack.enter_async_context(reward))
             loop.run(start_all(stack, *generation.parts))
             trainer = trainer_class(
                 AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32),
@@ -116,19 +121,19 @@ def _train(
         finally:
             loop.run(stack.aclose())
     final = latest(config.run_dir / "checkpoints")
-    assert final is not None  # noqa: S101 - the last step leaves one
+    assert final is not None  # noqa: S101 - the last step writes one
     return final
 
 
 def _served_config(model_dir: Path) -> dict[str, object]:
-    """What training changes in a model's configuration and serving wants back."""
+    """Return the fields of the model's configuration that training changes and serving needs restored."""
     model = AutoConfig.from_pretrained(model_dir)
     dtype = {} if model.dtype is None else {"dtype": str(model.dtype).removeprefix("torch.")}
     return {**dtype, "use_cache": getattr(model, "use_cache", True)}
 
 
 def _curves(config: TrainConfig) -> list[TrainerCallback]:
-    """TensorBoard, where the recipe asks for it; the directory is the run's, not one with a date."""
+    """Return the TensorBoard callback if enabled. Its directory is the run's, not one named by date."""
     if not config.tensorboard:
         return []
     return [TensorBoardCallback(SummaryWriter(str(config.run_dir / "tensorboard")))]  # type: ignore[no-untyped-call]

@@ -1,8 +1,7 @@
-"""Builds what a run needs from its settings: engine, sandbox, problems."""
+"""Construction of the embedded engine, the sandbox and the training set from their settings."""
 
 from __future__ import annotations
 
-import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,22 @@ import torch
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Tokenizer
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from service.sandbox.base import Sandbox
+from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from trainer.data.problems import Problem
 from trainer.data.sources import load_source
 from trainer.training.config import ConfigError, TrainConfig
-from trainer.training.runtime_config import MachineConfig
+from trainer.training.runtime_config import RuntimeConfig
 
 
 def make_engine(
-    config: MachineConfig, model_dir: Path, policy: DeferralPolicy, device: str
+    config: RuntimeConfig, model_dir: Path, policy: DeferralPolicy, device: str
 ) -> TransformersEngine:
-    """The embedded engine for ``config``, not started."""
+    """Return the embedded engine for ``config``, not started."""
     return TransformersEngine(
-        EngineSettings(
+        TransformersSettings(
             model=str(model_dir),
             device=device,
             dtype=engine_dtype(config, device),
@@ -38,50 +38,40 @@ def make_engine(
     )
 
 
-def engine_dtype(config: MachineConfig, device: str) -> Literal["auto", "float32", "bfloat16"]:
-    """``config.engine_dtype``, but float32 for ``auto`` on a CPU, whatever a server would take there.
+def engine_dtype(config: RuntimeConfig, device: str) -> Literal["auto", "float32", "bfloat16"]:
+    """Return ``config.engine_dtype``, with ``auto`` resolved to float32 on a CPU.
 
-    The loss compares the engine's logprobs with the trainer's, so rounding is not to depend on the CPU.
+    The loss compares the engine's log-probs with the trainer's, so rounding must not depend on the CPU.
     """
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     return "float32" if config.engine_dtype == "auto" and not on_gpu else config.engine_dtype
 
 
-def make_sandbox(config: MachineConfig, policy: DeferralPolicy) -> Sandbox:
-    """The sandbox for ``config``, not started.
+def make_sandbox(config: RuntimeConfig, policy: DeferralPolicy) -> Sandbox:
+    """Return the sandbox for ``config``, not started.
 
     Raises:
-        ValueError: the runner's secret can't be read.
+        ValueError: the runner's secret is not readable.
     """
-    if config.sandbox == "runner":
-        from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
-        from service.sandbox.runner.settings import read_token
-
-        return RunnerClient(RunnerClientSettings(config.runner_address, read_token(config.runner_token_file)))
-    pool = {
-        "pool_size": min(2, config.max_containers),
-        "max_containers": config.max_containers,
-        # A rollout has more episodes than containers, and each holds its own to its end.
-        "queue_timeout_s": 600.0,
-        # The proofs at the start need more than an episode's few seconds on a machine that is busy.
-        "run_limit_ceiling_s": max(30.0, policy.run_limit_s),
-    }
-    if config.sandbox == "process":
-        from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
-
-        return ProcessSandbox(ProcessSandboxSettings.model_validate(pool))
-    from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
-
-    # Two runs on one machine must not take each other's containers for orphans.
-    instance = f"{os.uname().nodename}-train-{os.getpid()}"
-    return DockerSandbox(
-        DockerSandboxSettings.model_validate({**pool, "image": config.sandbox_image, "instance": instance})
+    return create_sandbox(
+        SandboxOptions(
+            kind=config.sandbox,
+            pool_size=2,
+            max_containers=config.max_containers,
+            # A batch has more episodes than containers, and each episode keeps its container until it ends.
+            queue_timeout_s=600.0,
+            run_limit_s=policy.run_limit_s,
+            image=config.sandbox_image,
+            instance=instance_name("train"),
+            runner_address=config.runner_address,
+            runner_token_file=config.runner_token_file,
+        )
     )
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """Problems to train on, and how many were left out, and why."""
+    """Problems to train on, and the numbers of skipped ones by reason."""
 
     problems: tuple[Problem, ...]
     too_long: int
@@ -90,20 +80,20 @@ class TrainingSet:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.problems):,} problems ({self.too_long:,} left out for their length, "
+            f"{len(self.problems):,} problems (skipped: {self.too_long:,} too long, "
             f"{self.without_answer:,} without an answer, {self.bad_gold:,} with a bad gold answer)"
         )
 
 
 def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: DeferralPolicy) -> TrainingSet:
-    """All problems of ``config.data`` whose prompts leave room for an answer.
+    """Load all problems of ``config.data`` whose prompts leave room for an answer.
 
     Raises:
-        ConfigError: the model can't play episodes: its tokenizer has no execute marker.
-        DataError: a source can't be read or a row does not fit.
+        ConfigError: the tokenizer has no execute marker, so the model cannot defer code.
+        DataError: a source is unreadable or a row is invalid.
     """
     if tokenizer.token_id(policy.marker) is None:
-        raise ConfigError(f"model: its tokenizer has no token {policy.marker!r}, so it can't defer")
+        raise ConfigError(f"model: its tokenizer has no token {policy.marker!r}, so it cannot defer code")
 
     def count_tokens(question: str) -> int:
         turns = with_instruction([{"role": "user", "content": question}], policy.prompt)
@@ -112,25 +102,25 @@ def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: Deferra
     limit = min(config.max_prompt_tokens, policy.max_episode_tokens - 1)
     sets = [load_source(source, count_tokens=count_tokens, max_prompt_tokens=limit) for source in config.data]
     return TrainingSet(
-        tuple(problem for found in sets for problem in found.problems),
-        sum(found.too_long for found in sets),
-        sum(found.without_answer for found in sets),
-        sum(found.bad_gold for found in sets),
+        tuple(problem for loaded in sets for problem in loaded.problems),
+        sum(loaded.too_long for loaded in sets),
+        sum(loaded.without_answer for loaded in sets),
+        sum(loaded.bad_gold for loaded in sets),
     )
 
 
-class Part(Protocol):
-    """Something that runs for as long as a run does: an engine, a sandbox."""
+class Startable(Protocol):
+    """A resource that is started and stopped with the run, such as an engine or a sandbox."""
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
 
 
-async def start_all(stack: AsyncExitStack, *parts: Part) -> None:
-    """Start them in order; ``stack`` stops them, also where one does not start.
+async def start_all(stack: AsyncExitStack, *parts: Startable) -> None:
+    """Start ``parts`` in order. ``stack`` stops them, including a part whose start failed.
 
     Raises:
-        EngineError, SandboxError: one does not start.
+        EngineError, SandboxError: a part failed to start.
     """
     for part in parts:
         stack.push_async_callback(part.stop)

@@ -1,24 +1,19 @@
-"""The adapter to TRL: its loop, its processes and its logging, around our rollout and our loss.
-
-A recipe in the words of TRL.
-
-Figures as (sum, count) pairs: adding the pairs of several processes gives their exact mean.
-"""
+"""The adapter to TRL: its training loop, process handling and logging around our own rollouts and loss."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Protocol
+from random import Random
+from typing import Any, Final
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -29,33 +24,35 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import CheckpointError
-from trainer.episodes import sample_seed
-from trainer.training.batch import MicroBatch, Row, make_micro_batch, split_rows
-from trainer.training.checkpoints import prune, staged, staging_path, write_state
+from trainer.training.checkpoints import prune, staged, staging_path, write_run_state
 from trainer.training.chunked_lm_head import HeadOutput, PolicyModel
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.episodes import sample_seed
 from trainer.training.loss import IHGRPOLoss, ih_grpo_loss
-from trainer.weight_sync.push import full_weights
+from trainer.training.rollouts import Means, RolloutSource, Row
+from trainer.weight_sync.sinks import full_weights
 
 _CHECKPOINTING: Final = next(
     field.name
     for field in fields(GRPOConfig)
     if field.name in ("activation_checkpointing", "gradient_checkpointing")
 )
-"""transformers 5.23 gave it its new name; vLLM 0.32 wants an older one."""
+"""Name of the field, which transformers 5.23 changed; vLLM 0.32 needs an older version."""
 
 
 def grpo_arguments(config: TrainConfig) -> GRPOConfig:
-    """TRL's arguments for ``config``. Those of sampling, rewards and the loss are not used: we have our own.
+    """Return TRL's arguments for ``config``.
+
+    TRL's options for sampling, rewards and loss are unused: the trainer replaces these parts.
 
     Raises:
-        ConfigError: the processes do not divide the batch, or a wanted package is missing.
+        ConfigError: the batch is not divisible by the number of processes, or wandb is not installed.
     """
     processes = PartialState(cpu=config.device == "cpu").num_processes
     if config.prompts_per_step % processes:
         raise ConfigError(
-            f"prompts_per_step is {config.prompts_per_step}: it must be a multiple of the {processes} "
-            f"processes"
+            f"prompts_per_step is {config.prompts_per_step}: it must be a multiple of the number of "
+            f"processes, {processes}"
         )
     if config.mini_batch % (config.micro_batch_samples * processes):
         raise ConfigError(
@@ -99,80 +96,106 @@ def _reporters(config: TrainConfig) -> list[str]:
         return []
     if importlib.util.find_spec("wandb") is None:
         raise ConfigError("wandb_project is set but wandb is not installed: pip install 'ih-grpo[wandb]'")
-    # The environment is the only way that transformers offers.
+    # transformers reads these from the environment only.
     os.environ["WANDB_PROJECT"] = config.wandb_project
     os.environ.setdefault("WANDB_DIR", str(config.run_dir))
     return ["wandb"]
 
 
-class Means:
-    """Running means by name. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self._pairs: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-
-    def add(self, name: str, total: float, count: float = 1.0) -> None:
-        """Add ``count`` items that sum to ``total``."""
-        old_total, old_count = self._pairs[name]
-        self._pairs[name] = (old_total + float(total), old_count + float(count))
-
-    def reduced(self, accelerator: Accelerator) -> Mapping[str, float]:
-        """Means over all processes, which must have the same names."""
-        names = sorted(self._pairs)
-        pairs = torch.tensor([self._pairs[name] for name in names], dtype=torch.float64, device="cpu")
-        if accelerator.num_processes > 1:
-            pairs = accelerator.reduce(pairs.to(accelerator.device, torch.float32)).cpu()
-        return {
-            name: total / count
-            for name, (total, count) in zip(names, pairs.reshape(-1, 2).tolist(), strict=True)
-            if count
-        }
-
-
 @dataclass(frozen=True, slots=True)
-class RolloutBatch:
-    """What one rollout gave this process."""
+class MicroBatch:
+    """The tensors of one forward pass: B rows of prompt and response, padded on the right to T tokens."""
 
-    rows: Sequence[Row]
-    """At most ``prompts_per_step x group_size / processes``."""
-    metrics: Means
-
-
-class RowSource(Protocol):
-    """Where rows come from."""
+    input_ids: Tensor
+    """[B, T] int64."""
+    attention_mask: Tensor
+    """[B, T] int64; 0 on padding."""
+    targets: Tensor
+    """[B, T] bool; True on tokens that count in the loss."""
+    old_log_probs: Tensor
+    """[B, T] float32; the engine's log-probabilities at sampling time."""
+    advantages: Tensor
+    """[B] float32."""
 
     @property
-    def fingerprint(self) -> str:
-        """Of the problems; a run that is resumed must have the same."""
-        ...
+    def num_targets(self) -> int:
+        return int(self.targets.sum())
 
-    def collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
-        """Rollout number ``index`` under ``weights``; the same arguments give the same rows."""
-        ...
+
+def make_micro_batch(rows: Sequence[Row], size: int, pad_id: int) -> MicroBatch:
+    """Pad ``rows`` to one length, and add empty rows without targets up to ``size`` rows.
+
+    Raises:
+        ValueError: there are more than ``size`` rows.
+    """
+    if len(rows) > size:
+        raise ValueError(f"{len(rows)} rows do not fit a micro-batch of {size}")
+    width = max((row.length for row in rows), default=2)
+    input_ids = torch.full((size, width), pad_id)
+    attention_mask = torch.zeros(size, width, dtype=torch.int64)
+    attention_mask[:, 0] = 1  # so that an empty row attends to something: a softmax over nothing is NaN
+    targets = torch.zeros(size, width, dtype=torch.bool)
+    old_log_probs = torch.zeros(size, width)
+    advantages = torch.zeros(size)
+    for index, row in enumerate(rows):
+        sample, start, end = row.sample, len(row.sample.prompt_ids), row.length
+        input_ids[index, :end] = torch.tensor([*sample.prompt_ids, *sample.ids])
+        attention_mask[index, :end] = 1
+        targets[index, start:end] = torch.tensor(sample.mask, dtype=torch.bool)
+        old_log_probs[index, start:end] = torch.tensor(sample.logprobs)
+        advantages[index] = row.advantage
+    return MicroBatch(input_ids, attention_mask, targets, old_log_probs, advantages)
+
+
+def split_rows(
+    rows: Sequence[Row], *, updates: int, micro_batches: int, size: int, seed: int
+) -> list[list[Row]]:
+    """Split ``rows`` into ``updates`` optimiser steps of ``micro_batches`` micro-batches each, in that order.
+
+    Every process must run the same number of forward passes, so micro-batches may be short or empty. Each
+    step gets an equal share of random rows. Within a step, rows of similar length are grouped, which saves
+    padding.
+
+    Raises:
+        ValueError: there are more rows than fit.
+    """
+    if len(rows) > updates * micro_batches * size:
+        raise ValueError(f"{len(rows)} rows do not fit {updates} x {micro_batches} micro-batches of {size}")
+    order = list(rows)
+    if updates > 1:
+        Random(seed).shuffle(order)  # noqa: S311
+    split = []
+    for update in range(updates):
+        own = sorted(order[update::updates], key=lambda row: row.length)
+        split += [own[i * size : (i + 1) * size] for i in range(micro_batches)]
+    return split
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _ForwardPass:
     batch: MicroBatch
     num_tokens: float
     """Targets of the whole optimiser step, divided by the number of processes."""
 
 
 class IHGRPOTrainer(GRPOTrainer):
-    """Trains with IH-GRPO. Rows come from ``source``, and the old log-probs are those of sampling.
+    """GRPO trainer with the IH-GRPO loss.
+
+    Rows come from ``source``. The old log-probs are the ones recorded at sampling time.
 
     Args:
         model: a causal LM in float32.
-        tokenizer: saved beside the weights; its pad token fills rows up.
+        tokenizer: saved with the weights; its pad token is used for padding.
         config: the run.
-        policy: saved beside the weights as ``deferral.json``; names the execute marker.
-        source: gives each rollout's rows.
-        callbacks: of transformers' Trainer.
-        served_config: fields of ``config.json`` to be as they were before training, such as ``dtype``, which
-            the weights are loaded in. They themselves stay in float32, so that resuming is exact.
+        policy: saved with the weights as ``deferral.json``; defines the execute marker.
+        source: collects the rows of each rollout.
+        callbacks: callbacks of transformers' Trainer.
+        served_config: fields of ``config.json`` to restore to their values before training, such as
+            ``dtype``, the dtype for loading. The saved weights stay in float32, so that resuming is exact.
 
     Raises:
-        ConfigError: the tokenizer lacks the marker, or the processes do not divide the batch.
+        ConfigError: the tokenizer has no execute marker, or the batch is not divisible by the number of
+            processes.
     """
 
     args: GRPOConfig
@@ -183,53 +206,54 @@ class IHGRPOTrainer(GRPOTrainer):
         tokenizer: PreTrainedTokenizerBase,
         config: TrainConfig,
         policy: DeferralPolicy,
-        source: RowSource,
+        source: RolloutSource,
         callbacks: Sequence[TrainerCallback] = (),
         *,
         served_config: Mapping[str, object] | None = None,
     ) -> None:
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         if policy.marker not in vocabulary:
-            raise ConfigError(f"model: its tokenizer has no token {policy.marker!r}, so it can't defer")
+            raise ConfigError(f"model: its tokenizer has no token {policy.marker!r}, so it cannot defer code")
         self.config = config
         self.skipped_steps = 0
-        """Optimiser steps left out: gradients that are not finite, or no token to learn from."""
+        """Optimiser steps skipped because gradients were not finite or no token was trained on."""
         self._policy = policy
         self._source = source
         self._served_config = dict(served_config or {})
         self._marker_id = vocabulary[policy.marker]
-        self._work: list[_Work] = []
+        self._passes: list[_ForwardPass] = []
         self._sums = Means()
         super().__init__(
             model=model,
-            reward_funcs=[_rewards_come_with_the_rows],
+            reward_funcs=[_unused_reward],
             args=grpo_arguments(config),
-            train_dataset=Dataset.from_dict({"prompt": [""]}),  # TRL wants one; the source has the problems
+            train_dataset=Dataset.from_dict({"prompt": [""]}),  # required by TRL; the source has the problems
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
-        # As TRL does with a head of its own: DDP and FSDP wrap the model later and then gather what `forward`
-        # needs. A plain function, for autocast would bind a method to the wrong object.
+        # TRL replaces `forward` in the same way for its own head: DDP and FSDP wrap the model later and
+        # gather the weights that `forward` needs. Must be a plain function: autocast would bind a method to
+        # the wrong object.
         head = PolicyModel(model)
         model.forward = lambda *args, **kwargs: head(*args, **kwargs)
 
     def _send_telemetry(self) -> None:
-        """Nobody is told of a run."""
+        """Do nothing: TRL would report each run to its telemetry service."""
 
     def get_train_dataloader(self) -> DataLoader[int]:
-        """One placeholder a forward pass: rows are drawn by step number, which makes resuming exact."""
+        """Return one placeholder per forward pass. Rows are drawn by step number, so resuming is exact."""
         passes: Any = range(self.config.steps * self.args.gradient_accumulation_steps)
         return DataLoader(passes, batch_size=1, collate_fn=list)
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:  # noqa: ARG002
         position = self._step % (self.args.gradient_accumulation_steps * self.config.updates_per_rollout)
         if position == 0:
-            self._work = self._collect()
-        work, device = self._work[position], self.accelerator.device
-        tensors = [getattr(work.batch, field.name).to(device) for field in fields(MicroBatch)]
-        return {"batch": MicroBatch(*tensors), "num_tokens": work.num_tokens}
+            self._passes = self._collect_passes()
+        current, device = self._passes[position], self.accelerator.device
+        tensors = [getattr(current.batch, field.name).to(device) for field in fields(MicroBatch)]
+        return {"batch": MicroBatch(*tensors), "num_tokens": current.num_tokens}
 
-    def _collect(self) -> list[_Work]:
+    def _collect_passes(self) -> list[_ForwardPass]:
         index = self.state.global_step // self.config.updates_per_rollout
         weights = full_weights(self.accelerator.unwrap_model(self.model_wrapped))
         collected = self._source.collect(index, weights)
@@ -243,13 +267,13 @@ class IHGRPOTrainer(GRPOTrainer):
             seed=sample_seed(self.config.seed, index),
         )
         batches = [make_micro_batch(rows, size, self._tokenizer.pad_token_id) for rows in split]
-        work = []
+        result = []
         for start in range(0, len(batches), passes):
             step = batches[start : start + passes]
             tokens = torch.tensor(float(sum(b.num_targets for b in step)), device=self.accelerator.device)
             mean = float(self.accelerator.reduce(tokens, reduction="mean"))
-            work += [_Work(batch, mean) for batch in step]
-        return work
+            result += [_ForwardPass(batch, mean) for batch in step]
+        return result
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         batch: MicroBatch = inputs["batch"]
@@ -262,7 +286,7 @@ class IHGRPOTrainer(GRPOTrainer):
         )
         old_log_probs = batch.old_log_probs[batch.targets]
         advantages = batch.advantages[:, None].expand_as(batch.targets)[batch.targets]
-        # The loss is a sum over tokens, so the rows may be laid end to end: [1, N].
+        # The loss is a sum over tokens, so all rows can be concatenated: [1, N].
         loss = ih_grpo_loss(
             log_probs=output.log_probs[None],
             old_log_probs=old_log_probs[None],
@@ -277,16 +301,18 @@ class IHGRPOTrainer(GRPOTrainer):
             hierarchy_weight=self.config.effective_hierarchy_weight,
             num_tokens=max(inputs["num_tokens"], 1.0),
         )
-        self._note(loss, output, old_log_probs, inputs["num_tokens"])
+        self._record_metrics(loss, output, old_log_probs, inputs["num_tokens"])
         return loss.loss
 
     @torch.no_grad()
-    def _note(self, loss: IHGRPOLoss, output: HeadOutput, old_log_probs: Tensor, num_tokens: float) -> None:
+    def _record_metrics(
+        self, loss: IHGRPOLoss, output: HeadOutput, old_log_probs: Tensor, num_tokens: float
+    ) -> None:
         tokens = len(old_log_probs)
         self._sums.add("entropy", float(output.entropy.sum()), tokens)
         self._sums.add("logprob_gap", float((output.log_probs - old_log_probs).abs().sum()), tokens)
         for name in ("policy_loss", "hierarchy_loss", "clip_fraction", "dual_clip_fraction", "approx_kl"):
-            # Each is a share of the step's mean; times the step's tokens it is a sum.
+            # Each is a part of the step's mean; multiplied by the step's tokens it is a sum.
             self._sums.add(name, float(getattr(loss, name)) * num_tokens, tokens)
         if self.accelerator.sync_gradients:
             self._log_means(self._sums)
@@ -298,9 +324,9 @@ class IHGRPOTrainer(GRPOTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        num_tokens = self._work[(self._step - 1) % len(self._work)].num_tokens
+        num_tokens = self._passes[(self._step - 1) % len(self._passes)].num_tokens
         if num_tokens == 0 or not bool(torch.isfinite(torch.as_tensor(norm)).all()):
-            # Without gradients AdamW leaves weights and moments alone; with zeros it would not.
+            # With gradients of None, AdamW skips weights and moments; with zeros it would update them.
             model.zero_grad(set_to_none=True)
             self.skipped_steps += 1
         self._metrics["train"]["skipped_steps"].append(float(self.skipped_steps))
@@ -320,11 +346,11 @@ class IHGRPOTrainer(GRPOTrainer):
         try:
             self._write_checkpoint(final, model, trial, main=main)
         except Exception as error:
-            if not _is_of_the_disk(error):
+            if not _is_write_error(error):
                 raise
             raise CheckpointError(
-                f"{final} can't be written ({error}): make room, and the same command goes on from the last "
-                f"whole checkpoint"
+                f"cannot write {final} ({error}): free some space, then rerun the same command to resume "
+                f"from the last complete checkpoint"
             ) from error
         if main:
             prune(final.parent, self.config.keep_checkpoints)
@@ -333,26 +359,26 @@ class IHGRPOTrainer(GRPOTrainer):
     def _write_checkpoint(self, final: Path, model: nn.Module, trial: Any, *, main: bool) -> None:
         with staged(final) if main else nullcontext(staging_path(final)) as staging:
             self.accelerator.wait_for_everyone()
-            Trainer._save_checkpoint(self, model, trial)  # TRL's own also writes a model card
+            Trainer._save_checkpoint(self, model, trial)  # TRL's method also writes a model card
             self.accelerator.wait_for_everyone()
             if main:
-                _lift(staging / final.name, staging)
+                _move_up(staging / final.name, staging)
                 self._policy.save(staging)
                 _update_json(staging / "config.json", self._served_config)
-                write_state(staging, self.config, self._source.fingerprint, self.skipped_steps)
+                write_run_state(staging, self.config, self._source.fingerprint, self.skipped_steps)
 
 
-def _is_of_the_disk(error: Exception) -> bool:
-    """Whether writing failed; torch says so with a RuntimeError like any other."""
+def _is_write_error(error: Exception) -> bool:
+    """Return True if writing a file failed. torch raises a plain RuntimeError in that case."""
     return isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error)
 
 
-def _lift(inner: Path, outer: Path) -> None:
-    """Move what transformers saved in a directory of its own one level up."""
+def _move_up(inner: Path, outer: Path) -> None:
+    """Move the files that transformers saved in a subdirectory one level up."""
     for path in inner.iterdir():
         path.rename(outer / path.name)
     inner.rmdir()
-    (outer / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+    (outer / "training_args.bin").unlink(missing_ok=True)  # an unused pickle
 
 
 def _update_json(path: Path, changes: Mapping[str, object]) -> None:
@@ -360,5 +386,6 @@ def _update_json(path: Path, changes: Mapping[str, object]) -> None:
     path.write_text(json.dumps({**values, **changes}, indent=2) + "\n", encoding="utf-8")
 
 
-def _rewards_come_with_the_rows(**_: object) -> list[float | None]:
-    raise AssertionError("rewards come with the rows")
+def _unused_reward(**_: object) -> list[float | None]:
+    """Placeholder for TRL, which requires a reward function. Rows already contain their advantages."""
+    raise AssertionError("rewards are computed during the rollout")

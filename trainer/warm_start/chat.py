@@ -14,7 +14,7 @@ from random import Random
 from typing import Final
 
 from service.engines.base import Engine, Sampling
-from trainer.training.checkpoints import write_atomically
+from trainer.training.run_files import write_atomically
 
 _TOPICS: Final = (
     "a lighthouse", "the night train", "an old bicycle", "a rainy market", "my garden", "the desert",

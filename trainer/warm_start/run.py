@@ -18,10 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 from service.engines.adapters import fingerprint
 from service.engines.checkpoint import CheckpointError, locate
+from service.engines.settings import TransformersSettings
 from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
-from trainer.training.checkpoints import latest, prune, staged, write_atomically
+from trainer.training.checkpoints import latest, prune, staged
 from trainer.training.chunked_lm_head import PolicyModel
 from trainer.training.config import ConfigError
 from trainer.training.lora import (
@@ -32,7 +32,7 @@ from trainer.training.lora import (
     parameter_groups,
     save_adapter,
 )
-from trainer.training.run_lock import exclusive
+from trainer.training.run_files import run_lock, write_atomically
 from trainer.training.supervised import (
     HeldOutMetrics,
     TextBatch,
@@ -137,7 +137,7 @@ def run_warm_start(recipe: WarmStartRecipe, console: Console) -> Path:
             another process trains in ``run_dir``.
         EngineError: the checkpoint could not be sampled for chat.
     """
-    with exclusive(recipe.run_dir):
+    with run_lock(recipe.run_dir):
         return _run(recipe, console)
 
 
@@ -246,7 +246,7 @@ async def _sample(recipe: WarmStartRecipe, model_dir: Path, marker: str) -> Any:
         else _read_requests(recipe.chat_requests)[: recipe.chat_samples]
     )
     engine = TransformersEngine(
-        EngineSettings(
+        TransformersSettings(
             model=str(model_dir),
             device=recipe.device,
             max_slots=8,

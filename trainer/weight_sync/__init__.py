@@ -1,13 +1,14 @@
-"""Weights to vLLM from memory, by its own protocol for weight transfer: on servers, or in this process.
+"""Transfer of new weights to the engines that sample: files, this process's memory, or vLLM's own protocol.
 
-vLLM imports this module at every start, so nothing more than a name is registered.
+vLLM imports this package at every start through an entry point, so `register` does no more than register a
+name.
 """
 
 from __future__ import annotations
 
 
 def register() -> None:
-    """Make the backend ``gloo`` known: called by vLLM, through the entry point ``vllm.general_plugins``."""
+    """Register the backend ``gloo``. Called by vLLM through the entry point ``vllm.general_plugins``."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     if "gloo" not in WeightTransferEngineFactory._registry:

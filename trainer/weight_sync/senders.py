@@ -1,8 +1,7 @@
-"""The trainer's side of vLLM's backends for weight transfer.
+"""The trainer's side of vLLM's weight-transfer backends.
 
-A trainer and the workers that it sends to: a gloo group of its own, beside any other of the processes.
-
-What is sent: the weights of the rollout that is about to begin.
+``gloo`` sends over TCP, from memory to memory, in a process group of its own. ``nccl`` and ``ipc`` are vLLM's
+own backends.
 """
 
 from __future__ import annotations
@@ -18,42 +17,44 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 
-from trainer.weight_sync.push import PushError
-
-PATIENCE: Final = timedelta(minutes=30)
+_TIMEOUT: Final = timedelta(minutes=30)
 _POLL_S: Final = 0.05
 
 
-class Group:
-    """Rank 0 sends, the others receive.
+class WeightSyncError(Exception):
+    """New weights were not accepted; the message names the server and its answer."""
+
+
+class GlooGroup:
+    """A gloo process group in which rank 0 sends and the others receive.
 
     Args:
-        host: of rank 0.
-        port: that rank 0 listens on; 0 lets it choose.
-        rank: this process.
-        size: of all.
+        host: address of rank 0.
+        port: port that rank 0 listens on; 0 picks a free one.
+        rank: rank of this process.
+        size: number of processes.
     """
 
     def __init__(self, host: str, port: int, rank: int, size: int) -> None:
         self._rank, self._size = rank, size
-        self._store = TCPStore(host, port, is_master=rank == 0, timeout=PATIENCE, wait_for_workers=False)
+        self._store = TCPStore(host, port, is_master=rank == 0, timeout=_TIMEOUT, wait_for_workers=False)
         self.port: int = self._store.port
         self._group: Any = None
 
     def join(self, check: Callable[[], None] = lambda: None) -> None:
-        """Connect all. Rank 0 waits for the others, and calls ``check`` now and then, which may raise."""
+        """Connect all processes. While rank 0 waits for the others, it calls ``check``, which may raise."""
         self._store.add("joined", 1)
         if self._rank == 0:
             _wait(lambda: self._store.add("joined", 0) == self._size, check)
-        self._group = ProcessGroupGloo(PrefixStore("group", self._store), self._rank, self._size, PATIENCE)
+        self._group = ProcessGroupGloo(PrefixStore("group", self._store), self._rank, self._size, _TIMEOUT)
 
     def broadcast(self, tensor: Tensor) -> Any:
-        """Begin to send ``tensor`` (contiguous, on the CPU), or to receive into it; what to wait on."""
-        # As bytes: gloo does not know every dtype.
+        """Start to send or receive ``tensor`` (contiguous, on the CPU); return a handle to wait on."""
+        # As bytes: gloo does not support every dtype.
         return self._group.broadcast(tensor.reshape(-1).view(torch.uint8), 0)
 
     def send(self, tensor: Tensor, check: Callable[[], None]) -> None:
-        """Send it; ``check`` is called now and then, and may raise."""
+        """Send ``tensor`` and wait until it is sent. Calls ``check`` while waiting, which may raise."""
         work = self.broadcast(tensor)
         _wait(work.is_completed, check)
         work.wait()
@@ -69,17 +70,17 @@ def _wait(done: Callable[[], bool], check: Callable[[], None]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """As vLLM's ``ParamMeta``."""
+    """Metadata of a tensor; same fields as vLLM's ``ParamMeta``."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
 
 
-class Source:
-    """A ``WeightSource`` of vLLM's (``vllm.distributed.weight_transfer``), which is structural.
+class WeightSource:
+    """The tensors to send; implements vLLM's protocol of the same name.
 
-    ``weights`` are set before each sending, each storage once.
+    Set ``weights`` before each transfer, each storage once.
     """
 
     def __init__(self) -> None:
@@ -92,7 +93,7 @@ class Source:
         return iter(self.weights.items())
 
     def update_info(self) -> dict[str, list[object]]:
-        """What the workers are told before the tensors come."""
+        """Return the metadata that workers need before the tensors arrive."""
         return {
             "names": list(self.weights),
             "dtype_names": [str(weight.dtype).removeprefix("torch.") for weight in self.weights.values()],
@@ -100,14 +101,14 @@ class Source:
         }
 
 
-Backend = Literal["gloo", "nccl", "ipc"]
+TransferBackend = Literal["gloo", "nccl", "ipc"]
 
 
-class Control(Protocol):
-    """vLLM's side, told what to do: a ``VLLMWeightSyncClient`` of vLLM's. Each returns when it is done."""
+class TransferControl(Protocol):
+    """Calls to vLLM around a transfer, as in vLLM's ``VLLMWeightSyncClient``. Each blocks until done."""
 
     def world_size(self) -> int:
-        """Workers in all."""
+        """Return the number of workers."""
         ...
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
@@ -117,30 +118,30 @@ class Control(Protocol):
 
 
 class Sender(Protocol):
-    """Connected to the workers."""
+    """A connection to the workers."""
 
     def send_weights(self) -> None:
-        """Send what the source has, and return once the workers serve it."""
+        """Send the tensors of the source; return when the workers use them."""
         ...
 
 
 class GlooSender:
-    """Sends to ``trainer.weight_sync.worker``, over TCP.
+    """Sender to ``trainer.weight_sync.worker`` over TCP.
 
     Args:
-        control: the workers' side.
-        source: what to send.
-        host: address of this process, as the workers see it.
-        port: to listen on; 0 for any.
+        control: vLLM.
+        source: the tensors to send.
+        host: address of this process as seen by the workers.
+        port: port to listen on; 0 picks a free one.
 
     Raises:
-        PushError: the workers did not join.
+        WeightSyncError: the workers did not join.
     """
 
-    def __init__(self, control: Control, source: Source, host: str, port: int = 0) -> None:
+    def __init__(self, control: TransferControl, source: WeightSource, host: str, port: int = 0) -> None:
         self._control, self._source = control, source
         size = 1 + control.world_size()
-        self._group = Group(host, port, 0, size)
+        self._group = GlooGroup(host, port, 0, size)
         where = {"master_address": host, "master_port": self._group.port}
         with ThreadPoolExecutor(1) as pool:
             joining = pool.submit(
@@ -158,15 +159,17 @@ class GlooSender:
                 self._group.send(weight.cpu().contiguous(), lambda: _no_failure(loading))
             loading.result()
         finally:
-            pool.shutdown(wait=False)  # after an error the workers may wait for tensors for ever
+            pool.shutdown(wait=False)  # after an error the workers may wait for tensors forever
         self._control.finish_weight_update()
 
 
-def open_sender(backend: Backend, control: Control, source: Source, host: str, port: int) -> Sender:
-    """Connect to the workers. ``nccl`` and ``ipc`` are vLLM's own senders, which need vLLM installed here.
+def open_sender(
+    backend: TransferBackend, control: TransferControl, source: WeightSource, host: str, port: int
+) -> Sender:
+    """Connect to the workers. ``nccl`` and ``ipc`` need vLLM installed next to the trainer.
 
     Raises:
-        PushError: vLLM is missing, or the workers did not join.
+        WeightSyncError: vLLM is missing, or the workers did not join.
     """
     if backend == "gloo":
         return GlooSender(control, source, host, port)
@@ -176,8 +179,8 @@ def open_sender(backend: Backend, control: Control, source: Source, host: str, p
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
         from vllm.utils.network_utils import get_open_port
     except ModuleNotFoundError as error:
-        raise PushError(
-            f"weight_transfer {backend!r} needs vLLM beside the trainer: pip install 'ih-grpo[train,vllm]' "
+        raise WeightSyncError(
+            f"weight_transfer {backend!r} needs vLLM next to the trainer: pip install 'ih-grpo[train,vllm]' "
             f"({error})"
         ) from error
     info: Any
@@ -190,6 +193,6 @@ def open_sender(backend: Backend, control: Control, source: Source, host: str, p
 
 
 def _no_failure(future: Future[None]) -> None:
-    """Raises what the workers said, where they gave up before they were done."""
+    """Raise the workers' error if they failed already."""
     if future.done():
         future.result()

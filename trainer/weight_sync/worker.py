@@ -1,7 +1,7 @@
-"""The side of vLLM's workers: a backend that receives weights over TCP, by gloo, on CPUs and GPUs alike.
+"""The worker's side of the ``gloo`` weight transfer: a vLLM backend that receives weights over TCP.
 
-vLLM finds it by the entry point ``vllm.general_plugins`` where this project is installed beside it:
-``vllm serve ... --weight-transfer-config '{"backend": "gloo"}'``.
+Works on CPUs and GPUs. If this project is installed next to vLLM, vLLM finds the backend through the entry
+point ``vllm.general_plugins``: ``vllm serve ... --weight-transfer-config '{"backend": "gloo"}'``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from trainer.weight_sync.senders import Group
+from trainer.weight_sync.senders import GlooGroup
 
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """Where the trainer waits, and which ranks this server's workers take."""
+    """Address of the trainer, and the first rank of this server's workers."""
 
     master_address: str
     master_port: int
@@ -32,7 +32,7 @@ class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """The tensors of one update, in the order in which they are sent."""
+    """Metadata of the tensors of one update, in the order in which they are sent."""
 
     names: list[str]
     dtype_names: list[str]
@@ -40,31 +40,31 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):  # type: ignore[misc]
-    """Receives tensors in a checkpoint's names and shapes; the model's own loader shards and packs them."""
+    """Receiver of tensors in checkpoint layout. The model's loader shards and packs them."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
-    _group: Group | None = None
+    _group: GlooGroup | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join the trainer's group."""
         parallel = self.parallel_config
         rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
-        self._group = Group(init_info.master_address, init_info.master_port, rank, init_info.world_size)
+        self._group = GlooGroup(init_info.master_address, init_info.master_port, rank, init_info.world_size)
         self._group.join()
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receive and load, tensor by tensor."""
+        """Receive and load the tensors one by one."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         if self._group is None:
-            raise RuntimeError("the trainer's group was not joined: call init_weight_transfer_engine first")
+            raise RuntimeError("not connected to the trainer: call init_weight_transfer_engine first")
         for name, dtype, shape in zip(
             update_info.names, update_info.dtype_names, update_info.shapes, strict=True
         ):
@@ -74,20 +74,21 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
-        pack_again(self.model)
+        repack(self.model)
 
     def shutdown(self) -> None:
         self._group = None
 
 
-def pack_again(model: torch.nn.Module) -> None:
+def repack(model: torch.nn.Module) -> None:
     """Pack the weights of embeddings and heads for the CPU again.
 
-    On the CPU vLLM multiplies by a packed copy. A head that is tied to the embedding gets no weight of its
-    own from a checkpoint, so vLLM 0.32 does not pack it again after a reload, and goes on with the old copy.
+    On the CPU vLLM multiplies by a packed copy of the weights. A head that is tied to the embedding has no
+    weight of its own in a checkpoint, so vLLM 0.32 does not repack it after a reload and would keep using the
+    old copy.
     """
     layer: Any
     for layer in model.modules():
-        # Of other layers the packed copy is all there is, and was made as they were loaded.
+        # Other layers keep only the packed copy, which was made when they were loaded.
         if hasattr(layer, "cpu_linear") and layer.weight.ndim == 2:
             layer.quant_method.process_weights_after_loading(layer)

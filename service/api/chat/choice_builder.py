@@ -1,6 +1,7 @@
-"""One choice of a chat completion, grown from the events of its episode.
+"""Build one choice of a chat completion, whole or as streamed deltas, from the events of its episode.
 
-From the model's text to the fields of a message: reasoning, content, calls of the client's functions.
+``executed_tools`` shows deferred calls to clients; the name follows Groq's. They are never put into
+``tool_calls``, because clients would run the code themselves.
 """
 
 from __future__ import annotations
@@ -8,88 +9,111 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from service.api.output import FinalAnswer, block_json, executed_tool, logprob_item, waiting_tool
-from service.api.reasoning_parser import Parted, ThinkSplitter
-from service.api.tools.definitions import Functions
-from service.api.tools.parser import (
-    ArgumentsDelta,
-    CallFailed,
-    HermesEvent,
-    HermesParser,
-    TextDelta,
-    ToolCallEnd,
-    ToolCallStart,
-)
 from service.common.json import Json
-from service.engines.base import Engine, TokenChunk
+from service.engines.base import TokenChunk, Tokenizer
+from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
     EpisodeEvent,
+    ExecutedTool,
     Finished,
     FlushFinished,
     FlushStarted,
     Invoked,
     InvokedBlock,
-    Observed,
     Sampled,
 )
-from service.episode.stop_strings import StopStringHit, reply_endings
+from service.episode.reasoning_parser import ReasoningDelta
+from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallStart
 
 Fields = dict[str, Any]
-"""Fields of a message, or what is added to them."""
+"""Fields of a message, or of a streamed delta."""
 
 
-class MessageText:
-    """Takes text as it comes, gives the delta that it adds to the message, and keeps the whole.
+@dataclass(slots=True)
+class ChoiceDelta:
+    """Addition of one event to a streamed choice."""
+
+    delta: Json
+    logprobs: Json | None = None
+    finish_reason: str | None = None
+
+    @property
+    def only_content(self) -> object:
+        """The text, if the delta adds nothing else; otherwise None."""
+        is_bare = self.logprobs is None and self.finish_reason is None and len(self.delta) == 1
+        return self.delta.get("content") if is_bare else None
+
+
+class ChoiceBuilder:
+    """Builder of one choice.
+
+    A streamed ``executed_tools`` entry is a snapshot: the last one with an ``id`` is valid. Each has its own
+    ``index``, because the SDK's accumulator joins the strings of entries that share one.
 
     Args:
-        prompt_end: the last characters of the prompt, without ``prefix``.
-        prefix: what was written for the model at the beginning of its reply.
-        functions: those that the reply may call; None where ``<tool_call>`` is no call of them.
-        strict: raise for a call that can't be made; otherwise its text becomes content.
+        index: index of the choice.
+        reply: accumulates the choice's events.
+        tokenizer: decodes tokens for log-probabilities; None if they were not requested.
     """
 
-    def __init__(
-        self, prompt_end: str, prefix: str, functions: Functions | None, *, strict: bool = False
-    ) -> None:
-        self._splitter = ThinkSplitter(prompt_end)
-        self._parser = None if functions is None else HermesParser(functions.check, strict=strict)
-        self._reasoning: list[str] = []
+    def __init__(self, index: int, reply: ReplyAccumulator, tokenizer: Tokenizer | None = None) -> None:
+        self.index = index
+        self.reply = reply
+        self._tokenizer = tokenizer
         self._content: list[str] = []
+        self._reasoning: list[str] = []
         self._calls: list[Fields] = []
         self._arguments: list[list[str]] = []
-        self.finished_calls = 0
-        if self._parser is not None and prefix:
-            self._take(self._parser.feed(prefix), [])
+        self._logprobs: list[Json] = []
+        self._snapshots = 0
 
-    def written(self, text: str) -> Fields:
-        """The model wrote ``text``.
+    @property
+    def finish_reason(self) -> str:
+        """``length``, ``tool_calls`` or ``stop``."""
+        if self.reply.outcome is not None and self.reply.outcome.is_truncated:
+            return "length"
+        return "tool_calls" if self.reply.finished_calls else "stop"
 
-        Raises:
-            CallError: a call that can't be made.
-        """
-        return self._delta(self._splitter.feed(text))
-
-    def given(self, text: str) -> Fields:
-        """``text`` was given to the model."""
-        return self._delta(self._splitter.given(text))
-
-    def end(self, *, cut_off: bool) -> Fields:
-        """What was held back; ``cut_off`` where a limit ended the reply.
+    def add(self, event: EpisodeEvent) -> ChoiceDelta | None:
+        """Add ``event`` and return its delta; None if it adds nothing to the stream.
 
         Raises:
-            CallError: as `written`.
+            CallError: the model wrote an invalid call, and the request wants an error in that case.
         """
-        delta = self._delta(self._splitter.end())
-        if self._parser is not None:
-            calls: list[Fields] = []
-            said = self._take(self._parser.end(cut_off=cut_off), calls)
-            _add(delta, said, calls)
-        return delta
+        parts = self.reply.add(event)
+        delta = self._delta(parts) if parts else {}
+        match event:
+            case Sampled(chunk):
+                logprobs = None if self._tokenizer is None else self._chunk_logprobs(chunk, self._tokenizer)
+                return ChoiceDelta(delta, logprobs) if delta or logprobs else None
+            case Invoked(tool_id):
+                pending = self.reply.pending
+                delta["executed_tools"] = [waiting_tool(tool_id, self._snapshot(), pending, "pending")]
+            case FlushStarted(tool_id, blocks):
+                delta["executed_tools"] = [waiting_tool(tool_id, self._snapshot(), blocks, "running")]
+            case FlushFinished(tool):
+                delta["executed_tools"] = [executed_tool(tool, self._snapshot())]
+            case Finished(_, unflushed):
+                if unflushed:
+                    delta["unflushed_blocks"] = [block_json(block) for block in unflushed]
+                delta["final_answer"] = self.reply.final_answer
+                return ChoiceDelta(delta, finish_reason=self.finish_reason)
+        return ChoiceDelta(delta) if delta else None
 
-    def message(self) -> Fields:
-        """The message as a whole."""
+    def choice(self) -> Json:
+        """Return the whole choice."""
+        logprobs = None if self._tokenizer is None else {"content": self._logprobs, "refusal": None}
+        return {
+            "index": self.index,
+            "message": self.message(),
+            "logprobs": logprobs,
+            "finish_reason": self.finish_reason,
+        }
+
+    def message(self) -> Json:
+        """Return the whole message. Lists of executed and unflushed code are left out if empty."""
         content = "".join(self._content)
         message: Fields = {"role": "assistant", "content": content, "refusal": None}
         if reasoning := "".join(self._reasoning):
@@ -105,229 +129,129 @@ class MessageText:
                 }
                 for call, arguments in zip(self._calls, self._arguments, strict=True)
             ]
+        message["final_answer"] = self.reply.final_answer
+        if self.reply.executed:
+            message["executed_tools"] = [
+                executed_tool(tool, index) for index, tool in enumerate(self.reply.executed)
+            ]
+        if self.reply.unflushed:
+            message["unflushed_blocks"] = [block_json(block) for block in self.reply.unflushed]
         return message
 
-    def _delta(self, parted: Parted) -> Fields:
+    def _delta(self, parts: Sequence[ReplyPart]) -> Fields:
         delta: Fields = {}
-        if parted.reasoning:
-            self._reasoning.append(parted.reasoning)
-            delta |= {"reasoning": parted.reasoning, "reasoning_content": parted.reasoning}
-        said = parted.content
-        calls: list[Fields] = []
-        if self._parser is None:
-            self._content.append(said)
-        else:
-            said = self._take(self._parser.feed(said), calls)
-        _add(delta, said, calls)
-        return delta
-
-    def _take(self, events: Sequence[HermesEvent], deltas: list[Fields]) -> str:
-        """Note ``events``; append the deltas of calls; give the text between them."""
-        said = ""
-        for event in events:
-            match event:
+        for part in parts:
+            match part:
                 case TextDelta(text):
-                    said += text
+                    self._content.append(text)
+                    delta["content"] = delta.get("content", "") + text
+                case ReasoningDelta(text):
+                    self._reasoning.append(text)
+                    delta["reasoning"] = delta["reasoning_content"] = delta.get("reasoning", "") + text
                 case ToolCallStart(index, name):
-                    call: Fields = {"id": f"call_{secrets.token_hex(12)}", "name": name}
+                    call = {"id": f"call_{secrets.token_hex(12)}", "name": name}
                     self._calls.append(call)
                     self._arguments.append([])
                     function = {"name": name, "arguments": ""}
-                    deltas.append(
+                    delta.setdefault("tool_calls", []).append(
                         {"index": index, "id": call["id"], "type": "function", "function": function}
                     )
                 case ArgumentsDelta(index, text):
                     self._arguments[index].append(text)
-                    _append_arguments(deltas, index, text)
-                case ToolCallEnd():
-                    self.finished_calls += 1
+                    _append_arguments(delta.setdefault("tool_calls", []), index, text)
                 case CallFailed():
                     self._calls.pop()
                     self._arguments.pop()
-        self._content.append(said)
-        return said
+        return delta
 
+    def _chunk_logprobs(self, chunk: TokenChunk, tokenizer: Tokenizer) -> Json | None:
+        items = [logprob_item(chunk, at, tokenizer) for at in range(self.reply.shown_tokens)]
+        self._logprobs += items
+        return {"content": items, "refusal": None} if items else None
 
-def _append_arguments(deltas: list[Fields], index: int, text: str) -> None:
-    """One entry a call and delta: accumulators of clients join what comes later, not what comes together."""
-    if deltas and deltas[-1]["index"] == index:
-        deltas[-1]["function"]["arguments"] += text
-    else:
-        deltas.append({"index": index, "function": {"arguments": text}})
-
-
-def _add(delta: Fields, said: str, calls: list[Fields]) -> None:
-    if said:
-        before = delta.get("content", "")
-        delta["content"] = f"{before}{said}"
-    if calls:
-        delta["tool_calls"] = [*delta.get("tool_calls", ()), *calls]
-
-
-@dataclass(slots=True)
-class Delta:
-    """What one event adds to a streamed choice."""
-
-    delta: Json
-    logprobs: Json | None = None
-    finish_reason: str | None = None
-
-    @property
-    def only_content(self) -> object:
-        """The text, where nothing else is added; else None."""
-        is_bare = self.logprobs is None and self.finish_reason is None and len(self.delta) == 1
-        return self.delta.get("content") if is_bare else None
-
-
-class Reply:
-    """Takes events in order; tells what each adds, and at the end the whole.
-
-    A streamed ``executed_tools`` entry is a snapshot: the last one with an ``id`` holds. Each has an
-    ``index`` of its own, because the SDK's accumulator joins the strings of entries that share one.
-
-    Args:
-        index: the choice's index.
-        engine: names the stop tokens and decodes.
-        text: parts the model's text into the fields of the message.
-        logprobs: report log-probabilities.
-        thinks: a thought may come first; its tokens are counted apart.
-    """
-
-    def __init__(
-        self, index: int, engine: Engine, text: MessageText, *, logprobs: bool, thinks: bool
-    ) -> None:
-        self.index = index
-        self.sampled_tokens = 0
-        self.observation_tokens = 0
-        self.reasoning_tokens = 0
-        self.cached_tokens: int | None = None
-        self.finish_reason = "stop"
-        self._tokenizer = engine.tokenizer
-        self._endings = reply_endings(engine)
-        self._think_end = engine.tokenizer.token_id("</think>") if thinks else None
-        self._thinking = self._think_end is not None
-        self._wants_logprobs = logprobs
-        self._logprobs: list[Json] = []
-        self._text = text
-        self._tools: list[Json] = []
-        self._pending: list[InvokedBlock] = []
-        self._unflushed: list[Json] = []
-        self._snapshots = 0
-        self.ids: list[int] = []
-        """Token ids of the reply as they stand in the context, without an end token."""
-        self._answer = FinalAnswer()
-        self.final_answer: str | None = None
-        """Set at the end; see ``FinalAnswer``."""
-
-    def take(self, event: EpisodeEvent) -> Delta | None:
-        """What ``event`` adds to the stream; None if nothing.
-
-        Raises:
-            CallError: the model called one of the client's functions in a way that can't be passed on.
-        """
-        match event:
-            case Sampled(chunk):
-                return self._sampled(chunk)
-            case StopStringHit(ids):
-                self.sampled_tokens += len(ids)
-                return None
-            case Observed(ids, text):
-                self.observation_tokens += len(ids)
-                self.ids += ids
-                self._answer.observed(text)
-                return Delta(self._text.given(text))
-            case Invoked(tool_id, _, block):
-                self._pending.append(block)
-                return self._snapshot(waiting_tool(tool_id, self._snapshots, self._pending, "pending"))
-            case FlushStarted(tool_id, blocks):
-                self._pending = []
-                return self._snapshot(waiting_tool(tool_id, self._snapshots, blocks, "running"))
-            case FlushFinished(tool):
-                self._tools.append(executed_tool(tool, len(self._tools)))
-                return self._snapshot(executed_tool(tool, self._snapshots))
-            case Finished(outcome, unflushed):
-                delta = self._text.end(cut_off=outcome.is_truncated)
-                if unflushed:
-                    self._unflushed = [block_json(block) for block in unflushed]
-                    delta["unflushed_blocks"] = self._unflushed
-                self._answer.wrote(delta.get("content") or "")
-                self.finish_reason = "length" if outcome.is_truncated else "stop"
-                if self._text.finished_calls and not outcome.is_truncated:
-                    self.finish_reason = "tool_calls"
-                complete = self.finish_reason == "stop" and not self._pending and not unflushed
-                self.final_answer = self._answer.result(complete=complete)
-                delta["final_answer"] = self.final_answer
-                return Delta(delta, finish_reason=self.finish_reason)
-
-    @property
-    def ran_code(self) -> bool:
-        """Whether a flush is part of the reply."""
-        return bool(self._tools)
-
-    def choice(self) -> Json:
-        """The choice as a whole."""
-        logprobs = {"content": self._logprobs, "refusal": None} if self._wants_logprobs else None
-        return {
-            "index": self.index,
-            "message": self.message(),
-            "logprobs": logprobs,
-            "finish_reason": self.finish_reason,
-        }
-
-    def message(self) -> Json:
-        """The choice's message. The lists of flushes and of unflushed blocks are left out if empty."""
-        lists = {"executed_tools": self._tools, "unflushed_blocks": self._unflushed}
-        present = {name: items for name, items in lists.items() if items}
-        return {**self._text.message(), "final_answer": self.final_answer, **present}
-
-    def _sampled(self, chunk: TokenChunk) -> Delta | None:
-        ids, text = chunk.ids, chunk.text
-        if self.cached_tokens is None:  # later turns go on from the cache of this very request
-            self.cached_tokens = chunk.cached_tokens
-        self.sampled_tokens += len(ids)
-        if ids and (ending := self._endings.get(ids[-1])) is not None:  # counted, but no part of the content
-            ids, text = ids[:-1], text.removesuffix(ending)
-        self.ids += ids
-        if self._thinking:
-            self._count_reasoning(ids)
-        delta = self._text.written(text)
-        if content := delta.get("content"):
-            self._answer.wrote(content)
-        if not self._wants_logprobs:
-            return Delta(delta) if delta else None
-        logprobs = [logprob_item(chunk, at, self._tokenizer) for at in range(len(ids))]
-        self._logprobs += logprobs
-        if not delta and not logprobs:
-            return None
-        return Delta(delta, {"content": logprobs, "refusal": None} if logprobs else None)
-
-    def _snapshot(self, tool: Json) -> Delta:
+    def _snapshot(self) -> int:
+        """Return the index of the next snapshot of a flush."""
         self._snapshots += 1
-        return Delta({"executed_tools": [tool]})
-
-    def _count_reasoning(self, ids: tuple[int, ...]) -> None:
-        for token in ids:
-            self.reasoning_tokens += 1
-            if token == self._think_end:
-                self._thinking = False
-                return
+        return self._snapshots - 1
 
 
-def usage(prompt_tokens: int, replies: list[Reply]) -> Json:
-    """OpenAI's usage object; observation tokens are counted and told apart."""
-    observed = sum(reply.observation_tokens for reply in replies)
-    completion = observed + sum(reply.sampled_tokens for reply in replies)
-    told: Json = {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion,
-        "total_tokens": prompt_tokens + completion,
+def _append_arguments(calls: list[Fields], index: int, text: str) -> None:
+    """Keep one entry per call and delta: SDKs join entries of different deltas, not of the same one."""
+    if calls and calls[-1]["index"] == index:
+        calls[-1]["function"]["arguments"] += text
+    else:
+        calls.append({"index": index, "function": {"arguments": text}})
+
+
+def chat_usage(usage: Usage) -> Json:
+    """Return OpenAI's usage object. Observation tokens count as completion tokens and are listed apart."""
+    body: Json = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
         "completion_tokens_details": {
-            "reasoning_tokens": sum(reply.reasoning_tokens for reply in replies),
-            "observation_tokens": observed,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "observation_tokens": usage.observation_tokens,
         },
     }
-    cached = [reply.cached_tokens for reply in replies if reply.cached_tokens is not None]
-    if cached:
-        # The prompt is counted once, so what of it was cached for all is told.
-        told["prompt_tokens_details"] = {"cached_tokens": min(cached)}
-    return told
+    if usage.cached_tokens is not None:
+        body["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    return body
+
+
+def executed_tool(tool: ExecutedTool, index: int) -> Json:
+    """Return a finished flush. Times in ``_at`` fields are Unix seconds, in ``_ms`` fields milliseconds."""
+    return {
+        **waiting_tool(tool.id, index, tool.blocks, tool.status),
+        "output": tool.output,
+        "delayed": tool.delayed,
+        "requested_by": tool.requested_by,
+        "flushed_at": tool.flushed_at,
+        "started_at": tool.started_at,
+        "finished_at": tool.finished_at,
+        "runs": [{"started_at": start, "finished_at": end} for start, end in tool.runs],
+        "wall_ms": round(tool.wall_ms, 3),
+        "waited_ms": round(tool.waited_ms, 3),
+        "hidden_ms": round(tool.hidden_ms, 3),
+        "container_wait_ms": round(tool.container_wait_ms, 3),
+    }
+
+
+def waiting_tool(tool_id: str, index: int, blocks: Sequence[InvokedBlock], status: str) -> Json:
+    """Return an upcoming flush: ``pending`` until the marker, then ``running`` until its result."""
+    return {
+        "index": index,
+        "id": tool_id,
+        "type": "python",
+        "status": status,
+        "blocks": [block_json(block) for block in blocks],
+    }
+
+
+def block_json(block: InvokedBlock) -> Json:
+    """Return a block that the model closed; ``invoked_at`` in Unix seconds."""
+    return {"code": block.code, "invoked_at_token": block.invoked_at_token, "invoked_at": block.invoked_at}
+
+
+MIN_LOGPROB: Final = -9999.0
+"""Substitute for minus infinity, which JSON can't express."""
+
+
+def logprob_item(chunk: TokenChunk, at: int, tokenizer: Tokenizer) -> Json:
+    """Return OpenAI's log-probability object of token ``at`` of ``chunk``, with its alternatives."""
+    top = chunk.top_logprobs[at] if chunk.top_logprobs else ()
+    return {
+        **_token_logprob(chunk.ids[at], chunk.logprobs[at], tokenizer),
+        "top_logprobs": [_token_logprob(item.token_id, item.logprob, tokenizer) for item in top],
+    }
+
+
+def _token_logprob(token_id: int, logprob: float, tokenizer: Tokenizer) -> Json:
+    token = tokenizer.decode([token_id])
+    # A token that holds part of a character decodes to a replacement character; its bytes are unknown.
+    known = "\ufffd" not in token
+    return {
+        "token": token,
+        "logprob": max(logprob, MIN_LOGPROB),
+        "bytes": list(token.encode("utf-8", "surrogatepass")) if known else None,
+    }

@@ -12,11 +12,10 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from service.api.reasoning_parser import is_effort
-from service.api.sampling import SamplingRequest
+from service.api.sampling import SamplingRequest, enables_thinking
 from service.api.tools.definitions import FunctionTool, NamedChoice, ResponseFormat, Tool, ToolChoice
-from service.api.tools.parser import loads
 from service.api.validation import Ignored, OptionalContent, RequestModel, Strict, invalid, only
+from service.episode.tool_parser import loads
 
 _THOUGHT: Final = re.compile(r"\s*<think>\n*(.*?)\n*</think>\s*(.*)", re.DOTALL)
 
@@ -169,7 +168,7 @@ class ReasoningSwitch(RequestModel):
         """None: nothing is said."""
         if self.type is not None:
             return self.type == "enabled"
-        return self.enabled if self.enabled is not None else is_effort(self.effort)
+        return self.enabled if self.enabled is not None else enables_thinking(self.effort)
 
 
 class DeferralOptions(Strict):
@@ -299,7 +298,7 @@ class ChatRequest(SamplingRequest):
     @property
     def _effort(self) -> bool | None:
         switches = [switch.on for switch in (self.thinking, self.reasoning) if switch is not None]
-        return next((on for on in switches if on is not None), is_effort(self.reasoning_effort))
+        return next((on for on in switches if on is not None), enables_thinking(self.reasoning_effort))
 
     def without_effect(self) -> Iterator[str]:
         yield from super().without_effect()

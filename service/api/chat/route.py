@@ -12,44 +12,45 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import sse
-from service.api.chat.choice_builder import Delta, MessageText, Reply, usage
-from service.api.chat.prepare import ChatJob, prepare
+from service.api.auth import Owner
+from service.api.chat.choice_builder import ChoiceBuilder, ChoiceDelta, chat_usage
+from service.api.chat.prepare import PreparedChat, prepare
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError
-from service.api.reasoning_parser import without_thought
-from service.api.responses.registry import CurrentResponses, Owner
-from service.api.run import run_episodes
 from service.api.schemas import COMPLETION
 from service.api.sse import until_disconnect
-from service.api.state import CurrentServer
+from service.api.state import CurrentReplies, CurrentServer
 from service.api.telemetry.tracing import Attributes
-from service.api.tools.definitions import Functions
-from service.api.tools.parser import CallError
 from service.common.json import Json, JsonResponse, dumps
-from service.deferral.fences import FENCE
+from service.deferral.scanner import FENCE
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
+from service.episode.accumulator import usage_of
+from service.episode.reasoning_parser import without_thought
+from service.episode.tool_parser import CallError
 from service.store.replies import ReplyStore
 
 router = APIRouter(tags=["Chat"])
 _log = structlog.get_logger(__name__)
-_Keep = Callable[[ChatJob, Sequence[Reply]], Awaitable[None]]
+_Store = Callable[[PreparedChat, Sequence[ChoiceBuilder]], Awaitable[None]]
 
 
 @router.post("/v1/chat/completions", response_class=JsonResponse, responses=COMPLETION)
 async def create_chat_completion(
-    body: ChatRequest, request: Request, server: CurrentServer, responses: CurrentResponses, owner: Owner
+    body: ChatRequest, request: Request, server: CurrentServer, replies: CurrentReplies, owner: Owner
 ) -> Response:
     """Answer a conversation. Code that the model writes runs in a sandbox when the model asks for it."""
-    job = await prepare(server, body, await _proven(responses.replies, owner, body))
-    keep = partial(_keep, responses.replies, owner)
+    chat = await prepare(server, body, await _proven(replies, owner, body))
+    store = partial(_store_replies, replies, owner)
     if body.stream:
-        return sse.EventStream(_stream(job, keep), server.settings.keep_alive_s)
-    return JsonResponse(await until_disconnect(request.receive, _complete(job, keep)))
+        return sse.EventStream(_stream(chat, store), server.settings.keep_alive_s)
+    return JsonResponse(await until_disconnect(request.receive, _complete(chat, store)))
 
 
 async def _proven(store: ReplyStore, owner: str, request: ChatRequest) -> dict[int, tuple[int, ...]]:
-    """Return the ids of the messages that are this server's own replies, by index. A store that fails proves
-    none."""
+    """Return the token ids of the messages that are replies of this server, by index.
+
+    If the store fails, no message counts as a reply of this server.
+    """
     if not request.deferred:
         return {}
     contents = {
@@ -65,120 +66,121 @@ async def _proven(store: ReplyStore, owner: str, request: ChatRequest) -> dict[i
     return {index: found[content] for index, content in contents.items() if content in found}
 
 
-async def _keep(store: ReplyStore, owner: str, job: ChatJob, replies: Sequence[Reply]) -> None:
-    """Keep the ids of the replies in which code ran. A store that fails costs later turns their proof, no
-    more."""
-    tokenizer = job.server.backend.engine.tokenizer
-    for reply in replies:
-        if not (reply.ran_code and (content := reply.message()["content"])):
+async def _store_replies(
+    store: ReplyStore, owner: str, chat: PreparedChat, choices: Sequence[ChoiceBuilder]
+) -> None:
+    """Store the token ids of replies in which code ran, so that later turns can send them back.
+
+    If the store fails, later turns encode these replies as plain text.
+    """
+    for choice in choices:
+        if not (choice.reply.executed and (content := choice.message()["content"])):
             continue
         try:
-            await store.put(owner, str(content), without_thought(reply.ids, tokenizer))
+            ids = without_thought(choice.reply.ids, chat.server.engine.tokenizer)
+            await store.put(owner, str(content), ids)
         except (SQLAlchemyError, OSError):
             _log.exception("reply_not_kept")
 
 
-async def _complete(job: ChatJob, keep: _Keep) -> Json:
-    replies = _replies(job)
-    async with aclosing(_events(job, replies)) as deltas:
+async def _complete(chat: PreparedChat, store: _Store) -> Json:
+    choices = _choices(chat)
+    async with aclosing(_deltas(chat, choices)) as deltas:
         async for _ in deltas:
             pass
-    await keep(job, replies)
+    await store(chat, choices)
     completion: Json = {
-        **_head(job, "chat.completion"),
-        "choices": [reply.choice() for reply in replies],
-        "usage": usage(len(job.prompt_ids), replies),
+        **_head(chat, "chat.completion"),
+        "choices": [choice.choice() for choice in choices],
+        "usage": _usage(chat, choices),
     }
-    if job.server.notice is not None and not job.request.deferred:
+    if chat.server.notice is not None and not chat.request.deferred:
         completion["notice"] = DEMO_WITHOUT_DEFERRAL
     return completion
 
 
-async def _stream(job: ChatJob, keep: _Keep) -> AsyncGenerator[bytes, None]:
-    replies = _replies(job)
-    options = job.request.stream_options
+async def _stream(chat: PreparedChat, store: _Store) -> AsyncGenerator[bytes, None]:
+    choices = _choices(chat)
+    options = chat.request.stream_options
     with_usage = options is not None and options.include_usage
-    head = _head(job, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
-    start = sse.DATA + dumps({**head, "choices": []}).removesuffix(b"]}")  # the same for every token
-    async with aclosing(_events(job, replies)) as deltas:
-        async for reply, delta in deltas:
+    head = _head(chat, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
+    start = sse.DATA + dumps({**head, "choices": []}).removesuffix(b"]}")  # the same in every chunk
+    async with aclosing(_deltas(chat, choices)) as deltas:
+        async for choice, delta in deltas:
             if delta.finish_reason is not None:
-                await keep(job, [reply])  # before the client can send it back
-            yield start + _choice(reply.index, delta) + b"]}" + sse.END
+                await store(chat, [choice])  # before the client can send the reply back
+            yield start + _chunk_choice(choice.index, delta) + b"]}" + sse.END
     if with_usage:
-        yield sse.data({**head, "choices": [], "usage": usage(len(job.prompt_ids), replies)})
+        yield sse.data({**head, "choices": [], "usage": _usage(chat, choices)})
 
 
-def _choice(index: int, delta: Delta) -> bytes:
-    if (text := delta.only_content) is not None:  # as in nearly all, and a fifth of the encoder's time
+def _chunk_choice(index: int, delta: ChoiceDelta) -> bytes:
+    if (text := delta.only_content) is not None:  # nearly all chunks; a fifth of the encoder's time
         added = b'{"index":%d,"delta":{"content":%b}' % (index, dumps(text))
         return added + b',"logprobs":null,"finish_reason":null}'
     rest = {"logprobs": delta.logprobs, "finish_reason": delta.finish_reason}
     return dumps({"index": index, "delta": delta.delta, **rest})
 
 
-async def _events(job: ChatJob, replies: list[Reply]) -> AsyncGenerator[tuple[Reply, Delta], None]:
-    """What each event adds, the role first; holds the request's places for as long as it runs.
+async def _deltas(
+    chat: PreparedChat, choices: list[ChoiceBuilder]
+) -> AsyncGenerator[tuple[ChoiceBuilder, ChoiceDelta], None]:
+    """Run the episodes and yield the delta of each event, after a first delta with the role.
 
-    Where there is a schema the role waits for the first event: the engine may reject the schema before.
+    With a JSON schema the role waits for the first event, because the engine may reject the schema.
     """
-    running = run_episodes(
-        job.server,
-        job.episodes,
-        count=len(replies),
+    running = chat.server.run_episodes(
+        chat.episodes,
+        count=len(choices),
         operation="chat",
-        model=job.request.model,
-        prompt_tokens=len(job.prompt_ids),
-        attributes=_attributes(job),
-        schema_param=job.schema_param,
+        model=chat.request.model,
+        prompt_tokens=len(chat.prompt_ids),
+        attributes=_attributes(chat),
+        schema_param=chat.schema_param,
     )
     async with running as events:
-        heads = [(reply, Delta({"role": "assistant", "content": ""})) for reply in replies]
-        if job.schema_param is None:
-            for head in heads:
-                yield head
-            heads = []
+        roles = [(choice, ChoiceDelta({"role": "assistant", "content": ""})) for choice in choices]
+        if chat.schema_param is None:
+            for role in roles:
+                yield role
+            roles = []
         async for index, event in events:
-            for head in heads:
-                yield head
-            heads = []
+            for role in roles:
+                yield role
+            roles = []
             try:
-                delta = replies[index].take(event)
+                delta = choices[index].add(event)
             except CallError as error:
                 details = {"failed_generation": error.written}
                 raise ApiError(400, str(error), code="tool_use_failed", details=details) from None
             if delta is not None:
-                yield replies[index], delta
+                yield choices[index], delta
 
 
-def _replies(job: ChatJob) -> list[Reply]:
-    request, engine = job.request, job.backend.engine
-    tools = [tool.function for tool in request.callable_tools]
+def _choices(chat: PreparedChat) -> list[ChoiceBuilder]:
+    request = chat.request
     return [
-        Reply(
+        ChoiceBuilder(
             index,
-            engine,
-            MessageText(
-                job.prompt_end,
-                job.prefix,
-                Functions(tools) if tools else None,
-                strict=request.strict_tool_calls,
-            ),
-            logprobs=bool(request.logprobs),
-            thinks=job.thinks,
+            chat.reply(strict_calls=request.strict_tool_calls),
+            chat.runner.engine.tokenizer if request.logprobs else None,
         )
         for index in range(request.choices)
     ]
 
 
-def _attributes(job: ChatJob) -> Attributes:
-    """What the client says of the request, on its span."""
-    request = job.request
-    told = {f"ih_grpo.metadata.{name}": value for name, value in (request.metadata or {}).items()}
+def _usage(chat: PreparedChat, choices: list[ChoiceBuilder]) -> Json:
+    return chat_usage(usage_of(len(chat.prompt_ids), [choice.reply for choice in choices]))
+
+
+def _attributes(chat: PreparedChat) -> Attributes:
+    """Return the span's attributes that come from the client."""
+    request = chat.request
+    attributes = {f"ih_grpo.metadata.{name}": value for name, value in (request.metadata or {}).items()}
     if request.user is not None:
-        told["enduser.id"] = request.user
-    return {"ih_grpo.request.id": job.id, "ih_grpo.deferred": request.deferred, **told}
+        attributes["enduser.id"] = request.user
+    return {"ih_grpo.request.id": chat.id, "ih_grpo.deferred": request.deferred, **attributes}
 
 
-def _head(job: ChatJob, kind: str) -> Json:
-    return {"id": job.id, "object": kind, "created": int(time.time()), "model": job.request.model}
+def _head(chat: PreparedChat, kind: str) -> Json:
+    return {"id": chat.id, "object": kind, "created": int(time.time()), "model": chat.request.model}

@@ -19,12 +19,12 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from service.api.reasoning_parser import without_thought
 from service.api.validation import Ignored, RequestModel, ResponseContent, Skipped, in_union, invalid
 from service.common.json import Json
 from service.deferral.observation import observation_ids
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Tokenizer
+from service.episode.reasoning_parser import without_thought
 
 PREFIXES: Final = {
     "message": "msg",

@@ -1,8 +1,6 @@
-"""The output items of a response, and the events that tell how they come about.
+"""Build the output items of a response, and the stream events that report their progress.
 
-``code_interpreter_call``: one item a flush, which opens when its first block becomes pending.
-
-From an episode's events to output items and the events of a response stream.
+A flush is one ``code_interpreter_call``, which opens when its first block becomes pending.
 """
 
 from __future__ import annotations
@@ -12,21 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.api.output import FinalAnswer, logprob_item
-from service.api.reasoning_parser import CLOSE, Parted, ThinkSplitter
+from service.api.chat.choice_builder import logprob_item
 from service.api.responses.items import output_item_id
-from service.api.tools.definitions import Functions
-from service.api.tools.parser import (
-    ArgumentsDelta,
-    CallFailed,
-    HermesEvent,
-    HermesParser,
-    TextDelta,
-    ToolCallEnd,
-    ToolCallStart,
-)
 from service.common.json import Json
-from service.engines.base import Engine, TokenChunk
+from service.engines.base import Tokenizer
+from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
     EpisodeEvent,
     ExecutedTool,
@@ -35,49 +23,49 @@ from service.episode.events import (
     FlushStarted,
     Invoked,
     InvokedBlock,
-    Observed,
     Sampled,
 )
-from service.episode.stop_strings import StopStringHit, reply_endings
+from service.episode.reasoning_parser import ReasoningDelta
+from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
 from service.sandbox.base import Status
 
 Events = list[Json]
 
 
 class OutputItem(Protocol):
-    """An item that grows."""
+    """An output item in progress."""
 
     def close(self, status: str) -> Events:
-        """Nothing more is added; ``status`` is completed or incomplete."""
+        """Close the item with ``status`` completed or incomplete."""
         ...
 
 
 @dataclass(slots=True)
 class Output:
-    """All items so far, as the response object holds them."""
+    """All items so far, in the form of the response object."""
 
     response_id: str
     items: list[Json] = field(default_factory=list)
 
     def open(self, kind: str, item: Json) -> tuple[int, str]:
-        """A place for a new item; gives its index and its id."""
+        """Append an item and return its index and id."""
         index = len(self.items)
         item_id = output_item_id(kind, self.response_id, index)
         self.items.append({"id": item_id, **item})
         return index, item_id
 
     def added(self, index: int) -> Json:
-        """The event that ``index`` is there."""
+        """Return the event that announces item ``index``."""
         return {"type": "response.output_item.added", "output_index": index, "item": dict(self.items[index])}
 
     def done(self, index: int, **final: object) -> Json:
-        """The event that ``index`` is as it will stay."""
+        """Update item ``index`` with its final fields and return the event that it is done."""
         self.items[index] = {**self.items[index], **final}
         return {"type": "response.output_item.done", "output_index": index, "item": dict(self.items[index])}
 
 
 class TextItem:
-    """A message, or a thought: one part of text that is written piece by piece."""
+    """A message or a thought: one text part that grows."""
 
     def __init__(
         self,
@@ -107,19 +95,19 @@ class TextItem:
         ]
 
     def write(self, text: str, logprobs: list[Json]) -> Events:
-        """More text, and the log-probabilities of its tokens where they are asked for."""
+        """Add text, and the log-probabilities of its tokens if they were requested."""
         self._pieces.append(text)
         self._logprobs += logprobs
-        told: Json = {} if self.thought else {"logprobs": logprobs}
-        return [self._event(f"{self._name}.delta", delta=text, **told)]
+        extra: Json = {} if self.thought else {"logprobs": logprobs}
+        return [self._event(f"{self._name}.delta", delta=text, **extra)]
 
     def close(self, status: str) -> Events:
         text = "".join(self._pieces)
         part = self._part(text)
-        told: Json = {} if self.thought else {"logprobs": self._logprobs}
+        extra: Json = {} if self.thought else {"logprobs": self._logprobs}
         sealed: Json = {} if self._seal is None else {"encrypted_content": self._seal(text)}
         return [
-            self._event(f"{self._name}.done", text=text, **told),
+            self._event(f"{self._name}.done", text=text, **extra),
             self._event("response.content_part.done", part=part),
             self._output.done(self._index, status=status, content=[part], **sealed),
         ]
@@ -145,7 +133,7 @@ class TextItem:
 
 
 class FunctionCallItem:
-    """A call of a function of the client."""
+    """A call of one of the client's functions."""
 
     def __init__(self, output: Output, name: str, call_id: str) -> None:
         self._output = output
@@ -166,7 +154,7 @@ class FunctionCallItem:
         return [self._output.added(self._index)]
 
     def write(self, text: str) -> Events:
-        """More of the arguments."""
+        """Add to the arguments."""
         self._pieces.append(text)
         return [self._event("response.function_call_arguments.delta", delta=text)]
 
@@ -183,7 +171,7 @@ class FunctionCallItem:
 
 _STATUSES: dict[Status, str] = {
     "ok": "completed",
-    "error": "completed",  # the interpreter did its work: the traceback is its output
+    "error": "completed",  # the interpreter worked: the traceback is its output
     "output_limit": "completed",
     "timeout": "failed",
     "oom": "failed",
@@ -194,13 +182,13 @@ _STATUSES: dict[Status, str] = {
 class CodeItem:
     """The blocks that one flush runs as one script.
 
-    OpenAI's names for what happens: ``in_progress`` when the first block is pending, ``code.delta`` for each
-    block, and at the flush ``code.done``, ``interpreting``, then ``completed`` when the model has its output.
-    What a block does in the background before the flush is not told: until the flush it has not happened.
+    The events have OpenAI's names: ``in_progress`` when the first block is pending, ``code.delta`` for each
+    block, at the flush ``code.done`` and ``interpreting``, and ``completed`` when the output is there. Runs
+    of blocks in the background before the flush are not reported, because their effects are not visible yet.
 
     Args:
-        output: where it belongs.
-        container: the episode's container, as far as it is known.
+        output: the response's items.
+        container: name of the episode's container; empty if not known yet.
     """
 
     def __init__(self, output: Output, container: str) -> None:
@@ -222,18 +210,18 @@ class CodeItem:
         return [self._output.added(self._index), self._event("response.code_interpreter_call.in_progress")]
 
     def add(self, block: InvokedBlock) -> Events:
-        """One more block is pending."""
+        """Add a pending block."""
         piece = f"\n{block.code}" if self._code else block.code
         self._code += piece
         return [self._event("response.code_interpreter_call_code.delta", delta=piece)]
 
     def flush(self) -> Events:
-        """The model asks for the output."""
+        """Start the flush."""
         self._flushed = True
         return [self._code_done(), self._event("response.code_interpreter_call.interpreting")]
 
     def finish(self, tool: ExecutedTool, container: str) -> Events:
-        """The output is there. How the code fared is the item's status; the call itself is completed."""
+        """Add the output. The item's status reports the code's success; the call itself is completed."""
         return [
             self._event("response.code_interpreter_call.completed"),
             self._output.done(
@@ -245,8 +233,8 @@ class CodeItem:
             ),
         ]
 
-    def close(self, status: str) -> Events:  # noqa: ARG002  it has no output, whatever the rest is
-        """The response is over before the output was there, or the model never asked for it."""
+    def close(self, status: str) -> Events:  # noqa: ARG002  always incomplete: it has no output
+        """Close a call whose output never arrived, or was never requested."""
         done = [] if self._flushed else [self._code_done()]
         return [*done, self._output.done(self._index, status="incomplete", code=self._code)]
 
@@ -257,255 +245,142 @@ class CodeItem:
         return {"type": name, "item_id": self._id, "output_index": self._index, **fields}
 
 
-class Reply:
-    """Takes an episode's events in order and gives what each adds to the stream, sequence numbers apart.
+class OutputBuilder:
+    """Builder of a response's output items and stream events, from the events of its episode.
 
-    A turn is one message (or one thought), in which the code stands as the model wrote it; a flush is one
-    ``code_interpreter_call``. The marker and the observation are the call's, so they are in no message; where
-    nothing was pending there is no call, and they stay in the text.
+    A turn is one message (or one thought), with its code as the model wrote it; a flush is one
+    ``code_interpreter_call``. The execute marker and the observation belong to the call and appear in no
+    message. If nothing was pending, there is no call and both stay text.
 
     Args:
-        response_id: the response's id.
-        engine: names the stop tokens and decodes.
-        prompt_end: the last characters of the prompt, without ``prefix``.
-        prefix: what was written for the model at the beginning of its reply.
-        functions: those that it may call; None where ``<tool_call>`` is no call of them.
-        marker: the execute marker; None where no code runs.
-        strict_calls: raise for a call that can't be made; otherwise its text becomes a message.
-        logprobs: tell the log-probabilities of the message's tokens.
-        seal: seals thoughts for the client to keep; None where it does not ask for that.
+        response_id: id of the response.
+        reply: accumulates the episode's events, with the execute marker hidden if code may run.
+        tokenizer: decodes tokens for log-probabilities; None if they were not requested.
+        seal: seals thoughts for the client to keep; None if it didn't ask for that.
     """
 
     def __init__(
         self,
         response_id: str,
-        engine: Engine,
+        reply: ReplyAccumulator,
         *,
-        prompt_end: str,
-        prefix: str = "",
-        functions: Functions | None = None,
-        strict_calls: bool = False,
-        marker: str | None = None,
-        logprobs: bool = False,
+        tokenizer: Tokenizer | None = None,
         seal: Callable[[str], str] | None = None,
     ) -> None:
-        self._seal = seal
         self.output = Output(response_id)
-        self.sampled_tokens = self.observation_tokens = self.reasoning_tokens = 0
-        self.cached_tokens: int | None = None
-        self._tokenizer = engine.tokenizer
-        self._endings = reply_endings(engine)
-        self._think_end = engine.tokenizer.token_id(CLOSE)
-        self._splitter = ThinkSplitter(prompt_end)
-        self._parser = None if functions is None else HermesParser(functions.check, strict=strict_calls)
-        self._marker = marker
-        self._held_marker = ""
-        self._wants_logprobs = logprobs
+        self.reply = reply
+        self._tokenizer = tokenizer
+        self._seal = seal
         self._logprobs: list[Json] = []
-        self._written: list[str] = [prefix] if prefix else []
-        self.ids: list[int] = []
-        """Token ids of the reply as they stand in the context, without an end token and ``prefix``."""
+        """Of tokens whose text is still held back."""
         self._text: TextItem | None = None
         self._call: FunctionCallItem | None = None
         self._code: CodeItem | None = None
         self._container = ""
-        self._observed_by_call = False
-        self._answer = FinalAnswer()
-        self.final_answer: str | None = None
-        """Set at the end; see ``FinalAnswer``."""
-        if self._parser is not None and prefix:
-            self._begun = self._calls(self._parser.feed(prefix))
-        else:
-            self._begun = []
 
-    @property
-    def text(self) -> str:
-        """What the model wrote and was shown, to the letter."""
-        return "".join(self._written)
-
-    def take(self, event: EpisodeEvent) -> Events:
-        """What ``event`` adds to the stream.
+    def add(self, event: EpisodeEvent) -> Events:
+        """Add ``event`` and return its stream events, without sequence numbers.
 
         Raises:
-            CallError: the model calls a function in a way that can't be.
+            CallError: the model wrote an invalid call, and the request wants an error in that case.
         """
-        begun, self._begun = self._begun, []
-        return [*begun, *self._take(event)]
-
-    def _take(self, event: EpisodeEvent) -> Events:
+        parts = self.reply.add(event)
+        if isinstance(event, Sampled) and self._tokenizer is not None:
+            self._logprobs += [
+                _with_bytes(logprob_item(event.chunk, at, self._tokenizer))
+                for at in range(self.reply.shown_tokens)
+            ]
+        events = self._add_parts(parts) if parts else []
         match event:
-            case Sampled(chunk):
-                return self._sampled(chunk)
-            case StopStringHit(ids):
-                self.sampled_tokens += len(ids)
             case Invoked(_, _, block):
-                opened: Events = []
                 if self._code is None:
                     self._code = CodeItem(self.output, self._container)
-                    opened = self._code.open()
-                return [*opened, *self._code.add(block)]
+                    events += self._code.open()
+                events += self._code.add(block)
             case FlushStarted():
-                self._held_marker = ""
                 assert self._code is not None  # noqa: S101  its blocks were invoked
-                return [
-                    *self._shown(self._splitter.end()),
-                    *self._close_text("completed"),
-                    *self._code.flush(),
-                ]
+                events += [*self._close_text("completed"), *self._code.flush()]
             case FlushFinished(tool):
-                self._container = tool.container or ""
                 assert self._code is not None  # noqa: S101
-                code, self._code = self._code, None
-                self._observed_by_call = True
-                return code.finish(tool, self._container)
-            case Observed(ids, text):
-                return self._observed(ids, text)
+                self._container = tool.container or ""
+                events += self._code.finish(tool, self._container)
+                self._code = None
             case Finished(outcome):
-                has_pending = self._code is not None
-                told = self.end("incomplete" if outcome.is_truncated else "completed")
-                calls = any(item["type"] == "function_call" for item in self.output.items)
-                complete = not (outcome.is_truncated or has_pending or calls)
-                self.final_answer = self._answer.result(complete=complete)
-                return told
-        return []
-
-    def end(self, status: str) -> Events:
-        """The response is over: what is still open is closed.
-
-        Raises:
-            CallError: as `take`.
-        """
-        told = [*self._release_marker(), *self._shown(self._splitter.end())]
-        parser, self._parser = self._parser, None
-        if parser is not None:
-            told += self._calls(parser.end(cut_off=status != "completed"))
-        told += self._close_text(status)
-        for item in (self._call, self._code):
-            if item is not None:
-                told += item.close("incomplete")
-        self._call = self._code = None
-        if not self.output.items:  # a reply of nothing is a message of nothing
-            told += [*self._open_text(thought=False), *self._close_text(status)]
-        return told
+                events += self._close("incomplete" if outcome.is_truncated else "completed")
+        return events
 
     def abandon(self) -> Events:
-        """The response is over in the middle; nothing is judged any more."""
-        self._parser = None
-        return self.end("incomplete")
+        """End a response that was interrupted and return the events that close its items."""
+        return [*self._add_parts(self.reply.abandon()), *self._close("incomplete")]
 
-    def usage(self, prompt_tokens: int) -> Json:
-        """OpenAI's usage object; observation tokens are counted and told apart."""
-        completion = self.sampled_tokens + self.observation_tokens
-        return {
-            "input_tokens": prompt_tokens,
-            "input_tokens_details": {"cached_tokens": self.cached_tokens or 0, "cache_write_tokens": 0},
-            "output_tokens": completion,
-            "output_tokens_details": {
-                "reasoning_tokens": self.reasoning_tokens,
-                "observation_tokens": self.observation_tokens,
-            },
-            "total_tokens": prompt_tokens + completion,
-        }
+    def _close(self, status: str) -> Events:
+        events = self._close_text(status)
+        for item in (self._call, self._code):
+            if item is not None:
+                events += item.close("incomplete")
+        self._call = self._code = None
+        if not self.output.items:  # an empty reply is an empty message
+            events += [*self._open_text(thought=False), *self._close_text(status)]
+        return events
 
-    def _sampled(self, chunk: TokenChunk) -> Events:
-        told = self._release_marker()
-        ids, text = chunk.ids, chunk.text
-        if self.cached_tokens is None:
-            self.cached_tokens = chunk.cached_tokens
-        self.sampled_tokens += len(ids)
-        if ids and (ending := self._endings.get(ids[-1])) is not None:  # counted, but no part of the output
-            ids, text = ids[:-1], text.removesuffix(ending)
-        self._written.append(text)
-        self.ids += ids
-        self._count_reasoning(ids)
-        if self._marker is not None and text.endswith(self._marker):
-            self._held_marker, text = self._marker, text.removesuffix(self._marker)
-        if self._wants_logprobs:
-            shown = range(len(ids) - bool(self._held_marker))
-            self._logprobs += [_with_bytes(logprob_item(chunk, at, self._tokenizer)) for at in shown]
-        parted = self._splitter.feed(text)
-        return [*told, *self._shown(parted)]
-
-    def _count_reasoning(self, ids: tuple[int, ...]) -> None:
-        if self._splitter.thinking:
-            closed = self._think_end in ids
-            self.reasoning_tokens += ids.index(self._think_end) + 1 if closed else len(ids)
-
-    def _observed(self, ids: Sequence[int], text: str) -> Events:
-        self.observation_tokens += len(ids)
-        self.ids += ids
-        self._written.append(text)
-        if self._observed_by_call:
-            self._observed_by_call = False
-            self._answer.observed(text)
-            return []
-        told = [*self._release_marker(), *self._shown(self._splitter.given(text))]
-        self._answer.observed(text)
-        return told
-
-    def _release_marker(self) -> Events:
-        """A marker that releases nothing is text, save where a call that was never flushed tells of it."""
-        marker, self._held_marker = self._held_marker, ""
-        return self._shown(self._splitter.given(marker)) if marker and self._code is None else []
-
-    def _shown(self, parted: Parted) -> Events:
-        told: Events = []
-        if parted.reasoning:
-            told += self._write(parted.reasoning, thought=True)
-        if parted.content:
-            if self._parser is None:
-                told += self._write(parted.content, thought=False)
-            else:
-                told += self._calls(self._parser.feed(parted.content))
-        return told
+    def _add_parts(self, parts: Sequence[ReplyPart]) -> Events:
+        events: Events = []
+        for part in parts:
+            match part:
+                case TextDelta(text):
+                    events += self._write(text, thought=False)
+                case ReasoningDelta(text):
+                    events += self._write(text, thought=True)
+                case ToolCallStart(_, name):
+                    events += self._close_text("completed")
+                    self._call = FunctionCallItem(self.output, name, f"call_{secrets.token_hex(12)}")
+                    events += self._call.open()
+                case ArgumentsDelta(_, text):
+                    assert self._call is not None  # noqa: S101
+                    events += self._call.write(text)
+                case ToolCallEnd() | CallFailed():
+                    assert self._call is not None  # noqa: S101
+                    failed = isinstance(part, CallFailed)
+                    events += self._call.close("incomplete" if failed else "completed")
+                    self._call = None
+        return events
 
     def _write(self, text: str, *, thought: bool) -> Events:
-        told: Events = []
-        if not thought:
-            self._answer.wrote(text)
+        events: Events = []
         if self._text is not None and self._text.thought != thought:
-            told += self._close_text("completed")
+            events += self._close_text("completed")
         if self._text is None:
-            told += self._open_text(thought=thought)
+            events += self._open_text(thought=thought)
         assert self._text is not None  # noqa: S101
         logprobs, self._logprobs = self._logprobs, []
-        return [*told, *self._text.write(text, [] if thought else logprobs)]
+        return [*events, *self._text.write(text, [] if thought else logprobs)]
 
     def _open_text(self, *, thought: bool) -> Events:
-        self._text = TextItem(self.output, thought=thought, logprobs=self._wants_logprobs, seal=self._seal)
+        has_logprobs = self._tokenizer is not None
+        self._text = TextItem(self.output, thought=thought, logprobs=has_logprobs, seal=self._seal)
         return self._text.open()
 
     def _close_text(self, status: str) -> Events:
         text, self._text = self._text, None
         return [] if text is None else text.close(status)
 
-    def _calls(self, events: list[HermesEvent]) -> Events:
-        told: Events = []
-        for event in events:
-            match event:
-                case TextDelta(text):
-                    if text:
-                        told += self._write(text, thought=False)
-                case ToolCallStart(_, name):
-                    told += self._close_text("completed")
-                    self._call = FunctionCallItem(self.output, name, f"call_{secrets.token_hex(12)}")
-                    told += self._call.open()
-                case ArgumentsDelta(_, text):
-                    assert self._call is not None  # noqa: S101
-                    told += self._call.write(text)
-                case CallFailed():
-                    assert self._call is not None  # noqa: S101
-                    told += self._call.close("incomplete")
-                    self._call = None
-                case ToolCallEnd():
-                    assert self._call is not None  # noqa: S101
-                    told += self._call.close("completed")
-                    self._call = None
-        return told
+
+def response_usage(usage: Usage) -> Json:
+    """Return OpenAI's usage object. Observation tokens count as output tokens and are listed apart."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens or 0, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "observation_tokens": usage.observation_tokens,
+        },
+        "total_tokens": usage.total_tokens,
+    }
 
 
 def _with_bytes(item: Json) -> Json:
-    """OpenAI's Responses types want a list where chat completions' allow null."""
+    """Replace null by an empty list of bytes, as OpenAI's Responses types require."""
     alternatives: list[Json] = item["top_logprobs"]  # type: ignore[assignment]
     return {
         **item,

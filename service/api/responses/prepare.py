@@ -1,4 +1,4 @@
-"""From a checked request to a job that may run, by way of a chat request: what both have is done once."""
+"""Prepare a Responses request by way of a chat request, so that both APIs share one implementation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from service.api.chat.prepare import ChatJob, prepare
+from service.api.chat.prepare import PreparedChat, prepare
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError, complaint
 from service.api.responses.history import recall, resolved, with_stored_replies
@@ -20,11 +20,10 @@ from service.api.responses.items import (
     SkippedItem,
     input_item_id,
 )
-from service.api.responses.output import Reply
+from service.api.responses.output import OutputBuilder
 from service.api.responses.request import LOGPROBS, SEALED, FunctionChoice, ResponseRequest, TextOptions
 from service.api.responses.seal import Seal
 from service.api.state import Server
-from service.api.tools.definitions import Functions
 from service.api.validation import report, unreported
 from service.common.json import Json
 from service.store.responses import ResponseStore
@@ -36,49 +35,44 @@ _PARAMS = {
     "json_schema": "text.format",
     "logprobs": "include",
 }
-"""What a chat request calls differently."""
+"""Names of a chat request's fields in the Responses API."""
 _WHOLE = ("messages", "response_format")
-"""Those of them whose parts have no counterpart."""
+"""Those fields whose parts have no counterpart."""
 
 
 @dataclass(frozen=True, slots=True)
-class ResponseJob:
-    """A response that may run."""
+class PreparedResponse:
+    """A Responses request that is ready to run."""
 
     id: str
     owner: str
     request: ResponseRequest
     items: list[InputItem]
-    """The request's input, with references replaced by what they name."""
-    chat: ChatJob
+    """The request's input, with references resolved."""
+    chat: PreparedChat
 
     @property
     def schema_param(self) -> str | None:
-        """As the chat job's, by its name here."""
+        """Request field that the JSON schema of the sampling comes from."""
         return _PARAMS.get(self.chat.schema_param or "", self.chat.schema_param)
 
     def input_items(self) -> list[Json]:
-        """The request's own items, as they are stored and listed."""
+        """Return the request's own items, as they are stored and listed."""
         return [
             item.as_listed(input_item_id(PREFIXES[item.type], self.id, index))
             for index, item in enumerate(self.items)
             if not isinstance(item, SkippedItem)
         ]
 
-    def reply(self) -> Reply:
-        """An empty reply to it."""
-        functions = [tool.function for tool in self.chat.request.callable_tools]
-        engine, policy = self.chat.server.backend.engine, self.chat.policy
-        return Reply(
+    def output(self) -> OutputBuilder:
+        """Return an empty output for this response."""
+        chat, include = self.chat, self.request.include or ()
+        marker = chat.policy.marker if self.request.runs_code else None
+        return OutputBuilder(
             self.id,
-            engine,
-            prompt_end=self.chat.prompt_end,
-            prefix=self.chat.prefix,
-            functions=Functions(functions) if functions else None,
-            strict_calls=self.request.strict_tool_calls,
-            marker=policy.marker if self.request.runs_code else None,
-            logprobs=LOGPROBS in (self.request.include or ()),
-            seal=self._seal if SEALED in (self.request.include or ()) else None,
+            chat.reply(strict_calls=self.request.strict_tool_calls, hidden_marker=marker),
+            tokenizer=chat.runner.engine.tokenizer if LOGPROBS in include else None,
+            seal=self._seal if SEALED in include else None,
         )
 
     def _seal(self, text: str) -> str:
@@ -87,26 +81,26 @@ class ResponseJob:
 
 async def prepare_response(
     server: Server, store: ResponseStore, request: ResponseRequest, *, response_id: str, owner: str
-) -> ResponseJob:
-    """The job for ``request``.
+) -> PreparedResponse:
+    """Prepare ``request`` to run on ``server``.
 
     Raises:
-        ApiError: what is named does not exist, is above a ceiling, does not fit or can't be honoured.
+        ApiError: 404 for an unknown model, response or item; 400 for a field above its limit, a prompt that
+            doesn't fit, or a field that the engine doesn't support.
     """
     _check(request)
-    backend = server.backend
-    conversation = Conversation(backend.engine.tokenizer, backend.policy)
+    conversation = Conversation(server.engine.tokenizer, server.runner.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
     items = [_opened(item, server.seal, owner) for item in await resolved(request.input, store, owner)]
     conversation.add(await with_stored_replies(items, store, owner))
     chat = await _fitting(server, request, conversation)
-    # The sandbox sees flushes of this id; so do traces.
-    return ResponseJob(response_id, owner, request, items, replace(chat, id=response_id))
+    # The sandbox and the traces name flushes by this id.
+    return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id))
 
 
 def _opened(item: InputItem, seal: Seal, owner: str) -> InputItem:
-    """A sealed thought with its text; one that can't be opened is what the client sends beside the seal."""
+    """Open a sealed thought. One that can't be opened keeps the text that the client sent."""
     if not isinstance(item, Reasoning) or not item.encrypted_content:
         return item
     if (text := seal.open(item.encrypted_content, owner)) is None:
@@ -117,61 +111,63 @@ def _opened(item: InputItem, seal: Seal, owner: str) -> InputItem:
 
 def _check(request: ResponseRequest) -> None:
     if request.runs_code and request.functions:
-        raise _refused("tools", "code_interpreter and functions can't be joined: both calls begin alike")
+        raise _unsupported(
+            "tools", "code_interpreter and functions can't be combined: their calls begin with the same token"
+        )
     if request.tool_choice == "required" and not request.functions:
         if not request.runs_code:
-            raise _refused("tool_choice", "there is no tool in 'tools' that could be called")
-        raise _refused("tool_choice", "the model decides itself when code runs; it can't be made to")
+            raise _unsupported("tool_choice", "'tools' contains no tool to call")
+        raise _unsupported("tool_choice", "the model decides when code runs, so a run can't be required")
     if not request.runs_code and request.deferral is not None:
-        raise _refused(
-            "deferral", "it says how code runs, and there is no code_interpreter in 'tools' to use"
+        raise _unsupported(
+            "deferral", "it configures code execution, but 'tools' contains no usable code_interpreter"
         )
     choice = request.tool_choice
     if isinstance(choice, FunctionChoice) and choice.name not in {tool.name for tool in request.functions}:
-        raise _refused("tool_choice.name", f"there is no function {choice.name!r} in 'tools'")
+        raise _unsupported("tool_choice.name", f"'tools' contains no function {choice.name!r}")
 
 
-def _refused(param: str, why: str) -> ApiError:
+def _unsupported(param: str, why: str) -> ApiError:
     return ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
 
 
-async def _fitting(server: Server, request: ResponseRequest, conversation: Conversation) -> ChatJob:
-    """The chat job; with ``truncation: auto`` for as much of the conversation's end as fits."""
+async def _fitting(server: Server, request: ResponseRequest, conversation: Conversation) -> PreparedChat:
+    """Prepare the chat request; with ``truncation: auto``, of the longest fitting end of the conversation."""
     messages = conversation.messages
     try:
-        return await _chat_job(server, request, conversation, 0)
+        return await _prepare_chat(server, request, conversation, 0)
     except ApiError as error:
         if request.truncation != "auto" or error.code != "context_length_exceeded":
             raise
         too_long = error
-    # The fewest messages that must go: found by halves, since each try renders the whole prompt.
+    # Find the fewest messages to drop by bisection, because each attempt renders the whole prompt.
     few, many = 1, len(messages) - 1
-    job: ChatJob | None = None
+    chat: PreparedChat | None = None
     while few <= many:
         half = (few + many) // 2
         try:
-            job = await _chat_job(server, request, conversation, _whole_from(messages, half))
+            chat = await _prepare_chat(server, request, conversation, _whole_from(messages, half))
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
             few = half + 1
         else:
             many = half - 1
-    if job is None:
+    if chat is None:
         raise too_long
-    return job
+    return chat
 
 
 def _whole_from(messages: list[Json], start: int) -> int:
-    """Return the first index from ``start`` that leaves no answer to a call that was cut away."""
+    """Return the first index from ``start`` that doesn't separate a tool result from its call."""
     later = range(start, len(messages))
     return next((index for index in later if messages[index]["role"] != "tool"), len(messages))
 
 
-async def _chat_job(
+async def _prepare_chat(
     server: Server, request: ResponseRequest, conversation: Conversation, start: int
-) -> ChatJob:
-    """Return the job for the conversation from message ``start`` on."""
+) -> PreparedChat:
+    """Prepare the chat request for the conversation from message ``start`` on."""
     messages = conversation.messages[start:]
     first: list[Json] = [{"role": "system", "content": request.instructions}] if request.instructions else []
     moved = len(first) - start
@@ -182,8 +178,8 @@ async def _chat_job(
         with unreported():
             chat = ChatRequest.model_validate(fields)
     except ValidationError as error:
-        what = error.errors()[0]
-        raise _renamed(complaint(what, what["loc"], fields)) from None
+        detail = error.errors()[0]
+        raise _renamed(complaint(detail, detail["loc"], fields)) from None
     try:
         return await prepare(server, chat, proven)
     except ApiError as error:
@@ -191,7 +187,7 @@ async def _chat_job(
 
 
 def _renamed(error: ApiError) -> ApiError:
-    """An error of the chat request by the names that fields have here."""
+    """Return an error of the chat request with the field names of the Responses API."""
     param = error.param
     for name, here in _PARAMS.items():
         if param == name or (name in _WHOLE and re.match(rf"{name}[.\[]", param or "")):
@@ -240,7 +236,7 @@ def _code_options(server: Server, request: ResponseRequest) -> Json:
         return {}
     options = {} if request.deferral is None else request.deferral.model_dump(exclude_none=True)
     if request.max_tool_calls is not None:
-        # A turn for each call, and the last one, which runs nothing; never more than there are anyway.
-        most = options.get("max_turns") or server.settings.max_turns or server.backend.policy.max_turns
+        # One turn for each call and a last one without, up to the usual limit.
+        most = options.get("max_turns") or server.settings.max_turns or server.runner.policy.max_turns
         options["max_turns"] = min(request.max_tool_calls + 1, most)
     return options

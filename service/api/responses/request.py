@@ -12,8 +12,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from service.api.reasoning_parser import is_effort
 from service.api.responses.items import Input
+from service.api.sampling import enables_thinking
 from service.api.tools.definitions import (
     Function,
     FunctionName,
@@ -267,7 +267,7 @@ class ResponseRequest(RequestBody):
     @property
     def thinks(self) -> bool:
         """Whether the model is asked to think first."""
-        return self.reasoning is not None and is_effort(self.reasoning.effort) is True
+        return self.reasoning is not None and enables_thinking(self.reasoning.effort) is True
 
     @property
     def stored(self) -> bool:

@@ -1,4 +1,4 @@
-"""The response object, as OpenAI's clients know it."""
+"""The response object of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from service.api.errors import ApiError
-from service.api.responses.prepare import ResponseJob
+from service.api.responses.prepare import PreparedResponse
 from service.api.responses.request import OUTPUTS, FunctionChoice
 from service.common.json import Json
 from service.deferral.episode import Outcome
@@ -17,9 +17,9 @@ from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
 
 @dataclass(slots=True)
 class Resource:
-    """The state of one response."""
+    """State of one response."""
 
-    job: ResponseJob
+    prepared: PreparedResponse
     status: str
     created_at: int = field(default_factory=lambda: int(time.time()))
     completed_at: int | None = None
@@ -30,7 +30,7 @@ class Resource:
     final_answer: str | None = None
 
     def finish(self, outcome: Outcome) -> None:
-        """The episode is over: completed, or cut by a limit."""
+        """Set the status at the end of the episode: completed, or incomplete if a limit cut it."""
         if outcome.is_truncated:
             # A turn is a message: `max_turns` bounds those, `max_output_tokens` their tokens.
             self.incomplete_reason = "max_messages" if outcome is Outcome.TURN_LIMIT else "max_output_tokens"
@@ -45,13 +45,13 @@ class Resource:
         self.status = "cancelled"
 
     def body(self) -> Json:
-        """All of it, outputs of code included."""
-        request, chat = self.job.request, self.job.chat
+        """Return the response object with all outputs of code."""
+        request, chat = self.prepared.request, self.prepared.chat
         sampling = chat.sampling
         choice = request.tool_choice
         has_notice = chat.server.notice is not None and not request.runs_code
         return {
-            "id": self.job.id,
+            "id": self.prepared.id,
             "object": "response",
             "created_at": self.created_at,
             "completed_at": self.completed_at,
@@ -94,7 +94,7 @@ class Resource:
 
 
 def failure(message: str, status: int = 500, code: str | None = None) -> Json:
-    """A response's ``error``, with the code that the same error has when it is an answer of its own."""
+    """Return a response's ``error``, with the code that the same HTTP error has."""
     return {"code": code or ("server_error" if status >= 500 else "invalid_prompt"), "message": message}
 
 
@@ -102,7 +102,7 @@ STOPPED: Final = failure("The server stopped before the response was complete.")
 
 
 def cut(body: Json) -> Json:
-    """The body of a response whose server ended in the middle."""
+    """Return ``body`` as failed, for a response whose server stopped while it ran."""
     return {
         **body,
         "status": "failed",
@@ -111,22 +111,22 @@ def cut(body: Json) -> Json:
 
 
 def cancelled(body: Json) -> Json:
-    """The body of a response that was cancelled."""
+    """Return ``body`` as cancelled."""
     return {**body, "status": "cancelled"}
 
 
 def shown(payload: Json, include: Collection[str]) -> Json:
-    """A response or an event as the client sees it: without outputs of code that it did not ask for."""
+    """Return a response or an event for the client, without outputs of code unless ``include`` names them."""
     if OUTPUTS in include:
         return payload
-    told = dict(payload)
-    if isinstance(response := told.get("response"), dict):
-        told["response"] = shown(response, include)
-    if isinstance(item := told.get("item"), dict):
-        told["item"] = _without_outputs(item)
-    if isinstance(output := told.get("output"), list):
-        told["output"] = [_without_outputs(item) for item in output]
-    return told
+    result = dict(payload)
+    if isinstance(response := result.get("response"), dict):
+        result["response"] = shown(response, include)
+    if isinstance(item := result.get("item"), dict):
+        result["item"] = _without_outputs(item)
+    if isinstance(output := result.get("output"), list):
+        result["output"] = [_without_outputs(item) for item in output]
+    return result
 
 
 def _without_outputs(item: Json) -> Json:

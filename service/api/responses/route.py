@@ -1,7 +1,4 @@
-"""``POST /v1/responses``.
-
-Stored responses: read, stream again, cancel, delete, and list what went in.
-"""
+"""Routes of the Responses API: create, retrieve, cancel and delete responses, and list their input items."""
 
 from __future__ import annotations
 
@@ -13,13 +10,14 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api import sse
+from service.api.auth import Owner
 from service.api.errors import ApiError
 from service.api.responses.items import is_response_id, new_response_id
 from service.api.responses.prepare import prepare_response
-from service.api.responses.registry import CurrentResponses, Owner, Responses
+from service.api.responses.registry import CurrentResponses, Responses
 from service.api.responses.request import ResponseRequest
 from service.api.responses.resource import Resource, cancelled, shown
-from service.api.responses.run import Run, Stream
+from service.api.responses.run import ResponseRun, Stream
 from service.api.sse import until_disconnect
 from service.api.state import CurrentServer
 from service.common.json import Json, JsonResponse
@@ -32,34 +30,36 @@ router = APIRouter(tags=["Responses"])
 async def create_response(
     body: ResponseRequest, request: Request, server: CurrentServer, responses: CurrentResponses, owner: Owner
 ) -> Response:
-    """Answer. With the tool ``code_interpreter``, code runs in a sandbox when the model asks for it."""
+    """Create a response. With the tool ``code_interpreter``, the model may run code in a sandbox."""
     if body.background:
         responses.background.check_room()
-    job = await prepare_response(server, responses.store, body, response_id=new_response_id(), owner=owner)
+    prepared = await prepare_response(
+        server, responses.store, body, response_id=new_response_id(), owner=owner
+    )
     include: Collection[str] = body.include or ()
-    run = Run(job, "queued" if body.background else "in_progress", responses.keep)
+    run = ResponseRun(prepared, "queued" if body.background else "in_progress", responses.store_ended)
     if body.background:
         await responses.store.put(responses.record(run))
         responses.background.start(run)
         if not body.stream:
             return JsonResponse(shown(run.resource.body(), include))
-        events = responses.background.read(job.id, owner, -1)
+        events = responses.background.read(prepared.id, owner, -1)
     elif body.stream:
-        events = _attended(run, run.told())
+        events = _cancelled_on_disconnect(run, run.safe_events())
     else:
         return JsonResponse(shown(await until_disconnect(request.receive, _complete(run)), include))
     return sse.EventStream(as_sse(events, include), server.settings.keep_alive_s)
 
 
-async def _complete(run: Run) -> Json:
-    async with aclosing(_attended(run, run.events())) as events:
+async def _complete(run: ResponseRun) -> Json:
+    async with aclosing(_cancelled_on_disconnect(run, run.events())) as events:
         async for _ in events:
             pass
     return run.resource.body()
 
 
-async def _attended(run: Run, events: Stream) -> Stream:
-    """``events``; if the client leaves before the last, what there is so far is stored as cancelled."""
+async def _cancelled_on_disconnect(run: ResponseRun, events: Stream) -> Stream:
+    """Yield ``events``. If the client disconnects before the last one, store the response as cancelled."""
     try:
         async with aclosing(events):
             async for event in events:
@@ -73,7 +73,7 @@ async def _attended(run: Run, events: Stream) -> Stream:
 async def as_sse(
     events: Stream, include: Collection[str], *, at_once: bool = False
 ) -> AsyncGenerator[bytes, None]:
-    """``events`` as a client gets them; with ``at_once`` the stream begins before there is any."""
+    """Encode ``events`` for the client. With ``at_once`` the stream starts before the first event."""
     async with aclosing(events):
         if at_once:
             yield sse.KEEP_ALIVE
@@ -94,7 +94,7 @@ async def retrieve_response(
     stream: bool = False,
     starting_after: Annotated[int | None, Query(ge=-1)] = None,
 ) -> Response:
-    """The response as it is now; with ``stream``, its events after one of them, those to come too."""
+    """Return the current response, or with ``stream`` its past and future events."""
     stored = await _find(responses, response_id, owner)
     include = _include(request)
     if not stream:
@@ -115,14 +115,14 @@ async def retrieve_response(
 async def cancel_response(
     response_id: str, request: Request, responses: CurrentResponses, owner: Owner
 ) -> Response:
-    """End a response that runs in the background. One that is over stays as it is."""
+    """Cancel a background response. A response that has ended stays as it is."""
     stored = await _find(responses, response_id, owner)
     if not stored.background:
         raise ApiError(
             400, "Only a response created with background=true can be cancelled.", code="invalid_value"
         )
     if stored.is_running:
-        if not await responses.background.cancel(response_id):  # it runs in another server, which will see it
+        if not await responses.background.cancel(response_id):  # it runs on another server, which will notice
             await responses.store.change(response_id, status="cancelled", body=cancelled(stored.body))
         stored = await _find(responses, response_id, owner)
     return JsonResponse(shown(stored.body, _include(request)))
@@ -130,7 +130,7 @@ async def cancel_response(
 
 @stored_router.delete("")
 async def delete_response(response_id: str, responses: CurrentResponses, owner: Owner) -> Json:
-    """Remove a response; one that runs is ended first."""
+    """Delete a response, cancelling it first if it runs."""
     await _find(responses, response_id, owner)
     await responses.background.cancel(response_id)
     await responses.store.delete(response_id, owner)
@@ -147,19 +147,19 @@ async def list_input_items(
     order: Literal["asc", "desc"] = "desc",
     after: str | None = None,
 ) -> Response:
-    """The items that the response was made from, its own only, a page at a time."""
+    """List the input items of the response itself, page by page."""
     stored = await _find(responses, response_id, owner)
     items = stored.input if order == "asc" else stored.input[::-1]
     start = 0
     if after is not None:
-        places = [place for place, item in enumerate(items) if item["id"] == after]
-        if not places:
+        found = [index for index, item in enumerate(items) if item["id"] == after]
+        if not found:
             raise ApiError(
-                400, f"'after': there is no item '{after}' here.", param="after", code="invalid_value"
+                400, f"'after': this response has no item '{after}'.", param="after", code="invalid_value"
             )
-        start = places[0] + 1
+        start = found[0] + 1
     page = shown({"output": items[start : start + limit]}, _include(request))["output"]
-    assert isinstance(page, list)  # noqa: S101  (ours)
+    assert isinstance(page, list)  # noqa: S101
     return JsonResponse(
         {
             "object": "list",
@@ -179,6 +179,6 @@ async def _find(responses: Responses, response_id: str, owner: str) -> StoredRes
 
 
 def _include(request: Request) -> list[str]:
-    # SDKs differ in how they write a list.
+    # SDKs encode lists in different ways.
     query = request.query_params
     return [*query.getlist("include"), *query.getlist("include[]")]

@@ -1,8 +1,8 @@
-"""Make one response: run its episode, number its events, and store it when it is over.
+"""Run responses: in the foreground, or in the background with their events in a log.
 
-The events of a response that runs in the background: written once, read by any number, from anywhere.
-
-Responses that run on when nobody listens.
+A `ResponseRun` runs the episode of one response, numbers its events and stores it at the end. The events of a
+background response are written once, to an `EventLog`, and can be read by any number of clients of any
+server.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import structlog
 
 from service.api.errors import ApiError, as_api_error
 from service.api.limits import Drain
-from service.api.responses.prepare import ResponseJob
+from service.api.responses.output import response_usage
+from service.api.responses.prepare import PreparedResponse
 from service.api.responses.resource import STOPPED, Resource
-from service.api.run import run_episodes
 from service.api.telemetry.tracing import Attributes
-from service.api.tools.parser import CallError
 from service.common.json import Json
+from service.episode.accumulator import usage_of
 from service.episode.events import Finished
+from service.episode.tool_parser import CallError
 from service.store.responses import ResponseStore, StoredResponse
 
 Stream = AsyncGenerator[Json, None]
@@ -32,50 +33,51 @@ Stream = AsyncGenerator[Json, None]
 _log = structlog.get_logger(__name__)
 
 
-class Run:
-    """A response in the making.
+class ResponseRun:
+    """One response in progress.
 
     Args:
-        job: what to do.
-        status: ``queued`` for one in the background, else ``in_progress``.
-        ended: stores the response when it is over, before its last event is told; False if it was ended by
-            somebody else meanwhile, and the last event is then not told.
+        prepared: the prepared request.
+        status: ``queued`` for a background response, else ``in_progress``.
+        store: stores the response at the end, before its last event. Returns False if the response was ended
+            elsewhere in the meantime; the last event is then not sent.
     """
 
-    def __init__(self, job: ResponseJob, status: str, ended: Callable[[Run], Awaitable[bool]]) -> None:
-        self.job = job
-        self.reply = job.reply()
-        self.resource = Resource(job, status, output=self.reply.output.items)
-        self._ended = ended
-        self._next = 0
+    def __init__(
+        self, prepared: PreparedResponse, status: str, store: Callable[[ResponseRun], Awaitable[bool]]
+    ) -> None:
+        self.prepared = prepared
+        self.output = prepared.output()
+        self.resource = Resource(prepared, status, output=self.output.output.items)
+        self._store = store
+        self._next_number = 0
         self._admitted = False
 
     @property
     def is_running(self) -> bool:
-        """It has its place, and no end."""
+        """The episode was admitted and has not ended."""
         return self._admitted and self.resource.status == "in_progress"
 
     def lifecycle(self, kind: str) -> Json:
-        """The event ``response.<kind>``, with the response as it is now."""
+        """Return the event ``response.<kind>`` with the current response."""
         return self._numbered({"type": f"response.{kind}", "response": self.resource.body()})
 
     async def events(self) -> Stream:
-        """All events from ``response.in_progress`` to the last.
+        """Run the episode and yield all events up to the last one.
 
         Raises:
-            ApiError: 429, there was no place; nothing was told.
+            ApiError: 429 before the first event if no place became free in time.
             EngineError: the engine failed.
         """
-        job, chat = self.job, self.job.chat
-        running = run_episodes(
-            chat.server,
+        prepared, chat = self.prepared, self.prepared.chat
+        running = chat.server.run_episodes(
             chat.episodes,
             count=1,
             operation="responses",
-            model=job.request.model,
+            model=prepared.request.model,
             prompt_tokens=len(chat.prompt_ids),
             attributes=self._attributes(),
-            schema_param=job.schema_param,
+            schema_param=prepared.schema_param,
         )
         async with running as episode:
             self._admitted = True
@@ -85,20 +87,20 @@ class Run:
             yield self.lifecycle("in_progress")
             async for _, event in episode:
                 try:
-                    told = self.reply.take(event)
+                    output_events = self.output.add(event)
                 except CallError as error:
                     raise ApiError(400, str(error), code="tool_use_failed") from None
-                for item in told:
-                    yield self._numbered(item)
+                for output_event in output_events:
+                    yield self._numbered(output_event)
                 if isinstance(event, Finished):
                     self.resource.finish(event.outcome)
-                    self.resource.final_answer = self.reply.final_answer
-        self._count()
-        if await self._ended(self):
+                    self.resource.final_answer = self.output.reply.final_answer
+        self._set_usage()
+        if await self._store(self):
             yield self.lifecycle(self.resource.status)
 
-    async def told(self) -> Stream:
-        """As `events`, but what fails once there is a place is told by ``response.failed`` and not raised."""
+    async def safe_events(self) -> Stream:
+        """Yield `events`; an error after admission becomes ``response.failed`` instead of being raised."""
         try:
             async with aclosing(self.events()) as events:
                 async for event in events:
@@ -106,56 +108,58 @@ class Run:
         except Exception as error:
             if not self._admitted:
                 raise
-            told = as_api_error(error)
-            if told.status >= 500:
+            api_error = as_api_error(error)
+            if api_error.status >= 500:
                 _log.exception("response_failed")
-            for event in self._stopped():
+            for event in self._abandon():
                 yield event
-            self.resource.fail(told)
-            if await self._ended(self):
+            self.resource.fail(api_error)
+            if await self._store(self):
                 yield self.lifecycle("failed")
 
     async def stop(self, change: Callable[[Resource], None]) -> list[Json]:
-        """End it in the middle, with what it has so far; gives the last events.
+        """End the response early with its output so far, and return the last events.
 
         Args:
-            change: says how it ended.
+            change: sets the final status.
         """
-        told = self._stopped()
+        events = self._abandon()
         change(self.resource)
-        if await self._ended(self):
-            # OpenAI has no event of its own for a response that was cancelled.
-            told.append(self.lifecycle("failed" if self.resource.status == "failed" else "incomplete"))
-        return told
+        if await self._store(self):
+            # OpenAI has no event for a response that was cancelled.
+            events.append(self.lifecycle("failed" if self.resource.status == "failed" else "incomplete"))
+        return events
 
-    def _stopped(self) -> list[Json]:
-        told = [self._numbered(item) for item in self.reply.abandon()] if self.reply.output.items else []
-        self._count()
-        return told
+    def _abandon(self) -> list[Json]:
+        events = self.output.abandon() if self.output.output.items else []
+        self._set_usage()
+        return [self._numbered(event) for event in events]
 
-    def _count(self) -> None:
-        self.resource.usage = self.reply.usage(len(self.job.chat.prompt_ids))
+    def _set_usage(self) -> None:
+        usage = usage_of(len(self.prepared.chat.prompt_ids), [self.output.reply])
+        self.resource.usage = response_usage(usage)
 
     def _numbered(self, event: Json) -> Json:
-        number, self._next = self._next, self._next + 1
+        number, self._next_number = self._next_number, self._next_number + 1
         return {**event, "sequence_number": number}
 
     def _attributes(self) -> Attributes:
-        request = self.job.request
-        told = {f"ih_grpo.metadata.{name}": value for name, value in (request.metadata or {}).items()}
-        return {"ih_grpo.request.id": self.job.id, "ih_grpo.deferred": request.runs_code, **told}
+        request = self.prepared.request
+        attributes = {f"ih_grpo.metadata.{name}": value for name, value in (request.metadata or {}).items()}
+        return {"ih_grpo.request.id": self.prepared.id, "ih_grpo.deferred": request.runs_code, **attributes}
 
 
-_KEEP_S = 0.5
-_KEEP_EVENTS = 64
+_WRITE_EVERY_S = 0.5
+_WRITE_EVENTS = 64
+"""Batches of events are written to the store at this interval, or earlier at this size."""
 
 
 class EventLog:
-    """The latest events in memory, all others in the store.
+    """Events of one response: the latest in memory, all others in the store.
 
     Args:
-        store: where events go, a batch at a time.
-        response_id: whose they are.
+        store: the events are written to it in batches.
+        response_id: id of the response.
     """
 
     def __init__(self, store: ResponseStore, response_id: str) -> None:
@@ -163,33 +167,33 @@ class EventLog:
         self._id = response_id
         self._tail: list[Json] = []
         self._stored = -1
-        self._kept_at = time.monotonic()
-        self._over = False
-        self._news = asyncio.Event()
+        self._written_at = time.monotonic()
+        self._is_closed = False
+        self._changed = asyncio.Event()
         self._lock = asyncio.Lock()
-        self._keeping: asyncio.Future[None] | None = None
+        self._writing: asyncio.Future[None] | None = None
 
     async def add(self, event: Json) -> None:
-        """One more event."""
+        """Append an event."""
         self._tail.append(event)
-        self._tell()
-        if len(self._tail) >= _KEEP_EVENTS or time.monotonic() - self._kept_at >= _KEEP_S:
-            # Whoever is cancelled here must not leave a batch of which nobody knows whether it is stored.
-            self._keeping = asyncio.ensure_future(self._keep())
-            await asyncio.shield(self._keeping)
+        self._notify()
+        if len(self._tail) >= _WRITE_EVENTS or time.monotonic() - self._written_at >= _WRITE_EVERY_S:
+            # A cancelled caller must not leave a batch that may or may not be stored.
+            self._writing = asyncio.ensure_future(self._write())
+            await asyncio.shield(self._writing)
 
     async def close(self) -> None:
-        """That was the last one."""
+        """Close the log after its last event."""
         try:
-            await self._keep()
+            await self._write()
         finally:
-            self._over = True
-            self._tell()
+            self._is_closed = True
+            self._notify()
 
     async def read(self, after: int) -> AsyncGenerator[Json, None]:
-        """The events with numbers above ``after``, those to come too."""
+        """Yield the events with numbers above ``after``, including future ones."""
         while True:
-            over, news = self._over, self._news
+            is_closed, changed = self._is_closed, self._changed
             behind = after < self._stored
             events = await self._store.events_after(self._id, after) if behind else self._tail
             for event in [event for event in events if number(event) > after]:
@@ -197,59 +201,57 @@ class EventLog:
                 yield event
             if behind and events:
                 continue
-            if over or behind:  # nothing where there must be something: it was deleted
+            if is_closed or behind:  # the stored events are missing: the response was deleted
                 return
             if after >= self._last():
-                await news.wait()
+                await changed.wait()
 
     def _last(self) -> int:
         return number(self._tail[-1]) if self._tail else self._stored
 
-    async def _keep(self) -> None:
+    async def _write(self) -> None:
         async with self._lock:
             batch = list(self._tail)
-            self._kept_at = time.monotonic()
+            self._written_at = time.monotonic()
             if batch:
                 await self._store.add_events(self._id, batch)
                 self._tail = self._tail[len(batch) :]
                 self._stored = number(batch[-1])
 
-    def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
 
 def number(event: Json) -> int:
-    """The event's sequence number."""
+    """Return the event's sequence number."""
     value = event["sequence_number"]
-    assert isinstance(value, int)  # noqa: S101  (ours)
+    assert isinstance(value, int)  # noqa: S101
     return value
 
 
 _POLL_S = 0.5
-_PATIENCE = 4
-"""Looks that the last event may be late by, after the response itself is over."""
-_LAST = ("response.completed", "response.failed", "response.incomplete")
-
-_background_log = structlog.get_logger(__name__)
+_MAX_LATE_POLLS = 4
+"""Polls to wait for the last event after the response itself has ended."""
+_LAST_EVENTS = ("response.completed", "response.failed", "response.incomplete")
 
 
 @dataclass(slots=True)
 class _Entry:
-    run: Run
+    run: ResponseRun
     log: EventLog
     task: asyncio.Task[None]
-    how: Callable[[Resource], None]
-    """How it ends if it is stopped."""
+    on_stop: Callable[[Resource], None]
+    """Sets the final status if the task is cancelled."""
 
 
 class Background:
-    """The background responses of this server.
+    """Background responses that run on this server.
 
     Args:
-        store: has each of them from the beginning.
-        limit: how many there may be, those that wait for their turn included.
-        drain: waits for them when the server goes down.
+        store: contains each response from its start.
+        limit: maximum number, including those that wait for admission.
+        drain: counts them, so that a shutdown waits for them.
     """
 
     def __init__(self, store: ResponseStore, limit: int, drain: Drain) -> None:
@@ -260,76 +262,76 @@ class Background:
 
     @property
     def ids(self) -> list[str]:
-        """Those that run here."""
+        """Ids of the responses that run on this server."""
         return list(self._entries)
 
     def check_room(self) -> None:
-        """Raises ApiError 429 if no more may be taken."""
+        """Raise ApiError 429 if the limit is reached."""
         if len(self._entries) >= self._limit:
-            raise ApiError(429, "Too many responses run in the background.", retry_after_s=5)
+            raise ApiError(429, "Too many background responses are running.", retry_after_s=5)
 
-    def start(self, run: Run) -> None:
-        """Let it run. It must be in the store."""
-        log = EventLog(self._store, run.job.id)
+    def start(self, run: ResponseRun) -> None:
+        """Start ``run`` as a task. The response must be in the store."""
+        log = EventLog(self._store, run.prepared.id)
         task = asyncio.create_task(self._run(run, log))
-        self._entries[run.job.id] = _Entry(run, log, task, _shut_down)
+        self._entries[run.prepared.id] = _Entry(run, log, task, _shut_down)
         self._drain.active += 1
 
     def read(self, response_id: str, owner: str, after: int) -> AsyncGenerator[Json, None]:
-        """The events of a response above ``after``, from wherever it runs or ran."""
+        """Yield the events of a response above ``after``, on whichever server it runs or ran."""
         entry = self._entries.get(response_id)
         return self._poll(response_id, owner, after) if entry is None else entry.log.read(after)
 
     async def cancel(self, response_id: str) -> bool:
-        """End one that runs here, and wait until it has; False if none does."""
+        """Cancel a response of this server and wait for its end. Return False if it doesn't run here."""
         return await self._stop(response_id, Resource.cancel)
 
     async def stop(self) -> None:
-        """End those that still run: they are failed, and say why."""
+        """End all running responses as failed."""
         await asyncio.gather(*(self._stop(response_id, _shut_down) for response_id in self.ids))
 
     def body(self, response_id: str) -> Json | None:
-        """The response as it is now, if it runs here."""
+        """Return the current response if it runs on this server."""
         entry = self._entries.get(response_id)
         return None if entry is None else entry.run.resource.body()
 
-    async def _stop(self, response_id: str, how: Callable[[Resource], None]) -> bool:
+    async def _stop(self, response_id: str, on_stop: Callable[[Resource], None]) -> bool:
         if (entry := self._entries.get(response_id)) is None:
             return False
-        entry.how = how
-        await asyncio.sleep(0)  # a task that is cancelled before its first step would never see it
+        entry.on_stop = on_stop
+        await asyncio.sleep(0)  # a task cancelled before its first step would not run its handler
         entry.task.cancel()
         await asyncio.gather(entry.task, return_exceptions=True)
         return True
 
-    async def _run(self, run: Run, log: EventLog) -> None:
+    async def _run(self, run: ResponseRun, log: EventLog) -> None:
         try:
             try:
                 for kind in ("created", "queued"):
                     await log.add(run.lifecycle(kind))
-                await self._tell(run, log)
+                await self._log_events(run, log)
             except asyncio.CancelledError:
-                for event in await run.stop(self._entries[run.job.id].how):
+                for event in await run.stop(self._entries[run.prepared.id].on_stop):
                     await log.add(event)
         except Exception:
-            _background_log.exception("background_response_lost", response=run.job.id)  # the store is away
+            _log.exception("background_response_lost", response=run.prepared.id)  # the store is unavailable
         finally:
             try:
                 await log.close()
             finally:
-                del self._entries[run.job.id]
+                del self._entries[run.prepared.id]
                 self._drain.active -= 1
 
-    async def _tell(self, run: Run, log: EventLog) -> None:
-        """Run it when there is a place, however long that takes: it has been promised."""
+    async def _log_events(self, run: ResponseRun, log: EventLog) -> None:
+        """Run the response once it is admitted, however long that takes: it was accepted."""
         while True:
             try:
-                async with aclosing(run.told()) as events:
+                async with aclosing(run.safe_events()) as events:
                     async for event in events:
                         await log.add(event)
                         if event["type"] == "response.in_progress":
                             await self._store.change(
-                                run.job.id, status="in_progress", body=run.resource.body()
+                                run.prepared.id, status="in_progress", body=run.resource.body()
                             )
                 return
             except ApiError as error:
@@ -338,25 +340,25 @@ class Background:
                 await asyncio.sleep(error.retry_after_s or 1.0)
 
     async def _poll(self, response_id: str, owner: str, after: int) -> AsyncGenerator[Json, None]:
-        """The events of a response that is over, or runs in another server."""
-        patience = _PATIENCE
+        """Yield the events of a response that has ended or runs on another server."""
+        polls_left = _MAX_LATE_POLLS
         while (response := await self._store.get(response_id, owner)) is not None:
             for event in await self._store.events_after(response_id, after):
                 after = number(event)
                 yield event
             if not response.is_running:
                 last = await self._store.last_event(response_id)
-                if last is not None and last["type"] in _LAST:
+                if last is not None and last["type"] in _LAST_EVENTS:
                     return
-                if not patience:  # its server died before it could tell the end
+                if not polls_left:  # its server died before the last event
                     yield _end(response, -1 if last is None else number(last))
                     return
-                patience -= 1
+                polls_left -= 1
             await asyncio.sleep(_POLL_S)
 
 
 def _end(response: StoredResponse, last: int) -> Json:
-    """The last event of a response whose own server never told it."""
+    """Return the last event of a response whose server never sent it."""
     kind = response.status if response.status in ("completed", "failed") else "incomplete"
     return {"type": f"response.{kind}", "response": response.body, "sequence_number": last + 1}
 

@@ -89,14 +89,14 @@ class RequestTrace:
         self._episodes: dict[int, _EpisodeTrace] = {}
         self._output_tokens = 0
 
-    def take(self, index: int, event: EpisodeEvent) -> None:
+    def add(self, index: int, event: EpisodeEvent) -> None:
         """Note an event of the episode ``index``."""
         if isinstance(event, Sampled):
             self._output_tokens += len(event.chunk.ids)
             return
         if index not in self._episodes:
             self._episodes[index] = _EpisodeTrace(self._tracer, self._span, index)
-        self._episodes[index].take(event)
+        self._episodes[index].add(event)
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +123,7 @@ class _EpisodeTrace:
         self._pending: list[Span] = []
         self._delivery: Span | None = None
 
-    def take(self, event: EpisodeEvent) -> None:
+    def add(self, event: EpisodeEvent) -> None:
         match event:
             case Invoked(tool_id, index, block):
                 span = self._span("invoke", tool_id, block.invoked_at)

@@ -1,7 +1,7 @@
-"""``tool_choice``: make the model call a function, by writing the beginning of the call for it.
+"""``tool_choice``: make the model call a function by writing the beginning of the call for it.
 
-The prompt ends with the words that begin a call, so that any engine can be made to call. An engine that can
-hold the text to a JSON schema is asked to; elsewhere the call is checked when it is written.
+The prompt ends with the beginning of a call, which works with every engine. An engine that supports JSON
+schemas also enforces the schema of the call; otherwise the call is checked once it is written.
 """
 
 from __future__ import annotations
@@ -13,34 +13,37 @@ from dataclasses import dataclass
 import jsonschema_rs
 
 from service.api.tools.definitions import FunctionTool, NamedChoice, ToolChoice
-from service.api.tools.parser import OPEN
+from service.episode.tool_parser import CALL_OPEN
 
 
 @dataclass(frozen=True, slots=True)
 class ForcedCall:
-    """``prefix`` is written for the model; what it writes on must match ``schema``, where that is known."""
+    """Beginning of a call: the model continues ``prefix``, and its text must match ``schema`` unless None."""
 
     prefix: str
     schema: str | None
 
 
-def forced_call(choice: ToolChoice | None, tools: Sequence[FunctionTool]) -> ForcedCall | None:
-    """How ``choice`` is enforced; None where the model is free."""
+def force_call(choice: ToolChoice | None, tools: Sequence[FunctionTool]) -> ForcedCall:
+    """Return the forced call of one of ``tools``.
+
+    Args:
+        choice: a function by name; anything else means any of them.
+        tools: functions that the reply may call; at least one.
+    """
     if isinstance(choice, NamedChoice):
         [tool] = [tool for tool in tools if tool.function.name == choice.function.name]
-    elif choice == "required":
-        if len(tools) > 1:
-            return ForcedCall(f"{OPEN}\n", _schema_of_any(tools))
-        [tool] = tools
+    elif len(tools) > 1:
+        return ForcedCall(f"{CALL_OPEN}\n", _schema_of_any(tools))
     else:
-        return None
-    # No blank at the end: in the model's vocabulary it belongs to the word that follows.
-    prefix = f'{OPEN}\n{{"name": {json.dumps(tool.function.name)}, "arguments":'
+        [tool] = tools
+    # No space at the end: in the model's vocabulary it belongs to the next word.
+    prefix = f'{CALL_OPEN}\n{{"name": {json.dumps(tool.function.name)}, "arguments":'
     return ForcedCall(prefix, json.dumps(tool.function.schema_of_arguments))
 
 
 def _schema_of_any(tools: Sequence[FunctionTool]) -> str | None:
-    """A call of one of ``tools``; None where a schema refers to itself and can't be put into another."""
+    """Return a schema for a call of any of ``tools``; None if a recursive schema can't be embedded."""
     calls = []
     for tool in tools:
         arguments = jsonschema_rs.dereference(tool.function.schema_of_arguments, offline=True)

@@ -1,9 +1,8 @@
-"""Attention over slots: the function that the model's layers call in place of their own.
+"""Attention over the slots of the KV cache, registered with transformers in place of the model's own.
 
-All tokens of a step, of all sequences, go through the model as one row [1, T] without padding. Only attention
-must know which token belongs to whom; it reads that from the ``Step`` that travels beside the inputs.
-
-Keys and values of all slots, one tensor pair per layer, written in place.
+The tokens of all sequences of a step go through the model as one row [1, T] without padding. Only attention
+depends on which token belongs to which sequence; `Step` carries this information beside the inputs. The keys
+and values of all slots are one tensor pair per layer, written in place (`KVCache`).
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ _SMALLEST = 256
 
 
 class KVCache:
-    """Per layer two tensors [slots, kv_heads, capacity, head_dim], made at the first write.
+    """Two tensors [slots, kv_heads, capacity, head_dim] per layer, allocated at the first write.
 
     The capacity doubles when a sequence outgrows it, so a long context costs memory only once it is used.
-    What lies beyond a slot's length is finite (zeros or old values): attention masks it, and a mask
-    would not hide a NaN.
+    Values beyond a slot's length are always finite (zeros or stale values): attention masks them, and a mask
+    does not hide a NaN.
     """
 
     def __init__(self, slots: int, max_length: int) -> None:
@@ -47,7 +46,7 @@ class KVCache:
     def write(
         self, layer: int, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Store [kv_heads, T, head_dim] at ``slots`` [T], ``positions`` [T]; returns the whole layer."""
+        """Store [kv_heads, T, head_dim] at ``slots`` [T], ``positions`` [T]. Return the whole layer."""
         if layer not in self._layers:
             self._layers[layer] = (self._new(keys), self._new(values))
         stored_keys, stored_values = self._layers[layer]
@@ -60,7 +59,7 @@ class KVCache:
             stored[target, :, :length] = stored[source, :, :length]
 
     def clear(self, slot: int | None = None) -> None:
-        """Zero one slot, or all: gets rid of values that are not finite."""
+        """Zero one slot, or all of them. Removes values that are not finite."""
         for stored in self._tensors():
             (stored if slot is None else stored[slot]).zero_()
 
@@ -82,10 +81,11 @@ NAME = "slots"
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
-    """The first ``count`` tokens of the step: one of each decoding sequence, all attended in one call.
+    """The first ``count`` tokens of the step: one per decoding sequence, all attended in one call.
 
-    ``rows`` selects cache rows: a slice (a view, no copy) that may span rows of others, or the exact ones.
-    ``index`` [count] says where in the selection each token's row is; ``mask`` is [rows, 1, 1, length].
+    ``rows`` selects cache rows: a slice (a view, no copy), which may include rows of other sequences, or the
+    exact indices. ``index`` [count] is the position of each token's row in the selection; None if they are
+    in order. ``mask`` is [rows, 1, 1, length].
     """
 
     count: int
@@ -131,7 +131,7 @@ def slot_attention(
     softcap: float | None = None,
     **_kwargs: object,
 ) -> tuple[Tensor, None]:
-    """`attend`, as transformers calls it.
+    """Adapter of `attend` to the signature that transformers calls.
 
     ``query`` is [1, heads, T, head_dim], ``key`` and ``value`` are [1, kv_heads, T, head_dim].
 
@@ -139,7 +139,7 @@ def slot_attention(
         [1, T, heads, head_dim] and no weights, as transformers' attention functions do.
 
     Raises:
-        EngineError: the model asks for a kind of attention that this is not.
+        EngineError: the model uses another kind of attention.
     """
     asked = (attention_mask, sliding_window, softcap, getattr(module, "sinks", None))
     if any(option is not None for option in asked):
@@ -154,8 +154,8 @@ def attend(
 ) -> Tensor:
     """Write ``key`` and ``value`` [T, kv_heads, head_dim] to the cache, then attend.
 
-    ``query`` and the result are [T, heads, head_dim]. Query heads that share a key head are laid side by side
-    as if they were positions, so that keys and values are never repeated.
+    ``query`` and the result are [T, heads, head_dim]. Query heads that share a key head are laid out as if
+    they were positions, so that keys and values are never repeated.
     """
     keys, values = step.cache.write(
         layer, key.transpose(0, 1), value.transpose(0, 1), step.slots, step.positions

@@ -1,9 +1,9 @@
-"""The model and its forward passes: from planned work to logits.
+"""The model and its forward passes: planned work in, logits out.
 
-The forward pass of Qwen2 and Qwen3 in fewer calls than transformers makes, for a CPU.
-
-A decoding step of a small model spends a third of its time between the products: module calls, norms of seven
-operations, rotations of fourteen. Here the same modules hold the weights, and the same attention is called.
+On a CPU, `Decoder` replaces transformers' forward pass of Qwen2 and Qwen3. A decoding step of a small model
+spends a third of its time between the matrix products: module calls, norms of seven operations, rotations of
+fourteen. The decoder needs fewer calls; the weights stay in the same modules, and attention is the same
+function.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from service.engines.base import EngineError
+from service.engines.model_config import count_parameters
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.attention import NAME, Chunk, DecodeBatch, KVCache, Step, attend
-from service.engines.transformers.lora import attach, read_adapters
+from service.engines.transformers.lora import AdapterRows, attach, read_adapters
 from service.engines.transformers.scheduler import Work
-from service.engines.transformers.settings import EngineSettings
 from service.engines.transformers.weight_loading import (
-    AdapterRows,
     Weights,
     can_pack,
-    count_parameters,
     pack_linears,
     resolve_dtype,
     unmap,
@@ -53,10 +52,11 @@ class _Layer(NamedTuple):
 
 
 class Decoder:
-    """Computes what ``model`` does, up to rounding. Make it once its layers are packed and wrapped.
+    """The forward pass of ``model``, equal up to rounding. Create it after the layers were packed and
+    wrapped.
 
     Args:
-        model: a causal LM of one of the `ARCHITECTURES` with the activation SiLU.
+        model: a causal LM of one of the `ARCHITECTURES`, with SiLU activation.
     """
 
     def __init__(self, model: Any) -> None:
@@ -75,7 +75,7 @@ class Decoder:
         x: Tensor = self._embed(ids)
         cos, sin = self._rotary(x[None], step.positions[None])
         half = self._width // 2
-        # rotate_half(x) * sin is x with its halves swapped, times this:
+        # rotate_half(x) * sin equals x with its halves swapped, times:
         signed = torch.cat((-sin[0, :, None, :half], sin[0, :, None, half:]), dim=-1)
         cos = cos[0, :, None]
         for index, layer in enumerate(self._layers):
@@ -124,18 +124,18 @@ def _layer(layer: Any) -> _Layer:
 
 
 SMALL_MODEL = 50_000_000
-"""Parameters below which one thread decodes as fast as several."""
+"""Number of parameters below which one thread decodes as fast as several."""
 
 
 class ModelRunner:
     """One causal LM on one device with its KV cache. Used by one thread, in inference mode.
 
     Raises:
-        EngineError: the checkpoint needs more than full causal attention in every layer, or an adapter
-            can't be served beside it.
+        EngineError: a layer of the checkpoint does not use full causal attention, or an adapter can't be
+        served.
     """
 
-    def __init__(self, settings: EngineSettings, config: PretrainedConfig, max_length: int) -> None:
+    def __init__(self, settings: TransformersSettings, config: PretrainedConfig, max_length: int) -> None:
         text_config = config.get_text_config()
         kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
@@ -171,7 +171,7 @@ class ModelRunner:
         """Run one step.
 
         Returns:
-            The works whose request is to get a token now, and their logits [len(works), V], float32.
+            The work items whose requests get a token in this step, and their logits [len(works), V], float32.
         """
         works = sorted(plan, key=lambda work: (work.stop - work.start > 1, work.slot.index))
         ids: list[int] = []
@@ -211,7 +211,7 @@ class ModelRunner:
         return logits
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Copy new weights over the old ones; nothing is changed unless all of them fit. Adapters stay.
+        """Copy new weights over the old ones. Changes nothing unless all of them fit. Adapters are kept.
 
         Raises:
             EngineError: names or shapes differ from the model's.
@@ -236,7 +236,9 @@ class ModelRunner:
         rows = [work.slot.index for work in singles]
         first, span = rows[0], rows[-1] - rows[0] + 1
         length = self._aligned(max(work.stop for work in singles))
-        if span > 2 * len(rows):  # far apart: copying the rows is cheaper than attending all between them
+        if span > 2 * len(
+            rows
+        ):  # far apart: copying the rows is cheaper than attending to all rows between them
             stops, selected, index = [work.stop for work in singles], len(rows), None
             selection: slice | Tensor = self._tensor(rows)
         else:

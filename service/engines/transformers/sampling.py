@@ -1,6 +1,6 @@
-"""Logits to tokens, for a whole batch at once, each row with its own settings.
+"""Sampling: from logits to tokens, for a whole batch at once, with settings per row.
 
-What a request adds to its logits before a token is drawn: bias, then the three penalties.
+`adjust` applies bias, penalties and grammars to the logits; `sample` draws the tokens.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 from service.engines.base import Sampling, TopLogprob
-from service.engines.grammar import Grammar
+from service.engines.transformers.grammar import Grammar
 
 GREEDY_BELOW = 1e-5
-"""Temperatures under this are taken as 0: dividing by them would overflow."""
+"""Temperatures below this value count as 0: dividing by them would overflow."""
 
 _SORTED_WIDTH = 1024
-"""Candidates sorted at first for a filter; the whole vocabulary only if they don't reach the cut."""
+"""Candidates that a filter sorts first. It sorts the whole vocabulary only if these do not reach the
+cut-off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One sampled token. ``logprob`` is after the temperature (1 where greedy) and before the filters."""
+    """One sampled token. ``logprob`` is taken after the temperature (1 if greedy) and before the filters."""
 
     token_id: int
     logprob: float
@@ -34,14 +35,14 @@ class Draw:
 def sample(logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence[float]) -> list[Draw]:
     """Draw one token per row.
 
-    A row's draw is the inverse of its cumulative distribution at its uniform number, in the order of the
-    vocabulary. So rows don't influence each other, and the rounding noise that differs between batch
-    sizes changes a draw only if the number falls within that noise of a boundary.
+    Each row inverts its cumulative distribution, in vocabulary order, at its uniform number. Rows are
+    therefore independent of each other, and the rounding noise that differs between batch sizes changes a
+    draw only if the number lies within this noise of a boundary.
 
     Args:
         logits: [B, V], float32.
-        settings: B of them.
-        uniforms: B numbers in [0, 1), one per row (unused where greedy).
+        settings: one per row.
+        uniforms: one number in [0, 1) per row; ignored by greedy rows.
     """
     greedy = [s.temperature < GREEDY_BELOW for s in settings]
     temperatures = [1.0 if g else s.temperature for g, s in zip(greedy, settings, strict=True)]
@@ -57,7 +58,7 @@ def sample(logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence[floa
 def _draw(
     logprobs: Tensor, settings: Sequence[Sampling], greedy: Sequence[bool], uniforms: Sequence[float]
 ) -> Tensor:
-    """Token ids [B]. Each row goes the cheapest way: most have no need of a pass over the vocabulary."""
+    """Token ids [B]. Each row takes the cheapest path: most need no pass over the sorted vocabulary."""
     vocabulary = logprobs.shape[1]
     ways: dict[str, list[int]] = {"greedy": [], "filtered": [], "plain": []}
     for row, s in enumerate(settings):
@@ -79,15 +80,15 @@ def _draw(
 
 
 def _draw_plain(logprobs: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """`_invert` over the whole vocabulary."""
+    """Apply `_invert` to the whole vocabulary."""
     if logprobs.device.type != "cpu":
         return _invert(logprobs.exp(), uniforms)
-    # Row by row: the sums of one row fit into a core's cache, those of a batch are paged in at every step.
+    # Row by row: the sums of one row fit into a core's cache; those of a batch do not.
     return torch.cat([_invert(logprobs[n, None].exp(), [uniform]) for n, uniform in enumerate(uniforms)])
 
 
 def _draw_filtered(logprobs: Tensor, settings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
-    """`_invert` of what passes the filters, over the candidates alone, in the order of the vocabulary."""
+    """Apply `_invert` to the candidates that pass the filters, in vocabulary order."""
     candidates, ids, keep = filter_candidates(logprobs, settings)
     ids, order = ids.sort(dim=-1)
     weights = (candidates.exp() * keep).gather(1, order)
@@ -95,17 +96,18 @@ def _draw_filtered(logprobs: Tensor, settings: Sequence[Sampling], uniforms: Seq
 
 
 def filter_candidates(logprobs: Tensor, settings: Sequence[Sampling]) -> tuple[Tensor, Tensor, Tensor]:
-    """The top_logprobs tokens [R, W], in falling order: logprobs, ids, and whether each passes the filters.
+    """Return the W most likely tokens of each row, in descending order: logprobs, ids and a mask of those
+    that pass the filters, each [R, W].
 
-    The filters are top-k, then top-p of what is left, and min-p relative to the top_logprobs. Tokens beyond W
-    do not pass.
+    The filters are top-k, then top-p of the remaining mass, and min-p relative to the most likely token.
+    Tokens beyond W do not pass.
     """
     vocabulary = logprobs.shape[1]
     top_k = [s.top_k if 0 < s.top_k < vocabulary else vocabulary for s in settings]
     limit = _column(top_k, logprobs)
     top_p = _column(
         [s.top_p if s.top_p < 1 else 2.0 for s in settings], logprobs
-    )  # 2: rounding takes nothing
+    )  # 2: rounding removes nothing
     min_p = _column([s.min_p for s in settings], logprobs)
     width = max([k + 1 if k < vocabulary else _SORTED_WIDTH for k in top_k])
     width = min(vocabulary, width)
@@ -122,13 +124,14 @@ def filter_candidates(logprobs: Tensor, settings: Sequence[Sampling]) -> tuple[T
 
 
 def _invert(weights: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """First column [B] at which the cumulative weight exceeds uniform x total; it has weight itself."""
+    """First column [B] at which the cumulative weight exceeds uniform x total. Its own weight is never
+    zero."""
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     target = torch.tensor(uniforms, dtype=torch.float64, device=weights.device)[:, None] * total
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
     ids = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return ids.clamp_(max=weights.shape[1] - 1)  # out of range only where the logits are not finite
+    return ids.clamp_(max=weights.shape[1] - 1)  # out of range only if the logits are not finite
 
 
 def _top_logprobs(logprobs: Tensor, settings: Sequence[Sampling]) -> list[tuple[TopLogprob, ...]]:
@@ -146,20 +149,20 @@ def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Token ids that a call has seen: those of its prompt, and how often it has sampled which."""
+    """Token ids that a call has seen: the ids of its prompt, and how often it sampled each id."""
 
     prompt: frozenset[int]
     sampled: Counter[int]
     stops: tuple[int, ...] = ()
-    """Stop tokens, which ``min_tokens`` keeps out."""
+    """Stop tokens, suppressed until ``min_tokens`` is reached."""
     grammar: Grammar | None = None
-    """What the reply may still write; None: anything."""
+    """Constraint on the reply; None: unconstrained."""
 
 
 def adjust(logits: Tensor, settings: Sequence[Sampling], histories: Sequence[History | None]) -> Tensor:
-    """New logits [B, V] with each row's bias and penalties; in vLLM's order, so that engines agree.
+    """Return logits [B, V] with each row's bias, penalties and grammar applied.
 
-    ``histories`` has B items, None where the row asks for nothing. Ids are those of the vocabulary.
+    The order is vLLM's, so that engines agree. ``histories`` has B items, None for rows without adjustments.
     """
     if all(history is None for history in histories):
         return logits
@@ -171,7 +174,7 @@ def adjust(logits: Tensor, settings: Sequence[Sampling], histories: Sequence[His
 
 
 def _adjust_row(row: Tensor, sampling: Sampling, history: History) -> None:
-    """``row`` [V], in place."""
+    """Adjust ``row`` [V] in place."""
     if sampling.logit_bias:
         ids, bias = zip(*sampling.logit_bias, strict=True)
         row[_ids(ids, row)] += torch.tensor(bias, dtype=row.dtype, device=row.device)

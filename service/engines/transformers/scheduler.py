@@ -1,6 +1,7 @@
-"""Who runs in the next step: first come first served, prompts in chunks beside the running streams.
+"""Scheduling of the embedded engine: requests, cache slots and the work of the next step.
 
-One call of ``generate`` as the worker sees it.
+First come, first served. Prompts are prefilled in chunks beside the running streams. Pure bookkeeping:
+nothing here depends on the model or on threads.
 """
 
 from __future__ import annotations
@@ -8,19 +9,111 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from service.engines.base import FinishReason, Sampling, TokenChunk
-from service.engines.grammar import Grammar
 from service.engines.token_stream import Detokenizer
+from service.engines.transformers.grammar import Grammar
 from service.engines.transformers.sampling import Draw, History
-from service.engines.transformers.slots import Slot, SlotAllocation, SlotPool
+
+WORTH_WAITING = 32
+"""Number of shared prompt tokens that makes it worth waiting for another sequence that is prefilling them."""
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One row of the KV cache. It holds the keys and values of ``tokens[:length]``, from position 0.
+
+    ``adapter`` is the adapter that computed them; None is the model itself.
+    """
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    length: int = 0
+    busy: bool = False
+    last_used: int = 0
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlotAllocation:
+    """A slot allocated to a prompt. Its first ``reused`` positions must be copied from ``source``, if set."""
+
+    slot: Slot
+    reused: int
+    source: Slot | None
+
+
+class SlotPool:
+    """A fixed number of slots, allocated by longest common prefix, then by least recent use. Idle slots are
+    the prefix cache."""
+
+    def __init__(self, count: int) -> None:
+        self.slots = tuple(Slot(index) for index in range(count))
+        self._clock = 0
+
+    def claim(self, tokens: list[int], adapter: str | None = None) -> SlotAllocation | None:
+        """Allocate a free slot to the sequence that starts with the prompt ``tokens`` (stored by reference).
+
+        Only keys and values computed by the same ``adapter`` are reused.
+
+        A slot is continued in place only if the prompt continues everything it holds. Otherwise the least
+        recently used free slot is overwritten and the shared prefix copied into it, so that prompts with the
+        same instruction don't destroy each other's cache.
+
+        Return None if no slot is free, or if a running sequence will soon have computed much more of this
+        prompt, so that a group of samples of one prompt prefills it once.
+        """
+        free = [slot for slot in self.slots if not slot.busy]
+        if not free:
+            return None
+        # The last prompt token is always computed: its logits are what the first sample is drawn from.
+        reusable = tokens[:-1]
+        shared = {
+            slot: common_prefix(slot.tokens, reusable) if slot.adapter == adapter else 0
+            for slot in self.slots
+        }
+        best = max(
+            self.slots, key=lambda slot: (min(shared[slot], slot.length), not slot.busy, slot.last_used)
+        )
+        reused = min(shared[best], best.length)
+        if max(shared.values()) - reused >= WORTH_WAITING:
+            return None
+        oldest = min(free, key=lambda slot: slot.last_used)
+        slot = best if not best.busy and reused == best.length > 0 else oldest
+        slot.tokens, slot.length, slot.busy, slot.adapter = tokens, reused, True, adapter
+        return SlotAllocation(slot, reused, None if slot is best or reused == 0 else best)
+
+    def release(self, slot: Slot) -> None:
+        """Free a slot. Its content stays as prefix cache."""
+        self._clock += 1
+        slot.tokens = slot.tokens[: slot.length]
+        slot.busy, slot.last_used = False, self._clock
+
+    def forget(self) -> None:
+        """Invalidate the whole cache. Running sequences are computed again from their tokens."""
+        for slot in self.slots:
+            slot.length = 0
+            if not slot.busy:
+                slot.tokens, slot.last_used = [], 0
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix, by bisection over slice comparisons (which run in C)."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle)
+    return low
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """``tokens`` is the prompt and, behind it, what has been sampled. The last sample has no KV yet."""
+    """One call of ``generate``. ``tokens`` is the prompt followed by the sampled tokens; the last one has no
+    KV yet."""
 
     tokens: list[int]
     sampling: Sampling
@@ -30,14 +123,14 @@ class Request:
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[TokenChunk | Exception] = field(default_factory=asyncio.Queue)
     grammar: Grammar | None = None
-    """What the reply may still write; None: anything."""
+    """Constraint on the reply; None: unconstrained."""
     cancelled: bool = False
-    """Set from the event loop, read by the worker before each step."""
+    """Set from the event loop; the engine thread reads it before each step."""
     slot: Slot | None = None
     cached_tokens: int = 0
-    """Of the prompt, taken from the prefix cache."""
+    """Prompt tokens taken from the prefix cache."""
     history: History | None = field(init=False)
-    """Kept only where something changes the logits."""
+    """Kept only if something changes the logits."""
     _prompt_length: int = field(init=False)
     _random: random.Random = field(init=False)
 
@@ -54,11 +147,11 @@ class Request:
         self._random = random.Random(None if seed is None else f"{seed}:{self._prompt_length}")  # noqa: S311
 
     def uniform(self) -> float:
-        """The next random number in [0, 1) of this request alone, whatever shares the batch."""
+        """Return this request's next random number in [0, 1), independent of the rest of the batch."""
         return self._random.random()
 
     def accept(self, draw: Draw) -> TokenChunk:
-        """Append a sampled token and say what it adds."""
+        """Append a sampled token and return its chunk of the stream."""
         first = len(self.tokens) == self._prompt_length
         self.tokens.append(draw.token_id)
         if self.history is not None:
@@ -92,12 +185,12 @@ class Work:
 
     @property
     def samples(self) -> bool:
-        """It reaches the last token, so the next one can be drawn."""
+        """Whether the work includes the last token, so that the next one can be sampled."""
         return self.stop == len(self.request.tokens)
 
 
 class Scheduler:
-    """The waiting queue, the running requests and their slots. Pure: knows no model and no thread."""
+    """The waiting queue, the running requests and their slots."""
 
     def __init__(self, *, max_slots: int, prefill_chunk: int) -> None:
         self.pool = SlotPool(max_slots)
@@ -116,7 +209,7 @@ class Scheduler:
             self.finish(request)
 
     def admit(self) -> Iterator[tuple[Request, SlotAllocation]]:
-        """Move waiting requests into slots, in order, while there is room."""
+        """Move waiting requests into slots, in order, while slots are free."""
         while self.waiting:
             request = self.waiting[0]
             claim = self.pool.claim(request.tokens, request.sampling.adapter)
@@ -128,7 +221,8 @@ class Scheduler:
             yield request, claim
 
     def plan(self) -> list[Work]:
-        """One token of every stream, and of prompts at most ``prefill_chunk`` tokens, oldest first."""
+        """Plan one step: one token of every stream, and at most ``prefill_chunk`` prompt tokens, oldest
+        request first."""
         budget = self._prefill_chunk
         plan = []
         for request in self.running:
@@ -143,14 +237,14 @@ class Scheduler:
         return plan
 
     def finish(self, request: Request) -> None:
-        """Take a request out and free its slot."""
+        """Remove a running request and free its slot."""
         self.running.remove(request)
         if request.slot is not None:
             self.pool.release(request.slot)
             request.slot = None
 
     def drain(self) -> list[Request]:
-        """Take every request out, running or waiting."""
+        """Remove and return every request, running or waiting."""
         everyone = [*self.running, *self.waiting]
         for request in list(self.running):
             self.finish(request)

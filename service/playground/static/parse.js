@@ -1,5 +1,5 @@
 // What a turn's text is made of: prose, Python blocks, execute markers. The rules are the server's own
-// (service/deferral/fences.py); here the text may end anywhere, for it is still being written.
+// (service/deferral/scanner.py); here the text may end anywhere, for it is still being written.
 
 const FENCE = "```";
 export const MARKER = "<tool_call>";

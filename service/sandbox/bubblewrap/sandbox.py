@@ -1,9 +1,11 @@
-"""Sessions under bubblewrap, for machines without Docker. For training only.
+"""Sandbox of bubblewrap processes, for training on machines without Docker.
 
-The same supervisor, in namespaces of its own, with the same seccomp profile and a read-only view of the
-Python installation. What it lacks is a cgroup: memory is limited for each process and not for all together,
-the CPU and the number of files are not limited, and where the runner is not root, code and supervisor share
-a uid.
+Covered: the supervisor and code run in namespaces of their own, with the same seccomp profile as in Docker
+and a read-only view of the Python installation.
+
+Not covered, since there is no cgroup: memory is limited per process instead of in total, and CPU time and the
+number of files are not limited. If the owner is not root, code and supervisor share a uid, and the number of
+processes is not limited either.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from pydantic import Field
 
 from service.sandbox.base import SandboxError
-from service.sandbox.isolation_checks import probes
+from service.sandbox.isolation_checks import isolation_checks
 from service.sandbox.session import PooledSandbox
 from service.sandbox.settings import PoolSettings
 from service.sandbox.worker_program import (
@@ -35,7 +37,7 @@ from service.sandbox.worker_program import (
 from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, Ready
 
 _VENV = "/opt/venv"
-"""Where a virtual environment is seen inside: its own path may lie under /tmp, which is empty there."""
+"""Path of a virtual environment inside the sandbox. Its own path may be under /tmp, which is empty inside."""
 _SYSTEM_FOLDERS = (
     "/usr",
     "/bin",
@@ -48,16 +50,16 @@ _SYSTEM_FOLDERS = (
 
 
 class ProcessSandboxSettings(PoolSettings):
-    """A pool of bubblewrap processes."""
+    """Settings of a pool of bubblewrap processes."""
 
     bubblewrap: str = "bwrap"
-    """The program, by name or path."""
+    """Name or path of the ``bwrap`` program."""
     python: str = Field(default_factory=lambda: sys.executable)
-    """The interpreter that runs code. Its packages are those that code can import."""
+    """Path of the interpreter that runs code. Code can import its packages."""
 
 
-class Process(Channel):
-    """A worker under bubblewrap; its channel is the process's stdin and stdout."""
+class BubblewrapProcess(Channel):
+    """A worker under bubblewrap. Its channel is the process's stdin and stdout."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         if process.stdin is None or process.stdout is None:
@@ -66,11 +68,11 @@ class Process(Channel):
         self._process = process
 
     @classmethod
-    async def start(cls, settings: ProcessSandboxSettings) -> Process:
-        """A worker whose supervisor is ready.
+    async def start(cls, settings: ProcessSandboxSettings) -> BubblewrapProcess:
+        """Start a worker and wait until its supervisor is ready.
 
         Raises:
-            SandboxError: it did not come up; nothing is left of it.
+            SandboxError: it did not start. Its processes are killed.
         """
         name = f"process-{secrets.token_hex(6)}"
         with _seccomp_program() as program:
@@ -102,7 +104,7 @@ class Process(Channel):
         return worker
 
     async def destroy(self) -> None:
-        """Kill bubblewrap; its process namespace dies with it."""
+        """Kill bubblewrap, which ends its whole process namespace."""
         self.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -119,20 +121,23 @@ def _seccomp_program() -> Iterator[int]:
 
 
 def command(settings: ProcessSandboxSettings, seccomp: int, uid: int) -> list[str]:
-    """The command line of one worker. ``uid`` 0: the runner is not root, and only one uid can be had."""
+    """Return the command line of one worker. ``uid`` is 0 if the owner is not root."""
     disk = str(settings.disk_mb << 20)
     arguments = [settings.bubblewrap, "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
     arguments += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     arguments += ["--hostname", "sandbox", "--seccomp", str(seccomp), "--cap-drop", "ALL"]
     if uid:
         for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_KILL"):
-            arguments += ["--cap-add", capability]  # for the supervisor alone; code loses them with its uid
+            arguments += [
+                "--cap-add",
+                capability,
+            ]  # for the supervisor only; code loses them with the change of uid
     else:
         arguments += ["--unshare-user"]
     sources, python = _read_only(settings)
     sources["/opt/sandbox/worker"] = str(image_folder() / "worker")
     parents = {parent for path in sources for parent in Path(path).parents[:-1]}
-    for parent in sorted(parents):  # bubblewrap would make them for root alone
+    for parent in sorted(parents):  # bubblewrap would create them readable by root only
         arguments += ["--perms", "0755", "--dir", str(parent)]
     for target, source in sources.items():
         arguments += ["--ro-bind-try", source, target]
@@ -151,9 +156,10 @@ def command(settings: ProcessSandboxSettings, seccomp: int, uid: int) -> list[st
 
 
 def _read_only(settings: ProcessSandboxSettings) -> tuple[dict[str, str], str]:
-    """What code may read (path inside to path outside), and the interpreter's path inside.
+    """Return the folders that code can read, and the interpreter's path inside.
 
-    It sees the system's programs and the Python installation, of a virtual environment too.
+    The folders map a path inside to a path outside. They hold the system's programs and the Python
+    installation, including that of a virtual environment.
     """
     python = Path(settings.python)
     prefix, base = str(python.parent.parent), str(python.resolve().parent.parent)
@@ -164,22 +170,22 @@ def _read_only(settings: ProcessSandboxSettings) -> tuple[dict[str, str], str]:
 
 
 class ProcessSandbox(PooledSandbox):
-    """A ``Sandbox`` under bubblewrap; weaker than containers, so only ever chosen by name."""
+    """A ``Sandbox`` of bubblewrap processes. It isolates less than Docker, so it is never a default."""
 
     def __init__(self, settings: ProcessSandboxSettings | None = None) -> None:
         self.settings = settings or ProcessSandboxSettings()
-        # Without root there is no limit on processes: that wall is known to be missing.
-        walls = [wall for wall in probes(self.settings) if os.geteuid() == 0 or wall.wall != "pids"]
-        super().__init__(self.settings, self._create, walls)
+        # Without root there is no limit on processes, so the check would fail.
+        checks = [c for c in isolation_checks(self.settings) if os.geteuid() == 0 or c.name != "pids"]
+        super().__init__(self.settings, self._create, checks)
 
-    async def _create(self) -> Process:
-        return await Process.start(self.settings)
+    async def _create(self) -> BubblewrapProcess:
+        return await BubblewrapProcess.start(self.settings)
 
     async def start(self) -> None:
-        """As every pool.
+        """Fill the pool and run the isolation checks.
 
         Raises:
-            SandboxError: bubblewrap is missing or can't make its namespaces, or a proof failed.
+            SandboxError: bubblewrap is missing or can't create its namespaces, or a check failed.
         """
         if shutil.which(self.settings.bubblewrap) is None:
             raise SandboxError(

@@ -1,4 +1,4 @@
-"""One sandbox container: created, attached to, started, and in the end removed."""
+"""Life cycle of one sandbox container, and access to the Docker daemon from asyncio."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class Daemon:
-    """docker-py from asyncio: each blocking call runs in a thread, with a time limit."""
+    """Async access to the Docker daemon: each blocking call of docker-py runs in a thread, with a timeout."""
 
     def __init__(self, settings: DockerSandboxSettings) -> None:
         self._settings = settings
@@ -40,11 +40,11 @@ class Daemon:
         """Run ``request`` with the client.
 
         Raises:
-            SandboxError: the daemon does not answer, or says no.
+            SandboxError: the daemon does not answer, or rejects the request.
         """
         loop = asyncio.get_running_loop()
         try:
-            # The client has a time limit of its own for each socket operation; this one is for all of them.
+            # The client's own timeout is per socket operation; this one covers the whole request.
             async with asyncio.timeout(2 * self._settings.daemon_timeout_s):
                 return await loop.run_in_executor(self._threads, lambda: request(self._connected()))
         except TimeoutError as error:
@@ -57,7 +57,7 @@ class Daemon:
             raise SandboxError(f"Docker at {self._settings.docker_host}: {error}") from error
 
     async def remove(self, container: str) -> None:
-        """Kill and remove a container, by name or id. What fails is tried again by `remove_leftovers`."""
+        """Kill and remove a container, by name or id. Failures are retried by ``remove_leftovers``."""
         await asyncio.shield(self._remove(container))
 
     async def _remove(self, container: str) -> None:
@@ -70,7 +70,7 @@ class Daemon:
             self._unremoved.discard(container)
 
     async def remove_leftovers(self) -> None:
-        """Remove what could not be removed before, as while the daemon was away."""
+        """Remove the containers that could not be removed before, for example while the daemon was down."""
         for container in tuple(self._unremoved):
             await self.remove(container)
 
@@ -88,14 +88,14 @@ class Daemon:
 
 
 def _drop_sockets(error: BaseException | None) -> None:
-    """docker-py leaves the socket of a refused connection in a frame: it goes now, not with garbage."""
+    """Clear the frames of ``error``: docker-py leaves the socket of a refused connection in one of them."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
 
 
 class Container(Channel):
-    """A worker in a Docker container. The channel is one attached stream; there is no ``docker exec``."""
+    """A worker in a Docker container. Its channel is one attached stream; ``docker exec`` is not used."""
 
     def __init__(
         self, daemon: Daemon, container_id: str, name: str, stream: DockerStream, writer: asyncio.StreamWriter
@@ -108,19 +108,19 @@ class Container(Channel):
     async def start(
         cls, daemon: Daemon, settings: DockerSandboxSettings, labels: dict[str, str]
     ) -> Container:
-        """A container whose supervisor is ready.
+        """Start a container and wait until its supervisor is ready.
 
         Raises:
-            SandboxError: it did not come up; nothing is left of it.
+            SandboxError: it did not start. It is removed again.
         """
         name = f"ih-grpo-{secrets.token_hex(6)}"
         arguments = create_arguments(settings, name, labels)
-        # Not cancellable in the middle: a container that exists must be known, or nobody removes it.
+        # Shielded from cancellation: a container that was created must be known, or it is never removed.
         creation = asyncio.ensure_future(daemon.call(lambda client: _create(client, name, arguments)))
         try:
             container_id, connection = await asyncio.shield(creation)
         except SandboxError:
-            await daemon.remove(name)  # the answer may be what was lost
+            await daemon.remove(name)  # it may exist although the reply was lost
             raise
         except asyncio.CancelledError:
             with contextlib.suppress(SandboxError):
@@ -131,7 +131,7 @@ class Container(Channel):
         close = connection.close
         try:
             reader, writer = await asyncio.open_connection(sock=connection, limit=2 * MAX_FRAME_BYTES)
-            close = writer.close  # the socket is the transport's from here on
+            close = writer.close  # from here on the transport owns the socket
             container = cls(daemon, container_id, name, DockerStream(reader), writer)
             async with asyncio.timeout(settings.start_timeout_s):
                 await daemon.call(lambda client: client.start(container_id))
@@ -146,7 +146,7 @@ class Container(Channel):
                     f"container {name} was not ready after {settings.start_timeout_s} s"
                 ) from error
             raise
-        await daemon.remove_leftovers()  # a daemon that made a container can remove some
+        await daemon.remove_leftovers()  # the daemon works, so earlier removals can be retried
         return container
 
     async def destroy(self) -> None:
@@ -155,10 +155,10 @@ class Container(Channel):
 
 
 def remove_container(client: docker.APIClient, container: str) -> None:
-    """Kill and remove one container, by name or id, whatever its state; blocking.
+    """Kill and remove one container, by name or id, in any state. Blocks.
 
     Raises:
-        APIError: the daemon refused.
+        APIError: the daemon rejected the request.
     """
     try:
         client.remove_container(container, v=True, force=True)
@@ -170,11 +170,11 @@ def remove_container(client: docker.APIClient, container: str) -> None:
 
 
 def _create(client: docker.APIClient, name: str, arguments: dict[str, Any]) -> tuple[str, socket.socket]:
-    """Create a container and attach to it, before it starts: so not a byte is missed."""
+    """Create a container and attach to it before it starts, so that no output is missed."""
     created = client.create_container_from_config(arguments, name=name)
     container_id: str = created["Id"]
     attached = client.attach_socket(container_id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
-    # docker-py gives a file object around the socket and ties it to the HTTP response: take a copy.
+    # docker-py wraps the socket and ties it to the HTTP response, so duplicate the descriptor.
     original = getattr(attached, "_sock", attached)
     connection = original.dup()
     connection.settimeout(None)

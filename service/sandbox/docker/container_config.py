@@ -1,6 +1,6 @@
-"""How a sandbox container is made. Nothing here can be changed by a request.
+"""Configuration of a sandbox container: its limits and isolation. No request can change them.
 
-Every limit is one that the start-up probes prove from inside.
+The isolation checks verify every limit from inside a container at the start.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from service.sandbox.worker_program import address_space_bytes, fresh_uid, image
 
 _GVISOR = "runsc"
 _SENTRY_THREADS, _SENTRY_MB = 1024, 512
-"""gVisor's kernel is a process in the container's own cgroup: its threads and its memory count as the
-container's, and without room for them it dies."""
+"""Allowance for gVisor's kernel, a process in the container's own cgroup: its threads and memory count
+against the container's limits, and it dies if they are exhausted."""
 
 
 def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[str, str]) -> dict[str, Any]:
-    """The body of Docker's "create a container" request."""
+    """Return the body of Docker's "create a container" request."""
     disk = f"rw,noexec,nosuid,nodev,size={settings.disk_mb}m,nr_inodes={settings.max_files},mode=1777"
     shared = f"rw,noexec,nosuid,nodev,size={settings.shared_memory_mb}m,nr_inodes=256,mode=1777"
     memory, pids = settings.memory_mb << 20, settings.pids
     worker = worker_config(settings, fresh_uid())
     if settings.runtime == _GVISOR:
-        # Where the cgroup runs out, all of the container ends: code meets limits of its own before that.
+        # Exhausting the cgroup ends the whole container, so code gets lower limits of its own.
         pids += _SENTRY_THREADS
         memory += _SENTRY_MB << 20
         worker |= {"address_space_bytes": address_space_bytes(settings), "processes": settings.pids}
@@ -47,7 +47,11 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
         "PidsLimit": pids,
         "NanoCpus": int(settings.cpus * 1e9),
         "CapDrop": ["ALL"],
-        "CapAdd": ["SETUID", "SETGID", "KILL"],  # for the supervisor alone; code loses them with its uid
+        "CapAdd": [
+            "SETUID",
+            "SETGID",
+            "KILL",
+        ],  # for the supervisor only; code loses them with the change of uid
         "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp_profile(settings.runtime)}"],
         "Privileged": False,
         "IpcMode": "private",
@@ -72,7 +76,7 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
         "Env": ["PYTHONHASHSEED=0", "LANG=C.UTF-8", "OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1"],
         "Labels": {**labels, "ih-grpo.name": name},
         "OpenStdin": True,
-        "StdinOnce": True,  # the supervisor sees the end of its input when the runner goes
+        "StdinOnce": True,  # ends the supervisor's input when the runner disconnects
         "AttachStdin": True,
         "AttachStdout": True,
         "AttachStderr": True,
@@ -83,11 +87,11 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
 
 
 def seccomp_profile(runtime: str | None) -> str:
-    """Our profile, as Docker takes it.
+    """Return the seccomp profile as JSON, the form that Docker accepts.
 
-    It answers ``clone3`` with ENOSYS, on which the C library falls back. gVisor answers EPERM whatever a
-    profile says, and then no thread starts; so there the call goes to gVisor's kernel, which has it not, or
-    must pass the start-up proof that it makes no new namespace.
+    The profile fails ``clone3`` with ENOSYS, so that the C library falls back to ``clone``. gVisor would fail
+    it with EPERM instead, and then no thread starts. There the call is allowed: gVisor's kernel either does
+    not implement it, or must pass the isolation check that it creates no namespace.
     """
     profile = json.loads((image_folder() / "seccomp.json").read_text())
     if runtime == _GVISOR:

@@ -1,8 +1,8 @@
 """Build the sandbox image from the files that come with the package.
 
-The same files are in a checkout (``sandbox_image/``) and in the wheel. What a machine needs to reach its
-package index goes into the build alone: pip's index settings, and the certificates that PIP_CERT,
-REQUESTS_CA_BUNDLE or SSL_CERT_FILE names.
+The files are the same in a checkout (``sandbox_image/``) and in the wheel. The build also uses the machine's
+access to its package index: pip's index settings, and the certificates that PIP_CERT, REQUESTS_CA_BUNDLE or
+SSL_CERT_FILE names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from service.sandbox.docker.settings import DEFAULT_IMAGE, default_docker_host
 from service.sandbox.worker_program import image_folder
 
 LABEL: Final = "ih-grpo.content"
-"""Holds ``content_hash`` of the files that an image was built from."""
+"""Label that holds the ``content_hash`` of the files that an image was built from."""
 _CERTIFICATES: Final = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _TAIL: Final = 30
 
@@ -40,19 +40,19 @@ def build_image(
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,  # noqa: ARG005
 ) -> bool:
-    """Build ``image`` on the Docker daemon, unless it was built from the same files.
+    """Build ``image`` on the Docker daemon, unless an image built from the same files exists.
 
     Args:
-        image: its tag.
-        base_image: replaces the Dockerfile's base: a Debian with Python 3.11 or later.
+        image: tag of the image.
+        base_image: replaces the Dockerfile's base image. It must be a Debian with Python 3.11 or later.
         force: build even if the image is up to date.
         report: called with each step of the build.
 
     Returns:
-        Whether it was built.
+        Whether the image was built.
 
     Raises:
-        SandboxError: Docker does not answer, or the build failed; with the end of its output.
+        SandboxError: Docker does not answer, or the build failed; with the last lines of its output.
     """
     host = default_docker_host()
     if host.startswith("unix://") and not Path(host.removeprefix("unix://")).is_socket():
@@ -88,9 +88,9 @@ def build_image(
 
 
 def content_hash(folder: Path) -> str:
-    """Return the SHA-256 over names, modes and contents of the files in ``folder``.
+    """Return the SHA-256 of the names, modes and contents of the files in ``folder``.
 
-    Leaves out certificates and Python's caches, which don't change what a build gives. The same as
+    Excludes certificates and Python's caches, which do not affect the image. Equal to the output of
     ``scripts/content-hash``.
     """
     lines = []
@@ -104,7 +104,7 @@ def content_hash(folder: Path) -> str:
 
 
 def build_arguments(env: Mapping[str, str]) -> dict[str, str]:
-    """Return pip's settings that mean something inside a container: addresses, not local folders."""
+    """Return the settings of pip that are usable inside a container: URLs, not local folders."""
     found = {}
     for name in ("index-url", "extra-index-url", "trusted-host"):
         variable = f"PIP_{name.replace('-', '_').upper()}"
@@ -121,10 +121,10 @@ def _pip_setting(name: str) -> str:
 
 
 def _certificate(env: Mapping[str, str]) -> Path | None:
-    """The file of certificates that this machine trusts, if one is named.
+    """Return the file of certificates that the environment names, or None.
 
     Raises:
-        SandboxError: it can't be read.
+        SandboxError: the file can't be read.
     """
     for variable in _CERTIFICATES:
         if value := env.get(variable):
@@ -143,7 +143,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _context(folder: Path, certificate: Path | None) -> io.BytesIO:
-    """The build's context as a tar file in memory."""
+    """Return the build context as a tar file in memory."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path in _files(folder):
@@ -164,10 +164,10 @@ def _label(client: docker.APIClient, image: str) -> str | None:
 
 
 def _follow(output: object, report: Callable[[str], None]) -> None:
-    """Report the build's steps.
+    """Report the steps of the build.
 
     Raises:
-        SandboxError: it failed.
+        SandboxError: the build failed.
     """
     tail: deque[str] = deque(maxlen=_TAIL)
     for event in output:  # type: ignore[attr-defined]
@@ -179,6 +179,6 @@ def _follow(output: object, report: Callable[[str], None]) -> None:
             raise SandboxError(
                 "\n".join(tail)
                 + f"\nthe build of the sandbox image failed: {event['error'].strip()}. Check the "
-                "network; a proxy that opens TLS needs its certificate file in SSL_CERT_FILE; if the base "
-                "image can't be pulled, name another one: --base-image"
+                "network. Behind a proxy that intercepts TLS, set SSL_CERT_FILE to its certificate file. If "
+                "the base image can't be pulled, choose another one with --base-image"
             )

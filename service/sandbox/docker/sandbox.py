@@ -1,6 +1,7 @@
-"""Sessions in single-use Docker containers.
+"""Sandbox of single-use Docker containers, and the removal of orphaned ones.
 
-Labels that say who owns a container, and the removal of those whose owner is provably dead.
+Labels on each container identify its owner. At its start a sandbox removes the containers whose owner is
+known to be dead.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from service.common.process_id import boot_id, pid_namespace, process_start
 from service.sandbox.base import SandboxError
 from service.sandbox.docker.container import Container, Daemon, remove_container
 from service.sandbox.docker.settings import DockerSandboxSettings
-from service.sandbox.isolation_checks import probes
-from service.sandbox.pool import PoolStats
+from service.sandbox.isolation_checks import isolation_checks
 from service.sandbox.session import PooledSandbox
 
 _APP = "ih-grpo.app"
@@ -23,7 +23,7 @@ _APP_VALUE = "sandbox"
 
 
 def owner_labels(settings: DockerSandboxSettings) -> dict[str, str]:
-    """Labels of every container that this process starts."""
+    """Return the labels of containers that this process starts."""
     return {
         _APP: _APP_VALUE,
         "ih-grpo.instance": settings.instance,
@@ -36,10 +36,10 @@ def owner_labels(settings: DockerSandboxSettings) -> dict[str, str]:
 
 
 def owner_is_dead(labels: dict[str, str], settings: DockerSandboxSettings) -> bool:
-    """Is it proven that nobody uses this container any more?
+    """Return whether a container with these labels is certainly no longer in use.
 
-    It is if its lifetime is over; if a runner of our name made it before this boot; or if its owner would
-    have to be a process that we could see, and is not there.
+    This holds if its lifetime is over, if an instance of the same name started it before the last boot, or if
+    its owner was a process in our process namespace that has ended.
     """
     deadline = labels.get("ih-grpo.deadline", "")
     if deadline.isdigit() and int(deadline) < time.time():
@@ -53,7 +53,7 @@ def owner_is_dead(labels: dict[str, str], settings: DockerSandboxSettings) -> bo
 
 
 async def remove_orphans(daemon: Daemon, settings: DockerSandboxSettings) -> int:
-    """Remove the containers of dead owners and say how many there were.
+    """Remove the containers of dead owners and return their number.
 
     Raises:
         SandboxError: the daemon does not answer.
@@ -70,25 +70,23 @@ async def remove_orphans(daemon: Daemon, settings: DockerSandboxSettings) -> int
     return await daemon.call(sweep)
 
 
-__all__ = ["DockerSandbox", "DockerSandboxSettings", "PoolStats"]
-
-
 class DockerSandbox(PooledSandbox):
-    """A ``Sandbox`` on a Docker daemon. Whoever runs it holds the daemon's socket, and nobody else need."""
+    """A ``Sandbox`` on a Docker daemon. Only the process that runs it needs access to the daemon's socket."""
 
     def __init__(self, settings: DockerSandboxSettings | None = None) -> None:
         self.settings = settings or DockerSandboxSettings()
         self._daemon = Daemon(self.settings)
-        super().__init__(self.settings, self._create, probes(self.settings))
+        super().__init__(self.settings, self._create, isolation_checks(self.settings))
 
     async def _create(self) -> Container:
         return await Container.start(self._daemon, self.settings, owner_labels(self.settings))
 
     async def start(self) -> None:
-        """Remove orphans, then as every pool.
+        """Remove orphaned containers, fill the pool and run the isolation checks.
 
         Raises:
-            SandboxError: Docker does not answer, the image is missing, or a proof failed. Nothing is left.
+            SandboxError: Docker does not answer, the image is missing, or a check failed. All containers are
+                removed again.
         """
         try:
             self._pool.orphans_reaped += await remove_orphans(self._daemon, self.settings)
@@ -98,7 +96,7 @@ class DockerSandbox(PooledSandbox):
         await super().start()
 
     async def ready(self) -> bool:
-        """True once the isolation is proven, while the daemon answers and containers can be had."""
+        """Return whether the isolation checks passed, the daemon answers and containers are available."""
         if not await super().ready():
             return False
         try:

@@ -1,4 +1,4 @@
-"""Every choice about Docker containers, in one place."""
+"""Settings of Docker containers, and the address of the Docker daemon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.sandbox.settings import PoolSettings
 
 USUAL_SOCKET: Final = Path("/var/run/docker.sock")
 OWN_SOCKET: Final = Path(os.environ.get("IHGRPO_DOCKER_RUN", "/run/ih-grpo"), "docker.sock")
-"""Of the daemon that `make serve` starts where none answers (scripts/start-dockerd)."""
+"""Socket of the daemon that `make serve` starts if no other one answers (scripts/start-dockerd)."""
 DEFAULT_IMAGE: Final = "ih-grpo-sandbox:latest"
 
 
@@ -22,29 +22,29 @@ def build_command(image: str) -> str:
 
 
 def default_docker_host() -> str:
-    """``DOCKER_HOST``, else Docker's usual socket, or that of our own daemon where only that one is there."""
+    """Return ``DOCKER_HOST`` if set, else the usual socket, or ``OWN_SOCKET`` if only that one exists."""
     only_own = OWN_SOCKET.is_socket() and not USUAL_SOCKET.is_socket()
     return os.environ.get("DOCKER_HOST") or f"unix://{OWN_SOCKET if only_own else USUAL_SOCKET}"
 
 
 class DockerSandboxSettings(PoolSettings):
-    """A pool of containers: what ``PoolSettings`` has, and what only Docker knows."""
+    """Settings of a pool of Docker containers."""
 
     docker_host: str = Field(default_factory=default_docker_host, pattern=r"^(unix|tcp)://")
     """Address of the daemon: ``unix:///path`` or ``tcp://host:port`` without TLS."""
     image: str = DEFAULT_IMAGE
-    """The sandbox image. It must exist: it is never pulled."""
+    """The sandbox image. It must exist; it is never pulled."""
     runtime: str | None = None
-    """OCI runtime, by the daemon's name for it; None takes the daemon's default. One that is missing or does
-    not hold is an error; nothing takes its place. ``runsc`` (gVisor) must be registered with
-    ``--oci-seccomp --network=none``, and ``--platform=ptrace`` where it may not use KVM."""
+    """OCI runtime, by the name that the daemon knows it by; None for the daemon's default. A runtime that is
+    missing or fails the isolation checks is an error; there is no fallback. ``runsc`` (gVisor) must be
+    registered with ``--oci-seccomp --network=none``, and with ``--platform=ptrace`` if KVM is unavailable."""
     instance: str = Field(default_factory=lambda: os.uname().nodename, min_length=1, max_length=128)
-    """Name of this runner. Two runners that live at the same time on one daemon need two names."""
+    """Name of the owner. Two owners that share a daemon at the same time need different names."""
     daemon_timeout_s: float = Field(default=20.0, gt=0)
-    """How long one request to the daemon may take."""
+    """Timeout of one request to the daemon, in seconds."""
     cpus: float = Field(default=1.0, gt=0)
     """CPU quota of a container, in cores."""
     max_files: int = Field(default=4096, ge=16)
-    """Files and folders in each of them."""
+    """Files and folders in each of /tmp and the work folder."""
     shared_memory_mb: int = Field(default=16, ge=1)
-    """Size of /dev/shm."""
+    """Size of /dev/shm, in megabytes."""

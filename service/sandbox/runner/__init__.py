@@ -1,1 +1,1 @@
-"""The runner process, which holds the Docker socket, and its client."""
+"""The runner, the only process with access to the Docker socket, and its client."""

@@ -1,4 +1,4 @@
-"""How many sessions may hold a container, and how many may wait for one."""
+"""Admission of sessions: a bound on those with a container and on those that wait for one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import asyncio
 from service.sandbox.base import QueueTimeoutError, SandboxError
 
 
-class Admission:
-    """A bounded number of places and a bounded queue before them; first come, first served."""
+class SessionAdmission:
+    """A bounded number of slots with a bounded first-in, first-out queue."""
 
-    def __init__(self, places: int, *, max_waiting: int, timeout_s: float) -> None:
-        self._places = asyncio.Semaphore(places)
+    def __init__(self, slots: int, *, max_waiting: int, timeout_s: float) -> None:
+        self._slots = asyncio.Semaphore(slots)
         self._max_waiting = max_waiting
         self._timeout_s = timeout_s
         self._closed = False
@@ -19,35 +19,35 @@ class Admission:
         self.active = 0
 
     async def enter(self) -> None:
-        """Take a place.
+        """Wait for a slot and take it.
 
         Raises:
-            QueueTimeoutError: the queue is full, or no place came free in time.
-            SandboxError: nobody is let in any more.
+            QueueTimeoutError: the queue is full, or no slot became free in time.
+            SandboxError: admission is closed.
         """
         if self._closed:
             raise SandboxError("the runner is shutting down")
-        if self._places.locked() and self.waiting >= self._max_waiting:
+        if self._slots.locked() and self.waiting >= self._max_waiting:
             raise QueueTimeoutError(
-                f"the queue for a sandbox is full ({self._max_waiting} wait); try again later"
+                f"the queue for a sandbox is full ({self._max_waiting} waiting); try again later"
             )
         self.waiting += 1
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError:
             raise QueueTimeoutError(
-                f"no sandbox came free in {self._timeout_s:g} s; try again later"
+                f"no sandbox became free within {self._timeout_s:g} s; try again later"
             ) from None
         finally:
             self.waiting -= 1
         self.active += 1
 
     def leave(self) -> None:
-        """Give a place back."""
+        """Release a slot."""
         self.active -= 1
-        self._places.release()
+        self._slots.release()
 
     def close(self) -> None:
-        """Let nobody in any more; those who wait still get their place."""
+        """Reject new sessions. Those that already wait still get a slot."""
         self._closed = True

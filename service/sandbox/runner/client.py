@@ -1,4 +1,4 @@
-"""The runner as a ``Sandbox``: what the API and the trainer hold in place of the Docker socket."""
+"""Client of the runner: a ``Sandbox`` for the API and the trainer, which need no access to Docker."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import httpx
 from pydantic import SecretStr
 
 from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
-from service.sandbox.runner import protocol as wire
+from service.sandbox.runner import protocol
 from service.sandbox.runner.connection import ConnectionLostError, RunnerConnection
 from service.sandbox.runner.protocol import Address
 
 _READY_TIMEOUT_S = 2.0
-R = TypeVar("R", bound=wire.Reply)
+R = TypeVar("R", bound=protocol.RunnerReply)
 T = TypeVar("T")
 _NOTHING = ExecutionResult("", "", "ok", wall_seconds=0.0, waited_seconds=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerClientSettings:
-    """Where the runner is, and how long to wait for it. Times in seconds."""
+    """Address and secret of the runner, and timeouts in seconds."""
 
     address: str
     """``unix:/path/to.sock`` or ``host:port``."""
     token: SecretStr
     connect_timeout_s: float = 10.0
-    """How long to try to reach a runner that is away, as while it restarts."""
+    """Time to retry while the runner is unreachable, for example while it restarts."""
     start_timeout_s: float | None = None
-    """How long ``start`` waits for it to be ready; as ``connect_timeout_s`` where unset."""
+    """Time that ``start`` waits for the runner to be ready; None for ``connect_timeout_s``."""
     invoke_timeout_s: float = 90.0
-    """How long a block may wait for a container; more than the runner's and its pool's queues take."""
+    """Time that a block may wait for a container: more than the queues of runner and pool take together."""
     flush_margin_s: float = 10.0
-    """How much later than the run limit the reply to a flush may come."""
+    """Time after the run limit within which the reply to a flush must arrive."""
     close_timeout_s: float = 10.0
 
 
 class RunnerClient:
-    """A ``Sandbox`` that is a runner elsewhere. Sessions connect at ``prepare`` or at their first block."""
+    """A ``Sandbox`` that delegates to a runner. Sessions connect at ``prepare`` or at their first block."""
 
     def __init__(self, settings: RunnerClientSettings) -> None:
         self._settings = settings
@@ -51,33 +51,37 @@ class RunnerClient:
         self._connected: set[RunnerSession] = set()
 
     async def start(self) -> None:
-        """Wait up to ``start_timeout_s`` for the runner to be ready; raises SandboxError when it is not."""
-        trouble: str | None = "no answer"
+        """Wait for the runner to be ready.
+
+        Raises:
+            SandboxError: it was not ready within ``start_timeout_s``.
+        """
+        problem: str | None = "no answer"
         timeout_s = self._settings.start_timeout_s or self._settings.connect_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                while (trouble := await self._trouble()) is not None:  # noqa: ASYNC110  (another process: nothing to wait on)
+                while (problem := await self._problem()) is not None:  # noqa: ASYNC110  (another process, no event)
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            raise SandboxError(f"the runner at {self._address} is not ready: {trouble}") from None
+            raise SandboxError(f"the runner at {self._address} is not ready: {problem}") from None
 
     def session(self, limits: SessionLimits) -> RunnerSession:
-        """A session that takes its container at the first ``invoke``, not before."""
+        """Return a session that leases its container at the first ``invoke``."""
         return RunnerSession(self._address, limits, self._settings, self._connected)
 
     async def ready(self) -> bool:
-        """Whether the runner has containers to give; answers within two seconds and never raises."""
-        return await self._trouble() is None
+        """Return whether the runner has containers. Answers within two seconds and never raises."""
+        return await self._problem() is None
 
     async def stop(self) -> None:
-        """Close the sessions still open."""
+        """Close the open sessions."""
         await asyncio.gather(*(session.close() for session in list(self._connected)))
         if self._http is not None:
             await self._http.aclose()
             self._http = None
 
-    async def _trouble(self) -> str | None:
-        """Why the runner is not ready; None if it is."""
+    async def _problem(self) -> str | None:
+        """Return the reason why the runner is not ready, or None if it is ready."""
         if self._http is None:
             uds = None if self._address.path is None else str(self._address.path)
             self._http = httpx.AsyncClient(
@@ -95,10 +99,10 @@ class RunnerClient:
 
 
 class RunnerSession:
-    """One episode's namespace, in the runner.
+    """A session that lives in the runner.
 
-    When the connection breaks, the namespace is gone. The next flush tells so, once, by a ``sandbox_error``;
-    blocks before that flush are dropped, since they may rest on what is gone. The next one connects anew.
+    A broken connection loses the namespace. The next flush reports this once, as ``sandbox_error``. Blocks
+    before that flush are dropped, because they may depend on lost variables. The block after it reconnects.
     """
 
     def __init__(
@@ -112,49 +116,51 @@ class RunnerSession:
         self._limits = limits
         self._settings = settings
         self._connected = connected
-        """The client's sessions that may have a container: it closes them when it stops."""
+        """The client's sessions that may have a container. The client closes them when it stops."""
         self._run_limit_s = limits.run_limit_s
         self._connection: RunnerConnection | None = None
         self._lost: str | None = None
         self._leased = False
-        """A container is there and takes blocks: none needs to be waited for."""
+        """The session has a container, so further blocks need not wait for their replies."""
         self._closed = False
 
     async def prepare(self) -> None:
-        """Connect and open the session, so that the runner expects blocks; see ``Session.prepare``."""
+        """Connect and open the session, so that the runner expects blocks. See ``Session.prepare``."""
         if self._closed or self._connection is not None or self._lost is not None:
             return
-        with contextlib.suppress(SandboxError):  # the first block tries again, and reports the failure
+        with contextlib.suppress(SandboxError):  # the first block retries and reports the failure
             await self._connect()
 
     async def invoke(self, code: str) -> None:
-        """Add a pending block; waits until there is a container for it.
+        """Add a pending block. The first one waits for a container.
 
         Raises:
-            QueueTimeoutError: no container came free in time.
-            SandboxError: the runner can't be reached or refuses the block. Nothing was run.
+            QueueTimeoutError: no container became free in time.
+            SandboxError: the runner is unreachable or rejects the block. Nothing ran.
         """
         if self._closed:
             raise SandboxError("the session is closed")
         if self._lost is not None:
             return
         try:
-            request = wire.invoke(code)
+            request = protocol.invoke_request(code)
             connection = self._connection or await self._connect()
             if self._leased:
-                await self._unless_cancelled(
-                    connection.tell(request, timeout_s=self._settings.invoke_timeout_s)
+                await self._note_cancellation(
+                    connection.send_nowait(request, timeout_s=self._settings.invoke_timeout_s)
                 )
             else:
-                await self._ask(connection, request, wire.Invoked, self._settings.invoke_timeout_s)
+                await self._request(
+                    connection, request, protocol.InvokedReply, self._settings.invoke_timeout_s
+                )
                 self._leased = True
         except ConnectionLostError as error:
             self._lost = str(error)
-        except wire.MessageError as error:
+        except protocol.MessageError as error:
             raise SandboxError(str(error)) from None
 
     async def flush(self) -> ExecutionResult:
-        """Run all that is pending; see ``Session.flush``. ``waited_seconds`` is what this side waited."""
+        """Run the pending blocks. See ``Session.flush``. ``waited_seconds`` is measured by the client."""
         began = time.monotonic()
         connection = self._connection
         if connection is None and self._lost is None:
@@ -163,8 +169,10 @@ class RunnerSession:
             if connection is None or self._lost is not None:
                 raise ConnectionLostError(self._lost or "the session is closed")
             timeout_s = self._run_limit_s + self._settings.flush_margin_s
-            result = (await self._ask(connection, wire.Flush(), wire.Flushed, timeout_s)).result
-            self._leased &= result.status != "sandbox_error"  # else the next block takes a new container
+            result = (
+                await self._request(connection, protocol.FlushRequest(), protocol.FlushedReply, timeout_s)
+            ).result
+            self._leased &= result.status != "sandbox_error"  # after an error the next block leases a new one
         except SandboxError as error:
             self._leased = False
             if isinstance(error, ConnectionLostError):
@@ -173,7 +181,7 @@ class RunnerSession:
         return replace(result, waited_seconds=time.monotonic() - began)
 
     async def close(self) -> None:
-        """Kill what runs and give the container up. Never raises; may be called twice."""
+        """Kill running code and release the container. Never raises; may be called twice."""
         self._closed = True
         self._connected.discard(self)
         connection, self._connection = self._connection, None
@@ -187,7 +195,7 @@ class RunnerSession:
             self._limits,
             timeout_s=self._settings.connect_timeout_s,
         )
-        if self._closed:  # meanwhile, by another task
+        if self._closed:  # by another task in the meantime
             connection.drop()
             raise SandboxError("the session is closed")
         self._connection = connection
@@ -195,12 +203,16 @@ class RunnerSession:
         self._run_limit_s = granted.run_limit_s
         return connection
 
-    async def _ask(
-        self, connection: RunnerConnection, request: wire.Request, expected: type[R], timeout_s: float
+    async def _request(
+        self,
+        connection: RunnerConnection,
+        request: protocol.RunnerRequest,
+        expected: type[R],
+        timeout_s: float,
     ) -> R:
-        return await self._unless_cancelled(connection.ask(request, expected, timeout_s=timeout_s))
+        return await self._note_cancellation(connection.request(request, expected, timeout_s=timeout_s))
 
-    async def _unless_cancelled(self, work: Awaitable[T]) -> T:
+    async def _note_cancellation(self, work: Awaitable[T]) -> T:
         try:
             return await work
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""What the runner counts, for Prometheus."""
+"""Prometheus metrics of the runner."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from prometheus_client.registry import Collector
 
 from service.sandbox.base import Sandbox
 from service.sandbox.pool import PoolStats
-from service.sandbox.runner.admission import Admission
+from service.sandbox.runner.admission import SessionAdmission
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_PRESENT = {"idle", "leased", "starting", "waiting"}
+_GAUGES = {"idle", "leased", "starting", "waiting"}
 
 
 @runtime_checkable
@@ -24,34 +24,43 @@ class _Pooled(Protocol):
 
 
 class RunnerMetrics:
-    """One registry per runner, so that two in one process don't mix.
+    """Metrics of one runner, in a registry of their own: two runners in one process stay separate.
 
     Args:
-        admission: its places and its queue are read at each scrape.
-        connections: how many clients are connected.
-        sandbox: if it keeps a pool (has ``stats()``), its numbers become ``ihgrpo_pool_<name>``.
+        admission: its numbers of active and waiting sessions are read at each scrape.
+        connections: returns the number of connected clients.
+        sandbox: if it has a pool (a ``stats()`` method), the pool's numbers become ``ihgrpo_pool_<name>``.
     """
 
-    def __init__(self, admission: Admission, connections: Callable[[], int], sandbox: Sandbox) -> None:
+    def __init__(self, admission: SessionAdmission, connections: Callable[[], int], sandbox: Sandbox) -> None:
         registry = CollectorRegistry()
         self._registry = registry
         self.flushes = Counter("ihgrpo_runner_flushes", "Flushes by status.", ["status"], registry=registry)
         self.refused = Counter(
-            "ihgrpo_runner_refused", "Requests refused, by reason.", ["reason"], registry=registry
+            "ihgrpo_runner_refused", "Rejected requests by reason.", ["reason"], registry=registry
         )
         self.admission_seconds = Histogram(
-            "ihgrpo_runner_admission_seconds", "Wait for a place.", buckets=_SECONDS, registry=registry
+            "ihgrpo_runner_admission_seconds",
+            "Seconds that a session waited to be admitted.",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.waited_seconds = Histogram(
-            "ihgrpo_runner_flush_waited_seconds", "Wait at a flush.", buckets=_SECONDS, registry=registry
+            "ihgrpo_runner_flush_waited_seconds",
+            "Seconds that a caller waited at a flush.",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.wall_seconds = Histogram(
-            "ihgrpo_runner_flush_wall_seconds", "Run time of a flush.", buckets=_SECONDS, registry=registry
+            "ihgrpo_runner_flush_wall_seconds",
+            "Seconds that the code of a flush ran.",
+            buckets=_SECONDS,
+            registry=registry,
         )
         for name, text, read in (
             ("connections", "Open connections.", connections),
-            ("sessions", "Sessions that hold a place.", lambda: admission.active),
-            ("waiting", "Sessions that wait for a place.", lambda: admission.waiting),
+            ("sessions", "Admitted sessions.", lambda: admission.active),
+            ("waiting", "Sessions that wait to be admitted.", lambda: admission.waiting),
         ):
             Gauge(f"ihgrpo_runner_{name}", text, registry=registry).set_function(read)
         if isinstance(sandbox, _Pooled):
@@ -59,12 +68,12 @@ class RunnerMetrics:
         ProcessCollector(registry=registry)
 
     def render(self) -> bytes:
-        """The text format of Prometheus."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _PoolCollector(Collector):
-    """The pool's own numbers, read at each scrape."""
+    """Collector of the pool's numbers, read at each scrape."""
 
     def __init__(self, stats: Callable[[], PoolStats]) -> None:
         self._stats = stats
@@ -72,11 +81,11 @@ class _PoolCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         stats = asdict(self._stats())
         kills = CounterMetricFamily(
-            "ihgrpo_pool_kills", "Workers or scripts killed, by reason.", labels=["reason"]
+            "ihgrpo_pool_kills", "Killed workers or scripts by reason.", labels=["reason"]
         )
         for reason, count in stats.pop("kills").items():
             kills.add_metric([reason], count)
         yield kills
         for name, value in stats.items():
-            family = GaugeMetricFamily if name in _PRESENT else CounterMetricFamily
+            family = GaugeMetricFamily if name in _GAUGES else CounterMetricFamily
             yield family(f"ihgrpo_pool_{name}", f"Pool: {name.replace('_', ' ')}.", value=value)

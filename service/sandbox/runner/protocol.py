@@ -1,10 +1,14 @@
-"""What the runner and its clients say to each other: JSON text frames on one WebSocket, strictly checked.
+"""Protocol between the runner and its clients.
 
-One connection is one session and one lease. The client speaks first (``open``). Each request has one reply,
-in order; at most ``MAX_AHEAD`` wait for theirs. ``close`` may come at any time; a dropped connection means
-the same.
+Messages are JSON text frames on one WebSocket (``SESSION_PATH``), validated strictly on both sides. One
+connection is one session and one lease:
 
-Where the runner is found: ``unix:/path/to.sock``, ``host:port`` or ``ws://host:port``.
+1. The client sends ``OpenRequest`` first and exactly once.
+2. It then sends ``InvokeRequest`` and ``FlushRequest`` in any order. Each request has one reply, in order. At
+   most ``MAX_AHEAD`` requests may wait for their replies.
+3. ``CloseRequest`` is valid at any time. A dropped connection has the same effect.
+
+The runner listens on a Unix socket or on a TCP port, see ``Address``.
 """
 
 from __future__ import annotations
@@ -25,14 +29,14 @@ MAX_CODE_CHARS = 1_000_000
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 """Largest frame to the runner."""
 MAX_REPLY_BYTES = 8 * 1024 * 1024
-"""Largest frame to the client: an output at its cap, escaped."""
+"""Largest frame to the client. Holds an output of the maximum size, escaped."""
 MAX_AHEAD = 8
-"""Most requests that a client may send ahead of their replies."""
+"""Highest number of requests that may wait for their replies."""
 MAX_TEXT_CHARS = 2000
 """Longest error text."""
 
 MAX_CLOSE_REASON_BYTES = 123
-"""What a close frame can hold (RFC 6455)."""
+"""Longest reason in a close frame (RFC 6455)."""
 
 CLOSE_VIOLATION = 1008
 CLOSE_INTERNAL = 1011
@@ -43,88 +47,96 @@ T = TypeVar("T")
 
 
 class MessageError(ValueError):
-    """A frame is not one of the messages below. Its text names the field, never the content."""
+    """A frame is not a valid message. The error names the field and never repeats the content."""
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
 
-class Open(_Message):
-    """The session's limits; the runner clips them to its ceiling. Answered by ``Opened``."""
+class OpenRequest(_Message):
+    """Open a session with these limits; the runner clips them. Answered by ``OpenedReply``."""
 
     type: Literal["open"] = "open"
     run_limit_s: float = Field(gt=0, allow_inf_nan=False)
     eager: bool
 
 
-class Invoke(_Message):
-    """One more pending block. Answered by ``Invoked`` once a container has it, or by ``Failed``."""
+class InvokeRequest(_Message):
+    """Add a pending block. Answered by ``InvokedReply`` once a container has it, or by ``FailedReply``."""
 
     type: Literal["invoke"] = "invoke"
     code: str = Field(max_length=MAX_CODE_CHARS)
 
 
-class Flush(_Message):
-    """Deliver what is pending. Answered by ``Flushed`` or ``Failed``."""
+class FlushRequest(_Message):
+    """Run the pending blocks and return their result. Answered by ``FlushedReply`` or ``FailedReply``."""
 
     type: Literal["flush"] = "flush"
 
 
-class Close(_Message):
-    """Give the container up. The runner closes the connection when it is gone."""
+class CloseRequest(_Message):
+    """End the session. The runner closes the connection once the container is removed."""
 
     type: Literal["close"] = "close"
 
 
-class Opened(_Message):
-    """The limits that hold."""
+class OpenedReply(_Message):
+    """The limits that apply to the session."""
 
     type: Literal["opened"] = "opened"
     run_limit_s: float
     eager: bool
 
 
-class Invoked(_Message):
+class InvokedReply(_Message):
+    """A container has the block."""
+
     type: Literal["invoked"] = "invoked"
 
 
-class Flushed(_Message):
+class FlushedReply(_Message):
+    """The result of a flush."""
+
     type: Literal["flushed"] = "flushed"
     result: ExecutionResult
 
 
-class Failed(_Message):
-    """The request came to nothing; the session lives on."""
+class FailedReply(_Message):
+    """The request failed. The session stays open."""
 
     type: Literal["failed"] = "failed"
     reason: Literal["queue_timeout", "sandbox_error"]
     text: str = Field(max_length=MAX_TEXT_CHARS)
 
 
-Request = Open | Invoke | Flush | Close
-Reply = Opened | Invoked | Flushed | Failed
+RunnerRequest = OpenRequest | InvokeRequest | FlushRequest | CloseRequest
+RunnerReply = OpenedReply | InvokedReply | FlushedReply | FailedReply
 
-_requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="type")])
-_replies: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="type")])
+_requests: TypeAdapter[RunnerRequest] = TypeAdapter(Annotated[RunnerRequest, Field(discriminator="type")])
+_replies: TypeAdapter[RunnerReply] = TypeAdapter(Annotated[RunnerReply, Field(discriminator="type")])
 
 
-def encode(message: Request | Reply) -> str:
-    """The frame of ``message``."""
+def encode(message: RunnerRequest | RunnerReply) -> str:
+    """Return ``message`` as a text frame."""
     return message.model_dump_json()
 
 
-def decode_request(frame: str | bytes | None) -> Request:
-    """The request in a frame from a client.
+def decode_request(frame: str | bytes | None) -> RunnerRequest:
+    """Parse a frame from a client.
 
     Raises:
-        MessageError: it is none, or a field is wrong, unknown or too long.
+        MessageError: it is not a request, or a field is missing, invalid, unknown or too long.
     """
     return _decode(_requests, frame)
 
 
-def decode_reply(frame: str | bytes | None) -> Reply:
-    """The reply in a frame from the runner; raises MessageError as ``decode_request`` does."""
+def decode_reply(frame: str | bytes | None) -> RunnerReply:
+    """Parse a frame from the runner.
+
+    Raises:
+        MessageError: it is not a reply, or a field is missing, invalid, unknown or too long.
+    """
     return _decode(_replies, frame)
 
 
@@ -139,36 +151,41 @@ def _decode(adapter: TypeAdapter[T], frame: str | bytes | None) -> T:
         raise MessageError(f"{where}: {first['msg']}") from None
 
 
-def invoke(code: str) -> Invoke:
-    """The request that carries ``code``; raises MessageError if it is too long."""
+def invoke_request(code: str) -> InvokeRequest:
+    """Return the request for the block ``code``.
+
+    Raises:
+        MessageError: it is too long.
+    """
     if len(code) > MAX_CODE_CHARS:
         raise MessageError(
             f"the block has {len(code)} characters; the sandbox takes at most {MAX_CODE_CHARS}"
         )
-    return Invoke(code=_encodable(code))
+    return InvokeRequest(code=_encodable(code))
 
 
-def flushed(result: ExecutionResult) -> Flushed:
-    """The reply that carries ``result``."""
-    return Flushed(result=replace(result, stdout=_encodable(result.stdout), stderr=_encodable(result.stderr)))
+def flushed_reply(result: ExecutionResult) -> FlushedReply:
+    """Return the reply to a flush with ``result``."""
+    encodable = replace(result, stdout=_encodable(result.stdout), stderr=_encodable(result.stderr))
+    return FlushedReply(result=encodable)
 
 
-def failed(error: SandboxError) -> Failed:
-    """The reply that carries ``error``."""
+def failed_reply(error: SandboxError) -> FailedReply:
+    """Return the reply to a request that raised ``error``."""
     reason: Literal["queue_timeout", "sandbox_error"] = (
         "queue_timeout" if isinstance(error, QueueTimeoutError) else "sandbox_error"
     )
-    return Failed(reason=reason, text=_encodable(str(error))[:MAX_TEXT_CHARS])
+    return FailedReply(reason=reason, text=_encodable(str(error))[:MAX_TEXT_CHARS])
 
 
 def _encodable(text: str) -> str:
-    # Lone surrogates can't be written in UTF-8. Spelled out (\\udc80), a string literal still means the same.
+    # UTF-8 can't encode lone surrogates. As an escape (\\udc80), they keep their meaning in a string literal.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A Unix socket (``path``) or a TCP address (``host``, ``port``); port 0 means any free one."""
+    """A Unix socket (``path``) or a TCP address (``host``, ``port``). Port 0 means any free port."""
 
     path: Path | None = None
     host: str = ""
@@ -176,7 +193,11 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read ``unix:PATH``, ``HOST:PORT`` or ``[IPV6]:PORT``, or ``ws://HOST:PORT``; raises ValueError."""
+        """Parse ``unix:PATH``, ``HOST:PORT``, ``[IPV6]:PORT`` or ``ws://HOST:PORT``.
+
+        Raises:
+            ValueError: it is not an address.
+        """
         if text.startswith("unix:"):
             path = Path(text.removeprefix("unix:").removeprefix("//"))
             if not path.is_absolute():
@@ -187,12 +208,12 @@ class Address:
         host, _, port = text.removeprefix("ws://").removesuffix("/").rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not host or "/" in host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-            raise ValueError(f"{text!r} is no address: write unix:/path/to.sock or host:port")
+            raise ValueError(f"{text!r} is not an address: write unix:/path/to.sock or host:port")
         return cls(host=host, port=int(port))
 
     @property
     def authority(self) -> str:
-        """The host part of a URL; ``localhost`` for a Unix socket."""
+        """The host and port of a URL; ``localhost`` for a Unix socket."""
         if self.path is not None:
             return "localhost"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -201,21 +222,22 @@ class Address:
         return f"unix:{self.path}" if self.path is not None else self.authority
 
     def listen(self, mode: int) -> socket.socket:
-        """A listening socket. A Unix socket has the permissions ``mode`` from its first moment on.
+        """Return a listening socket.
 
-        A socket file that nobody listens on (its owner was killed) is replaced.
+        A Unix socket gets the permissions ``mode`` before anyone can connect. A stale socket file, left by a
+        process that was killed, is replaced.
 
         Raises:
-            OSError: the address is in use or not allowed.
+            OSError: the address is in use or not permitted.
         """
         if self.path is None:
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
             return socket.create_server((self.host, self.port), family=family, backlog=512)
-        _remove_if_dead(self.path)
+        _remove_if_stale(self.path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.bind(str(self.path))
-            # Nobody can connect before listen(), so the mode is in force in time.
+            # No one can connect before listen(), so the mode applies to every connection.
             self.path.chmod(mode)
             listener.listen(512)
         except OSError:
@@ -224,10 +246,10 @@ class Address:
         return listener
 
 
-def _remove_if_dead(path: Path) -> None:
+def _remove_if_stale(path: Path) -> None:
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(f"{path} exists and is no socket; give another path or remove it")
+            raise FileExistsError(f"{path} exists and is not a socket; use another path or remove it")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -237,4 +259,4 @@ def _remove_if_dead(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
         else:
-            raise OSError(f"{path} is in use: another runner listens there")
+            raise OSError(f"{path} is in use: another runner is listening there")

@@ -1,11 +1,11 @@
-"""The runner: the one process that holds the Docker socket.
+"""The runner: the only process with access to the Docker socket.
 
-It serves a ``Sandbox`` to the API and to the trainer, who can ask for nothing but code to be run in limits.
+It serves a ``Sandbox`` to the API and the trainer. All they can request is that code runs within limits.
 
-    GET  /health    alive; no token
+    GET  /health    liveness, without a token
     GET  /ready     200 or 503
-    GET  /metrics   Prometheus
-    WS   /session   one connection is one session, see ``wire``
+    GET  /metrics   Prometheus metrics
+    WS   /session   one session per connection, see ``service.sandbox.runner.protocol``
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fastapi.responses import JSONResponse
 from starlette.websockets import WebSocket
 
 from service.sandbox.base import Sandbox, SandboxError
-from service.sandbox.runner import protocol as wire
-from service.sandbox.runner.admission import Admission
+from service.sandbox.runner import protocol
+from service.sandbox.runner.admission import SessionAdmission
 from service.sandbox.runner.lease import Lease
 from service.sandbox.runner.metrics import RunnerMetrics
 from service.sandbox.runner.protocol import Address
@@ -35,12 +35,12 @@ _CLOSE_TIMEOUT_S = 10
 
 
 class Runner:
-    """The leases in force, and who may have one."""
+    """State of the runner: its sandbox, its open leases and the admission of new ones."""
 
     def __init__(self, sandbox: Sandbox, settings: RunnerSettings) -> None:
         self.sandbox = sandbox
         self.settings = settings
-        self.admission = Admission(
+        self.admission = SessionAdmission(
             settings.max_sessions, max_waiting=settings.max_waiting, timeout_s=settings.queue_timeout_s
         )
         self.metrics = RunnerMetrics(self.admission, lambda: len(self._leases), sandbox)
@@ -49,7 +49,7 @@ class Runner:
         self._draining = False
 
     async def ready(self) -> bool:
-        """Whether a new session would get a container: not draining, and the sandbox says so in time."""
+        """Return whether a new session would get a container. Never raises."""
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 return not self._draining and await self.sandbox.ready()
@@ -57,7 +57,7 @@ class Runner:
             return False
 
     async def connect(self, websocket: WebSocket) -> None:
-        """Serve one connection to its end, or refuse it with 401 or 503."""
+        """Serve one connection until it ends, or reject it with 401 or 503."""
         if not self.settings.admits(websocket.headers.get("authorization")):
             await websocket.send_denial_response(Response("wrong or missing token", 401))
         elif self._draining or len(self._leases) >= self.settings.max_connections:
@@ -74,7 +74,7 @@ class Runner:
                     self._empty.set()
 
     async def drain(self) -> None:
-        """Let nobody in any more, and give those inside ``drain_s`` to end."""
+        """Reject new sessions and wait up to ``drain_s`` for the open ones to end."""
         self._draining = True
         self.admission.close()
         if not self._leases:
@@ -86,7 +86,7 @@ class Runner:
 
 
 def create_runner_app(sandbox: Sandbox, settings: RunnerSettings) -> FastAPI:
-    """The routes, over a sandbox that somebody else starts and stops. ``app.state.runner`` is the Runner."""
+    """Return the runner's app, with the ``Runner`` as ``app.state.runner``. The caller starts the sandbox."""
     runner = Runner(sandbox, settings)
 
     def authorized(request: Request) -> None:
@@ -109,14 +109,14 @@ def create_runner_app(sandbox: Sandbox, settings: RunnerSettings) -> FastAPI:
     async def metrics() -> Response:
         return Response(runner.metrics.render(), media_type="text/plain; version=0.0.4")
 
-    app.add_api_websocket_route(wire.SESSION_PATH, runner.connect)
+    app.add_api_websocket_route(protocol.SESSION_PATH, runner.connect)
     return app
 
 
 class RunnerServer(uvicorn.Server):
-    """Uvicorn that starts the sandbox first and stops it last, and drains before it closes connections.
+    """Uvicorn server that starts the sandbox first, stops it last, and drains before closing connections.
 
-    A second SIGINT ends the drain.
+    A second SIGINT aborts the drain.
     """
 
     def __init__(self, sandbox: Sandbox, settings: RunnerSettings) -> None:
@@ -126,7 +126,7 @@ class RunnerServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 ws="websockets-sansio",
-                ws_max_size=wire.MAX_REQUEST_BYTES,
+                ws_max_size=protocol.MAX_REQUEST_BYTES,
                 ws_per_message_deflate=False,
                 ws_ping_interval=settings.ping_interval_s,
                 ws_ping_timeout=settings.ping_interval_s,
@@ -139,25 +139,29 @@ class RunnerServer(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the sandbox, then answer; raises SandboxError when it does not start."""
+        """Start the sandbox, then accept connections.
+
+        Raises:
+            SandboxError: the sandbox did not start.
+        """
         await self._runner.sandbox.start()
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let the sessions end, then close what is left."""
+        """Drain, then close the remaining connections and stop the sandbox."""
         drain = asyncio.create_task(self._runner.drain())
         while not drain.done() and not self.force_exit:
             await asyncio.wait({drain}, timeout=0.1)
         drain.cancel()
         address = Address.parse(self._runner.settings.bind)
         if address.path is not None:
-            address.path.unlink(missing_ok=True)  # here: uvicorn raises the signal again when it has closed
+            address.path.unlink(missing_ok=True)  # now: uvicorn re-raises the signal at its end
         await super().shutdown(sockets)
         await self._runner.sandbox.stop()
 
 
 async def serve(sandbox: Sandbox, settings: RunnerSettings) -> None:
-    """Serve until SIGTERM or SIGINT; see ``serve_runner``."""
+    """Listen and serve until SIGTERM or SIGINT; see ``serve_runner``."""
     listener = Address.parse(settings.bind).listen(settings.socket_mode)
     with listener:
         _log.info("runner_starting", address=settings.bind, max_sessions=settings.max_sessions)
@@ -167,10 +171,10 @@ async def serve(sandbox: Sandbox, settings: RunnerSettings) -> None:
 def serve_runner(settings: RunnerSettings, sandbox: Sandbox) -> None:
     """Run the runner in this process until SIGTERM or SIGINT.
 
-    The sandbox is warmed and its isolation proven before the first request is served.
+    The pool is filled and the isolation checks pass before the first request is served.
 
     Raises:
-        OSError: the address is in use or not allowed.
-        SandboxError: the sandbox did not start, or does not hold.
+        OSError: the address is in use or not permitted.
+        SandboxError: the sandbox did not start or failed an isolation check.
     """
     uvloop.run(serve(sandbox, settings))

@@ -17,65 +17,69 @@ TOKEN_ENV = "IHGRPO_RUNNER_TOKEN"  # noqa: S105  (the name of the variable)
 MIN_TOKEN_CHARS = 16
 
 
+class TokenError(ValueError):
+    """The runner's token is missing, unreadable or too short to be a secret."""
+
+
 def _known_address(text: str) -> str:
     Address.parse(text)
     return text
 
 
 class RunnerSettings(BaseModel):
-    """All that the runner can be told. There is no default token: without one it does not start."""
+    """Settings of the runner. The token has no default: the runner does not start without one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token: SecretStr = Field(min_length=MIN_TOKEN_CHARS)
-    """What a client must show, as ``Authorization: Bearer``. See ``read_token``."""
+    """Secret that clients send as ``Authorization: Bearer``. See ``read_token``."""
     bind: Annotated[str, AfterValidator(_known_address)] = "unix:/run/ih-grpo/runner.sock"
     """``unix:/path/to.sock`` or ``host:port``."""
     socket_mode: int = Field(default=0o600, ge=0, le=0o777)
     """Permissions of the Unix socket."""
     max_run_limit_s: float = Field(default=60.0, gt=0)
-    """Ceiling of ``run_limit_s``, in seconds; a session that asks for more gets this."""
+    """Ceiling of a session's ``run_limit_s``, in seconds; higher values are clipped."""
     max_sessions: int = Field(default=32, ge=1)
     """Sessions that hold a container at the same time."""
     max_waiting: int = Field(default=128, ge=0)
-    """Sessions that may wait for a place; the next one is told ``queue_timeout`` at once."""
+    """Sessions that may wait for a container; further ones fail with ``queue_timeout`` immediately."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds that a session waits for a place before it is told ``queue_timeout``."""
+    """Seconds that a session waits for a container before it fails with ``queue_timeout``."""
     max_connections: int = Field(default=512, ge=1)
-    """Open connections, those without a container included; more are refused with 503."""
+    """Open connections, including those without a container; further ones are rejected with 503."""
     lease_s: float = Field(default=3600.0, gt=0)
-    """Longest life of one session, in seconds."""
+    """Longest duration of a session, in seconds."""
     ping_interval_s: float = Field(default=10.0, gt=0)
-    """A client that does not answer a ping within this many seconds is taken for dead."""
+    """Seconds between pings; a client that does not answer one within this time is disconnected."""
     drain_s: float = Field(default=30.0, ge=0)
-    """Seconds that running sessions get to end after SIGTERM, before they are closed."""
+    """Seconds that open sessions may continue after SIGTERM before they are closed."""
 
     def admits(self, authorization: str | None) -> bool:
-        """Whether an ``Authorization`` header shows the token; takes the same time either way."""
+        """Return whether an ``Authorization`` header holds the token. Compares in constant time."""
         expected = f"Bearer {self.token.get_secret_value()}"
         return hmac.compare_digest(_digest(authorization or ""), _digest(expected))
 
 
 def _digest(text: str) -> bytes:
-    # Digests have one length, so that the comparison does not tell the token's.
+    # Digests have equal lengths, so the time of the comparison does not reveal the token's length.
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 def read_token(file: Path | None = None, env: Mapping[str, str] | None = None) -> SecretStr:
-    """The runner's token: the content of ``file`` if one is named, else ``IHGRPO_RUNNER_TOKEN``.
+    """Return the runner's token: the content of ``file`` if given, else ``IHGRPO_RUNNER_TOKEN``.
 
     Raises:
-        ValueError: there is none, or it is too short to be a secret.
+        TokenError: it is missing, unreadable or too short to be a secret.
     """
     environment = os.environ if env is None else env
     source = str(file) if file is not None else TOKEN_ENV
     try:
         text = file.read_text("utf-8") if file is not None else environment.get(TOKEN_ENV, "")
     except OSError as error:
-        raise ValueError(f"the runner's token file can't be read: {error}") from error
+        raise TokenError(f"the runner's token file can't be read: {error}") from error
     token = text.strip()
     if len(token) < MIN_TOKEN_CHARS or not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError(
+        raise TokenError(
             f"no usable token in {source}: the runner needs at least {MIN_TOKEN_CHARS} printable ASCII "
             "characters. Make one with: openssl rand -hex 32"
         )

@@ -92,12 +92,12 @@ async def test_a_call_that_can_not_be_made_fails_the_response() -> None:
     wrong = '<tool_call>\n{"name": "weather", "arguments": {"town": 1}}\n</tool_call>' + EOS
     async with serving(ScriptedEngine(wrong)) as served:
         strict: Any = {"tools": TOOLS, "extra_body": {"strict_tool_calls": True}}
-        with pytest.raises(openai.BadRequestError, match="can't be made") as caught:
+        with pytest.raises(openai.BadRequestError, match="is invalid") as caught:
             await ask(served, **strict)
         events = await collected(await ask(served, **strict, stream=True))
     final = events[-1]["response"]
     assert (events[-1]["type"], final["output"][0]["status"]) == ("response.failed", "incomplete")
-    assert "can't be made" in final["error"]["message"]
+    assert "is invalid" in final["error"]["message"]
     assert caught.value.code == final["error"]["code"] == "tool_use_failed"
 
 

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 
-from service.api.tools.choice import forced_call
+import pytest
+
+from service.api.chat.request import ChatRequest
+from service.api.tools.choice import force_call
 from service.api.tools.definitions import Function, FunctionTool, NamedChoice
 
 NODE = {
@@ -22,26 +25,31 @@ def tool(name: str, parameters: dict[str, object] | None = None) -> FunctionTool
     return FunctionTool(type="function", function=Function(name=name, parameters=parameters))
 
 
-def test_the_model_is_free_unless_a_call_is_asked_for() -> None:
-    assert forced_call(None, [tool("f")]) is None
-    assert forced_call("auto", [tool("f")]) is None
-    assert forced_call("none", []) is None
+@pytest.mark.parametrize("choice", [None, "auto", "none"])
+def test_no_call_is_forced_by_default(choice: str | None) -> None:
+    request = ChatRequest.model_validate(
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "?"}],
+            "tools": [tool("f").model_dump()],
+            "tool_choice": choice,
+        }
+    )
+    assert not request.forces_call
 
 
-def test_a_named_function_is_begun_for_the_model() -> None:
+def test_prefix_begins_the_call_of_a_named_function() -> None:
     named = NamedChoice.model_validate({"type": "function", "function": {"name": "g"}})
     for forced in (
-        forced_call(named, [tool("f"), tool("g", CITY)]),
-        forced_call("required", [tool("g", CITY)]),
+        force_call(named, [tool("f"), tool("g", CITY)]),
+        force_call("required", [tool("g", CITY)]),
     ):
-        assert forced is not None
         assert forced.prefix == '<tool_call>\n{"name": "g", "arguments":'
         assert json.loads(forced.schema or "") == CITY
 
 
-def test_any_function_is_one_schema_with_references_resolved() -> None:
-    forced = forced_call("required", [tool("f", CITY), tool("g")])
-    assert forced is not None
+def test_schema_of_any_function_has_references_resolved() -> None:
+    forced = force_call("required", [tool("f", CITY), tool("g")])
     assert forced.prefix == "<tool_call>\n"
     schema = json.loads(forced.schema or "")
     check = Function(name="x", parameters=schema)
@@ -50,7 +58,5 @@ def test_any_function_is_one_schema_with_references_resolved() -> None:
     assert check.complaint({"name": "h", "arguments": {}}) is not None
 
 
-def test_a_schema_that_refers_to_itself_is_left_to_the_check() -> None:
-    forced = forced_call("required", [tool("f", NODE), tool("g")])
-    assert forced is not None
-    assert forced.schema is None
+def test_recursive_schema_is_not_enforced() -> None:
+    assert force_call("required", [tool("f", NODE), tool("g")]).schema is None

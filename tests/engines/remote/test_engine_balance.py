@@ -10,7 +10,7 @@ from service.engines.remote.engine import Balancer
 INSTRUCTION = list(range(1000, 1100))
 
 
-def test_new_prompts_are_spread_however_alike_they_begin() -> None:
+def test_new_prompts_are_distributed_despite_a_shared_prefix() -> None:
     balancer = Balancer(3, max_imbalance=4)
     chosen = []
     for number in range(9):
@@ -23,7 +23,7 @@ def test_new_prompts_are_spread_however_alike_they_begin() -> None:
 
 
 @given(st.integers(0, 60), st.integers(32, 200), st.integers(0, 50), st.integers(0, 2))
-def test_an_episode_goes_on_where_it_is(prompt: int, sampled: int, observed: int, home: int) -> None:
+def test_episode_stays_on_its_server(prompt: int, sampled: int, observed: int, home: int) -> None:
     balancer = Balancer(3, max_imbalance=4)
     start, reply = list(range(prompt)), list(range(5000, 5000 + sampled))
     balancer.remember(home, start, reply)
@@ -31,7 +31,7 @@ def test_an_episode_goes_on_where_it_is(prompt: int, sampled: int, observed: int
     assert balancer.choose([*start, *reply, *range(observed)], range(3)) == home
 
 
-def test_it_leaves_a_server_that_is_down_or_far_too_busy() -> None:
+def test_leaves_a_server_that_is_down_or_overloaded() -> None:
     balancer = Balancer(3, max_imbalance=4)
     context = list(range(64))
     balancer.remember(2, [], context)
@@ -42,7 +42,7 @@ def test_it_leaves_a_server_that_is_down_or_far_too_busy() -> None:
     assert balancer.choose(context, [0, 2]) == 2
 
 
-def test_the_last_turn_counts() -> None:
+def test_latest_server_of_an_episode_wins() -> None:
     balancer = Balancer(2, max_imbalance=4)
     first, second = list(range(40)), list(range(100, 140))
     balancer.remember(0, [1], first)
@@ -51,7 +51,7 @@ def test_the_last_turn_counts() -> None:
     assert balancer.choose([1, *first, 9, 9, 9], range(2)) == 0
 
 
-def test_memory_is_bounded_and_the_oldest_is_forgotten() -> None:
+def test_memory_is_bounded_and_drops_the_oldest() -> None:
     balancer = Balancer(2, max_imbalance=0, memory=3)
     contexts = [[number] * 32 for number in range(5)]
     for context in contexts:

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.engines.base import InvalidRequestError, TopLogprob
-from service.engines.remote.server import StreamError, read_pieces
-from service.engines.token_stream import Piece
+from service.engines.remote.server import StreamError, read_tokens
+from service.engines.token_stream import SampledTokens
 
 
 def token(token_id: int, reason: str | None = None, **logprobs: object) -> str:
@@ -19,28 +19,28 @@ USAGE = 'data: {"choices": [], "usage": {"prompt_tokens_details": {"cached_token
 DONE = "data: [DONE]"
 
 
-async def read(*lines: str, top: int = 0) -> list[Piece]:
+async def read(*lines: str, top: int = 0) -> list[SampledTokens]:
     async def stream() -> AsyncIterator[str]:
         for line in lines:
             yield line
 
-    return [piece async for piece in read_pieces(stream(), top)]
+    return [piece async for piece in read_tokens(stream(), top)]
 
 
-async def test_the_last_piece_carries_what_was_cached() -> None:
+async def test_last_tokens_carry_the_cached_count() -> None:
     assert await read(token(5), "", ": comment", token(6, "stop"), USAGE, DONE) == [
-        Piece([5]),
-        Piece([6], cached_tokens=16, finish_reason="stop"),
+        SampledTokens([5]),
+        SampledTokens([6], cached_tokens=16, finish_reason="stop"),
     ]
 
 
 @pytest.mark.parametrize("usage", ['data: {"choices": [], "usage": {"prompt_tokens": 3}}', ": no usage"])
-async def test_a_server_that_does_not_tell(usage: str) -> None:
+async def test_cached_count_is_optional(usage: str) -> None:
     (piece,) = await read(token(5, "length"), usage, DONE)
     assert piece.cached_tokens is None
 
 
-async def test_alternatives_are_the_likeliest_in_order() -> None:
+async def test_alternatives_are_sorted_by_probability() -> None:
     tops = {"token_id:9": -4.0, "token_id:1": -0.5, "token_id:2": -0.25}
     logprobs = {"token_logprobs": [-4.0], "top_logprobs": [tops]}
     (piece,) = await read(token(9, "length", logprobs=logprobs), DONE, top=2)
@@ -48,7 +48,7 @@ async def test_alternatives_are_the_likeliest_in_order() -> None:
     assert piece.top_logprobs == ((TopLogprob(2, -0.25), TopLogprob(1, -0.5)),)
 
 
-async def test_empty_deltas_are_left_out() -> None:
+async def test_empty_deltas_are_skipped() -> None:
     empty = 'data: {"choices": [{"token_ids": [], "finish_reason": null}]}'
     assert [piece.ids for piece in await read(empty, token(5), token(6, "stop"), DONE)] == [[5], [6]]
 
@@ -58,18 +58,18 @@ async def test_empty_deltas_are_left_out() -> None:
     [
         ((), "ended before its last token"),
         ((token(5), DONE), "ended before its last token"),
-        (("data: {",), "an event is no JSON"),
+        (("data: {",), "an event is not JSON"),
         (('data: "x"',), "x"),
         (('data: {"error": {"message": "out of memory"}}',), "out of memory"),
-        (('data: {"choices": [{"text": "a"}]}',), "no token_ids in its answer"),
-        ((token(5, "abort"),), "it ended the request: abort"),
+        (('data: {"choices": [{"text": "a"}]}',), "response has no token_ids"),
+        ((token(5, "abort"),), "the server aborted the request: abort"),
     ],
 )
-async def test_what_is_no_whole_answer(lines: tuple[str, ...], message: str) -> None:
+async def test_rejects_malformed_and_incomplete_streams(lines: tuple[str, ...], message: str) -> None:
     with pytest.raises(StreamError, match=message):
         await read(*lines)
 
 
-async def test_what_the_client_did_wrong_is_told_apart() -> None:
+async def test_client_errors_are_invalid_requests() -> None:
     with pytest.raises(InvalidRequestError, match=r"^vLLM: no such grammar$"):
         await read('data: {"error": {"message": "no such grammar", "code": 400}}')

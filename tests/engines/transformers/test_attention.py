@@ -21,7 +21,7 @@ def mask(stops: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("span", [True, False], ids=["rows as a view", "rows copied"])
-def test_each_token_attends_to_its_own_sequence_up_to_itself(span: bool) -> None:
+def test_attention_is_causal_within_each_sequence(span: bool) -> None:
     """Slots 1 and 3 decode a token each while slot 0 reads four tokens of its prompt; slot 2 is idle."""
     random = torch.Generator().manual_seed(0)
     held = {
@@ -54,7 +54,7 @@ def test_each_token_attends_to_its_own_sequence_up_to_itself(span: bool) -> None
 
 
 @pytest.mark.parametrize("option", ["sliding_window", "softcap"])
-def test_other_kinds_of_attention_are_refused(option: str) -> None:
+def test_rejects_other_kinds_of_attention(option: str) -> None:
     x = torch.zeros(1, 1, 1, 1)
     step = Step(KVCache(1, 16), torch.tensor([0]), torch.tensor([0]), None, ())
     with pytest.raises(EngineError, match="plain causal attention"):

@@ -21,7 +21,7 @@ def read(cache: KVCache, slot: int, length: int) -> tuple[torch.Tensor, torch.Te
     return keys[slot, :, :length], values[slot, :, :length]
 
 
-def test_the_capacity_doubles_and_the_content_stays() -> None:
+def test_capacity_doubles_and_keeps_content() -> None:
     cache, keys = filled()
     assert cache.capacity == 256
     cache.reserve(257)
@@ -33,7 +33,7 @@ def test_the_capacity_doubles_and_the_content_stays() -> None:
     assert torch.equal(values, -keys)
 
 
-def test_a_prefix_is_copied_to_one_slot_alone() -> None:
+def test_prefix_is_copied_to_one_slot_only() -> None:
     cache, keys = filled()
     cache.copy_prefix(1, 2, 3)
     assert torch.equal(read(cache, 2, 3)[0], keys[:, :3])
@@ -41,7 +41,7 @@ def test_a_prefix_is_copied_to_one_slot_alone() -> None:
     assert not read(cache, 0, 5)[0].any()
 
 
-def test_clearing_gets_rid_of_values_that_are_not_finite() -> None:
+def test_clearing_removes_non_finite_values() -> None:
     cache, keys = filled()
     cache.write(0, keys * torch.nan, keys, torch.full((5,), 0), torch.arange(5))
     cache.clear(0)

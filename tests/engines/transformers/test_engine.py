@@ -16,11 +16,11 @@ from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from service.engines.base import ContextLengthExceededError, Engine, EngineError, Sampling, TokenChunk
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
+from service.engines.transformers.engine_thread import FAILURES_IN_A_ROW
 from service.engines.transformers.runner import ModelRunner
-from service.engines.transformers.settings import EngineSettings
-from service.engines.transformers.slots import WORTH_WAITING
-from service.engines.transformers.worker import FAILURES_IN_A_ROW
+from service.engines.transformers.scheduler import WORTH_WAITING
 from tests.support import streams
 from tests.support.streams import assert_greedy
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_qwen2, make_tokenizer, save
@@ -42,7 +42,9 @@ def reference(tiny_checkpoint: Path) -> torch.nn.Module:
 @pytest.fixture
 async def engine(tiny_checkpoint: Path) -> AsyncIterator[TransformersEngine]:
     # Small numbers, so that a few short prompts meet chunks, queues, evictions and growth.
-    engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint), max_slots=SLOTS, prefill_chunk=24))
+    engine = TransformersEngine(
+        TransformersSettings(model=str(tiny_checkpoint), max_slots=SLOTS, prefill_chunk=24)
+    )
     await engine.start()
     yield engine
     await engine.stop()
@@ -76,7 +78,7 @@ async def test_one_request_is_plain_greedy_decoding(
     assert "".join(chunk.text for chunk in chunks) == engine.tokenizer.decode(sampled(chunks))
 
 
-async def test_many_at_once_with_joins_leaves_cancels_and_slot_reuse(
+async def test_concurrent_requests_with_cancellation_and_slot_reuse(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
     """Staggered conversations of different lengths; some cut a turn off midway and go on from there."""
@@ -103,7 +105,7 @@ async def test_many_at_once_with_joins_leaves_cancels_and_slot_reuse(
     await until(lambda: is_idle(engine))
 
 
-async def test_going_on_computes_only_what_is_new(
+async def test_continuation_prefills_only_new_tokens(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
     ids = prompt(60)
@@ -136,7 +138,7 @@ async def test_only_new_tokens_go_through_the_model(engine: TransformersEngine) 
         assert sum(computed) == 3 + GREEDY.max_tokens - 1
 
 
-async def test_samples_of_one_prompt_read_it_once(
+async def test_samples_of_one_prompt_prefill_it_once(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
     ids = prompt(100)
@@ -146,7 +148,7 @@ async def test_samples_of_one_prompt_read_it_once(
     assert engine.stats().cached_tokens >= (SLOTS - 1) * (len(ids) - 1 - WORTH_WAITING)
 
 
-async def test_a_cache_that_outgrows_its_capacity_keeps_its_content(
+async def test_growing_cache_keeps_its_content(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
     short, long = prompt(200), prompt(400)
@@ -157,7 +159,7 @@ async def test_a_cache_that_outgrows_its_capacity_keeps_its_content(
     assert_greedy(reference, long, both[1])
 
 
-async def test_a_seed_gives_the_same_tokens_whatever_shares_the_batch(engine: TransformersEngine) -> None:
+async def test_seeded_tokens_do_not_depend_on_the_batch(engine: TransformersEngine) -> None:
     ids = prompt(30)
     settings = Sampling(seed=7, max_tokens=40, top_p=0.9)
     alone = await collect(engine, ids, settings)
@@ -168,7 +170,7 @@ async def test_a_seed_gives_the_same_tokens_whatever_shares_the_batch(engine: Tr
     assert sampled(other) != sampled(alone)
 
 
-async def test_a_stop_token_is_delivered_and_ends_the_stream(engine: TransformersEngine) -> None:
+async def test_stop_token_is_included_and_ends_the_stream(engine: TransformersEngine) -> None:
     ids = prompt(30)
     free = sampled(await collect(engine, ids))
     stop = free[5]
@@ -177,7 +179,7 @@ async def test_a_stop_token_is_delivered_and_ends_the_stream(engine: Transformer
     assert chunks[-1].finish_reason == "stop"
 
 
-async def test_a_stop_token_waits_for_the_least_length(engine: TransformersEngine) -> None:
+async def test_stop_token_waits_for_min_tokens(engine: TransformersEngine) -> None:
     ids = prompt(30)
     stop = sampled(await collect(engine, ids))[5]
     chunks = await collect(engine, ids, replace(GREEDY, min_tokens=12), stop=[stop])
@@ -195,7 +197,7 @@ async def test_top_logprobs_are_reported_beside_the_sample(engine: TransformersE
     assert chunk.top_logprobs == ()
 
 
-async def test_closing_the_iterator_frees_the_slot(engine: TransformersEngine) -> None:
+async def test_closing_the_generator_frees_the_slot(engine: TransformersEngine) -> None:
     running = [engine.generate(prompt(5, seed=n), Sampling(max_tokens=400)) for n in range(SLOTS)]
     for stream in running:
         await anext(stream)
@@ -220,8 +222,8 @@ async def test_cancelling_the_task_frees_the_slot_and_the_queue(engine: Transfor
     await until(lambda: is_idle(engine))
 
 
-async def test_the_context_ends_a_stream(tiny_checkpoint: Path, reference: torch.nn.Module) -> None:
-    engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint), max_context=40))
+async def test_end_of_context_ends_the_stream(tiny_checkpoint: Path, reference: torch.nn.Module) -> None:
+    engine = TransformersEngine(TransformersSettings(model=str(tiny_checkpoint), max_context=40))
     await engine.start()
     assert engine.context_length == 40
     chunks = await collect(engine, prompt(35))
@@ -251,17 +253,17 @@ async def test_the_context_ends_a_stream(tiny_checkpoint: Path, reference: torch
         ([1], Sampling(presence_penalty=float("inf")), "presence_penalty is inf"),
         ([1], Sampling(logit_bias=((365, 1.0),)), "logit_bias: 365 is outside of 0..364"),
         ([1], Sampling(json_schema='{"contains": {}}'), "can't be enforced"),
-        ([1], Sampling(adapter="poet"), "adapter 'poet' is not known"),
+        ([1], Sampling(adapter="poet"), "adapter 'poet' is unknown"),
     ],
 )
-async def test_what_cannot_run_is_refused_by_name(
+async def test_rejects_invalid_calls_and_names_the_field(
     engine: TransformersEngine, ids: list[int], sampling: Sampling, message: str
 ) -> None:
     with pytest.raises(EngineError, match=message):
         await collect(engine, ids, sampling)
 
 
-async def test_bias_and_penalties_act_on_what_was_sampled(engine: TransformersEngine) -> None:
+async def test_bias_and_penalties_apply_to_sampled_tokens(engine: TransformersEngine) -> None:
     """Frequency: a bias makes one token win, until its count has cost it more than the bias."""
     sampling = Sampling(temperature=0, max_tokens=40, logit_bias=((7, 100.0),), frequency_penalty=10.0)
     plain, penalised = await asyncio.gather(
@@ -272,7 +274,7 @@ async def test_bias_and_penalties_act_on_what_was_sampled(engine: TransformersEn
     assert 5 <= sampled(penalised).count(7) < 20
 
 
-async def test_the_first_chunk_tells_what_came_from_the_cache(engine: TransformersEngine) -> None:
+async def test_first_chunk_reports_cached_tokens(engine: TransformersEngine) -> None:
     ids = prompt(60)
     first = await collect(engine, ids)
     again = await collect(engine, [*ids, *sampled(first), 5, 6, 7])
@@ -280,7 +282,7 @@ async def test_the_first_chunk_tells_what_came_from_the_cache(engine: Transforme
     assert again[0].cached_tokens == 60 + 19  # all but the last sample, whose keys nobody needed
 
 
-async def test_a_failed_step_fails_all_requests_and_the_engine_goes_on(
+async def test_engine_continues_after_a_failed_step(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
     permits, calls, broken = threading.Semaphore(0), [], threading.Event()
@@ -309,19 +311,19 @@ async def test_a_failed_step_fails_all_requests_and_the_engine_goes_on(
     assert_greedy(reference, ids, await collect(engine, ids))
 
 
-async def test_an_engine_that_keeps_failing_says_that_it_is_dead(engine: TransformersEngine) -> None:
+async def test_engine_ends_after_repeated_failures(engine: TransformersEngine) -> None:
     failing = patch.object(ModelRunner, "forward", side_effect=RuntimeError("out of luck"))
     with failing, capture_logs() as logs:
         for _ in range(FAILURES_IN_A_ROW):
             with pytest.raises(EngineError, match="out of luck"):
                 await collect(engine, prompt(5))
-    with pytest.raises(EngineError, match="has died"):
+    with pytest.raises(EngineError, match="crashed"):
         await collect(engine, prompt(5))
     assert logs[-1]["event"] == "engine_died"
     assert not engine.healthy
 
 
-async def test_logits_that_are_not_finite_fail_their_request_alone(
+async def test_non_finite_logits_fail_only_their_request(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
     poisoned, clean = prompt(20, seed=1), prompt(20, seed=2)
@@ -344,12 +346,12 @@ async def test_logits_that_are_not_finite_fail_their_request_alone(
     assert_greedy(reference, clean, fine)
 
 
-async def test_stopping_fails_what_is_running_and_what_comes_later(tiny_checkpoint: Path) -> None:
-    engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint), max_slots=1))
+async def test_stopping_fails_running_and_later_requests(tiny_checkpoint: Path) -> None:
+    engine = TransformersEngine(TransformersSettings(model=str(tiny_checkpoint), max_slots=1))
     with pytest.raises(EngineError, match="not started"):
         await collect(engine, [1])
     await engine.start()
-    with pytest.raises(EngineError, match="started before"):
+    with pytest.raises(EngineError, match="already started"):
         await engine.start()
     running = engine.generate(prompt(5), Sampling(max_tokens=400))
     await anext(running)
@@ -376,7 +378,7 @@ async def test_new_weights_from_a_checkpoint(engine: TransformersEngine, tmp_pat
     assert engine.stats().cached_tokens == 0
 
 
-async def test_a_running_request_goes_on_under_new_weights(
+async def test_running_request_continues_with_new_weights(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
     ids = prompt(40)
@@ -396,9 +398,9 @@ async def test_a_running_request_goes_on_under_new_weights(
     assert torch.equal(tokens[changed:], new[changed:])
 
 
-async def test_a_checkpoint_written_over_does_not_change_what_is_served(tmp_path: Path) -> None:
+async def test_overwriting_the_checkpoint_does_not_change_the_model(tmp_path: Path) -> None:
     ids = prompt(10)
-    engine = TransformersEngine(EngineSettings(model=str(make_checkpoint(tmp_path))))
+    engine = TransformersEngine(TransformersSettings(model=str(make_checkpoint(tmp_path))))
     await engine.start()
     file = tmp_path / "model.safetensors"
     with file.open("r+b") as stream:  # in place, as `cp` does
@@ -408,7 +410,7 @@ async def test_a_checkpoint_written_over_does_not_change_what_is_served(tmp_path
     await engine.stop()
 
 
-async def test_weights_that_do_not_fit_leave_the_old_ones(
+async def test_rejected_weights_keep_the_old_ones(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
     state = make_model(make_tokenizer(), seed=1).state_dict()
@@ -426,8 +428,8 @@ async def test_weights_that_do_not_fit_leave_the_old_ones(
     await engine.load_weights(tied)
 
 
-async def test_what_the_checkpoint_says_about_itself(tiny_checkpoint: Path) -> None:
-    engine = TransformersEngine(EngineSettings(model=str(tiny_checkpoint)))
+async def test_limits_from_the_checkpoint(tiny_checkpoint: Path) -> None:
+    engine = TransformersEngine(TransformersSettings(model=str(tiny_checkpoint)))
     assert engine.model_name == tiny_checkpoint.name
     assert engine.context_length == 512
     names = ("<|im_end|>", "<|endoftext|>")
@@ -436,9 +438,9 @@ async def test_what_the_checkpoint_says_about_itself(tiny_checkpoint: Path) -> N
     await engine.stop()
 
 
-async def test_other_kinds_of_attention_are_refused(tmp_path: Path) -> None:
+async def test_rejects_other_kinds_of_attention(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, use_sliding_window=True, sliding_window=8, max_window_layers=0)
-    engine = TransformersEngine(EngineSettings(model=str(tmp_path)))
+    engine = TransformersEngine(TransformersSettings(model=str(tmp_path)))
     with pytest.raises(EngineError, match="sliding_attention"):
         await engine.start()
 
@@ -452,7 +454,7 @@ async def test_architectures(
     """Qwen2 and Qwen2.5 (one architecture) and Qwen3, each with a tied head and without; new weights too."""
     models = [make(make_tokenizer(), seed=seed, tie_word_embeddings=tied) for seed in (0, 1)]
     engine = TransformersEngine(
-        EngineSettings(model=str(save(models[0], tmp_path / "0")), dtype=dtype, prefill_chunk=24)
+        TransformersSettings(model=str(save(models[0], tmp_path / "0")), dtype=dtype, prefill_chunk=24)
     )
     await engine.start()
     for model in models:

@@ -10,11 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from service.engines.base import Sampling
+from service.engines.settings import TransformersSettings
 from service.engines.transformers import runner
 from service.engines.transformers.runner import ModelRunner
-from service.engines.transformers.scheduler import Request, Work
-from service.engines.transformers.settings import EngineSettings
-from service.engines.transformers.slots import Slot
+from service.engines.transformers.scheduler import Request, Slot, Work
 from tests.support.tiny_qwen3 import make_model, make_qwen2, make_tokenizer, save
 from tests.support.tokens import prompt
 
@@ -25,7 +24,9 @@ def request(tokens: Sequence[int]) -> Request:
 
 
 def make_runner(model: PreTrainedModel, directory: Path) -> ModelRunner:
-    settings = EngineSettings(model=str(save(model, directory)), dtype="float32", device="cpu", max_slots=4)
+    settings = TransformersSettings(
+        model=str(save(model, directory)), dtype="float32", device="cpu", max_slots=4
+    )
     return ModelRunner(settings, model.config, 512)
 
 
@@ -38,7 +39,7 @@ def make_runner(model: PreTrainedModel, directory: Path) -> ModelRunner:
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0}},
     ],
 )
-def test_computes_what_transformers_does(
+def test_matches_transformers(
     tmp_path: Path, make: Callable[..., PreTrainedModel], options: dict[str, Any]
 ) -> None:
     """In float32, over steps of chunks, of single tokens and of both, in slots that lie apart."""
@@ -67,7 +68,7 @@ def test_computes_what_transformers_does(
     assert found.shape == (3, model.config.vocab_size)
 
 
-def test_other_activations_are_left_to_transformers(tmp_path: Path) -> None:
+def test_other_activations_use_transformers(tmp_path: Path) -> None:
     model = make_qwen2(make_tokenizer(), hidden_act="gelu")
     with (
         patch.object(runner, "can_pack", lambda *_: True),

@@ -48,7 +48,7 @@ filters = st.builds(
 
 
 @given(st.lists(filters, min_size=1, max_size=5), st.integers(0, 100))
-def test_filters_keep_what_plain_python_keeps(settings: list[Sampling], seed: int) -> None:
+def test_filters_match_a_python_reference(settings: list[Sampling], seed: int) -> None:
     rows = logits(len(settings), seed)
     mask = keep_mask(rows.log_softmax(-1), settings)
     for row, keep, s in zip(rows, mask, settings, strict=True):
@@ -88,7 +88,7 @@ def test_logprobs_are_after_the_temperature_and_before_the_filters() -> None:
     assert [t.token_id for t in draw.top_logprobs] == expected.topk(3).indices.tolist()
 
 
-def test_greedy_takes_the_likeliest_with_the_plain_logprob() -> None:
+def test_greedy_returns_argmax_with_plain_logprob() -> None:
     row = logits()
     for temperature in (0.0, 1e-9):
         (draw,) = sample(row, [Sampling(temperature=temperature)], [0.999])
@@ -109,7 +109,7 @@ def test_greedy_takes_the_likeliest_with_the_plain_logprob() -> None:
         max_size=6,
     )
 )
-def test_rows_do_not_influence_each_other(settings: list[Sampling]) -> None:
+def test_rows_are_independent(settings: list[Sampling]) -> None:
     rows = logits(len(settings))
     uniforms = [random.Random(n).random() for n in range(len(settings))]
     together = sample(rows, settings, uniforms)
@@ -121,13 +121,13 @@ def test_rows_do_not_influence_each_other(settings: list[Sampling]) -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
-def test_impossible_tokens_are_not_drawn_at_the_ends(uniform: float) -> None:
+def test_zero_probability_tokens_are_never_drawn(uniform: float) -> None:
     row = torch.tensor([[-math.inf, 1.0, 0.0, -math.inf]])
     (draw,) = sample(row, [Sampling()], [uniform])
     assert draw.token_id == (1 if uniform == 0 else 2)
 
 
-def test_logits_that_are_not_finite_show_in_the_logprob() -> None:
+def test_non_finite_logits_give_non_finite_logprob() -> None:
     rows = logits(3)
     rows[1] = math.nan
     draws = sample(rows, [Sampling(), Sampling(), Sampling(temperature=0)], [0.5] * 3)

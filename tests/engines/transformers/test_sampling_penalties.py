@@ -28,23 +28,23 @@ def adjusted(prompt: list[int], sampled: list[int], **options: object) -> list[f
         ({"logit_bias": ((0, 1.0),), "repetition_penalty": 2.0}, [1.0, -2.0, 1.0, 0.5]),
     ],
 )
-def test_formulas(options: dict[str, object], expected: list[float]) -> None:
+def test_penalty_formulas(options: dict[str, object], expected: list[float]) -> None:
     assert adjusted([0], [2, 1, 2], **options) == pytest.approx(expected)
     assert LOGITS.tolist() == [[1.0, -1.0, 2.0, 0.5]]
 
 
-def test_nothing_sampled_yet() -> None:
+def test_no_penalties_before_the_first_sample() -> None:
     assert adjusted([0], [], presence_penalty=1.0, frequency_penalty=1.0) == LOGITS[0].tolist()
 
 
-def test_stop_tokens_wait_for_the_least_length() -> None:
+def test_stop_tokens_are_masked_until_min_tokens() -> None:
     for sampled, kept_out in (([], True), ([1], True), ([1, 1], False)):
         history = History(frozenset(), Counter(sampled), (2,))
         [row] = adjust(LOGITS, [Sampling(min_tokens=2)], [history]).tolist()
         assert row == [1.0, -1.0, float("-inf") if kept_out else 2.0, 0.5]
 
 
-def test_rows_without_history_are_left_alone() -> None:
+def test_rows_without_history_are_unchanged() -> None:
     two = LOGITS.repeat(2, 1)
     settings = [Sampling(), Sampling(presence_penalty=1)]
     rows = adjust(two, settings, [None, History(frozenset(), Counter([0]))])
@@ -53,7 +53,7 @@ def test_rows_without_history_are_left_alone() -> None:
     assert adjust(two, settings, [None, None]) is two
 
 
-def test_what_asks_for_it() -> None:
+def test_has_penalties() -> None:
     assert not Sampling(temperature=0.5, top_p=0.9).has_penalties
     for options in (
         {"presence_penalty": 1},

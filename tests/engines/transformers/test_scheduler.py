@@ -43,7 +43,7 @@ def step(scheduler: Scheduler) -> list[tuple[int, int, int]]:
     return ran
 
 
-def test_prompts_are_read_in_chunks_beside_the_streams(loop: asyncio.AbstractEventLoop) -> None:
+def test_prompts_are_prefilled_in_chunks_beside_streams(loop: asyncio.AbstractEventLoop) -> None:
     scheduler = Scheduler(max_slots=3, prefill_chunk=4)
     scheduler.waiting.extend([request(loop, 2, 10), request(loop, 7, 20), request(loop, 3, 30)])
     list(scheduler.admit())
@@ -53,7 +53,7 @@ def test_prompts_are_read_in_chunks_beside_the_streams(loop: asyncio.AbstractEve
     assert step(scheduler) == [(10, 4, 5), (20, 7, 8), (30, 3, 4)]
 
 
-def test_admission_is_first_come_first_served_and_bound_by_the_slots(loop: asyncio.AbstractEventLoop) -> None:
+def test_admission_is_fifo_and_limited_by_slots(loop: asyncio.AbstractEventLoop) -> None:
     scheduler = Scheduler(max_slots=2, prefill_chunk=100)
     requests = [request(loop, 3, 10 * n) for n in range(4)]
     scheduler.waiting.extend(requests)
@@ -63,7 +63,7 @@ def test_admission_is_first_come_first_served_and_bound_by_the_slots(loop: async
     assert list(scheduler.waiting) == requests[3:]
 
 
-def test_cancelled_requests_leave_wherever_they_are(loop: asyncio.AbstractEventLoop) -> None:
+def test_cancelled_requests_are_removed(loop: asyncio.AbstractEventLoop) -> None:
     scheduler = Scheduler(max_slots=2, prefill_chunk=100)
     requests = [request(loop, 3, 10 * n) for n in range(4)]
     scheduler.waiting.extend(requests)
@@ -74,7 +74,7 @@ def test_cancelled_requests_leave_wherever_they_are(loop: asyncio.AbstractEventL
     assert [r for r, _ in scheduler.admit()] == requests[3:]
 
 
-def test_draining_takes_everyone_out(loop: asyncio.AbstractEventLoop) -> None:
+def test_drain_removes_all_requests(loop: asyncio.AbstractEventLoop) -> None:
     scheduler = Scheduler(max_slots=1, prefill_chunk=100)
     requests = [request(loop, 3, 10 * n) for n in range(3)]
     scheduler.waiting.extend(requests)
@@ -88,13 +88,13 @@ def test_draining_takes_everyone_out(loop: asyncio.AbstractEventLoop) -> None:
     ("length", "token", "max_tokens", "reason"),
     [(3, 7, 5, None), (3, 99, 5, "stop"), (3, 7, 1, "length"), (3, 99, 1, "stop"), (99, 7, 5, "length")],
 )
-def test_why_a_request_ends(
+def test_finish_reasons(
     loop: asyncio.AbstractEventLoop, length: int, token: int, max_tokens: int, reason: str | None
 ) -> None:
     assert request(loop, length, max_tokens=max_tokens).accept(Draw(token, -1.0)).finish_reason == reason
 
 
-def test_random_numbers_depend_on_seed_and_prompt_length_alone(loop: asyncio.AbstractEventLoop) -> None:
+def test_random_numbers_depend_only_on_seed_and_prompt_length(loop: asyncio.AbstractEventLoop) -> None:
     def numbers(length: int, seed: int | None) -> list[float]:
         r = request(loop, length, seed=seed)
         return [r.uniform() for _ in range(3)]

@@ -3,13 +3,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engines.transformers.slots import WORTH_WAITING, Slot, SlotPool, common_prefix
+from service.engines.transformers.scheduler import WORTH_WAITING, Slot, SlotPool, common_prefix
 
 ids = st.lists(st.integers(0, 2), max_size=12)
 
 
 @given(ids, ids, ids)
-def test_common_prefix_is_what_a_loop_finds(shared: list[int], a: list[int], b: list[int]) -> None:
+def test_common_prefix_matches_a_loop(shared: list[int], a: list[int], b: list[int]) -> None:
     a, b = shared + a, shared + b
     expected = 0
     while expected < min(len(a), len(b)) and a[expected] == b[expected]:
@@ -26,7 +26,7 @@ def run(pool: SlotPool, tokens: list[int]) -> Slot:
     return claim.slot
 
 
-def test_a_prompt_that_goes_on_takes_its_slot_in_place() -> None:
+def test_continuation_reuses_its_slot_in_place() -> None:
     pool = SlotPool(3)
     first = run(pool, [1, 2, 3])
     run(pool, [7, 8])
@@ -43,7 +43,7 @@ def test_the_last_prompt_token_is_always_computed() -> None:
     assert claim.reused == 2
 
 
-def test_a_fork_is_copied_and_leaves_the_original() -> None:
+def test_fork_copies_the_prefix_and_keeps_the_original() -> None:
     pool = SlotPool(2)
     first = run(pool, [1, 2, 3, 4])
     claim = pool.claim([1, 2, 9])
@@ -53,7 +53,7 @@ def test_a_fork_is_copied_and_leaves_the_original() -> None:
     assert first.tokens == [1, 2, 3, 4]
 
 
-def test_the_prefix_of_a_busy_slot_is_copied_and_the_slot_not_stolen() -> None:
+def test_prefix_of_a_busy_slot_is_copied() -> None:
     pool = SlotPool(2)
     busy = pool.claim([1, 2, 3])
     assert busy is not None
@@ -75,7 +75,7 @@ def test_the_least_recently_used_slot_is_overwritten() -> None:
     assert (claim.slot, claim.reused) == (slots[1], 0)
 
 
-def test_a_prompt_waits_for_another_that_is_reading_the_same() -> None:
+def test_waits_for_a_sequence_with_the_same_prompt() -> None:
     pool = SlotPool(2)
     prompt = list(range(WORTH_WAITING + 1))
     reader = pool.claim(list(prompt))
@@ -87,7 +87,7 @@ def test_a_prompt_waits_for_another_that_is_reading_the_same() -> None:
     assert (claim.reused, claim.source) == (WORTH_WAITING, reader.slot)
 
 
-def test_a_short_common_start_is_not_waited_for() -> None:
+def test_does_not_wait_for_a_short_shared_prefix() -> None:
     pool = SlotPool(2)
     assert pool.claim([1, 2, 3, 4]) is not None
     claim = pool.claim([1, 2, 3, 5])

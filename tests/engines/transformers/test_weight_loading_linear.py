@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from service.engines.transformers.lora import AdapterLinear, AdapterRows, Lora
 from service.engines.transformers.weight_loading import (
-    AdapterLinear,
-    AdapterRows,
-    Lora,
     PackedLinear,
     can_pack,
     pack_linears,
@@ -22,7 +20,7 @@ needs_bfloat16 = pytest.mark.skipif(
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("inputs", "outputs"), [(48, 96), (64, 365), (7, 5)])
 @torch.inference_mode()
-def test_packed_layer_computes_the_same(bias: bool, inputs: int, outputs: int) -> None:
+def test_packed_layer_matches_linear(bias: bool, inputs: int, outputs: int) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs, bias=bias).bfloat16()
     packed = PackedLinear(linear)
@@ -37,7 +35,7 @@ def test_packed_layer_computes_the_same(bias: bool, inputs: int, outputs: int) -
 
 @needs_bfloat16
 @torch.inference_mode()
-def test_packed_layer_takes_a_new_weight() -> None:
+def test_packed_layer_accepts_a_new_weight() -> None:
     first, second = (nn.Linear(16, 24).bfloat16() for _ in range(2))
     packed, x = PackedLinear(first), torch.randn(4, 16).bfloat16()
     packed.pack(second.weight)
@@ -45,20 +43,20 @@ def test_packed_layer_takes_a_new_weight() -> None:
     torch.testing.assert_close(packed(x), second(x), atol=2e-2, rtol=1e-2)
 
 
-def test_packs_linear_layers_alone() -> None:
+def test_packs_only_linear_layers() -> None:
     model = nn.Sequential(nn.Embedding(8, 16), nn.Sequential(nn.Linear(16, 16), nn.ReLU()), nn.LayerNorm(16))
     pack_linears(model.bfloat16())
     kinds = [type(module).__name__ for module in model.modules()]
     assert kinds == ["Sequential", "Embedding", "Sequential", "PackedLinear", "ReLU", "LayerNorm"]
 
 
-def test_packs_in_bfloat16_on_the_cpu_alone() -> None:
+def test_packs_only_bfloat16_on_the_cpu() -> None:
     assert not can_pack(torch.device("cpu"), torch.float32)
     assert not can_pack(torch.device("cuda"), torch.bfloat16)
 
 
 @torch.inference_mode()
-def test_adapters_act_on_their_own_rows() -> None:
+def test_adapters_apply_to_their_own_rows() -> None:
     torch.manual_seed(0)
     base, rows = nn.Linear(6, 5), AdapterRows()
     loras = {name: Lora(torch.randn(6, 2), torch.randn(2, 5)) for name in ("a", "b")}

@@ -18,10 +18,9 @@ from prometheus_client import REGISTRY
 from service.engines import adapters
 from service.engines.base import Engine, EngineError, Sampling, TokenChunk, unsupported
 from service.engines.checkpoint import locate
+from service.engines.settings import TransformersSettings, VLLMSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from service.engines.vllm.engine import VLLMEngine
-from service.engines.vllm.settings import VLLMSettings
 from tests.support.streams import assert_greedy
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_tokenizer, save
 from tests.support.tokens import prompt, sampled
@@ -75,7 +74,7 @@ async def engine(checkpoint: Path, adapter: Path) -> AsyncIterator[VLLMEngine]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def embedded(checkpoint: Path) -> AsyncIterator[TransformersEngine]:
-    engine = TransformersEngine(EngineSettings(model=str(checkpoint), device="cpu"))
+    engine = TransformersEngine(TransformersSettings(model=str(checkpoint), device="cpu"))
     await engine.start()
     yield engine
     await engine.stop()
@@ -112,7 +111,7 @@ def true_logprobs(checkpoint: Path, ids: Sequence[int], output: Sequence[int]) -
         {"logit_bias": ((7, 4.0), (9, -100.0)), "frequency_penalty": 0.5, "logprobs": False},
     ],
 )
-async def test_it_says_what_the_embedded_engine_says(
+async def test_matches_the_embedded_engine(
     engine: VLLMEngine, embedded: TransformersEngine, options: dict[str, Any]
 ) -> None:
     sampling = replace(GREEDY, **options)
@@ -131,7 +130,7 @@ async def test_it_says_what_the_embedded_engine_says(
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.7}, {"top_k": 5}, {"min_p": 0.1}])
-async def test_logprobs_at_temperature_1_are_the_models_own_whatever_the_filters(
+async def test_logprobs_at_temperature_1_ignore_filters(
     engine: VLLMEngine, checkpoint: Path, filters: dict[str, Any]
 ) -> None:
     ids, sampling = prompt(30), Sampling(seed=5, max_tokens=40, **filters)
@@ -142,16 +141,16 @@ async def test_logprobs_at_temperature_1_are_the_models_own_whatever_the_filters
     assert sampled(await collect(engine, ids, replace(sampling, seed=6))) != sampled(chunks)
 
 
-async def test_logprobs_that_it_cannot_tell_are_refused(engine: VLLMEngine) -> None:
+async def test_rejects_unavailable_logprobs(engine: VLLMEngine) -> None:
     assert unsupported(engine, Sampling(temperature=0.7)) == ["logprobs"]
-    with pytest.raises(EngineError, match="can't honour logprobs"):
+    with pytest.raises(EngineError, match="does not support logprobs"):
         await collect(engine, [1], Sampling(temperature=0.7))
     chunks = await collect(engine, [1], Sampling(temperature=0.7, logprobs=False, max_tokens=4))
     assert all(logprob != logprob for logprob in logprobs(chunks))  # NaN
     assert len(logprobs(chunks)) == 4
 
 
-async def test_a_stop_token_is_delivered_and_no_other_stops(engine: VLLMEngine) -> None:
+async def test_only_the_given_stop_token_ends_the_stream(engine: VLLMEngine) -> None:
     ids = prompt(30)
     said = sampled(await collect(engine, ids))
     stop = said[9]
@@ -164,14 +163,14 @@ async def test_a_stop_token_is_delivered_and_no_other_stops(engine: VLLMEngine) 
     assert sampled(await collect(engine, ids, biased, stop=[eos])) == [eos]
 
 
-async def test_the_context_is_filled_and_not_exceeded(engine: VLLMEngine) -> None:
+async def test_context_can_be_filled_but_not_exceeded(engine: VLLMEngine) -> None:
     chunks = await collect(engine, prompt(500), Sampling(max_tokens=100))
     assert (len(sampled(chunks)), chunks[-1].finish_reason) == (12, "length")
     with pytest.raises(EngineError, match="leaves no room"):
         await collect(engine, prompt(512))
 
 
-async def test_going_on_after_a_flush_prefills_only_what_is_new(engine: VLLMEngine) -> None:
+async def test_resuming_after_a_flush_prefills_only_new_tokens(engine: VLLMEngine) -> None:
     """By vLLM's own counters: tokens looked up in its prefix cache, and tokens found there."""
     turn = prompt(200, seed=9)
     before = cache_counters()
@@ -199,7 +198,7 @@ def cache_counters() -> tuple[float, float]:
     return values[0], values[1]
 
 
-async def test_closing_the_stream_frees_its_place(engine: VLLMEngine) -> None:
+async def test_closing_the_stream_frees_the_request(engine: VLLMEngine) -> None:
     async with aclosing(engine.generate([1], Sampling(max_tokens=500))) as stream:
         await anext(stream)
         assert engine.stats().running == 1
@@ -209,7 +208,7 @@ async def test_closing_the_stream_frees_its_place(engine: VLLMEngine) -> None:
     assert {len(sampled(chunks)) for chunks in await asyncio.gather(*many)} == {9}
 
 
-async def test_an_adapter_is_a_model_of_its_own(engine: VLLMEngine, adapter: Path, tmp_path: Path) -> None:
+async def test_adapter_is_served_as_a_model(engine: VLLMEngine, adapter: Path, tmp_path: Path) -> None:
     assert engine.adapters == ("poet",)
     ids = prompt(50, seed=3)
     plain, tuned = await collect(engine, ids), await collect(engine, ids, replace(GREEDY, adapter="poet"))
@@ -238,7 +237,7 @@ async def test_adapter_with_a_trained_token_row_is_served_merged(
     await engine.stop()
 
 
-async def test_a_schema_is_matched(engine: VLLMEngine) -> None:
+async def test_reply_matches_the_schema(engine: VLLMEngine) -> None:
     schema = {
         "type": "object",
         "properties": {"n": {"type": "integer", "maximum": 99}, "ok": {"type": "boolean"}},
@@ -260,7 +259,7 @@ async def test_a_schema_is_matched(engine: VLLMEngine) -> None:
     assert isinstance(reply["ok"], bool)
 
 
-async def test_what_vllm_refuses_is_told(engine: VLLMEngine) -> None:
+async def test_vllm_errors_are_reported(engine: VLLMEngine) -> None:
     with pytest.raises(EngineError, match=r"vLLM: .*no such type"):
         await collect(engine, [1], replace(GREEDY, json_schema='{"type": "no such type"}'))
     assert engine.healthy
@@ -268,7 +267,7 @@ async def test_what_vllm_refuses_is_told(engine: VLLMEngine) -> None:
         await collect(engine, [365])
 
 
-async def test_arguments_that_vllm_does_not_know(checkpoint: Path) -> None:
+async def test_rejects_unknown_vllm_arguments(checkpoint: Path) -> None:
     engine = VLLMEngine(VLLMSettings(model=str(checkpoint), args={"tensor_paralel_size": 2}))
     with pytest.raises(EngineError, match="tensor_paralel_size"):
         await engine.start()

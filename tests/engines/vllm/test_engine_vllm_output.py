@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from service.engines.base import EngineError, TopLogprob
-from service.engines.token_stream import Piece
-from service.engines.vllm.engine import to_piece
+from service.engines.token_stream import SampledTokens
+from service.engines.vllm.engine import to_sampled_tokens
 
 
 def output(ids: list[int], positions: list[list[tuple[int, float]]] | None, reason: str | None = None) -> Any:
@@ -30,12 +30,12 @@ def output(ids: list[int], positions: list[list[tuple[int, float]]] | None, reas
     [[(5, -0.1), (7, -2.0), (8, -3.0)], [(5, -0.1), (5, -0.1), (7, -2.0)]],
     ids=["merged", "named twice"],
 )
-def test_the_sampled_token_comes_first_and_may_be_among_the_likeliest_or_not(
+def test_sampled_token_may_be_among_the_top_logprobs(
     again: list[tuple[int, float]],
 ) -> None:
     said = output([5, 6], [again, [(6, -4.0), (9, -0.2), (7, -2.5)]], "stop")
-    piece = to_piece(said, False, 2)
-    assert piece == Piece(
+    piece = to_sampled_tokens(said, False, 2)
+    assert piece == SampledTokens(
         [5, 6],
         [-0.1, -4.0],
         ((TopLogprob(5, -0.1), TopLogprob(7, -2.0)), (TopLogprob(9, -0.2), TopLogprob(7, -2.5))),
@@ -44,11 +44,11 @@ def test_the_sampled_token_comes_first_and_may_be_among_the_likeliest_or_not(
     )
 
 
-def test_what_was_not_asked_for_is_left_out() -> None:
-    assert to_piece(output([5], [[(5, -0.1)]]), True, 0) == Piece([5], [-0.1], (), 32, None)
-    assert to_piece(output([5], None), True, 0) == Piece([5], None, (), 32, None)
+def test_unrequested_logprobs_are_none() -> None:
+    assert to_sampled_tokens(output([5], [[(5, -0.1)]]), True, 0) == SampledTokens([5], [-0.1], (), 32, None)
+    assert to_sampled_tokens(output([5], None), True, 0) == SampledTokens([5], None, (), 32, None)
 
 
-def test_a_request_that_was_given_up() -> None:
-    with pytest.raises(EngineError, match="vLLM ended the request: abort"):
-        to_piece(output([], None, "abort"), False, 0)
+def test_aborted_request_is_an_error() -> None:
+    with pytest.raises(EngineError, match="vLLM aborted the request: abort"):
+        to_sampled_tokens(output([], None, "abort"), False, 0)

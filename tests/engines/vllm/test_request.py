@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.engines.base import Sampling
-from service.engines.vllm.request import request_fields, tells_logprobs
+from service.engines.vllm.request import logprobs_are_exact, request_fields
 
 
 def test_every_field_reaches_vllm() -> None:
@@ -50,7 +50,7 @@ def test_every_field_reaches_vllm() -> None:
     }
 
 
-def test_what_is_not_asked_for_is_left_out() -> None:
+def test_unset_fields_are_omitted() -> None:
     fields = request_fields(Sampling(logprobs=False), max_tokens=1, stop_token_ids=())
     assert not {"logprobs", "logit_bias", "structured_outputs"} & fields.keys()
 
@@ -69,9 +69,7 @@ def test_what_is_not_asked_for_is_left_out() -> None:
         ({"temperature": 0, "logit_bias": ((1, 1.0),)}, False, True),
     ],
 )
-def test_which_logprobs_are_those_that_are_promised(
-    options: dict[str, Any], raw: bool, processed: bool
-) -> None:
+def test_logprobs_are_exact(options: dict[str, Any], raw: bool, processed: bool) -> None:
     sampling = Sampling(**options)
-    assert tells_logprobs(sampling, "raw_logprobs") is raw
-    assert tells_logprobs(sampling, "processed_logprobs") is processed
+    assert logprobs_are_exact(sampling, "raw_logprobs") is raw
+    assert logprobs_are_exact(sampling, "processed_logprobs") is processed

@@ -14,7 +14,7 @@ SETTINGS = ProcessSandboxSettings(
 )
 
 
-def test_root_gives_the_supervisor_alone_its_rights() -> None:
+def test_as_root_only_the_supervisor_has_capabilities() -> None:
     line = command(SETTINGS, seccomp=9, uid=200_000)
     assert [line[i + 1] for i, word in enumerate(line) if word == "--cap-add"] == [
         "CAP_SETUID",
@@ -26,26 +26,26 @@ def test_root_gives_the_supervisor_alone_its_rights() -> None:
     assert json.loads(line[-1])["processes"] == 64
 
 
-def test_without_root_there_is_one_uid_and_no_right() -> None:
+def test_without_root_there_is_one_uid_and_no_capability() -> None:
     line = command(SETTINGS, seccomp=9, uid=0)
     assert "--cap-add" not in line
     assert "--unshare-user" in line
     assert json.loads(line[-1])["uid"] == 0
 
 
-def test_nothing_of_the_host_is_writable() -> None:
+def test_mounts_no_writable_folder_of_the_host() -> None:
     line = command(SETTINGS, seccomp=9, uid=0)
     assert not {"--bind", "--bind-try", "--dev-bind", "--dev-bind-try", "--share-net"} & set(line)
 
 
-async def test_a_missing_program_is_named() -> None:
+async def test_names_a_missing_program() -> None:
     sandbox = ProcessSandbox(SETTINGS.model_copy(update={"bubblewrap": "no-such-bwrap"}))
     with pytest.raises(SandboxError, match="no-such-bwrap is not installed"):
         await sandbox.start()
     assert not await sandbox.ready()
 
 
-def test_the_profile_compiles() -> None:
+def test_compiles_the_seccomp_profile() -> None:
     import os
 
     program = compile_profile(image_folder() / "seccomp.json")
@@ -56,7 +56,7 @@ def test_the_profile_compiles() -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-async def test_a_session_keeps_its_namespace_and_undoes_failures() -> None:
+async def test_a_session_keeps_its_namespace_and_undoes_failed_blocks() -> None:
     sandbox = ProcessSandbox(SETTINGS)
     await sandbox.start()
     session = sandbox.session(SessionLimits(run_limit_s=20))

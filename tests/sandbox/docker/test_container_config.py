@@ -13,7 +13,7 @@ from service.sandbox.worker_program import fresh_uid
 ARGUMENTS = create_arguments(DockerSandboxSettings(), "name", {"label": "value"})
 
 
-def test_every_wall_is_there() -> None:
+def test_sets_every_limit() -> None:
     host = ARGUMENTS["HostConfig"]
     assert host["NetworkMode"] == "none"
     assert host["ReadonlyRootfs"] is True
@@ -31,7 +31,7 @@ def test_every_wall_is_there() -> None:
     assert ARGUMENTS["StdinOnce"]
 
 
-def test_gvisor_gets_room_of_its_own_and_code_limits_of_its_own() -> None:
+def test_gvisor_gets_an_allowance_and_code_its_own_limits() -> None:
     made = create_arguments(DockerSandboxSettings(runtime="runsc"), "name", {})
     config = json.loads(made["Cmd"][0])
     assert made["HostConfig"]["Runtime"] == "runsc"
@@ -41,12 +41,12 @@ def test_gvisor_gets_room_of_its_own_and_code_limits_of_its_own() -> None:
     assert "processes" not in json.loads(ARGUMENTS["Cmd"][0])
 
 
-def test_the_worker_is_told_where_it_can_write() -> None:
+def test_the_workers_writable_folders_are_the_tmpfs_mounts() -> None:
     config = json.loads(ARGUMENTS["Cmd"][0])
     assert set(config["writable"]) == set(ARGUMENTS["HostConfig"]["Tmpfs"])
 
 
-def test_our_own_seccomp_profile_is_used() -> None:
+def test_uses_the_bundled_seccomp_profile() -> None:
     (profile,) = (
         option for option in ARGUMENTS["HostConfig"]["SecurityOpt"] if option.startswith("seccomp=")
     )
@@ -55,14 +55,14 @@ def test_our_own_seccomp_profile_is_used() -> None:
     allowed = {
         name for rule in rules["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]
     }
-    refused = (
+    denied = (
         "ptrace process_vm_readv io_uring_setup bpf perf_event_open userfaultfd keyctl add_key mount unshare"
     )
-    refused += " setns pivot_root chroot kexec_load init_module open_by_handle_at shmget vmsplice clone3"
-    assert not allowed & set(refused.split())
+    denied += " setns pivot_root chroot kexec_load init_module open_by_handle_at shmget vmsplice clone3"
+    assert not allowed & set(denied.split())
 
 
-def test_gvisor_alone_decides_on_clone3() -> None:
+def test_clone3_is_allowed_only_under_gvisor() -> None:
     def answers(runtime: str | None) -> list[tuple[str, int | None]]:
         rules = json.loads(seccomp_profile(runtime))["syscalls"]
         return [(rule["action"], rule.get("errnoRet")) for rule in rules if "clone3" in rule["names"]]
@@ -71,18 +71,18 @@ def test_gvisor_alone_decides_on_clone3() -> None:
     assert answers("runsc") == [("SCMP_ACT_ALLOW", None)]
 
 
-def test_each_container_has_a_uid_of_its_own() -> None:
+def test_each_container_has_its_own_uid() -> None:
     uids = {fresh_uid() for _ in range(100)}
     assert len(uids) > 90
     assert all(uid >= 200_000 and uid % 2 == 0 for uid in uids)
 
 
-def test_a_pool_that_does_not_fit_is_refused() -> None:
+def test_rejects_a_pool_larger_than_the_maximum() -> None:
     with pytest.raises(ValidationError, match="raise max_containers or lower pool_size"):
         DockerSandboxSettings(pool_size=5, max_containers=4)
 
 
 @pytest.mark.parametrize("host", ["ssh://there", "/var/run/docker.sock", ""])
-def test_only_addresses_that_work_are_taken(host: str) -> None:
+def test_rejects_unsupported_docker_addresses(host: str) -> None:
     with pytest.raises(ValidationError, match="docker_host"):
         DockerSandboxSettings(docker_host=host)

@@ -1,4 +1,4 @@
-"""The build of the sandbox image: its context and arguments, and a real build of a small one."""
+"""Build of the sandbox image: its context and arguments, and a real build of a small image."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NAME = "ih-grpo-test-image:latest"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the real folder, with what a machine may add to it."""
+    """A copy of the image folder with a cached byte code file."""
     folder = Path(shutil.copytree(image_folder(), tmp_path / "image"))
     (folder / "worker/__pycache__").mkdir(exist_ok=True)
     (folder / "worker/__pycache__/a.pyc").write_text("x")
     return folder
 
 
-def test_the_hash_is_that_of_the_script(folder: Path) -> None:
+def test_content_hash_equals_that_of_the_script(folder: Path) -> None:
     command = [REPO / "scripts/content-hash", folder]
     by_script = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert content_hash(folder) == by_script == content_hash(image_folder())
@@ -39,7 +39,7 @@ def test_the_hash_is_that_of_the_script(folder: Path) -> None:
     assert content_hash(folder) != by_script
 
 
-def test_the_context_holds_the_files_and_the_machines_certificate(folder: Path, tmp_path: Path) -> None:
+def test_build_context_holds_the_files_and_the_certificate(folder: Path, tmp_path: Path) -> None:
     certificate = tmp_path / "ca.pem"
     certificate.write_text("a certificate")
     with tarfile.open(fileobj=sandbox_image._context(folder, certificate)) as archive:
@@ -49,7 +49,7 @@ def test_the_context_holds_the_files_and_the_machines_certificate(folder: Path, 
     assert not [name for name in names if name.endswith(".pyc")]
 
 
-def test_only_addresses_are_passed_on_to_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_only_urls_to_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox_image, "_pip_setting", lambda name: "")
     given = {
         "PIP_EXTRA_INDEX_URL": "file:///opt/wheels https://pip.example/simple",
@@ -62,13 +62,15 @@ def test_only_addresses_are_passed_on_to_pip(monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
-def test_a_certificate_that_cannot_be_read_is_an_error() -> None:
+def test_an_unreadable_certificate_is_an_error() -> None:
     with pytest.raises(SandboxError, match=r"/no/such\.pem, which SSL_CERT_FILE names"):
         sandbox_image._certificate({"SSL_CERT_FILE": "/no/such.pem"})
     assert sandbox_image._certificate({}) is None
 
 
-def test_no_daemon_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_daemon_is_reported_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     result = CliRunner().invoke(app, ["sandbox", "build"])
     assert result.exit_code == 2
@@ -76,7 +78,7 @@ def test_no_daemon_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 @pytest.mark.docker
-async def test_a_missing_image_is_reported_with_a_command_that_exists() -> None:
+async def test_reports_a_missing_image_with_the_build_command() -> None:
     daemon = Daemon(DockerSandboxSettings(image="ih-grpo-no-such:none"))
     try:
         with pytest.raises(SandboxError, match="ih-grpo sandbox build --image ih-grpo-no-such:none"):
@@ -89,7 +91,7 @@ async def test_a_missing_image_is_reported_with_a_command_that_exists() -> None:
 
 @pytest.mark.docker
 @pytest.mark.timeout(600)
-def test_an_image_is_built_once_and_again_when_its_files_change(
+def test_builds_an_image_once_and_again_when_its_files_change(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "image"

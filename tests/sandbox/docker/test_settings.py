@@ -1,4 +1,4 @@
-"""Where Docker is looked for."""
+"""Address of the Docker daemon."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from service.sandbox.docker.settings import default_docker_host
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Docker's usual socket and that of our own daemon; neither is there yet."""
+def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Paths of the usual socket and of the own daemon's; neither exists yet."""
     usual, own = tmp_path / "usual.sock", tmp_path / "own.sock"
     monkeypatch.setattr(docker_settings, "USUAL_SOCKET", usual)
     monkeypatch.setattr(docker_settings, "OWN_SOCKET", own)
@@ -26,8 +26,8 @@ def listen(path: Path) -> None:
         listener.bind(str(path))
 
 
-def test_our_own_daemon_is_found_where_it_is_the_only_one(places: tuple[Path, Path]) -> None:
-    usual, own = places
+def test_uses_the_own_daemon_if_it_is_the_only_one(sockets: tuple[Path, Path]) -> None:
+    usual, own = sockets
     assert default_docker_host() == f"unix://{usual}"
     listen(own)
     assert default_docker_host() == f"unix://{own}"
@@ -35,7 +35,7 @@ def test_our_own_daemon_is_found_where_it_is_the_only_one(places: tuple[Path, Pa
     assert default_docker_host() == f"unix://{usual}"
 
 
-def test_docker_host_goes_first(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    listen(places[1])
+def test_docker_host_takes_precedence(sockets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    listen(sockets[1])
     monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
     assert default_docker_host() == "tcp://elsewhere:2375"

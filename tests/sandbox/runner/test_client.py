@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
-from service.sandbox.runner import protocol as wire
+from service.sandbox.runner import protocol
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from tests.sandbox.conftest import Served, ServeFake, process, served
 from tests.support.fake_sandbox import TOKEN, FakeSandbox
@@ -22,7 +22,7 @@ def other_client(runner: Served, **options: object) -> RunnerClient:
     return RunnerClient(replace(settings, **options))  # type: ignore[arg-type]
 
 
-async def test_a_session_keeps_its_namespace_and_shares_it_with_nobody(serve_fake: ServeFake) -> None:
+async def test_sessions_have_separate_namespaces(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         one, two = runner.client.session(LIMITS), runner.client.session(LIMITS)
         await one.invoke("set one")
@@ -38,7 +38,7 @@ async def test_a_session_keeps_its_namespace_and_shares_it_with_nobody(serve_fak
         assert runner.sandbox.active == set()
 
 
-async def test_an_announcement_reaches_the_runners_sandbox_before_any_block(serve_fake: ServeFake) -> None:
+async def test_prepare_announces_blocks_to_the_runners_sandbox(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         session = runner.client.session(LIMITS)
         await session.prepare()
@@ -50,7 +50,7 @@ async def test_an_announcement_reaches_the_runners_sandbox_before_any_block(serv
         await session.close()
 
 
-async def test_the_start_has_a_patience_of_its_own(tmp_path: Path) -> None:
+async def test_start_has_its_own_timeout(tmp_path: Path) -> None:
     settings = RunnerClientSettings(
         f"unix:{tmp_path}/none.sock", TOKEN, connect_timeout_s=600, start_timeout_s=0.05
     )
@@ -60,7 +60,7 @@ async def test_the_start_has_a_patience_of_its_own(tmp_path: Path) -> None:
     await client.stop()
 
 
-async def test_an_announcement_to_a_runner_that_is_away_does_no_harm(tmp_path: Path) -> None:
+async def test_prepare_ignores_an_unreachable_runner(tmp_path: Path) -> None:
     settings = RunnerClientSettings(f"unix:{tmp_path}/none.sock", TOKEN, connect_timeout_s=0.05)
     session = RunnerClient(settings).session(LIMITS)
     await session.prepare()
@@ -69,29 +69,29 @@ async def test_an_announcement_to_a_runner_that_is_away_does_no_harm(tmp_path: P
     await session.close()
 
 
-async def test_more_blocks_than_may_wait_for_their_replies(serve_fake: ServeFake) -> None:
+async def test_more_blocks_than_may_wait_for_replies(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         session = runner.client.session(LIMITS)
-        blocks = [f"print {number}" for number in range(5 * wire.MAX_AHEAD)]
+        blocks = [f"print {number}" for number in range(5 * protocol.MAX_AHEAD)]
         for block in blocks:
             await session.invoke(block)
         assert (await session.flush()).stdout == "".join(f"{n}\n" for n in range(len(blocks)))
         assert runner.sandbox.ran == blocks
 
 
-async def test_a_block_refused_after_the_first_is_told_once_at_the_flush(serve_fake: ServeFake) -> None:
+async def test_a_block_rejected_after_the_first_is_reported_once_at_the_flush(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         session = runner.client.session(LIMITS)
         for block in ("set 1", "refuse", "get"):
             await session.invoke(block)
-        told = await session.flush()
-        assert (told.status, told.stdout) == ("sandbox_error", "")
-        assert "no container" in told.stderr
+        failed = await session.flush()
+        assert (failed.status, failed.stdout) == ("sandbox_error", "")
+        assert "no container" in failed.stderr
         await session.invoke("get")  # in a new namespace
         assert (await session.flush()).stdout == "nothing\n"
 
 
-async def test_nothing_is_taken_before_the_first_block(serve_fake: ServeFake) -> None:
+async def test_opens_no_session_before_the_first_block(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         session = runner.client.session(LIMITS)
         assert (await session.flush()).status == "ok"
@@ -103,14 +103,14 @@ async def test_nothing_is_taken_before_the_first_block(serve_fake: ServeFake) ->
         assert runner.sandbox.sessions == []
 
 
-async def test_it_works_over_tcp(unused_tcp_port: int) -> None:
+async def test_works_over_tcp(unused_tcp_port: int) -> None:
     async with served(FakeSandbox(), f"127.0.0.1:{unused_tcp_port}") as runner:
         session = runner.client.session(LIMITS)
         await session.invoke("print over tcp")
         assert (await session.flush()).stdout == "over tcp\n"
 
 
-async def test_a_wrong_token_is_told_at_once(serve_fake: ServeFake) -> None:
+async def test_a_wrong_token_is_not_retried(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         stranger = other_client(runner, token=SecretStr("some other token"), connect_timeout_s=60.0)
         assert not await stranger.ready()
@@ -121,7 +121,7 @@ async def test_a_wrong_token_is_told_at_once(serve_fake: ServeFake) -> None:
         assert runner.sandbox.sessions == []
 
 
-async def test_a_runner_that_is_not_there(tmp_path: Path) -> None:
+async def test_an_absent_runner_is_reported(tmp_path: Path) -> None:
     client = RunnerClient(RunnerClientSettings(f"unix:{tmp_path}/r.sock", TOKEN, connect_timeout_s=0.3))
     assert not await client.ready()
     with pytest.raises(SandboxError, match="not ready"):
@@ -131,19 +131,19 @@ async def test_a_runner_that_is_not_there(tmp_path: Path) -> None:
     await client.stop()
 
 
-async def test_the_runner_refuses_a_block(serve_fake: ServeFake) -> None:
+async def test_a_rejected_block_leaves_the_session_usable(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         session = runner.client.session(LIMITS)
         with pytest.raises(SandboxError, match="no container"):
             await session.invoke("refuse")
-        for code in ("x" * (wire.MAX_CODE_CHARS + 1), "\x00" * wire.MAX_CODE_CHARS):
+        for code in ("x" * (protocol.MAX_CODE_CHARS + 1), "\x00" * protocol.MAX_CODE_CHARS):
             with pytest.raises(SandboxError, match="sandbox takes"):
                 await session.invoke(code)
         await session.invoke("print still here")
         assert (await session.flush()).stdout == "still here\n"
 
 
-async def test_a_full_queue_is_told_at_once(serve_fake: ServeFake) -> None:
+async def test_a_full_queue_raises_immediately(serve_fake: ServeFake) -> None:
     async with serve_fake(max_sessions=1, max_waiting=1, queue_timeout_s=3600) as runner:
         holder, waiting, late = (runner.client.session(LIMITS) for _ in range(3))
         await holder.invoke("set held")
@@ -159,15 +159,15 @@ async def test_a_full_queue_is_told_at_once(serve_fake: ServeFake) -> None:
         assert (await late.flush()).stdout == "my turn\n"
 
 
-async def test_who_waits_too_long_is_told_so(serve_fake: ServeFake) -> None:
+async def test_waiting_for_a_container_times_out(serve_fake: ServeFake) -> None:
     async with serve_fake(max_sessions=1, queue_timeout_s=0.1) as runner:
         await runner.client.session(LIMITS).invoke("set held")
         late = runner.client.session(LIMITS)
-        with pytest.raises(QueueTimeoutError, match="came free"):
+        with pytest.raises(QueueTimeoutError, match="became free"):
             await late.invoke("print 1")
 
 
-async def test_a_cancelled_flush_kills_what_runs(serve_fake: ServeFake) -> None:
+async def test_a_cancelled_flush_kills_running_code(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         session = runner.client.session(LIMITS)
         await session.invoke("sleep 60")
@@ -194,7 +194,7 @@ async def test_close_from_another_task_ends_a_flush(serve_fake: ServeFake) -> No
         assert runner.sandbox.active == set()
 
 
-async def test_no_answer_in_time_is_an_error(serve_fake: ServeFake) -> None:
+async def test_a_late_reply_is_a_sandbox_error(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         session = other_client(runner, flush_margin_s=0.1).session(SessionLimits(run_limit_s=0.1))
         await session.invoke("sleep 60")
@@ -204,7 +204,7 @@ async def test_no_answer_in_time_is_an_error(serve_fake: ServeFake) -> None:
         await until(lambda: not runner.sandbox.active)
 
 
-async def test_stop_closes_what_is_open(serve_fake: ServeFake) -> None:
+async def test_stop_closes_open_sessions(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
         client = other_client(runner)
         sessions = [client.session(LIMITS) for _ in range(5)]
@@ -214,7 +214,7 @@ async def test_stop_closes_what_is_open(serve_fake: ServeFake) -> None:
         assert runner.sandbox.active == set()
 
 
-async def test_a_killed_runner_costs_one_error_and_nothing_runs_twice(tmp_path: Path) -> None:
+async def test_a_killed_runner_causes_one_error_and_no_repeated_execution(tmp_path: Path) -> None:
     bind, log = f"unix:{tmp_path}/r.sock", tmp_path / "log"
     client = RunnerClient(RunnerClientSettings(bind, TOKEN, connect_timeout_s=60.0))
     async with process("tests.support.fake_sandbox", bind, log) as first:
@@ -231,19 +231,19 @@ async def test_a_killed_runner_costs_one_error_and_nothing_runs_twice(tmp_path: 
         assert "runner is gone" in result.stderr
         assert not await client.ready()
 
-    again = asyncio.create_task(busy.invoke("print on we go"))  # waits until the runner is back
+    again = asyncio.create_task(busy.invoke("print resumed"))  # waits until the runner is back
     async with process("tests.support.fake_sandbox", bind, log):
         await again
-        assert (await busy.flush()).stdout == "on we go\n"
-        await idle.invoke("get")  # its namespace is gone, which must be told, not guessed from an output
+        assert (await busy.flush()).stdout == "resumed\n"
+        await idle.invoke("get")  # its namespace is lost, which must be reported as an error
         assert (await idle.flush()).status == "sandbox_error"
         await idle.invoke("get")
         assert (await idle.flush()).stdout == "nothing\n"
         await client.stop()
-    assert log.read_text().splitlines() == ["set idle", "sleep 60", "print on we go", "get"]
+    assert log.read_text().splitlines() == ["set idle", "sleep 60", "print resumed", "get"]
 
 
-async def test_a_connection_cut_without_a_word_is_not_ready(tmp_path: Path) -> None:
+async def test_not_ready_if_the_connection_is_cut(tmp_path: Path) -> None:
     server = await asyncio.start_unix_server(lambda _, writer: writer.transport.abort(), tmp_path / "r.sock")
     async with server:
         client = RunnerClient(RunnerClientSettings(f"unix:{tmp_path}/r.sock", TOKEN))

@@ -20,7 +20,7 @@ from service.sandbox.runner.protocol import Address
         ("[::1]:0", Address(host="::1", port=0)),
     ],
 )
-def test_parses(text: str, expected: Address) -> None:
+def test_parses_addresses(text: str, expected: Address) -> None:
     assert Address.parse(text) == expected
     assert Address.parse(str(expected)) == expected
 
@@ -28,12 +28,12 @@ def test_parses(text: str, expected: Address) -> None:
 @pytest.mark.parametrize(
     "text", ["", "8100", ":8100", "host:", "host:x", "host:65536", "unix:r.sock", "http://a/b:1"]
 )
-def test_refuses_what_is_no_address(text: str) -> None:
+def test_rejects_invalid_addresses(text: str) -> None:
     with pytest.raises(ValueError, match=r"write unix:/path|must be absolute"):
         Address.parse(text)
 
 
-def test_a_unix_socket_has_its_mode_and_takes_the_place_of_a_dead_one(tmp_path: Path) -> None:
+def test_a_unix_socket_has_its_mode_and_replaces_a_stale_file(tmp_path: Path) -> None:
     address = Address(path=tmp_path / "r.sock")
     assert address.path is not None
     address.listen(0o600).close()  # the file stays, as after a kill
@@ -43,10 +43,10 @@ def test_a_unix_socket_has_its_mode_and_takes_the_place_of_a_dead_one(tmp_path: 
             address.listen(0o600)
 
 
-def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_does_not_replace_a_file_that_is_not_a_socket(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     path.write_text("mine")
-    with pytest.raises(FileExistsError, match="no socket"):
+    with pytest.raises(FileExistsError, match="not a socket"):
         Address(path=path).listen(0o600)
     assert path.read_text() == "mine"
 

@@ -1,4 +1,4 @@
-"""The runner on real containers: what is left when a client, a container or the runner itself dies."""
+"""The runner with real containers: recovery when a client, a container or the runner itself dies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from service.sandbox.base import SessionLimits
-from service.sandbox.docker.sandbox import DockerSandbox, DockerSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from tests.sandbox.conftest import Served, process, served
 from tests.support.fake_sandbox import TOKEN
@@ -31,7 +32,7 @@ SLEEP = "import time\nprint('asleep', flush=True)\ntime.sleep(15)\n"
 
 @dataclass
 class Containers:
-    """The sandbox containers that carry one label."""
+    """The sandbox containers with one label."""
 
     client: docker.APIClient
     label: str
@@ -42,7 +43,7 @@ class Containers:
 
     def kill(self) -> None:
         for container in self.ids():
-            with contextlib.suppress(docker.errors.APIError):  # one that is starting or going
+            with contextlib.suppress(docker.errors.APIError):  # one that is starting or being removed
                 self.client.kill(container)
 
 
@@ -50,7 +51,7 @@ class Containers:
 def containers() -> Iterator[Containers]:
     client = docker.APIClient(base_url=DockerSandboxSettings().docker_host, version="auto")
     with contextlib.closing(client):
-        # Other pools of this test process live beside this one: a name of its own tells them apart.
+        # Other pools of this test process exist at the same time, so this one has its own name.
         yield Containers(client, f"ih-grpo.instance={INSTANCE}")
 
 
@@ -77,7 +78,7 @@ def owned_by(child: asyncio.subprocess.Process, containers: Containers) -> Conta
 
 @contextlib.asynccontextmanager
 async def command(tmp_path: Path) -> AsyncGenerator[asyncio.subprocess.Process]:
-    """``ih-grpo runner`` in a process of its own."""
+    """Run ``ih-grpo runner`` in a process of its own."""
     token = tmp_path / "token"
     token.write_text(TOKEN.get_secret_value())
     options = ["--bind", f"unix:{tmp_path}/r.sock", "--token-file", token, "--warm-containers", "1"]
@@ -95,7 +96,7 @@ async def connect(tmp_path: Path, child: asyncio.subprocess.Process) -> RunnerCl
     return client
 
 
-async def test_sessions_keep_and_do_not_share(runner: Served) -> None:
+async def test_sessions_have_separate_namespaces(runner: Served) -> None:
     one, two = runner.client.session(LIMITS), runner.client.session(LIMITS)
     await one.invoke("x = 1")
     await two.invoke("x = 2")
@@ -110,7 +111,7 @@ async def test_sessions_keep_and_do_not_share(runner: Served) -> None:
         await session.close()
 
 
-async def test_the_ceiling_holds_in_the_container(tmp_path: Path) -> None:
+async def test_the_run_limit_ceiling_applies_in_the_container(tmp_path: Path) -> None:
     sandbox = DockerSandbox(
         DockerSandboxSettings(pool_size=1, instance=f"test-{os.getpid()}", start_timeout_s=300)
     )
@@ -120,7 +121,7 @@ async def test_the_ceiling_holds_in_the_container(tmp_path: Path) -> None:
         assert (await session.flush()).status == "timeout"
 
 
-async def test_a_client_that_vanishes_mid_call_takes_its_container_along(
+async def test_a_disconnect_during_a_flush_removes_the_container(
     runner: Served, containers: Containers
 ) -> None:
     idle = containers.ids()
@@ -128,12 +129,12 @@ async def test_a_client_that_vanishes_mid_call_takes_its_container_along(
     await session.invoke(SLEEP)
     flush = asyncio.create_task(session.flush())
     await asyncio.sleep(0.1)
-    flush.cancel()  # which cuts the connection
+    flush.cancel()  # cuts the connection
     await asyncio.gather(flush, return_exceptions=True)
     await until(lambda: not idle & containers.ids())
 
 
-async def test_a_container_killed_from_outside_costs_one_error(
+async def test_a_container_killed_from_outside_causes_one_error(
     runner: Served, containers: Containers
 ) -> None:
     session = runner.client.session(LIMITS)
@@ -148,7 +149,7 @@ async def test_a_container_killed_from_outside_costs_one_error(
     assert (await session.flush()).stdout == "False\n"
 
 
-async def test_a_killed_runner_costs_one_error_and_its_orphans_go(
+async def test_a_killed_runner_causes_one_error_and_its_orphans_are_removed(
     tmp_path: Path, containers: Containers
 ) -> None:
     async with command(tmp_path) as first:
@@ -163,7 +164,7 @@ async def test_a_killed_runner_costs_one_error_and_its_orphans_go(
         result = await flush
         assert (result.status, result.stdout) == ("sandbox_error", "")
     async with command(tmp_path) as second:
-        await session.invoke("print(globals().get('x'))")  # nothing was run again
+        await session.invoke("print(globals().get('x'))")  # nothing ran twice
         assert (await session.flush()).stdout == "None\n"
         assert owned_by(first, containers).ids() == set()
         await client.stop()
@@ -173,7 +174,7 @@ async def test_a_killed_runner_costs_one_error_and_its_orphans_go(
 
 
 @pytest.mark.slow
-async def test_twenty_sessions_at_once_queue_and_do_not_mix(runner: Served) -> None:
+async def test_twenty_concurrent_sessions_stay_separate(runner: Served) -> None:
     async def episode(number: int) -> list[str]:
         session = runner.client.session(LIMITS)
         outputs = []
@@ -204,10 +205,10 @@ SOAK = [
 
 @pytest.mark.slow
 @pytest.mark.timeout(60 + 2 * SOAK_CALLS)
-async def test_a_soak_leaves_memory_descriptors_and_containers_flat(
+async def test_memory_descriptors_and_containers_stay_constant_over_many_calls(
     tmp_path: Path, containers: Containers
 ) -> None:
-    """``IHGRPO_SOAK_CALLS`` calls (default 300), a new session every ten."""
+    """Run ``IHGRPO_SOAK_CALLS`` calls (default 300), with a new session every ten calls."""
     async with command(tmp_path) as child:
         client = await connect(tmp_path, child)
         mine = owned_by(child, containers)

@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.sandbox.base import SandboxError, SessionLimits
-from service.sandbox.runner import protocol as wire
+from service.sandbox.runner import protocol
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from service.sandbox.runner.server import serve
 from service.sandbox.runner.settings import RunnerSettings
@@ -29,13 +29,15 @@ def http(runner: Served) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url="http://runner", transport=httpx.AsyncHTTPTransport(uds=path))
 
 
-def dial(runner: Served, headers: dict[str, str] = BEARER) -> unix_connect:
+def connect(runner: Served, headers: dict[str, str] = BEARER) -> unix_connect:
     path = runner.settings.bind.removeprefix("unix:")
-    return unix_connect(path, f"ws://runner{wire.SESSION_PATH}", additional_headers=headers, max_size=None)
+    return unix_connect(
+        path, f"ws://runner{protocol.SESSION_PATH}", additional_headers=headers, max_size=None
+    )
 
 
-async def say(socket: ClientConnection, *frames: str | bytes) -> dict[str, Any]:
-    """Send ``frames``; the reply to the last."""
+async def request(socket: ClientConnection, *frames: str | bytes) -> dict[str, Any]:
+    """Send ``frames`` one by one and return the reply to the last."""
     reply: str | bytes = ""
     for frame in frames:
         await socket.send(frame)
@@ -43,7 +45,7 @@ async def say(socket: ClientConnection, *frames: str | bytes) -> dict[str, Any]:
     return dict(json.loads(reply))
 
 
-async def test_only_health_is_open_to_all(serve_fake: ServeFake) -> None:
+async def test_only_health_needs_no_token(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner, http(runner) as client:
         assert (await client.get("/health")).json() == {"status": "ok"}
         for path in ("/ready", "/metrics"):
@@ -54,12 +56,12 @@ async def test_only_health_is_open_to_all(serve_fake: ServeFake) -> None:
             assert (await client.get(path, headers=BEARER)).status_code == 404
         for headers in ({}, {"Authorization": "Bearer wrong"}):
             with pytest.raises(InvalidStatus) as refused:
-                await dial(runner, headers)
+                await connect(runner, headers)
             assert refused.value.response.status_code == 401
         assert runner.sandbox.sessions == []
 
 
-async def test_ready_is_what_the_sandbox_says(serve_fake: ServeFake) -> None:
+async def test_ready_reflects_the_sandbox(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner, http(runner) as client:
         assert (await client.get("/ready", headers=BEARER)).json() == {"ready": True}
         runner.sandbox.is_ready = False
@@ -67,7 +69,7 @@ async def test_ready_is_what_the_sandbox_says(serve_fake: ServeFake) -> None:
         assert (answer.status_code, answer.json()) == (503, {"ready": False})
 
 
-async def test_metrics_count_and_never_hold_code(serve_fake: ServeFake) -> None:
+async def test_metrics_count_flushes_and_hold_no_code(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner, http(runner) as client:
         session = runner.client.session(SessionLimits())
         await session.invoke("print secret")
@@ -81,11 +83,13 @@ async def test_metrics_count_and_never_hold_code(serve_fake: ServeFake) -> None:
         assert "secret" not in text
 
 
-async def test_limits_are_clipped_to_the_ceiling(serve_fake: ServeFake) -> None:
+async def test_clips_limits_to_the_ceiling(serve_fake: ServeFake) -> None:
     async with serve_fake(max_run_limit_s=5.0) as runner:
         for asked, granted in ((3600.0, 5.0), (2.0, 2.0)):
-            async with dial(runner) as socket:
-                reply = await say(socket, json.dumps({"type": "open", "run_limit_s": asked, "eager": False}))
+            async with connect(runner) as socket:
+                reply = await request(
+                    socket, json.dumps({"type": "open", "run_limit_s": asked, "eager": False})
+                )
                 assert reply == {"type": "opened", "run_limit_s": granted, "eager": False}
             assert runner.sandbox.sessions[-1].limits == SessionLimits(granted, eager=False)
 
@@ -94,25 +98,25 @@ BROKEN = {
     "not json": ("{", "Invalid JSON"),
     "binary": (b'{"type": "flush"}', "JSON text"),
     "no open": ('{"type": "flush"}', "first message"),
-    "foreign field": (OPEN.replace("}", ', "image": "x"}'), "image"),
-    "foreign verb": ('{"type": "exec"}', "type"),
+    "unknown field": (OPEN.replace("}", ', "image": "x"}'), "image"),
+    "unknown type": ('{"type": "exec"}', "type"),
 }
 
 
-@pytest.mark.parametrize(("frame", "why"), BROKEN.values(), ids=BROKEN)
-async def test_who_breaks_the_protocol_is_cut_off(
-    serve_fake: ServeFake, frame: str | bytes, why: str
+@pytest.mark.parametrize(("frame", "reason"), BROKEN.values(), ids=BROKEN)
+async def test_disconnects_clients_that_violate_the_protocol(
+    serve_fake: ServeFake, frame: str | bytes, reason: str
 ) -> None:
     async with serve_fake() as runner:
-        async with dial(runner) as socket:
+        async with connect(runner) as socket:
             await socket.send(frame)
             with pytest.raises(ConnectionClosed) as closed:
                 await socket.recv()
             assert closed.value.rcvd is not None
-            assert closed.value.rcvd.code == wire.CLOSE_VIOLATION
-            assert why in closed.value.rcvd.reason
-        async with dial(runner) as socket:
-            await say(socket, OPEN, '{"type": "invoke", "code": "print 1"}')
+            assert closed.value.rcvd.code == protocol.CLOSE_VIOLATION
+            assert reason in closed.value.rcvd.reason
+        async with connect(runner) as socket:
+            await request(socket, OPEN, '{"type": "invoke", "code": "print 1"}')
             await socket.send(frame if frame != BROKEN["no open"][0] else OPEN)
             with pytest.raises(ConnectionClosed):
                 await socket.recv()
@@ -120,32 +124,32 @@ async def test_who_breaks_the_protocol_is_cut_off(
         assert runner.sandbox.active == set()
 
 
-async def test_a_frame_over_the_cap_is_not_even_read(serve_fake: ServeFake) -> None:
-    async with serve_fake() as runner, dial(runner) as socket:
-        await say(socket, OPEN)
-        frame = json.dumps({"type": "invoke", "code": "x" * wire.MAX_REQUEST_BYTES})
+async def test_disconnects_on_a_frame_over_the_size_limit(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, connect(runner) as socket:
+        await request(socket, OPEN)
+        frame = json.dumps({"type": "invoke", "code": "x" * protocol.MAX_REQUEST_BYTES})
         with pytest.raises(ConnectionClosed) as closed:
-            await say(socket, frame)
+            await request(socket, frame)
         assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
         await until(lambda: runner.sandbox.sessions[0].closed)
 
 
-async def test_a_flood_of_requests_is_cut_off(serve_fake: ServeFake) -> None:
-    async with serve_fake() as runner, dial(runner) as socket:
-        await say(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
-        for _ in range(wire.MAX_AHEAD + 3):
+async def test_disconnects_on_a_flood_of_requests(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, connect(runner) as socket:
+        await request(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
+        for _ in range(protocol.MAX_AHEAD + 3):
             await socket.send('{"type": "flush"}')
         with pytest.raises(ConnectionClosed) as closed:
             await socket.recv()
         assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == wire.CLOSE_VIOLATION
+        assert closed.value.rcvd.code == protocol.CLOSE_VIOLATION
         await until(lambda: runner.sandbox.active == set())
 
 
-async def test_a_client_that_vanishes_mid_call_leaves_nothing_behind(serve_fake: ServeFake) -> None:
+async def test_a_disconnect_during_a_flush_ends_the_session(serve_fake: ServeFake) -> None:
     async with serve_fake() as runner:
-        socket = await dial(runner)
-        await say(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
+        socket = await connect(runner)
+        await request(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
         await socket.send('{"type": "flush"}')
         await until(lambda: runner.sandbox.ran == ["sleep 60"])
         socket.transport.abort()
@@ -154,9 +158,9 @@ async def test_a_client_that_vanishes_mid_call_leaves_nothing_behind(serve_fake:
         assert runner.server._runner.admission.active == 0
 
 
-async def test_close_is_answered_when_the_container_is_gone(serve_fake: ServeFake) -> None:
-    async with serve_fake() as runner, dial(runner) as socket:
-        await say(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
+async def test_close_is_answered_after_the_session_ended(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, connect(runner) as socket:
+        await request(socket, OPEN, '{"type": "invoke", "code": "sleep 60"}')
         await socket.send('{"type": "flush"}')
         await socket.send('{"type": "close"}')
         with pytest.raises(ConnectionClosed) as closed:
@@ -166,45 +170,45 @@ async def test_close_is_answered_when_the_container_is_gone(serve_fake: ServeFak
         assert runner.sandbox.active == set()
 
 
-async def test_a_lease_ends(serve_fake: ServeFake) -> None:
-    async with serve_fake(lease_s=0.2) as runner, dial(runner) as socket:
+async def test_a_lease_expires(serve_fake: ServeFake) -> None:
+    async with serve_fake(lease_s=0.2) as runner, connect(runner) as socket:
 
         async def hold() -> None:
-            await say(socket, OPEN, '{"type": "invoke", "code": "print 1"}')
+            await request(socket, OPEN, '{"type": "invoke", "code": "print 1"}')
             await socket.recv()
 
         with pytest.raises(ConnectionClosed) as closed:
             await hold()
         assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == wire.CLOSE_LEASE_OVER
+        assert closed.value.rcvd.code == protocol.CLOSE_LEASE_OVER
         assert runner.sandbox.active == set()
 
 
-async def test_connections_are_bounded(serve_fake: ServeFake) -> None:
-    async with serve_fake(max_connections=1) as runner, dial(runner):
+async def test_limits_the_number_of_connections(serve_fake: ServeFake) -> None:
+    async with serve_fake(max_connections=1) as runner, connect(runner):
         with pytest.raises(InvalidStatus) as refused:
-            await dial(runner)
+            await connect(runner)
         assert refused.value.response.status_code == 503
 
 
-async def test_a_bug_in_the_sandbox_ends_the_session_and_is_logged_without_code(
+async def test_an_unexpected_error_ends_the_session_and_is_logged_without_code(
     serve_fake: ServeFake, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async with serve_fake() as runner, dial(runner) as socket:
-        await say(
+    async with serve_fake() as runner, connect(runner) as socket:
+        await request(
             socket, OPEN, '{"type": "invoke", "code": "print secret"}', '{"type": "invoke", "code": "bug"}'
         )
         with pytest.raises(ConnectionClosed) as closed:
-            await say(socket, '{"type": "flush"}')
+            await request(socket, '{"type": "flush"}')
         assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == wire.CLOSE_INTERNAL
+        assert closed.value.rcvd.code == protocol.CLOSE_INTERNAL
         await until(lambda: runner.sandbox.active == set())
     out, err = capfd.readouterr()
     assert "lease_failed" in out + err
     assert "secret" not in out + err
 
 
-async def test_sigterm_lets_the_session_end_and_admits_no_other(tmp_path: Path) -> None:
+async def test_sigterm_drains_open_sessions_and_rejects_new_ones(tmp_path: Path) -> None:
     bind, log = f"unix:{tmp_path}/r.sock", tmp_path / "log"
     client = RunnerClient(RunnerClientSettings(bind, TOKEN, connect_timeout_s=60.0))
     async with process("tests.support.fake_sandbox", bind, log) as child:
@@ -229,10 +233,10 @@ async def test_sigterm_lets_the_session_end_and_admits_no_other(tmp_path: Path) 
     assert log.read_text().splitlines() == ["set kept", "get"]
 
 
-async def test_a_sandbox_that_does_not_hold_is_not_served(tmp_path: Path) -> None:
+async def test_does_not_serve_a_sandbox_that_fails_to_start(tmp_path: Path) -> None:
     class Leaky(FakeSandbox):
         async def start(self) -> None:
-            raise SandboxError("the sandbox does not hold: network")
+            raise SandboxError("the sandbox failed an isolation check: network")
 
     settings = RunnerSettings(bind=f"unix:{tmp_path}/r.sock", token=TOKEN)
     with pytest.raises(SandboxError, match="network"):

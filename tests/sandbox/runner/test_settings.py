@@ -10,7 +10,7 @@ from service.sandbox.runner.settings import TOKEN_ENV, RunnerSettings, read_toke
 TOKEN = "0123456789abcdef"
 
 
-def test_the_token_comes_from_the_file_or_from_the_environment(tmp_path: Path) -> None:
+def test_reads_the_token_from_the_file_or_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN + "\n")
     assert read_token(file, {TOKEN_ENV: "another token of some length"}).get_secret_value() == TOKEN
@@ -27,7 +27,7 @@ BAD_TOKENS = {
 
 
 @pytest.mark.parametrize("text", BAD_TOKENS.values(), ids=BAD_TOKENS)
-def test_no_token_no_start(tmp_path: Path, text: str) -> None:
+def test_rejects_unusable_tokens_without_repeating_them(tmp_path: Path, text: str) -> None:
     file = tmp_path / "token"
     file.write_text(text)
     with pytest.raises(ValueError, match="openssl rand") as caught:
@@ -37,12 +37,12 @@ def test_no_token_no_start(tmp_path: Path, text: str) -> None:
         read_token(None, {TOKEN_ENV: text})
 
 
-def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_names_a_missing_token_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere"):
         read_token(tmp_path / "nowhere", {TOKEN_ENV: TOKEN})
 
 
-def test_settings_need_a_token_and_keep_it_secret() -> None:
+def test_settings_require_a_token_and_hide_it() -> None:
     with pytest.raises(ValidationError, match="token"):
         RunnerSettings()  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match="bind"):
@@ -53,7 +53,7 @@ def test_settings_need_a_token_and_keep_it_secret() -> None:
 @pytest.mark.parametrize(
     "header", [None, "", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN} ", "Bearer é", "Bearer \udc80"]
 )
-def test_only_the_token_is_admitted(header: str | None) -> None:
+def test_admits_only_the_token(header: str | None) -> None:
     settings = RunnerSettings(token=SecretStr(TOKEN))
     assert settings.admits(f"Bearer {TOKEN}")
     assert not settings.admits(header)

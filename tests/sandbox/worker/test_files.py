@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_image.worker.files import Snapshot
+from sandbox_image.worker.files import FileSnapshot
 from sandbox_image.worker.processes import WorkerError, reap
 
 
 def reaping(work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work`` in a loop that collects dead children, as the supervisor's does."""
+    """Run ``work`` in an event loop that collects dead children, like that of the supervisor."""
 
     async def run() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, lambda: reap([]))
@@ -22,7 +22,7 @@ def reaping(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-def test_everything_comes_back_and_nothing_more(tmp_path: Path) -> None:
+def test_restores_every_file_and_removes_new_ones(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("one")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "deep").write_bytes(b"\0\1")
@@ -31,7 +31,7 @@ def test_everything_comes_back_and_nothing_more(tmp_path: Path) -> None:
     opened = (tmp_path / "kept").open()
 
     async def work() -> None:
-        snapshot = Snapshot([str(tmp_path)], uid=0, max_bytes=1 << 20)
+        snapshot = FileSnapshot([str(tmp_path)], uid=0, max_bytes=1 << 20)
         await snapshot.take()
         (tmp_path / "kept").write_text("changed")
         (tmp_path / "folder" / "deep").unlink()
@@ -54,10 +54,10 @@ def test_everything_comes_back_and_nothing_more(tmp_path: Path) -> None:
     assert (tmp_path / "link").readlink() == Path("kept")
     assert (tmp_path / "changed-kind").read_text() == "a file"
     with opened:
-        assert opened.read() == "one"  # the same file, not another of its name
+        assert opened.read() == "one"  # the same file, not a new one of the same name
 
 
-def test_modes_stay_as_they_are(tmp_path: Path) -> None:
+def test_keeps_file_modes(tmp_path: Path) -> None:
     closed, secret = tmp_path / "closed", tmp_path / "closed" / "secret"
     closed.mkdir()
     secret.write_text("x")
@@ -68,7 +68,7 @@ def test_modes_stay_as_they_are(tmp_path: Path) -> None:
     async def work() -> None:
         secret.chmod(0)
         closed.chmod(0o100)
-        snapshot = Snapshot([str(tmp_path)], uid=0, max_bytes=1 << 20)
+        snapshot = FileSnapshot([str(tmp_path)], uid=0, max_bytes=1 << 20)
         await snapshot.take()
         assert modes() == [0o100, 0]
         closed.chmod(0o700)
@@ -80,9 +80,9 @@ def test_modes_stay_as_they_are(tmp_path: Path) -> None:
     assert secret.read_text() == "x"
 
 
-def test_an_empty_folder_is_emptied_again(tmp_path: Path) -> None:
+def test_empties_a_folder_that_was_empty(tmp_path: Path) -> None:
     async def work() -> None:
-        snapshot = Snapshot([str(tmp_path)], uid=0, max_bytes=10)
+        snapshot = FileSnapshot([str(tmp_path)], uid=0, max_bytes=10)
         await snapshot.take()
         (tmp_path / "new").write_text("x" * 100)
         os.mkfifo(tmp_path / "pipe")
@@ -92,11 +92,11 @@ def test_an_empty_folder_is_emptied_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_much_is_refused(tmp_path: Path) -> None:
+def test_rejects_more_than_the_maximum_size(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(bytes(100))
 
     async def work() -> None:
-        await Snapshot([str(tmp_path)], uid=0, max_bytes=99).take()
+        await FileSnapshot([str(tmp_path)], uid=0, max_bytes=99).take()
 
     with pytest.raises(WorkerError, match="can't be copied"):
         reaping(work)

@@ -34,15 +34,15 @@ def run(*blocks: str) -> tuple[dict[str, Any], object]:
         (["x = 5\r\nx\r\n"], 5),
     ],
 )
-def test_the_value_of_the_last_expression(blocks: list[str], value: object) -> None:
+def test_value_of_the_last_expression(blocks: list[str], value: object) -> None:
     assert run(*blocks)[1] == value
 
 
-def test_only_the_script_has_a_docstring() -> None:
+def test_only_the_first_block_sets_the_docstring() -> None:
     assert run('"""first"""\nx = 1', '"""second"""\ny = 1')[0]["__doc__"] == "first"
 
 
-def test_showing_prints_the_repr_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_the_repr_once(capsys: pytest.CaptureFixture[str]) -> None:
     script = Script("<call 1>", {})
     script.run("'a'")
     script.show()
@@ -50,7 +50,7 @@ def test_showing_prints_the_repr_once(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == "'a'\n"
 
 
-def test_a_value_is_dropped_when_the_next_statement_begins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_releases_a_value_when_the_next_statement_starts(capsys: pytest.CaptureFixture[str]) -> None:
     script = Script("<call 1>", {})
     script.run("class D:\n    def __del__(self): print('gone')\nD()")
     script.run("# nothing yet")
@@ -64,7 +64,7 @@ def test_a_value_is_dropped_when_the_next_statement_begins(capsys: pytest.Captur
         st.sampled_from(["", "\n", "# only a comment", "a = 1\r\n", "if True:\n\n    a = 2"]), min_size=1
     )
 )
-def test_the_source_of_the_blocks_is_that_of_the_whole(blocks: list[str]) -> None:
+def test_blocks_have_the_same_source_as_the_whole(blocks: list[str]) -> None:
     sources = []
     for parts in (blocks, ["\n".join(blocks)]):
         script = Script("<call 8>", {})
@@ -74,7 +74,7 @@ def test_the_source_of_the_blocks_is_that_of_the_whole(blocks: list[str]) -> Non
     assert sources[0] == sources[1]
 
 
-def test_line_numbers_go_on_and_tracebacks_show_the_source() -> None:
+def test_line_numbers_continue_and_tracebacks_show_the_source() -> None:
     script = Script("<call 7>", {})
     script.run("def f():\n    return 1 / 0\n")
     with pytest.raises(ZeroDivisionError) as caught:
@@ -99,7 +99,7 @@ def test_line_numbers_go_on_and_tracebacks_show_the_source() -> None:
         ["# é\\", "1"],
     ],
 )
-def test_separable(blocks: list[str]) -> None:
+def test_separable_blocks(blocks: list[str]) -> None:
     assert separable(blocks)
 
 
@@ -126,7 +126,7 @@ def test_separable(blocks: list[str]) -> None:
         ["'\ud800'", "a"],
     ],
 )
-def test_not_separable(blocks: list[str]) -> None:
+def test_inseparable_blocks(blocks: list[str]) -> None:
     assert not separable(blocks)
 
 
@@ -153,7 +153,7 @@ LINES = st.sampled_from(
 
 
 @given(st.lists(st.lists(LINES, max_size=4).map("\n".join), min_size=1, max_size=4))
-def test_statements_of_separable_blocks_are_those_of_the_whole(blocks: list[str]) -> None:
+def test_separable_blocks_have_the_statements_of_the_whole(blocks: list[str]) -> None:
     import ast
 
     if not separable(blocks):

@@ -29,7 +29,7 @@ def test_a_dry_run_tells_the_plan(recipe: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("args", "message"), [
     (["train", "--dry-run"], "--recipe is missing"),
-    (["train", "--recipe", "nowhere.toml"], "nowhere.toml can't be read"),
+    (["train", "--recipe", "nowhere.toml"], "cannot read recipe nowhere.toml"),
     (["train", "--recipe", "RECIPE", "--set", "steps=0"], "steps: Input should be greater"),
     (["train", "--recipe", "RECIPE", "--set", "model=nowhere"], "'nowhere' is not a checkpoint"),
     (["train", "--recipe", "RECIPE", "--set", 'data=["gone.jsonl"]'], "gone.jsonl"),
@@ -39,13 +39,13 @@ def test_a_dry_run_tells_the_plan(recipe: Path, tmp_path: Path) -> None:
     (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--top-p", "2"], "top_p: "),
     (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--sandbox", "runner"], "runner_token_file is"),
     (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--url", "http://127.0.0.1:1/v1"],
-     "did not answer"),
+     "did not respond"),
     (["eval", "quickstart:1", "--model", "m", "--out", "OUT", "--url", "localhost:8000"],
     "is not a base URL"), (["eval", "quickstart:1", "--model", "m", "--out", "RECIPE"],
-    "can't be written to"), (["train", "--recipe", "RECIPE", "--set", "run_dir=RECIPE/run"],
-    "can't be written to"), (["train", "quickstart-eval", "--model", "nowhere"],
+    "is not writable"), (["train", "--recipe", "RECIPE", "--set", "run_dir=RECIPE/run"],
+    "is not writable"), (["train", "quickstart-eval", "--model", "nowhere"],
     "'nowhere' is not a checkpoint"), (["show", "nowhere.parquet"],
-    "nowhere.parquet is no file: name one, such as RUN_DIR/rollouts/"), (["train", "--recipe", "RECIPE",
+    "nowhere.parquet is not a file: pass one such as RUN_DIR/rollouts/"), (["train", "--recipe", "RECIPE",
     "--set", "stepz=3"], "did you mean steps?"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_a_line(

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.trainer.training.test_records import TEXT, TURN, judged
+from tests.trainer.training.test_run_files import TEXT, TURN, scored
 from trainer.cli.show import app
-from trainer.training.records import write_rollout
+from trainer.training.run_files import write_rollout
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    write_rollout(tmp_path / "rollout.parquet", 0, [judged(), judged(None)])
+    write_rollout(tmp_path / "rollout.parquet", 0, [scored(), scored(None)])
     return tmp_path / "rollout.parquet"
 
 

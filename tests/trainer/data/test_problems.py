@@ -52,15 +52,15 @@ def test_numbers_are_taken_as_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"problem": "1+1?"}, "it has no answer, but problem: rename the field"),
-        ({"q": "1+1?", "answer": "2"}, r"it has no question \(or problem\), but q, answer: rename"),
+        ({"problem": "1+1?"}, "missing field answer, found problem: rename the field"),
+        ({"q": "1+1?", "answer": "2"}, r"missing field question \(or problem\), found q, answer: rename"),
         ({"problem": "", "answer": "2"}, "problem: String should have at least 1"),
         ({"problem": "1+1?", "answer": None}, "answer: must be text or a number, got None"),
         (verl_row(question=None), "question: must be text or a number"),
         (verl_row(question=[]), "question: must be text or a number"),
         ({"prompt": "1+1?", "answer": "2"}, "prompt must be a list of messages"),
         ({"prompt": []}, "prompt must be a list of messages"),
-        ({"prompt": [{"role": "system", "content": "x"}]}, "prompt must be one user message"),
+        ({"prompt": [{"role": "system", "content": "x"}]}, "prompt must be a single user message"),
         ({"prompt": [{"role": "user", "content": "x"}]}, "ground_truth is missing"),
         ([1, 2], "must be an object with question and answer, got list"),
         (None, "must be an object .* got NoneType"),
@@ -103,7 +103,7 @@ def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
     loaded = load_problems(path, count_tokens=lambda q: len(q.split()), max_prompt_tokens=3)
     assert [p.id for p in loaded.problems] == [f"{path}:0", f"{path}:2"]
     assert loaded.too_long == 1
-    with pytest.raises(DataError, match="no problem left"):
+    with pytest.raises(DataError, match="no usable problems"):
         load_problems(path, count_tokens=lambda q: 9, max_prompt_tokens=3)
     with pytest.raises(ValueError, match="count_tokens"):
         load_problems(path, max_prompt_tokens=3)

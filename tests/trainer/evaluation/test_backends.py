@@ -12,15 +12,15 @@ from service.engines.base import Sampling
 from service.sandbox.base import ExecutionResult
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedSandbox, printed
-from trainer.episodes import RolloutSettings
 from trainer.evaluation.backends import (
-    EpisodeSolver,
-    ServerSolver,
+    BackendError,
+    LocalBackend,
+    ServerBackend,
     Solution,
-    SolverError,
-    ToolUse,
+    ToolUsage,
     check_server,
 )
+from trainer.training.episodes import RolloutSettings
 
 TOOL = {
     "index": 0, "id": "x", "type": "python", "status": "ok", "output": "42", "delayed": 1,
@@ -56,10 +56,10 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_server_is_asked_in_openais_words() -> None:
     client, requests = server(httpx.Response(200, json=REPLY))
-    solver = ServerSolver(client, "m", {"temperature": 0.5}, instruction="Solve: ")
+    solver = ServerBackend(client, "m", {"temperature": 0.5}, instruction="Solve: ")
     solution = await solver.solve("6 * 7?", seed=3)
     assert (solution.text, solution.finish, solution.tokens) == ("so \\boxed{42}", "stop", 20)
-    assert solution.tools == ToolUse(
+    assert solution.tools == ToolUsage(
         flushes=1, executed=2, executed_by_model=2, delayed=1, errors=0, seconds=0.2, hidden_seconds=0.15
     )
     assert str(requests[0].url) == "http://test/v1/chat/completions"
@@ -73,25 +73,25 @@ async def test_another_server_tells_nothing_of_tools() -> None:
     client, _ = server(
         httpx.Response(200, json={"choices": [{"finish_reason": "length", "message": {"content": None}}]})
     )
-    solution = await ServerSolver(client, "m", {}).solve("?", seed=0)
+    solution = await ServerBackend(client, "m", {}).solve("?", seed=0)
     assert (solution.text, solution.finish, solution.tokens, solution.tools) == ("", "length", 0, None)
 
 
 @pytest.mark.parametrize("first", [httpx.Response(429), httpx.Response(503), httpx.ConnectError("refused")])
 async def test_a_busy_server_is_asked_again(first: httpx.Response | Exception) -> None:
     client, requests = server(first, httpx.Response(200, json=REPLY))
-    assert (await ServerSolver(client, "m", {}).solve("?", seed=0)).tokens == 20
+    assert (await ServerBackend(client, "m", {}).solve("?", seed=0)).tokens == 20
     assert len(requests) == 2
 
 
 @pytest.mark.parametrize(("answer", "message", "asked"), [
     (httpx.Response(503), "answered 503, 3 times in a row", 3),
-    (httpx.ConnectError("refused"), r"did not answer \(ConnectError\), 3 times", 3),
+    (httpx.ConnectError("refused"), r"did not respond \(ConnectError\), 3 times", 3),
     (httpx.Response(400, text="no such field"), "answered 400: no such field", 1),
     (httpx.Response(404, json={"error": {"message": "no model m"}}), "answered 404: no model m$", 1),
     (httpx.Response(400, json={"error": {"message": "max_tokens is too large; maximum context length is 9"}}),
      "answered 400: max_tokens is too large", 1),
-    (httpx.Response(200, text="<html>"), r"http://test/v1/chat/completions .* not JSON: is it an OpenAI", 1),
+    (httpx.Response(200, text="<html>"), r"http://test/v1/chat/completions .* invalid JSON", 1),
     (httpx.Response(200, json={"choices": []}), "not a chat completion", 1),
     (httpx.Response(200, json={"error": "x"}), "not a chat completion", 1),
 ])  # fmt: skip
@@ -99,8 +99,8 @@ async def test_what_cannot_be_had_is_told(
     answer: httpx.Response | Exception, message: str, asked: int
 ) -> None:
     client, requests = server(answer)
-    with pytest.raises(SolverError, match=message):
-        await ServerSolver(client, "m", {}, tries=3).solve("?", seed=0)
+    with pytest.raises(BackendError, match=message):
+        await ServerBackend(client, "m", {}, tries=3).solve("?", seed=0)
     assert len(requests) == asked
 
 
@@ -111,18 +111,18 @@ async def test_what_cannot_be_had_is_told(
 ])  # fmt: skip
 async def test_a_prompt_that_a_server_has_no_room_for_is_an_attempt(error: dict[str, Any]) -> None:
     client, requests = server(httpx.Response(400, json={"error": error}))
-    solution = await ServerSolver(client, "m", {}).solve("?", seed=0)
+    solution = await ServerBackend(client, "m", {}).solve("?", seed=0)
     assert (solution.text, solution.finish, solution.tokens) == ("", "too_long", 0)
     assert len(requests) == 1
 
 
 @pytest.mark.parametrize(("answer", "message"), [
-    (httpx.ConnectError("refused"), "url: the server at http://test/v1/ did not answer .refused.*start it"),
-    (httpx.Response(401), "refuses the key .401.: give it as --api-key"),
+    (httpx.ConnectError("refused"), "url: the server at http://test/v1/ did not respond .refused.*start it"),
+    (httpx.Response(401), "rejected the key .401.: pass it as --api-key"),
 ])  # fmt: skip
 async def test_a_server_is_tried_before_it_is_asked(answer: httpx.Response | Exception, message: str) -> None:
     client, _ = server(answer)
-    with pytest.raises(SolverError, match=message):
+    with pytest.raises(BackendError, match=message):
         await check_server(client)
     for fine in (httpx.Response(200, json={"data": []}), httpx.Response(404)):
         client, requests = server(fine)
@@ -134,10 +134,10 @@ async def test_a_failed_sandbox_is_not_the_models_fault() -> None:
     reply = json.loads(json.dumps(REPLY))
     reply["choices"][0]["message"]["executed_tools"][0]["status"] = "sandbox_error"
     client, _ = server(httpx.Response(200, json=reply))
-    with pytest.raises(SolverError, match="server's sandbox failed"):
-        await ServerSolver(client, "m", {}).solve("?", seed=0)
+    with pytest.raises(BackendError, match="server's sandbox failed"):
+        await ServerBackend(client, "m", {}).solve("?", seed=0)
     broken = ExecutionResult("", "", "sandbox_error", wall_seconds=0, waited_seconds=0)
-    with pytest.raises(SolverError, match="sandbox failed"):
+    with pytest.raises(BackendError, match="sandbox failed"):
         await play(lambda blocks: broken)
 
 
@@ -152,7 +152,7 @@ async def play(
         )
 
     settings = RolloutSettings(policy or DeferralPolicy(prompt="brief-v1"), Sampling())
-    return await EpisodeSolver(ReplyEngine(reply), ScriptedSandbox(answer), settings).solve("?", seed=1)
+    return await LocalBackend(ReplyEngine(reply), ScriptedSandbox(answer), settings).solve("?", seed=1)
 
 
 async def test_a_prompt_without_room_is_told_from_an_episode_that_was_cut() -> None:
@@ -166,7 +166,7 @@ async def test_an_episode_of_our_own_tells_the_same() -> None:
     solution = await play(lambda blocks: printed("42"))
     assert solution.text.endswith(f"\\boxed{{42}}{EOS}")
     assert solution.finish == "stop"
-    assert solution.tools == ToolUse(
+    assert solution.tools == ToolUsage(
         flushes=1,
         executed=1,
         executed_by_model=1,
@@ -197,7 +197,7 @@ async def test_a_base_url_of_another_form_is_kept_and_one_without_models_is_an_e
         await check_server(client)
         assert str(client.base_url) == "http://test/v1beta/openai/"
     async with httpx.AsyncClient(base_url="http://test/web", transport=transport) as client:
-        with pytest.raises(SolverError, match=r"no route /models \(404\): give the base URL"):
+        with pytest.raises(BackendError, match=r"no route /models \(404\): pass the base URL"):
             await check_server(client)
 
 
@@ -205,9 +205,9 @@ async def test_a_reply_in_which_no_code_ran_counts_as_none() -> None:
     reply = json.loads(json.dumps(REPLY))
     del reply["choices"][0]["message"]["executed_tools"]
     client, _ = server(httpx.Response(200, json=reply))
-    solution = await ServerSolver(client, "m", {}).solve("?", seed=0)
+    solution = await ServerBackend(client, "m", {}).solve("?", seed=0)
     assert solution.tools is not None
     assert solution.tools.flushes == 0
     del reply["usage"]["completion_tokens_details"]
     client, _ = server(httpx.Response(200, json=reply))
-    assert (await ServerSolver(client, "m", {}).solve("?", seed=0)).tools is None
+    assert (await ServerBackend(client, "m", {}).solve("?", seed=0)).tools is None

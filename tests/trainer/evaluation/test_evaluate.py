@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from service.deferral.answer import last_boxed
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from tests.support.serving import make_app, serve
 from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
-from trainer.evaluation.backends import Solution, SolverError
+from trainer.evaluation.backends import BackendError, Solution
 from trainer.evaluation.evaluate import (
     MAX_FAILURES,
     EvalConfig,
@@ -24,7 +24,7 @@ from trainer.evaluation.evaluate import (
     read_benchmarks,
     scores_of,
 )
-from trainer.evaluation.results import AttemptLog, AttemptsError
+from trainer.evaluation.results import ResultLog, ResultsError
 from trainer.evaluation.run import run_evaluation
 from trainer.rewards import Reward
 
@@ -48,7 +48,7 @@ class Judge:
         return Reward(float(right), "correct" if right else "incorrect")
 
 
-class FakeSolver:
+class FakeBackend:
     """Answers 1 to even seeds; fails at its first ``failures`` calls."""
 
     def __init__(self, failures: int = 0) -> None:
@@ -58,30 +58,30 @@ class FakeSolver:
     async def solve(self, question: str, seed: int) -> Solution:
         self.calls.append((question, seed))
         if len(self.calls) <= self._failures:
-            raise SolverError("away")
+            raise BackendError("away")
         return Solution(f"\\boxed{{{1 - seed % 2}}}", "stop", tokens=5, seconds=0.1, tools=None)
 
 
-async def go(settings: EvalConfig, solver: FakeSolver) -> AttemptLog:
-    log = AttemptLog(settings.out, settings.deciding())
-    await evaluate(settings, read_benchmarks(settings), solver, Judge(), log)
+async def go(settings: EvalConfig, backend: FakeBackend) -> ResultLog:
+    log = ResultLog(settings.out, settings.deciding())
+    await evaluate(settings, read_benchmarks(settings), backend, Judge(), log)
     return log
 
 
 async def test_every_problem_gets_its_samples_each_with_a_seed(tmp_path: Path) -> None:
-    solver = FakeSolver()
-    log = await go(config(tmp_path), solver)
-    assert len(log.attempts) == len({seed for _, seed in solver.calls}) == 6
-    again = FakeSolver()
+    backend = FakeBackend()
+    log = await go(config(tmp_path), backend)
+    assert len(log.results) == len({seed for _, seed in backend.calls}) == 6
+    again = FakeBackend()
     await go(config(tmp_path, out=tmp_path / "other"), again)
-    assert again.calls == solver.calls
+    assert again.calls == backend.calls
     [scores] = scores_of(read_benchmarks(config(tmp_path)), log)
     assert (scores.benchmark, scores.problems, scores.samples) == ("aime24", 3, 2)
-    assert scores.accuracy == sum(seed % 2 == 0 for _, seed in solver.calls) / 6
+    assert scores.accuracy == sum(seed % 2 == 0 for _, seed in backend.calls) / 6
 
 
 async def test_going_on_makes_only_what_is_missing(tmp_path: Path) -> None:
-    first, second = FakeSolver(), FakeSolver()
+    first, second = FakeBackend(), FakeBackend()
     await go(config(tmp_path, samples=1), first)
     await go(config(tmp_path, samples=3), second)
     assert (len(first.calls), len(second.calls)) == (3, 6)
@@ -90,30 +90,28 @@ async def test_going_on_makes_only_what_is_missing(tmp_path: Path) -> None:
 
 async def test_failures_are_told_and_tried_again(tmp_path: Path) -> None:
     settings = config(tmp_path, max_concurrent_episodes=1)
-    with pytest.raises(SolverError, match="2 attempts failed, the last: away"):
-        await go(settings, FakeSolver(failures=2))
-    second = FakeSolver()
-    assert len((await go(settings, second)).attempts) == 6
+    with pytest.raises(BackendError, match="2 episodes failed, the last one: away"):
+        await go(settings, FakeBackend(failures=2))
+    second = FakeBackend()
+    assert len((await go(settings, second)).results) == 6
     assert len(second.calls) == 2
 
 
 async def test_a_server_that_is_gone_is_given_up(tmp_path: Path) -> None:
-    solver = FakeSolver(failures=1000)
-    with pytest.raises(SolverError, match=f"{MAX_FAILURES} attempts failed"):
-        await go(config(tmp_path, samples=32, max_concurrent_episodes=1), solver)
-    assert len(solver.calls) == MAX_FAILURES
+    backend = FakeBackend(failures=1000)
+    with pytest.raises(BackendError, match=f"{MAX_FAILURES} episodes failed"):
+        await go(config(tmp_path, samples=32, max_concurrent_episodes=1), backend)
+    assert len(backend.calls) == MAX_FAILURES
 
 
 async def test_a_benchmark_that_has_changed_is_told(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    log = await go(settings, FakeSolver())
+    log = await go(settings, FakeBackend())
     check_problems(read_benchmarks(settings), log)
     check_problems({"another": []}, log)
     path = settings.benchmarks[0]
     path.write_text(path.read_text().replace(f"{QUESTION} 1", "another"))
-    with pytest.raises(
-        AttemptsError, match="aime24, row 1 is not the problem that the attempts were made at"
-    ):
+    with pytest.raises(ResultsError, match="aime24, row 1 differs from the problem of the existing results"):
         check_problems(read_benchmarks(settings), log)
 
 
@@ -129,8 +127,8 @@ def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
     ({"benchmarks": ["a/x.jsonl", "b/x.parquet"]}, "two files are named 'x'"),
     ({"url": "host:8000"}, "'host:8000' is not a base URL"),
     ({"url": "http://"}, "is not a base URL"),
-    ({"api_key": "k"}, "api_key is for a server"),
-    ({"instruction": "Solve"}, "instruction is for a server"),
+    ({"api_key": "k"}, "api_key needs url"),
+    ({"instruction": "Solve"}, "instruction needs url"),
     ({"sandbox": "runner"}, "runner_token_file is missing"),
 ])  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -154,7 +152,7 @@ def test_a_checkpoint_is_evaluated_from_file_to_report(tmp_path: Path, toy_check
     report = json.loads((settings.out / "report.json").read_text())
     assert report["scores"][0]["accuracy"] == scores.accuracy
     assert (settings.out / "report.html").is_file()
-    assert run_evaluation(settings, console, sandbox=toy_sandbox()) == [scores]  # nothing is played again
+    assert run_evaluation(settings, console, sandbox=toy_sandbox()) == [scores]  # no episode runs again
 
 
 async def test_a_live_server_scores_as_the_checkpoint_that_it_serves(
@@ -165,10 +163,10 @@ async def test_a_live_server_scores_as_the_checkpoint_that_it_serves(
     here = config(tmp_path, model=str(toy_checkpoint), device="cpu", threads=1, **how)
     console = Console(file=io.StringIO(), width=80)
     [expected] = await asyncio.to_thread(run_evaluation, here, console, sandbox=toy_sandbox())
-    engine = TransformersEngine(EngineSettings(model=str(toy_checkpoint), model_name="toy", threads=1))
+    engine = TransformersEngine(TransformersSettings(model=str(toy_checkpoint), model_name="toy", threads=1))
     async with serve(make_app(engine, toy_sandbox(), POLICY, api_keys="k1"), "k1") as served:
         values = {"model": "toy", "url": f"{served.url}/v1", "out": tmp_path / "served", **how}
-        with pytest.raises(SolverError, match="refuses the key"):
+        with pytest.raises(BackendError, match="rejected the key"):
             await asyncio.to_thread(run_evaluation, config(tmp_path, **values, api_key="wrong"), console)
         settings = config(tmp_path, **values, api_key="k1")
         [scores] = await asyncio.to_thread(run_evaluation, settings, console)

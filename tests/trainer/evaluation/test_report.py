@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.support.attempts import attempt
-from trainer.evaluation.report import mean_accuracy, remarks, render, score_table, write_report
+from tests.support.eval_results import eval_result
+from trainer.evaluation.report import mean_accuracy, render, report_notes, score_table, write_report
 from trainer.evaluation.scores import Scores, score
 
 USED = {
@@ -24,8 +24,8 @@ USED = {
 
 @pytest.fixture
 def scores() -> list[Scores]:
-    told = [attempt("p", s, float(s < 3), **USED) for s in range(4)]
-    untold = [attempt("p", s, 1.0) for s in range(2)]
+    told = [eval_result("p", s, float(s < 3), **USED) for s in range(4)]
+    untold = [eval_result("p", s, 1.0) for s in range(2)]
     return [score("aime24", told), score("<b>", untold)]
 
 
@@ -67,18 +67,18 @@ def test_report_files(tmp_path: Path, scores: list[Scores]) -> None:
 
 
 def test_what_one_must_know_to_read_it_is_said(tmp_path: Path, scores: list[Scores]) -> None:
-    assert remarks(scores, 0) == []
-    long = score("olympiad", [attempt("p", 0, 0.0, finish="too_long"), attempt("q", 0, 0.0)])
+    assert report_notes(scores, 0) == []
+    long = score("olympiad", [eval_result("p", 0, 0.0, finish="too_long"), eval_result("q", 0, 0.0)])
     write_report(tmp_path, [long], {"model": "m"}, missing=1200)
     page = (tmp_path / "report.html").read_text()
     assert "olympiad: the prompts of 1 of 2 problems leave no room" in page
-    assert "Not finished: 1,200 attempts are missing" in page
+    assert "Not finished: 1,200 results are missing" in page
     assert json.loads((tmp_path / "report.json").read_text())["missing_attempts"] == 1200
 
 
 @pytest.mark.parametrize(("right", "top"), [(0, "5 %"), (1, "5 %"), (4, "25 %"), (20, "100 %")])
 def test_the_plot_reaches_as_far_as_its_values(right: int, top: str) -> None:
-    attempts = [attempt(str(p), s, float(p < right)) for p in range(20) for s in range(4)]
+    attempts = [eval_result(str(p), s, float(p < right)) for p in range(20) for s in range(4)]
     page = Texts()
     page.feed(render([score("b" * 20, attempts)], {"model": "m"}))
     assert top in page.text

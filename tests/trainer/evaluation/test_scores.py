@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.attempts import attempt
+from tests.support.eval_results import eval_result
 from trainer.evaluation.scores import pass_at_k, score
 
 
@@ -25,7 +25,8 @@ def test_pass_at_k_refuses_nonsense(n: int, correct: int, k: int) -> None:
 
 def test_accuracy_is_a_mean_over_problems() -> None:
     scores = score(
-        "b", [attempt("p", s, float(s < 3)) for s in range(4)] + [attempt("q", s, 0.0) for s in range(4)]
+        "b",
+        [eval_result("p", s, float(s < 3)) for s in range(4)] + [eval_result("q", s, 0.0) for s in range(4)],
     )
     assert (scores.problems, scores.samples, scores.accuracy) == (2, 4, 0.375)
     assert scores.accuracy_error == pytest.approx(0.375)
@@ -33,7 +34,9 @@ def test_accuracy_is_a_mean_over_problems() -> None:
 
 
 def test_k_is_the_fewest_samples_of_a_problem() -> None:
-    scores = score("b", [attempt("p", s, 1.0) for s in range(5)] + [attempt("q", s, 0.0) for s in range(3)])
+    scores = score(
+        "b", [eval_result("p", s, 1.0) for s in range(5)] + [eval_result("q", s, 0.0) for s in range(3)]
+    )
     assert (scores.samples, set(scores.pass_at)) == (3, {1, 2, 3})
 
 
@@ -54,7 +57,7 @@ def test_tool_use() -> None:
         "tool_seconds": 0.0,
         "hidden_seconds": 0.0,
     }
-    scores = score("b", [attempt("p", 0, 1.0, **used), attempt("p", 1, 0.0, **none, finish="length")])
+    scores = score("b", [eval_result("p", 0, 1.0, **used), eval_result("p", 1, 0.0, **none, finish="length")])
     assert (scores.delay_rate, scores.flushes, scores.tool_error_rate, scores.time_hidden) == (
         0.25,
         1.0,
@@ -65,23 +68,23 @@ def test_tool_use() -> None:
 
 
 def test_a_server_that_does_not_tell_of_tools_gets_no_figures_for_them() -> None:
-    scores = score("b", [attempt("p", 0, 1.0)])
+    scores = score("b", [eval_result("p", 0, 1.0)])
     assert (scores.delay_rate, scores.flushes, scores.tool_error_rate, scores.time_hidden) == (None,) * 4
 
 
 def test_what_has_no_answer_and_what_had_no_room_is_counted() -> None:
     long = {"finish": "too_long", "reason": "no_answer"}
     scores = score("b", [
-        attempt("p", 0, 1.0), attempt("p", 1, 0.0, reason="no_answer"),
-        attempt("q", 0, 0.0, **long), attempt("q", 1, 0.0, **long),
+        eval_result("p", 0, 1.0), eval_result("p", 1, 0.0, reason="no_answer"),
+        eval_result("q", 0, 0.0, **long), eval_result("q", 1, 0.0, **long),
     ])  # fmt: skip
     assert (scores.unanswered, scores.too_long, scores.cut, scores.accuracy) == (0.75, 1, 0.0, 0.25)
 
 
 def test_one_problem_has_no_standard_error() -> None:
-    assert score("b", [attempt("p", 0, 1.0), attempt("p", 1, 0.0)]).accuracy_error is None
+    assert score("b", [eval_result("p", 0, 1.0), eval_result("p", 1, 0.0)]).accuracy_error is None
 
 
 def test_no_attempts_are_no_score() -> None:
-    with pytest.raises(ValueError, match="b: no attempts"):
+    with pytest.raises(ValueError, match="b: no results"):
         score("b", [])

@@ -20,7 +20,7 @@ def test_shipped_recipes_load(path: Path) -> None:
     ("content", "complaint"),
     [
         ("steps = 0", "steps"),
-        ("hiden_size = 8", "hiden_size: there is no such field; did you mean hidden_size"),
+        ("hiden_size = 8", "hiden_size: unknown field. Did you mean hidden_size"),
         ("steps =", "not TOML"),
         ('[policy]\nprompt = "brief-v9"', "brief-v9"),
     ],

@@ -12,7 +12,6 @@ from rich.console import Console
 from service.deferral.episode import Outcome
 from service.sandbox.base import ExecutionResult, SessionLimits
 from tests.support.scripted import ScriptedSandbox, printed
-from trainer.episodes import Sample
 from trainer.quickstart.config import WarmStartConfig
 from trainer.quickstart.evaluate import (
     GarbageSandbox,
@@ -29,6 +28,7 @@ from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import held_out_problems
 from trainer.quickstart.warm_start import warm_start
+from trainer.training.episodes import Sample
 
 
 def verdict(answer: str | None, outcome: Outcome = Outcome.ANSWER) -> Verdict:

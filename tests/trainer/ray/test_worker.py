@@ -20,7 +20,7 @@ from torch import Tensor
 
 from service.engines.base import EngineError
 from service.engines.checkpoint import quickstart
-from trainer.ray.worker import RayPlayer, connected
+from trainer.ray.worker import RayRolloutWorker, connected
 from trainer.training.config import RayConfig, TrainConfig
 from trainer.training.run import train
 
@@ -69,19 +69,19 @@ def test_a_run_is_what_it_is_in_one_process_though_an_actor_is_killed(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[list[int]] = []
-    push = RayPlayer.push
+    push = RayRolloutWorker.push
 
-    async def push_and_kill(self: RayPlayer, index: int, weights: Mapping[str, Tensor]) -> None:
+    async def push_and_kill(self: RayRolloutWorker, index: int, weights: Mapping[str, Tensor]) -> None:
         await push(self, index, weights)
 
         def kill() -> None:
             os.kill(self.pids[0], signal.SIGKILL)
-            killed.append(self.under_way)
+            killed.append(self.busy)
 
         if index == 0:
             threading.Timer(1.0, kill).start()
 
-    monkeypatch.setattr(RayPlayer, "push", push_and_kill)
+    monkeypatch.setattr(RayRolloutWorker, "push", push_and_kill)
     here, _ = run(tmp_path / "here")
     ours = {"address": address, "rollout_actors": 2, "resources": {"play": 1}, "reward_actors": 1}
     there, history = run(tmp_path / "there", ray={**ours, "reward_workers": 1})
@@ -112,7 +112,7 @@ async def test_a_cluster_without_room_says_so(address: str) -> None:
         ray=RayConfig(address=address, resources={"no-such": 1}, start_timeout_s=1),
     )  # fmt: skip
     with connected(RayConfig(address=address)):
-        player = RayPlayer(config, config.resolve_policy(quickstart()))
+        worker = RayRolloutWorker(config, config.resolve_policy(quickstart()))
         with pytest.raises(EngineError, match=r"did not place and start 1 rollout actors in 1 s"):
-            await player.start()
-        await player.stop()
+            await worker.start()
+        await worker.stop()

@@ -5,12 +5,20 @@ from pathlib import Path
 import pytest
 
 from service.deferral.policy import DeferralPolicy
-from trainer.training.config import ConfigError, TrainConfig, load_config
+from trainer.quickstart.config import WarmStartConfig
+from trainer.training.config import (
+    _WARM_START_FIELDS,
+    ConfigError,
+    TrainConfig,
+    find_recipe,
+    load_config,
+    recipe_folder,
+)
 
 RECIPES = [
     path
     for path in sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
-    if "warm-start" not in path.stem  # those are of another command
+    if "warm-start" not in path.stem  # recipes of another command
 ]
 MINIMAL = 'model = "m"\ndata = ["d.parquet"]\nrun_dir = "runs/x"\n'
 
@@ -58,21 +66,21 @@ def test_the_policy_starts_from_the_checkpoints(recipe: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("colour=1", "colour: there is no such field$"),
-    ("stepz=3", "stepz: there is no such field; did you mean steps"),
-    ("ray.adress=x", "ray.adress: there is no such field; did you mean address"),
-    ("device=tpu", "device: 'tpu' is not known: give auto, cpu, cuda"),
+    ("colour=1", "colour: unknown field$"),
+    ("stepz=3", "stepz: unknown field. Did you mean steps"),
+    ("ray.adress=x", "ray.adress: unknown field. Did you mean address"),
+    ("device=tpu", "device: unknown device 'tpu': use auto, cpu, cuda"),
     ("steps=0", "steps: .* got 0"),
     ("method=ppo", "method: .* got 'ppo'"),
     ("policy.max_turns=0", "policy: max_turns: .* got 0"),
-    ("policy.turns=1", "policy: turns: there is no such field; did you mean max_turns"),
-    ("policy.mode=immediate", "policy: mode is decided by method"),
+    ("policy.turns=1", "policy: turns: unknown field. Did you mean max_turns"),
+    ("policy.mode=immediate", "policy: mode is set by method"),
     ("min_valid_samples=9", "min_valid_samples is 9, more than group_size 8"),
     ("mini_batch_samples=48", "mini_batch_samples is 48: it must divide the 128"),
     ("micro_batch_samples=3", "micro_batch_samples is 3: it must divide the 128"),
     ("sandbox=runner", "runner_token_file is missing"),
     ("warmup_steps=3", "warmup_steps needs lr_schedule"),
-    ("steps", "not of the form key=value"),
+    ("steps", "not of the form KEY=VALUE"),
     ("seed.x=1", "seed: .* got"),
 ])  # fmt: skip
 def test_a_mistake_names_its_field(recipe: Path, override: str, message: str) -> None:
@@ -82,7 +90,7 @@ def test_a_mistake_names_its_field(recipe: Path, override: str, message: str) ->
 
 def test_a_warm_starts_recipe_is_told_from_a_runs() -> None:
     warm_start = Path(__file__).parents[3] / "recipes" / "quickstart-warm-start.toml"
-    with pytest.raises(ConfigError, match="looks like a recipe of: ih-grpo train warm-start"):
+    with pytest.raises(ConfigError, match="looks like a recipe for `ih-grpo train warm-start`"):
         load_config(warm_start)
 
 
@@ -96,7 +104,7 @@ def test_checkpoints_fall_between_rollouts(recipe: Path) -> None:
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.toml can't be read"):
+    with pytest.raises(ConfigError, match=r"cannot read recipe .*nowhere\.toml"):
         load_config(tmp_path / "nowhere.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("steps = = 3")
@@ -119,3 +127,28 @@ def test_there_are_recipes() -> None:
 
 def test_every_field_is_documented() -> None:
     assert [name for name, field in TrainConfig.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize("name", ["recipes/quickstart-warm-start.toml", "quickstart-warm-start.toml"])
+def test_a_recipe_is_found_outside_a_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(Path(name)) == recipe_folder() / "quickstart-warm-start.toml"
+
+
+def test_a_file_of_ones_own_comes_first_and_an_unknown_one_stays_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = Path("recipes/quickstart.toml")
+    own.parent.mkdir()
+    own.write_text("")
+    assert find_recipe(own) == own
+    assert find_recipe(Path("recipes/none.toml")) == Path("recipes/none.toml")
+    assert find_recipe(tmp_path / "quickstart.toml") == tmp_path / "quickstart.toml"
+
+
+def test_warm_start_hint_uses_existing_fields() -> None:
+    fields = WarmStartConfig.model_fields.keys() - TrainConfig.model_fields.keys()
+    assert fields >= _WARM_START_FIELDS

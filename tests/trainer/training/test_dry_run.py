@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from service.deferral.policy import DeferralPolicy
 from trainer.data.problems import DataError
-from trainer.training.checkpoints import staged, write_state
+from trainer.training.checkpoints import staged, write_run_state
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.dry_run import count_parameters, describe_run, estimate_memory
 
@@ -76,11 +76,11 @@ def test_the_plan_says_what_will_happen_and_does_nothing(tmp_path: Path, tiny_ch
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for piece in (
         "grpo-immediate, hierarchy weight 0.0",
-        "1 problems (1 left out for their length, 0 without an answer, 0 with a bad gold answer)",
+        "1 problems (skipped: 1 too long, 0 without an answer, 0 with a bad gold answer)",
         "up to 48 prompts x 8 samples, 16 groups kept",
         "code runs at every block",
         "200, each of 128 samples in passes of 4",
-        "at the most at once",
+        "peak",
         "GiB",
     ):
         assert piece in text
@@ -92,7 +92,7 @@ def test_a_plan_that_can_not_go_on_where_the_run_was_is_refused(
 ) -> None:
     settings = config(tmp_path, model=str(tiny_checkpoint), policy={"prompt": "brief-v1"}, seed=1)
     with staged(settings.run_dir / "checkpoints" / "checkpoint-3") as staging:
-        write_state(staging, settings, "other problems", skipped_steps=0)
+        write_run_state(staging, settings, "other problems", skipped_steps=0)
     with pytest.raises(ConfigError, match=r"seed is 2, but the run in .* was started with 1"):
         describe_run(settings.model_copy(update={"seed": 2}), Console(file=io.StringIO()))
     with pytest.raises(ConfigError, match="data: the problems differ"):

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.training.advantage import group_advantages
-from trainer.training.filtering import FilterCounts, Outcome, filter_group
+from trainer.training.filtering import FilterCounts, GroupSample, filter_group
 
-RIGHT, WRONG = Outcome(1.0), Outcome(0.0)
-CUT, VOID = Outcome(0.0, over_long=True), Outcome(0.0, void=True)
+RIGHT, WRONG = GroupSample(1.0), GroupSample(0.0)
+CUT, VOID = GroupSample(0.0, over_long=True), GroupSample(0.0, void=True)
 
 
 def test_a_mixed_group_is_kept_with_grpos_advantages() -> None:
@@ -23,9 +23,9 @@ def test_a_mixed_group_is_kept_with_grpos_advantages() -> None:
     assert group.advantages == tuple(expected.tolist())
 
 
-@pytest.mark.parametrize("outcomes", [[RIGHT] * 8, [WRONG] * 8, [RIGHT] * 5 + [Outcome(1.0005)] * 3])
-def test_equal_rewards_carry_no_signal(outcomes: list[Outcome]) -> None:
-    assert filter_group(outcomes).verdict == "no_signal"
+@pytest.mark.parametrize("outcomes", [[RIGHT] * 8, [WRONG] * 8, [RIGHT] * 5 + [GroupSample(1.0005)] * 3])
+def test_equal_rewards_carry_no_signal(outcomes: list[GroupSample]) -> None:
+    assert filter_group(outcomes).verdict == "zero_std"
 
 
 def test_over_long_samples_are_dropped_before_the_advantage() -> None:
@@ -33,7 +33,7 @@ def test_over_long_samples_are_dropped_before_the_advantage() -> None:
     assert group.indices == (1, 3, 4, 5)
     assert sum(group.advantages) == pytest.approx(0)
     # Once its cut samples are gone, nothing differs.
-    assert filter_group([CUT, CUT, *[RIGHT] * 6]).verdict == "no_signal"
+    assert filter_group([CUT, CUT, *[RIGHT] * 6]).verdict == "zero_std"
 
 
 def test_void_samples_count_as_failures_and_are_masked() -> None:
@@ -44,13 +44,13 @@ def test_void_samples_count_as_failures_and_are_masked() -> None:
 
 
 @pytest.mark.parametrize("lost", [CUT, VOID])
-def test_fewer_than_four_valid_samples_are_too_thin(lost: Outcome) -> None:
-    assert filter_group([RIGHT, WRONG, RIGHT, *[lost] * 5]).verdict == "thin"
+def test_fewer_than_four_valid_samples_are_too_thin(lost: GroupSample) -> None:
+    assert filter_group([RIGHT, WRONG, RIGHT, *[lost] * 5]).verdict == "too_few_valid"
     assert filter_group([RIGHT, WRONG, RIGHT, WRONG, *[lost] * 4]).verdict == "kept"
 
 
 def test_an_empty_group_is_thin() -> None:
-    assert filter_group([], min_valid=0).verdict == "thin"
+    assert filter_group([], min_valid=0).verdict == "too_few_valid"
 
 
 def test_counts_add_up() -> None:
@@ -64,15 +64,17 @@ def test_counts_add_up() -> None:
         filter_group(outcomes, counts)
     assert counts.metrics() == {
         "groups/kept": (2, 4),
-        "groups/thin": (1, 4),
-        "groups/no_signal": (1, 4),
+        "groups/too_few_valid": (1, 4),
+        "groups/zero_std": (1, 4),
         "samples/over_long": (9, 32),
         "samples/void": (1, 32),
     }
 
 
-@given(st.lists(st.builds(Outcome, st.sampled_from([0.0, 1.0]), st.booleans(), st.booleans()), max_size=10))
-def test_what_is_kept_can_be_learnt_from(outcomes: list[Outcome]) -> None:
+@given(
+    st.lists(st.builds(GroupSample, st.sampled_from([0.0, 1.0]), st.booleans(), st.booleans()), max_size=10)
+)
+def test_what_is_kept_can_be_learnt_from(outcomes: list[GroupSample]) -> None:
     group = filter_group(outcomes)
     assert len(group.indices) == len(group.advantages) == len(group.masked)
     if group.verdict != "kept":

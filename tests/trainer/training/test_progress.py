@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from trainer.training.progress import RunProgress, summary
+from trainer.training.progress import EvalProgress, RunProgress, _metrics_bar, summary
 
 LOGS = {
     "reward": 0.25,
@@ -46,3 +47,24 @@ def test_a_terminal_gets_a_bar() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "1/10" in text
     assert "reward 0.250" in text
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_it_is_drawn_for_those_who_watch(is_terminal: bool) -> None:
+    screen = io.StringIO()
+    with _metrics_bar(Console(file=screen, force_terminal=is_terminal, width=100)) as bar:
+        bar.add_task("rollout", total=8, completed=3, metrics="reward 0.500")
+    drawn = screen.getvalue()
+    assert [part in drawn for part in ("rollout", "3/8", "reward 0.500", "eta")] == [is_terminal] * 4
+
+
+def test_where_nobody_watches_a_line_a_minute_tells_pace_and_rest() -> None:
+    console, now = Console(file=io.StringIO(), width=100), [0.0]
+    with EvalProgress(console, total=2_000, before=100, clock=lambda: now[0]) as progress:
+        for sample in range(100):
+            now[0] += 1.0
+            progress.on_result(correct=sample % 4 == 0)
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "episodes 100 of 2,000: starting",
+        "episodes 160 of 2,000: 25.0% correct, 60 per minute, 0:30:40 left",
+    ]

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -16,12 +20,12 @@ from service.sandbox.base import ExecutionResult
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedSandbox, printed
 from trainer.data.problems import Problem
-from trainer.episodes import EpisodeLostError, LocalPlayer, Player, Sample
 from trainer.rewards import Reward, RewardError
 from trainer.training.config import TrainConfig
+from trainer.training.episodes import EpisodeLostError, LocalRolloutWorker, RolloutWorker, Sample
 from trainer.training.generation import rollout_settings
-from trainer.training.rollouts import BackgroundLoop, Collector, Share
-from trainer.weight_sync.push import EngineSink
+from trainer.training.rollouts import BackgroundLoop, Means, RolloutCollector, Shard
+from trainer.weight_sync.sinks import EngineSink
 
 PROBLEMS = [Problem(f"p:{i}", f"question {i}", "1") for i in range(7)]
 RUN = "```python\nprint(1)\n```<tool_call>"
@@ -74,21 +78,21 @@ def collector(
     *,
     answer: ExecutionResult | None = None,
     scorer: Any = None,
-    player: Player | None = None,
-    share: Share = Share(),  # noqa: B008 - frozen
-) -> Collector:
+    worker: RolloutWorker | None = None,
+    shard: Shard = Shard(),  # noqa: B008 - frozen
+) -> RolloutCollector:
     sandbox = ScriptedSandbox(lambda blocks: answer or printed("1"))
     how = rollout_settings(settings, DeferralPolicy())
-    return Collector(
+    return RolloutCollector(
         settings,
         how,
         PROBLEMS,
         engine.tokenizer,
-        player or LocalPlayer(engine, sandbox, how),
+        worker or LocalRolloutWorker(engine, sandbox, how),
         EngineSink(engine),
         scorer or PlainScorer(),
         loop,
-        share=share,
+        shard=shard,
     )
 
 
@@ -112,7 +116,7 @@ def test_each_rollout_draws_the_next_problems_and_epochs_do_not_repeat(
 def test_processes_share_the_draw(tmp_path: Path, loop: BackgroundLoop) -> None:
     whole = collector(config(tmp_path), LearningEngine({}), loop).draw(1)
     parts = [
-        collector(config(tmp_path), LearningEngine({}), loop, share=Share(process, 2)).draw(1)
+        collector(config(tmp_path), LearningEngine({}), loop, shard=Shard(process, 2)).draw(1)
         for process in (0, 1)
     ]
     assert sorted(parts[0] + parts[1]) == whole
@@ -185,27 +189,27 @@ def test_every_sample_is_on_disk_with_what_came_of_it(tmp_path: Path, loop: Back
     assert all(record["began_at"] > 1e9 for record in records)
 
 
-class LosingPlayer:
+class LosingWorker:
     """Loses every episode whose id it was given, or all."""
 
-    def __init__(self, lost: Sequence[str] | None, player: Player) -> None:
-        self._lost, self._player = lost, player
+    def __init__(self, lost: Sequence[str] | None, worker: RolloutWorker) -> None:
+        self._lost, self._worker = lost, worker
 
-    async def play(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
+    async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
         if self._lost is None or episode_id in self._lost:
             raise EpisodeLostError("gone")
-        return await self._player.play(prompt_ids, seed=seed, episode_id=episode_id)
+        return await self._worker.run_episode(prompt_ids, seed=seed, episode_id=episode_id)
 
 
-def losing(lost: Sequence[str] | None, engine: Any, settings: TrainConfig) -> LosingPlayer:
+def losing(lost: Sequence[str] | None, engine: Any, settings: TrainConfig) -> LosingWorker:
     how = rollout_settings(settings, DeferralPolicy())
-    return LosingPlayer(lost, LocalPlayer(engine, ScriptedSandbox(lambda b: printed("1")), how))
+    return LosingWorker(lost, LocalRolloutWorker(engine, ScriptedSandbox(lambda b: printed("1")), how))
 
 
 def test_lost_episodes_are_counted_and_the_others_trained_on(tmp_path: Path, loop: BackgroundLoop) -> None:
     engine = LearningEngine({"question": [boxed(1), boxed(2)]})
     settings = config(tmp_path, group_size=4, mini_batch_samples=None)
-    source = collector(settings, engine, loop, player=losing(("s0",), engine, settings))
+    source = collector(settings, engine, loop, worker=losing(("s0",), engine, settings))
     collected = source.collect(0, {})
     assert len(collected.rows) == 7
     assert collected.metrics.reduced(Accelerator(cpu=True))["samples/lost"] == 1 / 8
@@ -213,6 +217,76 @@ def test_lost_episodes_are_counted_and_the_others_trained_on(tmp_path: Path, loo
 
 def test_a_rollout_of_which_all_is_lost_is_an_error(tmp_path: Path, loop: BackgroundLoop) -> None:
     engine = LearningEngine({})
-    source = collector(config(tmp_path), engine, loop, player=losing(None, engine, config(tmp_path)))
+    source = collector(config(tmp_path), engine, loop, worker=losing(None, engine, config(tmp_path)))
     with pytest.raises(EngineError, match="all 8 episodes of rollout 0 were lost"):
         source.collect(0, {})
+
+
+async def where() -> tuple[asyncio.AbstractEventLoop, str]:
+    return asyncio.get_running_loop(), threading.current_thread().name
+
+
+def test_all_work_runs_in_one_loop_in_another_thread() -> None:
+    with BackgroundLoop() as loop:
+        first, second = loop.run(where()), loop.run(where())
+    assert first == second
+    assert first[1] == "episodes"
+
+
+def test_an_exception_reaches_the_caller() -> None:
+    async def fail() -> None:
+        raise ValueError("no")
+
+    with BackgroundLoop() as loop, pytest.raises(ValueError, match="no"):
+        loop.run(fail())
+
+
+def test_an_interrupt_cancels_the_work_and_waits_for_its_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    running = threading.Event()
+
+    async def work() -> None:
+        try:
+            running.set()
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)
+            done.append("clean")
+
+    class Interrupted:
+        """A future whose waiter is interrupted (Ctrl-C) once the work runs."""
+
+        def __init__(self, inner: object) -> None:
+            self.inner = inner
+
+        def result(self, timeout: float | None = None) -> object:
+            running.wait()
+            raise KeyboardInterrupt
+
+        def cancel(self) -> bool:
+            return self.inner.cancel()  # type: ignore[attr-defined,no-any-return]
+
+    submit = asyncio.run_coroutine_threadsafe
+    with BackgroundLoop() as loop:
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", lambda *given: Interrupted(submit(*given)))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(work())
+    assert done == ["clean"]
+
+
+def test_means_are_of_all_items_not_of_means() -> None:
+    means = Means()
+    means.add("a", 1.0, 1.0)
+    means.add("a", 9.0, 9.0)
+    means.add("nothing", 0.0, 0.0)
+    alone: Any = SimpleNamespace(num_processes=1)
+    assert means.reduced(alone) == {"a": 1.0}
+    assert Means().reduced(alone) == {}
+
+
+def test_pairs_add_up_over_processes() -> None:
+    means = Means()
+    means.add("a", 1.0, 1.0)
+    other = torch.tensor([[5.0, 2.0]])
+    two: Any = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda pairs: pairs + other)
+    assert means.reduced(two) == {"a": pytest.approx(2.0)}

@@ -79,7 +79,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(tmp_path: Path, toy_c
         # No file may be as large as the weights: so it is on a disk without room for them.
         size = (toy_checkpoint / "model.safetensors").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
-        with pytest.raises(CheckpointError, match=r"checkpoint-1 can't be written .*: make room"):
+        with pytest.raises(CheckpointError, match=r"cannot write .*checkpoint-1 .*: free some space"):
             run(settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -15,7 +15,7 @@ from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.runner.client import RunnerClient
 from tests.support.char_tokenizer import CharTokenizer
 from trainer.training.config import ConfigError, TrainConfig
-from trainer.training.runtime_config import MachineConfig
+from trainer.training.runtime_config import RuntimeConfig
 from trainer.training.setup import engine_dtype, load_training_set, make_engine, make_sandbox, start_all
 
 POLICY = DeferralPolicy(run_limit_s=7.0, max_episode_tokens=300)
@@ -23,7 +23,7 @@ POLICY = DeferralPolicy(run_limit_s=7.0, max_episode_tokens=300)
 
 @pytest.mark.parametrize(("name", "kind"), [("in-process", DockerSandbox), ("process", ProcessSandbox)])
 def test_the_pool_is_patient_and_no_larger_than_asked(name: str, kind: type) -> None:
-    sandbox: Any = make_sandbox(MachineConfig.model_validate({"sandbox": name, "max_containers": 1}), POLICY)
+    sandbox: Any = make_sandbox(RuntimeConfig.model_validate({"sandbox": name, "max_containers": 1}), POLICY)
     assert isinstance(sandbox, kind)
     settings = sandbox.settings
     assert (settings.max_containers, settings.pool_size, settings.run_limit_ceiling_s) == (1, 1, 30.0)
@@ -34,12 +34,12 @@ def test_a_runner_elsewhere(tmp_path: Path) -> None:
     secret = tmp_path / "token"
     secret.write_text("x" * 40 + "\n")
     secret.chmod(0o600)
-    config = MachineConfig(sandbox="runner", runner_token_file=secret, runner_address="127.0.0.1:9")
+    config = RuntimeConfig(sandbox="runner", runner_token_file=secret, runner_address="127.0.0.1:9")
     assert isinstance(make_sandbox(config, POLICY), RunnerClient)
 
 
 def test_the_engine_holds_an_episode_and_no_more(tiny_checkpoint: Path) -> None:
-    engine = make_engine(MachineConfig(engine_slots=3), tiny_checkpoint, POLICY, "cpu")
+    engine = make_engine(RuntimeConfig(engine_slots=3), tiny_checkpoint, POLICY, "cpu")
     assert engine.context_length == 300
 
 
@@ -58,9 +58,7 @@ def test_prompts_that_leave_no_room_are_left_out_and_told(tmp_path: Path) -> Non
     policy = DeferralPolicy(prompt="brief-v1", max_episode_tokens=300)
     data = load_training_set(training_config(tmp_path), CharTokenizer(), policy)
     assert (len(data.problems), data.too_long, data.without_answer) == (4, 1, 1)
-    assert (
-        str(data) == "4 problems (1 left out for their length, 1 without an answer, 0 with a bad gold answer)"
-    )
+    assert str(data) == "4 problems (skipped: 1 too long, 1 without an answer, 0 with a bad gold answer)"
 
 
 def test_a_model_without_the_marker_is_refused(tmp_path: Path) -> None:
@@ -106,4 +104,4 @@ def test_rollouts_on_a_cpu_are_in_float32_unless_asked_otherwise(
     dtype: Literal["auto", "float32", "bfloat16"], device: str, has_gpu: bool, expected: str
 ) -> None:
     with patch("torch.cuda.is_available", lambda: has_gpu):
-        assert engine_dtype(MachineConfig(engine_dtype=dtype), device) == expected
+        assert engine_dtype(RuntimeConfig(engine_dtype=dtype), device) == expected

@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.deferral.episode import Outcome
 from service.deferral.policy import DeferralPolicy
-from trainer.episodes import Sample
-from trainer.training.batch import Row
 from trainer.training.checkpoints import latest
 from trainer.training.chunked_lm_head import PolicyModel
 from trainer.training.config import ConfigError, TrainConfig
-from trainer.training.trainer import IHGRPOTrainer, Means, RolloutBatch
+from trainer.training.episodes import Sample
+from trainer.training.rollouts import Means, RolloutBatch, Row
+from trainer.training.trainer import IHGRPOTrainer
 
 
 def config(run_dir: Path, checkpoint: Path, **changes: object) -> TrainConfig:

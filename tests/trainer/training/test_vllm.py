@@ -15,8 +15,8 @@ import pytest
 
 from tests.support.toy_task import make_toy_checkpoint
 from tests.support.toy_training import assert_learns_on_vllm
-from trainer.weight_sync.control import Servers
-from trainer.weight_sync.push import PushError
+from trainer.weight_sync.senders import WeightSyncError
+from trainer.weight_sync.servers import VLLMServers
 
 ROOT = Path(__file__).parents[3]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -85,11 +85,11 @@ def test_the_server_samples_with_each_steps_weights(
 
 
 def test_the_server_says_what_it_does_not_take(url: str) -> None:
-    servers = Servers([url], None)
+    servers = VLLMServers([url], None)
     assert servers.world_size() == 1
-    with pytest.raises(PushError, match=r"/init_weight_transfer_engine answered 500"):
+    with pytest.raises(WeightSyncError, match=r"/init_weight_transfer_engine answered 500"):
         servers.init_weight_transfer_engine({"nonsense": 1})
-    with pytest.raises(PushError, match=r"/update_weights answered 500"):  # not started
+    with pytest.raises(WeightSyncError, match=r"/update_weights answered 500"):  # not started
         servers.update_weights({"names": [], "dtype_names": [], "shapes": []})
     servers.pause()
     assert httpx.get(f"{url}/is_paused").json() == {"is_paused": True}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.engines.transformers.settings import EngineSettings
 from tests.support.tiny_qwen3 import make_checkpoint
 from trainer.warm_start.chat import Exchange, load_chat, ordinary_requests, sample_chat, save_chat
 
@@ -29,7 +29,7 @@ def test_no_request_is_one_that_models_are_tested_with() -> None:
 
 async def test_answers_are_the_models_own(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model")
-    engine = TransformersEngine(EngineSettings(model=str(checkpoint), dtype="float32", max_slots=4))
+    engine = TransformersEngine(TransformersSettings(model=str(checkpoint), dtype="float32", max_slots=4))
     await engine.start()
     try:
         found = await sample_chat(engine, ["Hi", "Who?", "Why?"], max_tokens=300, marker="<tool_call>")

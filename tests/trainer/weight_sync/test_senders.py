@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.weight_sync.push import PushError
-from trainer.weight_sync.senders import GlooSender, Group, Source, open_sender
+from trainer.weight_sync.senders import GlooGroup, GlooSender, WeightSource, WeightSyncError, open_sender
 
 
 class Workers:
@@ -19,7 +18,7 @@ class Workers:
 
     def __init__(self, count: int, trouble: str = "") -> None:
         self._count, self._trouble = count, trouble
-        self.groups: dict[int, Group] = {}
+        self.groups: dict[int, GlooGroup] = {}
         self.received: dict[int, dict[str, Tensor]] = {}
         self.steps: list[str] = []
 
@@ -31,7 +30,7 @@ class Workers:
 
         def join(rank: int) -> None:
             host, port = init_info["master_address"], init_info["master_port"]
-            self.groups[rank] = Group(host, port, rank, init_info["world_size"])
+            self.groups[rank] = GlooGroup(host, port, rank, init_info["world_size"])
             self.groups[rank].join()
 
         self._all(join)
@@ -57,7 +56,7 @@ class Workers:
     def _step(self, name: str) -> None:
         self.steps.append(name)
         if name == self._trouble:
-            raise PushError(f"the workers can't {name}")
+            raise WeightSyncError(f"the workers can't {name}")
 
     def _all(self, act: Any) -> None:
         threads = [threading.Thread(target=act, args=(rank,)) for rank in range(1, self._count + 1)]
@@ -78,7 +77,7 @@ def weights(seed: int) -> Mapping[str, Tensor]:
 
 
 def test_every_worker_gets_every_tensor_at_each_sending() -> None:
-    workers, source = Workers(2), Source()
+    workers, source = Workers(2), WeightSource()
     sender = GlooSender(workers, source, "127.0.0.1")
     for seed in (0, 1):
         source.weights = weights(seed)
@@ -90,16 +89,16 @@ def test_every_worker_gets_every_tensor_at_each_sending() -> None:
 
 
 def test_workers_that_do_not_join_are_not_waited_for() -> None:
-    with pytest.raises(PushError, match="can't init"):
-        GlooSender(Workers(1, "init"), Source(), "127.0.0.1")
+    with pytest.raises(WeightSyncError, match="can't init"):
+        GlooSender(Workers(1, "init"), WeightSource(), "127.0.0.1")
 
 
 @pytest.mark.parametrize("step", ["start", "update", "finish"])
 def test_workers_that_fail_are_not_waited_for(step: str) -> None:
-    source = Source()
+    source = WeightSource()
     source.weights = weights(0)
     sender = GlooSender(Workers(1, step), source, "127.0.0.1")
-    with pytest.raises(PushError, match=f"can't {step}"):
+    with pytest.raises(WeightSyncError, match=f"can't {step}"):
         sender.send_weights()
 
 
@@ -108,7 +107,7 @@ def test_vllms_own_senders_need_vllm() -> None:
     try:
         import vllm  # noqa: F401
     except ModuleNotFoundError:
-        with pytest.raises(PushError, match=r"'nccl' needs vLLM beside the trainer: pip install"):
-            open_sender("nccl", Workers(1), Source(), "127.0.0.1", 0)
+        with pytest.raises(WeightSyncError, match=r"'nccl' needs vLLM next to the trainer: pip install"):
+            open_sender("nccl", Workers(1), WeightSource(), "127.0.0.1", 0)
     else:
         pytest.skip("vLLM is installed")

@@ -1,0 +1,86 @@
+"""``ih-grpo runner``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from service.cli.output import abort, explain
+
+
+def runner(
+    bind: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on: unix:/path/to.sock or host:port.", envvar="IHGRPO_RUNNER_BIND"
+        ),
+    ] = "unix:/run/ih-grpo/runner.sock",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the shared secret. Default: the variable IHGRPO_RUNNER_TOKEN."),
+    ] = None,
+    image: Annotated[
+        str, typer.Option(help="Container image.", envvar="IHGRPO_SANDBOX_IMAGE")
+    ] = "ih-grpo-sandbox:latest",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="OCI runtime, such as runsc (gVisor).", envvar="IHGRPO_RUNNER_RUNTIME"),
+    ] = None,
+    max_sessions: Annotated[
+        int, typer.Option(help="Maximum of concurrent sessions.", envvar="IHGRPO_RUNNER_MAX_SESSIONS")
+    ] = 32,
+    warm_containers: Annotated[
+        int, typer.Option(help="Idle containers to keep ready.", envvar="IHGRPO_RUNNER_WARM_CONTAINERS")
+    ] = 4,
+    max_run_limit_s: Annotated[
+        float,
+        typer.Option(
+            help="Upper limit of a flush's run time in seconds.", envvar="IHGRPO_RUNNER_MAX_RUN_LIMIT_S"
+        ),
+    ] = 60.0,
+    log_level: Annotated[
+        str, typer.Option(help="debug, info, warning or error.", envvar="IHGRPO_LOG_LEVEL")
+    ] = "info",
+    log_format: Annotated[str, typer.Option(help="console or json.", envvar="IHGRPO_LOG_FORMAT")] = "console",
+) -> None:
+    """Start the sandbox runner.
+
+    The runner is the only process that holds the Docker socket. API servers send it code to run.
+
+    \b
+    Example:
+      openssl rand -hex 32 > token
+      ih-grpo runner --bind 127.0.0.1:7000 --token-file token
+      ih-grpo serve --runner-url 127.0.0.1:7000 --runner-token-file token
+    """
+    from service.common import logs
+    from service.sandbox.base import SandboxError
+    from service.sandbox.factory import SandboxOptions, create_sandbox
+    from service.sandbox.runner.server import serve_runner
+    from service.sandbox.runner.settings import RunnerSettings, read_token
+
+    logs.configure(log_level, "json" if log_format == "json" else "console")
+    try:
+        settings = RunnerSettings(
+            token=read_token(token_file),
+            bind=bind,
+            max_sessions=max_sessions,
+            max_run_limit_s=max_run_limit_s,
+        )
+        options = SandboxOptions(
+            kind="in-process",
+            image=image,
+            runtime=runtime,
+            pool_size=min(warm_containers, max_sessions),
+            # A container that is being removed still counts.
+            max_containers=2 * max_sessions,
+            run_limit_s=max_run_limit_s,
+        )
+        serve_runner(settings, create_sandbox(options))
+    except ValidationError as error:
+        abort(*explain(error))
+    except (ValueError, OSError, SandboxError) as error:
+        abort(str(error))

@@ -1,0 +1,279 @@
+"""Accumulate the events of one reply: its text in parts, token counts, executed code and final answer.
+
+Chat completions, text completions and the Responses API all read their replies through `ReplyAccumulator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.deferral.answer import last_boxed
+from service.deferral.episode import Outcome
+from service.engines.base import Engine, TokenChunk
+from service.episode.events import (
+    EpisodeEvent,
+    ExecutedTool,
+    Finished,
+    FlushFinished,
+    FlushStarted,
+    Invoked,
+    InvokedBlock,
+    Observed,
+    Sampled,
+    reply_endings,
+)
+from service.episode.reasoning_parser import THINK_CLOSE, ReasoningDelta, ReasoningParser, SplitText
+from service.episode.stop_strings import StopStringHit
+from service.episode.tool_parser import TextDelta, ToolCallEnd, ToolCallParser, ToolParserEvent
+
+ReplyPart = ReasoningDelta | ToolParserEvent
+"""Text, reasoning or part of a tool call, as a reply grows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of a request, over all of its replies."""
+
+    prompt_tokens: int
+    sampled_tokens: int
+    observation_tokens: int
+    """Given to the model, not written by it."""
+    reasoning_tokens: int
+    """The part of ``sampled_tokens`` that is a thought."""
+    cached_tokens: int | None
+    """Prompt tokens that were cached for every reply; None if the engine doesn't report them."""
+
+    @property
+    def completion_tokens(self) -> int:
+        """Sampled and observation tokens."""
+        return self.sampled_tokens + self.observation_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class FinalAnswer:
+    r"""Find the final answer while a reply grows.
+
+    The answer is the content of the last complete ``\boxed{...}``. A box that code printed counts, because it
+    ends the episode. Without a box the answer is the last turn: the text after the last observation, or the
+    whole reply if no code ran. There is no answer if that turn was cut by a limit, ends with code that never
+    ran, or calls the client's functions. Thoughts are never searched.
+    """
+
+    def __init__(self) -> None:
+        self._boxed: str | None = None
+        self._turn: list[str] = []
+
+    def add_text(self, text: str) -> None:
+        """Add content that the model wrote."""
+        self._turn.append(text)
+
+    def add_observation(self, text: str) -> None:
+        """End the turn with the observation ``text``."""
+        self._boxed = last_boxed(text) or last_boxed("".join(self._turn)) or self._boxed
+        self._turn = []
+
+    def result(self, *, complete: bool) -> str | None:
+        """Return the answer, or None.
+
+        Args:
+            complete: the last turn ended by itself, with no code pending and no call of a function.
+        """
+        text = "".join(self._turn)
+        boxed = last_boxed(text) or self._boxed
+        return boxed if boxed is not None or not complete else text.strip() or None
+
+
+class ReplyAccumulator:
+    """The state of one reply. `add` its events in order; each returns the parts that it adds.
+
+    Args:
+        engine: decodes, and names the tokens that end a reply.
+        prefix: beginning of the reply that was written for the model.
+        reasoning: splits off the thought; None if all text is content.
+        tools: parses calls of the client's functions; None if there are none to call.
+        hidden_marker: the execute marker, to leave it and the observation of each flush out of the parts.
+            None keeps both as text. A marker with no code pending is always text.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        prefix: str = "",
+        reasoning: ReasoningParser | None = None,
+        tools: ToolCallParser | None = None,
+        hidden_marker: str | None = None,
+    ) -> None:
+        self.sampled_tokens = 0
+        self.observation_tokens = 0
+        self.reasoning_tokens = 0
+        self.cached_tokens: int | None = None
+        self.shown_tokens = 0
+        """Tokens of the last sampled chunk whose text may be shown: without an end token or hidden marker."""
+        self.ids: list[int] = []
+        """Token ids of the reply in the context, without ``prefix`` and end tokens."""
+        self.executed: list[ExecutedTool] = []
+        self.pending: list[InvokedBlock] = []
+        """Blocks that wait for the next flush."""
+        self.unflushed: tuple[InvokedBlock, ...] = ()
+        """Pending blocks that never ran; set at the end."""
+        self.finished_calls = 0
+        """Complete calls of the client's functions."""
+        self.outcome: Outcome | None = None
+        """Set at the end."""
+        self.final_answer: str | None = None
+        """Set at the end; see `FinalAnswer`."""
+        self._endings = reply_endings(engine)
+        self._think_close = None if reasoning is None else engine.tokenizer.token_id(THINK_CLOSE)
+        self._reasoning = reasoning
+        self._tools = tools
+        self._hidden_marker = hidden_marker
+        self._held_marker = ""
+        """A marker just written, until it is known whether code runs."""
+        self._hides_observation = False
+        self._texts: list[str] = [prefix] if prefix else []
+        self._answer = FinalAnswer()
+        if tools is not None and prefix:
+            tools.feed(prefix)  # a prefix ends before a call's arguments, so there are no events yet
+
+    @property
+    def text(self) -> str:
+        """All text of the reply in the context, ``prefix``, markers and observations included."""
+        return "".join(self._texts)
+
+    def add(self, event: EpisodeEvent) -> list[ReplyPart]:
+        """Add ``event`` and return the parts of the reply that it completes.
+
+        Raises:
+            CallError: the model wrote an invalid call, and ``tools`` is strict.
+        """
+        match event:
+            case Sampled(chunk):
+                return self._add_sampled(chunk)
+            case StopStringHit(ids):
+                self.sampled_tokens += len(ids)
+            case Observed(ids, text):
+                return self._add_observation(ids, text)
+            case Invoked(_, _, block):
+                self.pending.append(block)
+            case FlushStarted():
+                self.pending = []
+                self._held_marker = ""
+                return self._end_reasoning()
+            case FlushFinished(tool):
+                self.executed.append(tool)
+                self._hides_observation = self._hidden_marker is not None
+            case Finished(outcome, unflushed):
+                self.outcome, self.unflushed = outcome, unflushed
+                parts = self.end(cut_off=outcome.is_truncated)
+                code_left = bool(self.pending or unflushed)
+                complete = not (outcome.is_truncated or self.finished_calls or code_left)
+                self.final_answer = self._answer.result(complete=complete)
+                return parts
+        return []
+
+    def end(self, *, cut_off: bool) -> list[ReplyPart]:
+        """Return the text that was held back. With ``cut_off`` a call may be incomplete.
+
+        Raises:
+            CallError: as `add`.
+        """
+        parts = [*self._release_marker(), *self._end_reasoning()]
+        if self._tools is not None:
+            parts += self._note(self._tools.end(cut_off=cut_off))
+            self._tools = None
+        return parts
+
+    def abandon(self) -> list[ReplyPart]:
+        """End a reply that was interrupted. An unfinished call is dropped without being checked."""
+        self._tools = None
+        return self.end(cut_off=True)
+
+    def _add_sampled(self, chunk: TokenChunk) -> list[ReplyPart]:
+        ids, text = chunk.ids, chunk.text
+        parts = self._release_marker() if self._held_marker else []
+        if self.cached_tokens is None:  # later turns continue from the cache of this very request
+            self.cached_tokens = chunk.cached_tokens
+        self.sampled_tokens += len(ids)
+        if ids and (ending := self._endings.get(ids[-1])) is not None:  # counted, but not shown
+            ids, text = ids[:-1], text.removesuffix(ending)
+        self.ids += ids
+        self.shown_tokens = len(ids)
+        self._texts.append(text)
+        if self._hidden_marker is not None and text.endswith(self._hidden_marker):
+            self._held_marker, text = self._hidden_marker, text.removesuffix(self._hidden_marker)
+            self.shown_tokens -= 1
+        if self._reasoning is None or self._reasoning.is_done:
+            content = self._content(text)
+            return [*parts, *content] if parts else content
+        was_thinking = self._reasoning.is_thinking
+        split = self._reasoning.feed(text)
+        if was_thinking or self._reasoning.is_thinking or split.reasoning:
+            closes = self._think_close in ids
+            self.reasoning_tokens += ids.index(self._think_close) + 1 if closes else len(ids)
+        return [*parts, *self._split_parts(split)]
+
+    def _add_observation(self, ids: Sequence[int], text: str) -> list[ReplyPart]:
+        self.observation_tokens += len(ids)
+        self.ids += ids
+        self._texts.append(text)
+        parts: list[ReplyPart] = []
+        if self._hides_observation:
+            self._hides_observation = False
+        else:
+            parts = [*self._release_marker(), *self._insert(text)]
+        self._answer.add_observation(text)
+        return parts
+
+    def _release_marker(self) -> list[ReplyPart]:
+        """Show a marker that ran nothing as text, unless pending blocks stand for it."""
+        marker, self._held_marker = self._held_marker, ""
+        return self._insert(marker) if marker and not self.pending else []
+
+    def _insert(self, text: str) -> list[ReplyPart]:
+        if self._reasoning is None:
+            return self._content(text)
+        return self._split_parts(self._reasoning.insert(text))
+
+    def _end_reasoning(self) -> list[ReplyPart]:
+        return [] if self._reasoning is None else self._split_parts(self._reasoning.end())
+
+    def _split_parts(self, split: SplitText) -> list[ReplyPart]:
+        reasoning: list[ReplyPart] = [ReasoningDelta(split.reasoning)] if split.reasoning else []
+        return [*reasoning, *self._content(split.content)]
+
+    def _content(self, text: str) -> list[ReplyPart]:
+        if not text:
+            return []
+        if self._tools is not None:
+            return self._note(self._tools.feed(text))
+        self._answer.add_text(text)
+        return [TextDelta(text)]
+
+    def _note(self, events: Sequence[ToolParserEvent]) -> list[ReplyPart]:
+        parts: list[ReplyPart] = []
+        for event in events:
+            if isinstance(event, TextDelta):
+                if not event.text:
+                    continue
+                self._answer.add_text(event.text)
+            elif isinstance(event, ToolCallEnd):
+                self.finished_calls += 1
+            parts.append(event)
+        return parts
+
+
+def usage_of(prompt_tokens: int, replies: Sequence[ReplyAccumulator]) -> Usage:
+    """Return the token counts of a request with ``replies``. The prompt counts once."""
+    cached = [reply.cached_tokens for reply in replies if reply.cached_tokens is not None]
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        sampled_tokens=sum(reply.sampled_tokens for reply in replies),
+        observation_tokens=sum(reply.observation_tokens for reply in replies),
+        reasoning_tokens=sum(reply.reasoning_tokens for reply in replies),
+        cached_tokens=min(cached) if cached else None,
+    )

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from service.cli.conversation import ChatError, Client, Recorder, converse
+from service.cli.timeline import Span
+from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
+from tests.support.serving import make_app, serve
+
+ASK = "Let\n```python\nx = 6 * 7\n```\nand\n```python\nprint(x)\n```<tool_call>"
+
+
+async def test_shows_text_calls_and_timeline() -> None:
+    engine = ScriptedEngine(ASK, f"It is \\boxed{{42}}.{EOS}")
+    out = io.StringIO()
+    async with serve(make_app(engine, ScriptedSandbox(lambda blocks: printed("42"), 0.02))) as served:
+        await asyncio.to_thread(
+            converse,
+            served.url,
+            question="6 * 7?",
+            model=None,
+            api_key=None,
+            eager=True,
+            console=Console(file=out, width=100),
+        )
+    shown = out.getvalue()
+    for part in ("x = 6 * 7", "○ 1 block pending", "○ 2 blocks pending", "◔ 2 blocks running"):
+        assert part in shown
+    assert "● 2 blocks ok: ran 200 ms (200 hidden), waited " in shown
+    assert "Code execution result: 42" in shown
+    assert shown.startswith("This is the demo model")
+    assert "\nwrites" in shown
+    assert "\nwaits" in shown
+
+
+async def test_reports_an_error_response() -> None:
+    app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")))
+    async with serve(app) as served:
+        with pytest.raises(ChatError, match="404: The model 'x' does not exist"):
+            await asyncio.to_thread(converse, served.url, question="?", model="x", api_key=None, eager=True)
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
+async def test_accepts_base_url_with_v1(suffix: str) -> None:
+    def first_model(url: str) -> str:
+        with Client(url, None) as client:
+            return client.model()[0]
+
+    app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")))
+    async with serve(app) as served:
+        assert await asyncio.to_thread(first_model, served.url + suffix) == "scripted"
+        with pytest.raises(ChatError, match=r"/elsewhere/v1/models answered 404: is .* the base URL"):
+            await asyncio.to_thread(first_model, f"{served.url}/elsewhere")
+
+
+def tool(status: str, **more: Any) -> dict[str, Any]:
+    return {"executed_tools": [{"status": status, "blocks": [{"invoked_at": 1000.5}], **more}]}
+
+
+def test_client_times_are_converted_to_the_server_clock() -> None:
+    recorder = Recorder()
+    recorder.record({"role": "assistant", "content": ""}, 0.0)
+    recorder.record({"content": "a"}, 0.25)
+    recorder.record(tool("pending"), 0.5)  # so the clocks are 1000 s apart
+    recorder.record({"content": "b"}, 0.6)
+    recorder.record(tool("running"), 1.0)
+    run = {"started_at": 1000.5, "finished_at": 1001.25}
+    recorder.record(tool("ok", flushed_at=1001.0, waited_ms=250, runs=[run]), 1.25)
+    recorder.record({"content": "c"}, 1.3)
+    recorder.record({}, 1.5)
+    assert recorder.spans() == [
+        Span("writes", "write", 1000.25, 1001.0),
+        Span("writes", "write", 1001.25, 1001.5),
+        Span("block 1", "run", 1000.5, 1001.25),
+        Span("waits", "wait", 1001.0, 1001.25),
+    ]
+
+
+def test_empty_reply_has_no_spans() -> None:
+    assert Recorder().spans() == []

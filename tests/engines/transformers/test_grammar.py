@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema_rs
+import pytest
+import torch
+
+from service.engines.base import InvalidRequestError, Sampling
+from service.engines.settings import TransformersSettings
+from service.engines.tokenizer import HFTokenizer
+from service.engines.transformers.engine import TransformersEngine
+from service.engines.transformers.grammar import Grammar, GrammarCompiler
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["a", "bc"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+        "on": {"type": "boolean"},
+    },
+    "required": ["kind", "count", "on"],
+    "additionalProperties": False,
+}
+TEXT = '{"kind": "bc", "count": 7, "on": true}'
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint: Path) -> HFTokenizer:
+    return HFTokenizer(str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="module")
+def compiler(tokenizer: HFTokenizer) -> GrammarCompiler:
+    return GrammarCompiler(tokenizer)
+
+
+def fitting(grammar: Grammar, tokenizer: HFTokenizer, stop: int) -> set[int]:
+    row = torch.zeros(tokenizer.vocab_size + 3)
+    grammar.mask(row, [stop])
+    return set(torch.nonzero(row == 0)[:, 0].tolist())
+
+
+def test_mask_allows_only_the_schema(compiler: GrammarCompiler, tokenizer: HFTokenizer) -> None:
+    grammar = compiler.compile(json.dumps(SCHEMA))
+    stop = tokenizer.eos_token_id
+    assert stop is not None
+    ids = tokenizer.encode(TEXT, allow_special=False)
+    wrong = tokenizer.encode("x", allow_special=False)[0]
+    for token in ids:
+        allowed = fitting(grammar, tokenizer, stop)
+        assert token in allowed
+        assert stop not in allowed
+        assert max(allowed) < tokenizer.vocab_size
+        grammar.accept(token)
+    assert wrong not in fitting(compiler.compile(json.dumps(SCHEMA)), tokenizer, stop)
+    assert fitting(grammar, tokenizer, stop) == {stop}
+
+
+def test_rejects_unsupported_schema(compiler: GrammarCompiler) -> None:
+    with pytest.raises(InvalidRequestError, match="contains"):
+        compiler.compile('{"type": "array", "contains": {}}')
+
+
+async def test_random_model_writes_json_of_the_schema(tiny_checkpoint: Path) -> None:
+    engine = TransformersEngine(TransformersSettings(model=str(tiny_checkpoint), max_slots=2))
+    assert "json_schema" in engine.capabilities
+    await engine.start()
+    try:
+        for seed in range(3):
+            for schema in (SCHEMA, {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}):
+                sampling = Sampling(seed=seed, max_tokens=400, json_schema=json.dumps(schema))
+                prompt = engine.tokenizer.encode("?", allow_special=False)
+                chunks = [c async for c in engine.generate(prompt, sampling, engine.eos_token_ids)]
+                assert chunks[-1].finish_reason == "stop"
+                *written, end = chunks
+                text = "".join(chunk.text for chunk in written)
+                jsonschema_rs.validate(schema, json.loads(text))
+                assert end.ids[0] in engine.eos_token_ids
+    finally:
+        await engine.stop()

@@ -1,0 +1,85 @@
+"""Limits on the size of values, and what happens to answers beyond them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from trainer.rewards.expressions import read
+from trainer.rewards.math_answers import judge
+from trainer.rewards.values import (
+    MAX_BITS,
+    MAX_FACTORIAL,
+    TooLargeError,
+    check_exponent,
+    check_factorial,
+    check_power,
+    check_range,
+    evaluate,
+)
+
+
+@pytest.mark.parametrize(
+    ("latex", "exact"),
+    [
+        ("2^{100000}", True),
+        ("10^{1000000}", True),
+        ("2^{2^{20}}", True),
+        ("2^{7!}", True),
+        ("3000!", True),
+        ("2^{2^{30}}", False),
+        ("10^{10^{10}}", False),
+        ("(10^6)!", False),
+    ],
+)
+def test_large_values_are_exact_up_to_a_limit(latex: str, exact: bool) -> None:
+    assert isinstance(evaluate(read(latex), {}), Fraction) == exact
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [
+        "9^{9^{9^{9}}}",
+        "9^{-9^{9^{9}}}",
+        "2024^{2024^{2024}}",
+        "((9^{9})!)!",
+        r"\sum_{i=1}^{100000000} i",
+        r"\exp(\exp(\exp(1000)))",
+        r"\lfloor \pi^{10^{80}}\rfloor",
+    ],
+)
+def test_values_out_of_all_proportion_are_refused(latex: str) -> None:
+    with pytest.raises(TooLargeError):
+        evaluate(read(latex), {})
+    assert judge("5", latex) == "refused"
+    assert judge(latex, latex) == "correct"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "verdict"),
+    [
+        ("10^{10^{10}}", "10^{10^{11}}", "incorrect"),
+        ("10^{10^{10}}", "10^{10^{10}}+1", "incorrect"),
+        ("2025^{2025^{2025}}", r"2025^{2025^{25\cdot 81}}", "correct"),
+        ("2025^{2025^{2025}}", "2025^{2025^{2024}}", "refused"),
+        (r"5\cdot 2025^{2025^{2025}}", r"2025^{2025^{2025}}\cdot 5", "correct"),
+    ],
+)
+def test_large_values_are_compared_by_their_parts(gold: str, answer: str, verdict: str) -> None:
+    assert judge(gold, answer) == verdict
+
+
+def test_limits() -> None:
+    assert check_power(2, MAX_BITS)
+    assert not check_power(2, MAX_BITS + 1)
+    assert check_power(Fraction(1, 2), -MAX_BITS)
+    with pytest.raises(TooLargeError):
+        check_power(1 << (MAX_BITS + 1), 1)
+    assert check_factorial(Fraction(MAX_FACTORIAL))
+    assert not check_factorial(Fraction(MAX_FACTORIAL + 1))
+    check_exponent(Fraction(10**60))
+    with pytest.raises(TooLargeError):
+        check_exponent(Fraction(10**61))
+    with pytest.raises(TooLargeError):
+        check_range(Fraction(10**6))
