@@ -53,6 +53,7 @@ def ih_grpo_loss(
     dual_clip: float = 3.0,
     hierarchy_weight: float = 0.001,
     num_tokens: Tensor | float | None = None,
+    weights: Tensor | None = None,
 ) -> IHGRPOLoss:
     """Return the mean loss over the unmasked tokens.
 
@@ -80,6 +81,8 @@ def ih_grpo_loss(
         num_tokens: divisor of the sums. Default: the mask's sum. If an optimiser step consists of several
             micro-batches, pass the unmasked tokens of all of them and add up the losses. If gradients are
             also averaged over processes, pass the tokens of all processes divided by their number.
+        weights: factors of each token's loss, treated as constants: importance weights, or those of an
+            aggregation other than the mean over tokens. Default: 1.
 
     Raises:
         ValueError: a shape, a dtype or ``dual_clip`` is invalid; the message names the argument.
@@ -88,6 +91,8 @@ def ih_grpo_loss(
     if advantages.dim() == 1:
         advantages = advantages[:, None]
     _check(log_probs, old_log_probs, execute_log_probs, execute_logits, advantages, is_execute, mask)
+    if weights is not None and weights.shape != log_probs.shape:
+        raise ValueError(f"weights must be {list(log_probs.shape)} like log_probs, got {list(weights.shape)}")
     if dual_clip <= 1:
         raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
 
@@ -105,6 +110,8 @@ def ih_grpo_loss(
     clipped = torch.maximum(unclipped, -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
     ceiling = -dual_clip * advantages
     token_loss = torch.where(advantages < 0, torch.minimum(clipped, ceiling), clipped)
+    if weights is not None:
+        token_loss = token_loss * weights.detach().masked_fill(~mask, 0.0)
 
     # float32 cannot distinguish probabilities closer to 1 than this from 1.
     log_p_execute = execute_log_probs.clamp(max=-torch.finfo(execute_log_probs.dtype).eps)

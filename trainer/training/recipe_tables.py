@@ -116,21 +116,21 @@ Aggregation = Literal["token-mean", "sample-mean", "constant"]
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "ih-grpo": {},
     "grpo": {
-        "hierarchy_weight": 0.0, "clip_high": 0.2, "dual_clip": None, "aggregation": "sample-mean",
-        "mask_void": False, "min_group_std": 0.0,
+        "clip_high": 0.2, "dual_clip": 0, "aggregation": "sample-mean", "mask_void": False,
+        "min_group_std": 0,
     },
-    "dapo": {"hierarchy_weight": 0.0, "dual_clip": None, "mask_void": False, "overlong_buffer": 0.25},
+    "dapo": {"dual_clip": 0, "mask_void": False, "overlong_buffer": 0.25},
     "dr-grpo": {
-        "hierarchy_weight": 0.0, "clip_high": 0.2, "dual_clip": None, "aggregation": "constant",
-        "scale_advantages": False, "mask_void": False, "min_group_std": 0.0,
+        "clip_high": 0.2, "dual_clip": 0, "aggregation": "constant", "scale_advantages": False,
+        "mask_void": False, "min_group_std": 0,
     },
-    "simpletir": {"hierarchy_weight": 0.0, "dual_clip": None},
-    "grpo-delayed": {"hierarchy_weight": 0.0, "execution": "delayed"},
-    "grpo-immediate": {"hierarchy_weight": 0.0, "execution": "immediate"},
+    "simpletir": {"dual_clip": 0},
+    "grpo-delayed": {"execution": "delayed"},
+    "grpo-immediate": {"execution": "immediate"},
 }  # fmt: skip
-"""Values that a method gives to fields that the recipe leaves out.
+"""Values of fields that a recipe leaves out, by method. Only ``ih-grpo`` has the hierarchy term.
 
-- ``grpo``: DeepSeekMath (arXiv 2402.03300), without its KL term, as TRL has it; ``kl_weight = 0.04`` adds it.
+- ``grpo``: DeepSeekMath (arXiv 2402.03300), without its KL term, as in TRL; ``kl_weight = 0.04`` adds it.
 - ``dapo``: arXiv 2503.14476: higher upper clip, mean over tokens, groups without signal dropped, and the soft
   penalty of answers that come near the length limit.
 - ``dr-grpo``: arXiv 2503.20783: neither the group's deviation nor the sample's length divides.
@@ -140,6 +140,14 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 
 
 def with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """Return ``values`` of a recipe, completed by its method's preset."""
-    preset = PRESETS.get(str(values.get("method", "ih-grpo")), {})
+    """Return ``values`` of a recipe, completed by its method's preset.
+
+    Raises:
+        ValueError: method and execution contradict each other.
+    """
+    method = str(values.get("method", "ih-grpo"))
+    preset = PRESETS.get(method, {})
+    given = values.get("execution")
+    if method in ("grpo-delayed", "grpo-immediate") and given not in (None, preset["execution"]):
+        raise ValueError(f"execution is {given!r}, but method {method!r} names the other: use method 'grpo'")
     return {**preset, **values}
