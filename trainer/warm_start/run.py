@@ -35,13 +35,14 @@ from trainer.training.lora import (
 from trainer.training.run_files import run_lock, write_atomically
 from trainer.training.supervised import (
     HeldOutMetrics,
+    StepResult,
     TextBatch,
     TrainingText,
     evaluate_texts,
     make_text_batch,
     supervised_step,
 )
-from trainer.warm_start.chat import load_chat, ordinary_requests, sample_chat, save_chat
+from trainer.warm_start.chat import Exchange, load_chat, ordinary_requests, sample_chat, save_chat
 from trainer.warm_start.recipe import MARKER_LR, WarmStartRecipe
 from trainer.warm_start.texts import TextWriter, held_out_texts, training_texts
 
@@ -141,6 +142,30 @@ def run_warm_start(recipe: WarmStartRecipe, console: Console) -> Path:
         return _run(recipe, console)
 
 
+def describe_warm_start(recipe: WarmStartRecipe, console: Console) -> None:
+    """Print the plan of a run and two of its texts. Reads the tokenizer, but no weights.
+
+    Raises:
+        ConfigError, ValueError: the recipe can't be run.
+    """
+    model_dir = locate(recipe.model, weights=False)
+    tokenizer = HFTokenizer(str(model_dir))
+    writer, _ = _writer(recipe, tokenizer)
+    texts = [text for step in range(4) for text in _drawn(recipe, writer, [], step)]
+    lengths = [len(text.ids) for text in texts]
+    console.print(
+        f"{recipe.model}: {recipe.weights} weights, learning rate {recipe.effective_learning_rate:g}\n"
+        f"{recipe.steps} steps of {recipe.texts_per_step} texts, {recipe.chat_share:.0%} of them chat\n"
+        f"a problem is {sum(lengths) / len(lengths):.0f} tokens, the longest of {len(texts)} is "
+        f"{max(lengths)}\noutput: {recipe.run_dir}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for text in texts[:2]:
+        console.rule()
+        console.print(tokenizer.decode(text.ids), markup=False, highlight=False)
+
+
 def _run(recipe: WarmStartRecipe, console: Console) -> Path:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if recipe.threads is not None:
@@ -180,10 +205,12 @@ def _run(recipe: WarmStartRecipe, console: Console) -> Path:
     return final
 
 
-def _step(recipe: WarmStartRecipe, learner: _Learner, texts: _Texts, step: int) -> Any:
-    drawn = training_texts(
-        texts.writer,
-        texts.chat,
+def _drawn(
+    recipe: WarmStartRecipe, writer: TextWriter, chat: list[TrainingText], step: int
+) -> list[TrainingText]:
+    return training_texts(
+        writer,
+        chat,
         seed=recipe.seed,
         style=recipe.style,
         marker=recipe.deferral.marker,
@@ -192,6 +219,10 @@ def _step(recipe: WarmStartRecipe, learner: _Learner, texts: _Texts, step: int) 
         step=step,
         count=recipe.texts_per_step,
     )
+
+
+def _step(recipe: WarmStartRecipe, learner: _Learner, texts: _Texts, step: int) -> StepResult:
+    drawn = _drawn(recipe, texts.writer, texts.chat, step)
     drawn.sort(key=lambda text: len(text.ids))  # less padding
     size = recipe.micro_batch_texts
     batches = [
@@ -210,14 +241,22 @@ def _step(recipe: WarmStartRecipe, learner: _Learner, texts: _Texts, step: int) 
     )
 
 
-def _prepare(recipe: WarmStartRecipe, model_dir: Path, tokenizer: HFTokenizer, console: Console) -> _Texts:
+def _writer(recipe: WarmStartRecipe, tokenizer: HFTokenizer) -> tuple[TextWriter, int]:
+    """Return the writer of texts, and the id of the end-of-turn token."""
     policy = recipe.deferral
-    marker_id, end_id = tokenizer.token_id(policy.marker), tokenizer.eos_token_id
-    if marker_id is None:
-        raise ConfigError(f"model: its tokenizer has no token {policy.marker!r}, so it can't defer")
+    if tokenizer.token_id(policy.marker) is None:
+        raise ConfigError(f"model: its tokenizer has no token {policy.marker!r}, so it cannot defer code")
+    end_id = tokenizer.eos_token_id
     if end_id is None:
         raise ConfigError("model: its tokenizer has no end-of-turn token (eos_token)")
-    writer = TextWriter(tokenizer, policy, end_id)
+    return TextWriter(tokenizer, policy, end_id), end_id
+
+
+def _prepare(recipe: WarmStartRecipe, model_dir: Path, tokenizer: HFTokenizer, console: Console) -> _Texts:
+    policy = recipe.deferral
+    writer, pad_id = _writer(recipe, tokenizer)
+    marker_id = tokenizer.token_id(policy.marker)
+    assert marker_id is not None  # noqa: S101 - checked with the writer
     chat: list[TrainingText] = []
     if recipe.chat_share > 0:
         path = recipe.run_dir / "chat.jsonl"
@@ -233,13 +272,12 @@ def _prepare(recipe: WarmStartRecipe, model_dir: Path, tokenizer: HFTokenizer, c
         writer, seed=recipe.seed, style=recipe.style, marker=policy.marker, max_tokens=recipe.max_tokens
     )
     held_out = [next(source) for _ in range(recipe.held_out_texts)]
-    pad_id = end_id
     size = recipe.micro_batch_texts
     batches = [make_text_batch(held_out[i : i + size], pad_id) for i in range(0, len(held_out), size)]
     return _Texts(writer, chat, batches, pad_id, marker_id)
 
 
-async def _sample(recipe: WarmStartRecipe, model_dir: Path, marker: str) -> Any:
+async def _sample(recipe: WarmStartRecipe, model_dir: Path, marker: str) -> list[Exchange]:
     requests = (
         ordinary_requests(recipe.seed, recipe.chat_samples)
         if recipe.chat_requests is None

@@ -187,5 +187,6 @@ def assert_same_run(
         columns = ["seed", "ids", "reward", "advantage"]
         tables = [pq.read_table(c.run_dir / "rollouts" / name, columns=columns) for c in (one, other)]
         assert tables[0].to_pydict() == tables[1].to_pydict(), name
-    weights = [load_file(path / "model.safetensors") for path in (checkpoint_one, checkpoint_other)]
+    name = "model.safetensors" if one.lora is None else "adapter_model.safetensors"
+    weights = [load_file(path / name) for path in (checkpoint_one, checkpoint_other)]
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=0)
