@@ -1,11 +1,11 @@
-"""Tokens per second of the embedded engine beside transformers' own ``generate``, in one run.
+"""Tokens per second of the embedded engine compared with transformers' ``generate``.
 
     python benchmarks/engine.py                   # a random model of the quickstart's size
     python benchmarks/engine.py --model DIR --streams 1 8 --prompt 512
-    python benchmarks/engine.py --dtypes --shape 20m --streams 1 4 8    # bfloat16 beside float32, on a CPU
+    python benchmarks/engine.py --dtypes --shape 20m --streams 1 4 8    # bfloat16 against float32, on a CPU
 
-Both decode the same random prompts to the same length with temperature 1. Every figure is the median of
-``--repeat`` runs that take turns, so that a busy machine slows both.
+Both decode the same random prompts to the same length at temperature 1. Every number is the median of
+``--repeat`` alternating runs, so that a busy machine slows both.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ QUICKSTART_SIZE = {
 
 
 async def run_engine(engine: TransformersEngine, prompts: list[list[int]], new: int) -> float:
-    """Output tokens per second, prompts included in the time."""
+    """Output tokens per second, including the time for the prompts."""
 
     async def one(ids: list[int]) -> int:
         return sum([len(chunk.ids) async for chunk in engine.generate(ids, Sampling(max_tokens=new))])
@@ -97,7 +97,7 @@ async def compare(arguments: argparse.Namespace, model: str) -> None:
 
 
 async def compare_dtypes(arguments: argparse.Namespace, model: str) -> None:
-    """The engine in bfloat16 beside itself in float32."""
+    """Compare the engine in bfloat16 with the engine in float32."""
     engines = {}
     for dtype in ("float32", "bfloat16"):
         engines[dtype] = TransformersEngine(

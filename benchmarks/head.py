@@ -1,11 +1,11 @@
-"""The chunked head against the naive one: time, peak memory and agreement, forward and backward.
+"""The chunked LM head against a naive one: time, peak memory and numerical agreement, forward and backward.
 
     python benchmarks/head.py --tokens 8192 --vocabulary 151936 --hidden 1024
 
-Each way runs in a process of its own, one after the other, so that one's memory does not count for the other.
-Peak extra memory is the process's highest resident size less what it held with the operands made. The naive
-way is a careful one: one log-softmax, a gather, and the entropy in row blocks without a gradient.
-CPU seconds (of all threads) compare fairly on a machine that does other things too.
+Each variant runs in its own process, one after the other, so that their memory is measured separately. Peak
+extra memory is the process's maximum resident size minus its size after creating the operands. The naive
+variant is a careful one: one log-softmax, a gather, and the entropy in row blocks without a gradient. On a
+busy machine, compare the CPU seconds (of all threads).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def naive(hidden: Tensor, weight: Tensor, ids: Tensor) -> HeadOutput:
 
 
 class PeakMemory:
-    """Highest resident size in bytes above that at entry, sampled every few ms (CUDA: from its allocator)."""
+    """Maximum resident size in bytes above that at entry, sampled every few ms (CUDA: from the allocator)."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
@@ -74,7 +74,7 @@ def resident() -> int:
 
 
 def measure(way: str, a: argparse.Namespace) -> dict[str, Any]:
-    """Runs in the child process."""
+    """Measure one variant, in the child process."""
     torch.manual_seed(0)
     torch.set_num_threads(a.threads)
     dtype = getattr(torch, a.dtype)
@@ -82,7 +82,7 @@ def measure(way: str, a: argparse.Namespace) -> dict[str, Any]:
     weight = (torch.randn(a.vocabulary, a.hidden, device=a.device) / a.hidden**0.5).to(dtype).requires_grad_()
     ids = torch.randint(a.vocabulary, (a.tokens,), device=a.device)
     upstream = torch.randn(3, a.tokens, device=a.device) / a.tokens
-    # A first small product starts the thread pool and the library's buffers, which count for neither way.
+    # A first small product starts the thread pool and allocates library buffers, which must not be measured.
     torch.randn(256, 256, device=a.device) @ torch.randn(256, 256, device=a.device)
     seconds: dict[str, list[float]] = {"forward": [], "backward": [], "cpu": []}
     with PeakMemory(a.device) as peak:
@@ -117,12 +117,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--tile", type=int, help="entries of a tile; default: by device")
+    parser.add_argument("--tile", type=int, help="elements per tile; default: by device")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write the result here")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--way", choices=["naive", "chunked"], help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.way:
@@ -142,7 +142,7 @@ def run_child(way: str) -> dict[str, Any]:
         [sys.executable, __file__, *sys.argv[1:], "--way", way], stdout=subprocess.PIPE, text=True
     )
     if child.returncode:
-        sys.exit(f"{way}: the process ended with {child.returncode} (-9: killed, most likely out of memory)")
+        sys.exit(f"{way}: exit code {child.returncode} (-9: killed, most likely out of memory)")
     result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return result
 

@@ -1,11 +1,11 @@
-"""Does it learn? Nine runs from a weak start: three methods, three seeds, the same budget.
+"""Learning experiment: nine runs from a weak start (three methods, three seeds) with the same budget.
 
     ih-grpo train warm-start --recipe recipes/quickstart-warm-start-weak.toml --out runs/learning/start
-    python benchmarks/learning.py            # all nine, one after another; started again, it goes on
-    python benchmarks/learning_curves.py     # the table and the picture of docs/learning.md
+    python benchmarks/learning.py            # all nine runs; rerun to resume
+    python benchmarks/learning_curves.py     # table and plot of the documentation
 
-Code runs under bubblewrap, so no Docker is needed. `--method` and `--seed` choose runs of the nine; a larger
-`--steps` makes them go on from where they ended.
+Code runs under bubblewrap, without Docker. `--method` and `--seed` select runs; a larger `--steps` continues
+finished runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.console import Console
 from service.deferral.policy import DeferralPolicy
 from service.sandbox.base import Sandbox
 from service.sandbox.factory import SandboxOptions, create_sandbox
-from trainer.quickstart.evaluate import Verdict, evaluate
+from trainer.quickstart.evaluate import ProblemResult, evaluate
 from trainer.quickstart.problems import FAMILIES
 from trainer.quickstart.traces import draw_problem, held_out_problems
 from trainer.training.config import Method, TrainConfig, load_config
@@ -42,11 +42,11 @@ SEEDS: Final = (0, 1, 2)
 PROBLEMS: Final = 4000
 HELD_OUT: Final = 128
 FAMILIES_USED: Final = tuple(name for name in FAMILIES if name != "multiples")
-"""All but the one whose first try always lasts until the time limit: it would take most of the hours."""
+"""All except the one whose first attempt always runs into the time limit and would dominate the run time."""
 
 
 def write_problems(path: Path) -> None:
-    """The training set: none of them is held out."""
+    """Write the training set, without held-out problems."""
     rng = Random("learning")
     problems = (draw_problem(rng, held_out=False, families=FAMILIES_USED) for _ in range(PROBLEMS))
     lines = (json.dumps({"question": p.text, "answer": str(p.answer)}) + "\n" for p in problems)
@@ -54,8 +54,8 @@ def write_problems(path: Path) -> None:
 
 
 def bare_sandbox() -> Sandbox:
-    """Runs code in an interpreter without packages. No problem needs one, and to import numpy and sympy for
-    each episode would take most of the hours."""
+    """Return a sandbox whose interpreter has no packages: no problem needs any, and importing numpy and
+    sympy for every episode would dominate the run time."""
     python = HERE.absolute() / "python"
     if not python.is_dir():
         venv.create(python, symlinks=True)
@@ -71,8 +71,8 @@ def bare_sandbox() -> Sandbox:
 
 
 def measure(model: Path, policy: DeferralPolicy, seed: int) -> dict[str, float]:
-    """Held-out problems at temperature 1; the same ones for every model."""
-    verdicts: list[Verdict] = asyncio.run(
+    """Evaluate held-out problems at temperature 1, the same ones for every model."""
+    results: list[ProblemResult] = asyncio.run(
         evaluate(
             model,
             list(held_out_problems(0, HELD_OUT, FAMILIES_USED)),
@@ -83,9 +83,9 @@ def measure(model: Path, policy: DeferralPolicy, seed: int) -> dict[str, float]:
             concurrency=32,
         )
     )
-    samples = [verdict.sample for verdict in verdicts]
+    samples = [result.sample for result in results]
     return {
-        "solved": sum(verdict.solved for verdict in verdicts) / len(verdicts),
+        "solved": sum(result.is_correct for result in results) / len(results),
         "delay_rate": sum(s.delayed for s in samples) / max(sum(s.executed_by_model for s in samples), 1),
         "flushes": sum(len(s.tools) for s in samples) / len(samples),
     }
@@ -99,7 +99,7 @@ def run_config(method: Method, seed: int, steps: int | None) -> TrainConfig:
 
 
 def learn(config: TrainConfig, console: Console) -> None:
-    """Train to the last step, unless that was done before."""
+    """Train to the last step, unless already done."""
     if (config.run_dir / "checkpoints" / f"checkpoint-{config.steps}").is_dir():
         return
     console.rule(f"{config.method}, seed {config.seed}")
@@ -112,7 +112,7 @@ def learn(config: TrainConfig, console: Console) -> None:
 
 
 def examine(config: TrainConfig) -> None:
-    """Measure the last checkpoint, and the start in the same mode, unless that was done before."""
+    """Evaluate the last checkpoint, and the start in the same mode, unless already done."""
     policy = config.resolve_policy(START)
     start = HERE / f"start-{policy.mode}.json"
     if not start.is_file():
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["train", "measure"], help="default: train all, then measure all")
     chosen = parser.parse_args()
     if not (START / "deferral.json").is_file():
-        parser.error(f"{START} holds no checkpoint: make the weak start first, as --help says")
+        parser.error(f"{START} has no checkpoint: create the weak start first, see --help")
     torch.set_num_threads(1)
     if not (problems := HERE / "problems.jsonl").is_file():
         write_problems(problems)

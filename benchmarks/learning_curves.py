@@ -1,9 +1,9 @@
-"""The table and the picture of docs/learning.md, from the rollouts that the runs of learning.py have left.
+"""Table and plot of docs/reference/learning-experiment.md, from the rollouts of learning.py.
 
     pip install matplotlib
     python benchmarks/learning_curves.py    # writes benchmarks/learning.json, docs/images/learning.svg
 
-`--from-json` draws from benchmarks/learning.json alone.
+`--from-json` only reads benchmarks/learning.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 Curves = dict[str, dict[str, list[float]]]
-"""Run to figure to its value at each step."""
+"""Run name to metric to the values of all steps."""
 
 FIGURES: Final = {
     "reward": "reward, mean of all samples",
@@ -30,11 +30,11 @@ COLOURS: Final = {"grpo-immediate": "#999999", "grpo-delayed": "#e08214", "ih-gr
 TITLE: Final = "Three methods learn from a weak start"
 DESCRIPTION: Final = "Reward, delay rate, blocks, flushes; step by step: mean and span of the seeds."
 ENDS: Final = 3
-"""Steps at either end that the table takes the mean of."""
+"""Number of first and last steps that the table averages."""
 
 
 def read_step(path: Path) -> dict[str, float]:
-    """The figures of one rollout: all its samples, those that no gradient came from too."""
+    """Metrics of one rollout, over all samples, including those filtered out of the gradient."""
     rows = pq.read_table(path, columns=["reward", "executed", "delayed", "tools"]).to_pylist()
     rewards = [row["reward"] for row in rows if row["reward"] is not None]
     executed = sum(row["executed"] for row in rows)
@@ -47,10 +47,10 @@ def read_step(path: Path) -> dict[str, float]:
 
 
 def read_run(run: Path, steps: int) -> dict[str, list[float]]:
-    """The first ``steps`` rollouts of a run.
+    """Read the first ``steps`` rollouts of a run.
 
     Raises:
-        FileNotFoundError: it has fewer.
+        FileNotFoundError: the run has fewer rollouts.
     """
     read = [read_step(run / "rollouts" / f"rollout-{index:06}.parquet") for index in range(steps)]
     return {figure: [round(step[figure], 4) for step in read] for figure in FIGURES}
@@ -61,12 +61,12 @@ def methods(curves: Curves) -> list[str]:
 
 
 def over_seeds(curves: Curves, method: str, figure: str) -> list[list[float]]:
-    """[seeds][steps]"""
+    """Values [seeds][steps] of a metric."""
     return [run[figure] for name, run in sorted(curves.items()) if name.rpartition("-")[0] == method]
 
 
 def table(curves: Curves) -> str:
-    """In Markdown: mean over seeds, lowest and highest, at either end."""
+    """Markdown table of the first and last steps: mean over seeds (minimum – maximum)."""
 
     def cell(method: str, figure: str, ends: slice, form: str) -> str:
         values = [statistics.fmean(run[ends]) for run in over_seeds(curves, method, figure)]
@@ -91,11 +91,11 @@ def table(curves: Curves) -> str:
 
 
 def draw(curves: Curves, path: Path) -> None:
-    """Mean over seeds as a line, lowest to highest as a band, each run as a thin line."""
+    """Plot the mean over seeds as a line, minimum to maximum as a band, and each run as a thin line."""
     import matplotlib as mpl
 
     mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "learning"  # the same picture from the same numbers
+    mpl.rcParams["svg.hashsalt"] = "learning"  # reproducible output
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), constrained_layout=True)
@@ -121,8 +121,10 @@ def draw(curves: Curves, path: Path) -> None:
         figure.savefig(path)
         return
     figure.savefig(path, metadata={"Title": TITLE, "Date": None})
-    told = path.read_text(encoding="utf-8").replace("</title>", f"</title>\n <desc>{DESCRIPTION}</desc>", 1)
-    path.write_text(told, encoding="utf-8")
+    described = path.read_text(encoding="utf-8").replace(
+        "</title>", f"</title>\n <desc>{DESCRIPTION}</desc>", 1
+    )
+    path.write_text(described, encoding="utf-8")
 
 
 def main() -> None:

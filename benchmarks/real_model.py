@@ -1,4 +1,4 @@
-"""How a real language model serves ordinary requests and mathematics, with deferred execution and without.
+"""A real language model on ordinary requests and mathematics, with and without deferred execution.
 
     ih-grpo serve --model DIR &                                  # any engine; several with different policies
     python benchmarks/real_model.py requests --url http://127.0.0.1:8000
@@ -48,7 +48,7 @@ PLAIN: Final = {
 
 
 class Server:
-    """An OpenAI-compatible server, asked with a bounded number of requests at once."""
+    """Client of an OpenAI-compatible server with a limit of concurrent requests."""
 
     def __init__(self, url: str, model: str | None, concurrency: int) -> None:
         self._http = httpx.AsyncClient(base_url=url.rstrip("/").removesuffix("/v1"), timeout=3600)
@@ -56,7 +56,7 @@ class Server:
         self._slots = asyncio.Semaphore(concurrency)
 
     async def chat(self, messages: Sequence[Mapping[str, str]], **fields: Any) -> dict[str, Any]:
-        """Return the whole chat completion."""
+        """Request a chat completion and return it."""
         async with self._slots:
             if self._model is None:
                 self._model = (await self._http.get("/v1/models")).json()["data"][0]["id"]
@@ -64,7 +64,7 @@ class Server:
             try:
                 reply = await self._http.post("/v1/chat/completions", json=body)
             except httpx.TransportError as error:
-                raise SystemExit(f"the server did not answer ({error!r}); rerun to resume") from None
+                raise SystemExit(f"the server did not respond ({error!r}); rerun to resume") from None
             if reply.is_error:
                 raise SystemExit(f"the server answered {reply.status_code}: {reply.text[:500]}")
             result: dict[str, Any] = reply.json()
@@ -72,7 +72,7 @@ class Server:
 
 
 class Log:
-    """Replies on disk by key, so that a rerun asks only what is missing."""
+    """Replies on disk by key, so that a rerun requests only the missing ones."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,17 +196,15 @@ def main() -> None:
     )
     parser.add_argument("what", choices=["requests", "math"])
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="server, with or without /v1")
-    parser.add_argument("--model", help="name of the model; the server's first by default")
+    parser.add_argument("--model", help="model name; default: the server's first model")
     parser.add_argument("--out", type=Path, default=Path("runs/real-model"), help="directory of the replies")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at once")
-    parser.add_argument(
-        "--max-tokens", type=int, default=768, help="tokens that the model may write in a reply"
-    )
+    parser.add_argument("--concurrency", type=int, default=8, help="concurrent requests")
+    parser.add_argument("--max-tokens", type=int, default=768, help="token limit of a reply")
     parser.add_argument("--requests", type=Path, default=REQUESTS, help="list of requests")
     parser.add_argument("--details", action="store_true", help="print the replies that failed")
     parser.add_argument("--problems", type=Path, help="parquet file of problems")
-    parser.add_argument("--count", type=int, default=200, help="problems, from the first on")
-    parser.add_argument("--only", help="only the prompts whose name contains this")
+    parser.add_argument("--count", type=int, default=200, help="number of problems")
+    parser.add_argument("--only", help="only prompts whose name contains this text")
     args = parser.parse_args()
     describe(args)
     asyncio.run({"requests": ordinary, "math": mathematics}[args.what](args))

@@ -1,4 +1,4 @@
-"""Throughput of the reward: gold answers in another spelling, wrong answers, and hostile answers.
+"""Throughput of the reward function: respelled gold answers, wrong answers and hostile answers.
 
     python benchmarks/reward.py --benchmarks DIR --workers 2
 
@@ -32,7 +32,7 @@ HOSTILE = (
 
 
 def respelled(gold: str) -> str:
-    """``gold`` as a model may write it: not the same text, so that a worker has to judge it."""
+    """Return ``gold`` in another spelling, so that a worker has to compare the expressions."""
     return gold.replace(r"\frac", r"\dfrac").replace("+", " + ") + r"\,."
 
 
@@ -41,7 +41,9 @@ async def timed(scorer: RewardScorer, name: str, pairs: list[tuple[str, str]]) -
     rewards = await asyncio.gather(*(scorer.score(rf"\boxed{{{a}}}", gold) for a, gold in pairs))
     wall = time.perf_counter() - started
     reasons = Counter(reward.reason for reward in rewards)
-    print(f"{name}: {len(pairs)} answers in {wall:.2f} s, {len(pairs) / wall:.0f} a second; {dict(reasons)}")
+    print(
+        f"{name}: {len(pairs)} answers in {wall:.2f} s, {len(pairs) / wall:.0f} per second; {dict(reasons)}"
+    )
     alone = []
     for answer, gold in pairs[:20]:
         started = time.perf_counter()
@@ -55,7 +57,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--benchmarks", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--deadline", type=float, default=1.0, help="seconds for one answer")
+    parser.add_argument("--deadline", type=float, default=1.0, help="time limit per answer in seconds")
     parser.add_argument("--hostile", type=int, default=24, help="number of hostile answers")
     a = parser.parse_args()
     print(

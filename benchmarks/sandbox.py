@@ -1,10 +1,10 @@
-"""What a call costs: ours, direct and through the runner, beside three other ways, in one run.
+"""Cost of a sandbox call: in-process and through the runner, compared with three alternatives.
 
-    pip install llm-sandbox                 # optional: the fourth way
+    pip install llm-sandbox                 # optional: one of the alternatives
     DOCKER_HOST=unix:///... python benchmarks/sandbox.py
 
-The ways take turns call by call, so that a busy machine slows all of them. Prints the tables of
-docs/benchmarks.md.
+Calls alternate between all variants, so that a busy machine slows all of them. Prints the tables of
+docs/reference/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from service.sandbox.session import PooledSandbox
 CODE, OUTPUT = "print(1)", "1"
 LIMITS = SessionLimits(run_limit_s=20.0)
 Idle = Callable[[], Awaitable[tuple[float, float]]]
-"""Containers of a pool that are idle, and that are starting."""
+"""Returns the numbers of idle and of starting containers of a pool."""
 
 
 @contextlib.asynccontextmanager
 async def own(sandbox: Sandbox, workers: int) -> AsyncGenerator[Call]:
-    """Calls in ``workers`` sessions that stay open, each with its container and its namespace."""
+    """Calls in ``workers`` open sessions, each with its own container and namespace."""
     free: asyncio.Queue[object] = asyncio.Queue()
     sessions = [sandbox.session(LIMITS) for _ in range(workers)]
     for session in sessions:
@@ -68,7 +68,7 @@ async def own(sandbox: Sandbox, workers: int) -> AsyncGenerator[Call]:
 
 @contextlib.asynccontextmanager
 async def runner(pool_size: int) -> AsyncGenerator[tuple[Sandbox, Idle]]:
-    """``ih-grpo runner`` in a process of its own."""
+    """``ih-grpo runner`` in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         token, bind = secrets.token_hex(32), f"unix:{folder}/runner.sock"
         options = ["--bind", bind, "--warm-containers", str(pool_size), "--log-level", "warning"]
@@ -107,7 +107,7 @@ async def runner(pool_size: int) -> AsyncGenerator[tuple[Sandbox, Idle]]:
 
 
 async def timed(work: Awaitable[object]) -> float:
-    """Milliseconds that ``work`` takes."""
+    """Duration of ``work`` in milliseconds."""
     began = time.perf_counter()
     await work
     return (time.perf_counter() - began) * 1e3
@@ -119,7 +119,7 @@ async def dispatch(ways: dict[str, Call], calls: int) -> dict[str, list[float]]:
         for name, call in ways.items():
             began = time.perf_counter()
             output = await call(CODE)
-            if number >= 3:  # the first ones warm up
+            if number >= 3:  # warm-up
                 times[name].append((time.perf_counter() - began) * 1e3)
             if output.strip().strip('"').removesuffix("\\n") != OUTPUT:
                 raise RuntimeError(f"{name}: {output!r}")
@@ -127,7 +127,7 @@ async def dispatch(ways: dict[str, Call], calls: int) -> dict[str, list[float]]:
 
 
 async def throughput(call: Call, workers: int, seconds: float) -> float:
-    """Calls a second with ``workers`` at once."""
+    """Calls per second with ``workers`` concurrent workers."""
     began = time.perf_counter()
 
     async def work() -> int:
@@ -142,7 +142,7 @@ async def throughput(call: Call, workers: int, seconds: float) -> float:
 
 
 async def leases(sandbox: Sandbox, pool: Idle, count: int) -> list[float]:
-    """From a new session's first block to the container that has it, in milliseconds, with a warm pool."""
+    """Milliseconds from a new session's first block until a container has it, with a warm pool."""
     times = []
     for _ in range(count):
         while True:
@@ -158,14 +158,14 @@ async def leases(sandbox: Sandbox, pool: Idle, count: int) -> list[float]:
 
 
 async def overlap(sandbox: Sandbox, *, eager: bool, writes_on_s: float, calls: int) -> float:
-    """Sandbox seconds hidden behind writing / all sandbox seconds; calls of 50 to 2,000 ms (log-uniform)."""
+    """Share of the sandbox time that is hidden behind writing, for calls of 50 to 2,000 ms (log-uniform)."""
     rng = random.Random(0)
     durations = [0.05 * 40 ** rng.random() for _ in range(calls)]
     session = sandbox.session(SessionLimits(run_limit_s=20.0, eager=eager))
     hidden = wall = 0.0
     for duration in durations:
         await session.invoke(f"import time; time.sleep({duration})")
-        await asyncio.sleep(writes_on_s)  # the model writes on
+        await asyncio.sleep(writes_on_s)  # the model keeps writing
         flushed_at = time.time()
         result = await session.flush()
         wall += result.wall_seconds
@@ -201,7 +201,7 @@ async def main(options: argparse.Namespace) -> None:
     host, image, workers = default_docker_host(), DEFAULT_IMAGE, options.workers
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # which removes all containers
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # removes all containers
     print(machine(host, image), flush=True)
     async with contextlib.AsyncExitStack() as stack:
         direct = create_sandbox(
@@ -224,7 +224,7 @@ async def main(options: argparse.Namespace) -> None:
             call, other_lease = await stack.enter_async_context(llm_sandbox(host, image, workers))
             ways[f"llm-sandbox {importlib.metadata.version('llm-sandbox')} with its pool"] = call
         except ImportError:
-            print("llm-sandbox is not installed: left out (pip install llm-sandbox)")
+            print("llm-sandbox is not installed: skipped (pip install llm-sandbox)")
 
         times = await dispatch(ways, options.calls)
         rate = {name: await throughput(call, workers, options.seconds) for name, call in ways.items()}
@@ -236,11 +236,13 @@ async def main(options: argparse.Namespace) -> None:
 
         found = {
             "in-process": spread(await leases(direct, own_pool, options.leases)),
-            "through the runner, connection included": spread(await leases(remote, its_pool, options.leases)),
+            "through the runner, including the connection": spread(
+                await leases(remote, its_pool, options.leases)
+            ),
         }
         if other_lease is not None:
             taken = [await timed(asyncio.to_thread(other_lease)) for _ in range(options.leases)]
-            found["llm-sandbox's pool, container used again"] = spread(taken)
+            found["llm-sandbox's pool, reused container"] = spread(taken)
         table("lease from a warm pool, ms", found, "p50", "p95")
 
         shares: dict[str, list[float]] = {}
@@ -249,16 +251,16 @@ async def main(options: argparse.Namespace) -> None:
                 await overlap(remote, eager=eager, writes_on_s=seconds, calls=options.overlap_calls)
                 for eager in (True, False)
             ]
-        table("the model writes on for", shares, "hidden share, eager", "hidden share, not eager")
+        table("the model keeps writing for", shares, "hidden share, eager", "hidden share, not eager")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--calls", type=int, default=200, help="timed calls a way")
-    parser.add_argument("--workers", type=int, default=2, help="calls at once for the rate")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long the rate is measured")
+    parser.add_argument("--calls", type=int, default=200, help="timed calls per variant")
+    parser.add_argument("--workers", type=int, default=2, help="concurrent calls for the rate")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of the rate measurement")
     parser.add_argument("--leases", type=int, default=20)
     parser.add_argument(
         "--refill-s", type=float, default=3.0, help="pause in which the runner's pool fills up"

@@ -1,4 +1,4 @@
-"""Other ways to run a call, for ``sandbox.py`` to measure beside ours. None keeps a namespace."""
+"""Alternative ways to run code, compared by ``sandbox.py``. None of them keeps a namespace between calls."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 Call = Callable[[str], Awaitable[str]]
-"""Runs code and gives its stdout; may be called by several at once."""
+"""Runs code and returns its stdout. May be called concurrently."""
 
 _VENV = "/sandbox/.sandbox-venv/bin"
 IDLE = ["sh", "-c", f"mkdir -p {_VENV}; ln -s $(command -v python3) {_VENV}/python; exec sleep infinity"]
-"""Keeps our image open for ``docker exec``; llm-sandbox expects a virtual environment there."""
+"""Entry point that keeps a container running for ``docker exec``; llm-sandbox expects a virtual environment
+there."""
 
 
 @contextlib.asynccontextmanager
 async def docker_exec(host: str, image: str, workers: int) -> AsyncGenerator[Call]:
-    """``docker exec python3 -c CODE`` in a container that stays: a new interpreter a call."""
+    """``docker exec python3 -c CODE`` in a running container: a new interpreter per call."""
     client = docker.DockerClient(base_url=host, max_pool_size=workers)
     container = client.containers.run(image, entrypoint=IDLE, detach=True, network_mode="none")
     try:
@@ -39,10 +40,11 @@ async def docker_exec(host: str, image: str, workers: int) -> AsyncGenerator[Cal
 
 @contextlib.asynccontextmanager
 async def llm_sandbox(host: str, image: str, workers: int) -> AsyncGenerator[tuple[Call, Callable[[], None]]]:
-    """The package ``llm-sandbox`` with its pool, on our image; also what takes and returns a lease.
+    """The package ``llm-sandbox`` with its pool, on our image. Yields a call and a function that leases a
+    container.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: llm-sandbox is not installed.
     """
     from llm_sandbox import SandboxSession
     from llm_sandbox.pool import PoolConfig, create_pool_manager
@@ -86,7 +88,7 @@ async def llm_sandbox(host: str, image: str, workers: int) -> AsyncGenerator[tup
 
 @contextlib.asynccontextmanager
 async def plain_http(workers: int) -> AsyncGenerator[Call]:
-    """An HTTP service on this machine that starts ``python3`` for each call, with no isolation at all."""
+    """A local HTTP service that starts ``python3`` for each call, without any isolation."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     server = await asyncio.create_subprocess_exec(sys.executable, __file__, "--port", str(port))

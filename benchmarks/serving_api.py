@@ -1,9 +1,9 @@
-"""The API process by itself, real in all but engine and sandbox, which say what they are told.
+"""Costs of the API process alone, with a scripted engine and sandbox.
 
     python benchmarks/serving_api.py
 
-- idle: CPU while 500 streams wait for a flush that does not end.
-- memory: resident size over 5,000 requests, each a deferred call and an answer, streamed.
+- idle: CPU while 500 streams wait for a flush that never ends.
+- memory: resident size over 5,000 streamed requests, each with a deferred call and an answer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAYLOAD = {"model": "scripted", "messages": [{"role": "user", "content": "What i
 
 
 class Endless(ScriptedSandbox):
-    """Its flushes never end."""
+    """A sandbox whose flushes never end."""
 
     def session(self, limits: Any) -> Any:
         session: Any = super().session(limits)
@@ -41,7 +41,7 @@ class Endless(ScriptedSandbox):
 
 
 class CallAndAnswer(ScriptedEngine):
-    """Calls the sandbox in an episode's first turn, answers in the second."""
+    """An engine that calls the sandbox in the first turn of an episode and answers in the second."""
 
     async def generate(self, prompt_ids: Any, sampling: Any, stop_token_ids: Any = ()) -> Any:
         called = "print(6 * 7)" in self.tokenizer.decode(prompt_ids)
@@ -61,7 +61,7 @@ def serve(kind: str, port: int) -> None:
         for name in names:
             setattr(
                 double, name, deque(maxlen=10)
-            )  # a test double remembers all; this must not count as ours
+            )  # test doubles record all calls, which must not be measured
     logs.configure("error", "console")
     app = make_app(engine, sandbox, max_concurrent_episodes=1000, max_queued_episodes=1000)
     uvicorn.run(app, port=port, log_level="warning", timeout_graceful_shutdown=1)
@@ -111,7 +111,7 @@ async def idle(api: psutil.Process, url: str, streams: int, seconds: float) -> N
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    print(f"{streams} streams that wait on a flush for {seconds:.0f} s: {100 * share:.2f} % of one core\n")
+    print(f"{streams} streams waiting for a flush for {seconds:.0f} s: {100 * share:.2f} % of one core\n")
 
 
 async def memory(api: psutil.Process, url: str, requests: int) -> None:

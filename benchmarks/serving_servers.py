@@ -1,4 +1,5 @@
-"""The servers that ``serving.py`` compares: vLLM's own, ours around vLLM, in front of it, or without it."""
+"""The servers that ``serving.py`` compares: vLLM's own, and ours with vLLM in process, remote, or without
+vLLM."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ import psutil
 from tests.support.vllm_args import VLLM_ARGS, as_options
 
 MODEL = "bench"
-# Our server has metrics of its own and turns vLLM's off. They are off in both: the engines do the same.
+# Our server disables vLLM's metrics in favour of its own. They are off in both, so that the engines do equal
+# work.
 ARGS = {**VLLM_ARGS, "max_num_seqs": 64, "enforce_eager": True, "disable_log_stats": True}
 ENVIRONMENT = {
     "VLLM_TARGET_DEVICE": "cpu",
@@ -26,7 +28,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_CPU_KVCACHE_SPACE": "2",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the one worker is in the engine's process, as with one GPU
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker is in the engine's process, as with one GPU
     "OMP_NUM_THREADS": "1",
     "IHGRPO_STORE_URL": "sqlite://",
     "IHGRPO_WARM_CONTAINERS": "1",
@@ -35,7 +37,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Server:
-    """A server under test; ``process`` is the API's own, without the engine's children."""
+    """A server under test; ``process`` is the API process, without the engine's child processes."""
 
     name: str
     url: str
@@ -43,7 +45,7 @@ class Server:
 
     @property
     def instructs(self) -> bool:
-        """Whether it adds the deferral instruction to the prompt by itself."""
+        """Whether the server adds the deferral instruction to the prompt."""
         return self.name != "vLLM's own"
 
 
@@ -70,7 +72,7 @@ def embedded(model: Path, port: int, dtype: str, threads: int) -> Iterator[Serve
 
 @contextmanager
 def ours(model: Path, port: int) -> Iterator[Server]:
-    """Our server, vLLM inside it."""
+    """Our server, with vLLM in process."""
     engine = ["--engine", "vllm", *as_options(ARGS)]
     with _launched("ours", _serve(model, port, engine), port) as server:
         yield server
@@ -78,7 +80,7 @@ def ours(model: Path, port: int) -> Iterator[Server]:
 
 @contextmanager
 def ours_in_front(model: Path, port: int, upstream: Server) -> Iterator[Server]:
-    """Our server, which asks ``upstream``, a server of vLLM's own, by HTTP."""
+    """Our server, sampling on ``upstream``, a vLLM server, over HTTP."""
     engine = ["--engine", "remote", "--engine-url", upstream.url]
     with _launched("ours in front of it", _serve(model, port, engine), port) as server:
         yield server
@@ -102,7 +104,7 @@ def _launched(name: str, command: list[str], port: int, threads: int = 1) -> Ite
 
 
 def wait_for(server: Server) -> None:
-    """Until it listens. All start at once, and none listens before its engine is there."""
+    """Wait until the server listens, which it does once its engine is ready."""
     port = int(server.url.rpartition(":")[2])
     while server.process.is_running() and server.process.status() != psutil.STATUS_ZOMBIE:
         with socket.socket() as probe:

@@ -1,11 +1,11 @@
-"""Shapes of the models with random weights that benchmarks run: fields of Qwen3Config."""
+"""Shapes of the benchmarks' random models: fields of Qwen3Config."""
 
 from __future__ import annotations
 
 from typing import Final
 
 SHAPES: Final = {
-    # A step of the engine takes less time than the API's work on its tokens: the API's costs, magnified.
+    # An engine step is faster than the API's work on its tokens, which magnifies the API's costs.
     "2m": {
         "hidden_size": 192,
         "intermediate_size": 512,
@@ -14,7 +14,7 @@ SHAPES: Final = {
         "num_key_value_heads": 2,
         "head_dim": 32,
     },
-    # About the smallest that `dtype=auto` runs in bfloat16.
+    # About the smallest model for which `dtype=auto` selects bfloat16.
     "20m": {
         "hidden_size": 448,
         "intermediate_size": 1280,
@@ -23,7 +23,7 @@ SHAPES: Final = {
         "num_key_value_heads": 1,
         "head_dim": 64,
     },
-    # A step of one stream takes about ten milliseconds on a CPU, as that of an 8B model does on a GPU.
+    # A step of one stream takes about ten milliseconds on a CPU, like an 8B model on a GPU.
     "60m": {
         "hidden_size": 640,
         "intermediate_size": 1920,

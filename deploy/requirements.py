@@ -1,4 +1,4 @@
-"""Prints what an image installs, read from pyproject.toml: ``requirements.py PYPROJECT EXTRA,EXTRA``."""
+"""Print the requirements of an image, read from pyproject.toml: ``requirements.py PYPROJECT EXTRA,EXTRA``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def requirements(project: dict[str, Any], extras: list[str]) -> list[str]:
-    """All requirements, those of extras that name extras of the project itself included."""
+    """Return all requirements. Extras that refer to other extras of the project are resolved."""
     found: list[str] = []
     queue = [*project["dependencies"], *(f"{project['name']}[{extra}]" for extra in extras)]
     while queue:

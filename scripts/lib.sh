@@ -1,12 +1,12 @@
-# Helpers shared by the scripts beside this file; sourced, not run.
-# Progress goes to stderr, so that a script's stdout can be its result.
+# Functions shared by the scripts in this folder. Source it, do not run it.
+# Progress goes to stderr, so that a script can return its result on stdout.
 
 # shellcheck shell=bash disable=SC2034
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${IHGRPO_CACHE:-$REPO/.cache}
-PATH=$PATH:/usr/sbin:/sbin # where Debian keeps dockerd, ip and iptables; not in every root's PATH
+PATH=$PATH:/usr/sbin:/sbin # Debian installs dockerd, ip and iptables there; not every root shell has it
 
-# The daemon that scripts/ensure-docker starts, and all that belongs to it.
+# The daemon that scripts/ensure-docker starts.
 DOCKER_ROOT=${IHGRPO_DOCKER_ROOT:-/var/lib/ih-grpo/docker}
 DOCKER_RUN=${IHGRPO_DOCKER_RUN:-/run/ih-grpo}
 DOCKER_BRIDGE=${IHGRPO_DOCKER_BRIDGE:-ihgrpo0}
@@ -17,7 +17,7 @@ SANDBOX_IMAGE=${IHGRPO_SANDBOX_IMAGE:-ih-grpo-sandbox:latest}
 step() { printf '==> %s\n' "$*" >&2; }
 note() { printf '    %s\n' "$*" >&2; }
 
-# fail MESSAGE [LINE...]: says what is wrong, then how to mend it, and ends the script.
+# fail MESSAGE [HINT...]: print the error and the hints, and exit with status 1.
 fail() {
   printf '\nerror: %s\n' "$1" >&2
   shift
@@ -28,7 +28,7 @@ fail() {
 is_root() { [ "$(id -u)" -eq 0 ]; }
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# retry N COMMAND...: networks and package locks fail now and then.
+# retry N COMMAND...: try up to N times; networks and package locks fail occasionally.
 retry() {
   local tries=$1 i
   shift
@@ -40,48 +40,30 @@ retry() {
   "$@"
 }
 
-# exclusive FILE: at most one script at a time holds FILE. The lock, descriptor 9, ends with the process,
-# so a crash leaves none behind; anything started in the background must close it (9>&-).
+# exclusive FILE: hold a lock on FILE (descriptor 9) until the process ends, however it ends.
+# Close the descriptor (9>&-) in processes that are left running in the background.
 exclusive() {
   local file=$1
   if ! mkdir -p "$(dirname "$file")" || ! exec 9>"$file"; then
-    fail "$file can't be written" "If root made it in an earlier run: sudo chown -R $(id -un) $REPO"
+    fail "cannot write $file" "If an earlier run as root created it: sudo chown -R $(id -un) $REPO"
   fi
   if ! flock --nonblock 9; then
     note "waiting for another run that holds $file"
-    flock --timeout 1800 9 || fail "$file is still held after 30 minutes" "See who holds it: fuser -v $file"
+    flock --timeout 1800 9 || fail "$file is still locked after 30 minutes" "Find the process: fuser -v $file"
   fi
 }
 
-# pip_setting NAME: this machine's setting of pip, the environment variable before the file; empty where there is none.
-pip_setting() {
-  local variable=PIP_${1//-/_}
-  variable=${variable^^}
-  echo "${!variable:-$("$REPO/.venv/bin/python" -m pip config get "global.$1" 2>/dev/null || true)}"
-}
-
-# Of a list of indexes, those that mean something inside a container: addresses, not local folders.
-urls() { tr -s '[:space:]' '\n' | grep -E '^https?://' | paste -sd' ' || true; }
-
-# ca_bundle: the file with the certificates that this machine trusts, where one is named; for builds behind a proxy.
-ca_bundle() {
-  local bundle=${PIP_CERT:-${REQUESTS_CA_BUNDLE:-${SSL_CERT_FILE:-}}}
-  [ -z "$bundle" ] || [ -r "$bundle" ] || fail "the certificate file $bundle can't be read" \
-    "It is named by PIP_CERT, REQUESTS_CA_BUNDLE or SSL_CERT_FILE: mend or unset that variable."
-  echo "$bundle"
-}
-
-# apt_install PACKAGE...: Debian packages, as root; waits for a held lock, mends an interrupted dpkg.
-# (apt waits for the lock on packages by itself, for that on its lists it does not: hence the many tries.)
+# apt_install PACKAGE...: install Debian packages as root. Waits for locks and repairs an interrupted dpkg.
+# apt waits for the lock on packages by itself, but not for the lock on its lists, hence the many retries.
 apt_install() {
   note "installing Debian packages: $*"
-  retry 10 apt_get update || fail "apt-get update failed" "Check the network and /etc/apt/sources.list, then run this again."
+  retry 10 apt_get update || fail "apt-get update failed" "Check the network and /etc/apt/sources.list, then try again."
   retry 4 apt_get install --yes --no-install-recommends "$@" ||
-    fail "apt-get could not install: $*" "Run it by hand to see why: apt-get install $*"
+    fail "apt-get could not install: $*" "Run it by hand to see the reason: apt-get install $*"
 }
 
 apt_get() {
-  # Without systemd the packages' own start scripts must not start a daemon: run level 1 forbids it.
+  # Without systemd, prevent the packages from starting daemons: run level 1 forbids it.
   local level=()
   [ -d /run/systemd/system ] || level=(RUNLEVEL=1)
   if ! env DEBIAN_FRONTEND=noninteractive "${level[@]}" \

@@ -49,12 +49,12 @@ def docker_is_missing() -> str | None:
     socket = settings.docker_host.removeprefix("unix://")
     if socket != settings.docker_host and not Path(socket).is_socket():
         # The client would leave its own socket open, and warnings are errors.
-        return f"no Docker answers at {settings.docker_host} (scripts/with-setup)"
+        return f"no Docker answers at {settings.docker_host} (make setup)"
     try:
         with contextlib.closing(docker.APIClient(base_url=settings.docker_host, version="auto")) as client:
             client.inspect_image(settings.image)
     except DockerException as error:
-        return f"no Docker with the sandbox image at {settings.docker_host} (scripts/with-setup): {error}"
+        return f"no Docker with the sandbox image at {settings.docker_host} (make setup): {error}"
     return None
 
 

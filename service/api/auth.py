@@ -1,23 +1,20 @@
-"""API keys as the server knows them: by their hash, with limits of their own.
+"""API keys: parsing, limits per key, and the middleware that checks them.
 
-Check of the Host header: no web page may reach a keyless loopback server through its own domain.
-
-ASGI middleware that checks API keys, sent as a bearer token or in ``x-api-key`` or ``api-key``.
+The server knows keys by their hash. Clients send them as a bearer token or in ``x-api-key`` or ``api-key``.
 """
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Annotated, Final
+from typing import Final
 
 import structlog
-from fastapi import Depends, Request
+from fastapi import Request
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -103,60 +100,6 @@ def digest_of(key: str) -> bytes:
     return sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-_LOCAL: Final = ("localhost", "host.docker.internal")
-"""Names that nobody can point elsewhere."""
-
-
-class HostCheck:
-    """Pure ASGI middleware: answers 403 to a request whose Host is a name that is not allowed.
-
-    DNS rebinding needs a name that the attacker owns, so addresses and local names always pass, and so does a
-    request without the header, which no browser sends.
-
-    Args:
-        app: the next application.
-        allowed: more names; ``*.example.com`` means all below it, ``*`` any.
-    """
-
-    def __init__(self, app: ASGIApp, allowed: Sequence[str] = ()) -> None:
-        self._app = app
-        self._allowed = tuple(name.lower() for name in allowed)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._passes(Headers(scope=scope).get("host", "")):
-            message = (
-                "This server has no API keys and answers to local names only. The operator may allow more "
-                "names with the setting allowed_hosts."
-            )
-            await ApiError(403, message, code="host_not_allowed").response()(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _passes(self, host: str) -> bool:
-        name = _name(host).rstrip(".").lower()
-        if not name or name in _LOCAL or name.endswith(".localhost") or _is_address(name):
-            return True
-        return any(
-            pattern in ("*", name) or (pattern.startswith("*.") and name.endswith(pattern[1:]))
-            for pattern in self._allowed
-        )
-
-
-def _name(host: str) -> str:
-    """The host without its port; the brackets of an IPv6 address are dropped."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 BEARER: Final = HTTPBearer(auto_error=False, description="An API key, where the server has any.")
 """Tells the OpenAPI document of the keys; who may pass, the middleware decides."""
 KEY_HEADERS: Final = ("x-api-key", "api-key")
@@ -202,15 +145,6 @@ def _presented(headers: Headers) -> list[str]:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     secrets = [token if scheme.lower() == "bearer" else "", *(headers.get(name, "") for name in KEY_HEADERS)]
     return [secret.strip() for secret in secrets if secret.strip()]
-
-
-async def owner_of(request: Request) -> str:
-    """Return the owner of stored responses: the request's API key, by its hash; empty without keys."""
-    key: ApiKey | None = request.scope.get("api_key")
-    return "" if key is None else key.digest.hex()
-
-
-Owner = Annotated[str, Depends(owner_of)]
 
 
 async def require_admin(request: Request) -> None:

@@ -17,7 +17,7 @@ from service.api import sse
 from service.api.chat.choice_builder import MIN_LOGPROB
 from service.api.chat.prepare import SHORT_CHARS
 from service.api.errors import ApiError
-from service.api.sampling import SamplingRequest, TokenId, outside_vocabulary, sampling_of, with_endings
+from service.api.sampling import SamplingRequest, TokenId, end_token_ids, outside_vocabulary, sampling_of
 from service.api.schemas import TEXT_COMPLETION
 from service.api.sse import until_disconnect
 from service.api.state import CurrentServer, EpisodeStream, Server
@@ -130,9 +130,10 @@ class TextChoiceBuilder:
 
     def __init__(self, index: int, completion: PreparedCompletion, prompt: _PreparedPrompt) -> None:
         self.index = index
-        self.reply = ReplyAccumulator(completion.runner.engine)
+        runner = completion.runner
+        self.reply = ReplyAccumulator(runner.engine.tokenizer, runner.endings)
         self.finish_reason: str | None = None
-        self._tokenizer = completion.runner.engine.tokenizer
+        self._tokenizer = runner.engine.tokenizer
         self._top = completion.request.logprobs
         self._before = prompt.text if completion.request.echo else ""
         self._logprobs: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
@@ -229,7 +230,7 @@ async def _prepare(server: Server, request: CompletionRequest) -> PreparedComple
     for index, prompt in enumerate(request.prompt):
         at = "prompt" if len(request.prompt) == 1 else f"prompt[{index}]"
         prompts.append(await _prepare_prompt(server, request, prompt, at))
-    runner = replace(server.runner, engine=with_endings(server.engine, request))
+    runner = replace(server.runner, end_token_ids=end_token_ids(request, server.engine))
     return PreparedCompletion(f"cmpl-{secrets.token_hex(12)}", server, runner, request, prompts)
 
 

@@ -1,17 +1,18 @@
-"""What every request passes, as pure ASGI (BaseHTTPMiddleware would hide that a client has left).
+"""Middleware applied to every request: request ids, logs, host names, body limits and decoding.
 
-Compressed request bodies.
+All of it is pure ASGI, because Starlette's BaseHTTPMiddleware hides the disconnect of a client.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import ipaddress
 import re
 import secrets
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -108,6 +109,61 @@ class RequestContext:
         _log.info(
             "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
         )
+
+
+_LOCAL: Final = ("localhost", "host.docker.internal")
+"""Names that can't be pointed to another address."""
+
+
+class HostCheck:
+    """ASGI middleware that rejects requests for unknown host names with 403.
+
+    It keeps web pages from reaching a keyless loopback server through their own domain. Such DNS rebinding
+    needs a name that the attacker owns, so addresses and local names always pass. So do requests without a
+    Host header, which no browser sends.
+
+    Args:
+        app: the next application.
+        allowed: more names; ``*.example.com`` means all below it, ``*`` any.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str] = ()) -> None:
+        self._app = app
+        self._allowed = tuple(name.lower() for name in allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._passes(Headers(scope=scope).get("host", "")):
+            message = (
+                "This server has no API keys and accepts local host names only. The operator can allow more "
+                "names with the setting allowed_hosts."
+            )
+            await ApiError(403, message, code="host_not_allowed").response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _passes(self, host: str) -> bool:
+        name = _host_name(host).rstrip(".").lower()
+        if not name or name in _LOCAL or name.endswith(".localhost") or _is_address(name):
+            return True
+        return any(
+            pattern in ("*", name) or (pattern.startswith("*.") and name.endswith(pattern[1:]))
+            for pattern in self._allowed
+        )
+
+
+def _host_name(host: str) -> str:
+    """Return the host without its port and the brackets of an IPv6 address."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class HeadAsGet:

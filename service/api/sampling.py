@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, Field
 from service.api.errors import ApiError
 from service.api.validation import Ignored, RequestBody, RequestModel, only
 from service.engines.base import Engine, Sampling, unsupported
-from service.engines.validation import EngineWithEndTokens
 
 MAX_STOPS = 16
 
@@ -129,12 +128,12 @@ def enables_thinking(effort: str | None) -> bool | None:
     return None if effort is None else effort not in ("none", "minimal")
 
 
-def with_endings(engine: Engine, request: SamplingRequest) -> Engine:
-    """``engine`` with the tokens that end a reply of ``request``."""
+def end_token_ids(request: SamplingRequest, engine: Engine) -> frozenset[int] | None:
+    """Return the tokens that end a reply to ``request``; None for the engine's own."""
     if not (request.stop_token_ids or request.ignore_eos):
-        return engine
+        return None
     own = frozenset() if request.ignore_eos else engine.eos_token_ids
-    return EngineWithEndTokens(engine, own | frozenset(request.stop_token_ids or ()))
+    return own | frozenset(request.stop_token_ids or ())
 
 
 def sampling_of(

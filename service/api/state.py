@@ -13,9 +13,10 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Request
 from opentelemetry.trace import NoOpTracer, Tracer
 
+from service.api.auth import ApiKey
 from service.api.errors import ApiError
 from service.api.limits import Admission, Drain
-from service.api.responses.seal import Seal
+from service.api.seal import Seal
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import Attributes, RequestTrace
 from service.engines.base import Engine, InvalidRequestError
@@ -217,6 +218,12 @@ async def server_of(request: Request) -> Server:  # async, so that FastAPI doesn
     return server
 
 
+async def owner_of(request: Request) -> str:
+    """Return the owner of stored responses: the request's API key, by its hash; empty without keys."""
+    key: ApiKey | None = request.scope.get("api_key")
+    return "" if key is None else key.digest.hex()
+
+
 async def replies_of(request: Request) -> ReplyStore:
     replies: ReplyStore = request.app.state.responses.replies
     return replies
@@ -225,3 +232,4 @@ async def replies_of(request: Request) -> ReplyStore:
 CurrentServer = Annotated[Server, Depends(server_of)]
 CurrentReplies = Annotated[ReplyStore, Depends(replies_of)]
 """Stored token ids of earlier replies."""
+Owner = Annotated[str, Depends(owner_of)]

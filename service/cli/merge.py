@@ -32,10 +32,11 @@ def merge(
     """
     try:
         from service.engines import adapters
+        from service.engines.model_lookup import base_of
 
         if not adapters.is_adapter(adapter):
             abort(f"{adapter} is not an adapter: it has no {adapters.CONFIG}")
-        adapters.merge_into(adapter, adapters.base_of(adapter, base), out)
+        adapters.merge_into(adapter, base_of(adapter, base), out)
     except ModuleNotFoundError as error:
         abort(f"merging needs {error.name}, which is not installed: pip install 'ih-grpo[cpu]'")
     except (ValueError, OSError) as error:

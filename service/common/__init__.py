@@ -1,1 +1,1 @@
-"""Helpers that depend on no other part of the service."""
+"""Helpers without dependencies on other parts of the service."""

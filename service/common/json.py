@@ -1,4 +1,4 @@
-"""JSON as it goes over the wire."""
+"""JSON encoding of responses, events and stored values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 def dumps(payload: object) -> bytes:
-    """Compact JSON, escaped to ASCII: no output of a sandbox, lone surrogates included, can break it."""
+    """Return compact ASCII JSON. Escaping makes it safe for any sandbox output, including lone surrogates."""
     return _ENCODER.encode(payload).encode("ascii")
 
 
 class JsonResponse(JSONResponse):
-    """A response of `dumps`."""
+    """A response encoded by `dumps`."""
 
     def render(self, content: Any) -> bytes:
         return dumps(content)

@@ -1,4 +1,4 @@
-"""Structured logs. Prompts and replies never reach them."""
+"""Structured logging. Prompts and replies are never logged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from structlog.typing import Processor
 
 
 def configure(level: str, log_format: Literal["console", "json"]) -> None:
-    """Send all logs, those of libraries too, to stderr: one line each."""
+    """Send all logs, including those of libraries, to stderr, one line each."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -32,7 +32,7 @@ def configure(level: str, log_format: Literal["console", "json"]) -> None:
     if log_format == "json":
         last += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        # Not the rich tracebacks that are the default: they show local variables, prompts among them.
+        # Not the default rich tracebacks: they show local variables, which may contain prompts.
         plain = structlog.dev.plain_traceback
         last += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     handler = logging.StreamHandler(sys.stderr)

@@ -1,4 +1,4 @@
-"""Name a process so that a later one can prove it dead."""
+"""Process identity, so that a later process can prove that this one has ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def process_start(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot: with the pid it names one process for good."""
+    """Return a process's start time in clock ticks since boot, None if it does not exist. With the pid it is
+    unique."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
@@ -16,10 +17,10 @@ def process_start(pid: int) -> str | None:
 
 
 def boot_id() -> str:
-    """What names this boot of the machine."""
+    """Return the id of the machine's current boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def pid_namespace() -> str:
-    """What names the namespace in which our pids mean something."""
+    """Return the id of this process's pid namespace."""
     return os.readlink("/proc/self/ns/pid")  # noqa: PTH115  not a path but "pid:[number]"

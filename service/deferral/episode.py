@@ -64,8 +64,7 @@ class Transcript:
         logprobs: the engine's log-probability of each sampled token; 0.0 for inserted ones.
         text: text of the response.
         dropped_ends: sampled end-of-turn tokens that were removed from the context because the server then
-        ran
-            pending code, as (position in ``ids``, token id, log-probability).
+            ran pending code, as (position in ``ids``, token id, log-probability).
     """
 
     def __init__(self, prompt_ids: Sequence[int]) -> None:

@@ -10,10 +10,10 @@ Verdict = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One line of the report. ``warn`` lets a server start; ``fail`` does not."""
+    """The result of one check. A server can start despite ``warn``, but not despite ``fail``."""
 
     check: str
     verdict: Verdict
     found: str
     hint: str = ""
-    """What to do, where not all is well."""
+    """Suggested fix; empty if the check passed."""

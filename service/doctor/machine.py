@@ -1,4 +1,4 @@
-"""Checks of the machine: memory, disk, GPU, ports, packages."""
+"""Checks of the machine: packages, GPU, port, disk and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 def packages(engine: str) -> CheckResult:
-    """Are the packages of the engine installed?"""
+    """Check that the packages of the engine are installed."""
     needed = {"transformers": ("torch", "transformers"), "vllm": ("vllm",), "remote": ("transformers",)}[
         engine
     ]
@@ -30,11 +30,11 @@ def packages(engine: str) -> CheckResult:
 
 
 def gpu(settings: Settings) -> CheckResult:
-    """What device will be used, and is that what was asked for?"""
+    """Check which device will be used, and compare it with the configured one."""
     try:
         import torch
     except ModuleNotFoundError:
-        return CheckResult("gpu", "ok", "not looked at: torch is not installed")
+        return CheckResult("gpu", "ok", "skipped: torch is not installed")
     wanted = settings.device.startswith("cuda")
     if torch.cuda.is_available():
         names = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
@@ -45,18 +45,18 @@ def gpu(settings: Settings) -> CheckResult:
         return CheckResult(
             "gpu",
             "fail" if wanted else "warn",
-            "there is an NVIDIA driver, and torch was built for the CPU",
+            "there is an NVIDIA driver, but torch was built for the CPU",
             "reinstall torch from its default index: pip install --force-reinstall torch",
         )
     if wanted:
         return CheckResult(
-            "gpu", "fail", f"device is {settings.device!r}, and torch sees no GPU", "set device to auto"
+            "gpu", "fail", f"device is {settings.device!r}, but torch finds no GPU", "set device to auto"
         )
-    return CheckResult("gpu", "ok", "none: the model runs on the CPU")
+    return CheckResult("gpu", "ok", "no GPU: the model runs on the CPU")
 
 
 def port(settings: Settings) -> CheckResult:
-    """Can the server listen where it is to?"""
+    """Check that the server can listen on its address and port."""
     host = settings.host.strip("[]")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -65,15 +65,15 @@ def port(settings: Settings) -> CheckResult:
         except OSError as error:
             if _serves(settings):
                 return CheckResult(
-                    "port", "ok", f"{host}:{settings.port}: a server of ours listens there already"
+                    "port", "ok", f"{host}:{settings.port}: an ih-grpo server is already running there"
                 )
-            hint = f"stop what listens there (ss -ltnp 'sport = :{settings.port}'), or set another port"
+            hint = f"stop the program that uses it (ss -ltnp 'sport = :{settings.port}'), or set another port"
             return CheckResult("port", "fail", f"{host}:{settings.port}: {error.strerror}", hint)
     return CheckResult("port", "ok", f"{host}:{settings.port} is free")
 
 
 def _serves(settings: Settings) -> bool:
-    address = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104  asked, not listened on
+    address = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104  a request, not a listener
     try:
         answer = httpx.get(f"http://{address}:{settings.port}/health", timeout=2)
         return bool(answer.json() == {"status": "ok"})
@@ -82,31 +82,35 @@ def _serves(settings: Settings) -> bool:
 
 
 def disk(folder: Path, *, needed: int) -> CheckResult:
-    """Is there room in the folder, or where it is going to be made? ``needed`` in bytes."""
+    """Check the free space of the folder, or of the place where it will be created. ``needed`` is in
+    bytes."""
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     found = f"{free / GIB:.1f} GiB free at {place}"
     if free < needed:
         return CheckResult(
-            "disk", "fail", f"{found}, {needed / GIB:.1f} needed", "make room, or set HF_HOME elsewhere"
+            "disk",
+            "fail",
+            f"{found}, {needed / GIB:.1f} needed",
+            "free some space, or set HF_HOME to another disk",
         )
     return CheckResult("disk", "ok", found)
 
 
 def memory(weights: int, containers: int) -> CheckResult:
-    """Do the weights (bytes, on the CPU) fit, and then the containers at their limit?"""
+    """Check that memory is enough for ``weights`` bytes on the CPU and for ``containers`` at their limit."""
     free = available_memory()
     limit = PoolSettings().memory_mb << 20
     found = f"{free / GIB:.1f} GiB available"
     if free < weights:
         return CheckResult(
-            "memory", "fail", f"{found}, the weights take {weights / GIB:.1f}", "serve a smaller model"
+            "memory", "fail", f"{found}, the weights need {weights / GIB:.1f}", "serve a smaller model"
         )
     if free < weights + containers * limit:
         return CheckResult(
             "memory",
             "warn",
-            f"{found}; the model takes {weights / GIB:.1f}, {containers} containers at most "
+            f"{found}; the model needs {weights / GIB:.1f}, {containers} containers up to "
             f"{containers * limit / GIB:.1f}",
             "lower max_containers and max_concurrent_episodes",
         )
@@ -114,7 +118,7 @@ def memory(weights: int, containers: int) -> CheckResult:
 
 
 def available_memory() -> int:
-    """Bytes that programs can still take: of the machine, or of the container that this is."""
+    """Available memory in bytes, of the machine or of the surrounding container."""
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     for limit, used in (

@@ -1,4 +1,4 @@
-"""All checks, in the order in which a server would meet them, and how they are shown."""
+"""Run all checks, in the order of a server's start, and format the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]:
-    """Every finding, as soon as it is there. ``quick`` starts no container."""
+    """Run the checks and yield each result. ``quick`` skips the isolation checks, which start a container."""
     engine = settings.engine_kind
     yield machine.packages(engine)
     yield machine.gpu(settings)
@@ -30,11 +30,11 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]
         yield from (_server(url) for url in settings.engine_url)
     if settings.sandbox_kind == "runner":
         yield asyncio.run(sandbox.runner(settings))
-        containers = 0  # the runner's business, maybe on another machine
+        containers = 0  # the runner starts them, possibly on another machine
     else:
         containers = settings.max_containers
         yield from (docker := sandbox.docker(settings))
-        if not quick and all(finding.verdict == "ok" for finding in docker):
+        if not quick and all(result.verdict == "ok" for result in docker):
             yield asyncio.run(sandbox.isolation(sandbox.docker_sandbox(settings)))
     yield machine.port(settings)
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
@@ -47,27 +47,27 @@ def _server(url: str) -> CheckResult:
     try:
         httpx.get(f"{url.rstrip('/').removesuffix('/v1')}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
-        return CheckResult("vllm", "fail", f"{url}: {error}", "start it, or take it out of engine_url")
+        return CheckResult("vllm", "fail", f"{url}: {error}", "start it, or remove it from engine_url")
     return CheckResult("vllm", "ok", url)
 
 
-def as_json(findings: list[CheckResult]) -> dict[str, object]:
-    """For programs: ``ok``, and one object a check."""
-    return {"ok": not failed(findings), "checks": [asdict(finding) for finding in findings]}
+def as_json(results: list[CheckResult]) -> dict[str, object]:
+    """Results as JSON: ``ok``, and one object per check."""
+    return {"ok": not failed(results), "checks": [asdict(result) for result in results]}
 
 
-def failed(findings: list[CheckResult]) -> bool:
-    """Would a server not start?"""
-    return any(finding.verdict == "fail" for finding in findings)
+def failed(results: list[CheckResult]) -> bool:
+    """Whether a check failed, so that a server could not start."""
+    return any(result.verdict == "fail" for result in results)
 
 
-def show(findings: list[CheckResult], console: Console) -> None:
-    """For eyes: a table, and under each line that is not well its hint."""
+def show(results: list[CheckResult], console: Console) -> None:
+    """Print a table, with hints for the checks that did not pass."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("check", "", "found"):
         table.add_column(column, overflow="fold")
-    for finding in findings:
-        hint = f"\n[dim]->[/] {escape(finding.hint)}" if finding.hint else ""
-        verdict = f"[{_COLOURS[finding.verdict]}]{finding.verdict}[/]"
-        table.add_row(finding.check, verdict, f"{escape(finding.found)}{hint}")
+    for result in results:
+        hint = f"\n[dim]->[/] {escape(result.hint)}" if result.hint else ""
+        verdict = f"[{_COLOURS[result.verdict]}]{result.verdict}[/]"
+        table.add_row(result.check, verdict, f"{escape(result.found)}{hint}")
     console.print(table)

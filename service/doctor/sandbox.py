@@ -1,4 +1,4 @@
-"""Checks of what runs code: Docker and its image, or the runner; and that the walls hold."""
+"""Checks of the sandbox: Docker and its image, isolation, or the runner."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def docker_sandbox(settings: Settings) -> Sandbox:
 
 
 def docker(settings: Settings) -> list[CheckResult]:
-    """Does a daemon answer, and has it the image?"""
+    """Check that the Docker daemon answers and has the sandbox image."""
     import docker
     from docker.errors import DockerException, ImageNotFound
 
     host, image = default_docker_host(), settings.sandbox_image
     socket = Path(host.removeprefix("unix://"))
     if host.startswith("unix://") and not socket.is_socket():
-        return [CheckResult("docker", "fail", f"there is no socket at {socket}", _no_docker(host))]
+        return [CheckResult("docker", "fail", f"no socket at {socket}", _no_docker(host))]
     try:
         client = docker.DockerClient(base_url=host, version="auto", timeout=10)
     except DockerException as error:
         return [
-            CheckResult("docker", "fail", f"no answer from {host}: {_first_line(error)}", _no_docker(host))
+            CheckResult("docker", "fail", f"no response from {host}: {_first_line(error)}", _no_docker(host))
         ]
     try:
         about = client.version()
@@ -57,20 +57,20 @@ def docker(settings: Settings) -> list[CheckResult]:
 
 
 async def isolation(sandbox: Sandbox) -> CheckResult:
-    """Start a container and have its walls prove themselves: memory, network, files, system calls."""
+    """Start a container and run the isolation checks: memory, network, files, system calls."""
     try:
         await sandbox.start()
     except SandboxError as error:
         return CheckResult(
-            "isolation", "fail", str(error), "docs/sandbox.md tells what each proof asks of the machine"
+            "isolation", "fail", str(error), "docs/concepts/sandbox.md lists the requirements of each check"
         )
     finally:
         await sandbox.stop()
-    return CheckResult("isolation", "ok", "every start-up proof holds")
+    return CheckResult("isolation", "ok", "all isolation checks passed")
 
 
 async def runner(settings: Settings) -> CheckResult:
-    """Is the runner there, and does it take our token?"""
+    """Check that the runner is reachable and accepts the token."""
     try:
         client = create_sandbox(
             SandboxOptions(

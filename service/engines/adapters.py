@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import structlog
 
-from service.engines.checkpoint import MANIFEST, CheckpointError, locate, verify
+from service.engines.checkpoint import MANIFEST, CheckpointError, verify
 
 log = structlog.get_logger(__name__)
 
@@ -53,24 +53,17 @@ def is_adapter(path: Path) -> bool:
     return (path / CONFIG).is_file() and not (path / "config.json").is_file()
 
 
-def base_of(adapter: Path, base: str | None = None, *, weights: bool = True) -> Path:
-    """Return the directory of the base model: ``base``, else the adapter's ``base_model_name_or_path``.
+def read_config(adapter: Path) -> dict[str, Any]:
+    """Read the adapter's configuration.
 
     Raises:
-        ValueError: the adapter does not name a base, or the base is not available.
+        ValueError: the file is missing or is not JSON.
     """
-    config = _config(adapter)
-    name = base or config.get("base_model_name_or_path")
-    if not name:
-        raise ValueError(f"{adapter / CONFIG} has no base_model_name_or_path: set --base")
-    if is_adapter(Path(name).expanduser()):
-        raise ValueError(f"the base {name!r} of the adapter {adapter} is also an adapter: set --base DIR")
     try:
-        return locate(str(name), weights=weights, revision=None if base else config.get("revision"))
-    except ValueError as error:
-        raise ValueError(
-            f"the base of the adapter {adapter} was not found: {error}. Set --base DIR to use another one"
-        ) from error
+        config: dict[str, Any] = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{adapter / CONFIG} can't be read: {error}") from error
+    return config
 
 
 def merged(adapter: Path, base: Path) -> Path:
@@ -154,14 +147,6 @@ def _weight_files(checkpoint: Path) -> list[Path]:
     if not (paths := sorted(checkpoint.glob("*.safetensors"))):
         raise ValueError(f"{checkpoint} has no *.safetensors: copy its weights as well")
     return paths
-
-
-def _config(adapter: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{adapter / CONFIG} can't be read: {error}") from error
-    return config
 
 
 def _check_base(adapter: Path, base: Path) -> None:

@@ -1,9 +1,8 @@
-"""Checkpoint lookup: paths, hub ids, the quickstart checkpoint, and default sampling parameters."""
+"""Checkpoints on disk: the quickstart checkpoint, default sampling parameters, and completeness checks."""
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,6 @@ from service.engines.base import Sampling
 
 MANIFEST: Final = "manifest.json"
 """File with the sizes of all other files; written last into a checkpoint of a training run."""
-_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class CheckpointError(Exception):
@@ -41,49 +39,6 @@ DEMO_WITHOUT_DEFERRAL: Final = (
 def is_demo(model: str) -> bool:
     """Whether ``model`` is the quickstart checkpoint that comes with this package."""
     return Path(model).expanduser().resolve() == quickstart().resolve()
-
-
-def locate(model: str, *, weights: bool = True, base: str | None = None, revision: str | None = None) -> Path:
-    """Return the directory of ``model``: a path, or a Hugging Face id, which is downloaded unless cached.
-
-    A PEFT adapter is merged into its base model first: see ``service.engines.adapters``.
-
-    Args:
-        model: path or hub id of a full model or of an adapter.
-        weights: if false, only the small files are downloaded, and the base of an adapter is returned.
-        base: path or hub id of an adapter's base model. Default: the one that the adapter names.
-        revision: branch, tag or commit of a hub id.
-
-    Raises:
-        ValueError: the checkpoint does not exist or can't be used; the message has a hint.
-    """
-    from service.engines import adapters
-
-    path = Path(model).expanduser()
-    if (
-        path == Path("checkpoints/quickstart") and not path.exists()
-    ):  # the name in recipes, used without a checkout
-        path = quickstart()
-    if not (path / "config.json").is_file() and not adapters.is_adapter(path):
-        if path.exists() or not _HUB_ID.fullmatch(model):
-            raise ValueError(
-                f"model {model!r} is not a checkpoint: give a directory with config.json or "
-                "adapter_config.json, or a hub id"
-            )
-        from service.engines import hub
-
-        path = hub.download(model, weights=weights, revision=revision)
-        if not (path / "config.json").is_file() and not adapters.is_adapter(path):
-            raise ValueError(
-                f"model {model!r} is not a checkpoint: the hub repository has neither config.json nor "
-                "adapter_config.json (files for other programs, such as GGUF, are not supported)"
-            )
-    if not adapters.is_adapter(path):
-        if base is not None:
-            raise ValueError(f"base is only for adapters, and {model!r} is a full model: remove base")
-        return path
-    found = adapters.base_of(path, base, weights=weights)
-    return adapters.merged(path, found) if weights else found
 
 
 def default_sampling(model_dir: Path) -> Sampling:

@@ -5,12 +5,12 @@ Chat completions, text completions and the Responses API all read their replies 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from service.deferral.answer import last_boxed
 from service.deferral.episode import Outcome
-from service.engines.base import Engine, TokenChunk
+from service.engines.base import TokenChunk, Tokenizer
 from service.episode.events import (
     EpisodeEvent,
     ExecutedTool,
@@ -21,7 +21,6 @@ from service.episode.events import (
     InvokedBlock,
     Observed,
     Sampled,
-    reply_endings,
 )
 from service.episode.reasoning_parser import THINK_CLOSE, ReasoningDelta, ReasoningParser, SplitText
 from service.episode.stop_strings import StopStringHit
@@ -91,7 +90,8 @@ class ReplyAccumulator:
     """The state of one reply. `add` its events in order; each returns the parts that it adds.
 
     Args:
-        engine: decodes, and names the tokens that end a reply.
+        tokenizer: the model's.
+        endings: text of each token that ends a reply, by token id.
         prefix: beginning of the reply that was written for the model.
         reasoning: splits off the thought; None if all text is content.
         tools: parses calls of the client's functions; None if there are none to call.
@@ -101,7 +101,8 @@ class ReplyAccumulator:
 
     def __init__(
         self,
-        engine: Engine,
+        tokenizer: Tokenizer,
+        endings: Mapping[int, str],
         *,
         prefix: str = "",
         reasoning: ReasoningParser | None = None,
@@ -127,8 +128,8 @@ class ReplyAccumulator:
         """Set at the end."""
         self.final_answer: str | None = None
         """Set at the end; see `FinalAnswer`."""
-        self._endings = reply_endings(engine)
-        self._think_close = None if reasoning is None else engine.tokenizer.token_id(THINK_CLOSE)
+        self._endings = endings
+        self._think_close = None if reasoning is None else tokenizer.token_id(THINK_CLOSE)
         self._reasoning = reasoning
         self._tools = tools
         self._hidden_marker = hidden_marker

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.deferral.episode import Outcome, RequestedBy
-from service.engines.base import Engine, TokenChunk
+from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
 from service.sandbox.base import Status
 
@@ -117,8 +117,3 @@ class Finished:
 
 
 EpisodeEvent = Sampled | StopStringHit | Invoked | FlushStarted | FlushFinished | Observed | Finished
-
-
-def reply_endings(engine: Engine) -> dict[int, str]:
-    """Return the text of each token that ends a reply of ``engine``, by token id."""
-    return {token: engine.tokenizer.decode([token]) for token in engine.eos_token_ids}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -26,7 +26,6 @@ from service.episode.events import (
     InvokedBlock,
     Observed,
     Sampled,
-    reply_endings,
 )
 from service.episode.stop_strings import StopStringHit, until_stop
 from service.sandbox.base import ExecutionResult, Sandbox, SandboxError, Session, SessionLimits
@@ -105,8 +104,16 @@ class EpisodeRunner:
     """Policy of the checkpoint; an episode may be started under another."""
     sampling: Sampling
     """Defaults for requests that don't set a field."""
+    end_token_ids: frozenset[int] | None = None
+    """Tokens that end a reply; None for the engine's own."""
     clock: Callable[[], float] = time.time
     """Source of the events' times, in Unix seconds."""
+
+    @property
+    def endings(self) -> dict[int, str]:
+        """Text of each token that ends a reply, by token id."""
+        ids = self.engine.eos_token_ids if self.end_token_ids is None else self.end_token_ids
+        return {token: self.engine.tokenizer.decode([token]) for token in ids}
 
     def render(
         self,
@@ -178,7 +185,7 @@ class EpisodeRunner:
             policy.model_copy(update={"max_episode_tokens": limit}),
             tokenizer,
             marker_id,
-            endings=reply_endings(self.engine),
+            endings=self.endings,
             code_is_answer=code_is_answer,
             in_thought=in_thought,
         )
@@ -208,7 +215,8 @@ class EpisodeRunner:
             EngineError: the engine failed. A failed sandbox raises nothing: the model reads an error result.
         """
         clock = self.clock
-        stop_ids = self.engine.eos_token_ids | {episode.marker_id}
+        endings = self.endings
+        stop_ids = endings.keys() | {episode.marker_id}
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager)
         queue = BlockQueue(self.sandbox.session(limits))
         flushes = 0
@@ -223,7 +231,7 @@ class EpisodeRunner:
                 waiting: list[tuple[Invocation, InvokedBlock]] = []
                 hit_length = stopped = False
                 turn_sampling = _for_turn(sampling, episode.turn, budget)
-                stream = self._generate(episode.context_ids, turn_sampling, stop_ids, stop)
+                stream = self._generate(episode.context_ids, turn_sampling, stop_ids, stop, endings)
                 async with aclosing(stream) as chunks:
                     async for chunk in chunks:
                         if isinstance(chunk, StopStringHit):
@@ -282,8 +290,8 @@ class EpisodeRunner:
         Raises:
             EngineError: the engine failed.
         """
-        outcome = Outcome.VOID
-        stream = self._generate(prompt_ids, sampling, self.engine.eos_token_ids, stop)
+        outcome, endings = Outcome.VOID, self.endings
+        stream = self._generate(prompt_ids, sampling, endings.keys(), stop, endings)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, StopStringHit):
@@ -295,10 +303,15 @@ class EpisodeRunner:
         yield Finished(outcome)
 
     def _generate(
-        self, ids: Sequence[int], sampling: Sampling, stop_ids: frozenset[int], stop: Sequence[str]
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        stop_ids: Collection[int],
+        stop: Sequence[str],
+        endings: Mapping[int, str],
     ) -> AsyncGenerator[TokenChunk | StopStringHit, None]:
-        chunks = self.engine.generate(ids, sampling, stop_token_ids=stop_ids)
-        return until_stop(chunks, stop, reply_endings(self.engine)) if stop else chunks
+        chunks = self.engine.generate(ids, sampling, stop_token_ids=frozenset(stop_ids))
+        return until_stop(chunks, stop, endings) if stop else chunks
 
 
 def _for_turn(sampling: Sampling, turn: int, budget: int) -> Sampling:

@@ -13,21 +13,29 @@ from fastapi import FastAPI, Security
 from starlette.middleware.cors import CORSMiddleware
 
 from service.api import completions, errors, health, models, tokenize
-from service.api.auth import BEARER, ApiKeys, HostCheck
+from service.api.auth import BEARER, ApiKeys
 from service.api.chat import route as chat
 from service.api.health import ApiDocs
 from service.api.limits import Admission, Drain, Draining, KeyLimits
-from service.api.middleware import EXPOSED_HEADERS, BodyLimit, HeadAsGet, RequestContext, RequestDecoding
+from service.api.middleware import (
+    EXPOSED_HEADERS,
+    BodyLimit,
+    HeadAsGet,
+    HostCheck,
+    RequestContext,
+    RequestDecoding,
+)
 from service.api.responses import route as responses_api
 from service.api.responses.registry import Responses
-from service.api.responses.seal import Seal
 from service.api.schemas import ERRORS
+from service.api.seal import Seal
 from service.api.state import Server
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
-from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo, locate
+from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo
 from service.engines.factory import make_engine
+from service.engines.model_lookup import locate
 from service.episode.runner import EpisodeRunner
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
@@ -161,14 +169,17 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     # The middleware that is added last handles a request first.
     app.add_middleware(RequestDecoding, max_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(
-        KeyLimits,
-        metrics=metrics,
-        requests_per_minute=settings.key_requests_per_minute,
-        concurrency=settings.key_concurrency,
-    )
+    keys = settings.keys()
+    if keys:
+        app.add_middleware(
+            KeyLimits,
+            metrics=metrics,
+            requests_per_minute=settings.key_requests_per_minute,
+            concurrency=settings.key_concurrency,
+        )
     app.add_middleware(Draining, drain=drain)
-    app.add_middleware(ApiKeys, keys=settings.keys())
+    if keys:
+        app.add_middleware(ApiKeys, keys=keys)
     app.add_middleware(ApiDocs)  # these two before the keys: the pages can be opened without one
     app.add_middleware(Playground)
     if settings.is_open_locally:

@@ -17,7 +17,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.api.auth import ApiKey, parse_keys
-from service.api.responses.seal import SealKey, parse_seal_key
+from service.api.seal import SealKey, parse_seal_key
 from service.api.state import ApiSettings
 from service.engines.checkpoint import quickstart
 from service.engines.factory import EngineKind, engine_kind

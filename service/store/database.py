@@ -1,10 +1,6 @@
-"""Open the database of a URL: SQLite in a file or in memory, or Postgres.
+"""Database access: open SQLite or Postgres by URL, and upgrade the schema.
 
-Why a store can't be used.
-
-Where responses are stored by default. Light: the settings read it.
-
-Bring a database to the newest schema, whole or not at all; one of a newer version is left alone.
+An upgrade is applied as one transaction. Databases of newer versions are rejected unchanged.
 """
 
 from __future__ import annotations
@@ -27,50 +23,52 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 
 class StoreError(ValueError):
-    """The store can't be opened; the message says why and what to do."""
+    """The store can't be opened. The message has the cause and a hint."""
 
 
 def default_url() -> str:
-    """SQLite in the user's state directory (``$XDG_STATE_HOME``)."""
+    """Return the default URL: SQLite in the user's state directory (``$XDG_STATE_HOME``)."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     return f"sqlite:///{state / 'ih-grpo' / 'responses.db'}"
 
 
 REVISIONS: Final = "service.store:migrations"
-_LOCK: Final = 5_018_500  # any number of our own
+_LOCK: Final = 5_018_500  # an arbitrary number, used only by this program
 
 
 def upgrade(connection: Connection, revisions: str = REVISIONS) -> None:
-    """Run the revisions that ``connection``'s database lacks, in the transaction that is open on it.
+    """Run the missing migrations in the open transaction of ``connection``.
 
-    Several servers may do so at once: all but one wait. A database of before there were revisions counts as
-    one without any.
+    Several servers may call this at once: all but one wait. A database from before the first migration
+    counts as one without migrations.
 
     Args:
-        connection: within a transaction in which nothing was done; its end is the caller's.
+        connection: in a transaction without earlier statements; the caller commits it.
         revisions: alembic's script directory.
 
     Raises:
-        StoreError: a newer version wrote the database.
+        StoreError: the database was written by a newer version.
     """
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver would begin none before a CREATE TABLE
+        connection.exec_driver_sql(
+            "BEGIN IMMEDIATE"
+        )  # the driver does not begin a transaction before CREATE TABLE
     else:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     config = Config()
     config.set_main_option("script_location", revisions)
     config.attributes["connection"] = connection
-    _refuse_newer(connection, ScriptDirectory.from_config(config))
+    _reject_newer(connection, ScriptDirectory.from_config(config))
     command.upgrade(config, "head")
 
 
-def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:
+def _reject_newer(connection: Connection, scripts: ScriptDirectory) -> None:
     known = {script.revision for script in scripts.walk_revisions()}
     if newer := set(MigrationContext.configure(connection).get_current_heads()) - known:
         raise StoreError(
-            f"a newer version of this program wrote the store: its schema is {', '.join(sorted(newer))}, "
-            f"and this one knows up to {scripts.get_current_head()}. Install that version again, restore a "
-            f"back-up, or name another store_url"
+            "the store was written by a newer version of this program: its schema is "
+            f"{', '.join(sorted(newer))}, and this one knows up to {scripts.get_current_head()}. Install "
+            "that version again, restore a back-up, or set another store_url"
         )
 
 
@@ -84,17 +82,17 @@ _BUSY_TIMEOUT_MS = 10_000
 
 
 def open_database(url: str) -> AsyncEngine:
-    """The engine for ``url``; nothing is read or made yet.
+    """Return the engine for ``url``, without connecting.
 
     Raises:
-        StoreError: the URL is none, or its driver is not installed.
+        StoreError: the URL is invalid, or its driver is not installed.
     """
     parsed = _parse(url)
     try:
         if parsed.get_backend_name() != "sqlite":
             return create_async_engine(parsed, pool_pre_ping=True)
         if parsed.database in _IN_MEMORY:
-            # One connection, never closed: another one would see another database.
+            # A single connection that is never closed: every connection has its own in-memory database.
             return _with_pragmas(
                 create_async_engine(parsed, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0)
             )
@@ -121,7 +119,7 @@ def _with_pragmas(engine: AsyncEngine) -> AsyncEngine:
     def _connected(connection: Any, _record: object) -> None:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; room is given back
+        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")  # must precede the first table; allows vacuuming
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA foreign_keys = ON")
@@ -132,10 +130,10 @@ def _with_pragmas(engine: AsyncEngine) -> AsyncEngine:
 
 def _is_busy(error: BaseException) -> bool:
     code = getattr(error.orig, "sqlite_errorcode", 0) if isinstance(error, OperationalError) else 0
-    return code & 0xFF == SQLITE_BUSY  # what is above tells the kind
+    return code & 0xFF == SQLITE_BUSY  # the higher bits are the extended code
 
 
-# Several servers may start at once. SQLite needs the file for itself to turn WAL on, and does not wait.
+# Several servers may start at once. SQLite needs exclusive access to enable WAL, and does not wait for it.
 @retry(
     retry=retry_if_exception(_is_busy),
     wait=wait_random(0.01, 0.1),
@@ -143,10 +141,10 @@ def _is_busy(error: BaseException) -> bool:
     reraise=True,
 )
 async def prepare(engine: AsyncEngine) -> None:
-    """Bring the database to this version's schema. A new file is readable to its owner alone.
+    """Upgrade the database to this version's schema. A new file is readable only by its owner.
 
     Raises:
-        StoreError: a newer version wrote it.
+        StoreError: the database was written by a newer version.
     """
     if engine.dialect.name == "sqlite" and engine.url.database not in _IN_MEMORY:
         _make_private(Path(str(engine.url.database)))
@@ -155,9 +153,9 @@ async def prepare(engine: AsyncEngine) -> None:
 
 
 async def vacuum(connection: AsyncConnection) -> None:
-    """Shrink an SQLite file to what is in it. Postgres sees to that itself."""
+    """Shrink an SQLite file to its content. Postgres vacuums automatically."""
     if connection.dialect.name == "sqlite":
         driver = (await connection.get_raw_connection()).driver_connection
-        assert driver is not None  # noqa: S101  (it is connected)
-        # As a script: `execute` would take one step, which frees one page.
+        assert driver is not None  # noqa: S101  (connected above)
+        # `execute` would run a single step, which frees only one page.
         await driver.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")

@@ -1,4 +1,4 @@
-"""What keeps the store small and honest: expiry, a bound on its size, and an end for runs that were cut."""
+"""Maintenance of the store: expiry, size limit, heartbeats, and failing of interrupted runs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from service.store.responses import RUNNING, ResponseStore, is_dead
 from service.store.tables import responses
 
 STALE_S: Final = 60.0
-"""A run whose process was not seen for so long is given up, wherever that process was."""
+"""A run without a heartbeat for this many seconds is failed, whatever machine its process was on."""
 
 
-class Upkeep:
-    """The store's own housework; every server of a shared store does it, in any order.
+class StoreMaintenance:
+    """Maintenance jobs of the store. Every server of a shared store runs them, in any order.
 
     Args:
         store: the store.
-        max_bytes: about how much it may hold; beyond it the oldest responses go first.
+        max_bytes: approximate size limit; above it the oldest responses are removed first.
         clock: Unix time.
     """
 
@@ -35,23 +35,23 @@ class Upkeep:
         self._max_bytes = max_bytes
         self._clock = clock
 
-    async def beat(self) -> None:
-        """Say that the runs of this process are alive."""
+    async def heartbeat(self) -> None:
+        """Record a heartbeat for the runs of this process."""
         mine = (responses.c.runner == self._store.runner, responses.c.status.in_(RUNNING))
         async with self._engine.begin() as connection:
             await connection.execute(update(responses).where(*mine).values(seen_at=self._clock()))
 
     async def ended(self, ids: Collection[str]) -> set[str]:
-        """Those of ``ids`` that are over or gone by now: another server ended them."""
+        """Return those of ``ids`` that have been ended or deleted, for example by another server."""
         query = select(responses.c.id).where(responses.c.id.in_(ids), responses.c.status.in_(RUNNING))
         async with self._engine.connect() as connection:
             return set(ids) - set((await connection.execute(query)).scalars())
 
-    async def fail_cut(self, failed: Callable[[Json], Json]) -> int:
-        """End the runs whose process has died; gives how many.
+    async def fail_interrupted(self, failed: Callable[[Json], Json]) -> int:
+        """Fail the runs whose process has died; return their number.
 
         Args:
-            failed: makes the body of a failed response of that of a running one.
+            failed: converts the body of a running response to that of a failed one.
         """
         query = select(responses.c.id, responses.c.runner, responses.c.seen_at, responses.c.body).where(
             responses.c.status.in_(RUNNING),
@@ -66,11 +66,11 @@ class Upkeep:
         return count
 
     async def expire(self) -> int:
-        """Remove what has expired; gives how many. A run that outlives its own expiry is stopped by that."""
+        """Remove expired responses, even running ones; return their number."""
         return await self._remove(delete(responses).where(responses.c.expires_at <= self._clock()))
 
     async def shrink(self) -> int:
-        """Remove the oldest responses beyond the size; gives how many. Those that run stay."""
+        """Remove the oldest finished responses above the size limit; return their number."""
         newest_first = (responses.c.created_at.desc(), responses.c.id)
         kept = func.sum(responses.c.bytes).over(order_by=newest_first).label("kept")
         sizes = select(responses.c.id, kept).subquery()

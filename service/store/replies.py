@@ -1,8 +1,9 @@
-"""Token ids of chat replies, found again by their owner and content.
+"""Token ids of chat replies, looked up by owner and content.
 
-A chat completion is not stored. But a reply in which code ran holds control tokens (the execute marker, the
-observation), and when a client sends the conversation back they arrive as text, which anybody can write.
-Only a reply whose ids are found here becomes control tokens again; all other text stays text.
+Chat completions are not stored. But a reply in which code ran contains control tokens (the execute marker,
+the observation). When a client sends the conversation back, they arrive as text, which anyone could have
+written. Only replies whose ids are stored here are converted to control tokens again; all other text stays
+text.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from service.common.json import dumps
 from service.store.tables import replies
 
 ROW_BYTES: Final = 256
-"""What a row counts beside its ids."""
+"""Size of a row without its ids, in bytes."""
 
 
 def digest(content: str) -> str:
-    """Return what a reply is found by. White space at its ends is ignored, since some clients strip it."""
+    """Return the lookup key of a reply. Surrounding white space is ignored, since some clients strip it."""
     return hashlib.sha256(content.strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -31,9 +32,9 @@ class ReplyStore:
     """Replies in the store's database.
 
     Args:
-        engine: the database, brought to this version's schema.
+        engine: the database, with an up-to-date schema.
         days: how long a reply is kept.
-        max_bytes: about how much they may take together; beyond it the oldest are removed.
+        max_bytes: approximate size limit; above it the oldest replies are removed.
         clock: Unix time.
     """
 
@@ -46,7 +47,7 @@ class ReplyStore:
         self._clock = clock
 
     async def put(self, owner: str, content: str, ids: Sequence[int]) -> None:
-        """Keep the ids of a reply; one with the same content replaces it."""
+        """Store the ids of a reply, replacing an earlier one with the same content."""
         key = {"owner": owner, "digest": digest(content)}
         row = {**key, "ids": list(ids), "expires_at": self._clock() + self._seconds}
         same = (replies.c.owner == owner, replies.c.digest == key["digest"])
@@ -55,7 +56,7 @@ class ReplyStore:
             await connection.execute(insert(replies).values(**row, bytes=ROW_BYTES + len(dumps(row)) // 4))
 
     async def find(self, owner: str, contents: Collection[str]) -> Mapping[str, tuple[int, ...]]:
-        """Return the ids of those of ``contents`` that are replies to ``owner``."""
+        """Return the ids of each of ``contents`` that is a stored reply to ``owner``."""
         digests = {content: digest(content) for content in contents}
         if not digests:
             return {}
@@ -70,7 +71,7 @@ class ReplyStore:
         return {content: found[key] for content, key in digests.items() if key in found}
 
     async def clean(self) -> None:
-        """Remove what has expired, and the oldest beyond the size."""
+        """Remove expired replies, and the oldest ones above the size limit."""
         total = func.sum(replies.c.bytes).over(
             order_by=(replies.c.expires_at.desc(), replies.c.owner, replies.c.digest)
         )

@@ -1,8 +1,6 @@
-"""Stored responses: put, read, end, delete. Every read names the owner; who is not gets nothing.
+"""Stored responses: create, read, update and delete, always restricted to the owner.
 
-What is stored of a response.
-
-Say which process runs a response, so that a later one can prove it dead.
+Each running response records its process, so that a later process can prove that it died.
 """
 
 from __future__ import annotations
@@ -24,16 +22,16 @@ from service.store.database import StoreError, open_database, prepare
 from service.store.tables import events, responses
 
 RUNNING: Final = ("queued", "in_progress")
-"""Statuses of a response that is not over."""
+"""Statuses of an unfinished response."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """One response and what it takes to go on from it. Times are Unix seconds."""
+    """One response, with everything needed to continue from it. Times are Unix seconds."""
 
     id: str
     owner: str
-    """Whose it is: nobody else can read it."""
+    """Only the owner can read it."""
     created_at: float
     expires_at: float
     status: str
@@ -42,27 +40,27 @@ class StoredResponse:
     body: Json
     """The response object, outputs included."""
     input: list[Json]
-    """Its own input items, in order; not those of earlier responses."""
+    """Input items of this response, in order; without those of earlier responses."""
     text: str = ""
-    """What the model wrote and read, exactly."""
+    """The exact text that the model wrote and read."""
     ids: list[int] | None = None
-    """The same as token ids, without an end token: a later turn starts from them. None in rows of older
+    """``text`` as token ids, without an end token; the next turn continues from them. None in rows of older
     versions."""
 
     @property
     def is_running(self) -> bool:
-        """Whether more is to come."""
+        """Whether the response is still queued or in progress."""
         return self.status in RUNNING
 
 
 def runner_id() -> str:
-    """This process, in words that no other process of any machine has."""
+    """Return an id of this process that is unique across machines."""
     pid = os.getpid()
     return f"{boot_id()}/{pid_namespace()}/{pid}/{process_start(pid)}"
 
 
 def is_dead(runner: str) -> bool:
-    """Is it proven that ``runner`` has ended? A process that can't be seen from here proves nothing."""
+    """Whether ``runner`` has provably ended. A process that is not visible from here is assumed alive."""
     boot, namespace, pid, start = (runner.split("/") + [""] * 4)[:4]
     if (boot, namespace) != (boot_id(), pid_namespace()):
         return False
@@ -70,9 +68,9 @@ def is_dead(runner: str) -> bool:
 
 
 ROW_BYTES: Final = 1024
-"""What a row counts beside its content: keys, indexes, pages."""
+"""Size of a row without its content (keys, indexes, pages), in bytes."""
 MAX_TURNS: Final = 1000
-"""Longest conversation that is read back, in responses."""
+"""Maximum number of responses that `conversation` returns."""
 
 _columns: Final = [responses.c[name] for name in StoredResponse.__dataclass_fields__]
 
@@ -94,10 +92,10 @@ class ResponseStore:
         self._clock = clock
 
     async def start(self) -> None:
-        """Bring the database to this version's schema.
+        """Connect and upgrade the database to this version's schema.
 
         Raises:
-            StoreError: the database does not answer or refuses, or a newer version wrote it.
+            StoreError: the database can't be reached or denies access, or was written by a newer version.
         """
         try:
             await prepare(self.engine)
@@ -110,23 +108,24 @@ class ResponseStore:
         await self.engine.dispose()
 
     async def put(self, response: StoredResponse) -> None:
-        """Store a new response. One that is not over counts as run by this process."""
+        """Store a new response. An unfinished one is recorded as run by this process."""
         size = ROW_BYTES + sum(len(dumps(part)) for part in (response.body, response.input, response.text))
         lease = {"runner": self.runner, "seen_at": self._clock()} if response.is_running else {}
         async with self.engine.begin() as connection:
             await connection.execute(insert(responses).values(**asdict(response), **lease, bytes=size))
 
     async def get(self, response_id: str, owner: str) -> StoredResponse | None:
-        """The response, if ``owner`` has it and it has not expired."""
+        """Return the response if it belongs to ``owner`` and has not expired."""
         where = (responses.c.id == response_id, *self._visible(owner))
         async with self.engine.connect() as connection:
             row = (await connection.execute(select(*_columns).where(*where))).mappings().first()
         return None if row is None else _record(row)
 
     async def conversation(self, response_id: str, owner: str) -> list[StoredResponse]:
-        """The response and those before it, the oldest first; empty if there is no such response.
+        """Return the response and its predecessors, oldest first; empty if the response does not exist.
 
-        It ends early where an earlier one is gone: then the first one's ``previous_id`` is not None.
+        If an earlier response was deleted, the list starts after it: the first ``previous_id`` is then not
+        None.
         """
         link = (responses.c.id, responses.c.previous_id)
         chain = (
@@ -148,14 +147,14 @@ class ResponseStore:
     async def change(
         self, response_id: str, *, status: str, body: Json, text: str = "", ids: list[int] | None = None
     ) -> bool:
-        """Replace what is stored of a response that is not over; False if it is over, or gone.
+        """Update an unfinished response; return False if it has ended or was deleted.
 
-        So a response is ended once: who cancels it and who completes it can't both succeed.
+        A response can therefore be ended only once: a cancellation and a completion can't both succeed.
         """
         grown = ROW_BYTES + len(dumps(body)) + len(dumps(text))
         values: dict[str, object] = {"status": status, "body": body, "text": text, "ids": ids}
         if status not in RUNNING:
-            # The input was counted when it was put; the body is counted anew.
+            # `put` has already counted the input; add the new body.
             values |= {"runner": None, "seen_at": None, "bytes": responses.c.bytes + grown}
         where = (responses.c.id == response_id, responses.c.status.in_(RUNNING))
         async with self.engine.begin() as connection:
@@ -163,13 +162,13 @@ class ResponseStore:
         return bool(result.rowcount)
 
     async def delete(self, response_id: str, owner: str) -> bool:
-        """Remove the response and its events; False if there was none."""
+        """Delete the response and its events; return False if it does not exist."""
         where = (responses.c.id == response_id, *self._visible(owner))
         async with self.engine.begin() as connection:
             return bool((await connection.execute(delete(responses).where(*where))).rowcount)
 
     async def add_events(self, response_id: str, new: Sequence[Json]) -> None:
-        """Keep some of a stream's events, in order; nothing if the response is gone."""
+        """Store consecutive events of a stream. No effect if the response was deleted."""
         if not new:
             return
         row = {
@@ -178,14 +177,14 @@ class ResponseStore:
             "last": _number(new[-1]),
             "events": list(new),
         }
-        grown = responses.c.bytes + len(dumps(row)) // 4  # compressed; rather too much than too little
+        grown = responses.c.bytes + len(dumps(row)) // 4  # a high estimate of the compressed size
         there = update(responses).where(responses.c.id == response_id).values(bytes=grown)
         async with self.engine.begin() as connection:
             if (await connection.execute(there)).rowcount:
                 await connection.execute(insert(events).values(**row))
 
     async def events_after(self, response_id: str, number: int) -> list[Json]:
-        """The stream's events whose sequence number is above ``number``, in order."""
+        """Return the stream's events with sequence numbers above ``number``, in order."""
         where = (events.c.response_id == response_id, events.c.last > number)
         query = select(events.c.events).where(*where).order_by(events.c.first)
         async with self.engine.connect() as connection:
@@ -193,7 +192,7 @@ class ResponseStore:
         return [event for part in parts for event in part if _number(event) > number]
 
     async def last_event(self, response_id: str) -> Json | None:
-        """The last of the stream's events that is stored."""
+        """Return the last stored event of the stream."""
         query = select(events.c.events).where(events.c.response_id == response_id)
         async with self.engine.connect() as connection:
             part = (await connection.execute(query.order_by(events.c.first.desc()).limit(1))).scalar()
@@ -209,5 +208,5 @@ def _record(row: RowMapping) -> StoredResponse:
 
 def _number(event: Json) -> int:
     number = event["sequence_number"]
-    assert isinstance(number, int)  # noqa: S101  (ours)
+    assert isinstance(number, int)  # noqa: S101  (set by this server)
     return number

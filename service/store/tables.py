@@ -1,4 +1,4 @@
-"""The tables."""
+"""Database tables and column types."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ metadata: Final = MetaData()
 
 
 class AsciiJson(TypeDecorator[Any]):
-    """JSON as ASCII text: a NUL or a lone surrogate in an output is escaped, so every database takes it."""
+    """JSON as ASCII text. NULs and lone surrogates in outputs are escaped, so every database accepts them."""
 
     impl = Text
     cache_ok = True
@@ -41,7 +41,7 @@ class AsciiJson(TypeDecorator[Any]):
 
 
 class CompressedJson(TypeDecorator[Any]):
-    """JSON, compressed: a stream's events repeat themselves, to a tenth of their size."""
+    """Compressed JSON. Events of a stream are repetitive and shrink to a tenth of their size."""
 
     impl = LargeBinary
     cache_ok = True
@@ -68,7 +68,7 @@ responses: Final = Table(
     Column("text", AsciiJson, nullable=False),
     Column("ids", CompressedJson),
     Column("bytes", BigInteger, nullable=False),
-    # Who runs it, and when that was last seen alive: so is told what a killed process left.
+    # The process that runs the response and its last heartbeat, to detect runs of killed processes.
     Column("runner", String(200)),
     Column("seen_at", Double),
 )
@@ -82,7 +82,7 @@ events: Final = Table(
     Column("events", CompressedJson, nullable=False),
 )
 
-# Replies of chat completions in which code ran, so that a conversation that comes back can be recognised.
+# Replies of chat completions in which code ran, to recognise them in later conversations.
 replies: Final = Table(
     "chat_replies",
     metadata,

@@ -116,7 +116,7 @@ def _other_policy(directory: Path) -> None:
 
 @pytest.mark.parametrize(("spoil", "message"), [
     (_cut, "can't be read"),
-    (_cut_by_the_manifest, "model.safetensors is missing or cut short"),
+    (_cut_by_the_manifest, "model.safetensors is missing or incomplete"),
     (_lose_a_weight, "missing in .*up_proj"),
     (_lose_all, "can't be read"),
     (_other_shape, "intermediate_size is 64"),

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from service.cli.main import app
 from service.deferral.policy import DeferralPolicy
-from service.engines.checkpoint import locate
+from service.engines.model_lookup import locate
 from tests.support.peft_adapters import make_adapter
 from tests.support.tiny_qwen3 import make_checkpoint, make_tokenizer
 

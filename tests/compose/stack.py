@@ -148,7 +148,7 @@ def new_stack(version: str, folder: Path, *, build: tuple[str, ...] = (), **sett
         settings: of its .env.
     """
     client = _client(version)
-    subprocess.run([REPO / "scripts/compose-project", folder], check=True)
+    subprocess.run([REPO / "tests/compose/copy-project", folder], check=True)
     host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     with contextlib.closing(docker.DockerClient(base_url=host, version="auto")) as daemon:
         stack = Stack(client, folder, f"ihgrpo-test-{os.getpid()}-{folder.name}", daemon)
@@ -169,18 +169,18 @@ def new_stack(version: str, folder: Path, *, build: tuple[str, ...] = (), **sett
 
 
 def image_of(service: str) -> str:
-    """The image of a service, or its stand-in where no registry is reached; skips where there is none."""
-    command = [REPO / "scripts/stand-in", service]
+    """Return the image of a service, or its replacement without a registry; skips if there is none."""
+    command = [REPO / "tests/compose/service-image", service]
     name = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     if not name:
-        pytest.skip(f"no registry is reached, and no package brings {service}")
+        pytest.skip(f"no registry is reachable, and no package provides {service}")
     return name
 
 
 def _client(version: str) -> list[str]:
     commands = [shlex.split(line) for line in os.environ.get("IHGRPO_COMPOSE", "").splitlines()]
     if not commands:
-        pytest.skip("brings up the whole stack: scripts/test-compose")
+        pytest.skip("brings up the whole stack: make test-compose")
     for command in commands:
         said = subprocess.run([*command, "version"], capture_output=True, text=True, check=True).stdout
         if ("version 1." in said) == (version == "v1"):

@@ -1,13 +1,17 @@
-"""What the images install follows from pyproject.toml."""
+"""Requirements of the images, derived from pyproject.toml and the locked versions."""
 
 from __future__ import annotations
 
+import re
 import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-SCRIPT = Path(__file__).parents[2] / "deploy/requirements.py"
+REPO = Path(__file__).parents[2]
+SCRIPT = REPO / "deploy/requirements.py"
 REQUIREMENTS = runpy.run_path(str(SCRIPT), run_name="requirements")["requirements"]
 PROJECT = {
     "name": "ours",
@@ -28,10 +32,20 @@ PROJECT = {
         (["all"], ["a>=1", "b", "torch", "trl"]),
     ],
 )
-def test_extras_of_extras_are_followed(extras: list[str], expected: list[str]) -> None:
+def test_resolves_extras_of_extras(extras: list[str], expected: list[str]) -> None:
     assert REQUIREMENTS(PROJECT, extras) == expected
 
 
-def test_an_unknown_extra_is_an_error() -> None:
+def test_rejects_an_unknown_extra() -> None:
     with pytest.raises(KeyError):
         REQUIREMENTS(PROJECT, ["none"])
+
+
+def test_constraints_are_the_locked_versions_without_hashes() -> None:
+    dockerfile = (REPO / "deploy/Dockerfile").read_text()
+    (expression,) = re.findall(r"sed -E '([^']+)'", dockerfile)
+    files = [REPO / "requirements/dev.txt", REPO / "requirements/torch.txt"]
+    result = subprocess.run(["sed", "-E", expression, *files], capture_output=True, text=True, check=True)
+    pins = [Requirement(line) for line in result.stdout.splitlines()]  # raises if anything else is left
+    assert all(re.fullmatch("==[^,]+", str(pin.specifier)) for pin in pins)
+    assert {"torch", "fastapi", "hatchling", "asyncpg"} <= {pin.name for pin in pins}

@@ -1,6 +1,6 @@
-"""Clients that others wrote, each in a process and an environment of its own (`scripts/ensure-clients`).
+"""Third-party API clients, in processes of their own, installed by `scripts/ensure-test-tools clients`.
 
-``IHGRPO_CLIENTS_TABLE=docs/api.md pytest -m clients`` writes the table of outcomes into that file.
+``IHGRPO_CLIENTS_TABLE=docs/reference/clients.md pytest -m clients`` writes the table of outcomes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _word(outcomes: dict[str, str | None], feature: str) -> str:
 def command(program: str) -> list[str]:
     clients = Path(os.environ.get("IHGRPO_CACHE", ROOT / ".cache")) / "clients"
     if not (clients / ".installed").exists():
-        pytest.fail("the clients are not installed: scripts/ensure-clients", pytrace=False)
+        pytest.fail("the clients are not installed: scripts/ensure-test-tools clients", pytrace=False)
     interpreter = "node" if program.endswith(".mjs") else str(clients / "venv/bin/python")
     return [interpreter, str(PROGRAMS / program)]
 

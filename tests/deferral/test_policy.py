@@ -60,7 +60,7 @@ def test_rejects_an_invalid_file(tmp_path: Path, text: str) -> None:
 
 
 def test_the_policy_in_the_guide_is_valid() -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "real-models.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "real-models.md").read_text(encoding="utf-8")
     [block] = re.findall(r"```json\n(.*?)```", guide, re.DOTALL)
     policy = DeferralPolicy.model_validate_json(block)
     limits = {

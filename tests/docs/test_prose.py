@@ -24,7 +24,7 @@ AREAS: Final = {
     "tests": "tests docs/reference/hostile-code.md",
 }
 """Files and folders by area. A generated file belongs to the area of its source."""
-CLEAN: Final = ("docs", "folder READMEs", "recipes", "docs tests")
+CLEAN: Final = ("docs", "folder READMEs", "recipes", "docs tests", "scripts", "sandbox_image")
 """Areas that must stay without violations."""
 GENERATED: Final = {
     REPO / f"docs/{name}"

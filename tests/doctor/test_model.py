@@ -22,12 +22,12 @@ def test_quickstart_checkpoint_is_ok() -> None:
     folder, found = model.find(str(quickstart()))
     assert folder == quickstart()
     assert found.verdict == "ok"
-    assert "taught to defer" in found.found
+    assert "trained to defer" in found.found
 
 
 def test_reports_a_checkpoint_not_trained_to_defer(checkpoint: Path) -> None:
     (checkpoint / "deferral.json").unlink()
-    assert "never taught" in model.find(str(checkpoint))[1].found
+    assert "not trained" in model.find(str(checkpoint))[1].found
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,6 @@ def test_adapter_directory(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").touch()
     found = model.find(str(tmp_path))[1]
     assert found.verdict == "ok"
-    assert "is an adapter of org/base, merged at the first start" in found.found
+    assert "is an adapter of org/base, to be merged at the first start" in found.found
     (tmp_path / "adapter_config.json").write_text("{")
     assert model.find(str(tmp_path))[1].verdict == "fail"

@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.conftest import TIMEOUT_S
 from tests.e2e.server import ServerProcess, start
 from tests.support.until import until
-from trainer.quickstart.problems import Problem
+from trainer.quickstart.problems import PracticeProblem
 from trainer.quickstart.traces import held_out_problems
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -27,7 +27,7 @@ Containers = Callable[[ServerProcess], set[str]]
 PROBLEMS = list(held_out_problems(20_260, 8, ("larger",)))
 
 
-def question(problem: Problem) -> Any:
+def question(problem: PracticeProblem) -> Any:
     return {"model": "quickstart", "messages": [{"role": "user", "content": problem.text}]}
 
 

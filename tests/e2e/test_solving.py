@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from trainer.quickstart.ordinary import HONEST_REPLY
-from trainer.quickstart.problems import Problem
+from trainer.quickstart.problems import PracticeProblem
 from trainer.quickstart.traces import held_out_problems
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -17,15 +17,15 @@ SEED = 20_260
 """Of the held-out problems asked here."""
 
 
-def question(problem: Problem, **options: Any) -> Any:
+def question(problem: PracticeProblem, **options: Any) -> Any:
     return {"model": "quickstart", "messages": [{"role": "user", "content": problem.text}], **options}
 
 
-def solved(problem: Problem, completion: Any) -> bool:
+def solved(problem: PracticeProblem, completion: Any) -> bool:
     return f"\\boxed{{{problem.answer}}}" in completion.choices[0].message.content
 
 
-def problem_of(family: str, index: int = 0) -> Problem:
+def problem_of(family: str, index: int = 0) -> PracticeProblem:
     return list(held_out_problems(SEED, index + 1, (family,)))[index]
 
 

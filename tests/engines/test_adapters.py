@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from service.deferral.policy import DeferralPolicy
 from service.engines import adapters
-from service.engines.adapters import base_of, fingerprint, is_adapter, merged
-from service.engines.checkpoint import default_sampling, locate, verify
+from service.engines.adapters import fingerprint, is_adapter, merged
+from service.engines.checkpoint import default_sampling, verify
+from service.engines.model_lookup import base_of, locate
 from service.engines.tokenizer import HFTokenizer
 from tests.support.peft_adapters import ALL_LINEAR, make_adapter
 from tests.support.tiny_qwen3 import make_model, make_qwen2, make_tokenizer, save

@@ -17,8 +17,8 @@ from huggingface_hub import constants
 from structlog.testing import capture_logs
 
 from service.engines import hub
-from service.engines.checkpoint import locate
 from service.engines.hub import download
+from service.engines.model_lookup import locate
 from tests.support.fake_hub import FakeHub, serve_hub
 
 FILES = {

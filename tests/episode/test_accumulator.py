@@ -23,10 +23,12 @@ from service.episode.events import (
 from service.episode.reasoning_parser import ReasoningDelta, ReasoningParser
 from service.episode.stop_strings import StopStringHit
 from service.episode.tool_parser import CallFailed, TextDelta, ToolCallEnd, ToolCallParser, ToolCallStart
+from tests.support.char_tokenizer import CharTokenizer
 from tests.support.scripted import EOS, ScriptedEngine
 
 ENGINE = ScriptedEngine(EOS)
 [EOS_ID] = ENGINE.eos_token_ids
+ENDINGS = {EOS_ID: EOS}
 MARKER = "<tool_call>"
 BLOCK = InvokedBlock("x = 1", 5, 1.0)
 TOOL = ExecutedTool("t", (BLOCK,), 0, "1", "ok", None, None, 0.0, 0.0, 0.0)
@@ -34,6 +36,10 @@ THOUGHT = "<think>\nLet us see.\n</think>\n\n"
 FIRST = f"{THOUGHT}I say\n```python\nx = 1\n```{MARKER}"
 SEEN = "\nCode execution result: 1\n</tool_call>\n"
 SECOND = "so it is 1." + EOS
+
+
+def accumulator(**options: Any) -> ReplyAccumulator:
+    return ReplyAccumulator(ENGINE.tokenizer, ENDINGS, **options)
 
 
 def chunk(text: str, *, stop: bool = False, **options: Any) -> Sampled:
@@ -77,7 +83,9 @@ def thought(parts: list[ReplyPart]) -> str:
 
 @given(st.lists(st.integers(1, 9), max_size=30), st.sampled_from([None, MARKER]))
 def test_result_does_not_depend_on_the_chunks(cuts: list[int], hidden_marker: str | None) -> None:
-    reply = ReplyAccumulator(ENGINE, reasoning=ReasoningParser(""), hidden_marker=hidden_marker)
+    reply = ReplyAccumulator(
+        ENGINE.tokenizer, ENDINGS, reasoning=ReasoningParser(""), hidden_marker=hidden_marker
+    )
     parts = add_all(reply, episode(cuts))
     flush = "" if hidden_marker else MARKER + SEEN
     assert content(parts) == f"I say\n```python\nx = 1\n```{flush}so it is 1."
@@ -91,7 +99,7 @@ def test_result_does_not_depend_on_the_chunks(cuts: list[int], hidden_marker: st
 
 
 def test_end_token_is_counted_and_not_shown() -> None:
-    reply = ReplyAccumulator(ENGINE)
+    reply = accumulator()
     assert reply.add(chunk("ab", stop=True)) == [TextDelta("ab")]
     assert reply.shown_tokens == 2
     assert reply.add(chunk("", stop=True)) == []
@@ -100,31 +108,28 @@ def test_end_token_is_counted_and_not_shown() -> None:
 
 
 def test_tokens_of_a_stop_string_are_counted() -> None:
-    reply = ReplyAccumulator(ENGINE)
+    reply = accumulator()
     reply.add(StopStringHit((1, 2)))
     assert usage_of(7, [reply]) == Usage(7, 2, 0, 0, None)
 
 
 def test_reasoning_tokens_are_counted_up_to_the_end_of_the_thought() -> None:
-    class Thinker(ScriptedEngine):
-        def __init__(self) -> None:
-            super().__init__(EOS)
-            self.tokenizer.token_id = lambda token: 7  # type: ignore[method-assign]
-
-    reply = ReplyAccumulator(Thinker(), reasoning=ReasoningParser("<think>\n"))
+    tokenizer = CharTokenizer()
+    tokenizer.token_id = lambda token: 7  # type: ignore[method-assign]
+    reply = ReplyAccumulator(tokenizer, ENDINGS, reasoning=ReasoningParser("<think>\n"))
     for ids, text in [((1, 2), "hm"), ((3, 7, 4, 5), "m</think>so"), ((6, 8), "on")]:
         reply.add(Sampled(TokenChunk(ids, text, (-1.0,) * len(ids))))
     assert (reply.reasoning_tokens, reply.sampled_tokens) == (4, 8)
 
 
 def test_reply_without_a_thought_has_no_reasoning_tokens() -> None:
-    reply = ReplyAccumulator(ENGINE, reasoning=ReasoningParser(""))
+    reply = accumulator(reasoning=ReasoningParser(""))
     reply.add(chunk("It is 7.", stop=True))
     assert reply.reasoning_tokens == 0
 
 
 def test_usage_counts_the_prompt_once() -> None:
-    first, second = ReplyAccumulator(ENGINE), ReplyAccumulator(ENGINE)
+    first, second = accumulator(), accumulator()
     first.add(chunk("abc", cached_tokens=5))
     first.add(Observed((1, 2), "xy"))
     first.add(chunk("b", cached_tokens=9))  # a later turn
@@ -135,13 +140,13 @@ def test_usage_counts_the_prompt_once() -> None:
 
 
 def test_hidden_marker_without_code_is_text() -> None:
-    reply = ReplyAccumulator(ENGINE, hidden_marker=MARKER)
+    reply = accumulator(hidden_marker=MARKER)
     assert content(reply.add(chunk(f"hm {MARKER}"))) == "hm "
     assert content(reply.add(Observed((1,), "\nnothing\n"))) == f"{MARKER}\nnothing\n"
 
 
 def test_code_left_at_the_end() -> None:
-    reply = ReplyAccumulator(ENGINE)
+    reply = accumulator()
     add_all(reply, [chunk("```python\nx = 1\n```"), Invoked("t", 0, BLOCK)])
     assert reply.pending == [BLOCK]
     reply.add(Finished(Outcome.ANSWER, (BLOCK,)))
@@ -152,7 +157,9 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 
 
 def with_tools(prefix: str = "") -> ReplyAccumulator:
-    return ReplyAccumulator(ENGINE, prefix=prefix, tools=ToolCallParser(lambda *call: None, strict=False))
+    return ReplyAccumulator(
+        ENGINE.tokenizer, ENDINGS, prefix=prefix, tools=ToolCallParser(lambda *call: None, strict=False)
+    )
 
 
 def test_calls_are_parts_and_leave_no_final_answer() -> None:

@@ -1,4 +1,4 @@
-"""Cases of hostile code with their accepted results. The numbers are those of docs/hostile.md."""
+"""Cases of hostile code with their accepted results. The numbers are those of docs/reference/hostile-code.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backends of the hostile suite, each with one pool for all cases, and the table of results for docs/hostile.md."""
+"""Backends of the hostile suite, each with one pool for all cases, and the table of results for docs/reference/hostile-code.md."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def render(outcomes: dict[str, str]) -> str:
     lines = [
         "# Hostile code, case by case",
         "",
-        "Written by the suite itself: `IHGRPO_HOSTILE_TABLE=docs/hostile.md pytest tests/hostile`. After each case",
+        "Written by the suite itself: `IHGRPO_HOSTILE_TABLE=docs/reference/hostile-code.md pytest tests/hostile`. After each case",
         "the same tenant's next call and another tenant's next call were right, and no process or file was left.",
         "The cases of several calls or tenants (64 to 68) are the tests of `tests/hostile/test_tenants.py`.",
         "",

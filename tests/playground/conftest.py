@@ -16,7 +16,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Without a browser a test that needs one is skipped; where it must not be missing, it fails."""
     if item.get_closest_marker("browser") is None or os.environ.get("IHGRPO_BROWSER"):
         return
-    missing = "no browser: scripts/ensure-browser finds or installs one, IHGRPO_BROWSER names it"
+    missing = "no browser: `scripts/ensure-test-tools browser` finds or installs one, IHGRPO_BROWSER names it"
     if os.environ.get("IHGRPO_REQUIRE_BROWSER") == "1":
         pytest.fail(f"IHGRPO_REQUIRE_BROWSER=1, but {missing}", pytrace=False)
     pytest.skip(missing)

@@ -42,14 +42,14 @@ class OwnDaemon:
     def disk(self) -> Path:
         return self.folder / "disk"
 
-    def script(self, name: str) -> None:
+    def script(self, name: str, *arguments: str) -> None:
         mine = {
             "IHGRPO_DOCKER_ROOT": str(self.disk / "docker"),
             "IHGRPO_DOCKER_RUN": str(self.folder / "run"),
             "IHGRPO_DOCKER_BRIDGE": "ihgrpo-faults",
             "IHGRPO_DOCKER_SUBNET": "172.31.253.1/24",
         }
-        subprocess.run([SCRIPTS / name], env={**os.environ, **mine}, check=True)
+        subprocess.run([SCRIPTS / name, *arguments], env={**os.environ, **mine}, check=True)
 
     def kill(self) -> None:
         os.kill(int((self.folder / "run/docker.pid").read_text()), signal.SIGKILL)
@@ -74,7 +74,7 @@ def daemon() -> Iterator[OwnDaemon]:
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
     subprocess.run(["mount", "-o", "loop", image, daemon.disk], check=True)
     try:
-        daemon.script("start-dockerd")
+        daemon.script("ensure-docker", "--own")
         save = subprocess.Popen(
             ["docker", "--host", settings.docker_host, "save", settings.image], stdout=subprocess.PIPE
         )
@@ -126,7 +126,7 @@ async def test_recovers_after_a_restart_of_the_daemon(daemon: OwnDaemon) -> None
         assert not await sandbox.ready()
         with pytest.raises(SandboxError, match=r"no worker could be started|did not answer|Docker at"):
             await session.invoke("x = 2")
-        daemon.script("start-dockerd")
+        daemon.script("ensure-docker", "--own")
         again = await until_ok(session, "print(globals().get('x'))")
         assert again.stdout == "None\n"  # neither the committed value nor that of the running flush
         assert await sandbox.ready()

@@ -1,4 +1,4 @@
-"""A copy of the scripts to run, and a folder of stand-in programs that comes first in PATH."""
+"""A copy of the scripts to run, and a folder of fake programs that comes first in PATH."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 class Checkout:
-    """A folder with the scripts in it, as after a clone, and nothing of this machine's environment."""
+    """A folder with the scripts, as after a clone, and an environment without this machine's settings."""
 
     def __init__(self, root: Path) -> None:
         self.root = root / "clone"
@@ -23,14 +23,14 @@ class Checkout:
         (self.root / "pyproject.toml").write_text("[project]\n")
 
     def program(self, name: str, body: str) -> Path:
-        """Put a shell script into PATH, before any real program of that name."""
+        """Add a shell script to PATH that shadows any real program of that name."""
         path = self.programs / name
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
         return path
 
     def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run a script by its path in the clone; never raises for its exit code."""
+        """Run a script by its path in the clone. Never raises for its exit code."""
         path = f"{self.programs}:{os.environ['PATH']}"
         return subprocess.run(
             [self.root / command[0], *command[1:]],

@@ -1,4 +1,4 @@
-"""Which daemon is taken, and what is said where there is none. The client and the user are stand-ins."""
+"""Selection of the daemon by ensure-docker, and its errors. The Docker client and the user are fakes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def client(checkout: Any, tmp_path: Path) -> Path:
-    """A docker client for which the addresses listed in the returned file answer."""
+    """A docker client that reaches the addresses listed in the returned file."""
     running = tmp_path / "running"
     running.touch()
     checkout.program("id", 'case "$1" in -u) echo 1000 ;; *) echo someone ;; esac')
@@ -26,23 +26,23 @@ def client(checkout: Any, tmp_path: Path) -> Path:
     return running
 
 
-def ensure(checkout: Any, **env: str) -> Any:
-    return checkout.run("scripts/ensure-docker", IHGRPO_DOCKER_RUN="/own", **env)
+def ensure(checkout: Any, *options: str, **env: str) -> Any:
+    return checkout.run("scripts/ensure-docker", *options, **{"IHGRPO_DOCKER_RUN": "/own", **env})
 
 
 @pytest.mark.parametrize("address", ["unix:///default.sock", "unix:///own/docker.sock"])
-def test_a_running_daemon_is_taken(checkout: Any, client: Path, address: str) -> None:
+def test_uses_a_running_daemon(checkout: Any, client: Path, address: str) -> None:
     client.write_text(f"{address}\n")
     result = ensure(checkout)
     assert (result.returncode, result.stdout) == (0, f"{address}\n")
 
 
-def test_docker_host_goes_first(checkout: Any, client: Path) -> None:
+def test_docker_host_takes_precedence(checkout: Any, client: Path) -> None:
     client.write_text("unix:///default.sock\ntcp://there:1\n")
     assert ensure(checkout, DOCKER_HOST="tcp://there:1").stdout == "tcp://there:1\n"
 
 
-def test_a_silent_docker_host_is_not_replaced_by_another(checkout: Any, client: Path) -> None:
+def test_does_not_replace_an_unreachable_docker_host(checkout: Any, client: Path) -> None:
     client.write_text("unix:///default.sock\n")
     result = ensure(checkout, DOCKER_HOST="tcp://there:1")
     assert (result.returncode, result.stdout) == (1, "")
@@ -50,13 +50,21 @@ def test_a_silent_docker_host_is_not_replaced_by_another(checkout: Any, client: 
     assert "unset DOCKER_HOST" in result.stderr
 
 
-def test_without_a_daemon_an_ordinary_user_is_told_what_to_do(checkout: Any, client: Path) -> None:
+def test_own_ignores_other_daemons(checkout: Any, client: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    checkout.program("id", "echo 0")
+    client.write_text(f"unix:///default.sock\nunix://{own}/docker.sock\ntcp://there:1\n")
+    result = ensure(checkout, "--own", DOCKER_HOST="tcp://there:1", IHGRPO_DOCKER_RUN=str(own))
+    assert (result.returncode, result.stdout) == (0, f"unix://{own}/docker.sock\n"), result.stderr
+
+
+def test_ordinary_user_gets_instructions_without_a_daemon(checkout: Any, client: Path) -> None:
     result = ensure(checkout)
     assert (result.returncode, result.stdout) == (1, "")
     assert "sudo systemctl start docker" in result.stderr
 
 
-def test_a_user_outside_the_group_is_told_so(checkout: Any, client: Path) -> None:
+def test_user_outside_the_docker_group_gets_the_command(checkout: Any, client: Path) -> None:
     client.with_suffix(".denied").touch()
     result = ensure(checkout)
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""Settings and schemas that are written down are those of the code."""
+"""Generated settings and schemas agree with the code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 REPO = Path(__file__).parents[2]
 
 
-def test_what_is_generated_is_up_to_date() -> None:
+def test_generated_files_are_up_to_date() -> None:
     command = [sys.executable, REPO / "scripts/generate", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import delete, update
 
 from service.common.json import Json
-from service.store.maintenance import STALE_S, Upkeep
+from service.store.maintenance import STALE_S, StoreMaintenance
 from service.store.responses import ResponseStore, is_dead, runner_id
 from service.store.tables import responses
 from tests.support.stored import Clock, dead_runner, stored
@@ -29,8 +29,8 @@ async def store(store_url: str, clock: Clock) -> AsyncGenerator[ResponseStore, N
 
 
 @pytest.fixture
-def upkeep(store: ResponseStore, clock: Clock) -> Upkeep:
-    return Upkeep(store, max_bytes=10**9, clock=clock)
+def maintenance(store: ResponseStore, clock: Clock) -> StoreMaintenance:
+    return StoreMaintenance(store, max_bytes=10**9, clock=clock)
 
 
 def failed(body: Json) -> Json:
@@ -50,52 +50,60 @@ def test_invisible_process_is_not_proven_dead() -> None:
     assert is_dead(f"{boot}/{namespace}/{pid}/{start}0")
 
 
-async def test_run_of_a_dead_process_is_failed_immediately(store: ResponseStore, upkeep: Upkeep) -> None:
+async def test_run_of_a_dead_process_is_failed_immediately(
+    store: ResponseStore, maintenance: StoreMaintenance
+) -> None:
     await store.put(stored("resp_1", status="in_progress"))
     await store.put(stored("resp_2"))
     await run_by(store, dead_runner())
-    assert await upkeep.fail_cut(failed) == 1
-    assert await upkeep.fail_cut(failed) == 0
+    assert await maintenance.fail_interrupted(failed) == 1
+    assert await maintenance.fail_interrupted(failed) == 0
     cut, done = await store.get("resp_1", "me"), await store.get("resp_2", "me")
     assert cut is not None
     assert done is not None
     assert (cut.status, cut.body["status"], done.status) == ("failed", "failed", "completed")
 
 
-async def test_run_of_a_live_process_is_kept(store: ResponseStore, upkeep: Upkeep, clock: Clock) -> None:
+async def test_run_of_a_live_process_is_kept(
+    store: ResponseStore, maintenance: StoreMaintenance, clock: Clock
+) -> None:
     await store.put(stored("resp_1", status="in_progress"))
     clock.now += STALE_S + 1
-    await upkeep.beat()
-    assert await upkeep.fail_cut(failed) == 0
+    await maintenance.heartbeat()
+    assert await maintenance.fail_interrupted(failed) == 0
 
 
 async def test_remote_run_is_failed_without_heartbeat(
-    store: ResponseStore, upkeep: Upkeep, clock: Clock
+    store: ResponseStore, maintenance: StoreMaintenance, clock: Clock
 ) -> None:
     await store.put(stored("resp_1", status="queued"))
     await run_by(store, "boot/elsewhere/1/1")
     clock.now += STALE_S - 1
-    await upkeep.beat()  # beats for its own
-    assert await upkeep.fail_cut(failed) == 0
+    await maintenance.heartbeat()  # beats for its own
+    assert await maintenance.fail_interrupted(failed) == 0
     clock.now += 2
-    assert await upkeep.fail_cut(failed) == 1
+    assert await maintenance.fail_interrupted(failed) == 1
 
 
-async def test_reports_runs_ended_by_other_servers(store: ResponseStore, upkeep: Upkeep) -> None:
+async def test_reports_runs_ended_by_other_servers(
+    store: ResponseStore, maintenance: StoreMaintenance
+) -> None:
     for number in range(3):
         await store.put(stored(f"resp_{number}", status="in_progress"))
     await store.change("resp_0", status="cancelled", body={})
     await store.delete("resp_1", "me")
-    assert await upkeep.ended(["resp_0", "resp_1", "resp_2"]) == {"resp_0", "resp_1"}
-    assert await upkeep.ended([]) == set()
+    assert await maintenance.ended(["resp_0", "resp_1", "resp_2"]) == {"resp_0", "resp_1"}
+    assert await maintenance.ended([]) == set()
 
 
-async def test_expired_responses_are_removed(store: ResponseStore, upkeep: Upkeep, clock: Clock) -> None:
+async def test_expired_responses_are_removed(
+    store: ResponseStore, maintenance: StoreMaintenance, clock: Clock
+) -> None:
     await store.put(stored("resp_1"))
     await store.put(stored("resp_2", expires_at=2_000_000.0))
-    assert await upkeep.expire() == 0
+    assert await maintenance.expire() == 0
     clock.now = 1_086_400.0
-    assert await upkeep.expire() == 1
+    assert await maintenance.expire() == 1
     assert await store.get("resp_2", "me") is not None
 
 
@@ -105,7 +113,7 @@ async def test_oldest_finished_responses_are_removed_above_the_size_limit(
     for number in range(6):
         status = "in_progress" if number == 0 else "completed"
         await store.put(stored(f"resp_{number}", created_at=1.0 + number, text="x" * 4000, status=status))
-    assert await Upkeep(store, max_bytes=16_000, clock=clock).shrink() == 2
+    assert await StoreMaintenance(store, max_bytes=16_000, clock=clock).shrink() == 2
     left = [number for number in range(6) if await store.get(f"resp_{number}", "me")]
     assert left == [0, 3, 4, 5]
 
@@ -115,7 +123,7 @@ async def test_events_count_towards_the_size(store: ResponseStore, clock: Clock)
     text = "".join(map(chr, range(40, 4000)))
     await store.add_events("resp_1", [{"sequence_number": 0, "delta": text * 10}])
     await store.change("resp_1", status="completed", body={})
-    assert await Upkeep(store, max_bytes=20_000, clock=clock).shrink() == 1
+    assert await StoreMaintenance(store, max_bytes=20_000, clock=clock).shrink() == 1
 
 
 async def test_vacuum_shrinks_the_file(tmp_path: Path) -> None:
@@ -127,7 +135,7 @@ async def test_vacuum_shrinks_the_file(tmp_path: Path) -> None:
         await store.put(stored(f"resp_{number}", text="x" * 100_000))
     clock.now = 2_000_000.0
     before = path.stat().st_size + path.with_name("responses.db-wal").stat().st_size
-    assert await Upkeep(store, max_bytes=10**9, clock=clock).expire() == 20
+    assert await StoreMaintenance(store, max_bytes=10**9, clock=clock).expire() == 20
     after = path.stat().st_size + path.with_name("responses.db-wal").stat().st_size
     assert before > 2_000_000
     assert after < 200_000

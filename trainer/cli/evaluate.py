@@ -1,4 +1,4 @@
-"""The command `ih-grpo eval`."""
+"""The command ``ih-grpo eval``."""
 
 from __future__ import annotations
 
@@ -18,40 +18,80 @@ _console = Console(stderr=True)
 @app.command()
 def evaluate(
     benchmarks: Annotated[
-        list[Path], typer.Argument(help="Parquet or jsonl files of problems, or quickstart-held-out:200.")
+        list[Path],
+        typer.Argument(
+            help="Problem files (parquet or jsonl), or quickstart-held-out:200 for 200 generated problems."
+        ),
     ],
-    model: Annotated[str, typer.Option(help="Checkpoint or hub id; with --url, the model's name there.")],
-    out: Annotated[Path, typer.Option(help="Directory for attempts and report; started again, it goes on.")],
+    model: Annotated[
+        str,
+        typer.Option(help="Checkpoint directory or hub id. With --url: the model's name on the server."),
+    ],
+    out: Annotated[Path, typer.Option(help="Output directory for results and report. Rerun to resume.")],
     url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server, with or without /v1. Default: play here.")
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible server to evaluate, with or without /v1. Default: run the model here."
+        ),
     ] = None,
-    api_key: Annotated[str | None, typer.Option(help="For --url.", envvar="IHGRPO_API_KEY")] = None,
+    api_key: Annotated[str | None, typer.Option(help="API key for --url.", envvar="IHGRPO_API_KEY")] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="For --url: text before each problem. Our own server needs none.")
+        str | None,
+        typer.Option(help="With --url: text before each problem. Not needed for `ih-grpo serve`."),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Samples a problem. Default: the paper's, 32 or 8 by benchmark.")
+        int | None, typer.Option(help="Samples per problem. Default: as in the paper, 32 or 8 by benchmark.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many problems of each benchmark.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Default: 1.0.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Default: 0.7.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="For --url: tokens an episode may write.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
-    max_concurrent_episodes: Annotated[int | None, typer.Option(help="Default: 64.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    engine_slots: Annotated[int | None, typer.Option(help="Sequences in one batch.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of one operator.")] = None,
-    sandbox: Annotated[str | None, typer.Option(help="in-process, runner or process.")] = None,
-    runner_address: Annotated[str | None, typer.Option(help="host:port or unix:/path.")] = None,
-    runner_token_file: Annotated[Path | None, typer.Option(help="The secret shared with the runner.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only the first problems of each benchmark, up to this number.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy. Default: 1.0.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling. Default: 0.7.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="With --url: maximum tokens per episode. Default: the server's limit.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all samples. Default: 0.")] = None,
+    max_concurrent_episodes: Annotated[
+        int | None, typer.Option(help="Number of concurrent episodes. Default: 64.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device of the model: auto, cpu or cuda. Default: auto.")
+    ] = None,
+    engine_slots: Annotated[
+        int | None, typer.Option(help="Maximum number of sequences in one decoding batch. Default: 64.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads per operator. Default: chosen by torch.")
+    ] = None,
+    sandbox: Annotated[
+        str | None,
+        typer.Option(
+            help="in-process (containers started here), runner (started by a runner service) or process "
+            "(bubblewrap, without Docker). Default: in-process."
+        ),
+    ] = None,
+    runner_address: Annotated[
+        str | None, typer.Option(help="Address of the runner service: host:port or unix:/path.")
+    ] = None,
+    runner_token_file: Annotated[
+        Path | None, typer.Option(help="File with the secret that is shared with the runner.")
+    ] = None,
     sandbox_image: Annotated[str | None, typer.Option(help="Image of the containers (in-process).")] = None,
-    max_containers: Annotated[int | None, typer.Option(help="Containers at once (in-process).")] = None,
+    max_containers: Annotated[
+        int | None, typer.Option(help="Maximum number of concurrent containers. Default: 16.")
+    ] = None,
 ) -> None:
-    """Evaluate a checkpoint or a server on benchmarks: avg@k, pass@k, and how the tool was used.
+    """Evaluate a checkpoint or a server on benchmarks: avg@k, pass@k and tool usage.
+
+    Results are saved as they arrive. Rerun the same command to resume an interrupted evaluation. The report
+    is written to OUT/report.html and OUT/report.json.
 
     \b
+    Examples:
       ih-grpo eval aime24.parquet math500.parquet --model checkpoints/quickstart --out runs/eval
-      ih-grpo eval aime24.parquet --url http://127.0.0.1:8000/v1 --model quickstart --out runs/eval-served
+      ih-grpo eval aime24.parquet --url http://127.0.0.1:8000 --model quickstart --out runs/eval-served
     """
     flags = {name: value for name, value in locals().items() if value is not None}
     from service.cli.output import explain
@@ -69,7 +109,7 @@ def evaluate(
     except ValidationError as error:
         abort(*explain(error))
     except KeyboardInterrupt:
-        abort("interrupted; the same command goes on")
+        abort("interrupted: rerun the same command to resume")
     except (
         ValueError, DataError, ResultsError, DirectoryError, BackendError, EngineError, SandboxError
     ) as error:  # fmt: skip

@@ -1,4 +1,4 @@
-"""The commands under `ih-grpo train`."""
+"""The commands ``ih-grpo train``, ``train warm-start`` and ``train quickstart-eval``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.cli.output import abort
 
 app = typer.Typer(
     name="train",
-    help="Train models to defer their code, and start small ones from nothing.",
+    help="Train a model with IH-GRPO, or train a small model from scratch (warm-start).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,27 +25,42 @@ _console = Console(stderr=True)
 @app.callback(invoke_without_command=True)
 def _root(
     ctx: typer.Context,
-    recipe: Annotated[Path | None, typer.Option(help="TOML file of the run.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe of the run: a TOML file, such as recipes/quickstart.toml.")
+    ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a field of the recipe. Can be given several times."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would happen and what memory it needs.")
+        bool,
+        typer.Option("--dry-run", help="Check the recipe and print a summary and the memory estimate."),
     ] = False,
     shards: Annotated[
-        int, typer.Option(min=1, help="With --dry-run: processes that share the model under FSDP2.")
+        int,
+        typer.Option(
+            min=1, help="With --dry-run: number of processes that share the model's weights (FSDP2)."
+        ),
     ] = 1,
 ) -> None:
-    """Train a checkpoint with IH-GRPO. A run that was cut off goes on from its last checkpoint.
+    """Train a model with IH-GRPO. Rerun the same command to resume an interrupted run.
+
+    A recipe names the model, the problems and the output directory, and sets the method and its parameters.
+    Each step samples answers, scores them and updates the weights. Checkpoints in RUN_DIR/checkpoints can be
+    served with `ih-grpo serve --model`; saved rollouts can be viewed with `ih-grpo show`.
 
     \b
+    Examples:
+      ih-grpo train --recipe recipes/quickstart.toml --dry-run
       ih-grpo train --recipe recipes/quickstart.toml
       ih-grpo train --recipe recipes/quickstart.toml --set method=grpo-delayed --set run_dir=runs/delayed
     """
     if ctx.invoked_subcommand is not None:
         return
     if recipe is None:
-        abort("--recipe is missing: give a TOML file, such as recipes/quickstart.toml")
+        abort("--recipe is missing: pass a TOML file, such as recipes/quickstart.toml")
     from service.engines.base import EngineError
     from service.engines.checkpoint import CheckpointError
     from service.sandbox.base import SandboxError
@@ -65,61 +80,69 @@ def _root(
 
             checkpoint = train(config, _console)
             base = "" if config.lora is None else f" --base {config.model}"
-            _console.print(f"done: ih-grpo serve --model {checkpoint}{base}", highlight=False, soft_wrap=True)
+            _console.print(
+                f"checkpoint: {checkpoint}\nserve it with: ih-grpo serve --model {checkpoint}{base}",
+                highlight=False,
+                soft_wrap=True,
+            )
     except KeyboardInterrupt:
-        abort("interrupted; the same command goes on from the last checkpoint")
+        abort("interrupted: rerun the same command to resume from the last checkpoint")
     except (
         ValueError, DataError, CheckpointError, DirectoryError, EngineError, SandboxError, WeightSyncError
     ) as error:  # fmt: skip
         abort(str(error))
     except OSError as error:
-        abort(f"{error}; once that is mended, the same command goes on from the last checkpoint")
+        abort(f"{error}: fix the cause and rerun the same command to resume from the last checkpoint")
 
 
 @app.command("warm-start")
 def warm_start(
     model: Annotated[
         str | None,
-        typer.Option(help="Checkpoint to teach: directory or hub id. Default: a new small model."),
+        typer.Option(help="Checkpoint to train: directory or hub id. Default: a new small model."),
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file. Default: recipes/warm-start.toml with --model, else "
+            help="Recipe: a TOML file. Default: recipes/warm-start.toml with --model, else "
             "recipes/quickstart-warm-start.toml."
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Output directory. Rerun to resume. Default: the recipe's run_dir with --model, else "
-            "runs/quickstart-warm-start."
+            help="Output directory for the checkpoint. Rerun to resume. Default: the recipe's run_dir with "
+            "--model, else runs/quickstart-warm-start."
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Steps. Without --model the recipe's schedule of the learning rate is kept."),
+        typer.Option(
+            help="Stop after this many steps. Without --model, the recipe's learning-rate schedule stays: "
+            "gives a weaker model."
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: the number of cores.")] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, with --model; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="With --model: override a field. Repeatable."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and two texts, train nothing.")
+        bool, typer.Option("--dry-run", help="Print a summary and two training texts, and exit.")
     ] = False,
 ) -> None:
-    """Teach a checkpoint the deferred protocol by supervised training.
+    """Train a checkpoint on episodes of the deferred protocol, by supervised learning.
 
     With --model: any checkpoint whose tokenizer has the execute marker, by a LoRA adapter or all weights, on
-    solved problems mixed with the checkpoint's own answers to ordinary requests. Fields of the recipe are
-    documented in trainer/warm_start/recipe.py.
+    generated problems with executed solutions, mixed with the checkpoint's own answers to ordinary requests.
+    The recipe's fields are documented in trainer/warm_start/recipe.py.
 
-    Without --model: a small Qwen3 from nothing. It learns to copy numbers from a question into Python, to
-    delay blocks, to run them with the execute marker, to read the output, and to say what it is if it can't
-    answer. Takes about 10 minutes on 2 idle cores, and no network.
+    Without --model: a small Qwen3 model from scratch. It learns to copy numbers from a question into Python
+    code, to delay blocks, to run them with the execute marker, to read the output, and to say what it can do
+    when it cannot answer. Takes about 10 minutes on 2 idle cores. Needs no network.
 
     \b
+    Examples:
       ih-grpo train warm-start --model Qwen/Qwen2.5-Coder-0.5B-Instruct --out runs/warm-start
       ih-grpo train warm-start
       ih-grpo train quickstart-eval --model runs/quickstart-warm-start
@@ -135,7 +158,7 @@ def warm_start(
     recipe = recipe or Path("recipes/quickstart-warm-start.toml")
     out = out or Path("runs/quickstart-warm-start")
     from trainer.quickstart.config import RecipeError
-    from trainer.quickstart.progress import describe, train_with_progress, with_overrides
+    from trainer.quickstart.warm_start import describe, train_with_progress, with_overrides
 
     try:
         config = with_overrides(recipe, steps=steps, threads=threads)
@@ -184,47 +207,64 @@ def _warm_start_checkpoint(
 @app.command("quickstart-eval")
 def quickstart_eval(
     model: Annotated[Path, typer.Option(help="Checkpoint directory.")] = Path("checkpoints/quickstart"),
-    problems: Annotated[int, typer.Option(min=1, help="How many held-out problems.")] = 320,
-    seed: Annotated[int, typer.Option(help="Draws the problems and the samples.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    problems: Annotated[int, typer.Option(min=1, help="Number of held-out problems.")] = 320,
+    seed: Annotated[int, typer.Option(help="Seed of the problems and the samples.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.0,
     garbage: Annotated[
-        bool, typer.Option("--garbage", help="Replace the digits of all output by random ones.")
+        bool,
+        typer.Option(
+            "--garbage",
+            help="Replace the digits in all outputs with random ones: a model that uses its tool then fails.",
+        ),
     ] = False,
-    family: Annotated[list[str] | None, typer.Option(help="Only this family; may be repeated.")] = None,
-    questions: Annotated[
-        Path | None, typer.Option(help="JSON Lines with question, answer, earlier: ask these instead.")
+    family: Annotated[
+        list[str] | None, typer.Option(help="Use only this family of problems. Can be given several times.")
     ] = None,
-    failures: Annotated[int, typer.Option(help="Show the text of so many failures.")] = 0,
-    sandbox_image: Annotated[str, typer.Option(help="Image of the containers.")] = "ih-grpo-sandbox:latest",
-    concurrency: Annotated[int, typer.Option(min=1, help="Episodes, and containers, at once.")] = 8,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ask the questions of this JSON Lines file instead; fields: question, answer, earlier."
+        ),
+    ] = None,
+    failures: Annotated[int, typer.Option(help="Print the text of up to this many failures.")] = 0,
+    sandbox_image: Annotated[
+        str, typer.Option(help="Image of the sandbox containers.")
+    ] = "ih-grpo-sandbox:latest",
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of concurrent episodes.")] = 8,
 ) -> None:
-    """Measure a warm-started checkpoint on problems that it never saw, in real containers.
+    """Evaluate a warm-started checkpoint on held-out problems, with code in Docker containers.
 
-    With --questions, ask the questions of a file instead. A row without an answer expects the honest reply.
+    With --questions, ask the questions of a file instead. For a question without an answer, the model is
+    expected to say that it can only do arithmetic.
 
-    Needs Docker and the sandbox image: `ih-grpo sandbox build` builds it.
+    Needs Docker and the sandbox image; build the image with `ih-grpo sandbox build`.
+
+    \b
+    Examples:
+      ih-grpo train quickstart-eval
+      ih-grpo train quickstart-eval --model runs/quickstart-warm-start --problems 50 --failures 3
     """
     import asyncio
 
     from service.engines.base import EngineError
-    from service.engines.checkpoint import locate
+    from service.engines.model_lookup import locate
     from service.sandbox.base import SandboxError
     from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
     from trainer.quickstart.evaluate import (
         GarbageSandbox,
-        Reply,
-        Verdict,
+        ProblemResult,
+        QuestionResult,
         ask,
         evaluate,
         load_questions,
-        print_replies,
-        print_verdicts,
+        print_problem_results,
+        print_question_results,
     )
     from trainer.quickstart.problems import FAMILIES
     from trainer.quickstart.traces import held_out_problems
 
     if unknown := set(family or ()) - FAMILIES.keys():
-        abort(f"--family: there is no {sorted(unknown)[0]!r}; known are {', '.join(FAMILIES)}")
+        abort(f"--family: unknown family {sorted(unknown)[0]!r}; known families: {', '.join(FAMILIES)}")
     try:
         model = locate(str(model))
     except ValueError as error:
@@ -238,20 +278,20 @@ def quickstart_eval(
             max_containers=2 * concurrency,
         )
     )
-    played: list[Verdict | Reply] = []
+    finished: list[ProblemResult | QuestionResult] = []
     try:
         asked = load_questions(questions) if questions else []
         drawn = [] if questions else list(held_out_problems(seed, problems, tuple(family or ())))
         with _console.status("starting") as status:
 
-            def listen(result: Verdict | Reply) -> None:
-                played.append(result)
-                solved = sum(one.right if isinstance(one, Reply) else one.solved for one in played)
-                status.update(f"{len(played)} of {len(asked or drawn)} played, {solved} solved")
+            def show(result: ProblemResult | QuestionResult) -> None:
+                finished.append(result)
+                correct = sum(one.is_correct for one in finished)
+                status.update(f"{len(finished)} of {len(asked or drawn)} finished, {correct} correct")
 
             used = GarbageSandbox(sandbox) if garbage else sandbox
             if asked:
-                replies = asyncio.run(
+                question_results = asyncio.run(
                     ask(
                         model,
                         asked,
@@ -259,11 +299,11 @@ def quickstart_eval(
                         temperature=temperature,
                         seed=seed,
                         concurrency=concurrency,
-                        listen=listen,
+                        on_result=show,
                     )
                 )
             else:
-                verdicts = asyncio.run(
+                problem_results = asyncio.run(
                     evaluate(
                         model,
                         drawn,
@@ -271,12 +311,12 @@ def quickstart_eval(
                         temperature=temperature,
                         seed=seed,
                         concurrency=concurrency,
-                        listen=listen,
+                        on_result=show,
                     )
                 )
     except (EngineError, SandboxError, OSError, ValueError) as error:
         abort(str(error))
     if asked:
-        print_replies(replies, Console(), failures=failures)
+        print_question_results(question_results, Console(), failures=failures)
     else:
-        print_verdicts(verdicts, Console(), failures=failures)
+        print_problem_results(problem_results, Console(), failures=failures)

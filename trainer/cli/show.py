@@ -1,4 +1,4 @@
-"""`ih-grpo show`: look at the episodes of a saved rollout, in the terminal or on the playground's page."""
+"""The command ``ih-grpo show``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,22 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(help="A parquet file of a run's rollouts.")],
-    row: Annotated[int | None, typer.Option(min=0, help="Show this episode. Else: list them all.")] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write the episode as a page that needs nothing else.")
+    path: Annotated[Path, typer.Argument(help="Saved rollout: a parquet file in RUN_DIR/rollouts.")],
+    row: Annotated[
+        int | None, typer.Option(min=0, help="Show the episode in this row. Default: list all episodes.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Print a link that replays it on this server.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="With --row: write the episode to a self-contained HTML page.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="With --row: print a link that replays the episode in this server's playground."),
+    ] = None,
 ) -> None:
-    """List the episodes of a saved rollout; show one with its timeline.
+    """List the episodes of a saved rollout, or show one episode with its timeline.
 
     \b
+    Examples:
       ih-grpo show runs/x/rollouts/rollout-000000.parquet
       ih-grpo show runs/x/rollouts/rollout-000000.parquet --row 3 --html episode.html
     """
@@ -38,16 +44,16 @@ def show(
     try:
         records = read_rollout(path)
         if row is not None and row >= len(records):
-            raise DataError(f"{path} has {len(records)} rows: --row is at most {len(records) - 1}")
+            raise DataError(f"{path} has {len(records)} rows: --row must be at most {len(records) - 1}")
         if row is None and (html or url):
-            raise DataError("--row is missing: which episode?")
+            raise DataError("--row is missing: --html and --url need an episode")
     except DataError as error:
         abort(str(error))
     if row is None:
-        console.print(_list(records))
+        console.print(_table(records))
         return
     record = records[row]
-    _show(console, record)
+    _print_episode(console, record)
     if html is not None:
         html.write_text(standalone(_episode(record)), encoding="utf-8")
         console.print(f"\nwritten: {html}", soft_wrap=True)
@@ -55,7 +61,7 @@ def show(
         console.print(f"\n{url.rstrip('/')}/{fragment(_episode(record))}", soft_wrap=True, markup=False)
 
 
-def _list(records: list[RolloutRecord]) -> Table:
+def _table(records: list[RolloutRecord]) -> Table:
     table = Table()
     for name in ("row", "problem", "reward", "reason", "outcome", "flushes", "delayed", "seconds"):
         table.add_column(name, justify="left" if name in ("problem", "reason", "outcome") else "right")
@@ -74,7 +80,7 @@ def _list(records: list[RolloutRecord]) -> Table:
     return table
 
 
-def _show(console: Console, record: RolloutRecord) -> None:
+def _print_episode(console: Console, record: RolloutRecord) -> None:
     console.print(sanitize(record.question), style="bold", markup=False)
     console.print()
     console.print(sanitize(record.text.strip()), markup=False, soft_wrap=True)

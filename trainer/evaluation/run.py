@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
-from service.engines.checkpoint import locate
+from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
 from trainer.data.problems import Problem
 from trainer.evaluation.backends import BackendError, EvalBackend, LocalBackend, ServerBackend, check_server

@@ -8,9 +8,9 @@ from typing import Final
 
 from trainer.quickstart.ordinary import HONEST_REPLY, ordinary, ordinary_text
 from trainer.quickstart.phrasing import ask_for, dress, order
+from trainer.quickstart.problems import everyday_question
+from trainer.quickstart.problems.base import CALCULATE, CLOSING, PlanBlock, PracticeProblem
 from trainer.quickstart.problems.expressions import number
-from trainer.quickstart.problems.natural import CALCULATE, CLOSING, natural_question
-from trainer.quickstart.problems.sampled import Block, Problem
 from trainer.quickstart.vocabulary import words
 
 _SYSTEM: Final = (
@@ -32,7 +32,7 @@ _THAT: Final = (
 )
 
 
-def follow_up(rng: Random, last: str, earlier: tuple[tuple[str, str], ...]) -> Problem:
+def follow_up(rng: Random, last: str, earlier: tuple[tuple[str, str], ...]) -> PracticeProblem:
     """A question about ``last``, the answer before it: ``now add 17 to that``."""
     n = number(rng, spelled=True, largest=7)
     while n.value == 0:
@@ -53,8 +53,8 @@ def follow_up(rng: Random, last: str, earlier: tuple[tuple[str, str], ...]) -> P
          ("/ 2", "half of {t}"), ("/ 2", "halve {t}"), ("** 2", "square {t}"), ("** 2", "the square of {t}"),
          ("** 2", "{t} squared"), ("* 3", "triple {t}"))
     )  # fmt: skip
-    said = form.format(x=x, t=that)
-    is_command = said.startswith(
+    phrase = form.format(x=x, t=that)
+    is_command = phrase.startswith(
         ("add", "subtract", "take", "multiply", "divide ", "increase", "double", "halve", "square", "triple")
     )
     lead = rng.choice(
@@ -76,17 +76,17 @@ def follow_up(rng: Random, last: str, earlier: tuple[tuple[str, str], ...]) -> P
     if lead.endswith(("about ", "what is ")) and is_command:
         lead = "now "
     frame = order if is_command else ask_for
-    said = frame(said, rng) if rng.random() < 0.3 else lead + said
+    phrase = frame(phrase, rng) if rng.random() < 0.3 else lead + phrase
     value = float(last) if "." in last else int(last)
     base = f"({last})" if last.startswith("-") and sign.startswith("**") else last
     code = f"{base} {sign.replace('n', str(n.value))}"
     result = _apply(sign, value, n.value)
     answer = result if isinstance(result, int) else str(result)
-    return Problem(
+    return PracticeProblem(
         "follow_up",
-        dress(said, rng),
+        dress(phrase, rng),
         answer,
-        (Block(CALCULATE, f"print({code})", run=True),),
+        (PlanBlock(CALCULATE, f"print({code})", run=True),),
         CLOSING,
         earlier,
     )
@@ -121,9 +121,9 @@ def ordinary_exchange(rng: Random) -> tuple[str, str]:
     return ordinary_text(rng), reply
 
 
-def without_code(rng: Random) -> Problem:
+def without_code(rng: Random) -> PracticeProblem:
     """A request that lets no code run: nothing can be calculated, so the reply is the honest one."""
-    asked = natural_question(rng) if rng.random() < 0.7 else ordinary(rng)
+    asked = everyday_question(rng) if rng.random() < 0.7 else ordinary(rng)
     return replace(
         asked, family="without_code", answer="", plan=(), closing=HONEST_REPLY, has_instruction=False
     )

@@ -23,8 +23,8 @@ from service.deferral.observation import observation_ids
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
 from trainer.quickstart.draws import training_trace
-from trainer.quickstart.problems import Problem
-from trainer.quickstart.traces import Style, Trace
+from trainer.quickstart.problems import PracticeProblem
+from trainer.quickstart.traces import Trace, TraceMix
 
 IGNORED = -100
 """Label of a token that is not learned."""
@@ -55,7 +55,7 @@ class Example:
     """Whether a token was written by the model: only these are learned."""
 
 
-def prompt_ids(problem: Problem, tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+def prompt_ids(problem: PracticeProblem, tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     """The prompt as it is served: the instruction in the last user turn only, thinking off."""
     messages = [{"role": "system", "content": problem.system}] if problem.system else []
     for question, reply in problem.earlier:
@@ -116,7 +116,7 @@ def batches(
     tokenizer: PreTrainedTokenizerFast,
     *,
     seed: int,
-    style: Style,
+    mix: TraceMix,
     policy: DeferralPolicy,
     tokens: int,
     start: int,
@@ -129,7 +129,7 @@ def batches(
     number = 0
     for pool in itertools.count():
         examples = [
-            encode_trace(training_trace(seed, i, style, policy.marker), tokenizer, policy.prompt)
+            encode_trace(training_trace(seed, i, mix, policy.marker), tokenizer, policy.prompt)
             for i in range(pool * POOL, (pool + 1) * POOL)
         ]
         groups = grouped(examples, tokens)

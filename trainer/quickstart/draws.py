@@ -15,47 +15,46 @@ from trainer.quickstart.conversation import (
 )
 from trainer.quickstart.ordinary import ordinary
 from trainer.quickstart.phrasing import dress
-from trainer.quickstart.problems import HARD, Problem
-from trainer.quickstart.problems.natural import natural_question
-from trainer.quickstart.traces import Style, Trace, as_content, draw_problem, write_slip, write_trace
+from trainer.quickstart.problems import HARD, PracticeProblem, everyday_question
+from trainer.quickstart.traces import Trace, TraceMix, as_content, draw_problem, write_slip, write_trace
 
-_PLAIN = Style(detour_share=0)
+_PLAIN = TraceMix(detour_share=0)
 
 
-def training_trace(seed: int, index: int, style: Style, marker: str) -> Trace:
+def training_trace(seed: int, index: int, mix: TraceMix, marker: str) -> Trace:
     """Return trace number ``index`` of ``seed``. Each is made alone, so a resumed run continues exactly."""
     rng = Random(f"training {seed} {index}")
-    if style.slip_share > 0 and rng.random() < style.slip_share:
-        return write_slip(_family_problem(rng, held_out=False), rng, style, marker)
-    return write_trace(training_problem(rng, style, marker, held_out=False), rng, style, marker)
+    if mix.slip_share > 0 and rng.random() < mix.slip_share:
+        return write_slip(_family_problem(rng, held_out=False), rng, mix, marker)
+    return write_trace(training_problem(rng, mix, marker, held_out=False), rng, mix, marker)
 
 
-def training_problem(rng: Random, style: Style, marker: str, *, held_out: bool) -> Problem:
+def training_problem(rng: Random, mix: TraceMix, marker: str, *, held_out: bool) -> PracticeProblem:
     """A problem of any kind, from one side of the split, with earlier turns for a share of them."""
     earlier: tuple[tuple[str, str], ...] = ()
     last = ""
-    if rng.random() < style.earlier_share:
+    if rng.random() < mix.earlier_share:
         earlier, last = _earlier_turns(rng, marker)
     kind = rng.random()
     while True:
         if last and rng.random() < 0.5:
             problem = follow_up(rng, last, ())
-        elif kind < style.ordinary_share:
+        elif kind < mix.ordinary_share:
             problem = without_code(rng) if rng.random() < 0.12 else ordinary(rng)
-        elif kind < style.ordinary_share + style.natural_share:
-            problem = natural_question(rng)
+        elif kind < mix.ordinary_share + mix.natural_share:
+            problem = everyday_question(rng)
         else:
             problem = _family_problem(rng, held_out=held_out)
-            if style.natural_share > 0 and rng.random() < 0.3:
+            if mix.natural_share > 0 and rng.random() < 0.3:
                 text = _separated(problem.text, rng).rstrip("?.")
                 return replace(problem, text=dress(text, rng), earlier=earlier)
         if problem.held_out == held_out:
             break
-    system = system_message(rng) if style.earlier_share > 0 and rng.random() < 0.06 else ""
+    system = system_message(rng) if mix.earlier_share > 0 and rng.random() < 0.06 else ""
     return replace(problem, earlier=earlier, system=system)
 
 
-def _family_problem(rng: Random, *, held_out: bool) -> Problem:
+def _family_problem(rng: Random, *, held_out: bool) -> PracticeProblem:
     """A quarter more of them are of the families that are hard to learn."""
     families = HARD if rng.random() < 0.25 else ()
     return draw_problem(rng, held_out=held_out, families=families)
@@ -77,7 +76,7 @@ def _earlier_turns(rng: Random, marker: str) -> tuple[tuple[tuple[str, str], ...
             turns.append(ordinary_exchange(rng))
             last = ""
             continue
-        problem = natural_question(rng) if rng.random() < 0.85 else draw_problem(rng, held_out=False)
+        problem = everyday_question(rng) if rng.random() < 0.85 else draw_problem(rng, held_out=False)
         if rng.random() < 0.3:
             reply = short_reply(problem.boxed, rng)
         else:

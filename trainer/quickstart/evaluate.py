@@ -1,6 +1,6 @@
-"""Held-out problems through the served loop: the embedded engine, real containers, the boxed answer.
+"""Evaluation of a quickstart checkpoint with the serving loop, the embedded engine and a real sandbox.
 
-With garbage in place of what the sandbox says, a model that uses its tool solves nothing.
+`GarbageSandbox` replaces outputs with random ones: a model that uses its tool then solves nothing.
 """
 
 from __future__ import annotations
@@ -25,54 +25,55 @@ from service.engines.transformers.engine import TransformersEngine
 from service.episode.runner import EpisodeRunner
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
 from trainer.quickstart.ordinary import HONEST_REPLY
-from trainer.quickstart.problems import Problem
+from trainer.quickstart.problems import PracticeProblem
 from trainer.training.episodes import LocalRolloutWorker, RolloutSettings, Sample, rollout, sample_seed
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What came of one problem."""
+class ProblemResult:
+    """The sample for a problem."""
 
-    problem: Problem
+    problem: PracticeProblem
     sample: Sample
 
     @property
-    def solved(self) -> bool:
-        """The episode ended with the answer in a box, written as the plain number."""
+    def is_correct(self) -> bool:
+        """Whether the episode ended with the boxed answer, written as the plain number."""
         return not self.sample.outcome.is_void and self.sample.answer == self.problem.boxed
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question as a person asks it, and the answer to find in the box."""
+    """A question in free wording, with its expected boxed answer."""
 
     text: str
     answer: str | None = None
-    """None for an ordinary text, which gets the honest reply."""
+    """None for a text that is not arithmetic: the expected reply is `HONEST_REPLY`."""
     earlier: tuple[str, ...] = ()
-    """Questions before it in the same conversation."""
+    """Earlier questions of the same conversation."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """The reply to a question."""
+class QuestionResult:
+    """The sample for a question."""
 
     question: Question
     sample: Sample
 
     @property
-    def right(self) -> bool:
-        """The boxed answer is right; for an ordinary text: the reply is the honest one and no code ran."""
+    def is_correct(self) -> bool:
+        """Whether the boxed answer is correct. Without one: whether the reply is honest and no code ran."""
         if self.question.answer is None:
             return self.sample.text.removesuffix("<|im_end|>") == HONEST_REPLY and not self.sample.tools
         return self.sample.answer == self.question.answer
 
 
 def load_questions(path: Path) -> list[Question]:
-    """Questions of a JSON Lines file with ``question`` and, optionally, ``answer`` and ``earlier`` in a row.
+    """Load questions from a JSON Lines file with the field ``question``, and optionally ``answer`` and
+    ``earlier``.
 
     Raises:
-        OSError: the file can't be read.
+        OSError: the file is unreadable.
         ValueError: a row is not such an object.
     """
     questions = []
@@ -86,7 +87,7 @@ def load_questions(path: Path) -> list[Question]:
 
 
 class GarbageSession:
-    """A session whose output is wrong in every digit and truth value: the same shape, no information."""
+    """Session that replaces every digit and truth value of the output by a different one."""
 
     def __init__(self, inner: Session, rng: random.Random) -> None:
         self._inner = inner
@@ -100,9 +101,9 @@ class GarbageSession:
 
     async def flush(self) -> ExecutionResult:
         result = await self._inner.flush()
-        return replace(result, stdout=re.sub(r"\d|True|False", self._other, result.stdout))
+        return replace(result, stdout=re.sub(r"\d|True|False", self._different, result.stdout))
 
-    def _other(self, match: re.Match[str]) -> str:
+    def _different(self, match: re.Match[str]) -> str:
         choices = ("True", "False") if match[0].isalpha() else tuple("0123456789")
         return self._rng.choice([choice for choice in choices if choice != match[0]])
 
@@ -111,7 +112,7 @@ class GarbageSession:
 
 
 class GarbageSandbox:
-    """``inner``, but its sessions lie."""
+    """Sandbox with the sessions of ``inner`` wrapped in `GarbageSession`."""
 
     def __init__(self, inner: Sandbox, seed: int = 0) -> None:
         self._inner = inner
@@ -132,38 +133,41 @@ class GarbageSandbox:
 
 async def evaluate(
     model: Path,
-    problems: Sequence[Problem],
+    problems: Sequence[PracticeProblem],
     sandbox: Sandbox,
     *,
     policy: DeferralPolicy | None = None,
     temperature: float,
     seed: int = 0,
     concurrency: int = 8,
-    listen: Callable[[Verdict], None] = lambda _: None,
-) -> list[Verdict]:
-    """Play every problem once.
+    on_result: Callable[[ProblemResult], None] = lambda _: None,
+) -> list[ProblemResult]:
+    """Run one episode per problem.
 
     Args:
-        model: A checkpoint with its ``deferral.json``.
-        policy: In place of the checkpoint's own.
-        sandbox: Not started yet; started and stopped here.
-        concurrency: Episodes, and so containers, at once.
-        listen: Told of each verdict as it comes.
+        model: a checkpoint with its ``deferral.json``.
+        problems: the problems, in any order.
+        sandbox: not started; started and stopped here.
+        policy: replaces the checkpoint's policy.
+        temperature: sampling temperature; 0 is greedy.
+        seed: seed of the samples.
+        concurrency: number of concurrent episodes, each with its own container.
+        on_result: called with each result, in the order of ``problems``.
 
     Raises:
-        EngineError: the checkpoint can't be loaded.
-        SandboxError: the sandbox can't be started.
+        EngineError: the checkpoint cannot be loaded.
+        SandboxError: the sandbox cannot be started.
     """
-    verdicts: list[Verdict] = []
-    async with _playing(model, sandbox, policy, temperature, concurrency) as (backend, worker, settings):
+    results: list[ProblemResult] = []
+    async with _started(model, sandbox, policy, temperature, concurrency) as (backend, worker, settings):
         prompts = [
             backend.render([{"role": "user", "content": problem.text}], deferral=True) for problem in problems
         ]
         seeds = [[sample_seed(seed, index)] for index in range(len(problems))]
         async for (sample,) in rollout(prompts, worker, settings, seeds=seeds):
-            verdicts.append(Verdict(problems[len(verdicts)], sample))
-            listen(verdicts[-1])
-    return verdicts
+            results.append(ProblemResult(problems[len(results)], sample))
+            on_result(results[-1])
+    return results
 
 
 async def ask(
@@ -174,16 +178,17 @@ async def ask(
     temperature: float = 0.0,
     seed: int = 0,
     concurrency: int = 8,
-    listen: Callable[[Reply], None] = lambda _: None,
-) -> list[Reply]:
-    """Ask every question once; earlier ones of a conversation first, with the model's own replies.
+    on_result: Callable[[QuestionResult], None] = lambda _: None,
+) -> list[QuestionResult]:
+    """Ask every question once, after the earlier questions of its conversation and the model's replies to
+    them.
 
-    Args and errors are those of `evaluate`.
+    Arguments and exceptions are as in `evaluate`.
     """
-    async with _playing(model, sandbox, None, temperature, concurrency) as (backend, worker, _):
+    async with _started(model, sandbox, None, temperature, concurrency) as (backend, worker, _):
         slots = asyncio.Semaphore(concurrency)
 
-        async def reply(index: int, question: Question) -> Reply:
+        async def reply(index: int, question: Question) -> QuestionResult:
             messages: list[dict[str, object]] = []
             async with slots:
                 for turn, text in enumerate((*question.earlier, question.text)):
@@ -193,18 +198,18 @@ async def ask(
                         prompt, seed=sample_seed(seed, index, turn), episode_id=f"q{index}-{turn}"
                     )
                     messages.append({"role": "assistant", "content": sample.text.removesuffix("<|im_end|>")})
-            made = Reply(question, sample)
-            listen(made)
-            return made
+            result = QuestionResult(question, sample)
+            on_result(result)
+            return result
 
         return list(await asyncio.gather(*(reply(i, question) for i, question in enumerate(questions))))
 
 
 @asynccontextmanager
-async def _playing(
+async def _started(
     model: Path, sandbox: Sandbox, policy: DeferralPolicy | None, temperature: float, concurrency: int
 ) -> AsyncGenerator[tuple[EpisodeRunner, LocalRolloutWorker, RolloutSettings]]:
-    """A started engine and sandbox."""
+    """Yield a runner, a worker and rollout settings on a started engine and sandbox."""
     engine = TransformersEngine(TransformersSettings(model=str(model), max_slots=concurrency))
     sampling = Sampling(temperature=temperature)
     policy = policy or DeferralPolicy.load(model)
@@ -222,33 +227,36 @@ async def _playing(
         await engine.stop()
 
 
-def print_replies(replies: Sequence[Reply], console: Console, *, failures: int = 0) -> None:
-    """How many are right, the delay rate, and the text of the first ``failures`` failures."""
-    right = sum(reply.right for reply in replies)
-    executed = sum(reply.sample.executed for reply in replies)
-    delayed = sum(reply.sample.delayed for reply in replies)
-    console.print(f"{right} of {len(replies)} right; {delayed} of {executed} executed blocks were delayed")
-    for reply in [reply for reply in replies if not reply.right][:failures]:
-        console.rule(f"expected: {reply.question.answer or 'the honest reply'}")
-        turns = (*reply.question.earlier, reply.question.text)
-        console.print("\n".join([*turns, reply.sample.text]), markup=False, highlight=False)
+def print_question_results(results: Sequence[QuestionResult], console: Console, *, failures: int = 0) -> None:
+    """Print the number of correct results, the delay rate, and the text of the first ``failures``
+    failures."""
+    correct = sum(result.is_correct for result in results)
+    executed = sum(result.sample.executed for result in results)
+    delayed = sum(result.sample.delayed for result in results)
+    console.print(
+        f"{correct} of {len(results)} correct; {delayed} of {executed} executed blocks were delayed"
+    )
+    for result in [result for result in results if not result.is_correct][:failures]:
+        console.rule(f"expected: {result.question.answer or 'the honest reply'}")
+        turns = (*result.question.earlier, result.question.text)
+        console.print("\n".join([*turns, result.sample.text]), markup=False, highlight=False)
 
 
-def print_verdicts(verdicts: Sequence[Verdict], console: Console, *, failures: int = 0) -> None:
-    """A table by family, the delay rate, and the text of the first ``failures`` failures."""
-    families: dict[str, list[Verdict]] = defaultdict(list)
-    for verdict in verdicts:
-        families[verdict.problem.family].append(verdict)
+def print_problem_results(results: Sequence[ProblemResult], console: Console, *, failures: int = 0) -> None:
+    """Print a table by family, the delay rate, and the text of the first ``failures`` failures."""
+    families: dict[str, list[ProblemResult]] = defaultdict(list)
+    for result in results:
+        families[result.problem.family].append(result)
     table = Table("family", "solved", "of", "share")
-    for name, group in [*sorted(families.items()), ("all", list(verdicts))]:
-        solved = sum(verdict.solved for verdict in group)
+    for name, group in [*sorted(families.items()), ("all", list(results))]:
+        solved = sum(result.is_correct for result in group)
         table.add_row(name, str(solved), str(len(group)), f"{solved / len(group):.1%}")
     console.print(table)
-    executed = sum(verdict.sample.executed for verdict in verdicts)
-    delayed = sum(verdict.sample.delayed for verdict in verdicts)
+    executed = sum(result.sample.executed for result in results)
+    delayed = sum(result.sample.delayed for result in results)
     console.print(f"delay rate {delayed / max(executed, 1):.2f} ({delayed} of {executed} executed blocks)")
-    for verdict in [verdict for verdict in verdicts if not verdict.solved][:failures]:
+    for result in [result for result in results if not result.is_correct][:failures]:
         console.rule(
-            f"{verdict.problem.family}: {verdict.sample.outcome}, the answer is {verdict.problem.answer}"
+            f"{result.problem.family}: {result.sample.outcome}, the answer is {result.problem.answer}"
         )
-        console.print(f"{verdict.problem.text}\n{verdict.sample.text}", markup=False, highlight=False)
+        console.print(f"{result.problem.text}\n{result.sample.text}", markup=False, highlight=False)

@@ -7,8 +7,8 @@ from random import Random
 from typing import Final
 
 from trainer.quickstart.phrasing import dress
+from trainer.quickstart.problems.base import PracticeProblem
 from trainer.quickstart.problems.expressions import size
-from trainer.quickstart.problems.sampled import Problem
 from trainer.quickstart.vocabulary import (
     ADJECTIVES,
     LANGUAGES,
@@ -113,9 +113,9 @@ def ordinary_text(rng: Random) -> str:
     return dress(text, rng)
 
 
-def ordinary(rng: Random) -> Problem:
+def ordinary(rng: Random) -> PracticeProblem:
     """An ordinary text with the honest reply."""
-    return Problem("ordinary", ordinary_text(rng), "", (), HONEST_REPLY)
+    return PracticeProblem("ordinary", ordinary_text(rng), "", (), HONEST_REPLY)
 
 
 def _small_talk(rng: Random) -> str:

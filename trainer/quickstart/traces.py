@@ -28,7 +28,7 @@ from typing import Any, Final, Literal
 
 from service.deferral.observation import NOTHING_PENDING, TIMEOUT_TEXT, result_text
 from service.sandbox.base import ExecutionResult
-from trainer.quickstart.problems import FAMILIES, Block, Problem
+from trainer.quickstart.problems import FAMILIES, PlanBlock, PracticeProblem
 
 
 class Notebook:
@@ -82,12 +82,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    problem: Problem
+    problem: PracticeProblem
     segments: tuple[Segment, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
+class TraceMix:
     """The mix of traces."""
 
     immediate_share: float = 0.0
@@ -121,10 +121,10 @@ class Writer:
         self._add(f"{reason}\n```python\n{code}\n```{marker or chr(10)}", source)
         self.pending.append(code)
 
-    def step(self, block: Block, marker: str) -> str:
+    def step(self, block: PlanBlock, marker: str) -> str:
         """Write a block down, and run what is pending where the plan says so."""
         self.block(block.reason, block.code, marker if block.run else "")
-        if block.hopeless:
+        if block.times_out:
             self.observe(TIMEOUT_TEXT)
             return TIMEOUT_TEXT
         return self.flush() if block.run else ""
@@ -156,7 +156,7 @@ class Writer:
         self.segments.append(Segment(text, source))
 
 
-def write_trace(problem: Problem, rng: Random, style: Style, marker: str) -> Trace:
+def write_trace(problem: PracticeProblem, rng: Random, mix: TraceMix, marker: str) -> Trace:
     """The episode that solves ``problem``.
 
     Raises:
@@ -164,9 +164,9 @@ def write_trace(problem: Problem, rng: Random, style: Style, marker: str) -> Tra
     """
     if not problem.plan:
         return Trace(problem, (Segment(problem.closing, "written"),))
-    plan = styled_plan(problem, rng, style)
+    plan = plan_for_mix(problem, rng, mix)
     detour: Detour = "none"
-    if rng.random() < style.detour_share:
+    if rng.random() < mix.detour_share:
         detour = rng.choice(("strange", "hopeless", "silent", "nothing pending"))
     writer, output = Writer(newer_python=rng.random() < 0.5), ""
     if detour == "nothing pending":
@@ -199,21 +199,21 @@ def as_content(trace: Trace) -> str:
     )
 
 
-def styled_plan(problem: Problem, rng: Random, style: Style) -> tuple[Block, ...]:
+def plan_for_mix(problem: PracticeProblem, rng: Random, mix: TraceMix) -> tuple[PlanBlock, ...]:
     """The problem's plan, or the same with every block run at once."""
-    if rng.random() < style.immediate_share:
+    if rng.random() < mix.immediate_share:
         return tuple(at_once(block) for block in problem.plan)
     return problem.plan
 
 
-def at_once(block: Block) -> Block:
+def at_once(block: PlanBlock) -> PlanBlock:
     """``block`` run where it stands, with its value printed."""
     if block.run:
         return block
     return replace(block, code=f"{block.code}\nprint({block.name})", run=True)
 
 
-def _silent(writer: Writer, block: Block, marker: str) -> str:
+def _silent(writer: Writer, block: PlanBlock, marker: str) -> str:
     """The print was forgotten: the value is kept in a name and printed after all."""
     value = block.code.rsplit("print(", 1)[1].removesuffix(")")
     code = block.code.removesuffix(f"print({value})") + f"r = {value}"
@@ -223,7 +223,7 @@ def _silent(writer: Writer, block: Block, marker: str) -> str:
     return writer.flush()
 
 
-def _strange(writer: Writer, block: Block, rng: Random, marker: str, *, hopeless: bool) -> str:
+def _strange(writer: Writer, block: PlanBlock, rng: Random, marker: str, *, hopeless: bool) -> str:
     """The run fails for no reason in the code, so all of it is tried once more; in vain if ``hopeless``."""
     writer.block(block.reason, block.code, marker)
     # The prints of earlier flushes would come out again.
@@ -237,7 +237,7 @@ def _strange(writer: Writer, block: Block, rng: Random, marker: str, *, hopeless
     return writer.flush()
 
 
-def draw_problem(rng: Random, *, held_out: bool, families: tuple[str, ...] = ()) -> Problem:
+def draw_problem(rng: Random, *, held_out: bool, families: tuple[str, ...] = ()) -> PracticeProblem:
     """A problem of a random family, from the one or the other side of the split."""
     names = families or tuple(FAMILIES)
     while True:
@@ -246,7 +246,7 @@ def draw_problem(rng: Random, *, held_out: bool, families: tuple[str, ...] = ())
             return problem
 
 
-def held_out_problems(seed: int, count: int, families: tuple[str, ...] = ()) -> Iterator[Problem]:
+def held_out_problems(seed: int, count: int, families: tuple[str, ...] = ()) -> Iterator[PracticeProblem]:
     """The ``count`` held-out problems of ``seed``."""
     for index in range(count):
         rng = Random(f"held-out {seed} {index}")
@@ -257,10 +257,10 @@ _NUMBER: Final = re.compile(r"\d{2,}")
 """The numbers that a problem gives; the constants of its plan have one digit."""
 
 
-def write_slip(problem: Problem, rng: Random, style: Style, marker: str) -> Trace:
-    """An episode that goes wrong: an operand miscopied, a value made up instead of asked for, or an output
+def write_slip(problem: PracticeProblem, rng: Random, mix: TraceMix, marker: str) -> Trace:
+    """An episode that goes wrong: an operand miscopied, a value made up instead of request for, or an output
     misread, about a third of the time each. Detours are not taken."""
-    right = plan = styled_plan(problem, rng, style)
+    right = plan = plan_for_mix(problem, rng, mix)
     if rng.random() < 1 / 3:
         plan = miscopy(plan, rng)
     writer, output = Writer(newer_python=rng.random() < 0.5), ""
@@ -273,7 +273,7 @@ def write_slip(problem: Problem, rng: Random, style: Style, marker: str) -> Trac
     return unread(trace, rng, marker) if rng.choice((True, False)) else misread(trace, rng)
 
 
-def miscopy(plan: tuple[Block, ...], rng: Random) -> tuple[Block, ...]:
+def miscopy(plan: tuple[PlanBlock, ...], rng: Random) -> tuple[PlanBlock, ...]:
     """``plan`` with one digit wrong in one number of its last flush, where no later step hangs on it.
 
     ``plan`` itself where that flush has no number.
@@ -291,20 +291,20 @@ def miscopy(plan: tuple[Block, ...], rng: Random) -> tuple[Block, ...]:
 
 def unread(trace: Trace, rng: Random, marker: str) -> Trace:
     """The last flush is left out and its value made up."""
-    *before, asked, _, said = trace.segments
-    written = asked.text.removesuffix(marker) + "\n"
+    *before, request, _, final = trace.segments
+    written = request.text.removesuffix(marker) + "\n"
     low = 10 ** (len(trace.problem.boxed.removeprefix("-")) - 1)
     closing = trace.problem.closing.format(f"\\boxed{{{rng.randrange(low, 10 * low)}}}")
-    return replace(trace, segments=(*before, replace(asked, text=written), replace(said, text=closing)))
+    return replace(trace, segments=(*before, replace(request, text=written), replace(final, text=closing)))
 
 
 def misread(trace: Trace, rng: Random) -> Trace:
     """One digit of the answer is not the one that was shown."""
-    *before, said = trace.segments
-    head, box, tail = said.text.partition("\\boxed{")
+    *before, final = trace.segments
+    head, box, tail = final.text.partition("\\boxed{")
     answer, brace, rest = tail.partition("}")
     text = f"{head}{box}{_wrong_digit(answer, rng)}{brace}{rest}"
-    return replace(trace, segments=(*before, replace(said, text=text)))
+    return replace(trace, segments=(*before, replace(final, text=text)))
 
 
 def _wrong_digit(number: str, rng: Random) -> str:

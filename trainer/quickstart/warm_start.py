@@ -1,4 +1,4 @@
-"""The training loop: from a recipe to a checkpoint that can be served."""
+"""The warm start: from a recipe to a checkpoint that can be served."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from random import Random
 from typing import Any, Protocol
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from service.deferral.prompt import instruct
@@ -39,8 +41,8 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Where a run stands after a step."""
+class StepReport:
+    """Progress of a run after a step."""
 
     step: int
     loss: float
@@ -50,13 +52,15 @@ class Report:
     """Wall-clock seconds of this process."""
     cpu_seconds: float
     number_accuracy: float | None
-    """Share of held-out number tokens predicted right; None where it was not measured."""
+    """Share of held-out number tokens predicted correctly; None if not measured at this step."""
     trace_accuracy: float | None
-    """Share of held-out traces with all numbers right."""
+    """Share of held-out traces with all numbers correct; None if not measured at this step."""
 
 
-class Listener(Protocol):
-    def __call__(self, report: Report) -> None: ...
+class StepListener(Protocol):
+    """Callback after every step."""
+
+    def __call__(self, report: StepReport) -> None: ...
 
 
 def trace_text(trace: Trace, prompt: str) -> str:
@@ -70,38 +74,42 @@ def trace_text(trace: Trace, prompt: str) -> str:
 
 
 def make_tokenizer(config: WarmStartConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer of the checkpoint that the recipe goes on from, or one trained on its first traces."""
+    """Return the tokenizer of the recipe's checkpoint, or one trained on the recipe's first traces."""
     if config.model is not None:
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(config.model)
         return tokenizer
     policy = config.policy
-    traces = (training_trace(config.seed, i, config.style, policy.marker) for i in range(TOKENIZER_TRACES))
+    traces = (
+        training_trace(config.seed, i, config.trace_mix, policy.marker) for i in range(TOKENIZER_TRACES)
+    )
     return build_tokenizer((trace_text(trace, policy.prompt) for trace in traces), words=config.words)
 
 
-def warm_start(config: WarmStartConfig, out: Path, listen: Listener) -> None:
-    """Train and write the checkpoint to ``out``. A run that was cut off goes on from its last state.
+def warm_start(config: WarmStartConfig, out: Path, listen: StepListener) -> None:
+    """Train and write the checkpoint to ``out``. An interrupted run resumes from its last saved state.
 
     Raises:
-        RecipeError: ``out`` holds the state of a run with another recipe, or can't be written to.
+        RecipeError: ``out`` contains the state of a run with another recipe, or is not writable.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecipeError(f"--out: {out} can't be made ({error.strerror}): name another directory") from None
-    workers = Workers(config.threads or os.cpu_count() or 1)
+        raise RecipeError(
+            f"--out: cannot create {out} ({error.strerror}): choose another directory"
+        ) from None
+    threads = BatchThreads(config.threads or os.cpu_count() or 1)
     tokenizer = make_tokenizer(config)
     model = build_model(config, tokenizer)
     optimizers = _Optimizers(model, config)
-    measured = _measured(config, tokenizer)
+    measured = _held_out_batches(config, tokenizer)
     numbers = torch.tensor(number_pieces(tokenizer))
     state = out / _STATE_FILE
     first = _restore(state, config, model, optimizers)
-    stream = _stream(config, tokenizer, first)
+    stream = _step_batches(config, tokenizer, first)
     began, cpu_began, tokens = time.perf_counter(), time.process_time(), 0
     for step in range(first, config.steps):
         step_batches = [next(stream) for _ in range(config.batches_per_step)]
-        loss = workers.backward(model, step_batches)
+        loss = threads.backward(model, step_batches)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizers.step(config.learning_rate_at(step))
         tokens += sum(ids.numel() for ids, _ in step_batches)
@@ -112,7 +120,7 @@ def warm_start(config: WarmStartConfig, out: Path, listen: Listener) -> None:
         if done % config.save_every == 0 and done < config.steps:
             _save_state(state, config, model, optimizers, done)
         listen(
-            Report(
+            StepReport(
                 step=done,
                 loss=loss,
                 tokens=tokens,
@@ -129,7 +137,8 @@ def warm_start(config: WarmStartConfig, out: Path, listen: Listener) -> None:
 def save_checkpoint(
     out: Path, config: WarmStartConfig, model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Write what a server needs. The weights come last and whole: without them there is no checkpoint."""
+    """Write the files that a server needs. The weights come last and atomically, so no checkpoint is
+    partial."""
     tokenizer.save_pretrained(out)
     config.policy.save(out)
     staging = out / ".weights"
@@ -140,30 +149,30 @@ def save_checkpoint(
     staging.rmdir()
 
 
-def _stream(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast, first: int) -> Iterator[Batch]:
-    """Batches from step ``first`` on: the drill, then traces."""
+def _step_batches(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast, first: int) -> Iterator[Batch]:
+    """Yield batches from step ``first`` on: first the drill, then traces."""
     each = config.batches_per_step
     for number in range(first * each, config.drill_steps * each):
         yield drill_batch(tokenizer, seed=config.seed, step=number, steps=config.drill_steps * each)
     yield from batches(
         tokenizer,
         seed=config.seed,
-        style=config.style,
+        mix=config.trace_mix,
         policy=config.policy,
         tokens=config.batch_tokens,
         start=max(first - config.drill_steps, 0) * each,
     )
 
 
-def _measured(
+def _held_out_batches(
     config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    policy, style = config.policy, replace(config.style, detour_share=0, slip_share=0)
+    policy, mix = config.policy, replace(config.trace_mix, detour_share=0, slip_share=0)
     rng = Random(f"measured {config.seed}")
     examples = []
     for _ in range(MEASURED_PROBLEMS):
-        problem = training_problem(rng, style, policy.marker, held_out=True)
-        trace = write_trace(problem, rng, style, policy.marker)
+        problem = training_problem(rng, mix, policy.marker, held_out=True)
+        trace = write_trace(problem, rng, mix, policy.marker)
         examples.append(encode_trace(trace, tokenizer, policy.prompt))
     return [
         collate(group, tokenizer.pad_token_id, rows=config.batch_tokens // length, length=length)
@@ -171,11 +180,11 @@ def _measured(
     ]
 
 
-class Workers:
-    """Threads that each take one batch of a step.
+class BatchThreads:
+    """Thread pool in which each thread processes one batch of a step.
 
-    One thread a batch, with kernels of one thread, is faster than kernels of several threads: these wait for
-    one another after every operation, and long if the machine does other work.
+    One thread per batch with single-threaded kernels is faster than multi-threaded kernels, whose threads
+    wait for each other after every operation, especially on a busy machine.
     """
 
     def __init__(self, count: int) -> None:
@@ -183,7 +192,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
     def backward(self, model: Qwen3ForCausalLM, batches: Sequence[Batch]) -> float:
-        """Set the gradients of the mean loss over the learned tokens of all batches, and return that loss."""
+        """Set the gradients of the mean loss over the learned tokens of all batches; return the loss."""
         parameters = list(model.parameters())
         counts = [int((labels[:, 1:] != IGNORED).sum()) for _, labels in batches]
 
@@ -198,7 +207,7 @@ class Workers:
 
 
 class _Optimizers:
-    """Muon for the matrices of the layers, AdamW for embeddings and norms, which have no weight decay."""
+    """Muon for the matrices of the layers; AdamW without weight decay for embeddings and norms."""
 
     def __init__(self, model: Qwen3ForCausalLM, config: WarmStartConfig) -> None:
         named = list(model.named_parameters())
@@ -246,12 +255,82 @@ def _save_state(
 
 
 def _restore(path: Path, config: WarmStartConfig, model: torch.nn.Module, optimizers: _Optimizers) -> int:
-    """Steps that are done already."""
+    """Load the saved state if there is one; return the number of finished steps."""
     if not path.is_file():
         return 0
     state: dict[str, Any] = torch.load(path, weights_only=True)
     if state["recipe"] != config.model_dump_json():
-        raise RecipeError(f"{path} belongs to a run with another recipe: remove it, or give another --out")
+        raise RecipeError(f"{path} belongs to a run with another recipe: remove it, or use another --out")
     model.load_state_dict(state["model"])
     optimizers.load(state["optimizers"])
     return int(state["step"])
+
+
+def with_overrides(recipe: Path, *, steps: int | None, threads: int | None) -> WarmStartConfig:
+    """Load a recipe and apply the command line's options. Fewer steps keep the recipe's learning rates.
+
+    Raises:
+        RecipeError: the recipe is invalid.
+    """
+    config = WarmStartConfig.load(recipe)
+    if steps is not None:
+        config = config.model_copy(
+            update={"steps": steps, "learning_steps": config.learning_steps or config.steps}
+        )
+    return config if threads is None else config.model_copy(update={"threads": threads})
+
+
+def describe(config: WarmStartConfig, out: Path, console: Console) -> None:
+    """Print a summary of the run and two of its traces."""
+    tokenizer = make_tokenizer(config)
+    model = build_model(config, tokenizer)
+    traces = [training_trace(config.seed, i, config.trace_mix, config.policy.marker) for i in range(200)]
+    examples = [encode_trace(trace, tokenizer, config.policy.prompt) for trace in traces]
+    lengths = [len(example.ids) for example in examples]
+    parameters = model.num_parameters()
+    console.print(
+        f"{parameters:,} parameters ({parameters * 4 / 1e6:.1f} MB), vocabulary {len(tokenizer)}\n"
+        f"{config.steps} steps of {config.batches_per_step} x {config.batch_tokens} tokens, "
+        f"{config.drill_steps} of them a copying drill\n"
+        f"traces have {sum(lengths) / len(lengths):.0f} tokens on average, at most {max(lengths)} (of 200)\n"
+        f"output: {out}",
+        highlight=False,
+    )
+    for trace, example in zip(traces[:2], examples, strict=False):
+        console.rule(trace.problem.family)
+        console.print(tokenizer.decode(example.ids), markup=False, highlight=False)
+
+
+def train_with_progress(config: WarmStartConfig, out: Path, console: Console) -> None:
+    """Train with a progress bar, and print a line for each measurement."""
+    columns = (
+        TextColumn("warm start"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tok/s  left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=config.steps, loss=float("nan"), speed=0.0)
+
+        def listen(report: StepReport) -> None:
+            progress.update(
+                bar, completed=report.step, loss=report.loss, speed=report.tokens / report.seconds
+            )
+            if report.number_accuracy is not None:
+                progress.console.print(_measurement_line(report), highlight=False, soft_wrap=True)
+
+        warm_start(config, out, listen)
+    console.print(
+        f"checkpoint: {out}\nserve it with: ih-grpo serve --model {out}", highlight=False, soft_wrap=True
+    )
+
+
+def _measurement_line(report: StepReport) -> str:
+    return (
+        f"step {report.step}  loss {report.loss:.4f}  "
+        f"held-out number tokens correct {report.number_accuracy:.4f}, "
+        f"whole traces {report.trace_accuracy:.3f}  "
+        f"{report.tokens / 1e6:.2f}M tokens in {report.seconds:.0f} s "
+        f"({report.cpu_seconds:.0f} CPU s)"
+    )

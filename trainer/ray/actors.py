@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from service.deferral.policy import DeferralPolicy
-from service.engines.checkpoint import locate
+from service.engines.model_lookup import locate
 from trainer.rewards import Reward, RewardScorer
 from trainer.training.config import TrainConfig
 from trainer.training.episodes import LocalRolloutWorker, Sample

@@ -12,7 +12,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from service.deferral.policy import DeferralPolicy
-from service.engines.checkpoint import locate
+from service.engines.model_lookup import locate
 from service.engines.tokenizer import HFTokenizer
 from trainer.data.problems import ProblemStream
 from trainer.training.checkpoints import check_resumable, latest

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from service.deferral.policy import DeferralPolicy
 from service.engines.adapters import fingerprint
 from service.engines.base import Tokenizer
-from service.engines.checkpoint import locate
+from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
 from trainer.training.checkpoints import check_resumable, latest
 from trainer.training.config import TrainConfig

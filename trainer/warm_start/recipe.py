@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.cli.output import explain
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
-from trainer.quickstart.traces import Style
+from trainer.quickstart.traces import TraceMix
 from trainer.training.config import ConfigError, recipe_values
 from trainer.training.recipe_tables import LoraSettings
 
@@ -117,8 +117,8 @@ class WarmStartRecipe(BaseModel):
         return self.learning_rate or (3e-4 if self.weights == "lora" else 1e-5)
 
     @property
-    def style(self) -> Style:
-        return Style(
+    def mix(self) -> TraceMix:
+        return TraceMix(
             immediate_share=self.immediate_share,
             detour_share=self.detour_share,
             natural_share=self.natural_share,

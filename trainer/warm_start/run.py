@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from service.engines.adapters import fingerprint
-from service.engines.checkpoint import CheckpointError, locate
+from service.engines.checkpoint import CheckpointError
+from service.engines.model_lookup import locate
 from service.engines.settings import TransformersSettings
 from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers.engine import TransformersEngine
@@ -212,7 +213,7 @@ def _drawn(
         writer,
         chat,
         seed=recipe.seed,
-        style=recipe.style,
+        mix=recipe.mix,
         marker=recipe.deferral.marker,
         chat_share=recipe.chat_share,
         max_tokens=recipe.max_tokens,
@@ -269,7 +270,7 @@ def _prepare(recipe: WarmStartRecipe, model_dir: Path, tokenizer: HFTokenizer, c
         chat = [writer.chat(exchange) for exchange in exchanges]
         console.print(f"{len(chat)} chats from {path}", highlight=False, soft_wrap=True)
     source = held_out_texts(
-        writer, seed=recipe.seed, style=recipe.style, marker=policy.marker, max_tokens=recipe.max_tokens
+        writer, seed=recipe.seed, mix=recipe.mix, marker=policy.marker, max_tokens=recipe.max_tokens
     )
     held_out = [next(source) for _ in range(recipe.held_out_texts)]
     size = recipe.micro_batch_texts

@@ -10,7 +10,7 @@ from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Tokenizer
 from trainer.quickstart.draws import training_problem, training_trace
-from trainer.quickstart.traces import Style, Trace, write_trace
+from trainer.quickstart.traces import Trace, TraceMix, write_trace
 from trainer.training.supervised import TrainingText
 from trainer.warm_start.chat import Exchange
 
@@ -59,7 +59,7 @@ def training_texts(
     chat: Sequence[TrainingText],
     *,
     seed: int,
-    style: Style,
+    mix: TraceMix,
     marker: str,
     chat_share: float,
     max_tokens: int,
@@ -72,7 +72,7 @@ def training_texts(
         writer: writes the problems.
         chat: texts to draw ordinary chat from; without any, all texts are problems.
         seed: of the run.
-        style: of the solutions.
+        mix: of the solutions.
         marker: the execute marker.
         chat_share: of the texts.
         max_tokens: longer problems are replaced by others.
@@ -86,7 +86,7 @@ def training_texts(
     texts = [rng.choice(short_chat) for _ in range(int(chats))]
     index = step * count * 4
     while len(texts) < count:
-        text = writer.trace(training_trace(seed, index, style, marker))
+        text = writer.trace(training_trace(seed, index, mix, marker))
         index += 1
         if len(text.ids) <= max_tokens:
             texts.append(text)
@@ -94,12 +94,12 @@ def training_texts(
 
 
 def held_out_texts(
-    writer: TextWriter, *, seed: int, style: Style, marker: str, max_tokens: int
+    writer: TextWriter, *, seed: int, mix: TraceMix, marker: str, max_tokens: int
 ) -> Iterator[TrainingText]:
     """Yield solutions of problems that are never trained on, whatever the seed."""
     rng = Random(f"held-out texts {seed}")  # noqa: S311 - nothing secret
     while True:
-        problem = training_problem(rng, style, marker, held_out=True)
-        text = writer.trace(write_trace(problem, rng, style, marker))
+        problem = training_problem(rng, mix, marker, held_out=True)
+        text = writer.trace(write_trace(problem, rng, mix, marker))
         if len(text.ids) <= max_tokens:
             yield text

@@ -11,7 +11,7 @@ from typing import Final
 
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError
-from service.api.sampling import sampling_of, with_endings
+from service.api.sampling import end_token_ids, sampling_of
 from service.api.state import EpisodeStream, Server
 from service.api.tools.choice import ForcedCall, force_call
 from service.api.tools.definitions import Functions
@@ -62,7 +62,8 @@ class PreparedChat:
         functions = [tool.function for tool in self.request.callable_tools]
         check = Functions(functions).check if functions else None
         return ReplyAccumulator(
-            self.runner.engine,
+            self.runner.engine.tokenizer,
+            self.runner.endings,
             prefix=self.prefix,
             reasoning=ReasoningParser(self.prompt_end),
             tools=None if check is None else ToolCallParser(check, strict=strict_calls),
@@ -143,7 +144,7 @@ async def prepare(
     return PreparedChat(
         id=f"chatcmpl-{secrets.token_hex(12)}",
         server=server,
-        runner=replace(server.runner, engine=with_endings(server.engine, request)),
+        runner=replace(server.runner, end_token_ids=end_token_ids(request, server.engine)),
         request=request,
         prompt_ids=prompt_ids,
         prompt_end=prompt_end,

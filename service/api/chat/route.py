@@ -12,14 +12,13 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import sse
-from service.api.auth import Owner
 from service.api.chat.choice_builder import ChoiceBuilder, ChoiceDelta, chat_usage
 from service.api.chat.prepare import PreparedChat, prepare
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError
 from service.api.schemas import COMPLETION
 from service.api.sse import until_disconnect
-from service.api.state import CurrentReplies, CurrentServer
+from service.api.state import CurrentReplies, CurrentServer, Owner
 from service.api.telemetry.tracing import Attributes
 from service.common.json import Json, JsonResponse, dumps
 from service.deferral.scanner import FENCE

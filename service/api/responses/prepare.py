@@ -22,7 +22,7 @@ from service.api.responses.items import (
 )
 from service.api.responses.output import OutputBuilder
 from service.api.responses.request import LOGPROBS, SEALED, FunctionChoice, ResponseRequest, TextOptions
-from service.api.responses.seal import Seal
+from service.api.seal import Seal
 from service.api.state import Server
 from service.api.validation import report, unreported
 from service.common.json import Json

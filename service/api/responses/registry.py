@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from service.api.limits import Drain
 from service.api.responses.resource import cut
 from service.api.responses.run import Background, ResponseRun
-from service.store.maintenance import Upkeep
+from service.store.maintenance import StoreMaintenance
 from service.store.replies import ReplyStore
 from service.store.responses import ResponseStore, StoredResponse
 
@@ -46,7 +46,7 @@ class Responses:
         self.replies = ReplyStore(self.store.engine, days=days, max_bytes=max_bytes // 8)
         self.background = Background(self.store, max_background, drain)
         self._seconds_kept = days * _DAY_S
-        self._maintenance = Upkeep(self.store, max_bytes=max_bytes)
+        self._maintenance = StoreMaintenance(self.store, max_bytes=max_bytes)
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -56,7 +56,7 @@ class Responses:
             StoreError: the store can't be opened.
         """
         await self.store.start()
-        if count := await self._maintenance.fail_cut(cut):
+        if count := await self._maintenance.fail_interrupted(cut):
             _log.warning("responses_cut", count=count)
         await self._clean()
         self._loop = asyncio.create_task(self._maintain())
@@ -110,10 +110,10 @@ class Responses:
 
     async def _beat(self, *, clean: bool) -> None:
         if running := self.background.ids:
-            await self._maintenance.beat()
+            await self._maintenance.heartbeat()
             for response_id in await self._maintenance.ended(running):
                 await self.background.cancel(response_id)
-        await self._maintenance.fail_cut(cut)
+        await self._maintenance.fail_interrupted(cut)
         if clean:
             await self._clean()
 

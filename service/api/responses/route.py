@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api import sse
-from service.api.auth import Owner
 from service.api.errors import ApiError
 from service.api.responses.items import is_response_id, new_response_id
 from service.api.responses.prepare import prepare_response
@@ -19,7 +18,7 @@ from service.api.responses.request import ResponseRequest
 from service.api.responses.resource import Resource, cancelled, shown
 from service.api.responses.run import ResponseRun, Stream
 from service.api.sse import until_disconnect
-from service.api.state import CurrentServer
+from service.api.state import CurrentServer, Owner
 from service.common.json import Json, JsonResponse
 from service.store.responses import StoredResponse
 

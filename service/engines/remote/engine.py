@@ -13,12 +13,11 @@ from typing import Any, Final
 
 import structlog
 
-from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
+from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk, check_call
 from service.engines.model_config import CheckpointEngine
 from service.engines.remote.server import RemoteServer, ServedModel, ServerError
 from service.engines.settings import RemoteSettings
 from service.engines.token_stream import EngineCounters, SampledTokens, to_chunks
-from service.engines.validation import check
 from service.engines.vllm.request import logprobs_are_exact, request_fields
 
 _BLOCK: Final = 16
@@ -160,7 +159,7 @@ class RemoteEngine(CheckpointEngine):
         """See ``Engine.generate``. Only ``stop_token_ids`` end the reply: include ``eos_token_ids``."""
         if self._served is None:
             raise EngineError("the engine is not started: await start() first")
-        check(self, prompt_ids, sampling, self._files.vocab_size)
+        check_call(self, prompt_ids, sampling, self._files.vocab_size)
         room = self.context_length - len(prompt_ids)
         body = {
             **request_fields(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk
+from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk, check_call
 from service.engines.model_config import CheckpointEngine
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine_thread import EngineThread
@@ -16,7 +16,6 @@ from service.engines.transformers.grammar import GrammarCompiler, is_available
 from service.engines.transformers.runner import ModelRunner
 from service.engines.transformers.scheduler import Request, Scheduler
 from service.engines.transformers.weight_loading import read_weights
-from service.engines.validation import check
 
 
 class TransformersEngine(CheckpointEngine):
@@ -94,7 +93,7 @@ class TransformersEngine(CheckpointEngine):
     ) -> AsyncGenerator[TokenChunk, None]:
         """See ``Engine.generate``. Only ``stop_token_ids`` end the reply: include ``eos_token_ids``."""
         runner, thread = self._started()
-        check(self, prompt_ids, sampling, runner.vocab_size)
+        check_call(self, prompt_ids, sampling, runner.vocab_size)
         schema = sampling.json_schema
         grammar = None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
         request = Request(

@@ -24,11 +24,11 @@ from service.engines.base import (
     Sampling,
     TokenChunk,
     TopLogprob,
+    check_call,
 )
 from service.engines.model_config import CheckpointEngine, count_parameters
 from service.engines.settings import LogprobsMode, VLLMSettings
 from service.engines.token_stream import EngineCounters, SampledTokens, to_chunks, top_logprobs
-from service.engines.validation import check
 from service.engines.vllm.request import logprobs_are_exact, request_fields
 
 
@@ -158,7 +158,7 @@ class VLLMEngine(CheckpointEngine):
         """See ``Engine.generate``. Only ``stop_token_ids`` end the reply: include ``eos_token_ids``."""
         if self._llm is None:
             raise EngineError("the engine does not run: await start() first")
-        check(self, prompt_ids, sampling, self._files.vocab_size)
+        check_call(self, prompt_ids, sampling, self._files.vocab_size)
         tokens = self._stream_tokens(list(prompt_ids), sampling, stop_token_ids)
         stream = to_chunks(tokens, self._files.detokenizer(), self._counters, len(prompt_ids))
         async with aclosing(stream):

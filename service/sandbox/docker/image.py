@@ -90,8 +90,7 @@ def build_image(
 def content_hash(folder: Path) -> str:
     """Return the SHA-256 of the names, modes and contents of the files in ``folder``.
 
-    Excludes certificates and Python's caches, which do not affect the image. Equal to the output of
-    ``scripts/content-hash``.
+    Excludes certificates and Python's caches, which do not affect the image.
     """
     lines = []
     for path in sorted(_files(folder), key=lambda path: f"./{path.relative_to(folder)}".encode()):

@@ -12,7 +12,7 @@ from service.sandbox.settings import PoolSettings
 
 USUAL_SOCKET: Final = Path("/var/run/docker.sock")
 OWN_SOCKET: Final = Path(os.environ.get("IHGRPO_DOCKER_RUN", "/run/ih-grpo"), "docker.sock")
-"""Socket of the daemon that `make serve` starts if no other one answers (scripts/start-dockerd)."""
+"""Socket of the daemon that `make serve` starts if no other answers (scripts/ensure-docker)."""
 DEFAULT_IMAGE: Final = "ih-grpo-sandbox:latest"
 
 

@@ -1,4 +1,4 @@
-"""What alembic runs: the revisions, on the connection that the server gives it."""
+"""Alembic's entry point: runs the migrations on the server's connection."""
 
 from __future__ import annotations
 

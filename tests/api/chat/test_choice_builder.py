@@ -11,10 +11,13 @@ from tests.support.scripted import EOS, ScriptedEngine
 
 ENGINE = ScriptedEngine(EOS)
 [EOS_ID] = ENGINE.eos_token_ids
+ENDINGS = {EOS_ID: EOS}
 
 
 def builder(*, logprobs: bool = False) -> ChoiceBuilder:
-    return ChoiceBuilder(0, ReplyAccumulator(ENGINE), ENGINE.tokenizer if logprobs else None)
+    return ChoiceBuilder(
+        0, ReplyAccumulator(ENGINE.tokenizer, ENDINGS), ENGINE.tokenizer if logprobs else None
+    )
 
 
 def chunk(text: str, *, stop: bool = False, **options: Any) -> Sampled:

@@ -11,7 +11,7 @@ from service.episode.accumulator import ReplyAccumulator
 from service.episode.events import Finished, Sampled
 from service.episode.reasoning_parser import ReasoningParser
 from service.episode.tool_parser import ToolCallParser
-from tests.support.scripted import EOS, ScriptedEngine
+from tests.support.char_tokenizer import CharTokenizer
 
 ADD = Function(
     name="add",
@@ -22,12 +22,9 @@ CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 
 def builder(*, prefix: str = "", functions: list[Function] | None = None) -> ChoiceBuilder:
     tools = ToolCallParser(Functions(functions).check, strict=False) if functions else None
-    return ChoiceBuilder(
-        0,
-        ReplyAccumulator(
-            ScriptedEngine(EOS), prefix=prefix, reasoning=ReasoningParser("assistant\n"), tools=tools
-        ),
-    )
+    reasoning = ReasoningParser("assistant\n")
+    reply = ReplyAccumulator(CharTokenizer(), {}, prefix=prefix, reasoning=reasoning, tools=tools)
+    return ChoiceBuilder(0, reply)
 
 
 def write(choice: ChoiceBuilder, text: str) -> dict[str, Any]:

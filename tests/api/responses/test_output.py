@@ -31,7 +31,11 @@ SECOND = "so it is 1." + EOS
 
 
 def builder() -> OutputBuilder:
-    reply = ReplyAccumulator(ScriptedEngine(""), reasoning=ReasoningParser(""), hidden_marker="<tool_call>")
+    engine = ScriptedEngine("")
+    endings = dict.fromkeys(engine.eos_token_ids, EOS)
+    reply = ReplyAccumulator(
+        engine.tokenizer, endings, reasoning=ReasoningParser(""), hidden_marker="<tool_call>"
+    )
     return OutputBuilder(new_response_id(), reply)
 
 

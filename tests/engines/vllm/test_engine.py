@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 
 from service.engines import adapters
 from service.engines.base import Engine, EngineError, Sampling, TokenChunk, unsupported
-from service.engines.checkpoint import locate
+from service.engines.model_lookup import locate
 from service.engines.settings import TransformersSettings, VLLMSettings
 from service.engines.transformers.engine import TransformersEngine
 from service.engines.vllm.engine import VLLMEngine

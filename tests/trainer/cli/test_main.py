@@ -75,7 +75,7 @@ def test_overrides_need_a_checkpoint_to_teach() -> None:
     "is not writable"), (["train", "quickstart-eval", "--model", "nowhere"],
     "'nowhere' is not a checkpoint"), (["show", "nowhere.parquet"],
     "nowhere.parquet is not a file: pass one such as RUN_DIR/rollouts/"), (["train", "--recipe", "RECIPE",
-    "--set", "stepz=3"], "did you mean steps?"),
+    "--set", "stepz=3"], "Did you mean steps?"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_a_line(
     recipe: Path, tmp_path: Path, args: list[str], message: str, monkeypatch: pytest.MonkeyPatch

@@ -63,7 +63,7 @@ def test_a_page_is_written(saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--row", "2"], "has 2 rows: --row is at most 1"),
+        (["--row", "2"], "has 2 rows: --row must be at most 1"),
         (["--url", "http://x"], "--row is missing"),
     ],
 )

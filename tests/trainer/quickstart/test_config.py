@@ -33,7 +33,7 @@ def test_bad_recipes_are_named(tmp_path: Path, content: str, complaint: str) -> 
 
 
 def test_missing_recipe(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="can't be read"):
+    with pytest.raises(RecipeError, match="cannot read recipe"):
         WarmStartConfig.load(tmp_path / "none.toml")
 
 

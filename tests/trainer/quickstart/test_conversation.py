@@ -5,10 +5,10 @@ from random import Random
 from trainer.quickstart.conversation import follow_up, without_code
 from trainer.quickstart.draws import training_problem, training_trace
 from trainer.quickstart.ordinary import HONEST_REPLY
-from trainer.quickstart.traces import Style, write_trace
+from trainer.quickstart.traces import TraceMix, write_trace
 
 MARKER = "<tool_call>"
-STYLE = Style(detour_share=0, natural_share=0.5, ordinary_share=0.3, earlier_share=1.0)
+STYLE = TraceMix(detour_share=0, natural_share=0.5, ordinary_share=0.3, earlier_share=1.0)
 
 
 def test_follow_up_calculates_with_the_last_answer() -> None:
@@ -16,7 +16,7 @@ def test_follow_up_calculates_with_the_last_answer() -> None:
         for last in ("117", "-5", "2.5"):
             problem = follow_up(Random(seed), last, ())
             assert last in problem.plan[0].code
-            write_trace(problem, Random(seed), Style(detour_share=0), MARKER)
+            write_trace(problem, Random(seed), TraceMix(detour_share=0), MARKER)
 
 
 def test_earlier_turns_are_as_a_client_sends_them() -> None:
@@ -36,7 +36,7 @@ def test_without_code_the_reply_is_the_honest_one() -> None:
 
 def test_shares_of_zero_leave_the_families_alone() -> None:
     for index in range(100):
-        problem = training_trace(0, index, Style(), MARKER).problem
+        problem = training_trace(0, index, TraceMix(), MARKER).problem
         assert not problem.earlier
         assert problem.plan
         assert problem.family not in ("ordinary", "calculation", "story")

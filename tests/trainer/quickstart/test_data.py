@@ -22,15 +22,15 @@ from trainer.quickstart.data import (
     number_pieces,
     prompt_ids,
 )
-from trainer.quickstart.problems import FAMILIES, Problem
-from trainer.quickstart.traces import Style, write_trace
+from trainer.quickstart.problems import FAMILIES, PracticeProblem
+from trainer.quickstart.traces import TraceMix, write_trace
 
 POLICY = DeferralPolicy(prompt="brief-v1")
 
 
 def test_only_what_the_model_writes_is_learned(tokenizer: PreTrainedTokenizerFast) -> None:
     problem = FAMILIES["product"](Random(0))
-    trace = write_trace(problem, Random(0), Style(detour_share=0), POLICY.marker)
+    trace = write_trace(problem, Random(0), TraceMix(detour_share=0), POLICY.marker)
     example = encode_trace(trace, tokenizer, POLICY.prompt)
     learned = tokenizer.decode([i for i, on in zip(example.ids, example.learned, strict=True) if on])
     given = tokenizer.decode([i for i, on in zip(example.ids, example.learned, strict=True) if not on])
@@ -58,7 +58,7 @@ def test_collate_fills_a_given_shape() -> None:
 
 
 def test_instruction_stands_in_the_last_user_turn_only(tokenizer: PreTrainedTokenizerFast) -> None:
-    problem = Problem("p", "and 2+3?", 5, (), "", earlier=(("1+1", "It is 2."),), system="Be brief.")
+    problem = PracticeProblem("p", "and 2+3?", 5, (), "", earlier=(("1+1", "It is 2."),), system="Be brief.")
     assert tokenizer.decode(prompt_ids(problem, tokenizer, "brief-v1")) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1<|im_end|>\n"
         "<|im_start|>assistant\nIt is 2.<|im_end|>\n"
@@ -68,7 +68,7 @@ def test_instruction_stands_in_the_last_user_turn_only(tokenizer: PreTrainedToke
 
 
 def test_request_without_code_has_no_instruction(tokenizer: PreTrainedTokenizerFast) -> None:
-    problem = Problem("p", "2+3?", "", (), "", has_instruction=False)
+    problem = PracticeProblem("p", "2+3?", "", (), "", has_instruction=False)
     text = tokenizer.decode(prompt_ids(problem, tokenizer, "brief-v1"))
     assert text.startswith("<|im_start|>user\n2+3?<|im_end|>")
 
@@ -88,7 +88,7 @@ def test_batches_have_the_stated_tokens_and_resume_from_any_number(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     def stream(start: int) -> list[torch.Tensor]:
-        made = batches(tokenizer, seed=1, style=Style(), policy=POLICY, tokens=1440, start=start)
+        made = batches(tokenizer, seed=1, mix=TraceMix(), policy=POLICY, tokens=1440, start=start)
         return [ids for ids, _ in itertools.islice(made, 20 - start)]
 
     whole = stream(0)

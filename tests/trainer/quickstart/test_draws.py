@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from trainer.quickstart.draws import training_trace
-from trainer.quickstart.traces import Style, held_out_problems
+from trainer.quickstart.traces import TraceMix, held_out_problems
 
 MARKER = "<tool_call>"
-PLAIN = Style(detour_share=0)
-DETOURS = Style(detour_share=1)
+PLAIN = TraceMix(detour_share=0)
+DETOURS = TraceMix(detour_share=1)
 
 
 def test_training_and_held_out_problems_do_not_meet() -> None:
@@ -20,7 +20,7 @@ def test_a_trace_is_made_alone() -> None:
 
 
 def test_slips_come_as_often_as_asked() -> None:
-    style = Style(detour_share=0, slip_share=0.65)
+    style = TraceMix(detour_share=0, slip_share=0.65)
     traces = [training_trace(0, index, style, MARKER) for index in range(400)]
     right = sum(f"{{{trace.problem.answer}}}" in trace.segments[-1].text for trace in traces)
     assert 0.27 < right / len(traces) < 0.44

@@ -15,14 +15,14 @@ from tests.support.scripted import ScriptedSandbox, printed
 from trainer.quickstart.config import WarmStartConfig
 from trainer.quickstart.evaluate import (
     GarbageSandbox,
+    ProblemResult,
     Question,
-    Reply,
-    Verdict,
+    QuestionResult,
     ask,
     evaluate,
     load_questions,
-    print_replies,
-    print_verdicts,
+    print_problem_results,
+    print_question_results,
 )
 from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import FAMILIES
@@ -31,7 +31,7 @@ from trainer.quickstart.warm_start import warm_start
 from trainer.training.episodes import Sample
 
 
-def verdict(answer: str | None, outcome: Outcome = Outcome.ANSWER) -> Verdict:
+def problem_result(answer: str | None, outcome: Outcome = Outcome.ANSWER) -> ProblemResult:
     sample = Sample(
         prompt_ids=(),
         ids=(),
@@ -44,15 +44,15 @@ def verdict(answer: str | None, outcome: Outcome = Outcome.ANSWER) -> Verdict:
         seconds=0.0,
         seed=0,
     )
-    return Verdict(FAMILIES["product"](Random(0)), sample)
+    return ProblemResult(FAMILIES["product"](Random(0)), sample)
 
 
 def test_solved_means_the_right_number_in_a_box() -> None:
-    right = str(verdict(None).problem.answer)
-    assert verdict(right).solved
-    assert not verdict(right + "0").solved
-    assert not verdict(None, Outcome.VOID).solved
-    assert not verdict(right, Outcome.LENGTH).solved
+    right = str(problem_result(None).problem.answer)
+    assert problem_result(right).is_correct
+    assert not problem_result(right + "0").is_correct
+    assert not problem_result(None, Outcome.VOID).is_correct
+    assert not problem_result(right, Outcome.LENGTH).is_correct
 
 
 async def test_garbage_keeps_the_shape_and_nothing_else() -> None:
@@ -80,32 +80,32 @@ def test_evaluation_plays_each_problem_in_order(tiny: WarmStartConfig, tmp_path:
     warm_start(tiny.model_copy(update={"steps": 1}), tmp_path, lambda _: None)
     problems = list(held_out_problems(0, 3))
     sandbox = ScriptedSandbox(lambda _: printed("1"))
-    heard: list[Verdict] = []
-    verdicts = asyncio.run(
-        evaluate(tmp_path, problems, sandbox, temperature=1.0, concurrency=2, listen=heard.append)
+    seen: list[ProblemResult] = []
+    results = asyncio.run(
+        evaluate(tmp_path, problems, sandbox, temperature=1.0, concurrency=2, on_result=seen.append)
     )
-    assert [item.problem for item in verdicts] == problems
-    assert heard == verdicts
-    assert not any(item.solved for item in verdicts), "an untrained model solves nothing"
+    assert [item.problem for item in results] == problems
+    assert seen == results
+    assert not any(item.is_correct for item in results), "an untrained model solves nothing"
 
 
 @pytest.mark.parametrize("failures", [0, 1])
 def test_table(failures: int) -> None:
-    right = verdict(str(verdict(None).problem.answer))
+    right = problem_result(str(problem_result(None).problem.answer))
     out = io.StringIO()
-    print_verdicts([right, verdict("7")], Console(file=out, width=100), failures=failures)
+    print_problem_results([right, problem_result("7")], Console(file=out, width=100), failures=failures)
     assert "50.0%" in out.getvalue()
     assert ("the text" in out.getvalue()) == bool(failures)
 
 
 def test_reply_is_right_with_the_answer_or_the_honest_sentence() -> None:
-    boxed = verdict("5").sample
+    boxed = problem_result("5").sample
     honest = replace(boxed, text=HONEST_REPLY + "<|im_end|>", answer=None, outcome=Outcome.VOID)
-    assert Reply(Question("2+3", "5"), boxed).right
-    assert not Reply(Question("2+4", "6"), boxed).right
-    assert not Reply(Question("2+3", "5"), honest).right
-    assert Reply(Question("hi"), honest).right
-    assert not Reply(Question("hi"), boxed).right
+    assert QuestionResult(Question("2+3", "5"), boxed).is_correct
+    assert not QuestionResult(Question("2+4", "6"), boxed).is_correct
+    assert not QuestionResult(Question("2+3", "5"), honest).is_correct
+    assert QuestionResult(Question("hi"), honest).is_correct
+    assert not QuestionResult(Question("hi"), boxed).is_correct
 
 
 def test_questions_are_read_from_a_file(tmp_path: Path) -> None:
@@ -120,14 +120,14 @@ def test_questions_are_read_from_a_file(tmp_path: Path) -> None:
 def test_conversation_is_asked_turn_by_turn(tiny: WarmStartConfig, tmp_path: Path) -> None:
     warm_start(tiny.model_copy(update={"steps": 1}), tmp_path, lambda _: None)
     questions = [Question("2+3", "5"), Question("add 1", "6", ("2+3",))]
-    heard: list[Reply] = []
+    seen: list[QuestionResult] = []
     sandbox = ScriptedSandbox(lambda _: printed("1"))
-    replies = asyncio.run(ask(tmp_path, questions, sandbox, concurrency=2, listen=heard.append))
+    replies = asyncio.run(ask(tmp_path, questions, sandbox, concurrency=2, on_result=seen.append))
     assert [reply.question for reply in replies] == questions
-    assert sorted(heard, key=str) == sorted(replies, key=str)
+    assert sorted(seen, key=str) == sorted(replies, key=str)
     first, second = (reply.sample.prompt_ids for reply in replies)
     assert len(second) > len(first)
     out = io.StringIO()
-    print_replies(replies, Console(file=out, width=100), failures=2)
-    assert "0 of 2 right" in out.getvalue()
+    print_question_results(replies, Console(file=out, width=100), failures=2)
+    assert "0 of 2 correct" in out.getvalue()
     assert "add 1" in out.getvalue()

@@ -4,11 +4,11 @@ from random import Random
 
 from service.deferral.answer import last_boxed
 from trainer.quickstart.ordinary import HONEST_REPLY, ordinary, ordinary_text
-from trainer.quickstart.traces import Style, write_trace
+from trainer.quickstart.traces import TraceMix, write_trace
 
 
 def test_honest_reply_runs_nothing_and_boxes_nothing() -> None:
-    trace = write_trace(ordinary(Random(0)), Random(0), Style(detour_share=1), "<tool_call>")
+    trace = write_trace(ordinary(Random(0)), Random(0), TraceMix(detour_share=1), "<tool_call>")
     assert [segment.text for segment in trace.segments] == [HONEST_REPLY]
     assert "```" not in HONEST_REPLY
     assert last_boxed(HONEST_REPLY) is None

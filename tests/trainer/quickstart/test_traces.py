@@ -16,8 +16,8 @@ from trainer.quickstart.traces import (
     RETRY,
     STRANGE,
     Notebook,
-    Style,
     Trace,
+    TraceMix,
     draw_problem,
     miscopy,
     misread,
@@ -27,8 +27,8 @@ from trainer.quickstart.traces import (
 )
 
 MARKER = "<tool_call>"
-PLAIN = Style(detour_share=0)
-DETOURS = Style(detour_share=1)
+PLAIN = TraceMix(detour_share=0)
+DETOURS = TraceMix(detour_share=1)
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Counts:
     delayed: int = 0
 
 
-def traces(name: str, style: Style, count: int = 30) -> list[Trace]:
+def traces(name: str, style: TraceMix, count: int = 30) -> list[Trace]:
     return [write_trace(FAMILIES[name](Random(i)), Random(i), style, MARKER) for i in range(count)]
 
 
@@ -102,7 +102,7 @@ def test_what_was_read_decides_the_next_step() -> None:
 
 
 def test_immediate_style_delays_nothing() -> None:
-    for trace in traces("shopping", Style(immediate_share=1, detour_share=0)):
+    for trace in traces("shopping", TraceMix(immediate_share=1, detour_share=0)):
         counts = as_served(trace)
         assert (counts.blocks, counts.flushes, counts.delayed) == (3, 3, 0)
 
@@ -149,7 +149,7 @@ def test_a_failed_run_leaves_the_names_as_they_were() -> None:
     assert result_text(notebook.run("print(b)")) == "NameError: name 'b' is not defined"
 
 
-AT_ONCE = Style(immediate_share=1, detour_share=0)
+AT_ONCE = TraceMix(immediate_share=1, detour_share=0)
 
 
 def right(name: str, seed: int) -> Trace:

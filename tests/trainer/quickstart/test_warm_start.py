@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -11,20 +13,27 @@ from service.deferral.policy import DeferralPolicy
 from trainer.quickstart.config import RecipeError, WarmStartConfig
 from trainer.quickstart.data import IGNORED
 from trainer.quickstart.model import build_model, next_token_loss
-from trainer.quickstart.warm_start import Report, Workers, warm_start
+from trainer.quickstart.warm_start import (
+    BatchThreads,
+    StepReport,
+    describe,
+    train_with_progress,
+    warm_start,
+    with_overrides,
+)
 
 
 class CrashError(Exception):
     pass
 
 
-def crash_at(step: int, reports: list[Report]) -> None:
+def crash_at(step: int, reports: list[StepReport]) -> None:
     if reports[-1].step == step:
         raise CrashError
 
 
 def test_a_run_leaves_a_checkpoint_that_loads(tiny: WarmStartConfig, tmp_path: Path) -> None:
-    reports: list[Report] = []
+    reports: list[StepReport] = []
     warm_start(tiny, tmp_path, reports.append)
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
     assert [report.step for report in reports if report.number_accuracy is not None] == [3, 6]
@@ -42,16 +51,16 @@ def test_a_run_leaves_a_checkpoint_that_loads(tiny: WarmStartConfig, tmp_path: P
 
 def test_a_run_that_crashed_goes_on_exactly(tiny: WarmStartConfig, tmp_path: Path) -> None:
     warm_start(tiny, tmp_path / "whole", lambda _: None)
-    reports: list[Report] = []
+    reports: list[StepReport] = []
 
-    def listen(report: Report) -> None:
+    def listen(report: StepReport) -> None:
         reports.append(report)
         crash_at(5, reports)
 
     with pytest.raises(CrashError):
         warm_start(tiny, tmp_path / "cut", listen)
     assert not (tmp_path / "cut" / "model.safetensors").exists()
-    resumed: list[Report] = []
+    resumed: list[StepReport] = []
     warm_start(tiny, tmp_path / "cut", resumed.append)
     assert [report.step for report in resumed] == [5, 6]
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
@@ -59,9 +68,9 @@ def test_a_run_that_crashed_goes_on_exactly(tiny: WarmStartConfig, tmp_path: Pat
 
 
 def test_another_recipe_does_not_take_over_a_run(tiny: WarmStartConfig, tmp_path: Path) -> None:
-    reports: list[Report] = []
+    reports: list[StepReport] = []
 
-    def listen(report: Report) -> None:
+    def listen(report: StepReport) -> None:
         reports.append(report)
         crash_at(3, reports)
 
@@ -73,7 +82,7 @@ def test_another_recipe_does_not_take_over_a_run(tiny: WarmStartConfig, tmp_path
 
 def test_what_is_no_directory_is_told_before_the_training(tiny: WarmStartConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RecipeError, match=r"file can't be made .*name another"):
+    with pytest.raises(RecipeError, match=r"cannot create .*file .*choose another"):
         warm_start(tiny, tmp_path / "file", lambda _: pytest.fail("it trains"))
 
 
@@ -87,7 +96,7 @@ def test_gradients_of_several_threads_are_those_of_all_batches_together(
     labels[0, :6] = IGNORED
     next_token_loss(model, ids, labels).backward()  # type: ignore[no-untyped-call]
     whole = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
-    loss = Workers(2).backward(model, [(ids[:1], labels[:1]), (ids[1:], labels[1:])])
+    loss = BatchThreads(2).backward(model, [(ids[:1], labels[:1]), (ids[1:], labels[1:])])
     parts = [parameter.grad for parameter in model.parameters()]
     assert loss == pytest.approx(next_token_loss(model, ids, labels).item(), rel=1e-2)
     for one, other in zip(whole, parts, strict=True):
@@ -95,7 +104,7 @@ def test_gradients_of_several_threads_are_those_of_all_batches_together(
 
 
 def test_the_model_learns(tiny: WarmStartConfig, tmp_path: Path) -> None:
-    reports: list[Report] = []
+    reports: list[StepReport] = []
     config = tiny.model_copy(
         update={"steps": 60, "drill_steps": 0, "learning_rate": 1e-2, "measure_every": 60}
     )
@@ -114,3 +123,26 @@ def test_a_run_can_start_from_a_checkpoint(tiny: WarmStartConfig, tmp_path: Path
     before, after = (load_file(path / "model.safetensors") for path in (first, second))
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
     assert (first / "tokenizer.json").read_text() == (second / "tokenizer.json").read_text()
+
+
+def test_overrides_keep_the_schedule(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("steps = 100\n", encoding="utf-8")
+    assert with_overrides(recipe, steps=None, threads=None) == WarmStartConfig(steps=100)
+    weak = with_overrides(recipe, steps=40, threads=1)
+    assert (weak.steps, weak.learning_steps, weak.threads) == (40, 100, 1)
+
+
+def test_describe_trains_nothing(tiny: WarmStartConfig, tmp_path: Path) -> None:
+    out = io.StringIO()
+    describe(tiny, tmp_path / "out", Console(file=out, width=100))
+    assert "6 steps of 2 x 960 tokens" in out.getvalue()
+    assert "```<tool_call>" in out.getvalue()
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_tells_what_was_measured(tiny: WarmStartConfig, tmp_path: Path) -> None:
+    out = io.StringIO()
+    train_with_progress(tiny, tmp_path, Console(file=out, width=200))
+    assert "step 3  loss" in out.getvalue()
+    assert (tmp_path / "model.safetensors").exists()

@@ -10,12 +10,12 @@ from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.tokenizer import HFTokenizer
 from tests.support.tiny_qwen3 import make_tokenizer
 from trainer.quickstart.draws import training_trace
-from trainer.quickstart.traces import Style
+from trainer.quickstart.traces import TraceMix
 from trainer.training.supervised import TrainingText
 from trainer.warm_start.chat import Exchange
 from trainer.warm_start.texts import TextWriter, held_out_texts, training_texts
 
-STYLE = Style(natural_share=0.6, detour_share=0.0)
+MIX = TraceMix(natural_share=0.6, detour_share=0.0)
 POLICY = DeferralPolicy.model_validate({**ASSISTANT_POLICY.model_dump(), "mode": "deferred"})
 
 
@@ -33,14 +33,14 @@ def writer_of(tokenizer: HFTokenizer) -> TextWriter:
 
 def drawn(writer: TextWriter, chat: list[TrainingText], **changes: Any) -> list[TrainingText]:
     arguments: dict[str, Any] = {
-        "seed": 0, "style": STYLE, "marker": "<tool_call>", "chat_share": 0.5, "max_tokens": 5000,
+        "seed": 0, "mix": MIX, "marker": "<tool_call>", "chat_share": 0.5, "max_tokens": 5000,
         "step": 0, "count": 6, **changes,
     }  # fmt: skip
     return training_texts(writer, chat, **arguments)
 
 
 def test_the_model_learns_what_it_writes_and_not_what_it_reads(tokenizer: HFTokenizer) -> None:
-    trace = training_trace(0, 1, STYLE, "<tool_call>")
+    trace = training_trace(0, 1, MIX, "<tool_call>")
     text = writer_of(tokenizer).trace(trace)
     learned = [token for token, flag in zip(text.ids, text.learned, strict=True) if flag]
     written = "".join(segment.text for segment in trace.segments if segment.source == "written")
@@ -81,14 +81,14 @@ def test_long_texts_are_left_out(tokenizer: HFTokenizer) -> None:
     lengths = sorted(len(text.ids) for text in drawn(writer, [], count=20))
     limit = lengths[10]
     assert max(len(text.ids) for text in drawn(writer, [], count=20, max_tokens=limit)) <= limit
-    held_out = held_out_texts(writer, seed=0, style=STYLE, marker="<tool_call>", max_tokens=limit)
+    held_out = held_out_texts(writer, seed=0, mix=MIX, marker="<tool_call>", max_tokens=limit)
     assert all(len(text.ids) <= limit for text in islice(held_out, 10))
 
 
 def test_held_out_problems_are_never_trained_on(tokenizer: HFTokenizer) -> None:
     writer = writer_of(tokenizer)
     held_out = list(
-        islice(held_out_texts(writer, seed=0, style=STYLE, marker="<tool_call>", max_tokens=5000), 20)
+        islice(held_out_texts(writer, seed=0, mix=MIX, marker="<tool_call>", max_tokens=5000), 20)
     )
     trained = [text for step in range(20) for text in drawn(writer, [], step=step)]
     assert not any(text in trained for text in held_out)

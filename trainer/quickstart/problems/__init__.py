@@ -1,62 +1,79 @@
-"""Synthetic problems whose numbers are too big to do in the head, each with the plan that solves it.
+"""Practice problems of the quickstart checkpoint, each with the plan that solves it.
 
-A family is a function from a random generator to a `Problem`. The plan is a list of code blocks with the
-reasoning before each; `trainer.quickstart.traces` runs it for real and writes the episode down. Plans differ
-in what they teach: one block, delayed blocks, a value that decides the next step, an error line that is
-mended, a run that is too slow.
+A family is a function from a random generator to a problem. The plan is a list of code blocks, each with the
+reasoning before it; `trainer.quickstart.traces` runs the plan and writes the episode. Plans teach different
+skills: one block, delayed blocks, a printed value that decides the next step, an error that is fixed, and
+a run that is too slow.
 """
 
 from __future__ import annotations
 
+from random import Random
 from typing import Final
 
-from trainer.quickstart.problems.sampled import (
-    HELD_OUT_SHARE,
-    Block,
-    Family,
-    Problem,
-    common_divisor,
-    common_multiple,
-    divisor_sum,
-    guarded_division,
-    larger,
-    leftover,
-    multiples,
-    parity,
-    power_digits,
-    power_remainder,
-    product,
-    product_digits,
-    range_sum,
-    sequence,
-    shopping,
-    two_products,
-)
+from trainer.quickstart.problems import arithmetic, families, number_theory, stories
+from trainer.quickstart.problems.base import HELD_OUT_SHARE, Family, PlanBlock, PracticeProblem, in_box
 
-__all__ = ["FAMILIES", "HARD", "HELD_OUT_SHARE", "Block", "Family", "Problem"]
+__all__ = [
+    "EVERYDAY",
+    "FAMILIES",
+    "HARD",
+    "HELD_OUT_SHARE",
+    "Family",
+    "PlanBlock",
+    "PracticeProblem",
+    "everyday_question",
+    "in_box",
+]
 
 FAMILIES: Final[dict[str, Family]] = {
     make.__name__: make
     for make in (
-        product,
-        two_products,
-        power_digits,
-        product_digits,
-        common_divisor,
-        common_multiple,
-        power_remainder,
-        divisor_sum,
-        range_sum,
-        leftover,
-        shopping,
-        parity,
-        larger,
-        guarded_division,
-        sequence,
-        multiples,
+        families.product,
+        families.two_products,
+        families.power_digits,
+        families.product_digits,
+        families.common_divisor,
+        families.common_multiple,
+        families.power_remainder,
+        families.divisor_sum,
+        families.range_sum,
+        families.leftover,
+        families.shopping,
+        families.parity,
+        families.larger,
+        families.guarded_division,
+        families.sequence,
+        families.multiples,
     )
 }
-"""By name. Their order decides what a seed draws, so new ones come last."""
+"""Families by name. A seed's draws depend on their order, so add new ones at the end."""
 
 HARD: Final = ("parity", "larger", "guarded_division", "multiples", "shopping", "two_products")
-"""Families in which the right number must be picked among many."""
+"""Families in which the model has to select the right number among many."""
+
+EVERYDAY: Final[dict[Family, int]] = {
+    arithmetic.calculation: 45,
+    arithmetic.scaled: 5,
+    arithmetic.power: 5,
+    arithmetic.factorial: 3,
+    arithmetic.factorial_quotient: 3,
+    arithmetic.square_root: 2,
+    number_theory.prime: 5,
+    number_theory.divisible: 2,
+    number_theory.remainder: 4,
+    number_theory.divisor: 4,
+    number_theory.multiple: 3,
+    number_theory.digit_sum: 5,
+    number_theory.divisors: 3,
+    stories.ranges: 4,
+    stories.chain: 4,
+    stories.story: 8,
+}
+"""Families of everyday questions in free wordings, with their weights."""
+
+
+def everyday_question(rng: Random) -> PracticeProblem:
+    """Return an everyday question of a random family."""
+    [family] = rng.choices(tuple(EVERYDAY), tuple(EVERYDAY.values()))
+    return family(rng)

@@ -185,7 +185,7 @@ _SYMBOLS: Final = {
     "%": ("%", "%", " mod "),
     "**": ("**", "^", "^"),
 }
-_SAID: Final = {
+_SPOKEN: Final = {
     "+": ("plus", "plus", "plus", "and", "added to"),
     "-": ("minus", "minus", "minus", "take away", "less"),
     "*": ("times", "times", "times", "multiplied by", "multiplied with"),
@@ -213,5 +213,5 @@ def in_symbols(node: Node, rng: Random) -> str:
 
 def in_speech(node: Node, rng: Random) -> str:
     """``node`` in words."""
-    signs = {name: f" {rng.choice(ways)} " for name, ways in _SAID.items()}
+    signs = {name: f" {rng.choice(ways)} " for name, ways in _SPOKEN.items()}
     return render(node, signs, "{} factorial")

@@ -1,4 +1,4 @@
-"""The two tables. A database of before there were revisions has them already, and is left as it is."""
+"""The first two tables. Databases from before the first migration have them already and stay unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ branch_labels = None
 depends_on = None
 
 
-def _gone_with(column: str) -> sa.ForeignKey:
+def _deleted_with(column: str) -> sa.ForeignKey:
     return sa.ForeignKey(column, ondelete="CASCADE")
 
 
@@ -37,7 +37,7 @@ def upgrade() -> None:
         op.create_index(f"ix_responses_{column}", "responses", [column], if_not_exists=True)
     op.create_table(
         "response_events",
-        sa.Column("response_id", sa.String(80), _gone_with("responses.id"), primary_key=True),
+        sa.Column("response_id", sa.String(80), _deleted_with("responses.id"), primary_key=True),
         sa.Column("first", sa.Integer, primary_key=True),
         sa.Column("last", sa.Integer, nullable=False),
         sa.Column("events", sa.LargeBinary, nullable=False),

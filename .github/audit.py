@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""audit PYTHON: is a hole known in what is installed for that Python? pip-audit must be beside this one.
+"""Report known vulnerabilities in the packages of a Python environment: ``audit.py PYTHON``.
 
-pip-audit alone succeeds, saying that it found nothing, where it could look nothing up. Here that fails.
+Run it with a Python that has pip-audit. pip-audit alone succeeds if it could not look a package up; here that
+is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 
 def installed(python: str) -> list[str]:
-    """What to look up, as requirements. Local builds (torch 2.13.0+cpu) are known by their public version."""
+    """Return the installed packages as requirements. Local builds (torch +cpu) get their public version."""
     command = [
         python,
         "-m",
@@ -31,14 +32,15 @@ def installed(python: str) -> list[str]:
 
 
 def findings(report: dict[str, Any]) -> list[str]:
-    """What is wrong by pip-audit's JSON: known holes, and packages that nothing is known of."""
+    """Return a line per vulnerability, and per package that was not looked up, of pip-audit's report."""
     found = []
     for package in report["dependencies"]:
         if "skip_reason" in package:
             found.append(f"{package['name']}: not looked up: {package['skip_reason']}")
-        for hole in package.get("vulns", []):
-            mended = ", ".join(hole["fix_versions"]) or "no version yet"
-            found.append(f"{package['name']} {package['version']}: {hole['id']}, mended in {mended}")
+        for vulnerability in package.get("vulns", []):
+            fixed = ", ".join(vulnerability["fix_versions"])
+            hint = f"fixed in {fixed}" if fixed else "not fixed yet"
+            found.append(f"{package['name']} {package['version']}: {vulnerability['id']}, {hint}")
     return found
 
 
@@ -57,13 +59,11 @@ def main(python: str) -> int:
         ]
         subprocess.run([sys.executable, "-m", "pip_audit", *arguments], check=False)
         if not report.is_file():
-            print(
-                "error: pip-audit reached no database, so nothing is known. Run this again.", file=sys.stderr
-            )
+            print("error: pip-audit reached no vulnerability database. Try again.", file=sys.stderr)
             return 1
         audited = json.loads(report.read_text())
     found = findings(audited)
-    print("\n".join(found) or f"no hole is known in {len(audited['dependencies'])} packages")
+    print("\n".join(found) or f"no known vulnerabilities in {len(audited['dependencies'])} packages")
     return 1 if found else 0
 
 

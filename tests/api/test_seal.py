@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.api.responses.seal import Seal, parse_seal_key
+from service.api.seal import Seal, parse_seal_key
 from service.cli.output import explain
 from tests.support.response_events import checked, collected
 from tests.support.responses_api import ask, prompt, serving

@@ -1,88 +1,16 @@
-"""What a problem is, and what all families draw from.
-
-A value that was read decides the next step.
-
-Divisors, multiples and remainders.
-
-Products, their sums and their digits.
-
-Sums and sequences.
-
-Small word problems.
-"""
+"""Families of problems with large numbers, in a few fixed wordings each."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-HELD_OUT_SHARE: Final = 16
-"""One problem in this many is never trained on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A fenced block and the reasoning before it."""
-
-    reason: str
-    code: str
-    run: bool = False
-    """Followed by the execute marker. A delayed block is not."""
-    name: str = ""
-    """The variable that a delayed block sets: what it prints where it is run at once instead."""
-    hopeless: bool = False
-    """Would run for minutes, so it is not tried while traces are made: it ends in a timeout."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    family: str
-    text: str
-    answer: int | str
-    """The last line that the plan prints."""
-    plan: tuple[Block, ...]
-    """Empty for a text that has no answer here: the closing is all that is written."""
-    closing: str
-    """The last sentence; ``{}`` stands for the boxed answer."""
-    earlier: tuple[tuple[str, str], ...] = ()
-    """Questions and replies before this one."""
-    system: str = ""
-    """The system message, if any."""
-    has_instruction: bool = True
-    """Whether code may run. False for a request without deferral, whose prompt has no instruction."""
-
-    @property
-    def boxed(self) -> str:
-        """What goes into the box: see `in_box`."""
-        return in_box(str(self.answer))
-
-    @property
-    def held_out(self) -> bool:
-        """Decided by the text, operands included: no held-out problem is trained on, whatever the seed."""
-        return zlib.crc32(self.text.encode()) % HELD_OUT_SHARE == 0
-
-
-def in_box(output: str) -> str:
-    """The answer that a printed line gives: yes or no for a truth value, ``25`` for ``25.0``."""
-    return {"True": "yes", "False": "no"}.get(output, output.removesuffix(".0"))
-
-
-Family = Callable[[Random], Problem]
-
-
-def number(rng: Random, low: int = 4, high: int = 9) -> int:
-    """A whole number of ``low`` to ``high`` digits, each length alike."""
-    digits = rng.randint(low, high)
-    return rng.randrange(10 ** (digits - 1), 10**digits)
-
+from trainer.quickstart.problems.base import PlanBlock, PracticeProblem, number
 
 CLOSINGS: Final = ("The answer is {}.", "So the answer is {}.", "This gives {}.")
 
 
-def parity(rng: Random) -> Problem:
+def parity(rng: Random) -> PracticeProblem:
     """Two flushes: the remainder that was read decides what is added or taken away."""
     a, b, c, d = number(rng, 4, 8), number(rng, 4, 8), number(rng, 4, 7), number(rng, 4, 7)
     text = rng.choice(
@@ -94,18 +22,18 @@ def parity(rng: Random) -> Problem:
     n = a + b
     odd = n % 2
     plan = (
-        Block("I call the sum n.", f"n = {a} + {b}", name="n"),
-        Block("Is n even or odd? I must see it.", "print(n % 2)", run=True),
-        Block(
+        PlanBlock("I call the sum n.", f"n = {a} + {b}", name="n"),
+        PlanBlock("Is n even or odd? I must see it.", "print(n % 2)", run=True),
+        PlanBlock(
             "It is 1, so n is odd." if odd else "It is 0, so n is even.",
             f"print(n * {d if odd else c})",
             run=True,
         ),
     )
-    return Problem("parity", text, n * (d if odd else c), plan, rng.choice(CLOSINGS))
+    return PracticeProblem("parity", text, n * (d if odd else c), plan, rng.choice(CLOSINGS))
 
 
-def larger(rng: Random) -> Problem:
+def larger(rng: Random) -> PracticeProblem:
     """Two flushes: the comparison that was read decides which product goes on."""
     a, b, c, d, e = (number(rng, 4, 6) for _ in range(5))
     if rng.random() < 0.5:
@@ -118,19 +46,19 @@ def larger(rng: Random) -> Problem:
     )
     first = a * b > c * d
     plan = (
-        Block("The first product is p.", f"p = {a} * {b}", name="p"),
-        Block("The second one is q.", f"q = {c} * {d}", name="q"),
-        Block("I must see which is larger.", "print(p > q)", run=True),
-        Block(
+        PlanBlock("The first product is p.", f"p = {a} * {b}", name="p"),
+        PlanBlock("The second one is q.", f"q = {c} * {d}", name="q"),
+        PlanBlock("I must see which is larger.", "print(p > q)", run=True),
+        PlanBlock(
             "It is True, so p is larger." if first else "It is False, so q is larger.",
             f"print({'p' if first else 'q'} - {e})",
             run=True,
         ),
     )
-    return Problem("larger", text, max(a * b, c * d) - e, plan, rng.choice(CLOSINGS))
+    return PracticeProblem("larger", text, max(a * b, c * d) - e, plan, rng.choice(CLOSINGS))
 
 
-def guarded_division(rng: Random) -> Problem:
+def guarded_division(rng: Random) -> PracticeProblem:
     """In half of the problems the divisor is 0: the error line decides the next step."""
     c, k = number(rng, 3, 5), rng.randint(2, 9)
     zero = rng.random() < 0.5
@@ -145,17 +73,17 @@ def guarded_division(rng: Random) -> Problem:
             f"If d is 0, what is {a} times {other}?",
         )
     )
-    plan: tuple[Block, ...] = (
-        Block("The divisor is d.", f"d = {x} * 11 - {c} * {y}", name="d"),
-        Block("I divide by d.", f"print({a} // d)", run=True),
+    plan: tuple[PlanBlock, ...] = (
+        PlanBlock("The divisor is d.", f"d = {x} * 11 - {c} * {y}", name="d"),
+        PlanBlock("I divide by d.", f"print({a} // d)", run=True),
     )
     if divisor == 0:
-        plan += (Block("The divisor is 0, so I multiply.", f"print({a} * {other})", run=True),)
+        plan += (PlanBlock("The divisor is 0, so I multiply.", f"print({a} * {other})", run=True),)
     answer = a * other if divisor == 0 else a // divisor
-    return Problem("guarded_division", text, answer, plan, rng.choice(CLOSINGS))
+    return PracticeProblem("guarded_division", text, answer, plan, rng.choice(CLOSINGS))
 
 
-def common_divisor(rng: Random) -> Problem:
+def common_divisor(rng: Random) -> PracticeProblem:
     g = number(rng, 2, 4)
     a, b = g * number(rng, 2, 5), g * number(rng, 2, 5)
     text = rng.choice(
@@ -165,11 +93,11 @@ def common_divisor(rng: Random) -> Problem:
             f"Which is the largest number that divides both {a} and {b}?",
         )
     )
-    plan = (Block("The gcd is in math.", f"import math\nprint(math.gcd({a}, {b}))", run=True),)
-    return Problem("common_divisor", text, math_gcd(a, b), plan, rng.choice(CLOSINGS))
+    plan = (PlanBlock("The gcd is in math.", f"import math\nprint(math.gcd({a}, {b}))", run=True),)
+    return PracticeProblem("common_divisor", text, math_gcd(a, b), plan, rng.choice(CLOSINGS))
 
 
-def common_multiple(rng: Random) -> Problem:
+def common_multiple(rng: Random) -> PracticeProblem:
     """The first try forgets the import: a NameError each time, then mended."""
     a, b = number(rng, 4, 7), number(rng, 4, 7)
     text = rng.choice(
@@ -179,13 +107,13 @@ def common_multiple(rng: Random) -> Problem:
         )
     )
     plan = (
-        Block("I take the lcm.", f"print(math.lcm({a}, {b}))", run=True),
-        Block("The import is missing.", f"import math\nprint(math.lcm({a}, {b}))", run=True),
+        PlanBlock("I take the lcm.", f"print(math.lcm({a}, {b}))", run=True),
+        PlanBlock("The import is missing.", f"import math\nprint(math.lcm({a}, {b}))", run=True),
     )
-    return Problem("common_multiple", text, a * b // math_gcd(a, b), plan, rng.choice(CLOSINGS))
+    return PracticeProblem("common_multiple", text, a * b // math_gcd(a, b), plan, rng.choice(CLOSINGS))
 
 
-def power_remainder(rng: Random) -> Problem:
+def power_remainder(rng: Random) -> PracticeProblem:
     a, n, m = number(rng, 4, 8), number(rng, 4, 8), number(rng, 4, 8)
     text = rng.choice(
         (
@@ -194,22 +122,22 @@ def power_remainder(rng: Random) -> Problem:
             f"Divide {a} to the power {n} by {m}. What remains?",
         )
     )
-    plan = (Block("This is a modular power.", f"print(pow({a}, {n}, {m}))", run=True),)
-    return Problem("power_remainder", text, pow(a, n, m), plan, rng.choice(CLOSINGS))
+    plan = (PlanBlock("This is a modular power.", f"print(pow({a}, {n}, {m}))", run=True),)
+    return PracticeProblem("power_remainder", text, pow(a, n, m), plan, rng.choice(CLOSINGS))
 
 
-def divisor_sum(rng: Random) -> Problem:
+def divisor_sum(rng: Random) -> PracticeProblem:
     n = number(rng, 4, 5)
     text = rng.choice((f"What is the sum of all divisors of {n}?", f"Add up the divisors of {n}."))
     code = f"n = {n}\nprint(sum(d for d in range(1, n + 1) if n % d == 0))"
     small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
     answer = sum(small) + sum(n // d for d in small if d * d != n)
-    return Problem(
-        "divisor_sum", text, answer, (Block("I try each divisor.", code, run=True),), rng.choice(CLOSINGS)
+    return PracticeProblem(
+        "divisor_sum", text, answer, (PlanBlock("I try each divisor.", code, run=True),), rng.choice(CLOSINGS)
     )
 
 
-def multiples(rng: Random) -> Problem:
+def multiples(rng: Random) -> PracticeProblem:
     """Counting one by one runs into the time limit each time; then division does it."""
     k, n = number(rng, 2, 4), number(rng, 11, 13)
     text = rng.choice(
@@ -220,10 +148,10 @@ def multiples(rng: Random) -> Problem:
     )
     count = f"print(sum(1 for i in range(1, {n} + 1) if i % {k} == 0))"
     plan = (
-        Block("I count them.", count, run=True, hopeless=True),
-        Block("That is too slow, so I divide.", f"print({n} // {k})", run=True),
+        PlanBlock("I count them.", count, run=True, times_out=True),
+        PlanBlock("That is too slow, so I divide.", f"print({n} // {k})", run=True),
     )
-    return Problem("multiples", text, n // k, plan, rng.choice(CLOSINGS))
+    return PracticeProblem("multiples", text, n // k, plan, rng.choice(CLOSINGS))
 
 
 def math_gcd(a: int, b: int) -> int:
@@ -233,7 +161,7 @@ def math_gcd(a: int, b: int) -> int:
     return a
 
 
-def product(rng: Random) -> Problem:
+def product(rng: Random) -> PracticeProblem:
     a, b = number(rng), number(rng)
     text = rng.choice(
         (
@@ -244,12 +172,12 @@ def product(rng: Random) -> Problem:
         )
     )
     reason = rng.choice(("I multiply the two numbers.", "The product is needed."))
-    return Problem(
-        "product", text, a * b, (Block(reason, f"print({a} * {b})", run=True),), rng.choice(CLOSINGS)
+    return PracticeProblem(
+        "product", text, a * b, (PlanBlock(reason, f"print({a} * {b})", run=True),), rng.choice(CLOSINGS)
     )
 
 
-def two_products(rng: Random) -> Problem:
+def two_products(rng: Random) -> PracticeProblem:
     a, b, c, d = (number(rng, 4, 7) for _ in range(4))
     minus = rng.random() < 0.5
     sign, word = ("-", "minus") if minus else ("+", "plus")
@@ -261,18 +189,20 @@ def two_products(rng: Random) -> Problem:
         )
     )
     plan = (
-        Block(
+        PlanBlock(
             rng.choice(("First the product p.", "I call the first product p.")), f"p = {a} * {b}", name="p"
         ),
-        Block(rng.choice(("Then the product q.", "The second product is q.")), f"q = {c} * {d}", name="q"),
-        Block(f"The value to read is p {word} q.", f"print(p {sign} q)", run=True),
+        PlanBlock(
+            rng.choice(("Then the product q.", "The second product is q.")), f"q = {c} * {d}", name="q"
+        ),
+        PlanBlock(f"The value to read is p {word} q.", f"print(p {sign} q)", run=True),
     )
-    return Problem(
+    return PracticeProblem(
         "two_products", text, a * b - c * d if minus else a * b + c * d, plan, rng.choice(CLOSINGS)
     )
 
 
-def power_digits(rng: Random) -> Problem:
+def power_digits(rng: Random) -> PracticeProblem:
     a, n = number(rng, 2, 4), rng.randint(20, 99)
     text = rng.choice(
         (
@@ -282,13 +212,13 @@ def power_digits(rng: Random) -> Problem:
         )
     )
     plan = (
-        Block(rng.choice(("I call the power n.", "Let n be the power.")), f"n = {a} ** {n}", name="n"),
-        Block("Its digits are added.", "print(sum(int(d) for d in str(n)))", run=True),
+        PlanBlock(rng.choice(("I call the power n.", "Let n be the power.")), f"n = {a} ** {n}", name="n"),
+        PlanBlock("Its digits are added.", "print(sum(int(d) for d in str(n)))", run=True),
     )
-    return Problem("power_digits", text, sum(map(int, str(a**n))), plan, rng.choice(CLOSINGS))
+    return PracticeProblem("power_digits", text, sum(map(int, str(a**n))), plan, rng.choice(CLOSINGS))
 
 
-def product_digits(rng: Random) -> Problem:
+def product_digits(rng: Random) -> PracticeProblem:
     """The first try adds up a number instead of its digits: a TypeError each time, then mended."""
     a, b = number(rng, 5, 9), number(rng, 5, 9)
     text = rng.choice(
@@ -298,18 +228,18 @@ def product_digits(rng: Random) -> Problem:
         )
     )
     plan = (
-        Block("I call the product n.", f"n = {a} * {b}", name="n"),
-        Block("Now its digits.", "print(sum(n))", run=True),
-        Block(
+        PlanBlock("I call the product n.", f"n = {a} * {b}", name="n"),
+        PlanBlock("Now its digits.", "print(sum(n))", run=True),
+        PlanBlock(
             "A number must be made a string first.",
             f"n = {a} * {b}\nprint(sum(int(d) for d in str(n)))",
             run=True,
         ),
     )
-    return Problem("product_digits", text, sum(map(int, str(a * b))), plan, rng.choice(CLOSINGS))
+    return PracticeProblem("product_digits", text, sum(map(int, str(a * b))), plan, rng.choice(CLOSINGS))
 
 
-def range_sum(rng: Random) -> Problem:
+def range_sum(rng: Random) -> PracticeProblem:
     a = number(rng, 2, 5)
     b = a + rng.randint(20, 999)
     word, power = rng.choice((("squares", 2), ("cubes", 3)))
@@ -319,11 +249,15 @@ def range_sum(rng: Random) -> Problem:
             f"Add up the {word} from {a} to {b}.",
         )
     )
-    plan = (Block(f"I add the {word}.", f"print(sum(k ** {power} for k in range({a}, {b} + 1)))", run=True),)
-    return Problem("range_sum", text, sum(k**power for k in range(a, b + 1)), plan, rng.choice(CLOSINGS))
+    plan = (
+        PlanBlock(f"I add the {word}.", f"print(sum(k ** {power} for k in range({a}, {b} + 1)))", run=True),
+    )
+    return PracticeProblem(
+        "range_sum", text, sum(k**power for k in range(a, b + 1)), plan, rng.choice(CLOSINGS)
+    )
 
 
-def sequence(rng: Random) -> Problem:
+def sequence(rng: Random) -> PracticeProblem:
     start, times, plus, n = number(rng, 3, 6), rng.randint(2, 60), number(rng, 2, 5), rng.randint(4, 8)
     text = rng.choice(
         (
@@ -335,13 +269,13 @@ def sequence(rng: Random) -> Problem:
     )
     code = f"t = {start}\nfor i in range({n} - 1):\n    t = t * {times} + {plus}"
     plan = (
-        Block("I go from term to term.", code, name="t"),
-        Block(f"Term {n} is t.", "print(t)", run=True),
+        PlanBlock("I go from term to term.", code, name="t"),
+        PlanBlock(f"Term {n} is t.", "print(t)", run=True),
     )
     answer = start
     for _ in range(n - 1):
         answer = answer * times + plus
-    return Problem("sequence", text, answer, plan, rng.choice(CLOSINGS))
+    return PracticeProblem("sequence", text, answer, plan, rng.choice(CLOSINGS))
 
 
 PEOPLE: Final = ("Mara", "Tom", "Ada", "Ravi", "Lena", "Omar", "Yuki", "Nils", "Ines", "Paul", "Zoe", "Ken")
@@ -362,7 +296,7 @@ THINGS: Final = (
 HOLDERS: Final = ("boxes", "crates", "bags", "trucks", "shelves", "carts", "jars", "sacks")
 
 
-def leftover(rng: Random) -> Problem:
+def leftover(rng: Random) -> PracticeProblem:
     who, thing, holder = rng.choice(PEOPLE), rng.choice(THINGS), rng.choice(HOLDERS)
     boxes, each = number(rng, 4, 7), number(rng, 3, 6)
     lost = number(rng, 3, 5)
@@ -377,17 +311,17 @@ def leftover(rng: Random) -> Problem:
         )
     )
     plan = (
-        Block(
+        PlanBlock(
             rng.choice(("First all of them.", f"I count all {thing}.")),
             f"total = {boxes} * {each}",
             name="total",
         ),
-        Block(f"What is left is total minus {lost}.", f"print(total - {lost})", run=True),
+        PlanBlock(f"What is left is total minus {lost}.", f"print(total - {lost})", run=True),
     )
-    return Problem("leftover", text, boxes * each - lost, plan, f"{{}} {thing} are left.")
+    return PracticeProblem("leftover", text, boxes * each - lost, plan, f"{{}} {thing} are left.")
 
 
-def shopping(rng: Random) -> Problem:
+def shopping(rng: Random) -> PracticeProblem:
     who = rng.choice(PEOPLE)
     first, second = rng.sample(THINGS, 2)
     n, p, m, q = (number(rng, 3, 6) for _ in range(4))
@@ -400,8 +334,8 @@ def shopping(rng: Random) -> Problem:
         )
     )
     plan = (
-        Block(f"The {first} cost x.", f"x = {n} * {p}", name="x"),
-        Block(f"The {second} cost y.", f"y = {m} * {q}", name="y"),
-        Block("The bill is x plus y.", "print(x + y)", run=True),
+        PlanBlock(f"The {first} cost x.", f"x = {n} * {p}", name="x"),
+        PlanBlock(f"The {second} cost y.", f"y = {m} * {q}", name="y"),
+        PlanBlock("The bill is x plus y.", "print(x + y)", run=True),
     )
-    return Problem("shopping", text, n * p + m * q, plan, "The bill is {} cents.")
+    return PracticeProblem("shopping", text, n * p + m * q, plan, "The bill is {} cents.")

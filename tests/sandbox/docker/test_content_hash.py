@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from service.sandbox.docker.image import content_hash
 
 
 @pytest.fixture
@@ -18,13 +20,10 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_copies_have_one_hash(checkout: Any, folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    copy = shutil.copytree(folder, tmp_path / "elsewhere")
-    hashes = {checkout.run("scripts/content-hash", str(each)).stdout for each in (folder, copy)}
-    assert len(hashes) == 1
-    assert len(hashes.pop().strip()) == 64
+def test_copies_have_the_same_hash(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
+    assert content_hash(copy) == content_hash(folder)
+    assert len(content_hash(folder)) == 64
 
 
 @pytest.mark.parametrize(
@@ -36,15 +35,15 @@ def test_copies_have_one_hash(checkout: Any, folder: Path, tmp_path: Path) -> No
         pytest.param(lambda f: (f / "worker" / "new.py").touch(), id="new file"),
     ],
 )
-def test_a_change_changes_it(checkout: Any, folder: Path, change: Callable[[Path], object]) -> None:
-    before = checkout.run("scripts/content-hash", str(folder)).stdout
+def test_changes_when_the_files_change(folder: Path, change: Callable[[Path], object]) -> None:
+    before = content_hash(folder)
     change(folder)
-    assert checkout.run("scripts/content-hash", str(folder)).stdout != before
+    assert content_hash(folder) != before
 
 
 @pytest.mark.parametrize("name", ["certs/machine.crt", "worker/__pycache__/a.pyc"])
-def test_what_only_this_machine_adds_does_not(checkout: Any, folder: Path, name: str) -> None:
-    before = checkout.run("scripts/content-hash", str(folder)).stdout
+def test_ignores_certificates_and_caches(folder: Path, name: str) -> None:
+    before = content_hash(folder)
     (folder / name).parent.mkdir()
     (folder / name).write_text("x")
-    assert checkout.run("scripts/content-hash", str(folder)).stdout == before
+    assert content_hash(folder) == before

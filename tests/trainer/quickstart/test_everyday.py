@@ -4,18 +4,17 @@ from random import Random
 
 import pytest
 
-from trainer.quickstart.problems.natural import NATURAL, natural_question
-from trainer.quickstart.problems.sampled import in_box
-from trainer.quickstart.traces import Style, write_trace
+from trainer.quickstart.problems import EVERYDAY, everyday_question, in_box
+from trainer.quickstart.traces import TraceMix, write_trace
 
-FAMILIES = {family.__name__: family for family in NATURAL}
+FAMILIES = {family.__name__: family for family in EVERYDAY}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_plan_leads_to_the_answer(name: str) -> None:
     for seed in range(60):
         problem = FAMILIES[name](Random(seed))
-        trace = write_trace(problem, Random(seed), Style(detour_share=0), "<tool_call>")
+        trace = write_trace(problem, Random(seed), TraceMix(detour_share=0), "<tool_call>")
         assert trace.segments[-1].text.count(f"\\boxed{{{problem.boxed}}}") == 1
 
 
@@ -25,7 +24,7 @@ def test_questions_are_many(name: str) -> None:
 
 
 def test_same_seed_same_question() -> None:
-    assert natural_question(Random(5)) == natural_question(Random(5))
+    assert everyday_question(Random(5)) == everyday_question(Random(5))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""For mkdocs: the page of HTTP routes, made from the app itself; a place for pages that nav does not name."""
+"""MkDocs hooks: generate the page of HTTP routes from the app, and add pages that ``nav`` does not list."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 Row = tuple[str, str, dict[str, Any], bool]
-MORE = "Guides"
+MORE = "More"
+"""Menu section of pages that ``nav`` does not list."""
 HTTP_PAGE = "reference/http.md"
 INTRO = """# HTTP routes
 
-Made from the server's own OpenAPI document, which a running one serves at `/openapi.json`.
-Errors are OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
+Generated from the server's OpenAPI document, which a running server returns at `/openapi.json`.
+Errors have OpenAI's format: `{"error": {"message", "type", "param", "code"}}`.
 """
 
 
@@ -22,7 +23,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     named = set(_pages(config.nav))
     rest = sorted(file.src_uri for file in files.documentation_pages() if file.src_uri not in named)
     if rest and config.nav is not None:
-        config.nav.insert(2, {MORE: rest})
+        config.nav.append({MORE: rest})
     return files
 
 
@@ -37,12 +38,12 @@ def _openapi() -> dict[str, Any]:
     from service.server.app import create_app_from
     from service.server.settings import Settings
 
-    # Routes alone are asked for: nothing is started.
+    # Only the routes are needed: no engine is started.
     return create_app_from(None, Settings(sandbox="in-process")).openapi()  # type: ignore[arg-type]
 
 
 def http_page(document: dict[str, Any]) -> str:
-    """Markdown of an OpenAPI document: a section a route, a table for the fields of its body."""
+    """Return an OpenAPI document as Markdown: a section per route, with a table of its fields."""
     parts = [INTRO]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -60,14 +61,14 @@ def http_page(document: dict[str, Any]) -> str:
                 lines = ["| field | in | type | |", "| --- | --- | --- | --- |"]
                 for name, where, field, needed in rows:
                     words = field.get("description", "").replace("\n", " ").replace("|", "\\|")
-                    told = f"required. {words}" if needed else words
-                    lines.append(f"| `{name}` | {where} | {_type(field, document)} | {told} |")
+                    meaning = f"required. {words}" if needed else words
+                    lines.append(f"| `{name}` | {where} | {_type(field, document)} | {meaning} |")
                 parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
 def _fields(schema: dict[str, Any], document: dict[str, Any], inside: str = "") -> list[Row]:
-    """The fields of an object, and after each one that is an object itself, its own."""
+    """Return the fields of an object; a field that is an object is followed by its own fields."""
     rows: list[Row] = []
     for name, field in schema.get("properties", {}).items():
         rows.append((inside + name, "body", field, name in schema.get("required", ())))
