@@ -76,8 +76,9 @@ class TrainConfig(RuntimeConfig):
     """A training run. Defaults: arXiv 2605.18500, section 4."""
 
     method: Method = "ih-grpo"
-    """``ih-grpo``, or a baseline: ``grpo``, ``dapo``, ``dr-grpo`` and ``simpletir`` as published. A method
-    sets the fields that the recipe leaves out; see ``PRESETS`` in ``trainer/training/recipe_tables.py``.
+    """``ih-grpo``, or a baseline: ``eh-grpo`` (the explicit two-level policy), ``grpo``, ``dapo``, ``dr-grpo``
+    and ``simpletir`` as published. A method sets the fields that the recipe leaves out; see ``PRESETS`` in
+    ``trainer/training/recipe_tables.py``.
     ``grpo-delayed`` and ``grpo-immediate`` are everything of ``ih-grpo`` except the hierarchy term, with the
     ``execution`` that they name."""
     execution: Execution = "delayed"

@@ -109,12 +109,15 @@ class OffPolicySettings(BaseModel):
         return self.weights != "none" or self.removes_tokens
 
 
-Method = Literal["ih-grpo", "grpo", "dapo", "dr-grpo", "simpletir", "grpo-delayed", "grpo-immediate"]
+Method = Literal[
+    "ih-grpo", "eh-grpo", "grpo", "dapo", "dr-grpo", "simpletir", "grpo-delayed", "grpo-immediate"
+]
 Execution = Literal["delayed", "immediate"]
 Aggregation = Literal["token-mean", "sample-mean", "constant"]
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "ih-grpo": {},
+    "eh-grpo": {},
     "grpo": {
         "clip_high": 0.2, "dual_clip": 0, "aggregation": "sample-mean", "mask_void": False,
         "min_group_std": 0,
@@ -130,6 +133,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Values of fields that a recipe leaves out, by method. Only ``ih-grpo`` has the hierarchy term.
 
+- ``eh-grpo``: the explicit two-level policy; see `trainer.training.loss.explicit_log_probs`.
 - ``grpo``: DeepSeekMath (arXiv 2402.03300), without its KL term, as in TRL; ``kl_weight = 0.04`` adds it.
 - ``dapo``: arXiv 2503.14476: higher upper clip, mean over tokens, groups without signal dropped, and the soft
   penalty of answers that come near the length limit.

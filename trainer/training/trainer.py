@@ -338,6 +338,7 @@ class IHGRPOTrainer(GRPOTrainer):
             hierarchy_weight=self.config.effective_hierarchy_weight,
             num_tokens=divisor,
             weights=weights[None],
+            explicit=self.config.method == "eh-grpo",
         )
         if inputs["is_first_update"]:
             proximal = output.log_probs if batch.proximal_log_probs is None else old_log_probs

@@ -156,6 +156,7 @@ def test_warm_start_hint_uses_existing_fields() -> None:
 
 @pytest.mark.parametrize(("method", "expected"), [
     ("ih-grpo", (0.001, 0.28, 3.0, "token-mean", True, True, "deferred")),
+    ("eh-grpo", (0.0, 0.28, 3.0, "token-mean", True, True, "deferred")),
     ("grpo", (0.0, 0.2, 0.0, "sample-mean", True, False, "deferred")),
     ("dapo", (0.0, 0.28, 0.0, "token-mean", True, False, "deferred")),
     ("dr-grpo", (0.0, 0.2, 0.0, "constant", False, False, "deferred")),

@@ -77,7 +77,7 @@ def test_an_adapter_resumes_exactly(tmp_path: Path, toy_checkpoint: Path) -> Non
     assert_same_run(whole, longer, run(whole)[0], checkpoint)
 
 
-@pytest.mark.parametrize("method", ["grpo", "dapo", "dr-grpo", "simpletir"])
+@pytest.mark.parametrize("method", ["eh-grpo", "grpo", "dapo", "dr-grpo", "simpletir"])
 def test_every_baseline_trains(tmp_path: Path, toy_checkpoint: Path, method: str) -> None:
     settings = config(tmp_path / "run", toy_checkpoint, steps=2, method=method)
     checkpoint, _ = run(settings)
