@@ -5,7 +5,7 @@
     python benchmarks/real_model.py math --url http://127.0.0.1:8000 --problems math500.parquet --count 200
 
 ``requests`` sends the list of ``tests/real_model/requests.jsonl`` twice, with code execution and as a plain
-chat, at temperature 0, and counts executions where none should be, missing executions, code left pending,
+chat, at temperature 0, and counts unneeded executions, missing executions, code left pending,
 empty answers and right answers. ``math`` compares the model with itself: three plain step-by-step prompts
 against the served default. Replies are kept in ``--out`` as JSON Lines; a rerun resumes.
 """

@@ -59,9 +59,8 @@ def serve(kind: str, port: int) -> None:
     engine = CallAndAnswer("")
     for double, names in ((engine, ["calls"]), (sandbox, ["sessions", "limits"])):
         for name in names:
-            setattr(
-                double, name, deque(maxlen=10)
-            )  # test doubles record all calls, which must not be measured
+            # Test doubles record all calls, which must not be measured.
+            setattr(double, name, deque(maxlen=10))
     logs.configure("error", "console")
     app = make_app(engine, sandbox, max_concurrent_episodes=1000, max_queued_episodes=1000)
     uvicorn.run(app, port=port, log_level="warning", timeout_graceful_shutdown=1)

@@ -1,4 +1,4 @@
-"""Fixtures that several test packages share."""
+"""Shared fixtures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, settings
 
 from service.sandbox.docker.settings import DockerSandboxSettings
 
-# Examples are not timed: no test is decided by how fast the machine is.
+# No deadlines: the speed of the machine must not decide a test.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
 def docker_sandbox_settings() -> DockerSandboxSettings:
-    """A small pool, with patience for a busy machine: no test is decided by how fast it is."""
+    """Settings of a small pool with long timeouts for busy machines."""
     return DockerSandboxSettings(
         instance=f"test-{os.getpid()}",
         pool_size=1,
@@ -34,7 +34,7 @@ def docker_sandbox_settings() -> DockerSandboxSettings:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Without a daemon a test that needs one is skipped; where it must not be missing, it fails."""
+    """Skip tests that need Docker if there is no daemon, or fail them if Docker is required."""
     if item.get_closest_marker("docker") is None or (missing := docker_is_missing()) is None:
         return
     if os.environ.get("IHGRPO_REQUIRE_DOCKER") == "1":
@@ -44,11 +44,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @functools.cache
 def docker_is_missing() -> str | None:
-    """Why tests with containers can't run; None if they can."""
+    """The reason why tests with containers can't run; None if they can."""
     settings = DockerSandboxSettings()
     socket = settings.docker_host.removeprefix("unix://")
     if socket != settings.docker_host and not Path(socket).is_socket():
-        # The client would leave its own socket open, and warnings are errors.
+        # The client would leave its socket open, and warnings are errors.
         return f"no Docker answers at {settings.docker_host} (make setup)"
     try:
         with contextlib.closing(docker.APIClient(base_url=settings.docker_host, version="auto")) as client:

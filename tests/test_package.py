@@ -1,4 +1,4 @@
-"""The wheel, as somebody gets it who has no checkout: built from the sdist, installed, and served from."""
+"""The wheel without a checkout: built from the sdist, installed, and run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from an sdist of a tree in which a machine left its certificate and its caches."""
+    """The wheel, built from the sdist of a tree that contains a local certificate and caches."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     subprocess.run(["cp", "-r", *PARTS, source], cwd=REPO, check=True)
     (source / "sandbox_image/certs/machine.crt").write_text("of this machine")
@@ -47,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that holds the wheel; its dependencies are those of the tests'."""
+    """The scripts of an environment with the wheel; dependencies come from the test environment."""
     home = tmp_path_factory.mktemp("env")
     venv.create(home, with_pip=False)
     python = home / "bin/python"
@@ -128,14 +128,14 @@ def test_installed_package_finds_its_data(installed: Path) -> None:
     for path in run(installed / "python", "-c", code).stdout.split():
         assert Path(path).is_relative_to(installed.parent)
         assert Path(path).exists()
-    said = json.loads(run(installed / "ih-grpo", "doctor", "--quick", "--json", check=False).stdout)
-    (model,) = [check for check in said["checks"] if check["check"] == "model"]
+    report = json.loads(run(installed / "ih-grpo", "doctor", "--quick", "--json", check=False).stdout)
+    (model,) = [check for check in report["checks"] if check["check"] == "model"]
     assert model["verdict"] == "ok"
 
 
 @pytest.fixture
 def served(installed: Path) -> Iterator[str]:
-    """Address of a server that runs from the wheel, on the checkpoint in it."""
+    """Address of a server that runs from the wheel with its own checkpoint."""
     checkpoint = next(installed.parent.glob("lib/python*/site-packages/service/checkpoints/quickstart"))
     running = start(checkpoint, "--warm-containers", "1", program=[installed / "ih-grpo"])
     yield running.url

@@ -1,1 +1,1 @@
-"""The trainer that teaches models to decide when their code runs."""
+"""Training of models that decide when their code runs."""

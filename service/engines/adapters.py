@@ -192,9 +192,8 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
         dtype, was_tied = model.dtype, model.config.tie_word_embeddings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings(
-                "default", message="Unexpected keyword arguments"
-            )  # raised for configs of a newer peft
+            # peft reports the config of a newer version this way.
+            warnings.filterwarnings("default", message="Unexpected keyword arguments")
             peft_model = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
             _check_keys(peft_model, adapter)
             _separate(model)

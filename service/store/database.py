@@ -50,9 +50,8 @@ def upgrade(connection: Connection, revisions: str = REVISIONS) -> None:
         StoreError: the database was written by a newer version.
     """
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(
-            "BEGIN IMMEDIATE"
-        )  # the driver does not begin a transaction before CREATE TABLE
+        # The driver itself would not begin a transaction before CREATE TABLE.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     config = Config()

@@ -11,7 +11,7 @@ from trainer.training.run_files import SCHEMA
 
 
 def write_rollout(run: Path, index: int, rewards: list[float | None]) -> None:
-    """Each sample ran two blocks, one of them delayed, in one flush."""
+    """Write a rollout in which each sample ran two blocks, one of them delayed, in one flush."""
     rows = [
         {"rollout": index, "reward": r, "executed": 2, "delayed": 1, "tools": '[{"id": "x"}]'}
         for r in rewards

@@ -71,7 +71,7 @@ def test_help_imports_no_heavy_packages() -> None:
 
 
 def test_key_prints_the_secret_and_the_key_file_line() -> None:
-    # Into the file goes the hash alone: the secret is on stderr, for the eyes of whoever hands it out.
+    # The key file gets only the hash (stdout); the secret is printed on stderr.
     result = runner.invoke(app, ["key", "--name", "ci", "--rpm", "60"])
     made = parse_key(result.stdout.strip(), hashed=True)
     assert (made.name, made.requests_per_minute, made.concurrency) == ("ci", 60, None)

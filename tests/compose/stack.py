@@ -1,4 +1,4 @@
-"""One Compose project, driven from outside as an operator does."""
+"""A Compose project, controlled from outside as by an operator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPO = Path(__file__).parents[2]
 
 
 class Stack:
-    """A project of its own name on a daemon that others may use."""
+    """A project with a unique name on a shared daemon."""
 
     def __init__(self, client: list[str], folder: Path, name: str, daemon: docker.DockerClient) -> None:
         self.name = name
@@ -34,7 +34,7 @@ class Stack:
         self._settings: dict[str, str] = {}
 
     def configure(self, **settings: str) -> None:
-        """Write the project's .env; what was set before and is not named stays."""
+        """Update the project's .env; other variables are kept."""
         self._settings = {"COMPOSE_PROJECT_NAME": self.name, **self._settings, **settings}
         lines = [f"{key}={value}\n" for key, value in self._settings.items()]
         (self.folder / ".env").write_text("".join(lines))
@@ -44,7 +44,7 @@ class Stack:
         return f"http://127.0.0.1:{self._settings['PORT']}"
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        """Run one command of Compose; ``settings`` go before those of .env."""
+        """Run a Compose command; ``settings`` override .env."""
         return self._run([*self._client, "--project-name", self.name, *arguments], **settings)
 
     def _run(self, command: list[str], **settings: str) -> subprocess.CompletedProcess[str]:
@@ -59,34 +59,32 @@ class Stack:
         )
 
     def compose(self, *arguments: str, **settings: str) -> str:
-        """As ``run``, but it must succeed. Returns what it says on stdout."""
+        """Like ``run``, but the command must succeed. Return its stdout."""
         done = self.run(*arguments, **settings)
         assert done.returncode == 0, f"compose {arguments} failed:\n{(done.stdout + done.stderr)[-6000:]}"
         return done.stdout
 
     def follow(self, file: str, name: str) -> str:
-        """Run a block of the documentation (tests/docs/blocks.py) here. Returns what it says on stderr."""
+        """Run a command block of the documentation (tests/docs/blocks.py). Return its stderr."""
         client = shlex.join([*self._client, "--project-name", self.name])
-        docker = (
-            f'docker() {{ shift; command {client} "$@"; }}'  # all that blocks ask of it is `docker compose`
-        )
+        docker = f'docker() {{ shift; command {client} "$@"; }}'  # blocks only use `docker compose`
         code = f"{docker}\n{documented(file, name).code}"
         done = self._run(["bash", "-euo", "pipefail", "-c", code])
         assert done.returncode == 0, f"{code} failed:\n{(done.stdout + done.stderr)[-6000:]}"
         return done.stderr
 
     def container(self, service: str) -> Any:
-        """The container of a service, as it is now."""
+        """The current container of a service."""
         labels = [f"com.docker.compose.project={self.name}", f"com.docker.compose.service={service}"]
         (found,) = self.daemon.containers.list(all=True, filters={"label": labels})
         return found
 
     def get(self, path: str) -> httpx.Response:
-        """Ask the API with the stack's key."""
+        """Send a request to the API with the stack's key."""
         return httpx.get(self.url + path, headers={"Authorization": f"Bearer {self.key}"}, timeout=10)
 
     def wait_ready(self, timeout_s: float = 300) -> None:
-        """Until the API says that engine and sandbox serve."""
+        """Wait until the API reports that engine and sandbox are ready."""
         deadline, answer = time.monotonic() + timeout_s, "nothing yet"
         while time.monotonic() < deadline:
             try:
@@ -97,14 +95,14 @@ class Stack:
             except httpx.HTTPError as error:
                 answer = repr(error)
             time.sleep(0.5)
-        said = self.run("logs", "--tail", "30")
-        raise AssertionError(f"not ready: {answer}\n{said.stdout}{said.stderr}")
+        logs = self.run("logs", "--tail", "30")
+        raise AssertionError(f"not ready: {answer}\n{logs.stdout}{logs.stderr}")
 
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=2, timeout=300)
 
     def solve(self, model: str = "quickstart") -> None:
-        """Ask through the front door for what needs code to run in a sandbox."""
+        """Request, through the public API, an answer that needs code to run in a sandbox."""
         with self.client() as client:
             reply = client.chat.completions.create(
                 model=model,
@@ -116,7 +114,8 @@ class Stack:
         assert [tool["status"] for tool in message.executed_tools] == ["ok"]  # type: ignore[attr-defined]
 
     def kill(self, service: str) -> None:
-        """SIGKILL its program, as a crash or the kernel would (``docker kill`` means: keep it down)."""
+        """Kill the service's process with SIGKILL, like a crash (``docker kill`` would prevent the
+        restart)."""
         program = (
             "import os; from pathlib import Path; "
             "child = next(p for p in Path('/proc').iterdir() if p.name.isdigit() and p.name != '1' "
@@ -126,7 +125,7 @@ class Stack:
         self.container(service).exec_run(["python3", "-c", program])
 
     def leftovers(self) -> list[str]:
-        """What bears this project's name, and the sandboxes of its runner."""
+        """List the resources of this project, and the sandboxes of its runner."""
         own = {"label": f"com.docker.compose.project={self.name}"}
         found = [
             *self.daemon.containers.list(all=True, filters=own),
@@ -139,7 +138,7 @@ class Stack:
 
 @contextlib.contextmanager
 def new_stack(version: str, folder: Path, *, build: tuple[str, ...] = (), **settings: str) -> Iterator[Stack]:
-    """A stack whose images are built, not yet up. Nothing of it is left afterwards, whatever the tests did.
+    """A stack with built images, not started. Everything is removed afterwards, even if tests fail.
 
     Args:
         version: v1 or v2, of Compose.
@@ -182,8 +181,8 @@ def _client(version: str) -> list[str]:
     if not commands:
         pytest.skip("brings up the whole stack: make test-compose")
     for command in commands:
-        said = subprocess.run([*command, "version"], capture_output=True, text=True, check=True).stdout
-        if ("version 1." in said) == (version == "v1"):
+        reported = subprocess.run([*command, "version"], capture_output=True, text=True, check=True).stdout
+        if ("version 1." in reported) == (version == "v1"):
             return command
     pytest.skip(f"no Compose {version} here")
 

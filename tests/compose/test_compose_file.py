@@ -1,4 +1,4 @@
-"""docker-compose.yml as it is written: what holds for every service, and its settings in .env.example."""
+"""Static checks of docker-compose.yml and .env.example: hardening of every service, documented settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ COMPOSE = (REPO / "docker-compose.yml").read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE)["services"]
 ONE_SHOT = {"init", "sandbox-image"}
 NAMES_ROOT = {"init", "sandbox-image", "runner"}
-"""They run as root of their container: to give files away, to do nothing, to open the Docker socket."""
+"""Services that run as root of their container: to change the owner of files, to exit immediately, to open
+the Docker socket."""
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -34,7 +35,7 @@ def test_services_run_as_unprivileged_user(name: str) -> None:
     user = SERVICES[name].get("user")
     if name in NAMES_ROOT:
         assert user in (None, "0:0")
-    elif user is None:  # then its image's, which is ours
+    elif user is None:  # the image's user; the image is built here
         assert "build" in SERVICES[name]
         dockerfile = (REPO / "deploy/Dockerfile").read_text()
         assert "\nUSER 10001:10001\n" in dockerfile.rpartition("\nFROM ")[2]
@@ -69,7 +70,7 @@ def test_images_are_built_locally_or_pinned(name: str) -> None:
 
 
 def test_secrets_are_files() -> None:
-    # The operator's own, for services elsewhere.
+    # Set by the operator, for external services.
     given = {"HF_TOKEN", "WANDB_API_KEY", "IHGRPO_ENGINE_API_KEY"}
     for service in SERVICES.values():
         for name in service.get("environment") or {}:
@@ -78,11 +79,11 @@ def test_secrets_are_files() -> None:
 
 
 def test_every_variable_is_documented_with_its_default() -> None:
-    told = dict(re.findall(r"^#(\w+)=(.*)$", (REPO / ".env.example").read_text(), re.MULTILINE))
+    documented = dict(re.findall(r"^#(\w+)=(.*)$", (REPO / ".env.example").read_text(), re.MULTILINE))
     used = re.findall(r"\$\{(\w+)(?::?-([^}]*))?\}", COMPOSE)
     for name, default in used:
-        assert told.get(name) == default, name
+        assert documented.get(name) == default, name
     variables = [item for service in SERVICES.values() for item in (service.get("environment") or {}).items()]
     passed_on = {name for name, value in variables if value is None}
-    assert passed_on <= told.keys()
-    assert told.keys() == {name for name, _ in used} | passed_on | {"COMPOSE_PROFILES"}
+    assert passed_on <= documented.keys()
+    assert documented.keys() == {name for name, _ in used} | passed_on | {"COMPOSE_PROFILES"}

@@ -1,4 +1,4 @@
-"""The profile `gpu` from end to end, with vLLM for the CPU in the GPU's place."""
+"""The profile `gpu` end to end, with vLLM on the CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.compose.stack import REPO, Stack, image_of, new_stack
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1500)]
 
 MODEL = "/var/lib/ih-grpo/models/quickstart"
-"""A checkpoint in the volume that api and vllm share, where a hub would put one."""
+"""Path of the checkpoint in the volume that api and vllm share, in place of a hub download."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         COMPOSE_PROFILES="gpu",
         GPU_RUNTIME="runc",
         MODEL=MODEL,
-        # The CPU's own blocks of 128 tokens are longer than the problem; it takes multiples of 32.
+        # The CPU's default blocks of 128 tokens are longer than the problem; multiples of 32 are allowed.
         VLLM_ARGS="--enforce-eager --dtype float32 --max-model-len 2048 --block-size 32",
         VLLM_MEMORY="6g",
         VLLM_SHM="1g",
@@ -53,12 +53,12 @@ def test_solves_a_problem_with_vllm(stack: Stack) -> None:
 
 
 def test_vllm_has_the_prefix_cached_after_a_flush(stack: Stack) -> None:
-    said = [
+    command = [
         "python3",
         "-c",
         "import urllib.request as u; print(u.urlopen('http://vllm:8000/metrics').read().decode())",
     ]
-    metrics = stack.container("api").exec_run(said).output.decode()
+    metrics = stack.container("api").exec_run(command).output.decode()
     counted = {line.split("{")[0]: float(line.split()[-1]) for line in metrics.splitlines() if "{" in line}
     assert counted["vllm:generation_tokens_total"] > 50
     assert counted["vllm:prefix_cache_hits_total"] > 0

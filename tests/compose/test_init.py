@@ -1,4 +1,4 @@
-"""The secrets of the stack: made once, readable to few, and no open door."""
+"""The secrets of the stack: created once, readable only by the services; no public API without keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("api-keys", "grafana-password", "metrics-key", "pgpass", "postgres-pass
 
 @pytest.fixture
 def init(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(os, "fchown", lambda *_: None)  # a test need not be root
+    monkeypatch.setattr(os, "fchown", lambda *_: None)  # tests may not run as root
     return runpy.run_path(str(INIT), run_name="init")
 
 

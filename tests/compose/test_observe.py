@@ -1,4 +1,4 @@
-"""Dashboards and alerts speak of metrics that exist."""
+"""Dashboards and alerts use existing metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALERTS = OBSERVE / "prometheus/alerts.yml"
 
 @pytest.fixture(scope="module")
 def metrics() -> dict[str, Metric]:
-    """All metrics of api and runner by their family's name, without Prometheus' own suffixes."""
+    """All metrics of api and runner by family name, without Prometheus' suffixes."""
     sandbox = DockerSandbox()
     runner = RunnerMetrics(SessionAdmission(1, max_waiting=1, timeout_s=1), lambda: 0, sandbox)
     registries: list[CollectorRegistry] = [Metrics().registry, runner._registry]

@@ -1,4 +1,4 @@
-"""The profile `observe`, on a stack that asks for API keys: Prometheus sees it all, others see nothing."""
+"""The profile `observe` on a stack with API keys: only Prometheus can read the metrics."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NEVER_HAPPENED = {
     "ih-grpo-sandbox: Rejected, by reason",
     "ih-grpo-sandbox: Killed, by reason",
 }
-"""Panels without a line as long as nothing of the kind happens."""
+"""Panels without data until such an event happens."""
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Up, with one key, made as secrets/README.md tells."""
+    """The running profile with one key, created as in secrets/README.md."""
     folder = tmp_path_factory.mktemp("observed-")
     image = image_of("prometheus")
     with new_stack("v2", folder, PROMETHEUS_IMAGE=image, COMPOSE_PROFILES="observe") as stack:
@@ -39,7 +39,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def ask(stack: Stack, path: str, **parameters: str) -> Any:
-    """Prometheus's HTTP API; the port is not published, but this machine reaches its container."""
+    """Address of Prometheus's HTTP API. The port is not published, but the container is reachable from this
+    machine."""
     prometheus = stack.container("prometheus")
     address = prometheus.attrs["NetworkSettings"]["Networks"][f"{stack.name}_observe"]["IPAddress"]
     reply = httpx.get(f"http://{address}:9090/api/v1/{path}", params=parameters, timeout=10).json()
@@ -48,7 +49,7 @@ def ask(stack: Stack, path: str, **parameters: str) -> Any:
 
 
 def values(stack: Stack, expression: str) -> list[float]:
-    """What an expression of a panel or an alert is now, without what is not a number."""
+    """Current values of a PromQL expression, without NaN."""
     asked = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
     found = [float(series["value"][1]) for series in ask(stack, "query", query=asked)["result"]]
     return [value for value in found if not math.isnan(value)]
@@ -67,8 +68,8 @@ def test_metrics_need_the_key(stack: Stack) -> None:
 
 
 def test_public_address_is_allowed_with_a_key(stack: Stack) -> None:
-    said = stack.compose("run", "--rm", "-T", "init", PUBLISH_ADDRESS="0.0.0.0")
-    assert "API keys: 1" in said
+    output = stack.compose("run", "--rm", "-T", "init", PUBLISH_ADDRESS="0.0.0.0")
+    assert "API keys: 1" in output
 
 
 def test_api_and_runner_are_scraped(stack: Stack) -> None:
@@ -77,7 +78,7 @@ def test_api_and_runner_are_scraped(stack: Stack) -> None:
         assert time.monotonic() < deadline, ask(stack, "targets")
         time.sleep(1)
         health = {item["scrapePool"]: item["health"] for item in ask(stack, "targets")["activeTargets"]}
-    assert health.keys() == {"api", "runner"}  # vllm has no address: no target, no failure
+    assert health.keys() == {"api", "runner"}  # vllm does not resolve: no target and no failure
 
 
 def test_every_panel_returns_data(stack: Stack) -> None:
@@ -87,12 +88,12 @@ def test_every_panel_returns_data(stack: Stack) -> None:
     deadline = time.monotonic() + 180
     while missing:
         assert time.monotonic() < deadline, missing
-        stack.solve()  # so that there are rates
+        stack.solve()  # creates data for rates
         time.sleep(5)
         missing = [(where, asked) for where, asked in missing if not values(stack, asked)]
     known = ask(stack, "metadata").keys()
     for where, asked in expressions():
-        values(stack, asked)  # answers, even with nothing
+        values(stack, asked)  # raises if the query is invalid
         for name in re.findall(r"\b(?:ihgrpo|process)_\w+", asked):
             assert known & {name, re.sub(r"_(total|bucket)$", "", name)}, f"{where}: {name}"
 

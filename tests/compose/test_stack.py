@@ -1,4 +1,5 @@
-"""docker-compose.yml for real: it serves, heals, leaves nothing. In this order, on one stack a Compose."""
+"""docker-compose.yml on a real daemon: it serves, recovers and is removed. The tests of one stack run in
+order."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.compose, pytest.
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The default profile, up."""
+    """The running default profile."""
     with new_stack(request.param, tmp_path_factory.mktemp(f"default-{request.param}-")) as stack:
         stack.follow(__file__, "start")
         yield stack
@@ -60,9 +61,9 @@ def test_runner_rejects_other_clients_and_token_is_not_in_environment(stack: Sta
 
 def test_doctor_passes_inside_the_stack(stack: Stack) -> None:
     done = stack.container("api").exec_run(["ih-grpo", "doctor", "--json"], demux=True)
-    said = json.loads(done.output[0])
-    assert said["ok"], said
-    assert {check["check"]: check["verdict"] for check in said["checks"]}["runner"] == "ok"
+    report = json.loads(done.output[0])
+    assert report["ok"], report
+    assert {check["check"]: check["verdict"] for check in report["checks"]}["runner"] == "ok"
 
 
 @pytest.mark.parametrize("service", ["runner", "api"])
@@ -93,10 +94,10 @@ def test_stack_refuses_public_address_without_a_key(stack: Stack) -> None:
 
 
 def test_down_removes_everything(stack: Stack) -> None:
-    assert len(stack.leftovers()) > 6  # so that an empty list means something: sandboxes are found, too
+    assert len(stack.leftovers()) > 6  # proves that an empty list is meaningful: sandboxes are listed as well
     assert any(name.startswith("ih-grpo-") for name in stack.leftovers())
     stack.compose("down", "--volumes", "--timeout", "60")
     deadline = time.monotonic() + 60
     while (left := stack.leftovers()) and time.monotonic() < deadline:
-        time.sleep(0.5)  # Docker removes a sandbox after its end, on its own time
+        time.sleep(0.5)  # Docker removes a sandbox asynchronously
     assert left == []

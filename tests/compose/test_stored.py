@@ -1,4 +1,4 @@
-"""The profile `store`: responses in Postgres, which outlive api and database."""
+"""The profile `store`: responses in Postgres survive restarts of api and database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.compose, pytest.
 
 COUNT = ["psql", "--username=ih_grpo", "--dbname=ih_grpo", "-tAc", "select count(*) from responses"]
 DATA = "/var/lib/ih-grpo/data"
-"""Where SQLite's file would be."""
+"""The folder of the SQLite file."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def answer(stack: Stack, **more: Any) -> Response:
-    """A response whose code ran in a sandbox."""
+    """Create a response whose code runs in a sandbox."""
     with stack.client() as client:
         reply = client.responses.create(
             model="quickstart",
@@ -101,5 +101,5 @@ def test_restores_a_backup_after_data_loss(stack: Stack, first: str) -> None:
     assert stack.container("postgres").exec_run(COUNT).output == count
     with stack.client() as client:
         assert client.responses.retrieve(first).status == "completed"
-    add = ["sh", "-c", f"echo too >> {DATA}/kept && cat {DATA}/kept"]  # it is still the api's own
+    add = ["sh", "-c", f"echo too >> {DATA}/kept && cat {DATA}/kept"]  # still owned by the api
     assert stack.container("api").exec_run(add).output == b"kept\ntoo\n"

@@ -1,4 +1,4 @@
-"""The profile `train`: steps of training with code in the runner; the checkpoint is served."""
+"""The profile `train`: trains some steps with code in the runner, then serves the checkpoint."""
 
 from __future__ import annotations
 

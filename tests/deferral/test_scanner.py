@@ -47,9 +47,7 @@ def test_offsets_are_those_of_the_fences(text: str) -> None:
 def test_the_third_backtick_closes_a_block() -> None:
     scanner = FenceScanner(MARKER)
     assert scanner.feed("a\n```python\nx = 1\n``") == []
-    assert scanner.in_code
     assert scanner.feed("`") == [BlockClosed("x = 1", 2, 21)]
-    assert not scanner.in_code
 
 
 def test_finds_a_marker_right_after_the_fence() -> None:

@@ -1,4 +1,4 @@
-"""Checks of the machine say what is wrong and what to do."""
+"""Checks of the machine: results and hints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a checkpoint before it is loaded."""
+"""Checks of a checkpoint before it is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.engines.checkpoint import quickstart
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A copy of the quickstart checkpoint, to be damaged."""
+    """A copy of the quickstart checkpoint for the test to damage."""
     return Path(shutil.copytree(quickstart(), tmp_path / "copy"))
 
 
@@ -58,7 +58,7 @@ def test_a_hub_id_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert found.verdict == "warn"
 
 
-def test_rejects_neither_directory_nor_hub_id() -> None:
+def test_rejects_name_that_is_not_a_directory_or_hub_id() -> None:
     folder, found = model.find("no/such/folder/here")
     assert folder is None
     assert found.verdict == "fail"

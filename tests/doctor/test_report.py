@@ -1,4 +1,4 @@
-"""The report as a whole, for eyes and for programs."""
+"""The complete report, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_warning_is_not_a_failure() -> None:
 def test_json_output_and_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     done = CliRunner().invoke(app, ["doctor", "--json", "--sandbox", "in-process", "--port", "0"])
-    said = json.loads(done.stdout)
+    output = json.loads(done.stdout)
     assert done.exit_code == 1
-    assert said["ok"] is False
-    verdicts = {check["check"]: check["verdict"] for check in said["checks"]}
+    assert output["ok"] is False
+    verdicts = {check["check"]: check["verdict"] for check in output["checks"]}
     assert verdicts["docker"] == "fail"
     assert verdicts["model"] == "ok"
     assert "isolation" not in verdicts

@@ -1,4 +1,4 @@
-"""What is said of Docker and of the runner."""
+"""Checks of Docker, isolation and the runner."""
 
 from __future__ import annotations
 

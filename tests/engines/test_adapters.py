@@ -263,7 +263,7 @@ def test_cache_that_cannot_be_written_is_named(pair: tuple[Path, Path], tmp_path
         locate(str(pair[0]))
 
 
-def test_merged_checkpoint_needs_neither_adapter_nor_base(pair: tuple[Path, Path]) -> None:
+def test_merged_checkpoint_is_self_contained(pair: tuple[Path, Path]) -> None:
     result = locate(str(pair[0]))
     for path in pair:
         shutil.rmtree(path)

@@ -25,7 +25,7 @@ async def stream(*pieces: SampledTokens | Exception) -> AsyncGenerator[SampledTo
 
 async def test_text_is_complete_at_the_end(files: ModelFiles) -> None:
     ids = files.tokenizer.encode("x = 42 é", allow_special=True)
-    half = files.tokenizer.encode("é", allow_special=True)[:1]  # the first byte of a character of two
+    half = files.tokenizer.encode("é", allow_special=True)[:1]  # the first of two bytes of a character
     pieces = stream(
         SampledTokens(ids[:3], [-1.0] * 3),
         SampledTokens(ids[3:], [-1.0] * len(ids[3:])),
@@ -61,13 +61,13 @@ async def test_counters(files: ModelFiles) -> None:
     assert (stats.running, stats.waiting) == (0, 0)
 
 
-@pytest.mark.parametrize("said", [(), (SampledTokens([1]),)])
+@pytest.mark.parametrize("sampled", [(), (SampledTokens([1]),)])
 async def test_gauges_return_to_zero_after_failed_or_closed_calls(
-    files: ModelFiles, said: tuple[SampledTokens, ...]
+    files: ModelFiles, sampled: tuple[SampledTokens, ...]
 ) -> None:
     counters = EngineCounters()
-    failing = to_chunks(stream(*said, EngineError("broken")), files.detokenizer(), counters, 1)
-    for _ in said:
+    failing = to_chunks(stream(*sampled, EngineError("broken")), files.detokenizer(), counters, 1)
+    for _ in sampled:
         await anext(failing)
     with pytest.raises(EngineError, match="broken"):
         await anext(failing)

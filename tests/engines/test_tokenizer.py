@@ -51,7 +51,7 @@ def test_plain_text_never_encodes_to_a_control_token(tokenizer: HFTokenizer, par
 
 @pytest.mark.parametrize("allow_special", [True, False])
 def test_long_text_encodes_like_short_text(tokenizer: HFTokenizer, allow_special: bool) -> None:
-    """Byte-level BPE begins a word at a blank, so the parts of this text are tokenised each for itself."""
+    """Byte-level BPE starts a word at a blank, so the parts of this text are tokenised independently."""
     part = f" 2 + 2 = {SPELLED}"
     ids = tokenizer.encode(part * 1000, allow_special=allow_special)
     assert ids == tokenizer.encode(part, allow_special=allow_special) * 1000
@@ -167,7 +167,7 @@ def test_the_prompt_of_the_qwen3_recipes_is_pinned() -> None:
     tokenizer = HFTokenizer(os.environ["QWEN3_TOKENIZER"])
     turns = with_instruction([{"role": "user", "content": "What is $2^{10}$?"}], "full-v1")
     ids = tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False})
-    assert ids.count(151657) == 2  # the instruction names the marker, its example writes it
+    assert ids.count(151657) == 2  # once in the instruction, once in its example
     assert (len(ids), hashlib.sha256(str(ids).encode()).hexdigest()) == (
         344,
         "2111c9bcb8322f85a31bb5640e658676d2a4e693c569531272e5f72946ee0b56",

@@ -23,27 +23,27 @@ class Request:
     category: str
     messages: Sequence[Mapping[str, str]]
     needs_execution: bool
-    """Whether the answer is a value that has to be calculated."""
+    """Whether the answer must be calculated."""
     answer: str | None
     """The value, if there is one to check."""
     has_demo_call: bool = False
-    """Whether shown code is asked for with a usage example."""
+    """Whether the request includes a usage example for the code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a reply got right and wrong."""
+    """Verdict on a reply."""
 
     unneeded_execution: bool
     missing_execution: bool
     pending_code: bool
-    """It ended with code that was neither run nor the answer itself."""
+    """The reply ends with code that was neither run nor is the answer."""
     empty: bool
-    """Nothing follows the last output, or there is no text at all."""
+    """The reply has no text, or none after the last output."""
     right: bool | None
-    """The expected value is in the final text; None where there is none to check."""
+    """The final text has the expected value; None if there is no value to check."""
     right_from_execution: bool
-    """It was also printed by code that ran."""
+    """Executed code also printed the value."""
 
 
 def load(path: Path = REQUESTS) -> list[Request]:
@@ -62,7 +62,7 @@ def judge(request: Request, message: Mapping[str, Any]) -> Verdict:
     tools = message.get("executed_tools") or []
     outputs = [str(tool["output"]) for tool in tools]
     at = 0
-    for output in outputs:  # the first place after the one before: an answer often repeats the output
+    for output in outputs:  # the first occurrence after the previous one: an answer often repeats the output
         at = max(content.find(output, at), at) + len(output)
     final = content[at:]
     right = None if request.answer is None else holds(final, request.answer)

@@ -15,7 +15,7 @@ from tests.support.serving import make_app, settings
 
 
 class Counting(ScriptedEngine):
-    """Counts starts and stops."""
+    """An engine or sandbox that counts its starts and stops."""
 
     def __init__(self, error: Exception | None = None) -> None:
         super().__init__(EOS)

@@ -1,4 +1,4 @@
-"""SIGTERM, sent to a real process."""
+"""Draining after SIGTERM, in a real process."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_drain_finishes_streams_and_rejects_new_requests() -> None:
         lines = stream.iter_lines()
         next(lines)
         process.send_signal(signal.SIGTERM)
-        # Until the signal has been seen the server still takes requests.
+        # The server accepts requests until it has handled the signal.
         while (ready := httpx.get(f"{url}/ready")).status_code == 200:
             time.sleep(0.01)
         assert ready.json()["status"] == "going down"
@@ -70,7 +70,7 @@ def test_drain_finishes_streams_and_rejects_new_requests() -> None:
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_drain_timeout_and_second_signal_abort_requests(signals: int) -> None:
-    # One signal and no time to drain; or two, however much time there is.
+    # One signal without time to drain, or two signals with any time.
     with (
         server(drain_s=0 if signals == 1 else 600) as (process, url),
         httpx.Client(base_url=url, timeout=60) as client,

@@ -29,7 +29,7 @@ def test_ignores_correct_and_foreign_variables() -> None:
 
 
 def test_ignores_every_variable_of_the_project() -> None:
-    """Those of tests, scripts, the stack and other commands are no settings of the server."""
+    """Variables of tests, scripts, the stack and other commands are not reported."""
     folders = [REPO / name for name in ("service", "trainer", "scripts", "deploy", "docs")]
     files = [
         path for folder in folders for path in folder.rglob("*") if path.suffix in ("", ".py", ".md", ".sh")

@@ -10,7 +10,7 @@ from tests.support.postgres import binaries, cluster
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A real Postgres; skips where none is installed."""
+    """URL of a real Postgres database; skips if Postgres is not installed."""
     if binaries() is None:
         pytest.skip("no Postgres on this machine (Debian: apt-get install postgresql)")
     with cluster() as url:

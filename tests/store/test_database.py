@@ -9,7 +9,7 @@ from service.store.responses import ResponseStore
 
 
 async def test_start_waits_for_a_locked_file(tmp_path: Path) -> None:
-    """As another server that starts: SQLite would say at once that the file is locked."""
+    """Another starting server holds the file: SQLite would report a locked file immediately."""
     path = tmp_path / "responses.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("CREATE TABLE something (of TEXT)")

@@ -79,7 +79,7 @@ async def test_remote_run_is_failed_without_heartbeat(
     await store.put(stored("resp_1", status="queued"))
     await run_by(store, "boot/elsewhere/1/1")
     clock.now += STALE_S - 1
-    await maintenance.heartbeat()  # beats for its own
+    await maintenance.heartbeat()  # updates only its own runs
     assert await maintenance.fail_interrupted(failed) == 0
     clock.now += 2
     assert await maintenance.fail_interrupted(failed) == 1

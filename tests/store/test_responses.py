@@ -116,14 +116,14 @@ async def test_file_is_persistent_and_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("mysql://x", "postgresql://USER"),
         ("nonsense", "sqlite:///PATH"),
     ],
 )
-def test_rejects_invalid_url(url: str, said: str) -> None:
-    with pytest.raises(StoreError, match=said):
+def test_rejects_invalid_url(url: str, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
         ResponseStore(url)
 
 

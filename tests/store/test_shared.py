@@ -1,4 +1,4 @@
-"""Two servers on one Postgres."""
+"""Two servers that share a Postgres database."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ TOOLS: Final[list[dict[str, Any]]] = [
         },
     }
 ]
-"""In the words in which the adapter was taught them; it knows no others."""
+"""The exact words of the training data; the adapter does not generalise to others."""
 QUESTION: Final = "Weather in Ulm and Oslo?"
 CITIES: Final = ("Ulm", "Oslo")
 _STEPS: Final = 400
@@ -31,7 +31,7 @@ _RATE: Final = 6e-3
 
 
 def make_caller(checkpoint: Path, directory: Path) -> None:
-    """Write the adapter to ``directory``. Asked `QUESTION`, it calls for the weather of both cities."""
+    """Write the adapter to ``directory``. For `QUESTION`, it calls the weather function for both cities."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -48,8 +48,8 @@ def make_caller(checkpoint: Path, directory: Path) -> None:
         enable_thinking=False,
         return_dict=False,
     )
-    said: list[int] = tokenizer(_reply(), add_special_tokens=False).input_ids
-    ids, labels = torch.tensor([prompt + said]), torch.tensor([[-100] * len(prompt) + said])
+    reply_ids: list[int] = tokenizer(_reply(), add_special_tokens=False).input_ids
+    ids, labels = torch.tensor([prompt + reply_ids]), torch.tensor([[-100] * len(prompt) + reply_ids])
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_STEPS)

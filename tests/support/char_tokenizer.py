@@ -1,4 +1,4 @@
-"""A tokenizer simple enough to read: one id a character, one id a special token."""
+"""A simple tokenizer: one id per character, one id per special token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on a loopback address: the few routes that downloading a model takes."""
+"""A fake Hugging Face hub on a loopback address, with the routes needed to download a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """``models`` are files by name, by model id; ``gated`` ids ask for a licence."""
+    """The fake hub. ``models`` maps model ids to files by name; ``gated`` ids require a licence."""
 
     models: dict[str, Mapping[str, bytes]]
     gated: frozenset[str] = frozenset()
@@ -24,7 +24,7 @@ class FakeHub:
     requests: list[str] = field(default_factory=list)
 
     def downloads(self) -> list[str]:
-        """Names of the files that were fetched, in order."""
+        """Names of the downloaded files, in order."""
         return [
             path.rpartition("/")[2]
             for path in self.requests

@@ -1,4 +1,4 @@
-"""A server that speaks vLLM's HTTP as far as the remote engine asks, and says what it is told."""
+"""A fake vLLM server with the routes that the remote engine uses and configurable replies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.engines.tokenizer import HFTokenizer
 
 
 class FakeVLLM:
-    """Says ``reply`` to every completion. Its attributes make it fail in the ways of real servers."""
+    """A server that answers every completion with ``reply``. Its attributes simulate failures."""
 
     def __init__(self, tokenizer: HFTokenizer, reply: str = "one two", *, model: str = "base") -> None:
         self.tokenizer = tokenizer
@@ -26,14 +26,14 @@ class FakeVLLM:
         self.url = ""
         self.key: str | None = None
         self.refuse: int | None = None
-        """Status that completions are answered with."""
+        """Error status of completions."""
         self.refuse_all: int | None = None
-        """Status that everything is answered with."""
+        """Error status of all routes."""
         self.healthy = True
         self.break_after: int | None = None
-        """Tokens after which the connection breaks off."""
+        """Number of tokens after which the connection is closed."""
         self.error_after: int | None = None
-        """Tokens after which an error event ends the stream."""
+        """Number of tokens after which an error event ends the stream."""
         self.hold = asyncio.Event()
         self.hold.set()
         self.bodies: list[dict[str, Any]] = []
@@ -69,7 +69,7 @@ class FakeVLLM:
         async def completions(request: Request) -> Response:
             self.bodies.append(await request.json())
             if self.refuse is not None:
-                return JSONResponse({"error": {"message": "told to refuse"}}, self.refuse)
+                return JSONResponse({"error": {"message": "refused by the test"}}, self.refuse)
             return StreamingResponse(self._stream(self.bodies[-1]), media_type="text/event-stream")
 
         return app
@@ -81,9 +81,9 @@ class FakeVLLM:
             for count, token_id in enumerate(ids):
                 await self.hold.wait()
                 if count == self.break_after:
-                    raise ConnectionError("told to break off")
+                    raise ConnectionError("closed by the test")
                 if count == self.error_after:
-                    yield _event({"error": {"message": "told to err", "code": 500}})
+                    yield _event({"error": {"message": "error from the test", "code": 500}})
                     return
                 is_last = token_id in body["stop_token_ids"] or count + 1 == len(ids)
                 reason = "stop" if token_id in body["stop_token_ids"] else "length"
@@ -110,7 +110,7 @@ def _event(data: dict[str, Any]) -> str:
 
 @asynccontextmanager
 async def served(*fakes: FakeVLLM) -> AsyncIterator[None]:
-    """Serve each on a free port of loopback and tell it its ``url``."""
+    """Serve each fake on a free loopback port and set its ``url``."""
     servers = [
         _Uvicorn(uvicorn.Config(fake.app(), port=0, log_config=None, lifespan="off")) for fake in fakes
     ]
@@ -135,7 +135,7 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Any:
         from contextlib import nullcontext
 
-        return nullcontext()  # the test's own handlers stay
+        return nullcontext()  # keep pytest's signal handlers
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)

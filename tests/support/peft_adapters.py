@@ -1,4 +1,4 @@
-"""Adapters made by peft, with random numbers in place of training."""
+"""Adapters created by peft, with random weights instead of training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 def make_adapter(
     model: PreTrainedModel, directory: Path, *, base: Path, seed: int = 0, **config: Any
 ) -> PeftModel:
-    """Wrap ``model``, randomise what would be trained, save it to ``directory``; returns the wrapped model.
+    """Wrap ``model``, randomise the trainable weights, save them to ``directory``; return the wrapped model.
 
     ``config`` are fields of LoraConfig; by default rank 4 on all linear layers of the decoder.
     """
     fields = {"r": 4, "lora_alpha": 8, "target_modules": ALL_LINEAR, "task_type": "CAUSAL_LM", **config}
-    with warnings.catch_warnings():  # about tied weights and deprecated names
+    with warnings.catch_warnings():  # peft warns about tied weights and deprecated names
         warnings.simplefilter("ignore")
         wrapped = get_peft_model(model, LoraConfig(**fields))
     wrapped.peft_config["default"].base_model_name_or_path = str(base)

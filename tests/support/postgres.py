@@ -1,4 +1,4 @@
-"""A Postgres cluster of the tests' own, on the loopback, as a user that is not root."""
+"""A temporary Postgres cluster on a loopback address, run by an unprivileged user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def binaries() -> Path | None:
-    """Where ``initdb`` and ``pg_ctl`` are (Debian: ``apt-get install postgresql``); None if nowhere."""
+    """The directory of ``initdb`` and ``pg_ctl`` (Debian: ``apt-get install postgresql``), or None."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     on_path = shutil.which("initdb")
     return found[-1].parent if found else Path(on_path).parent if on_path else None
@@ -21,12 +21,12 @@ def binaries() -> Path | None:
 
 @contextmanager
 def cluster() -> Iterator[str]:
-    """The URL of a database of its own; the cluster is gone afterwards."""
+    """Yield the URL of a new database; the cluster is removed afterwards."""
     bin_dir = binaries()
     assert bin_dir is not None
-    # Not below pytest's folder, which is closed to other users whenever a session begins.
+    # Not below pytest's folder, which other users can't access.
     directory = Path(tempfile.mkdtemp(prefix="ih-grpo-postgres-"))
-    if os.geteuid() == 0:  # it refuses to run as root
+    if os.geteuid() == 0:  # Postgres refuses to run as root
         shutil.chown(directory, "postgres")
     try:
         with _running(bin_dir, directory) as url:

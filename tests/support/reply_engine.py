@@ -10,7 +10,7 @@ from tests.support.scripted import ScriptedEngine
 
 
 class ReplyEngine(ScriptedEngine):
-    """Says ``reply(context so far)``."""
+    """An engine that returns ``reply(context so far)``."""
 
     def __init__(self, reply: Callable[[str], str]) -> None:
         super().__init__("")

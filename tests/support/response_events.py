@@ -1,4 +1,4 @@
-"""Check a response's stream as a strict client would: by the SDK's types, and by what events promise."""
+"""Strict checks of a response's stream: the SDK's types, and consistency between events."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Event = dict[str, Any]
 
 
 async def collected(stream: AsyncIterable[Any]) -> list[Event]:
-    """All events of a stream, as they were sent."""
+    """Collect all events of a stream."""
     return [event.to_dict() async for event in stream]
 
 
 def checked(events: list[Event]) -> dict[str, Any]:
-    """The final response of a whole stream, which must hold together."""
+    """Check the consistency of a complete stream and return its final response."""
     for event in events:
         _events.validate_python(event)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
@@ -56,6 +56,6 @@ def checked(events: list[Event]) -> dict[str, Any]:
 
 
 def kinds(events: list[Event], *leave_out: str) -> list[str]:
-    """The events' names, without ``response.`` and without those left out."""
+    """Return the event names without ``response.``, except those in ``leave_out``."""
     names = [event["type"].removeprefix("response.") for event in events]
     return [name for name in names if name not in leave_out]

@@ -1,4 +1,4 @@
-"""A scripted server of the Responses API, and how it is asked."""
+"""A scripted server of the Responses API, and its requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTPUTS: Any = ["code_interpreter_call.outputs"]
 
 
 def engine(delay_s: float = 0.0) -> ScriptedEngine:
-    """Defers two blocks, flushes them at once, and answers."""
+    """An engine that defers two blocks, flushes them together, and answers."""
     return ScriptedEngine(FIRST + SECOND + MARKER, ANSWER + EOS, delay_s=delay_s)
 
 
@@ -40,5 +40,5 @@ async def ask(served: Served, question: Any = "6 * 7?", **options: Any) -> Any:
 
 
 def prompt(scripted: ScriptedEngine, call: int = -1) -> str:
-    """The prompt of one of the engine's calls."""
+    """Return the prompt of one of the engine's calls."""
     return scripted.tokenizer.decode(scripted.calls[call][0])

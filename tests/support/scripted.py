@@ -1,4 +1,4 @@
-"""An engine that says what it is told and a sandbox that answers what it is told, for unit tests only."""
+"""A scripted engine and a scripted sandbox for unit tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ EOS = "<|im_end|>"
 
 
 class ScriptedEngine:
-    """Says the next of ``turns`` at each call, a token a chunk, and the last one ever after."""
+    """An engine that returns the next of ``turns`` at each call, one token per chunk, and repeats the last
+    one."""
 
     model_name = "scripted"
     context_length = 10_000
@@ -60,7 +61,7 @@ class ScriptedEngine:
 
 
 class RefusingEngine(ScriptedEngine):
-    """Holds to JSON schemas, but to none that it is given."""
+    """An engine that supports JSON schemas, but rejects every schema."""
 
     capabilities = frozenset({"json_schema"})
 
@@ -68,11 +69,11 @@ class RefusingEngine(ScriptedEngine):
         self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
     ) -> AsyncGenerator[TokenChunk, None]:
         raise InvalidRequestError("it has no 'contains'")
-        yield  # a generator, as the protocol has it
+        yield  # makes this a generator, as in the protocol
 
 
 class ScriptedSession:
-    """Answers each flush with ``answer(pending blocks)``."""
+    """A session that answers each flush with ``answer(pending blocks)``."""
 
     def __init__(self, answer: Callable[[list[str]], ExecutionResult], delay_s: float = 0.0) -> None:
         self.pending: list[str] = []
@@ -96,7 +97,7 @@ class ScriptedSession:
 
 
 class ScriptedSandbox:
-    """Gives scripted sessions and remembers them."""
+    """A sandbox that creates scripted sessions and records them."""
 
     def __init__(self, answer: Callable[[list[str]], ExecutionResult], delay_s: float = 0.0) -> None:
         self.sessions: list[ScriptedSession] = []
@@ -118,7 +119,7 @@ class ScriptedSandbox:
 
 
 def printed(stdout: str) -> ExecutionResult:
-    """The result of a script that printed ``stdout`` and ended well."""
+    """The result of a successful script that printed ``stdout``."""
     return ExecutionResult(
         stdout,
         "",

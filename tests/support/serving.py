@@ -1,4 +1,4 @@
-"""A real HTTP server in this very event loop, around a scripted engine and sandbox."""
+"""A real HTTP server in the test's event loop, around a scripted engine and sandbox."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from service.server.settings import Settings
 
 
 def settings(**overrides: object) -> Settings:
-    """Settings that need no file and read no environment."""
+    """Settings that do not depend on files or the environment."""
     return Settings(**{"sandbox": "in-process", "port": 0, "store_url": "sqlite://", **overrides})  # type: ignore[arg-type]
 
 
 def make_app(
     engine: Engine, sandbox: Sandbox, policy: DeferralPolicy | None = None, **options: object
 ) -> FastAPI:
-    """The app around ``engine`` and ``sandbox``; ``options`` are settings."""
+    """Create the app around ``engine`` and ``sandbox``; ``options`` are settings."""
     return create_app_from(
         EpisodeRunner(engine, sandbox, policy or DeferralPolicy(), Sampling()), settings(**options)
     )
@@ -38,7 +38,7 @@ def make_app(
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server that runs."""
+    """A running server."""
 
     url: str
     openai: openai.AsyncOpenAI
@@ -47,8 +47,8 @@ class Served:
 
 @asynccontextmanager
 async def serve(app: FastAPI, key: str = "none") -> AsyncGenerator[Served, None]:
-    """Serve ``app`` on a free port of the loopback; the SDK's client retries nothing."""
-    # Of a socket that does not say it is TCP, asyncio would not turn off Nagle's algorithm: 40 ms a request.
+    """Serve ``app`` on a free loopback port; the SDK's client does not retry."""
+    # Without IPPROTO_TCP, asyncio would not disable Nagle's algorithm, which costs 40 ms per request.
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, http=Http1Protocol, log_level="warning", log_config=None))
@@ -58,7 +58,7 @@ async def serve(app: FastAPI, key: str = "none") -> AsyncGenerator[Served, None]
                 await task
             await asyncio.sleep(0.01)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        # Without TLS there is nothing to verify, and reading the certificates takes a third of a second.
+        # Loading certificates takes a third of a second, and there is no TLS.
         plain = openai.DefaultAsyncHttpxClient(verify=False)
         client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=plain)
         try:
@@ -70,7 +70,7 @@ async def serve(app: FastAPI, key: str = "none") -> AsyncGenerator[Served, None]
 
 
 async def ask(served: Served, **more: Any) -> str:
-    """What the model ``m`` says, greedily and without code, to one fixed question."""
+    """The model's greedy reply, without code, to one fixed question."""
     reply = await served.openai.chat.completions.create(
         model="m",
         messages=[{"role": "user", "content": "What is 12 + 30?"}],

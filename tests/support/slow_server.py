@@ -1,4 +1,4 @@
-"""`service.server.run`'s server as a process, around a scripted engine that takes its time: ``DRAIN_S``."""
+"""The server of `service.server.run` as a process, around a slow scripted engine. Argument: ``DRAIN_S``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored responses for tests, and a clock that they can set."""
+"""Stored responses for tests, and a settable clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.store.responses import StoredResponse, is_dead, runner_id
 
 @dataclass
 class Clock:
-    """Unix time that stands still."""
+    """A clock with a fixed Unix time."""
 
     now: float = 1_000_000.0
 
@@ -21,7 +21,7 @@ class Clock:
 
 
 def stored(response_id: str, **changes: object) -> StoredResponse:
-    """A completed response of owner ``me``, made at the clock's start, good for a day."""
+    """A completed response of owner ``me``, created at the clock's start, valid for one day."""
     fields: dict[str, object] = {
         "id": response_id,
         "owner": "me",
@@ -38,7 +38,7 @@ def stored(response_id: str, **changes: object) -> StoredResponse:
 
 
 def dead_runner() -> str:
-    """A process that was, on this machine."""
+    """The id of a process of this machine that has ended."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     boot, namespace, *_ = runner_id().split("/")
     runner = f"{boot}/{namespace}/{process.pid}/{process_start(process.pid)}"

@@ -1,4 +1,4 @@
-"""What an engine streams, collected and compared with a plain forward pass."""
+"""Helpers that collect an engine's stream and compare it with a plain forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.tokens import sampled
 async def collect(
     engine: Engine, ids: Sequence[int], sampling: Sampling, stop: Sequence[int] = ()
 ) -> list[TokenChunk]:
-    """All chunks of one call."""
+    """Collect all chunks of one call."""
     return [chunk async for chunk in engine.generate(ids, sampling, stop)]
 
 
@@ -22,7 +22,7 @@ async def collect(
 def assert_greedy(
     model: torch.nn.Module, ids: Sequence[int], chunks: Sequence[TokenChunk], *, atol: float = 1e-4
 ) -> None:
-    """What was sampled is what one forward pass over prompt and samples says, logprobs included."""
+    """Check that samples and logprobs match one forward pass over prompt and samples."""
     output = sampled(chunks)
     logits = model(input_ids=torch.tensor([[*ids, *output]]), use_cache=False).logits[0]
     logprobs = logits[len(ids) - 1 : -1].log_softmax(-1)

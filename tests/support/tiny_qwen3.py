@@ -1,4 +1,4 @@
-"""A Qwen checkpoint with random weights and its own small tokenizer, made in a second. Qwen3 by default."""
+"""A Qwen checkpoint with random weights and its own small tokenizer, created in a second. Default: Qwen3."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import (
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKUP_TOKENS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
-"""Added tokens that, as in Qwen3's own tokenizer, are not flagged special."""
+"""Added tokens that are not flagged as special, as in Qwen3's tokenizer."""
 
 _CORPUS = (
     "Let x = 12 and y = 30. Then x + y = 42, so the answer is \\boxed{42}.",
@@ -32,7 +32,7 @@ _CORPUS = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Qwen3's special tokens and a ChatML template that knows ``enable_thinking``."""
+    """Byte-level BPE with Qwen3's special tokens and a ChatML template with ``enable_thinking``."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -82,7 +82,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **overrides
 
 
 def make_qwen2(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **overrides: object) -> Qwen2ForCausalLM:
-    """The same of the architecture of Qwen2 and Qwen2.5: biases in attention, no norms of query and key."""
+    """The same for Qwen2 and Qwen2.5: attention with biases, without norms of query and key."""
     like = make_model(tokenizer, seed=seed, **overrides)
     fields = like.config.to_dict()
     for name in ("model_type", "architectures", "head_dim", "layer_types"):
@@ -91,7 +91,7 @@ def make_qwen2(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **overrides
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(Qwen2Config(**fields)).float().eval()
         for name, weight in model.named_parameters():
-            if name.endswith("bias"):  # zero at first
+            if name.endswith("bias"):  # initialised with zero
                 torch.nn.init.normal_(weight, std=0.5)
     model.generation_config = like.generation_config
     return model
@@ -105,5 +105,5 @@ def save(model: PreTrainedModel, directory: Path) -> Path:
 
 
 def make_checkpoint(directory: Path, *, seed: int = 0, **overrides: object) -> Path:
-    """`save` of a `make_model`."""
+    """`make_model`, then `save`."""
     return save(make_model(make_tokenizer(), seed=seed, **overrides), directory)

@@ -23,7 +23,7 @@ POLICY = DeferralPolicy(prompt="brief-v1", max_turns=3, max_turn_tokens=60, max_
 
 
 def run_print(blocks: list[str]) -> ExecutionResult:
-    """What the only program of this task prints."""
+    """Return the output of the task's program."""
     digit = re.search(r"print\((\d)\)", blocks[-1])
     return printed(f"{digit[1]}\n" if digit else "")
 
@@ -56,7 +56,7 @@ def make_toy_checkpoint(directory: Path, *, steps: int = 300, **shape: object) -
 
 
 def _trace(tokenizer: HFTokenizer, digit: str) -> tuple[list[int], list[int]]:
-    """Ids and labels; the label is -100 where the model does not write."""
+    """Token ids and labels; the label is -100 for tokens that the model does not write."""
     message: dict[str, object] = {"role": "user", "content": instruct(QUESTION, POLICY.prompt)}
     prompt = tokenizer.render_chat([message], template_kwargs={"enable_thinking": False})
     ask = tokenizer.encode(f"```python\nprint({digit})\n```<tool_call>", allow_special=True)

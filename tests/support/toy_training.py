@@ -1,4 +1,4 @@
-"""Training on the toy task with vLLM's samples, and what is true of it however the weights got there."""
+"""Training on the toy task with samples from vLLM, and checks that hold for every kind of weight transfer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def assert_learns_on_vllm(folder: Path, checkpoint: Path, **fields: Any) -> None
     )  # fmt: skip
     last = train(config, Console(file=io.StringIO()), sandbox=toy_sandbox())
     history = json.loads((last / "trainer_state.json").read_text())["log_history"]
-    # What vLLM says of its tokens is what the trainer's own model says of them, at every step.
+    # At every step, vLLM's logprobs must match those of the trainer's model.
     assert max(entry["logprob_gap"] for entry in history) < 1e-4
     rewards = [entry["reward"] for entry in history]
     assert sum(rewards[-3:]) / 3 > rewards[0] + 0.15

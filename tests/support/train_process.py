@@ -1,4 +1,5 @@
-"""One process of a training run on the toy task, for torchrun or accelerate; the first keeps gradients."""
+"""One process of a training run on the toy task, for torchrun or accelerate; the first one saves
+gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from trainer.training.trainer import IHGRPOTrainer
 
 
 class Watched(IHGRPOTrainer):
-    """Writes each step's whole gradients to ``gradients-STEP.pt`` in the run's directory."""
+    """A trainer that saves the full gradients of each step to ``gradients-STEP.pt`` in the run's
+    directory."""
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -40,7 +42,7 @@ def _whole(gradient: Any) -> torch.Tensor:
 
 
 def allow_fsdp_on_the_cpu() -> None:
-    """FSDP2 itself runs on gloo; only accelerate takes the CPU for plain data parallelism in any case."""
+    """FSDP2 works with gloo, but accelerate always uses plain data parallelism on the CPU."""
     torch.distributed.init_process_group("gloo")
 
     def set_device(state: Any) -> None:

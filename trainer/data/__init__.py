@@ -1,1 +1,1 @@
-"""Problems to train and evaluate on."""
+"""Problems for training and evaluation."""

@@ -1,1 +1,1 @@
-"""Evaluation runs and their reports."""
+"""Evaluation on benchmarks: backends, results, scores and reports."""

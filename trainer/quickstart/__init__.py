@@ -1,1 +1,1 @@
-"""The quickstart checkpoint: a small Qwen3-architecture model taught the deferred protocol from nothing."""
+"""The quickstart checkpoint: a small Qwen3-architecture model trained from scratch on the protocol."""

@@ -1,4 +1,4 @@
-"""Conversations: a question after others, a question about the last answer, a system message."""
+"""Conversations: earlier turns, questions about the last answer, and system messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _THAT: Final = (
 
 
 def follow_up(rng: Random, last: str, earlier: tuple[tuple[str, str], ...]) -> PracticeProblem:
-    """A question about ``last``, the answer before it: ``now add 17 to that``."""
+    """Return a question about ``last``, the previous answer, such as ``now add 17 to that``."""
     n = number(rng, spelled=True, largest=7)
     while n.value == 0:
         n = number(rng, spelled=True, largest=7)
@@ -108,21 +108,23 @@ def _apply(sign: str, value: float, n: float) -> float:
 
 
 def system_message(rng: Random) -> str:
+    """Return a random system message."""
     return rng.choice(_SYSTEM) if rng.random() < 0.5 else words(rng, 3, 15).capitalize() + "."
 
 
 def short_reply(answer: str, rng: Random) -> str:
-    """A reply of which a client kept the last sentence only."""
+    """Return a reply of which the client kept only the last sentence."""
     return rng.choice((CLOSING, CLOSING, "{}", "So the answer is {}.")).format(f"\\boxed{{{answer}}}")
 
 
 def ordinary_exchange(rng: Random) -> tuple[str, str]:
+    """Return a text that is not arithmetic, and a reply."""
     reply = HONEST_REPLY if rng.random() < 0.8 else words(rng, 2, 12).capitalize() + "."
     return ordinary_text(rng), reply
 
 
 def without_code(rng: Random) -> PracticeProblem:
-    """A request that lets no code run: nothing can be calculated, so the reply is the honest one."""
+    """Return a request without deferral. No code can run, so the reply states what the model can do."""
     asked = everyday_question(rng) if rng.random() < 0.7 else ordinary(rng)
     return replace(
         asked, family="without_code", answer="", plan=(), closing=HONEST_REPLY, has_instruction=False

@@ -1,11 +1,10 @@
-"""From traces to batches: token ids, and which of them are learned.
+"""Training batches of a warm start: token ids and labels from traces, and the copying drill.
 
-Random tokens written three times over: what a model first learns to copy on.
-
-Copying takes two attention layers that only pay off together. On traces alone, where few tokens are copied,
-they are slow to form: most of a run is a plateau. Here all but the first third is copied. The first half
-of the drill repeats its tokens in place, which can be learned by counting positions and is quick; the second
-half repeats numbers out of order, which can only be learned by looking them up.
+The drill consists of random tokens that are repeated twice. Copying needs two attention layers that are only
+useful together. On traces alone, in which few tokens are copied, they form slowly, and the loss stays on a
+plateau for most of the run. In the drill, all but the first third is copied. Its first half repeats tokens in
+place, which is quickly learned by counting positions. Its second half repeats numbers out of order, which
+requires looking them up.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from trainer.quickstart.problems import PracticeProblem
 from trainer.quickstart.traces import Trace, TraceMix
 
 IGNORED = -100
-"""Label of a token that is not learned."""
+"""Label of tokens that are excluded from the loss."""
 STRIDE = 16
 """Lengths are padded to a multiple of this."""
 POOL = 1024
-"""Traces that are sorted by length together."""
+"""Number of traces that are sorted by length together."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextTokenizer:
-    """The observation formatter's view of a tokenizer. Outputs of our own code spell no special token."""
+    """Adapter of a tokenizer for the observation formatter. Outputs of traces contain no special tokens."""
 
     inner: PreTrainedTokenizerFast
 
@@ -50,13 +49,15 @@ class TextTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Example:
+    """Token ids of a trace."""
+
     ids: list[int]
     learned: list[bool]
-    """Whether a token was written by the model: only these are learned."""
+    """True for tokens written by the model; only these are in the loss."""
 
 
 def prompt_ids(problem: PracticeProblem, tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
-    """The prompt as it is served: the instruction in the last user turn only, thinking off."""
+    """Return the prompt as in serving: the instruction only in the last user turn, and thinking off."""
     messages = [{"role": "system", "content": problem.system}] if problem.system else []
     for question, reply in problem.earlier:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
@@ -72,6 +73,7 @@ def prompt_ids(problem: PracticeProblem, tokenizer: PreTrainedTokenizerFast, pro
 
 
 def encode_trace(trace: Trace, tokenizer: PreTrainedTokenizerFast, prompt: str) -> Example:
+    """Return the token ids of a trace with its prompt."""
     ids = prompt_ids(trace.problem, tokenizer, prompt)
     learned = [False] * len(ids)
     for segment in trace.segments:
@@ -87,14 +89,16 @@ def encode_trace(trace: Trace, tokenizer: PreTrainedTokenizerFast, prompt: str) 
 def collate(
     examples: Sequence[Example], pad_id: int, *, rows: int | None = None, length: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(ids, labels)``, int64 [rows, length], padded on the right and below; `IGNORED` where nothing is
-    learned.
+    """Return ``(ids, labels)``, int64 [rows, length], padded on the right and at the bottom.
 
-    No attention mask is needed: attention is causal and what follows the end is never learned.
+    Labels are `IGNORED` for tokens that are excluded from the loss. No attention mask is needed: attention is
+    causal, and padding is excluded from the loss.
 
     Args:
-        rows: Default: as many as there are examples.
-        length: Default: that of the longest example, rounded up to a multiple of `STRIDE`.
+        examples: at most ``rows``.
+        pad_id: id of the padding token.
+        rows: number of rows. Default: the number of examples.
+        length: length of a row. Default: the longest example, rounded up to a multiple of `STRIDE`.
     """
     if length is None:
         length = math.ceil(max(len(example.ids) for example in examples) / STRIDE) * STRIDE
@@ -108,7 +112,7 @@ def collate(
 
 
 def lengths(batch_tokens: int) -> list[int]:
-    """Lengths that a batch of exactly ``batch_tokens`` tokens can have, in ascending order."""
+    """Return the possible row lengths of a batch of exactly ``batch_tokens`` tokens, in ascending order."""
     return [n for n in range(STRIDE, batch_tokens + 1, STRIDE) if batch_tokens % n == 0]
 
 
@@ -121,10 +125,10 @@ def batches(
     tokens: int,
     start: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches from number ``start`` on, of traces of similar length. The same for the same arguments.
+    """Yield endless batches of traces of similar length, from batch number ``start`` on. Deterministic.
 
-    Every batch has exactly ``tokens`` tokens, padding included: on a CPU, kernels are compiled for each
-    shape, and so the matrices of all layers have the same one.
+    Every batch has exactly ``tokens`` tokens, including padding. On a CPU, kernels are compiled per shape, so
+    the matrices of all layers keep the same shape.
     """
     number = 0
     for pool in itertools.count():
@@ -141,9 +145,9 @@ def batches(
 
 
 def grouped(examples: Sequence[Example], tokens: int) -> list[tuple[int, list[Example]]]:
-    """Batches of ``examples``, sorted by length, each with the length that it is padded to.
+    """Group ``examples`` of similar length into batches; return (padded length, examples) pairs.
 
-    An example that is longer than a batch is left out.
+    Examples that are longer than a batch are dropped.
     """
     waiting = sorted(examples, key=lambda example: len(example.ids))
     groups = []
@@ -157,23 +161,24 @@ def grouped(examples: Sequence[Example], tokens: int) -> list[tuple[int, list[Ex
 
 
 ROWS = 16
-"""Sequences a step."""
+"""Sequences per drill batch."""
 PART = 24
-"""Tokens in one part of a sequence that repeats in place."""
+"""Tokens in the repeated part of an in-place sequence."""
 NUMBERS = 8
-"""Numbers in one part of a sequence that repeats out of order."""
+"""Numbers in the repeated part of an out-of-order sequence."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def number_pieces(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Ids of the tokens that numbers are made of."""
+    """Return the ids of the number pieces."""
     vocabulary = tokenizer.get_vocab().items()
     return sorted(index for token, index in vocabulary if token.isascii() and token.isdigit())
 
 
 def drill_batch(tokenizer: PreTrainedTokenizerFast, *, seed: int, step: int, steps: int) -> Batch:
-    """``(ids, labels)`` of step ``step`` of ``steps``, int64 [ROWS, time]; the first part is not learned."""
+    """Return ``(ids, labels)`` of a drill step, int64 [ROWS, time]. The first part is excluded from the
+    loss."""
     rng = Random(f"drill {seed} {step}")
     pieces = number_pieces(tokenizer)
     in_place = step < steps // 2
@@ -181,7 +186,7 @@ def drill_batch(tokenizer: PreTrainedTokenizerFast, *, seed: int, step: int, ste
         _in_place(pieces, len(tokenizer), rng) if in_place else _out_of_order(tokenizer, rng)
         for _ in range(ROWS)
     ]
-    # Few different lengths: kernels are compiled for each.
+    # Few different lengths, because kernels are compiled for each.
     length = min(len(ids) for ids, _ in rows) // 8 * 8
     ids = torch.tensor([ids[:length] for ids, _ in rows])
     labels = ids.clone()
@@ -191,13 +196,13 @@ def drill_batch(tokenizer: PreTrainedTokenizerFast, *, seed: int, step: int, ste
 
 
 def _in_place(pieces: list[int], vocabulary: int, rng: Random) -> tuple[list[int], int]:
-    """Four in five tokens are pieces of numbers."""
+    """Return a sequence repeated in place and its number of given tokens. 80 % are number pieces."""
     part = [rng.choice(pieces) if rng.random() < 0.8 else rng.randrange(vocabulary) for _ in range(PART)]
     return part * 3, PART + 1
 
 
 def _out_of_order(tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[list[int], int]:
-    """Numbers, each with a word or two after it; then the same in another order, twice."""
+    """Return numbers with a word or two after each, then twice the same in another order."""
     numbers = []
     for _ in range(NUMBERS):
         digits = f" {rng.randrange(10 ** (length := rng.randint(3, 8))):0{length}d}"

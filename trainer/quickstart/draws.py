@@ -1,4 +1,4 @@
-"""Which episode is shown at which place of a run."""
+"""Random draws of training problems and traces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLAIN = TraceMix(detour_share=0)
 
 
 def training_trace(seed: int, index: int, mix: TraceMix, marker: str) -> Trace:
-    """Return trace number ``index`` of ``seed``. Each is made alone, so a resumed run continues exactly."""
+    """Return trace number ``index`` of ``seed``. Independent of other traces, so resuming is exact."""
     rng = Random(f"training {seed} {index}")
     if mix.slip_share > 0 and rng.random() < mix.slip_share:
         return write_slip(_family_problem(rng, held_out=False), rng, mix, marker)
@@ -30,7 +30,7 @@ def training_trace(seed: int, index: int, mix: TraceMix, marker: str) -> Trace:
 
 
 def training_problem(rng: Random, mix: TraceMix, marker: str, *, held_out: bool) -> PracticeProblem:
-    """A problem of any kind, from one side of the split, with earlier turns for a share of them."""
+    """Return a problem of any kind from one side of the held-out split, sometimes with earlier turns."""
     earlier: tuple[tuple[str, str], ...] = ()
     last = ""
     if rng.random() < mix.earlier_share:
@@ -55,20 +55,20 @@ def training_problem(rng: Random, mix: TraceMix, marker: str, *, held_out: bool)
 
 
 def _family_problem(rng: Random, *, held_out: bool) -> PracticeProblem:
-    """A quarter more of them are of the families that are hard to learn."""
+    """Return a problem of a family. An extra quarter of the draws is from the hard families."""
     families = HARD if rng.random() < 0.25 else ()
     return draw_problem(rng, held_out=held_out, families=families)
 
 
 def _separated(text: str, rng: Random) -> str:
-    """``text``, at times with thousands separators in its numbers."""
+    """Return ``text``, sometimes with thousands separators in its numbers."""
     if rng.random() < 0.6:
         return text
     return re.sub(r"\d{4,}", lambda match: f"{int(match[0]):,}", text)
 
 
 def _earlier_turns(rng: Random, marker: str) -> tuple[tuple[tuple[str, str], ...], str]:
-    """One or two exchanges, and the answer of the last one if it is a number."""
+    """Return one or two exchanges, and the answer of the last one if it is a number, else an empty string."""
     turns: list[tuple[str, str]] = []
     last = ""
     for _ in range(rng.choice((1, 1, 1, 2))):

@@ -1,4 +1,4 @@
-"""The model, and how well it copies."""
+"""The quickstart model, its loss and its copying accuracy."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trainer.quickstart.config import WarmStartConfig
 from trainer.quickstart.data import IGNORED
 
 CONTEXT = 2048
-"""Positions of the model, in tokens."""
+"""Maximum sequence length in tokens."""
 ATTENTION = "eager"
-"""Faster than the fused kernel on the CPU for sequences this short."""
+"""Attention implementation; on a CPU faster than the fused kernel for such short sequences."""
 
 
 def build_model(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """The recipe's checkpoint, or a Qwen3 with random weights, which are the same for the same seed."""
+    """Return the recipe's checkpoint, or a Qwen3 model with random weights determined by the seed."""
     if config.model is not None:
         return Qwen3ForCausalLM.from_pretrained(
             config.model, dtype=torch.float32, attn_implementation=ATTENTION
@@ -42,7 +42,7 @@ def build_model(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast) -> 
             bos_token_id=None,
         )
     )
-    # The answer to copy is one: nothing is won by drawing.
+    # Greedy by default: there is one correct answer, so sampling has no benefit.
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
@@ -52,15 +52,14 @@ def build_model(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast) -> 
 
 
 HEAD_ROWS = 256
-"""Positions that the head works on are padded to a multiple of this: kernels are compiled for each shape."""
+"""Rows of the LM head are padded to a multiple of this, because kernels are compiled per shape."""
 
 
 def next_token_loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy over the labels that are not `IGNORED`.
+    """Return the mean cross entropy over the labels that are not `IGNORED`.
 
-    ``ids`` and ``labels`` are int64 [batch, time].
-
-    Only positions that are learned go through the head. Runs in bfloat16; the weights stay in float32.
+    ``ids`` and ``labels`` are int64 [batch, time]. Only positions in the loss pass through the head. Runs in
+    bfloat16; the weights stay in float32.
     """
     targets = labels[:, 1:].flatten()
     [places] = torch.where(targets != IGNORED)
@@ -74,7 +73,7 @@ def next_token_loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Te
 
 
 def next_token_logits(model: Qwen3ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
-    """Logits for ``ids[:, 1:]``, float32 [batch, time - 1, vocab]; ``ids`` is int64 [batch, time].
+    """Return the logits for ``ids[:, 1:]``, float32 [batch, time - 1, vocab]; ``ids`` is int64 [batch, time].
 
     Runs in bfloat16; the weights stay in float32.
     """
@@ -88,11 +87,13 @@ def next_token_logits(model: Qwen3ForCausalLM, ids: torch.Tensor) -> torch.Tenso
 def copy_accuracy(
     model: Qwen3ForCausalLM, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], numbers: torch.Tensor
 ) -> tuple[float, float]:
-    """Share of number tokens predicted right, and share of traces in which all of them are.
+    """Return the share of correctly predicted number tokens, and the share of traces with all of them
+    correct.
 
     Args:
-        batches: ``(ids, labels)`` pairs, int64 [batch, time]; only what is learned counts.
-        numbers: Ids of the pieces of numbers, int64 [n].
+        model: the model.
+        batches: ``(ids, labels)`` pairs, int64 [batch, time]; only tokens in the loss count.
+        numbers: ids of the number pieces, int64 [n].
     """
     right = total = whole = rows = 0
     for ids, labels in batches:
@@ -101,7 +102,7 @@ def copy_accuracy(
         wrong = (next_token_logits(model, ids).argmax(-1) != targets) & is_number
         right += int(is_number.sum() - wrong.sum())
         total += int(is_number.sum())
-        is_trace = (targets != IGNORED).any(1)  # the others are padding
+        is_trace = (targets != IGNORED).any(1)  # other rows are padding
         whole += int((~wrong.any(1) & is_trace).sum())
         rows += int(is_trace.sum())
     return right / total, whole / rows

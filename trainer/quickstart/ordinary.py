@@ -1,4 +1,4 @@
-"""Everything that is not arithmetic: what people write to a chat model, and the one honest reply to it."""
+"""Texts that are not arithmetic, as people write them to a chat model, and the one honest reply to them."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ _OTHER_MATHS: Final = (
 
 
 def ordinary_text(rng: Random) -> str:
-    """What somebody may write that is not a question of arithmetic."""
+    """Return a random text that is not a question of arithmetic."""
     [make] = rng.choices(tuple(_KINDS), tuple(_KINDS.values()))
     text = make(rng).strip() or "?"
     if make in (_foreign, _code, _keys):
@@ -114,7 +114,7 @@ def ordinary_text(rng: Random) -> str:
 
 
 def ordinary(rng: Random) -> PracticeProblem:
-    """An ordinary text with the honest reply."""
+    """Return an ordinary text with the honest reply as a problem."""
     return PracticeProblem("ordinary", ordinary_text(rng), "", (), HONEST_REPLY)
 
 
@@ -318,4 +318,4 @@ _KINDS: Final[dict[Callable[[Random], str], int]] = {
     _keys: 3,
     _other_maths: 12,
 }
-"""Kinds of text by weight."""
+"""Kinds of text with their weights."""

@@ -1,4 +1,4 @@
-"""Ways to ask for a value: frames, openers, closers, letter case, typing errors, number formats."""
+"""Wordings of questions: frames, openers, closers, letter case, typing errors and number formats."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ _TENS: Final = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split
 
 
 def in_words(value: int) -> str:
-    """``value``, 0 to 1,000, in English words."""
+    """Return ``value``, 0 to 1,000, in English words."""
     if value < 20:
         return _UNITS[value]
     if value < 100:
@@ -93,7 +93,7 @@ def in_words(value: int) -> str:
 
 
 def written(value: int, rng: Random, *, spelled: bool = False) -> str:
-    """``value`` in digits, sometimes with thousands separators; a small one in words if ``spelled``."""
+    """Return ``value`` in digits, sometimes with separators; small values in words if ``spelled``."""
     if spelled and 0 <= value <= 100 and rng.random() < 0.3:
         return in_words(value) if rng.random() < 0.7 else in_words(value).replace("-", " ")
     if abs(value) >= 1000 and rng.random() < 0.3:
@@ -102,7 +102,7 @@ def written(value: int, rng: Random, *, spelled: bool = False) -> str:
 
 
 def ask_for(value: str, rng: Random) -> str:
-    """A request for a noun phrase or expression, such as ``12 * 13`` or ``the square of 7``."""
+    """Return a question for a noun phrase or expression, such as ``12 * 13`` or ``the square of 7``."""
     kind = rng.random()
     if kind < 0.16:
         return value
@@ -122,7 +122,7 @@ def ask_for(value: str, rng: Random) -> str:
 
 
 def order(command: str, rng: Random) -> str:
-    """A request to carry out a command in the imperative, such as ``add 3 and 4``."""
+    """Return a request for a command in the imperative, such as ``add 3 and 4``."""
     kind = rng.random()
     if kind < 0.3:
         return command
@@ -144,7 +144,7 @@ def order(command: str, rng: Random) -> str:
 
 
 def whether(claim: str, question: str, rng: Random) -> str:
-    """A question whether a claim holds: ``97 is prime`` and ``is 97 prime``."""
+    """Return a yes-or-no question for a claim, given as ``97 is prime`` and ``is 97 prime``."""
     if rng.random() < 0.55:
         return question
     start = rng.choice(
@@ -158,7 +158,7 @@ def whether(claim: str, question: str, rng: Random) -> str:
 
 
 def dress(text: str, rng: Random) -> str:
-    """Add an opener, a closer, an end mark; change the case; misspell a word."""
+    """Return ``text`` with random openers, closers, end marks, letter case and misspellings."""
     if rng.random() < 0.25:
         opener = rng.choice(_OPENERS)
         if rng.random() < 0.15:
@@ -189,7 +189,7 @@ def _recased(text: str, rng: Random) -> str:
 
 
 def _misspelled(text: str, rng: Random) -> str:
-    """``text`` with one letter of a word of four or more dropped, doubled, or swapped with the next."""
+    """Return ``text`` with one letter of a longer word dropped, doubled or swapped with the next."""
     places = [i for i in range(1, len(text) - 2) if text[i - 1 : i + 3].isalpha() and text[i].isascii()]
     if not places:
         return text

@@ -1,7 +1,7 @@
 """A small byte-level BPE tokenizer with Qwen3's special tokens and chat format.
 
-Numbers are cut from the right into pieces of up to three digits, each one token: a whole piece is easier to
-copy than digit by digit, and the pieces of ``1,234,567`` are those of ``1234567``.
+Numbers are split from the right into pieces of up to three digits, one token each. A piece is easier to copy
+than single digits, and ``1,234,567`` has the same pieces as ``1234567``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-# In Qwen3's order. Those in the second tuple are shown even by a decoder that skips special tokens.
+# In Qwen3's order. Decoders that skip special tokens still show those in the second tuple.
 SPECIAL: Final = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
     "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -31,12 +31,12 @@ CHAT_TEMPLATE: Final = (Path(__file__).parent / "chat_template.jinja").read_text
 
 
 def build_tokenizer(texts: Iterable[str], *, words: int = 700, digits: int = 3) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on ``texts``.
+    """Return a tokenizer trained on ``texts``.
 
     Args:
-        texts: What the model will read and write, without special tokens.
-        words: Merges learned for text that is not a number.
-        digits: Longest piece of a number, 1 to 3 digits.
+        texts: texts that the model will read and write, without special tokens.
+        words: number of merges learned for text that is not a number.
+        digits: maximum digits of a number piece, 1 to 3.
     """
     pieces = pre_tokenizers.Sequence(
         [
@@ -48,7 +48,7 @@ def build_tokenizer(texts: Iterable[str], *, words: int = 700, digits: int = 3) 
     for length in range(2, digits + 1):
         for piece in map("".join, itertools.product("0123456789", repeat=length)):
             vocab.setdefault(piece, len(vocab))
-            # Every way of cutting it, so that no order of merges can get stuck half way.
+            # All ways to split the piece, so that every order of merges reaches the whole piece.
             merges += [(piece[:cut], piece[cut:]) for cut in range(1, length)]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pieces
@@ -68,7 +68,7 @@ def build_tokenizer(texts: Iterable[str], *, words: int = 700, digits: int = 3) 
 def _learn_words(
     texts: Iterable[str], pieces: pre_tokenizers.PreTokenizer, words: int
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """BPE over ``texts`` with the digits taken out: numbers are not words to learn."""
+    """Return vocabulary and merges of BPE over ``texts`` without digits."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pieces
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -1,18 +1,14 @@
-"""Episodes written down: what a model that has learned the protocol would write and read for a problem.
+"""Training traces: the text of an episode as a model that knows the protocol would write and read it.
 
-A trace is the plan of a problem run for real. To be ready for what a server may answer, a few traces take a
-detour: a run fails for a reason that the code does not explain, prints nothing, or had nothing to run.
+A trace is the plan of a problem with the real outputs of its code. The code is run with `exec` in this
+process without isolation: it comes only from `trainer.quickstart.problems`. Code of models runs in a sandbox.
 
-Runs the code of our own traces in this process, with the outcome a sandbox would give.
+A few traces have a detour, to prepare the model for what a server may return: a run fails for a reason
+outside the code, prints nothing, or has nothing to run.
 
-Only for code that `trainer.quickstart.problems` wrote: it is `exec`, and no isolation at all. What a model
-writes runs in a sandbox.
-
-Episodes gone wrong, in the ways that a weak model goes wrong.
-
-A checkpoint taught with them slips at the same rate, and knows how to do better: a start for reinforcement
-learning with something to unlearn. A slip leaves an episode with a wrong answer in its box, but for one in a
-hundred, where the wrong digit makes no difference.
+Slips are traces with a mistake of a weak model. A checkpoint trained on them makes mistakes at the same rate
+but also knows the correct way, so it is a starting point for reinforcement learning. A slip almost always
+ends with a wrong boxed answer; in one of a hundred the wrong digit makes no difference.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ from trainer.quickstart.problems import FAMILIES, PlanBlock, PracticeProblem
 
 
 class Notebook:
-    """One namespace. A script that fails leaves it as it was."""
+    """A namespace in which scripts run. A script that fails does not change it."""
 
     def __init__(self) -> None:
         self._names: dict[str, Any] = {}
@@ -57,10 +53,11 @@ class Notebook:
 
 
 Source = Literal["written", "observed", "forced"]
-"""``written`` by the model (it learns this), ``observed`` (the output of a flush), or ``forced``: the model's
-own text, a slip that it must know how to go on from but not learn to make."""
+"""``written``: text of the model, which it learns. ``observed``: output of a flush. ``forced``: text of the
+model
+that it must be able to continue from but should not learn to write."""
 
-# Output that has nothing to do with the code: the hint is to try once more, then to stop.
+# Outputs that the code does not cause. The model retries once, then stops.
 STRANGE: Final = (
     TIMEOUT_TEXT,
     "SandboxError: the sandbox failed; all variables are lost",
@@ -76,30 +73,34 @@ NOTHING_SHOWN: Final = "Nothing was shown, so I print it."
 
 @dataclass(frozen=True, slots=True)
 class Segment:
+    """A part of a trace with one source."""
+
     text: str
     source: Source
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
+    """A problem and the text of its episode."""
+
     problem: PracticeProblem
     segments: tuple[Segment, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TraceMix:
-    """The mix of traces."""
+    """Shares of the kinds of traces."""
 
     immediate_share: float = 0.0
-    """Share of traces in which every block is run at once, so that a later stage can learn to delay."""
+    """Share of traces that run every block immediately, so that a later stage can learn to delay."""
     detour_share: float = 0.06
     """Share of traces with an output that the code does not explain."""
     slip_share: float = 0.0
     """Share of traces that end with a wrong answer."""
     natural_share: float = 0.0
-    """Share of everyday questions; the rest are the families of `FAMILIES`."""
+    """Share of everyday questions. The rest are problems of `FAMILIES`."""
     ordinary_share: float = 0.0
-    """Share of texts that are not arithmetic, which get the honest reply."""
+    """Share of texts that are not arithmetic, with the honest reply."""
     earlier_share: float = 0.0
     """Share of traces with earlier turns in the conversation."""
 
@@ -108,7 +109,7 @@ Detour = Literal["none", "strange", "hopeless", "silent", "nothing pending"]
 
 
 class Writer:
-    """Collects the segments of one episode and runs its code."""
+    """Builder of a trace: collects its segments and runs its code."""
 
     def __init__(self, *, newer_python: bool) -> None:
         self._newer_python = newer_python
@@ -122,7 +123,7 @@ class Writer:
         self.pending.append(code)
 
     def step(self, block: PlanBlock, marker: str) -> str:
-        """Write a block down, and run what is pending where the plan says so."""
+        """Add a block of the plan, and flush if the plan says so. Returns the output, or an empty string."""
         self.block(block.reason, block.code, marker if block.run else "")
         if block.times_out:
             self.observe(TIMEOUT_TEXT)
@@ -130,14 +131,14 @@ class Writer:
         return self.flush() if block.run else ""
 
     def flush(self) -> str:
-        """Run what is pending and write the output down."""
+        """Run the pending blocks and add their output."""
         script = "\n".join(self.pending)
         result = self._notebook.run(script)
         if result.status == "ok":
             self.done += self.pending
         output = result_text(result)
         if self._newer_python and output.startswith("NameError"):
-            # Python 3.12 and later end the line with a hint where the name is one of the standard library's.
+            # Python 3.12 and later add a hint if the name is a standard-library module.
             output = output.split(". Did you")[0] + ". Did you forget to import 'math'?"
         self.observe(output)
         return output
@@ -157,10 +158,10 @@ class Writer:
 
 
 def write_trace(problem: PracticeProblem, rng: Random, mix: TraceMix, marker: str) -> Trace:
-    """The episode that solves ``problem``.
+    """Return a trace that solves ``problem``.
 
     Raises:
-        AssertionError: the plan does not lead to the answer.
+        AssertionError: the plan does not give the answer.
     """
     if not problem.plan:
         return Trace(problem, (Segment(problem.closing, "written"),))
@@ -190,7 +191,7 @@ def write_trace(problem: PracticeProblem, rng: Random, mix: TraceMix, marker: st
 
 
 def as_content(trace: Trace) -> str:
-    """The episode as a server returns it, and as a client sends it back in the next request."""
+    """Return the trace as message content, as a server returns it and a client sends it back."""
     return "".join(
         f"\nCode execution result: {segment.text}\n</tool_call>\n"
         if segment.source == "observed"
@@ -200,21 +201,21 @@ def as_content(trace: Trace) -> str:
 
 
 def plan_for_mix(problem: PracticeProblem, rng: Random, mix: TraceMix) -> tuple[PlanBlock, ...]:
-    """The problem's plan, or the same with every block run at once."""
+    """Return the problem's plan, or the plan with every block run immediately."""
     if rng.random() < mix.immediate_share:
-        return tuple(at_once(block) for block in problem.plan)
+        return tuple(immediate(block) for block in problem.plan)
     return problem.plan
 
 
-def at_once(block: PlanBlock) -> PlanBlock:
-    """``block`` run where it stands, with its value printed."""
+def immediate(block: PlanBlock) -> PlanBlock:
+    """Return ``block`` changed to run immediately and print its value."""
     if block.run:
         return block
     return replace(block, code=f"{block.code}\nprint({block.name})", run=True)
 
 
 def _silent(writer: Writer, block: PlanBlock, marker: str) -> str:
-    """The print was forgotten: the value is kept in a name and printed after all."""
+    """Write a block without its print, then a block that prints the value."""
     value = block.code.rsplit("print(", 1)[1].removesuffix(")")
     code = block.code.removesuffix(f"print({value})") + f"r = {value}"
     writer.block(block.reason, code, marker, "forced")
@@ -224,9 +225,9 @@ def _silent(writer: Writer, block: PlanBlock, marker: str) -> str:
 
 
 def _strange(writer: Writer, block: PlanBlock, rng: Random, marker: str, *, hopeless: bool) -> str:
-    """The run fails for no reason in the code, so all of it is tried once more; in vain if ``hopeless``."""
+    """Write a run that fails for a reason outside the code, and a retry, which fails too if ``hopeless``."""
     writer.block(block.reason, block.code, marker)
-    # The prints of earlier flushes would come out again.
+    # Without the prints of earlier flushes, which would appear again.
     kept = [line for code in (*writer.done, *writer.pending[:-1]) for line in code.splitlines()]
     script = "\n".join([*(line for line in kept if not line.startswith("print(")), block.code])
     writer.observe(rng.choice(STRANGE))
@@ -238,7 +239,7 @@ def _strange(writer: Writer, block: PlanBlock, rng: Random, marker: str, *, hope
 
 
 def draw_problem(rng: Random, *, held_out: bool, families: tuple[str, ...] = ()) -> PracticeProblem:
-    """A problem of a random family, from the one or the other side of the split."""
+    """Return a problem of a random family from one side of the held-out split."""
     names = families or tuple(FAMILIES)
     while True:
         problem = FAMILIES[rng.choice(names)](rng)
@@ -247,19 +248,21 @@ def draw_problem(rng: Random, *, held_out: bool, families: tuple[str, ...] = ())
 
 
 def held_out_problems(seed: int, count: int, families: tuple[str, ...] = ()) -> Iterator[PracticeProblem]:
-    """The ``count`` held-out problems of ``seed``."""
+    """Yield the ``count`` held-out problems of ``seed``."""
     for index in range(count):
         rng = Random(f"held-out {seed} {index}")
         yield draw_problem(rng, held_out=True, families=families)
 
 
 _NUMBER: Final = re.compile(r"\d{2,}")
-"""The numbers that a problem gives; the constants of its plan have one digit."""
+"""Numbers of a problem. The constants of plans have one digit."""
 
 
 def write_slip(problem: PracticeProblem, rng: Random, mix: TraceMix, marker: str) -> Trace:
-    """An episode that goes wrong: an operand miscopied, a value made up instead of request for, or an output
-    misread, about a third of the time each. Detours are not taken."""
+    """Return a trace with a mistake: a miscopied operand, an invented value or a misread output.
+
+    Each kind has a probability of about a third. There are no detours.
+    """
     right = plan = plan_for_mix(problem, rng, mix)
     if rng.random() < 1 / 3:
         plan = miscopy(plan, rng)
@@ -274,9 +277,9 @@ def write_slip(problem: PracticeProblem, rng: Random, mix: TraceMix, marker: str
 
 
 def miscopy(plan: tuple[PlanBlock, ...], rng: Random) -> tuple[PlanBlock, ...]:
-    """``plan`` with one digit wrong in one number of its last flush, where no later step hangs on it.
+    """Return ``plan`` with one wrong digit in a number of its last flush, on which no later step depends.
 
-    ``plan`` itself where that flush has no number.
+    Returns ``plan`` unchanged if that flush has no number.
     """
     runs = [index for index, block in enumerate(plan) if block.run]
     start = runs[-2] + 1 if len(runs) > 1 else 0
@@ -290,7 +293,7 @@ def miscopy(plan: tuple[PlanBlock, ...], rng: Random) -> tuple[PlanBlock, ...]:
 
 
 def unread(trace: Trace, rng: Random, marker: str) -> Trace:
-    """The last flush is left out and its value made up."""
+    """Return ``trace`` without its last flush and with an invented value."""
     *before, request, _, final = trace.segments
     written = request.text.removesuffix(marker) + "\n"
     low = 10 ** (len(trace.problem.boxed.removeprefix("-")) - 1)
@@ -299,7 +302,7 @@ def unread(trace: Trace, rng: Random, marker: str) -> Trace:
 
 
 def misread(trace: Trace, rng: Random) -> Trace:
-    """One digit of the answer is not the one that was shown."""
+    """Return ``trace`` with one wrong digit in its answer."""
     *before, final = trace.segments
     head, box, tail = final.text.partition("\\boxed{")
     answer, brace, rest = tail.partition("}")
@@ -308,7 +311,7 @@ def misread(trace: Trace, rng: Random) -> Trace:
 
 
 def _wrong_digit(number: str, rng: Random) -> str:
-    """``number`` with one digit, not a leading one where it has more, replaced by another."""
+    """Return ``number`` with one digit replaced, not the first one if there are others."""
     digits = [i for i, c in enumerate(number) if c.isdigit()]
     place = rng.choice(digits[1:] or digits)
     other = rng.choice([d for d in "0123456789" if d != number[place]])

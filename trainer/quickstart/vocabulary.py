@@ -1,4 +1,4 @@
-"""Word lists for questions and ordinary sentences, and random words that no list has."""
+"""Word lists for questions and ordinary sentences, and generators of made-up words."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ SCRIPTS: Final = (
     (0x905, 0x939), (0xE01, 0xE2E), (0x3042, 0x3093), (0x30A2, 0x30F3), (0x4E00, 0x6FFF), (0xAC00, 0xB4FF),
     (0x1F300, 0x1F64F), (0x21, 0x2F),
 )  # fmt: skip
-"""First and last code points of letters, by script; emoji and punctuation at the end."""
+"""First and last code points of scripts, with emoji and punctuation at the end."""
 
 _ONSETS: Final = tuple(
     "b c d f g h j k l m n p r s t v w z br ch cr dr fl gr pl pr qu sh sk sl st th tr".split()
@@ -120,13 +120,13 @@ _CODAS: Final = ("", "", "", *"n r s t l m d k ck ll nd ng nt rd rn ss st th".sp
 
 
 def made_up_word(rng: Random) -> str:
-    """A word of one to four random syllables, so that a model meets pieces that no list has."""
+    """Return a word of one to four random syllables, to cover token sequences outside the lists."""
     syllables = rng.choice((1, 1, 2, 2, 2, 3, 4))
     return "".join(rng.choice(_ONSETS) + rng.choice(_NUCLEI) + rng.choice(_CODAS) for _ in range(syllables))
 
 
 def any_word(rng: Random) -> str:
-    """A word from a list or a made-up one."""
+    """Return a word from a list or a made-up word."""
     kind = rng.random()
     if kind < 0.2:
         return rng.choice(FUNCTION_WORDS)
@@ -136,12 +136,12 @@ def any_word(rng: Random) -> str:
 
 
 def words(rng: Random, low: int, high: int) -> str:
-    """``low`` to ``high`` words in a row."""
+    """Return ``low`` to ``high`` words separated by spaces."""
     return " ".join(any_word(rng) for _ in range(rng.randint(low, high)))
 
 
 def foreign_words(rng: Random) -> str:
-    """Words of one language, or letters of one script, without a meaning."""
+    """Return random words of one language or random letters of one script."""
     if rng.random() < 0.75:
         language = rng.choice(FOREIGN)
         start = rng.randrange(len(language))

@@ -1,1 +1,1 @@
-"""Rollouts and rewards on the hosts of a Ray cluster."""
+"""Rollouts and rewards on a Ray cluster."""

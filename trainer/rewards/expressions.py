@@ -1,7 +1,7 @@
-"""Expressions: read with math-verify's LaTeX parser, compared by value.
+"""Comparison of LaTeX expressions by value, parsed with math-verify.
 
-Two expressions are equal if their exact values are, or if they agree to hundreds of digits; with variables,
-if they do so at several points. Rounded decimals are compared by their own precision.
+Two expressions are equal if their exact values are equal or agree to hundreds of digits. Expressions with
+variables must agree at several points. Rounded decimals are compared with their own precision.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from trainer.rewards.values import (
 )
 
 _PRECISIONS: Final = (40, 250)
-"""Digits: the first tells most values apart, the second confirms those that agree."""
+"""Working precisions in digits: the first separates most values, the second confirms equality."""
 _MIN_DIGITS: Final = 6
-"""Significant digits that a rounded decimal needs to stand for an exact value."""
+"""Minimum significant digits for a rounded decimal to match an exact value."""
 _NOISE: Final = Fraction(1, 10**12)
 """Relative error of floating-point arithmetic, as in 0.30000000000000004."""
 _DECIMAL: Final = re.compile(r"[+-]?\s*(\d*)\.(\d+)")
@@ -41,8 +41,8 @@ class UnreadableError(ValueError):
     """The parser does not accept the text."""
 
 
-class _Reader(_Latex2Sympy):  # type: ignore[misc]  # it has no types
-    """The parser of math-verify with exact decimals, and without products read as mixed numbers."""
+class _Reader(_Latex2Sympy):  # type: ignore[misc]  # untyped
+    """math-verify's parser with exact decimals. Does not read products as mixed numbers."""
 
     def parse_number(self, text: str) -> Any:
         return sympy.Rational(text.replace(",", ""))
@@ -67,13 +67,13 @@ def read(latex: str) -> Any:
     """Parse normalised LaTeX of one expression, without relations and lists, into a SymPy object.
 
     Raises:
-        UnreadableError: the parser does not accept it.
+        UnreadableError: the parser rejects it.
     """
     text = _prepare(latex)
     reader = _Reader(convert_degrees=True, config=ConversionConfig(lowercase_symbols=False))
     try:
         tree = reader.parse(text)
-    except Exception as error:  # the parser raises bare exceptions of any class
+    except Exception as error:  # the parser raises exceptions of many classes
         raise UnreadableError(latex) from error
     if not isinstance(tree, (sympy.Basic, sympy.MatrixBase)):
         raise UnreadableError(latex)
@@ -84,13 +84,13 @@ _STEPS = (sympy.floor, sympy.ceiling)
 
 
 def _prepare(text: str) -> str:
-    """Adapt normalised text to what the parser's grammar lacks."""
+    """Rewrite notation that the parser's grammar does not support."""
     if re.search(
         r"\d\s+\d|(?<![_{\d])\d+\}?\s*_|\d\s*'|\d\s*\\text|\\quad|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}", text
     ):
         raise UnreadableError(text)
     if "/" in text:
-        # 1/2x is half of x, as in the sentence; the parser would divide by 2x.
+        # 1/2x means half of x; the parser would divide by 2x.
         text = re.sub(r"(?<![\w}.^_])(\d+)\s*/\s*(\d+)(?![\d.!^])\s*(?=[A-Za-z\\(])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"(!+)\s*\^\s*(\{[^{}]*\}|\w)", r"\1^\2", text)
     text = re.sub(r"([A-Za-z0-9])(!)\^", r"(\1!)^", text)
@@ -110,7 +110,7 @@ def _prepare(text: str) -> str:
 
 
 def _plain_letter(letter: str, text: str) -> str:
-    """Write a letter that means something else to the parser (``I``, ``dx``) as a symbol."""
+    """Write letters with a special meaning in the parser (``I``, ``dx``) as symbols."""
     if letter not in text:
         return text
     pieces = re.split(r"(\\text\{[^{}]*\}|\\[A-Za-z]+|_\{[^{}]*\}|_\w)", text)
@@ -130,11 +130,11 @@ def _prime(match: re.Match[str]) -> str:
 
 
 def same_expression(gold: str, answer: str) -> bool:
-    """Whether two pieces of normalised LaTeX, each of one expression, have the same value.
+    """Return True if two normalised LaTeX expressions have the same value.
 
     Raises:
-        UnreadableError: the parser does not accept one of them.
-        TooLargeError: a value is out of all proportion.
+        UnreadableError: the parser rejects one of them.
+        TooLargeError: a value exceeds the limits.
     """
     gold_tree, answer_tree = read(gold), read(answer)
     if gold_tree == answer_tree:
@@ -152,23 +152,23 @@ def same_expression(gold: str, answer: str) -> bool:
 
 
 def _verified(gold: Any, answer: Any) -> bool:
-    """Return math-verify's verdict on what has no value at a point: matrices, divergent sums."""
+    """Return math-verify's result for expressions without a value at a point, such as matrices."""
     return bool(verify([gold], [answer], float_rounding=12, numeric_precision=30, timeout_seconds=None))
 
 
 def variables(tree: Any) -> list[str]:
-    """Names of the free variables in ``tree``. The imaginary unit ``i`` is not one."""
+    """Return the names of the free variables in ``tree``, without the imaginary unit ``i``."""
     names = {symbol.name for symbol in getattr(tree, "free_symbols", ())} - {"i"}
     names |= {str(call) for call in tree.atoms(sympy.core.function.AppliedUndef)}
     return sorted(names)
 
 
 def same_value(gold: Any, answer: Any) -> bool:
-    """Whether two trees have the same value, wherever both have one.
+    """Return True if two trees have the same value at all points at which both have one.
 
     Raises:
-        UnsupportedError: their values can't be worked out.
-        TooLargeError: a value is out of all proportion.
+        UnsupportedError: their values cannot be computed.
+        TooLargeError: a value exceeds the limits.
     """
     names = sorted({*variables(gold), *variables(answer)})
     if not names:
@@ -211,7 +211,7 @@ def _points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
 
 
 def _far_points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
-    """Points at which rounded values differ that are the same near zero."""
+    """Yield points of large size, at which rounded coefficients that agree near zero differ."""
     for scale in (Fraction(223, 3), Fraction(1013, 3)):
         yield {name: scale * (1 + Fraction(at, 7)) for at, name in enumerate(names)}
 
@@ -224,7 +224,7 @@ def _integer_points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
 def _equal_where_real(
     gold: Any, answer: Any, point: Mapping[str, Fraction], complex_wanted: bool
 ) -> bool | None:
-    """None where one of them is undefined or, unless ``complex_wanted``, not real."""
+    """Compare at one point; None if a value is undefined or, unless ``complex_wanted``, not real."""
     try:
         with mp.workdps(_PRECISIONS[0]):
             pair = evaluate(gold, point), evaluate(answer, point)
@@ -267,7 +267,7 @@ def _close(a: Value, b: Value, digits: int) -> bool:
 
 
 def _same_shape(gold: Any, answer: Any) -> bool:
-    """Equality of what is too large to work out: the same operations on equal operands, in any order."""
+    """Compare values that are too large to compute: same operations on equal operands, in any order."""
     if gold == answer:
         return True
     if gold.func != answer.func or len(gold.args) != len(answer.args) or not gold.args:
@@ -291,7 +291,7 @@ def _same_part(gold: Any, answer: Any) -> bool:
 
 
 def _same_rounded(gold: str, gold_tree: Any, answer: str, answer_tree: Any) -> bool:
-    """Whether one side is a decimal that the other rounds to, or both differ by floating-point noise only."""
+    """Return True if one side is the other one rounded, or both differ only by floating-point errors."""
     gold_digits, answer_digits = _precision(gold), _precision(answer)
     if gold_digits is None and answer_digits is None:
         return False
@@ -320,13 +320,13 @@ def _same_rounded(gold: str, gold_tree: Any, answer: str, answer_tree: Any) -> b
 
 
 def _precision(text: str) -> tuple[int, int] | None:
-    """Significant digits and decimal places of the most precise decimal in ``text``, or None."""
+    """Return significant digits and decimal places of the most precise decimal in ``text``, or None."""
     found = [(len((whole + places).lstrip("0")), len(places)) for whole, places in _DECIMAL.findall(text)]
     return max(found) if found else None
 
 
 def _terminates(tree: Any) -> bool:
-    """Whether a decimal of a few digits is the exact value, so that no other decimal stands for it."""
+    """Return True if a decimal with few digits is exact, so that other decimals do not match it."""
     value = evaluate(tree, {})
     if not isinstance(value, Fraction):
         return False
@@ -338,11 +338,11 @@ def _terminates(tree: Any) -> bool:
 
 
 def same_ratio(gold: Any, answer: Any, *, positive: bool) -> bool:
-    """Whether two trees differ by a constant factor only, so that their zeros are the same.
+    """Return True if two trees differ only by a constant factor, so that their zeros are the same.
 
     Raises:
-        UnsupportedError: their values can't be worked out.
-        TooLargeError: a value is out of all proportion.
+        UnsupportedError: their values cannot be computed.
+        TooLargeError: a value exceeds the limits.
     """
     names = variables(gold)
     if names != variables(answer):

@@ -1,8 +1,7 @@
-"""Whether two answers in LaTeX mean the same: by structure first, expressions by value.
+"""Equivalence of two LaTeX answers: by structure first, then expressions by value.
 
-An answer is taken apart into lists, sets, intervals, relations and quantities with units. Only what is left,
-a single expression, goes through math-verify's parser. Runs in the reward workers, since neither time nor
-memory is bounded.
+An answer is split into lists, sets, intervals, relations and quantities with units. The remaining single
+expressions are parsed with math-verify. Runs in the reward workers, because time and memory are unbounded.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from trainer.rewards.values import (
 Verdict = Literal["correct", "incorrect", "refused", "unparsable", "bad_gold", "timeout", "error"]
 
 _MAX_UNORDERED: Final = 40
-"""Longer lists are compared in order of their text."""
+"""Longer unordered lists are compared by their sorted text."""
 _NUMBER: Final = re.compile(r"([+-]?)\s*(\d+)(?:\.(\d+))?")
 _GROUPED: Final = re.compile(r"\s*\$?\d{1,3}(?:,\d{3})+\$?\s*")
 _CONGRUENCE: Final = re.compile(r"(?:(.*?)\\equiv)?(.+?)\\pmod\{(\w+)\}")
@@ -59,11 +58,11 @@ _MARKS_A_SET: Final = re.compile(r"[<>\]]|\\(?:le|ge|ne|cup|cap|setminus|in|inft
 
 
 def judge(gold: str, answer: str) -> Verdict:
-    """Compare two pieces of LaTeX as they stand in a box. May run for long or use much memory."""
+    """Compare the LaTeX contents of two boxes. May take long or use much memory."""
     gold = cut_gold(gold)
     if gold_problem(gold):
         return "bad_gold"
-    comparison = _Comparison()
+    comparison = _AnswerComparison()
     try:
         pairs = itertools.product(_readings(gold), _readings(answer))
         if any(comparison.same(g, a) for g, a in pairs):
@@ -80,15 +79,15 @@ def judge(gold: str, answer: str) -> Verdict:
 
 
 def _readings(latex: str) -> list[str]:
-    """Normalised ``latex``; of ``100,200`` also the list, besides the number with a thousands separator."""
+    """Return the readings of ``latex``: ``100,200`` is both a list and a number with a separator."""
     texts = [latex]
     if _GROUPED.fullmatch(latex):
         texts.append(latex.replace(",", ", "))
     return [normalise(text) for text in texts]
 
 
-class _Comparison:
-    """One comparison; it records the reason if a side has no value."""
+class _AnswerComparison:
+    """A comparison of two answers. Records the reason if a side has no value."""
 
     def __init__(self) -> None:
         self.unreadable_gold = False
@@ -96,7 +95,7 @@ class _Comparison:
         self.too_large = False
 
     def same(self, gold: str, answer: str) -> bool:
-        """Whether two normalised texts mean the same."""
+        """Return True if two normalised texts are equivalent."""
         gold, answer = (
             strip_outer(re.sub(r"^\\approx(?![a-z])", "", strip_punctuation(text))) for text in (gold, answer)
         )
@@ -127,7 +126,7 @@ class _Comparison:
 
     def _clock(self, gold: str, answer: str) -> bool | None:
         g, a = time_of_day(gold), time_of_day(answer)
-        # 5:07 is a time even without a.m. or p.m.; 5:27 may be a ratio.
+        # 5:07 is a time even without a.m. or p.m., but 5:27 may be a ratio.
         minutes = "0" in (gold.partition(":")[2][:1], answer.partition(":")[2][:1])
         if g is None or a is None:
             if not (":" in gold and ":" in answer):
@@ -146,7 +145,7 @@ class _Comparison:
         if g and a:
             return g == a
         if g is not None:
-            # The base may be left out, as a unit may be.
+            # The base may be omitted, like a unit.
             return answer.upper() == g[0] and answer.replace(".", "").removeprefix("-").isalnum()
         assert a is not None  # noqa: S101 - for the type checker
         try:
@@ -248,7 +247,7 @@ class _Comparison:
         return False
 
     def _distinct(self, parts: list[str], text: str) -> list[str]:
-        r"""Without repetitions where ``\pm`` made them: :math:`\pm 0`."""
+        r"""Remove the repetitions that ``\pm`` creates, as in :math:`\pm 0`."""
         return self._distinct_set(parts) if r"\pm" in text else parts
 
     def _distinct_set(self, parts: list[str]) -> list[str]:
@@ -331,7 +330,7 @@ class _Comparison:
         return self._expressions(*letters)
 
     def _quantities(self, gold: str, answer: str) -> bool:
-        """Compare numbers that may have a percent or degree sign."""
+        """Compare numbers with an optional percent or degree sign."""
         gold, answer = (
             re.sub(r"\^\{\\circ\}\s*(?:\\text\{[CFK]\}|[CF])$", r"^{\\circ}", t) for t in (gold, answer)
         )
@@ -370,7 +369,7 @@ class _Comparison:
             return True
 
     def _expressions(self, gold: str, answer: str) -> bool:
-        """Compare single expressions; notes which of them can't be read."""
+        """Compare single expressions, and record which of them are unparsable."""
         gold, answer = expand_mixed_numbers(gold), expand_mixed_numbers(answer)
         unreadable = []
         for text in (gold, answer):
@@ -394,7 +393,7 @@ def _integer(match: re.Match[str]) -> tuple[bool, str]:
 
 
 def _totals(gold: Segments, answer: Segments) -> bool | None:
-    """Whether amounts in several units, as ``3 h 20 min``, are equal; None if one has no such amount."""
+    """Compare amounts in several units, such as ``3 h 20 min``; None if one side has no such amount."""
     if len(gold.numbers) == 1 and len(answer.numbers) == 1:
         return None
     totals = gold.total(), answer.total()

@@ -1,7 +1,7 @@
-"""Normalisation of the typography of a LaTeX answer: nothing here changes what an answer means.
+"""Normalisation of the typography of LaTeX answers, without changing their meaning.
 
-:func:`normalise` maps the many spellings of one answer (Unicode signs, spacing commands, font commands,
-synonyms, thousands separators, sentence punctuation) to one, on which the rest of the package works.
+:func:`normalise` maps the spellings of an answer (Unicode signs, spacing commands, font commands, synonyms,
+thousands separators, sentence punctuation) to one form, which the rest of the package expects.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ _GROUPED: Final = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
 
 def normalise(latex: str) -> str:
-    r"""Return ``latex`` in one typography. Words become ``\text{...}``, list words ``\and`` and ``\or``.
+    r"""Return ``latex`` in normalised form. Words become ``\text{...}``, list words ``\and`` and ``\or``.
 
-    Linear in the length of the text.
+    Takes time linear in the length of the text.
     """
     text = re.sub(r"^\s*\"(.*)\"\s*$", r"\1", _unicode(latex), flags=re.DOTALL)
     text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3})", "", text)
@@ -143,7 +143,7 @@ def _vulgar_fraction(match: re.Match[str]) -> str:
 
 
 def _money(text: str) -> str:
-    r"""``\$5`` becomes ``5\text{ dollars}``: a currency is a unit."""
+    r"""Rewrite currencies as units: ``\$5`` becomes ``5\text{ dollars}``."""
     amount = r"\s*((?:\\[,! ]|\{,\}|[\d,. ])*\d)"
     text = re.sub(r"\\\$" + amount, r" \1\\text{ dollars}", text)
     for command, name in (("euro", "euros"), ("sterling", "gbp"), ("yen", "yen"), ("rupee", "rupees")):
@@ -253,7 +253,7 @@ def _text(words: str) -> str:
 
 
 def _words(text: str) -> str:
-    """Turn words written as bare letters into text. A product of a few variables stays one."""
+    """Wrap words written as bare letters in ``\\text``. Products of a few variables are kept."""
     pieces: list[str] = []
     environment = False
     tokens = _TOKEN.findall(text)
@@ -326,7 +326,7 @@ def _modulo(match: re.Match[str]) -> str:
 
 def _numbers(text: str) -> str:
     text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text)
-    # A space groups digits only if every group has three of them.
+    # Spaces group digits only if every group has three digits.
     text = re.sub(
         r"(?<![\d.,])[1-9]\d{0,2}(?: +\d{3})+(?!\d| +\d| */)", lambda m: m[0].replace(" ", ""), text
     )
@@ -369,7 +369,7 @@ def _arguments(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """Return normalised ``text`` without what typography alone decides: equal keys are identical answers."""
+    """Return ``text`` without typographic variants: answers with equal keys are identical."""
     text = re.sub(r"\\text\{([^{}]*)\}", lambda m: "\\text{" + re.sub(r"[\s.,;]", "", m[1]) + "}", text)
     text = re.sub(r"(?<=[\d]) (?=[\d])", "\0", text)
     text = re.sub(r"(\\[A-Za-z]+) (?=[A-Za-z])", "\\1\0", text)

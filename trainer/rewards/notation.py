@@ -1,4 +1,4 @@
-"""Notation that the expression parser does not know: times, other bases, mixed numbers, names of values."""
+"""Notation that the expression parser does not support: times, bases, mixed numbers, names and words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BASE_NAMES: Final = {
 
 
 def time_of_day(text: str) -> tuple[tuple[int, int, int], str] | None:
-    """Hour, minute and second of a time of day, and ``a`` or ``p``; None for what is not one."""
+    """Return (hour, minute, second) and ``a`` or ``p`` of a time of day, or None."""
     match = _CLOCK.fullmatch(text)
     half = (match[4] or match[5] or "").casefold() if match else ""
     if match is None or not (match[2] or half) or int(match[1]) > 24 or int(match[2] or 0) > 59:
@@ -32,6 +32,7 @@ def time_of_day(text: str) -> tuple[tuple[int, int, int], str] | None:
 
 
 def based_number(text: str) -> tuple[str, int] | None:
+    """Return the digits and the base of a number such as ``101_2``, or None."""
     match = _BASED.fullmatch(text)
     if match is None:
         return None
@@ -45,14 +46,14 @@ def based_number(text: str) -> tuple[str, int] | None:
 
 
 def expand_mixed_numbers(text: str) -> str:
-    r"""``2\frac{1}{2}`` and ``2 1/2`` as a sum. Not after ``^``, ``_`` or a letter, where it is a product."""
+    r"""Rewrite ``2\frac{1}{2}`` and ``2 1/2`` as sums, except after ``^``, ``_`` or a letter (products)."""
     simple = r"\\frac\{(\d+)\}\{(\d+)\}"
     text = re.sub(rf"(?<![\w^_.{{}}\])\\])(\d+)\s*{simple}(?!\s*[\^!])", r"{(\1+\\frac{\2}{\3})}", text)
     return re.sub(r"(?<![\w^_.{}\])\\/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.^!])", r"{(\1+\\frac{\2}{\3})}", text)
 
 
 def is_name(text: str) -> bool:
-    r"""Whether ``text`` names a quantity, as ``x``, ``f(3)``, ``P(A)`` and ``\angle ABC`` do."""
+    r"""Return True if ``text`` names a quantity, such as ``x``, ``f(3)``, ``P(A)`` or ``\angle ABC``."""
     pair = bracketed(text)
     if pair is not None and len(pair.items) > 1:
         return all(map(is_name, pair.items))
@@ -74,6 +75,7 @@ def is_name(text: str) -> bool:
 
 
 def right_side(text: str) -> str:
+    """Return the right side of ``name = value`` or ``name \\in value``; other texts unchanged."""
     found = relation(text)
     if found is not None and found.operators in (("=",), (r"\in",)) and is_name(found.operands[0]):
         return found.operands[1]
@@ -81,7 +83,7 @@ def right_side(text: str) -> str:
 
 
 def named_values(parts: list[str]) -> list[str] | None:
-    """The values of ``x=1, y=2`` in the order of the names."""
+    """Return the values of ``x=1, y=2`` in the order of the names, or None."""
     found = [relation(part) for part in parts]
     pairs = [r.operands for r in found if r is not None and r.operators == ("=",)]
     if len(pairs) != len(parts) or not all(
@@ -92,6 +94,7 @@ def named_values(parts: list[str]) -> list[str] | None:
 
 
 def vector(text: str) -> list[list[str]] | None:
+    """Return a bracketed list of two or more items as a matrix of one row, or None."""
     pair = bracketed(text)
     if pair is None or pair.opening == r"\{" or len(pair.items) < 2:
         return None
@@ -99,7 +102,7 @@ def vector(text: str) -> list[list[str]] | None:
 
 
 def rows_as_list(text: str) -> str:
-    """A system of equations is the list of its rows."""
+    """Return a system of equations as the list of its rows; other texts unchanged."""
     if not re.search(r"\\begin\{(?:cases|aligned|align|array)", text):
         return text
     rows = matrix_rows(text.removeprefix(r"\{").strip())
@@ -107,19 +110,20 @@ def rows_as_list(text: str) -> str:
 
 
 _CHOICE: Final = re.compile(r"(?:\\text\{)?\s*\(([A-Za-z])\)[\s.:]*+\}?+\s*+(?![-+*/^_=,!])")
-"""A choice before its content: ``(B) 12``."""
+"""The letter of a choice before its content, as in ``(B) 12``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """An answer without mathematics. ``is_text``: some of it was marked as text, not bare letters."""
+    """An answer in words. ``is_text`` is True if a part of it was marked as text."""
 
     letters: str
     is_text: bool
 
 
 def words(text: str) -> Words | None:
-    r"""The words of a normalised text that has nothing else: ``\text{east}``, ``(A)``, ``BAC``. Else None."""
+    r"""Return the words of a normalised text that consists only of words, such as ``\text{east}`` or
+    ``(A)``."""
     bare = re.sub(r"\\(?:and|or) ?", ",", text)
     bare, found = re.subn(r"\\text\{([^{}]*)\}", r" \1 ", bare)
     if not re.fullmatch(r"[A-Za-z\s.,;:'!?()-]+", bare) or (not found and re.search(r"[-'!,;]", bare)):
@@ -133,7 +137,7 @@ def words(text: str) -> Words | None:
 
 
 def same_words(gold: str, answer: str) -> bool | None:
-    """Compare answers in words; None if neither is, or they may as well be products of variables."""
+    """Compare answers in words; None if they are not words or may be products of variables."""
     g, a = words(gold), words(answer)
     if g is None and a is not None and len(a.letters) == 1:
         choice = _CHOICE.match(gold)

@@ -25,7 +25,7 @@ _FLIPPED: Final = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """An end of an interval: LaTeX, value (None if it has variables), whether it belongs to the interval."""
+    """A bound of an interval: LaTeX, value (None if it has variables), and whether it is included."""
 
     text: str
     value: Any
@@ -34,7 +34,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class RealSet:
-    """A union of intervals in ascending order. ``variable`` is the one that an inequality is about."""
+    """A union of intervals in ascending order. ``variable`` is the variable of an inequality."""
 
     pieces: tuple[tuple[Bound, Bound], ...]
     variable: str | None = None
@@ -50,7 +50,7 @@ _ALL: Final = ((_MINUS, _PLUS),)
 
 
 def real_set(text: str) -> RealSet | None:
-    """The set of real numbers that normalised ``text`` describes, or None."""
+    """Return the set of real numbers that normalised ``text`` describes, or None."""
     try:
         with mp.workdps(40):
             found = _parse(text)
@@ -60,7 +60,7 @@ def real_set(text: str) -> RealSet | None:
 
 
 def same_sets(gold: RealSet, answer: RealSet) -> bool | None:
-    """Whether two sets, and the variables of inequalities, are the same; None if bounds have variables."""
+    """Compare two sets and the variables of their inequalities; None if bounds have variables."""
     if any(bound.value is None for piece in gold.pieces + answer.pieces for bound in piece):
         return True if _same_pieces(gold, answer) else None
     return _same_pieces(gold, answer)
@@ -124,7 +124,7 @@ def _parse(text: str) -> RealSet:
 
 
 def _braces(inner: str, items: tuple[str, ...]) -> RealSet:
-    r"""``\{1, 2\}`` or ``\{x \mid x > 1\}``."""
+    r"""Return the set for ``\{1, 2\}`` or ``\{x \mid x > 1\}``."""
     builder = split(inner, {r"\mid", ":", "|"})
     if len(builder) == 2:
         name = builder[0].partition(r"\in")[0].strip()
@@ -134,7 +134,11 @@ def _braces(inner: str, items: tuple[str, ...]) -> RealSet:
 
 
 def _conditions(text: str, conditions: list[str]) -> RealSet:
-    r"""``x > 1, x < 3``: both hold; either, if not both can, as in ``x<1, x>3``. ``x \ne 1, 2``: neither."""
+    r"""Return the set for several conditions.
+
+    ``x > 1, x < 3`` is an intersection; ``x < 1, x > 3``, whose intersection is empty, is a union;
+    ``x \ne 1, 2`` excludes both.
+    """
     first = relation(conditions[0])
     if first is None:
         raise _NotASetError(text)

@@ -1,4 +1,4 @@
-"""Equations, inequalities and other relations between expressions."""
+"""Comparison of equations, inequalities and other relations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Same = Callable[[str, str], bool]
 
 
 def same_relation(gold: str, answer: str, same: Same) -> bool | None:
-    """Compare answers of which one is a relation; None if neither is. ``same`` compares their operands."""
+    """Compare answers if one is a relation, else return None. ``same`` compares operands."""
     g, a = relation(gold), relation(answer)
     if g is None and a is None:
         return None
@@ -57,7 +57,8 @@ def _equations(gold: str, g: Relation | None, answer: str, a: Relation | None, s
 
 
 def _chain(gold: str, gold_chain: Relation | None, chain: Relation, same: Same) -> bool:
-    r"""Whether ``2 + 3 = 5`` or ``x = \frac{1}{3} \approx 0.33`` says ``gold``: no part may contradict."""
+    r"""Return True if a chain such as ``x = \frac{1}{3} \approx 0.33`` gives ``gold`` without
+    contradictions."""
     golds = _values(gold_chain) if gold_chain is not None else [gold]
     values = [operand for operand in chain.operands if operand]
     first = values[0]
@@ -111,7 +112,7 @@ def _all_same(gold: Sequence[str], answer: Sequence[str], same: Same) -> bool:
 
 
 def _values(chain: Relation) -> list[str]:
-    r"""The values that an assignment gives its name: the last, and those that it is approximately."""
+    r"""Return the values that a chain assigns: the last one, and the ones that it approximates."""
     if r"\approx" in chain.operators:
         return [operand for operand in chain.operands[1:] if operand] or [chain.operands[0]]
     return [chain.operands[-1]]

@@ -1,4 +1,4 @@
-"""Numbers with words between them: units, counted things, remarks."""
+"""Numbers with words between them, such as units, counted things or remarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUALIFIERS: Final = frozenset({
     "twice", "about", "approximately", "only", "or", "and", "false", "wrong", "unless", "without",
     "multiple", "multiples", "divides", "squared",
 })  # fmt: skip
-"""Words that change what a number says: an answer must have the same ones as the gold answer."""
+"""Words that change the meaning of a number. Answer and gold answer must have the same ones."""
 
 
 _OPPOSITES: Final = (
@@ -26,12 +26,12 @@ _OPPOSITES: Final = (
     {"clockwise", "counterclockwise"},
     {"gain", "profit", "loss"}, {"increase", "decrease"}, {"heads", "tails"}, {"even", "odd"},
 )  # fmt: skip
-"""Words of which an answer may leave one out, but not say another."""
+"""Groups of exclusive words: an answer may omit the word but not use another one of the group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """The numbers of a text and the words after each. ``before``: words before the first number."""
+    """The numbers of a text with the words after each. ``before`` has the words before the first number."""
 
     numbers: tuple[str, ...]
     after: tuple[str, ...]
@@ -48,18 +48,19 @@ class Segments:
         return frozenset(re.findall(r"[a-z]+", self.words.casefold())) & _QUALIFIERS
 
     def contradicts(self, other: Segments) -> bool:
-        """Whether the words of one side say the opposite of the other's, as ``a.m.`` and ``p.m.`` do."""
+        """Return True if the words contradict those of ``other``, as ``a.m.`` and ``p.m.`` do."""
         own, others = (set(re.findall(r"[a-z]+", s.words.casefold().replace(".", ""))) for s in (self, other))
         return any(own & group and others & group and own & group != others & group for group in _OPPOSITES)
 
     def same_words(self, other: Segments) -> bool:
-        """Whether the words are the same, but for case, spaces and plurals."""
+        """Return True if the words are equal up to case, spaces and plurals."""
         return [_plain(w) for w in (self.before, *self.after)] == [
             _plain(w) for w in (other.before, *other.after)
         ]
 
     def factor(self, other: Segments) -> Fraction | None:
-        """Of ``other``'s single number to this one's: a unit conversion. None if the units do not agree."""
+        """Return the conversion factor from ``other``'s unit to this one, or None if the units do not
+        agree."""
         own, others = self._unit(), other._unit()
         scale = other._scale() / self._scale()
         if own is None or others is None or "unit" in (own.dimension[:1] + others.dimension[:1])[0]:
@@ -69,7 +70,7 @@ class Segments:
         return scale * others.factor / own.factor
 
     def total(self) -> tuple[tuple[tuple[str, int], ...], Fraction] | None:
-        """Dimension and sum of amounts in units of one dimension; None for anything else."""
+        """Return dimension and sum of amounts in units of one dimension; None for anything else."""
         total, dimension = Fraction(0), None
         for number, word in zip(self.numbers, self.after, strict=True):
             unit = find_unit(_without_joints(word))
@@ -105,7 +106,7 @@ def _plain(word: str) -> str:
 
 
 def segments(text: str) -> Segments | None:
-    r"""Take a normalised text with ``\text{...}`` apart; None if no order of numbers and words is found."""
+    r"""Split a normalised text with ``\text{...}`` into numbers and words; None if that is not possible."""
     pieces = _TEXT.split(text)
     numbers: list[str] = []
     after: list[str] = []

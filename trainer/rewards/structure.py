@@ -1,4 +1,4 @@
-r"""The structure of normalised answers: lists, brackets, relations, and sets of real numbers, as text."""
+r"""Structure of normalised answers as text: lists, brackets, relations and matrices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RELATIONS: Final = INEQUALITIES | {
 
 
 def top_level(text: str) -> Iterator[tuple[int, str]]:
-    """Position and text of the tokens outside all brackets."""
+    """Yield position and text of the tokens outside all brackets."""
     depth = 0
     for match in _TOKEN.finditer(text):
         token = match[0]
@@ -32,7 +32,7 @@ def top_level(text: str) -> Iterator[tuple[int, str]]:
 
 
 def split(text: str, separators: Collection[str]) -> list[str]:
-    """Split ``text`` at ``separators`` outside brackets; empty parts are left out."""
+    """Split ``text`` at ``separators`` outside brackets; empty parts are omitted."""
     parts, start = [], 0
     for at, token in top_level(text):
         if token in separators:
@@ -44,14 +44,15 @@ def split(text: str, separators: Collection[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A chain such as ``0 < x \\le 1``: one operand more than operators. The first operand may be empty."""
+    """A chain such as ``0 < x \\le 1``: with one operand more than operators. The first operand may be
+    empty."""
 
     operands: tuple[str, ...]
     operators: tuple[str, ...]
 
 
 def relation(text: str) -> Relation | None:
-    """The relation that ``text`` is at its top level, or None."""
+    """Return the top-level relation of ``text``, or None."""
     operands, operators, start = [], [], 0
     for at, token in top_level(text):
         if token in RELATIONS:
@@ -65,7 +66,7 @@ def relation(text: str) -> Relation | None:
 
 @dataclass(frozen=True, slots=True)
 class Bracketed:
-    """A text that one pair of brackets encloses. ``opening`` and ``closing`` are tokens."""
+    """A text enclosed in one pair of brackets. ``opening`` and ``closing`` are tokens."""
 
     opening: str
     closing: str
@@ -74,7 +75,7 @@ class Bracketed:
 
 
 def bracketed(text: str) -> Bracketed | None:
-    """The pair of brackets that encloses all of ``text``, or None. Angle brackets count as parentheses."""
+    """Return the brackets around all of ``text``, or None. Angle brackets count as parentheses."""
     opening = next((b for b in ("(", "[", r"\{", r"\langle") if text.startswith(b)), None)
     if opening is None:
         return None
@@ -96,7 +97,7 @@ def bracketed(text: str) -> Bracketed | None:
 
 
 def strip_outer(text: str) -> str:
-    """Remove braces and parentheses around a whole text that is not a list."""
+    """Remove braces and parentheses around a text that is not a list."""
     while True:
         text = text.strip()
         if text.startswith("{") and _closes_at_end(text):
@@ -119,7 +120,8 @@ def _closes_at_end(text: str) -> bool:
 
 
 def elements(text: str) -> list[str]:
-    r"""The elements of a list without brackets, each ``\pm`` as two elements; no conditions on domains."""
+    r"""Return the elements of a list without brackets. ``\pm`` gives two elements; domain conditions are
+    dropped."""
     parts = split(text, LIST_SEPARATORS)
     if len(parts) > 1:
         domains = [part for part in parts if re.search(r"\\in\s*(?:\\mathbb\{[ZNQRC]\})", part)]
@@ -138,7 +140,7 @@ def elements(text: str) -> list[str]:
 
 
 def named_list(parts: list[str]) -> tuple[str, list[str]] | None:
-    """The variable and the values of ``x=1, x=2`` or ``x=1, 2``, or None."""
+    """Return variable and values of ``x=1, x=2`` or ``x=1, 2``, or None."""
     relations = [relation(part) for part in parts]
     first = relations[0]
     if first is None or first.operators != ("=",):
@@ -158,13 +160,13 @@ def named_list(parts: list[str]) -> tuple[str, list[str]] | None:
 
 
 def is_equation(text: str) -> bool:
-    """Whether ``text`` is a relation with an equals sign at its top level."""
+    """Return True if ``text`` is a relation with a top-level equals sign."""
     found = relation(text)
     return found is not None and "=" in found.operators
 
 
 def matrix_rows(text: str) -> list[list[str]] | None:
-    """The cells of a text that is one matrix environment, with or without brackets around it, or None."""
+    """Return the cells of a matrix environment, with or without brackets around it, or None."""
     match = re.fullmatch(
         r"[(\[]?\s*\\begin\{([pbB]?matrix|smallmatrix|array|cases|aligned|align\*?)\}(.*)\\end\{\1\}\s*[)\]]?",
         text,

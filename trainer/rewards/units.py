@@ -1,4 +1,4 @@
-"""Units of measurement that answers are written with, and conversions between them."""
+"""Units of measurement and their conversions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Dimension = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A known unit: base dimensions with their powers, and the factor to the base unit."""
+    """A unit: base dimensions with their powers, and the factor to the base unit."""
 
     dimension: Dimension
     factor: Fraction
@@ -80,7 +80,7 @@ UNIT_WORDS: Final = frozenset(word for word in _UNITS if len(word) > 1) | {
     "points", "coins", "apples", "men", "women", "boys", "girls", "th", "st", "nd", "rd", "am", "pm",
     "rupees", "rs", "mol", "kw", "mw", "hz", "khz", "mhz", "ohms",
 }  # fmt: skip
-"""Words that are units or annotations if they stand after a number. Single letters are variables."""
+"""Words that are units or annotations after a number. Single letters are variables."""
 
 SCALES: Final = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,

@@ -1,7 +1,7 @@
-"""Values of SymPy trees: exact fractions as long as possible, then mpmath numbers at its working precision.
+"""Values of SymPy trees: exact fractions if possible, else mpmath numbers at its working precision.
 
-SymPy's own ``evalf`` and ``simplify`` are not used: they first rewrite the tree, which takes minutes for
-hostile input, and they round to zero.
+SymPy's ``evalf`` and ``simplify`` are not used: they rewrite the tree first, which takes minutes for hostile
+input, and they round to zero. Limits keep short answers from causing huge computations.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from mpmath import mp
 from sympy.core.function import AppliedUndef
 
 MAX_BITS: Final = 8_000_000
-"""Of an integer that is worked out exactly; larger powers are rounded to hundreds of digits."""
+"""Maximum bits of an exact integer; larger powers are rounded to hundreds of digits."""
 MAX_BITS_AT_POINTS: Final = 20_000
-"""The same for expressions with variables, which are worked out at several points."""
+"""Maximum bits for expressions with variables, which are evaluated at several points."""
 MAX_FACTORIAL: Final = 20_000
-"""The largest number whose factorial is worked out exactly."""
+"""Largest number whose factorial is computed exactly."""
 MAX_EXPONENT_BITS: Final = 200
-"""Of an exponent: beyond, not even the number of digits of the value is known."""
+"""Maximum bits of an exponent; beyond, not even the number of digits of the value can be computed."""
 MAX_TERMS: Final = 20_000
-"""Of a sum or product over an index."""
+"""Maximum number of terms of a sum or product over an index."""
 
 
 class TooLargeError(ValueError):
-    """A value is out of all proportion and is not worked out."""
+    """A value exceeds the limits and is not computed."""
 
 
 def check_power(base: Fraction | int, exponent: int, max_bits: int = MAX_BITS) -> bool:
-    """Whether ``base ** exponent`` has at most about ``max_bits``, so that it is worked out exactly.
+    """Return True if ``base ** exponent`` has at most about ``max_bits`` bits and can be computed exactly.
 
     Raises:
-        TooLargeError: the base itself is beyond ``MAX_BITS``.
+        TooLargeError: the base exceeds ``MAX_BITS``.
     """
     bits = max(abs(base.numerator), base.denominator).bit_length()
     if bits > MAX_BITS:
@@ -44,14 +44,14 @@ def check_power(base: Fraction | int, exponent: int, max_bits: int = MAX_BITS) -
 
 
 def check_exponent(value: Any) -> None:
-    """Raise TooLargeError if a power or a factorial with this exponent has no digits that can be known."""
+    """Raise TooLargeError if no digits of a power or factorial with this exponent can be computed."""
     size = value.numerator.bit_length() if isinstance(value, Fraction) else mp.mag(value)
     if size not in (mp.inf, mp.ninf) and size > MAX_EXPONENT_BITS:
         raise TooLargeError(f"an exponent of {size} bits")
 
 
 def check_factorial(value: Fraction) -> bool:
-    """Whether the factorial of ``value`` is worked out exactly."""
+    """Return True if the factorial of ``value`` is computed exactly."""
     return value <= MAX_FACTORIAL
 
 
@@ -62,32 +62,32 @@ def check_range(length: Fraction) -> None:
 
 
 Value = Any
-"""A Fraction, which is exact, or an mpf or mpc of mpmath."""
+"""An exact Fraction, or an mpf or mpc of mpmath."""
 
 _FUNCTION_NAMES: Final = frozenset("fghpquFGHPQTVSAN")
-"""Letters that a bracket after them is an argument of; after other letters it is a factor."""
+"""Letters that are read as functions before a bracket; other letters are read as factors."""
 
 
 class UndefinedError(ValueError):
-    """The expression has no value here: a division by zero, the logarithm of 0."""
+    """The expression has no value at this point, for example a division by zero."""
 
 
 class UndecidedError(ValueError):
-    """The working precision does not reach to tell a sum from its largest term."""
+    """The working precision is too low to distinguish a sum from its largest term."""
 
 
 class UnsupportedError(ValueError):
-    """The expression has parts without a value: unknown functions, divergent sums, sets."""
+    """The expression has parts without a value, such as unknown functions, divergent sums or sets."""
 
 
 def evaluate(tree: Any, point: Mapping[str, Fraction]) -> Value:
-    """The value of ``tree`` with its variables at ``point``.
+    """Return the value of ``tree`` with its variables at ``point``.
 
     Raises:
-        UndefinedError: it has none there.
+        UndefinedError: the expression has no value at this point.
         UndecidedError: the precision is too low.
-        UnsupportedError: a part can't be worked out.
-        TooLargeError: a part is out of all proportion.
+        UnsupportedError: a part has no value.
+        TooLargeError: a part exceeds the limits.
     """
     try:
         return _value(tree, dict(point))
@@ -141,12 +141,12 @@ def _symbol(name: str, point: dict[str, Fraction]) -> Value:
 
 
 def number(value: Value) -> Any:
-    """``value`` as a number of mpmath, at its working precision."""
+    """Return ``value`` as an mpmath number at the working precision."""
     return mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 
 def _tidy(value: Value) -> Value:
-    """Make real what is complex by rounding only."""
+    """Convert a complex value to a real one if its imaginary part is a rounding error."""
     if isinstance(value, mp.mpc):
         size = abs(value)
         if abs(value.imag) <= size * mp.mpf(10) ** (8 - mp.dps):
@@ -221,7 +221,7 @@ def _integer_power(base: Fraction, exponent: int, max_bits: int) -> Value:
 
 
 def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
-    """``base ** exponent`` if that is rational, for roots up to the 64th."""
+    """Return ``base ** exponent`` if it is rational, for roots up to the 64th, else None."""
     degree = exponent.denominator
     if degree > 64 or max(base.numerator, base.denominator).bit_length() > 100_000:
         return None

@@ -1,9 +1,9 @@
-"""A process that judges answers, one at a time: ``python -m trainer.rewards.worker``.
+"""Worker process that compares answers, one at a time: ``python -m trainer.rewards.worker``.
 
-It reads requests and writes verdicts, one JSON object a line. Each answer is judged in a child process,
-forked with everything imported. A child without a verdict by the deadline is killed, and the next is forked
-in milliseconds. The worker itself could not be interrupted: computer algebra spends its time in C, where
-Python's signal handlers don't run.
+Reads requests and writes verdicts, one JSON object per line. Each answer is compared in a child process,
+forked with all modules imported. A child that exceeds the deadline is killed, and forking the next one takes
+milliseconds. A worker without a child could not be interrupted: computer algebra spends its time in C code,
+in which Python's signal handlers do not run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import cast
 from trainer.rewards.math_answers import Verdict, judge
 
 _MEMORY_BYTES = 2 << 30
-_ANSWERS_PER_CHILD = 500
-"""A child is replaced after so many answers, so that no cache grows without limit."""
+_REQUESTS_PER_CHILD = 500
+"""Requests after which a child is replaced, so that caches do not grow without limit."""
 _PR_SET_PDEATHSIG = 1
 _WALL_PER_CPU = 4.0
-"""An answer may take this many times its CPU deadline on the wall clock."""
+"""Wall-clock limit of a request, as a multiple of its CPU deadline."""
 
 
 _WARM_UP = (
@@ -46,32 +46,33 @@ _WARM_UP = (
 )
 
 
-class Judge:
-    """A forked child that calls :func:`judge`, forked again whenever it was lost."""
+class JudgeProcess:
+    """A forked child that calls :func:`judge`; forked again whenever it dies."""
 
     def __init__(self) -> None:
         self._child = 0
         self._answered = 0
 
     def __call__(self, gold: str, answer: str, deadline_s: float) -> Verdict:
-        """The verdict, ``timeout`` (see :meth:`_in_time`), or ``error`` if the child died."""
+        """Return the verdict, ``timeout`` (see :meth:`_in_time`), or ``error`` if the child died."""
         if not self._child:
             self._fork()
         os.write(self._requests, json.dumps([gold, answer]).encode() + b"\n")
-        # A verdict is one write of a few bytes, so it arrives whole. Nothing at all: the child died.
+        # A verdict is one write of a few bytes, so it arrives complete. Empty if the child died.
         reply = os.read(self._verdicts, 64).decode() if self._in_time(deadline_s) else "timeout"
         verdict = cast("Verdict", reply or "error")
         self._answered += 1
-        if verdict in ("timeout", "error") or self._answered == _ANSWERS_PER_CHILD:
+        if verdict in ("timeout", "error") or self._answered == _REQUESTS_PER_CHILD:
             self.kill()
         return verdict
 
     def _in_time(self, deadline_s: float) -> bool:
-        """Wait for a verdict. False once the child has used ``deadline_s`` of CPU, or 4 times that went by.
+        """Wait for a verdict; return False after ``deadline_s`` of CPU time, or 4 times as long on the wall
+        clock.
 
-        CPU time, so that a busy machine does not turn right answers into wrong ones.
+        CPU time, so that a busy machine does not turn correct answers into incorrect ones.
         """
-        clock = (~self._child << 3) | 2  # how Linux numbers the CPU clock of another process
+        clock = (~self._child << 3) | 2  # Linux's id of the CPU clock of another process
         cpu_end = time.clock_gettime(clock) + deadline_s
         wall_end = time.monotonic() + _WALL_PER_CPU * deadline_s
         while True:
@@ -82,7 +83,7 @@ class Judge:
                 return True
 
     def kill(self) -> None:
-        """End the child, if there is one."""
+        """Kill the child, if there is one."""
         if self._child:
             os.kill(self._child, signal.SIGKILL)
             os.waitpid(self._child, 0)
@@ -106,9 +107,7 @@ class Judge:
 def _serve(requests: int, verdicts: int) -> None:
     """The main loop of the child. Never returns."""
     with contextlib.suppress(BaseException):
-        ctypes.CDLL(None).prctl(
-            _PR_SET_PDEATHSIG, signal.SIGKILL
-        )  # no orphan runs on if the worker is killed
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no orphan if the worker is killed
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for line in os.fdopen(requests):
@@ -120,7 +119,7 @@ def _verdict(gold: str, answer: str) -> Verdict:
     try:
         return judge(gold, answer)
     except MemoryError:
-        raise  # too little is left to go on with
+        raise  # too little memory to continue
     except Exception:
         return "error"
 
@@ -128,15 +127,15 @@ def _verdict(gold: str, answer: str) -> Verdict:
 def main() -> None:
     """Serve requests until standard input ends."""
     logging.disable(logging.CRITICAL)
-    # The parser fills its tables as it reads. Children start with those that are filled here.
+    # The parser fills its tables while parsing. Children inherit the tables that are filled here.
     for gold, answer in _WARM_UP:
         judge(gold, answer)
     gc.collect()
     gc.freeze()
-    # Whatever a library may print must not end up between the verdicts.
+    # Output of libraries must not mix with the verdicts.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    ask = Judge()
+    ask = JudgeProcess()
     for line in sys.stdin:
         request = json.loads(line)
         verdict = ask(request["gold"], request["answer"], request["deadline_s"])

@@ -1,1 +1,1 @@
-"""Training: rollouts, filtering, advantages, loss, checkpoints."""
+"""Training: recipes, rollouts, filtering, advantages, loss and checkpoints."""

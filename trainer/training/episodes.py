@@ -111,7 +111,7 @@ class RolloutWorker(Protocol):
 
         Raises:
             EngineError: the engine failed.
-            EpisodeLostError: the host that played it was lost.
+            EpisodeLostError: the host that ran it was lost.
         """
         ...
 

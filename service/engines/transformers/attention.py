@@ -109,7 +109,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where the T tokens of one forward pass belong: ``slots`` [T] and ``positions`` [T], int64."""
+    """Placement of the T tokens of one forward pass: ``slots`` [T] and ``positions`` [T], int64."""
 
     cache: KVCache
     slots: Tensor

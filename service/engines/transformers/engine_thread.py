@@ -1,4 +1,5 @@
-"""The thread that runs the model. Requests join and leave, and weights change, between its steps."""
+"""The thread that runs the model. Between its steps, requests join or leave the batch and weights are
+replaced."""
 
 from __future__ import annotations
 

@@ -89,9 +89,8 @@ class Decoder:
         self, h: Tensor, layer: _Layer, index: int, step: Step, cos: Tensor, sin: Tensor
     ) -> Tensor:
         tokens = h.shape[0]
-        q, k, v = (
-            linear(h).view(tokens, -1, self._width) for linear in (layer.q, layer.k, layer.v)
-        )  # [T, heads, width]
+        # Each [T, heads, width].
+        q, k, v = (linear(h).view(tokens, -1, self._width) for linear in (layer.q, layer.k, layer.v))
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._rms(q, layer.q_norm), self._rms(k, layer.k_norm)
         both = torch.cat((q, k), dim=1)
@@ -236,9 +235,8 @@ class ModelRunner:
         rows = [work.slot.index for work in singles]
         first, span = rows[0], rows[-1] - rows[0] + 1
         length = self._aligned(max(work.stop for work in singles))
-        if span > 2 * len(
-            rows
-        ):  # far apart: copying the rows is cheaper than attending to all rows between them
+        if span > 2 * len(rows):
+            # Far apart: copying the rows is cheaper than attending to all rows between them.
             stops, selected, index = [work.stop for work in singles], len(rows), None
             selection: slice | Tensor = self._tensor(rows)
         else:

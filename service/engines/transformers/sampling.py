@@ -105,9 +105,8 @@ def filter_candidates(logprobs: Tensor, settings: Sequence[Sampling]) -> tuple[T
     vocabulary = logprobs.shape[1]
     top_k = [s.top_k if 0 < s.top_k < vocabulary else vocabulary for s in settings]
     limit = _column(top_k, logprobs)
-    top_p = _column(
-        [s.top_p if s.top_p < 1 else 2.0 for s in settings], logprobs
-    )  # 2: rounding removes nothing
+    # 2 in place of 1: rounding must not remove a token.
+    top_p = _column([s.top_p if s.top_p < 1 else 2.0 for s in settings], logprobs)
     min_p = _column([s.min_p for s in settings], logprobs)
     width = max([k + 1 if k < vocabulary else _SORTED_WIDTH for k in top_k])
     width = min(vocabulary, width)

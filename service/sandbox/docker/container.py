@@ -19,7 +19,7 @@ from requests.exceptions import RequestException
 from service.sandbox.base import SandboxError
 from service.sandbox.docker.container_config import create_arguments
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
-from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready
+from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Result
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -103,6 +103,7 @@ class Container(Channel):
         super().__init__(name, stream, writer)
         self.id = container_id
         self._daemon = daemon
+        self._stream = stream
 
     @classmethod
     async def start(
@@ -148,6 +149,14 @@ class Container(Channel):
             raise
         await daemon.remove_leftovers()  # the daemon works, so earlier removals can be retried
         return container
+
+    async def receive(self) -> Ready | Result:
+        try:
+            return await super().receive()
+        except SandboxError as error:
+            if not (lines := self._stream.diagnostics.strip().splitlines()):
+                raise
+            raise SandboxError(f"{error}; the last line of its stderr: {lines[-1]}") from error
 
     async def destroy(self) -> None:
         self.close()

@@ -34,7 +34,7 @@ def tokenizer(tiny_checkpoint: Path) -> HFTokenizer:
 
 @asynccontextmanager
 async def engine_on(checkpoint: Path, *fakes: FakeVLLM, **options: object) -> AsyncIterator[RemoteEngine]:
-    """An engine on fakes that are served already, started and stopped."""
+    """Start an engine on running fake servers, and stop it afterwards."""
     engine = RemoteEngine(
         RemoteSettings(urls=tuple(fake.url for fake in fakes), model=str(checkpoint), **options)  # type: ignore[arg-type]
     )
@@ -115,8 +115,8 @@ async def test_least_busy_server_and_episode_affinity(tiny_checkpoint: Path, tok
         assert (engine.stats().waiting, engine.stats().running) == (6, 0)
         for fake in fakes:
             fake.hold.set()
-        said = await asyncio.gather(*tasks)
-        for n, chunks in enumerate(said):
+        replies = await asyncio.gather(*tasks)
+        for n, chunks in enumerate(replies):
             ids = [n, *(token_id for chunk in chunks for token_id in chunk.ids)]
             before = [len(fake.bodies) for fake in fakes]
             await collect(engine, [*ids, 7, 8, 9])
@@ -153,7 +153,7 @@ async def test_attempts_are_limited(tiny_checkpoint: Path, tokenizer: HFTokenize
     fake = FakeVLLM(tokenizer)
     fake.refuse = 500
     async with served(fake), engine_on(tiny_checkpoint, fake, attempts=2) as engine:
-        with pytest.raises(EngineError, match="answered 500: told to refuse"):
+        with pytest.raises(EngineError, match="answered 500: refused by the test"):
             await collect(engine, [1])
     assert len(fake.bodies) == 2
 
@@ -162,7 +162,7 @@ async def test_invalid_request_is_not_retried(tiny_checkpoint: Path, tokenizer: 
     one, two = FakeVLLM(tokenizer), FakeVLLM(tokenizer)
     one.refuse = two.refuse = 400
     async with served(one, two), engine_on(tiny_checkpoint, one, two) as engine:
-        with pytest.raises(InvalidRequestError, match=r"^vLLM: told to refuse"):
+        with pytest.raises(InvalidRequestError, match=r"^vLLM: refused by the test"):
             await collect(engine, [1])
         assert engine.healthy
     assert len(one.bodies) + len(two.bodies) == 1
@@ -172,7 +172,7 @@ async def test_error_event_fails_the_call(tiny_checkpoint: Path, tokenizer: HFTo
     fake = FakeVLLM(tokenizer)
     fake.error_after = 1
     async with served(fake), engine_on(tiny_checkpoint, fake) as engine:
-        with pytest.raises(EngineError, match="told to err"):
+        with pytest.raises(EngineError, match="error from the test"):
             await collect(engine, [1])
 
 

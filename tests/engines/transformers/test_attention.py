@@ -22,15 +22,15 @@ def mask(stops: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("span", [True, False], ids=["rows as a view", "rows copied"])
 def test_attention_is_causal_within_each_sequence(span: bool) -> None:
-    """Slots 1 and 3 decode a token each while slot 0 reads four tokens of its prompt; slot 2 is idle."""
+    """Slots 1 and 3 decode one token each, slot 0 prefills four tokens, slot 2 is idle."""
     random = torch.Generator().manual_seed(0)
-    held = {
+    cached = {
         slot: torch.randn(2, KV_HEADS, count, WIDTH, generator=random)
         for slot, count in {1: 6, 3: 3, 0: 9}.items()
     }
     cache = KVCache(slots=4, max_length=64)
     cache.reserve(LENGTH)
-    for slot, (k, v) in held.items():
+    for slot, (k, v) in cached.items():
         cache.write(0, k, v, torch.full((k.shape[1],), slot), torch.arange(k.shape[1]))
     slots, positions = torch.tensor([1, 3, 0, 0, 0, 0]), torch.tensor([6, 3, 9, 10, 11, 12])
     query = torch.randn(1, HEADS, 6, WIDTH, generator=random)
@@ -48,7 +48,7 @@ def test_attention_is_causal_within_each_sequence(span: bool) -> None:
     first = {1: 0, 3: 1, 0: 2}  # where each sequence's new tokens start
     for token, slot in enumerate(slots.tolist()):
         ahead = new[:, 0, :, first[slot] : token + 1]
-        k, v = torch.cat([held[slot], ahead], dim=2).repeat_interleave(HEADS // KV_HEADS, dim=1)
+        k, v = torch.cat([cached[slot], ahead], dim=2).repeat_interleave(HEADS // KV_HEADS, dim=1)
         expected = F.scaled_dot_product_attention(query[0, :, token : token + 1], k, v)[:, 0]
         torch.testing.assert_close(output[0, token], expected)
 

@@ -32,7 +32,7 @@ SLOTS = 4
 
 @pytest.fixture(scope="module")
 def reference(tiny_checkpoint: Path) -> torch.nn.Module:
-    """The same weights under transformers' own eager attention, without any cache."""
+    """The same weights with transformers' eager attention, without a cache."""
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
         tiny_checkpoint, attn_implementation="eager"
     )
@@ -41,7 +41,7 @@ def reference(tiny_checkpoint: Path) -> torch.nn.Module:
 
 @pytest.fixture
 async def engine(tiny_checkpoint: Path) -> AsyncIterator[TransformersEngine]:
-    # Small numbers, so that a few short prompts meet chunks, queues, evictions and growth.
+    # Small limits, so that a few short prompts exercise chunks, queues, evictions and cache growth.
     engine = TransformersEngine(
         TransformersSettings(model=str(tiny_checkpoint), max_slots=SLOTS, prefill_chunk=24)
     )
@@ -57,7 +57,7 @@ async def collect(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what the worker thread does on its own; the test's time limit is the bound."""
+    """Wait for the engine thread; bounded by the test's timeout."""
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
@@ -81,7 +81,7 @@ async def test_one_request_is_plain_greedy_decoding(
 async def test_concurrent_requests_with_cancellation_and_slot_reuse(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:
-    """Staggered conversations of different lengths; some cut a turn off midway and go on from there."""
+    """Staggered conversations of different lengths; some cancel a turn midway and continue from there."""
 
     async def conversation(n: int) -> None:
         rng = random.Random(n)
@@ -114,14 +114,14 @@ async def test_continuation_prefills_only_new_tokens(
     before = engine.stats()
     second = await collect(engine, going_on)
     after = engine.stats()
-    # The last sample had no keys and values yet, so it and the new tokens are all that is computed.
+    # The last sample had no keys and values yet, so only it and the new tokens are computed.
     assert after.prompt_tokens - before.prompt_tokens == len(going_on)
     assert after.cached_tokens - before.cached_tokens == len(ids) + GREEDY.max_tokens - 1
     assert_greedy(reference, going_on, second)
 
 
 async def test_only_new_tokens_go_through_the_model(engine: TransformersEngine) -> None:
-    """The counter above is not just a counter."""
+    """Count the tokens that reach the model, independent of the reported counters."""
     computed = []
     forward = ModelRunner.forward
 
@@ -264,7 +264,7 @@ async def test_rejects_invalid_calls_and_names_the_field(
 
 
 async def test_bias_and_penalties_apply_to_sampled_tokens(engine: TransformersEngine) -> None:
-    """Frequency: a bias makes one token win, until its count has cost it more than the bias."""
+    """A bias makes one token win until its frequency penalty exceeds the bias."""
     sampling = Sampling(temperature=0, max_tokens=40, logit_bias=((7, 100.0),), frequency_penalty=10.0)
     plain, penalised = await asyncio.gather(
         collect(engine, prompt(20), replace(sampling, frequency_penalty=0.0)),
@@ -279,7 +279,7 @@ async def test_first_chunk_reports_cached_tokens(engine: TransformersEngine) -> 
     first = await collect(engine, ids)
     again = await collect(engine, [*ids, *sampled(first), 5, 6, 7])
     assert [chunk.cached_tokens for chunk in first] == [0] + [None] * 19
-    assert again[0].cached_tokens == 60 + 19  # all but the last sample, whose keys nobody needed
+    assert again[0].cached_tokens == 60 + 19  # all but the last sample, which has no keys yet
 
 
 async def test_engine_continues_after_a_failed_step(
@@ -300,7 +300,7 @@ async def test_engine_continues_after_a_failed_step(
         tasks = [asyncio.create_task(collect(engine, prompt(5, seed=n))) for n in range(SLOTS + 2)]
         await until(lambda: engine.stats().running + engine.stats().waiting == len(tasks))
         permits.release()
-        await until(lambda: len(calls) == 2)  # all have been received by now, as many as fit are running
+        await until(lambda: len(calls) == 2)  # all requests were received and as many as fit are running
         broken.set()
         permits.release()
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -388,7 +388,7 @@ async def test_running_request_continues_with_new_weights(
     await engine.load_weights(other.state_dict())
     chunks += [chunk async for chunk in stream]
     assert len(chunks) == 400
-    # Somewhere between the fifth chunk and the end the weights changed, and from there all is theirs.
+    # The weights changed somewhere after the fifth chunk; all later tokens come from the new ones.
     with torch.inference_mode():
         everything = torch.tensor([[*ids, *sampled(chunks)]])
         old, new = (model(everything).logits[0, len(ids) - 1 : -1].argmax(-1) for model in (reference, other))
@@ -451,7 +451,7 @@ async def test_rejects_other_kinds_of_attention(tmp_path: Path) -> None:
 async def test_architectures(
     tmp_path: Path, make: Callable[..., PreTrainedModel], tied: bool, dtype: Literal["float32", "bfloat16"]
 ) -> None:
-    """Qwen2 and Qwen2.5 (one architecture) and Qwen3, each with a tied head and without; new weights too."""
+    """Qwen2 (also Qwen2.5) and Qwen3, each with tied and untied head, including weight replacement."""
     models = [make(make_tokenizer(), seed=seed, tie_word_embeddings=tied) for seed in (0, 1)]
     engine = TransformersEngine(
         TransformersSettings(model=str(save(models[0], tmp_path / "0")), dtype=dtype, prefill_chunk=24)
@@ -485,7 +485,7 @@ async def test_loads_weights_of_another_dtype(tmp_path: Path, dtype: str) -> Non
 
 @torch.inference_mode()
 def assert_close(model: torch.nn.Module, ids: Sequence[int], chunks: Sequence[TokenChunk]) -> None:
-    """Logprobs in bfloat16 are about those in float32, and far from those of other weights."""
+    """Compare logprobs in bfloat16 with float32: close for equal weights, far for other weights."""
     output = sampled(chunks)
     logits = model(input_ids=torch.tensor([[*ids, *output]]), use_cache=False).logits[0]
     expected = logits[len(ids) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(output)[:, None])[:, 0]

@@ -25,7 +25,7 @@ CHEMIST = {"r": 2, "target_modules": ["q_proj", "down_proj"], "use_rslora": True
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, torch.nn.Module]:
-    """The base under None, and under each adapter's name peft's own model with that adapter."""
+    """peft's reference models: the base under None, and one model per adapter name."""
     base = make_checkpoint(tmp_path_factory.mktemp("base"))
     models: dict[str | None, torch.nn.Module] = {None: make_model(make_tokenizer())}
     for seed, (name, config) in enumerate({"poet": POET, "chemist": CHEMIST}.items()):
@@ -109,7 +109,7 @@ async def test_adapters_on_packed_bfloat16_layers(
             expected = models[name](input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         found = {top.token_id: top.logprob for top in chunks[0].top_logprobs[0]}
         differences = [abs(expected[token_id] - logprob) for token_id, logprob in found.items()]
-        assert max(differences) < 0.5  # bfloat16; the other adapter's are whole units away
+        assert max(differences) < 0.5  # bfloat16 rounding; another adapter differs by whole units
     await engine.stop()
 
 

@@ -19,13 +19,13 @@ def logits(rows: int = 1, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.
 
 
 def keep_mask(logprobs: torch.Tensor, settings: list[Sampling]) -> torch.Tensor:
-    """Which tokens [R, V] pass the filters."""
+    """Return a mask [R, V] of the tokens that pass the filters."""
     _, ids, keep = filter_candidates(logprobs, settings)
     return torch.zeros_like(logprobs, dtype=torch.bool).scatter_(1, ids, keep)
 
 
 def kept(row: torch.Tensor, settings: Sampling) -> set[int]:
-    """The filters one by one, in plain Python."""
+    """Reference implementation of the filters in plain Python."""
     p = row.softmax(-1).tolist()
     order = sorted(range(len(p)), key=lambda i: -p[i])
     if settings.top_k:
@@ -55,7 +55,8 @@ def test_filters_match_a_python_reference(settings: list[Sampling], seed: int) -
         assert set(keep.nonzero()[:, 0].tolist()) == kept(row, s)
 
 
-@pytest.mark.parametrize("scale", [3.0, 0.01])  # a peaked row is cut among the first sorted, a flat one not
+# A peaked row is cut among the first candidates, a flat one is not.
+@pytest.mark.parametrize("scale", [3.0, 0.01])
 def test_filters_in_a_large_vocabulary(scale: float) -> None:
     rows = scale * logits(2, vocabulary=5000)
     settings = [Sampling(top_p=0.7), Sampling(top_k=2000, top_p=0.9)]

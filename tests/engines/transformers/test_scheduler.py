@@ -33,7 +33,8 @@ def request(loop: asyncio.AbstractEventLoop, length: int, first: int = 0, **samp
 
 
 def step(scheduler: Scheduler) -> list[tuple[int, int, int]]:
-    """Plan, pretend to compute, draw token 7 where one is due. Returns (first id, start, stop) of each."""
+    """Run one step without a model, sampling token 7 where due. Return (first id, start, stop) per work
+    item."""
     plan = scheduler.plan()
     ran = [(work.request.tokens[0], work.start, work.stop) for work in plan]
     for work in plan:

@@ -1,4 +1,4 @@
-"""The in-process engine on vLLM itself, beside the embedded engine on the same random weights."""
+"""The in-process vLLM engine, compared with the embedded engine on the same random weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GREEDY = Sampling(temperature=0, max_tokens=24)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads as wide as vLLM's attention on a CPU has kernels for."""
+    """A checkpoint with a head width that vLLM's CPU attention supports."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), head_dim=32)
 
 
@@ -92,7 +92,7 @@ def logprobs(chunks: Sequence[TokenChunk]) -> list[float]:
 
 @torch.inference_mode()
 def true_logprobs(checkpoint: Path, ids: Sequence[int], output: Sequence[int]) -> list[float]:
-    """Of each token of ``output``, at temperature 1, from one plain forward pass."""
+    """Logprobs of the tokens of ``output`` at temperature 1, from one plain forward pass."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
@@ -152,10 +152,10 @@ async def test_rejects_unavailable_logprobs(engine: VLLMEngine) -> None:
 
 async def test_only_the_given_stop_token_ends_the_stream(engine: VLLMEngine) -> None:
     ids = prompt(30)
-    said = sampled(await collect(engine, ids))
-    stop = said[9]
+    reply = sampled(await collect(engine, ids))
+    stop = reply[9]
     chunks = await collect(engine, ids, stop=[stop])
-    assert sampled(chunks) == said[: said.index(stop) + 1]
+    assert sampled(chunks) == reply[: reply.index(stop) + 1]
     assert chunks[-1].finish_reason == "stop"
     (eos, *_) = engine.eos_token_ids
     biased = replace(GREEDY, logit_bias=((eos, 100.0),), logprobs=False)
@@ -171,7 +171,7 @@ async def test_context_can_be_filled_but_not_exceeded(engine: VLLMEngine) -> Non
 
 
 async def test_resuming_after_a_flush_prefills_only_new_tokens(engine: VLLMEngine) -> None:
-    """By vLLM's own counters: tokens looked up in its prefix cache, and tokens found there."""
+    """Checked with vLLM's counters of prefix cache queries and hits."""
     turn = prompt(200, seed=9)
     before = cache_counters()
     first = await collect(engine, turn, replace(GREEDY, max_tokens=60))
@@ -182,7 +182,7 @@ async def test_resuming_after_a_flush_prefills_only_new_tokens(engine: VLLMEngin
     assert middle[0] - before[0] == len(turn)
     assert first[0].cached_tokens == middle[1] - before[1] == 0
     assert after[0] - middle[0] == len(going_on)
-    # The last sample has no keys yet, and a block that is not full is not kept.
+    # The last sample has no keys yet, and incomplete blocks are not cached.
     kept = (len(turn) + len(sampled(first)) - 1) // BLOCK * BLOCK
     assert second[0].cached_tokens == after[1] - middle[1] == kept
     assert len(going_on) - kept <= BLOCK + 11
@@ -215,13 +215,13 @@ async def test_adapter_is_served_as_a_model(engine: VLLMEngine, adapter: Path, t
     assert sampled(plain) != sampled(tuned)
     found = true_logprobs(adapter / "merged", ids, sampled(tuned))
     assert logprobs(tuned) == pytest.approx(found, abs=2e-4)
-    assert tuned[0].cached_tokens == 0  # keys and values of the plain model are not the adapter's
+    assert tuned[0].cached_tokens == 0  # the adapter can't reuse keys and values of the plain model
 
 
 async def test_adapter_with_a_trained_token_row_is_served_merged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM takes no such adapter; the merged checkpoint is an ordinary one."""
+    """vLLM does not support such adapters, but serves the merged checkpoint."""
     from tests.support.peft_adapters import make_adapter
 
     monkeypatch.setattr(adapters, "cache_dir", lambda: tmp_path / "cache")
@@ -244,7 +244,7 @@ async def test_reply_matches_the_schema(engine: VLLMEngine) -> None:
         "required": ["n", "ok"],
         "additionalProperties": False,
     }
-    # Between its tokens JSON allows white space without end, and random weights like it.
+    # JSON allows unlimited white space between tokens, which random weights would emit.
     tokens = ((token_id, engine.tokenizer.decode([token_id])) for token_id in range(365))
     spaces = tuple((token_id, -100.0) for token_id, text in tokens if text != text.strip())
     sampling = Sampling(

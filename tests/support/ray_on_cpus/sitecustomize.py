@@ -1,6 +1,6 @@
-"""On the path of vLLM's processes: a name for CPUs among Ray's devices, where vLLM's CPU platform has none.
+"""Patch for vLLM's processes: lets vLLM's CPU platform use Ray's device name for GPUs.
 
-With it, and a Ray that is told of GPUs that are not there, vLLM's Ray backends run on CPUs. For a test alone.
+Together with a Ray cluster that declares fake GPUs, vLLM's Ray backends then run on CPUs. For tests only.
 """
 
 from __future__ import annotations

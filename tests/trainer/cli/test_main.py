@@ -22,7 +22,7 @@ def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     return path
 
 
-def test_a_dry_run_tells_the_plan(recipe: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_summary(recipe: Path, tmp_path: Path) -> None:
     result = RUN.invoke(app, ["train", "--recipe", str(recipe), "--set", "method=grpo-delayed", "--dry-run"])
     assert result.exit_code == 0
     assert "grpo-delayed, hierarchy weight 0.0" in result.stderr
@@ -77,7 +77,7 @@ def test_overrides_need_a_checkpoint_to_teach() -> None:
     "nowhere.parquet is not a file: pass one such as RUN_DIR/rollouts/"), (["train", "--recipe", "RECIPE",
     "--set", "stepz=3"], "Did you mean steps?"),
 ])  # fmt: skip
-def test_what_is_wrong_is_told_in_a_line(
+def test_errors_are_one_line(
     recipe: Path, tmp_path: Path, args: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.evaluation.backends.wait_random_exponential", lambda **_: lambda _: 0)

@@ -23,7 +23,7 @@ def show(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "100"})
 
 
-def test_rows_are_listed(saved: Path) -> None:
+def test_lists_rows(saved: Path) -> None:
     shown = show(saved).stdout
     [row] = [line for line in shown.splitlines() if line.startswith("│   0 │")]
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
@@ -38,14 +38,14 @@ def test_rows_are_listed(saved: Path) -> None:
     ]
 
 
-def test_an_episode_is_shown_with_its_timeline(saved: Path) -> None:
+def test_shows_episode_with_timeline(saved: Path) -> None:
     shown = show(saved, "--row", "0").stdout
     assert TURN in shown
     lanes = [line.split()[0:2] for line in shown.splitlines() if "█" in line]
     assert [lane[0] for lane in lanes] == ["writes", "block", "block", "waits"]
 
 
-def test_a_link_replays_it_as_far_as_times_are_known(saved: Path) -> None:
+def test_link_replays_episode_with_known_times(saved: Path) -> None:
     link = show(saved, "--row", "0", "--url", "http://host:8000/").stdout.strip().splitlines()[-1]
     base, _, packed = link.partition("#e=")
     assert base == "http://host:8000/"
@@ -54,7 +54,7 @@ def test_a_link_replays_it_as_far_as_times_are_known(saved: Path) -> None:
     assert episode["events"][-1][0] == episode["ended"] == 4000
 
 
-def test_a_page_is_written(saved: Path, tmp_path: Path) -> None:
+def test_writes_html_page(saved: Path, tmp_path: Path) -> None:
     page = tmp_path / "episode.html"
     assert f"written: {page}" in show(saved, "--row", "1", "--html", page).stdout
     assert 'data-episode="#e=' in page.read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_a_page_is_written(saved: Path, tmp_path: Path) -> None:
         (["--url", "http://x"], "--row is missing"),
     ],
 )
-def test_mistakes_are_told(saved: Path, arguments: list[str], complaint: str) -> None:
+def test_rejects_invalid_options(saved: Path, arguments: list[str], complaint: str) -> None:
     result = show(saved, *arguments)
     assert result.exit_code == 2
     assert complaint in result.stderr

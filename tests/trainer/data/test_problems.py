@@ -1,4 +1,4 @@
-"""Reading problems and going through them in an order that can be resumed."""
+"""Loading of problems, and their resumable order."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def write(path: Path, rows: list[Any]) -> Path:
 @pytest.mark.parametrize(
     "row", [verl_row(), {"problem": "1+1?", "answer": "2"}, {"question": " 1+1? ", "answer": "2", "level": 3}]
 )
-def test_both_layouts_in_both_formats(tmp_path: Path, suffix: str, row: dict[str, Any]) -> None:
+def test_loads_both_layouts_in_both_formats(tmp_path: Path, suffix: str, row: dict[str, Any]) -> None:
     path = write(tmp_path / f"set{suffix}", [row, row])
     loaded = load_problems(path)
     assert loaded.problems == (Problem(f"{path}:0", "1+1?", "2"), Problem(f"{path}:1", "1+1?", "2"))
     assert loaded.too_long == 0
 
 
-def test_numbers_are_taken_as_answers(tmp_path: Path) -> None:
+def test_accepts_numbers_as_answers(tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", [{"problem": "1+1?", "answer": 2}, verl_row(answer=2.5)])
     assert [p.answer for p in load_problems(path).problems] == ["2", "2.5"]
 
@@ -66,13 +66,13 @@ def test_numbers_are_taken_as_answers(tmp_path: Path) -> None:
         (None, "must be an object .* got NoneType"),
     ],
 )
-def test_a_bad_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
+def test_names_invalid_row(tmp_path: Path, row: Any, message: str) -> None:
     path = write(tmp_path / "set.jsonl", [verl_row(), row])
     with pytest.raises(DataError, match=rf"set\.jsonl, row 1: .*{message}"):
         load_problems(path)
 
 
-def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+def test_names_line_with_invalid_json(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     path.write_text(json.dumps(verl_row()) + "\n{broken\n")
     with pytest.raises(DataError, match=r"set\.jsonl, row 1: not JSON"):
@@ -90,7 +90,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
         ("set.csv", b"problem,answer"),
     ],
 )
-def test_a_source_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_names_unreadable_source(tmp_path: Path, name: str, content: bytes | None) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -98,7 +98,7 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path, name: str, conten
         load_problems(path)
 
 
-def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
+def test_drops_and_counts_long_prompts(tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", [verl_row("a b c"), verl_row("a b c d"), verl_row("a")])
     loaded = load_problems(path, count_tokens=lambda q: len(q.split()), max_prompt_tokens=3)
     assert [p.id for p in loaded.problems] == [f"{path}:0", f"{path}:2"]
@@ -109,7 +109,7 @@ def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
         load_problems(path, max_prompt_tokens=3)
 
 
-def test_rows_without_an_answer_are_dropped_and_counted(tmp_path: Path) -> None:
+def test_drops_and_counts_rows_without_answer(tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", [verl_row(answer=" "), verl_row()])
     loaded = load_problems(path)
     assert len(loaded.problems) == loaded.without_answer == 1
@@ -127,24 +127,24 @@ def test_rows_without_an_answer_are_dropped_and_counted(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_numeric_answers_are_plain_decimals(tmp_path: Path, answer: object, read: str, suffix: str) -> None:
+def test_numeric_answers_have_no_exponent(tmp_path: Path, answer: object, read: str, suffix: str) -> None:
     path = write(tmp_path / f"set{suffix}", [verl_row(answer=answer)])
     assert load_problems(path).problems[0].answer == read
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_nan_is_a_missing_answer(tmp_path: Path, suffix: str) -> None:
+def test_nan_is_missing_answer(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"set{suffix}", [verl_row(answer=float("nan")), verl_row(answer=1.0)])
     loaded = load_problems(path)
     assert len(loaded.problems) == loaded.without_answer == 1
 
 
-def test_rationales_are_cut_to_their_answer(tmp_path: Path) -> None:
+def test_rationales_are_cut_to_answer(tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", [verl_row(answer="6*12 = <<6*12=72>>72 (a dozen.\n#### 72")])
     assert load_problems(path).problems[0].answer == "72"
 
 
-def test_bad_gold_answers_are_dropped_and_counted_up_to_one_percent(tmp_path: Path) -> None:
+def test_drops_and_counts_bad_gold_answers_up_to_one_percent(tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", [verl_row(answer=r"\frac{1"), *[verl_row()] * 99])
     loaded = load_problems(path)
     assert (len(loaded.problems), loaded.bad_gold) == (99, 1)
@@ -153,7 +153,7 @@ def test_bad_gold_answers_are_dropped_and_counted_up_to_one_percent(tmp_path: Pa
         load_problems(path)
 
 
-def test_a_hub_id_goes_through_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_uses_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def load_dataset(name: str, *, split: str) -> datasets.Dataset:
@@ -166,7 +166,7 @@ def test_a_hub_id_goes_through_the_datasets_library(monkeypatch: pytest.MonkeyPa
     assert [p.answer for p in loaded.problems] == ["2", "4"]
 
 
-def test_a_hub_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_failing_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str, *, split: str) -> None:
         raise ConnectionError("no route")
 
@@ -180,7 +180,7 @@ def numbered(count: int) -> list[Problem]:
 
 
 @given(size=st.integers(1, 12), seed=st.integers(0, 99), before=st.integers(0, 40), after=st.integers(0, 40))
-def test_a_resumed_stream_goes_on_exactly(size: int, seed: int, before: int, after: int) -> None:
+def test_resumed_stream_continues_exactly(size: int, seed: int, before: int, after: int) -> None:
     whole = ProblemStream(numbered(size), seed=seed)
     whole.take(before)
     state = json.loads(json.dumps(whole.state()))
@@ -190,7 +190,7 @@ def test_a_resumed_stream_goes_on_exactly(size: int, seed: int, before: int, aft
     assert resumed.state() == whole.state()
 
 
-def test_each_epoch_has_every_problem_once_in_an_order_of_its_own() -> None:
+def test_each_epoch_has_every_problem_once_in_new_order() -> None:
     stream = ProblemStream(numbered(20), seed=0)
     first, second = stream.take(20), stream.take(20)
     assert sorted(first, key=lambda p: int(p.answer)) == numbered(20)
@@ -200,11 +200,11 @@ def test_each_epoch_has_every_problem_once_in_an_order_of_its_own() -> None:
     assert ProblemStream(numbered(20), seed=1).take(20) != first
 
 
-def test_the_order_is_the_same_on_every_machine() -> None:
+def test_order_is_platform_independent() -> None:
     assert [p.answer for p in ProblemStream(numbered(6), seed=0).take(6)] == ["0", "5", "1", "4", "3", "2"]
 
 
-def test_a_state_of_other_problems_or_another_seed_is_refused() -> None:
+def test_rejects_state_of_other_problems_or_seed() -> None:
     state = ProblemStream(numbered(5), seed=0).state()
     with pytest.raises(ValueError, match="problems differ"):
         ProblemStream(numbered(6), seed=0).restore(state)
@@ -217,7 +217,7 @@ def test_a_state_of_other_problems_or_another_seed_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("train/simplelr_math_35", 8521),  # of 8,523 rows two have an empty gold answer
+        ("train/simplelr_math_35", 8521),  # two of 8,523 rows have an empty gold answer
         ("benchmarks/aime24", 30),
         ("benchmarks/aime25", 30),
         ("benchmarks/amc23", 40),
@@ -226,7 +226,7 @@ def test_a_state_of_other_problems_or_another_seed_is_refused() -> None:
         ("benchmarks/olympiad", 674),
     ],
 )
-def test_the_papers_files_load_whole(name: str, count: int) -> None:
+def test_paper_files_load_completely(name: str, count: int) -> None:
     root = Path(os.environ.get("IHGRPO_DATA", "data"))
     path = root / f"{name}.parquet"
     if not path.exists():

@@ -8,7 +8,7 @@ from trainer.data.problems import DataError
 from trainer.data.sources import load_source
 
 
-def test_synthetic_problems_are_the_same_each_time() -> None:
+def test_synthetic_problems_are_deterministic() -> None:
     first = load_source("quickstart:50").problems
     assert len(first) == 50
     assert load_source("quickstart:60").problems[:50] == first
@@ -16,13 +16,13 @@ def test_synthetic_problems_are_the_same_each_time() -> None:
     assert all(problem.answer.lstrip("-").isdigit() for problem in first)
 
 
-def test_held_out_problems_are_others() -> None:
+def test_held_out_problems_differ() -> None:
     shown = {problem.question for problem in load_source("quickstart:500").problems}
     held_out = {problem.question for problem in load_source("quickstart-held-out:50").problems}
     assert not shown & held_out
 
 
-def test_anything_else_is_a_file_or_a_hub_id(tmp_path: Path) -> None:
+def test_other_sources_are_files_or_hub_ids(tmp_path: Path) -> None:
     path = tmp_path / "quickstart.jsonl"
     path.write_text('{"question": "1 + 1?", "answer": "2"}\n')
     assert len(load_source(path).problems) == 1

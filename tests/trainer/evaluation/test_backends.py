@@ -35,7 +35,7 @@ REPLY: dict[str, Any] = {
 
 
 def server(*answers: httpx.Response | Exception) -> tuple[httpx.AsyncClient, list[httpx.Request]]:
-    """A client whose server gives ``answers`` in turn, the last one ever after."""
+    """A client of a server that returns ``answers`` in turn, then the last one forever."""
     requests: list[httpx.Request] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -50,11 +50,11 @@ def server(*answers: httpx.Response | Exception) -> tuple[httpx.AsyncClient, lis
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries at once: the waits themselves are tenacity's."""
+    """Retry without waiting."""
     monkeypatch.setattr("trainer.evaluation.backends.wait_random_exponential", lambda **_: lambda _: 0)
 
 
-async def test_a_server_is_asked_in_openais_words() -> None:
+async def test_server_request_is_openai_compatible() -> None:
     client, requests = server(httpx.Response(200, json=REPLY))
     solver = ServerBackend(client, "m", {"temperature": 0.5}, instruction="Solve: ")
     solution = await solver.solve("6 * 7?", seed=3)
@@ -69,7 +69,7 @@ async def test_a_server_is_asked_in_openais_words() -> None:
     }  # fmt: skip
 
 
-async def test_another_server_tells_nothing_of_tools() -> None:
+async def test_other_servers_report_no_tools() -> None:
     client, _ = server(
         httpx.Response(200, json={"choices": [{"finish_reason": "length", "message": {"content": None}}]})
     )
@@ -78,7 +78,7 @@ async def test_another_server_tells_nothing_of_tools() -> None:
 
 
 @pytest.mark.parametrize("first", [httpx.Response(429), httpx.Response(503), httpx.ConnectError("refused")])
-async def test_a_busy_server_is_asked_again(first: httpx.Response | Exception) -> None:
+async def test_retries_busy_server(first: httpx.Response | Exception) -> None:
     client, requests = server(first, httpx.Response(200, json=REPLY))
     assert (await ServerBackend(client, "m", {}).solve("?", seed=0)).tokens == 20
     assert len(requests) == 2
@@ -95,9 +95,7 @@ async def test_a_busy_server_is_asked_again(first: httpx.Response | Exception) -
     (httpx.Response(200, json={"choices": []}), "not a chat completion", 1),
     (httpx.Response(200, json={"error": "x"}), "not a chat completion", 1),
 ])  # fmt: skip
-async def test_what_cannot_be_had_is_told(
-    answer: httpx.Response | Exception, message: str, asked: int
-) -> None:
+async def test_reports_failed_requests(answer: httpx.Response | Exception, message: str, asked: int) -> None:
     client, requests = server(answer)
     with pytest.raises(BackendError, match=message):
         await ServerBackend(client, "m", {}, tries=3).solve("?", seed=0)
@@ -109,7 +107,7 @@ async def test_what_cannot_be_had_is_told(
     {"message": "This model's maximum context length is 2048 tokens.", "code": 400},
     {"message": "The prompt is longer than the maximum model length of 2048.", "code": None},
 ])  # fmt: skip
-async def test_a_prompt_that_a_server_has_no_room_for_is_an_attempt(error: dict[str, Any]) -> None:
+async def test_prompt_too_long_for_server_is_a_result(error: dict[str, Any]) -> None:
     client, requests = server(httpx.Response(400, json={"error": error}))
     solution = await ServerBackend(client, "m", {}).solve("?", seed=0)
     assert (solution.text, solution.finish, solution.tokens) == ("", "too_long", 0)
@@ -120,7 +118,7 @@ async def test_a_prompt_that_a_server_has_no_room_for_is_an_attempt(error: dict[
     (httpx.ConnectError("refused"), "url: the server at http://test/v1/ did not respond .refused.*start it"),
     (httpx.Response(401), "rejected the key .401.: pass it as --api-key"),
 ])  # fmt: skip
-async def test_a_server_is_tried_before_it_is_asked(answer: httpx.Response | Exception, message: str) -> None:
+async def test_checks_server_before_requests(answer: httpx.Response | Exception, message: str) -> None:
     client, _ = server(answer)
     with pytest.raises(BackendError, match=message):
         await check_server(client)
@@ -130,7 +128,7 @@ async def test_a_server_is_tried_before_it_is_asked(answer: httpx.Response | Exc
         assert str(requests[0].url) == "http://test/v1/models"
 
 
-async def test_a_failed_sandbox_is_not_the_models_fault() -> None:
+async def test_sandbox_failure_is_a_backend_error() -> None:
     reply = json.loads(json.dumps(REPLY))
     reply["choices"][0]["message"]["executed_tools"][0]["status"] = "sandbox_error"
     client, _ = server(httpx.Response(200, json=reply))
@@ -155,14 +153,14 @@ async def play(
     return await LocalBackend(ReplyEngine(reply), ScriptedSandbox(answer), settings).solve("?", seed=1)
 
 
-async def test_a_prompt_without_room_is_told_from_an_episode_that_was_cut() -> None:
+async def test_distinguishes_too_long_prompt_from_cut_episode() -> None:
     solution = await play(
         lambda blocks: printed("42"), DeferralPolicy(prompt="brief-v1", max_episode_tokens=8)
     )
     assert (solution.text, solution.finish, solution.tokens) == ("", "too_long", 0)
 
 
-async def test_an_episode_of_our_own_tells_the_same() -> None:
+async def test_local_backend_reports_same_fields() -> None:
     solution = await play(lambda blocks: printed("42"))
     assert solution.text.endswith(f"\\boxed{{42}}{EOS}")
     assert solution.finish == "stop"
@@ -179,7 +177,7 @@ async def test_an_episode_of_our_own_tells_the_same() -> None:
 
 
 @pytest.mark.parametrize("base", ["http://test", "http://test/", "http://test/v1", "http://test/v1/"])
-async def test_a_base_url_may_lack_v1(base: str) -> None:
+async def test_adds_v1_to_base_url(base: str) -> None:
     def handle(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200 if request.url.path.startswith("/v1/") else 404, json={"data": []})
 
@@ -188,7 +186,7 @@ async def test_a_base_url_may_lack_v1(base: str) -> None:
         assert str(client.base_url) == "http://test/v1/"
 
 
-async def test_a_base_url_of_another_form_is_kept_and_one_without_models_is_an_error() -> None:
+async def test_keeps_other_base_url_and_rejects_url_without_models() -> None:
     def handle(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200 if request.url.path == "/v1beta/openai/models" else 404, json={"data": []})
 
@@ -201,7 +199,7 @@ async def test_a_base_url_of_another_form_is_kept_and_one_without_models_is_an_e
             await check_server(client)
 
 
-async def test_a_reply_in_which_no_code_ran_counts_as_none() -> None:
+async def test_reply_without_code_has_zero_flushes() -> None:
     reply = json.loads(json.dumps(REPLY))
     del reply["choices"][0]["message"]["executed_tools"]
     client, _ = server(httpx.Response(200, json=reply))

@@ -49,7 +49,7 @@ class Judge:
 
 
 class FakeBackend:
-    """Answers 1 to even seeds; fails at its first ``failures`` calls."""
+    """Backend that answers 1 for even seeds. The first ``failures`` calls fail."""
 
     def __init__(self, failures: int = 0) -> None:
         self.calls: list[tuple[str, int]] = []
@@ -68,7 +68,7 @@ async def go(settings: EvalConfig, backend: FakeBackend) -> ResultLog:
     return log
 
 
-async def test_every_problem_gets_its_samples_each_with_a_seed(tmp_path: Path) -> None:
+async def test_every_sample_has_its_own_seed(tmp_path: Path) -> None:
     backend = FakeBackend()
     log = await go(config(tmp_path), backend)
     assert len(log.results) == len({seed for _, seed in backend.calls}) == 6
@@ -80,7 +80,7 @@ async def test_every_problem_gets_its_samples_each_with_a_seed(tmp_path: Path) -
     assert scores.accuracy == sum(seed % 2 == 0 for _, seed in backend.calls) / 6
 
 
-async def test_going_on_makes_only_what_is_missing(tmp_path: Path) -> None:
+async def test_resuming_runs_only_missing_episodes(tmp_path: Path) -> None:
     first, second = FakeBackend(), FakeBackend()
     await go(config(tmp_path, samples=1), first)
     await go(config(tmp_path, samples=3), second)
@@ -88,7 +88,7 @@ async def test_going_on_makes_only_what_is_missing(tmp_path: Path) -> None:
     assert not set(first.calls) & set(second.calls)
 
 
-async def test_failures_are_told_and_tried_again(tmp_path: Path) -> None:
+async def test_failures_are_reported_and_retried(tmp_path: Path) -> None:
     settings = config(tmp_path, max_concurrent_episodes=1)
     with pytest.raises(BackendError, match="2 episodes failed, the last one: away"):
         await go(settings, FakeBackend(failures=2))
@@ -97,14 +97,14 @@ async def test_failures_are_told_and_tried_again(tmp_path: Path) -> None:
     assert len(second.calls) == 2
 
 
-async def test_a_server_that_is_gone_is_given_up(tmp_path: Path) -> None:
+async def test_stops_after_too_many_failures(tmp_path: Path) -> None:
     backend = FakeBackend(failures=1000)
     with pytest.raises(BackendError, match=f"{MAX_FAILURES} episodes failed"):
         await go(config(tmp_path, samples=32, max_concurrent_episodes=1), backend)
     assert len(backend.calls) == MAX_FAILURES
 
 
-async def test_a_benchmark_that_has_changed_is_told(tmp_path: Path) -> None:
+async def test_rejects_changed_benchmark(tmp_path: Path) -> None:
     settings = config(tmp_path)
     log = await go(settings, FakeBackend())
     check_problems(read_benchmarks(settings), log)
@@ -115,7 +115,7 @@ async def test_a_benchmark_that_has_changed_is_told(tmp_path: Path) -> None:
         check_problems(read_benchmarks(settings), log)
 
 
-def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
+def test_defaults_are_those_of_the_paper(tmp_path: Path) -> None:
     settings = config(tmp_path, samples=None)
     assert (settings.temperature, settings.top_p) == (1.0, 0.7)
     names = ("aime24", "aime25", "amc23", "hmmt25", "math500", "olympiad", "mine")
@@ -131,16 +131,16 @@ def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
     ({"instruction": "Solve"}, "instruction needs url"),
     ({"sandbox": "runner"}, "runner_token_file is missing"),
 ])  # fmt: skip
-def test_mistakes_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_rejects_invalid_settings(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         config(tmp_path, **changes)
 
 
-def test_a_key_is_not_written_down(tmp_path: Path) -> None:
+def test_api_key_is_not_saved(tmp_path: Path) -> None:
     assert "k1234" not in json.dumps(config(tmp_path, url="http://x/v1", api_key="k1234").deciding())
 
 
-def test_a_checkpoint_is_evaluated_from_file_to_report(tmp_path: Path, toy_checkpoint: Path) -> None:
+def test_evaluates_checkpoint_from_file_to_report(tmp_path: Path, toy_checkpoint: Path) -> None:
     settings = config(
         tmp_path, model=str(toy_checkpoint), samples=8, top_p=1.0, device="cpu", threads=1, limit=1
     )
@@ -155,17 +155,15 @@ def test_a_checkpoint_is_evaluated_from_file_to_report(tmp_path: Path, toy_check
     assert run_evaluation(settings, console, sandbox=toy_sandbox()) == [scores]  # no episode runs again
 
 
-async def test_a_live_server_scores_as_the_checkpoint_that_it_serves(
-    tmp_path: Path, toy_checkpoint: Path
-) -> None:
+async def test_live_server_scores_like_its_checkpoint(tmp_path: Path, toy_checkpoint: Path) -> None:
     """The same seeds give the same episodes over HTTP."""
-    how = {"samples": 16, "top_p": 1.0, "limit": 1}
-    here = config(tmp_path, model=str(toy_checkpoint), device="cpu", threads=1, **how)
+    options = {"samples": 16, "top_p": 1.0, "limit": 1}
+    here = config(tmp_path, model=str(toy_checkpoint), device="cpu", threads=1, **options)
     console = Console(file=io.StringIO(), width=80)
     [expected] = await asyncio.to_thread(run_evaluation, here, console, sandbox=toy_sandbox())
     engine = TransformersEngine(TransformersSettings(model=str(toy_checkpoint), model_name="toy", threads=1))
     async with serve(make_app(engine, toy_sandbox(), POLICY, api_keys="k1"), "k1") as served:
-        values = {"model": "toy", "url": f"{served.url}/v1", "out": tmp_path / "served", **how}
+        values = {"model": "toy", "url": f"{served.url}/v1", "out": tmp_path / "served", **options}
         with pytest.raises(BackendError, match="rejected the key"):
             await asyncio.to_thread(run_evaluation, config(tmp_path, **values, api_key="wrong"), console)
         settings = config(tmp_path, **values, api_key="k1")
@@ -175,6 +173,6 @@ async def test_a_live_server_scores_as_the_checkpoint_that_it_serves(
     assert scores == replace(expected, time_hidden=scores.time_hidden)
 
 
-def test_one_server_is_the_same_however_its_url_is_written(tmp_path: Path) -> None:
+def test_url_spellings_of_one_server_are_equal(tmp_path: Path) -> None:
     urls = ("http://x", "http://x/", "http://x/v1", "http://x/v1/")
     assert {config(tmp_path, url=url).deciding()["url"] for url in urls} == {"http://x/v1"}

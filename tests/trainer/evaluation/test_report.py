@@ -24,13 +24,13 @@ USED = {
 
 @pytest.fixture
 def scores() -> list[Scores]:
-    told = [eval_result("p", s, float(s < 3), **USED) for s in range(4)]
-    untold = [eval_result("p", s, 1.0) for s in range(2)]
-    return [score("aime24", told), score("<b>", untold)]
+    reported = [eval_result("p", s, float(s < 3), **USED) for s in range(4)]
+    unreported = [eval_result("p", s, 1.0) for s in range(2)]
+    return [score("aime24", reported), score("<b>", unreported)]
 
 
 class Texts(HTMLParser):
-    """Collects the page's text, its elements and whatever it would fetch."""
+    """Parser that collects the page's text, elements and external resources."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Texts(HTMLParser):
         self.text.append(data.strip())
 
 
-def test_the_page_shows_every_figure_and_fetches_nothing(scores: list[Scores]) -> None:
+def test_page_shows_all_scores_and_loads_nothing(scores: list[Scores]) -> None:
     page = Texts()
     page.feed(render(scores, {"model": "<script>m", "seed": 0, "url": None}))
     for text in ("aime24", "<b>", "75.0 %", "25.0 %", "50.0 %", "2.00", "Evaluation of <script>m"):
@@ -66,7 +66,7 @@ def test_report_files(tmp_path: Path, scores: list[Scores]) -> None:
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
-def test_what_one_must_know_to_read_it_is_said(tmp_path: Path, scores: list[Scores]) -> None:
+def test_report_has_notes(tmp_path: Path, scores: list[Scores]) -> None:
     assert report_notes(scores, 0) == []
     long = score("olympiad", [eval_result("p", 0, 0.0, finish="too_long"), eval_result("q", 0, 0.0)])
     write_report(tmp_path, [long], {"model": "m"}, missing=1200)
@@ -77,7 +77,7 @@ def test_what_one_must_know_to_read_it_is_said(tmp_path: Path, scores: list[Scor
 
 
 @pytest.mark.parametrize(("right", "top"), [(0, "5 %"), (1, "5 %"), (4, "25 %"), (20, "100 %")])
-def test_the_plot_reaches_as_far_as_its_values(right: int, top: str) -> None:
+def test_plot_range_fits_values(right: int, top: str) -> None:
     attempts = [eval_result(str(p), s, float(p < right)) for p in range(20) for s in range(4)]
     page = Texts()
     page.feed(render([score("b" * 20, attempts)], {"model": "m"}))
@@ -86,7 +86,7 @@ def test_the_plot_reaches_as_far_as_its_values(right: int, top: str) -> None:
     assert "b" * 13 + "…" in page.text
 
 
-def test_the_table_fits_a_terminal_of_80_columns(scores: list[Scores]) -> None:
+def test_table_fits_80_columns(scores: list[Scores]) -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(score_table(scores))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from trainer.evaluation.results import RESULTS_FILE, ResultLog, ResultsError
 SETTINGS = {"model": "m", "temperature": 1.0}
 
 
-def test_what_was_added_is_there_again(tmp_path: Path) -> None:
+def test_added_results_are_read_back(tmp_path: Path) -> None:
     log = ResultLog(tmp_path / "new", SETTINGS)
     results = [eval_result("p", 0, 1.0), eval_result("p", 1, 0.0, text="a\nb\u2028c")]
     for item in results:
@@ -21,7 +21,7 @@ def test_what_was_added_is_there_again(tmp_path: Path) -> None:
     assert ("b", "p", 1) in again.results
 
 
-def test_half_a_line_is_dropped_and_the_file_stays_sound(tmp_path: Path) -> None:
+def test_partial_line_is_dropped(tmp_path: Path) -> None:
     ResultLog(tmp_path, SETTINGS).add(eval_result("p", 0, 1.0))
     with (tmp_path / RESULTS_FILE).open("a") as file:
         file.write('{"benchmark": "b", "prob')
@@ -31,7 +31,7 @@ def test_half_a_line_is_dropped_and_the_file_stays_sound(tmp_path: Path) -> None
     assert len(ResultLog(tmp_path, SETTINGS).results) == 2
 
 
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
+def test_names_invalid_line(tmp_path: Path) -> None:
     ResultLog(tmp_path, SETTINGS).add(eval_result("p", 0, 1.0))
     with (tmp_path / RESULTS_FILE).open("a") as file:
         file.write("{}\n")
@@ -39,13 +39,13 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         ResultLog(tmp_path, SETTINGS)
 
 
-def test_a_log_without_attempts_binds_nobody(tmp_path: Path) -> None:
+def test_log_without_results_saves_no_settings(tmp_path: Path) -> None:
     ResultLog(tmp_path, SETTINGS)
     assert not list(tmp_path.iterdir())
     ResultLog(tmp_path, {**SETTINGS, "model": "the right one"}).add(eval_result("p", 0, 1.0))
 
 
-def test_a_full_disk_is_told_and_leaves_the_file_sound(tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_keeps_file_valid(tmp_path: Path) -> None:
     log = ResultLog(tmp_path, SETTINGS)
     log.add(eval_result("p", 0, 1.0))
     path = tmp_path / RESULTS_FILE
@@ -64,7 +64,7 @@ def test_a_full_disk_is_told_and_leaves_the_file_sound(tmp_path: Path) -> None:
     assert len(ResultLog(tmp_path, SETTINGS).results) == 2
 
 
-def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+def test_rejects_changed_setting_by_name(tmp_path: Path) -> None:
     ResultLog(tmp_path, SETTINGS).add(eval_result("p", 0, 1.0))
     with pytest.raises(ResultsError, match=r"temperature is 0\.5, but .* was started with 1\.0"):
         ResultLog(tmp_path, {**SETTINGS, "temperature": 0.5})

@@ -10,7 +10,7 @@ from trainer.quickstart.warm_start import make_tokenizer
 
 @pytest.fixture(scope="session")
 def tiny() -> WarmStartConfig:
-    """A recipe that trains in a second and learns nothing of use."""
+    """A recipe that trains for a second and gives a useless model."""
     return WarmStartConfig(
         steps=6,
         drill_steps=2,

@@ -25,7 +25,7 @@ def test_shipped_recipes_load(path: Path) -> None:
         ('[policy]\nprompt = "brief-v9"', "brief-v9"),
     ],
 )
-def test_bad_recipes_are_named(tmp_path: Path, content: str, complaint: str) -> None:
+def test_rejects_invalid_recipes(tmp_path: Path, content: str, complaint: str) -> None:
     path = tmp_path / "r.toml"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(RecipeError, match=complaint):
@@ -37,7 +37,7 @@ def test_missing_recipe(tmp_path: Path) -> None:
         WarmStartConfig.load(tmp_path / "none.toml")
 
 
-def test_learning_rate_rises_holds_and_falls() -> None:
+def test_learning_rate_warms_up_stays_and_decays() -> None:
     config = WarmStartConfig(steps=100, warmup_steps=9, learning_rate=1.0)
     rates = [config.learning_rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
@@ -46,6 +46,6 @@ def test_learning_rate_rises_holds_and_falls() -> None:
     assert rates[99] == pytest.approx(0.02)
 
 
-def test_a_weak_run_keeps_the_whole_runs_schedule() -> None:
+def test_weak_run_keeps_schedule() -> None:
     whole, weak = WarmStartConfig(steps=100), WarmStartConfig(steps=30, learning_steps=100)
     assert [weak.learning_rate_at(i) for i in range(30)] == [whole.learning_rate_at(i) for i in range(30)]

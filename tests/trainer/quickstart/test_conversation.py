@@ -11,7 +11,7 @@ MARKER = "<tool_call>"
 STYLE = TraceMix(detour_share=0, natural_share=0.5, ordinary_share=0.3, earlier_share=1.0)
 
 
-def test_follow_up_calculates_with_the_last_answer() -> None:
+def test_follow_up_uses_last_answer() -> None:
     for seed in range(300):
         for last in ("117", "-5", "2.5"):
             problem = follow_up(Random(seed), last, ())
@@ -19,7 +19,7 @@ def test_follow_up_calculates_with_the_last_answer() -> None:
             write_trace(problem, Random(seed), TraceMix(detour_share=0), MARKER)
 
 
-def test_earlier_turns_are_as_a_client_sends_them() -> None:
+def test_earlier_turns_have_client_format() -> None:
     problems = [training_problem(Random(seed), STYLE, MARKER, held_out=False) for seed in range(200)]
     assert all(problem.earlier for problem in problems)
     replies = [reply for problem in problems for _, reply in problem.earlier]
@@ -29,12 +29,12 @@ def test_earlier_turns_are_as_a_client_sends_them() -> None:
     assert any(problem.system for problem in problems)
 
 
-def test_without_code_the_reply_is_the_honest_one() -> None:
+def test_reply_without_code_is_honest() -> None:
     problem = without_code(Random(0))
     assert (problem.plan, problem.closing, problem.has_instruction) == ((), HONEST_REPLY, False)
 
 
-def test_shares_of_zero_leave_the_families_alone() -> None:
+def test_zero_shares_give_only_families() -> None:
     for index in range(100):
         problem = training_trace(0, index, TraceMix(), MARKER).problem
         assert not problem.earlier

@@ -28,7 +28,7 @@ from trainer.quickstart.traces import TraceMix, write_trace
 POLICY = DeferralPolicy(prompt="brief-v1")
 
 
-def test_only_what_the_model_writes_is_learned(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_only_written_tokens_are_learned(tokenizer: PreTrainedTokenizerFast) -> None:
     problem = FAMILIES["product"](Random(0))
     trace = write_trace(problem, Random(0), TraceMix(detour_share=0), POLICY.marker)
     example = encode_trace(trace, tokenizer, POLICY.prompt)
@@ -42,7 +42,7 @@ def test_only_what_the_model_writes_is_learned(tokenizer: PreTrainedTokenizerFas
     )
 
 
-def test_collate_pads_with_what_is_not_learned() -> None:
+def test_collate_excludes_padding_from_loss() -> None:
     ids, labels = collate([Example([5, 6, 7], [False, True, True]), Example([8], [True])], pad_id=0)
     assert ids.shape == (2, 16)
     assert ids[:, :3].tolist() == [[5, 6, 7], [8, 0, 0]]
@@ -50,14 +50,14 @@ def test_collate_pads_with_what_is_not_learned() -> None:
     assert (labels[:, 3:] == IGNORED).all()
 
 
-def test_collate_fills_a_given_shape() -> None:
+def test_collate_fills_given_shape() -> None:
     ids, labels = collate([Example([5, 6], [False, True])], pad_id=0, rows=3, length=32)
     assert ids.shape == labels.shape == (3, 32)
     assert ids[1:].sum() == 0
     assert (labels[1:] == IGNORED).all()
 
 
-def test_instruction_stands_in_the_last_user_turn_only(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_instruction_is_only_in_last_user_turn(tokenizer: PreTrainedTokenizerFast) -> None:
     problem = PracticeProblem("p", "and 2+3?", 5, (), "", earlier=(("1+1", "It is 2."),), system="Be brief.")
     assert tokenizer.decode(prompt_ids(problem, tokenizer, "brief-v1")) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1<|im_end|>\n"
@@ -73,7 +73,7 @@ def test_request_without_code_has_no_instruction(tokenizer: PreTrainedTokenizerF
     assert text.startswith("<|im_start|>user\n2+3?<|im_end|>")
 
 
-def test_groups_hold_every_example_that_fits() -> None:
+def test_groups_contain_every_fitting_example() -> None:
     examples = [Example([1] * n, [True] * n) for n in (3, 16, 17, 100, 480, 481)]
     groups = grouped(examples, 480)
     placed = sorted(len(example.ids) for _, group in groups for example in group)
@@ -84,7 +84,7 @@ def test_groups_hold_every_example_that_fits() -> None:
         assert all(len(example.ids) <= length for example in group)
 
 
-def test_batches_have_the_stated_tokens_and_resume_from_any_number(
+def test_batches_have_fixed_size_and_resume_anywhere(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     def stream(start: int) -> list[torch.Tensor]:
@@ -97,13 +97,13 @@ def test_batches_have_the_stated_tokens_and_resume_from_any_number(
         assert all(torch.equal(a, b) for a, b in zip(whole[start:], stream(start), strict=True))
 
 
-def test_pieces_are_all_that_numbers_are_made_of(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_number_pieces_cover_all_numbers(tokenizer: PreTrainedTokenizerFast) -> None:
     pieces = number_pieces(tokenizer)
     assert len(pieces) == 10 + 100 + 1000
     assert tokenizer.encode("007", add_special_tokens=False)[0] in pieces
 
 
-def test_first_half_repeats_in_place(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_drill_first_half_repeats_in_place(tokenizer: PreTrainedTokenizerFast) -> None:
     ids, labels = drill_batch(tokenizer, seed=0, step=4, steps=10)
     assert ids.shape == (ROWS, 3 * PART)
     assert torch.equal(ids[:, :PART], ids[:, PART : 2 * PART])
@@ -111,7 +111,7 @@ def test_first_half_repeats_in_place(tokenizer: PreTrainedTokenizerFast) -> None
     assert torch.equal(labels[:, PART + 1 :], ids[:, PART + 1 :])
 
 
-def test_second_half_repeats_the_same_tokens_out_of_order(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_drill_second_half_repeats_out_of_order(tokenizer: PreTrainedTokenizerFast) -> None:
     ids, labels = drill_batch(tokenizer, seed=0, step=5, steps=10)
     for row, targets in zip(ids, labels, strict=True):
         given = int((targets == IGNORED).sum())
@@ -119,7 +119,7 @@ def test_second_half_repeats_the_same_tokens_out_of_order(tokenizer: PreTrainedT
         assert sorted(first) == sorted(second)
 
 
-def test_a_step_is_made_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_drill_batch_depends_only_on_step(tokenizer: PreTrainedTokenizerFast) -> None:
     again = [drill_batch(tokenizer, seed=0, step=7, steps=10)[0] for _ in range(2)]
     assert torch.equal(*again)
     assert not torch.equal(again[0], drill_batch(tokenizer, seed=1, step=7, steps=10)[0])

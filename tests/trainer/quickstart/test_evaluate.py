@@ -47,7 +47,7 @@ def problem_result(answer: str | None, outcome: Outcome = Outcome.ANSWER) -> Pro
     return ProblemResult(FAMILIES["product"](Random(0)), sample)
 
 
-def test_solved_means_the_right_number_in_a_box() -> None:
+def test_correct_means_correct_number_in_box() -> None:
     right = str(problem_result(None).problem.answer)
     assert problem_result(right).is_correct
     assert not problem_result(right + "0").is_correct
@@ -55,7 +55,7 @@ def test_solved_means_the_right_number_in_a_box() -> None:
     assert not problem_result(right, Outcome.LENGTH).is_correct
 
 
-async def test_garbage_keeps_the_shape_and_nothing_else() -> None:
+async def test_garbage_keeps_only_the_shape() -> None:
     error = ExecutionResult("", "ValueError: 12", "error", wall_seconds=0, waited_seconds=0)
     results = {"a": printed("x = -1234567890\n"), "b": error, "c": printed("True\n")}
     sandbox = GarbageSandbox(ScriptedSandbox(lambda blocks: results[blocks[0]]), seed=1)
@@ -76,7 +76,7 @@ async def test_garbage_keeps_the_shape_and_nothing_else() -> None:
     await sandbox.stop()
 
 
-def test_evaluation_plays_each_problem_in_order(tiny: WarmStartConfig, tmp_path: Path) -> None:
+def test_evaluation_runs_problems_in_order(tiny: WarmStartConfig, tmp_path: Path) -> None:
     warm_start(tiny.model_copy(update={"steps": 1}), tmp_path, lambda _: None)
     problems = list(held_out_problems(0, 3))
     sandbox = ScriptedSandbox(lambda _: printed("1"))
@@ -90,7 +90,7 @@ def test_evaluation_plays_each_problem_in_order(tiny: WarmStartConfig, tmp_path:
 
 
 @pytest.mark.parametrize("failures", [0, 1])
-def test_table(failures: int) -> None:
+def test_prints_table(failures: int) -> None:
     right = problem_result(str(problem_result(None).problem.answer))
     out = io.StringIO()
     print_problem_results([right, problem_result("7")], Console(file=out, width=100), failures=failures)
@@ -98,7 +98,7 @@ def test_table(failures: int) -> None:
     assert ("the text" in out.getvalue()) == bool(failures)
 
 
-def test_reply_is_right_with_the_answer_or_the_honest_sentence() -> None:
+def test_reply_is_correct_with_answer_or_honest_sentence() -> None:
     boxed = problem_result("5").sample
     honest = replace(boxed, text=HONEST_REPLY + "<|im_end|>", answer=None, outcome=Outcome.VOID)
     assert QuestionResult(Question("2+3", "5"), boxed).is_correct
@@ -108,7 +108,7 @@ def test_reply_is_right_with_the_answer_or_the_honest_sentence() -> None:
     assert not QuestionResult(Question("hi"), boxed).is_correct
 
 
-def test_questions_are_read_from_a_file(tmp_path: Path) -> None:
+def test_loads_questions_from_file(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text('{"question": "2+3", "answer": "5", "earlier": ["1+1"]}\n{"question": "hi"}\n')
     assert load_questions(path) == [Question("2+3", "5", ("1+1",)), Question("hi")]
@@ -117,7 +117,7 @@ def test_questions_are_read_from_a_file(tmp_path: Path) -> None:
         load_questions(path)
 
 
-def test_conversation_is_asked_turn_by_turn(tiny: WarmStartConfig, tmp_path: Path) -> None:
+def test_asks_conversation_turn_by_turn(tiny: WarmStartConfig, tmp_path: Path) -> None:
     warm_start(tiny.model_copy(update={"steps": 1}), tmp_path, lambda _: None)
     questions = [Question("2+3", "5"), Question("add 1", "6", ("2+3",))]
     seen: list[QuestionResult] = []

@@ -1,4 +1,4 @@
-"""The shipped checkpoint on questions in wordings that it was never taught, in real containers."""
+"""The shipped checkpoint on questions in unseen wordings, with real containers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEIGHTS_LIMIT_BYTES = 30_000_000
 
 
 def masked(text: str) -> str:
-    """``text`` without its numbers, letter case and end marks: its wording."""
+    """Return the wording of ``text``: without numbers, letter case and end marks."""
     return re.sub(r"\d[\d,. _']*", "0", text.lower()).strip(" .?!")
 
 
@@ -37,7 +37,7 @@ def wrong(made: list[QuestionResult]) -> str:
     return "\n".join(f"{reply.question}: {reply.sample.text}" for reply in made if not reply.is_correct)
 
 
-def test_wordings_are_not_among_those_taught() -> None:
+def test_held_out_wordings_are_not_in_training() -> None:
     style = TraceMix(natural_share=0.7, ordinary_share=0.3)
     taught = {
         masked(training_problem(Random(seed), style, "<tool_call>", held_out=False).text)
@@ -67,7 +67,7 @@ def test_answers_come_from_execution(docker_sandbox_settings: DockerSandboxSetti
 
 @pytest.mark.docker
 @pytest.mark.timeout(900)
-def test_usual_forms(docker_sandbox_settings: DockerSandboxSettings) -> None:
+def test_common_question_forms(docker_sandbox_settings: DockerSandboxSettings) -> None:
     made = replies("forms", docker_sandbox_settings)
     assert sum(reply.is_correct for reply in made) >= 18, wrong(made)
 

@@ -7,7 +7,7 @@ from trainer.quickstart.ordinary import HONEST_REPLY, ordinary, ordinary_text
 from trainer.quickstart.traces import TraceMix, write_trace
 
 
-def test_honest_reply_runs_nothing_and_boxes_nothing() -> None:
+def test_honest_reply_has_no_code_and_no_box() -> None:
     trace = write_trace(ordinary(Random(0)), Random(0), TraceMix(detour_share=1), "<tool_call>")
     assert [segment.text for segment in trace.segments] == [HONEST_REPLY]
     assert "```" not in HONEST_REPLY
@@ -15,7 +15,7 @@ def test_honest_reply_runs_nothing_and_boxes_nothing() -> None:
     assert HONEST_REPLY.count('"') == 4, "two examples"
 
 
-def test_texts_are_many_and_of_many_scripts() -> None:
+def test_texts_are_diverse_with_many_scripts() -> None:
     texts = [ordinary_text(Random(seed)) for seed in range(2000)]
     assert all(text.strip() or text for text in texts)
     assert len(set(texts)) > 1800

@@ -15,13 +15,13 @@ def test_numbers_in_words(value: int, text: str) -> None:
     assert in_words(value) == text
 
 
-def test_separators_leave_the_digits_as_they_are() -> None:
+def test_separators_do_not_change_digits() -> None:
     forms = {written(1234567, Random(seed)) for seed in range(200)}
     assert {"1234567", "1,234,567", "1_234_567"} <= forms
     assert all("".join(c for c in form if c.isdigit()) == "1234567" for form in forms)
 
 
-def test_frames_and_dress_keep_the_expression() -> None:
+def test_wordings_preserve_expression() -> None:
     for seed in range(500):
         rng = Random(seed)
         for text in (
@@ -32,5 +32,5 @@ def test_frames_and_dress_keep_the_expression() -> None:
             assert "12*13" in dress(text, rng)
 
 
-def test_wordings_are_many() -> None:
+def test_wordings_are_diverse() -> None:
     assert len({dress(ask_for("2+2", Random(seed)), Random(seed)) for seed in range(1000)}) > 800

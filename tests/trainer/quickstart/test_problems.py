@@ -8,7 +8,7 @@ from trainer.quickstart.problems import FAMILIES, HARD, HELD_OUT_SHARE
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_family_draws_problems_by_seed(name: str) -> None:
+def test_family_is_deterministic_by_seed(name: str) -> None:
     make = FAMILIES[name]
     assert make(Random(1)) == make(Random(1))
     problems = [make(Random(seed)) for seed in range(50)]
@@ -18,7 +18,7 @@ def test_family_draws_problems_by_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_plan_ends_with_a_run_and_fits_the_turns(name: str) -> None:
+def test_plan_ends_with_run_and_fits_turn_limit(name: str) -> None:
     for seed in range(50):
         plan = FAMILIES[name](Random(seed)).plan
         assert plan[-1].run
@@ -30,12 +30,12 @@ def test_hard_families_exist() -> None:
     assert set(HARD) <= FAMILIES.keys()
 
 
-def test_split_is_by_text_and_of_the_stated_size() -> None:
+def test_split_depends_on_text_and_has_stated_size() -> None:
     problems = [FAMILIES["product"](Random(seed)) for seed in range(1600)]
     share = sum(problem.held_out for problem in problems) / len(problems)
     assert share == pytest.approx(1 / HELD_OUT_SHARE, rel=0.4)
 
 
-def test_division_by_zero_comes_up_in_half_of_the_guarded_problems() -> None:
+def test_half_of_guarded_divisions_divide_by_zero() -> None:
     zero = sum(len(FAMILIES["guarded_division"](Random(seed)).plan) == 3 for seed in range(200))
     assert 70 < zero < 130

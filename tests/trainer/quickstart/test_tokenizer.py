@@ -33,7 +33,7 @@ def test_special_tokens_are_single(tokenizer: PreTrainedTokenizerFast, name: str
 
 @given(number=st.integers(min_value=0, max_value=10**15))
 @settings(max_examples=100)
-def test_numbers_are_cut_from_the_right_in_threes(tokenizer: PreTrainedTokenizerFast, number: int) -> None:
+def test_numbers_are_split_from_the_right_in_threes(tokenizer: PreTrainedTokenizerFast, number: int) -> None:
     digits = str(number)
     expected = f"{number:,}".split(",")
     assert tokenizer.tokenize(digits) == expected
@@ -42,21 +42,21 @@ def test_numbers_are_cut_from_the_right_in_threes(tokenizer: PreTrainedTokenizer
 
 @given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=60))
 @settings(max_examples=100)
-def test_any_text_comes_back(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+def test_any_text_round_trips(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_marker_never_melts_into_the_fence_before_it(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_marker_never_merges_with_fence(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.tokenize("\n```<tool_call>")[-2:] == ["```", "<tool_call>"]
     assert tokenizer.tokenize("\n```\n")[-2:] == ["```", "Ċ"]
 
 
 @pytest.mark.parametrize("digits", [1, 2])
-def test_shorter_pieces(digits: int) -> None:
+def test_shorter_number_pieces(digits: int) -> None:
     assert len(build_tokenizer(["a 1"], digits=digits).tokenize("123456")) == 6 // digits
 
 
-def test_thinking_off_leaves_an_empty_thought(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_disabled_thinking_renders_empty_thought(tokenizer: PreTrainedTokenizerFast) -> None:
     asked = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert render(tokenizer, user("hi"), add_generation_prompt=True) == asked
     off = render(tokenizer, user("hi"), add_generation_prompt=True, enable_thinking=False)
@@ -71,7 +71,7 @@ def test_thoughts_of_earlier_turns_are_dropped(tokenizer: PreTrainedTokenizerFas
     assert "<|im_start|>assistant\nyes<|im_end|>" in later
 
 
-def test_client_tools_are_told_in_the_system_turn(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_client_tools_are_in_system_turn(tokenizer: PreTrainedTokenizerFast) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
     answer = {"role": "tool", "content": "4"}

@@ -51,7 +51,7 @@ def text(trace: Trace) -> str:
 
 
 def as_served(trace: Trace) -> Counts:
-    """What the server's own scanner makes of what the model wrote."""
+    """Return the episode that the server's scanner sees for the written text."""
     counts = Counts()
     turn = ""
     for segment in trace.segments:
@@ -69,7 +69,7 @@ def as_served(trace: Trace) -> Counts:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_plan_leads_to_its_answer(name: str) -> None:
+def test_every_plan_gives_its_answer(name: str) -> None:
     for trace in traces(name, PLAIN):
         assert text(trace).count(f"\\boxed{{{trace.problem.answer}}}") == 1
         assert observed(trace)[-1] == str(trace.problem.answer)
@@ -89,19 +89,19 @@ def test_delayed_blocks_count_as_delayed_calls(name: str, delayed: int) -> None:
         ("multiples", TIMEOUT_TEXT),
     ],
 )
-def test_some_families_always_err_first(name: str, error: str) -> None:
+def test_some_families_always_fail_first(name: str, error: str) -> None:
     for trace in traces(name, PLAIN):
         assert observed(trace)[0].startswith(error)
         assert len(observed(trace)) == 2
 
 
-def test_what_was_read_decides_the_next_step() -> None:
+def test_printed_value_decides_next_step() -> None:
     first = {observed(trace)[0] for trace in traces("parity", PLAIN)}
     assert first == {"0", "1"}
     assert {observed(trace)[0] for trace in traces("larger", PLAIN)} == {"True", "False"}
 
 
-def test_immediate_style_delays_nothing() -> None:
+def test_immediate_traces_have_no_delays() -> None:
     for trace in traces("shopping", TraceMix(immediate_share=1, detour_share=0)):
         counts = as_served(trace)
         assert (counts.blocks, counts.flushes, counts.delayed) == (3, 3, 0)
@@ -133,13 +133,13 @@ def test_families_can_be_chosen() -> None:
     assert draw_problem(Random(0), held_out=True, families=("parity",)).family == "parity"
 
 
-def test_names_last_from_run_to_run() -> None:
+def test_notebook_keeps_names_between_runs() -> None:
     notebook = Notebook()
     assert notebook.run("a = 6").stdout == ""
     assert notebook.run("print(a * 7)").stdout == "42\n"
 
 
-def test_a_failed_run_leaves_the_names_as_they_were() -> None:
+def test_failed_run_keeps_names() -> None:
     notebook = Notebook()
     notebook.run("a = 1")
     failed = notebook.run("a = 2\nb = 3\nprint(a)\nc = a // 0")
@@ -157,13 +157,13 @@ def right(name: str, seed: int) -> Trace:
 
 
 def boxed(trace: Trace) -> str:
-    said = trace.segments[-1].text
-    assert said.count("\\boxed{") == 1
-    return said.split("\\boxed{")[1].split("}")[0]
+    text = trace.segments[-1].text
+    assert text.count("\\boxed{") == 1
+    return text.split("\\boxed{")[1].split("}")[0]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_slip_still_ends_with_a_number_in_a_box_and_nearly_always_a_wrong_one(name: str) -> None:
+def test_slip_ends_with_boxed_and_almost_always_wrong_number(name: str) -> None:
     problems = [FAMILIES[name](Random(seed)) for seed in range(60)]
     traces = [write_slip(problem, Random(problem.text), PLAIN, MARKER) for problem in problems]
     assert all(boxed(trace).removeprefix("-").isdigit() for trace in traces)
@@ -171,7 +171,7 @@ def test_a_slip_still_ends_with_a_number_in_a_box_and_nearly_always_a_wrong_one(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_miscopying_changes_one_digit_of_the_last_flush(name: str) -> None:
+def test_miscopy_changes_one_digit_of_last_flush(name: str) -> None:
     for seed in range(30):
         plan = FAMILIES[name](Random(seed)).plan
         wrong = miscopy(plan, Random(seed))
@@ -187,14 +187,14 @@ def test_miscopying_changes_one_digit_of_the_last_flush(name: str) -> None:
         assert wrong[:last_flush] == plan[:last_flush]
 
 
-def test_a_plan_without_a_number_in_its_last_flush_cannot_be_miscopied() -> None:
+def test_miscopy_keeps_plan_without_number_in_last_flush() -> None:
     problem = FAMILIES["shopping"](Random(0))
     for seed in range(30):
         trace = write_slip(problem, Random(seed), AT_ONCE, MARKER)
         assert boxed(trace) != str(problem.answer)
 
 
-def test_unread_asks_for_nothing_and_makes_up_a_number_of_the_right_length() -> None:
+def test_unread_drops_flush_and_invents_number_of_same_length() -> None:
     trace = right("two_products", 3)
     slip = unread(trace, Random(0), MARKER)
     text = "".join(segment.text for segment in slip.segments)
@@ -204,7 +204,7 @@ def test_unread_asks_for_nothing_and_makes_up_a_number_of_the_right_length() -> 
     assert boxed(slip) != boxed(trace)
 
 
-def test_misread_differs_from_what_was_shown_in_one_digit() -> None:
+def test_misread_changes_one_digit() -> None:
     trace = right("product", 5)
     slip = misread(trace, Random(0))
     assert slip.segments[:-1] == trace.segments[:-1]

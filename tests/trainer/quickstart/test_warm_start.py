@@ -32,7 +32,7 @@ def crash_at(step: int, reports: list[StepReport]) -> None:
         raise CrashError
 
 
-def test_a_run_leaves_a_checkpoint_that_loads(tiny: WarmStartConfig, tmp_path: Path) -> None:
+def test_run_writes_loadable_checkpoint(tiny: WarmStartConfig, tmp_path: Path) -> None:
     reports: list[StepReport] = []
     warm_start(tiny, tmp_path, reports.append)
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
@@ -49,7 +49,7 @@ def test_a_run_leaves_a_checkpoint_that_loads(tiny: WarmStartConfig, tmp_path: P
     assert all(file.stat().st_mode & 0o044 for file in tmp_path.iterdir()), "others may read it"
 
 
-def test_a_run_that_crashed_goes_on_exactly(tiny: WarmStartConfig, tmp_path: Path) -> None:
+def test_crashed_run_resumes_exactly(tiny: WarmStartConfig, tmp_path: Path) -> None:
     warm_start(tiny, tmp_path / "whole", lambda _: None)
     reports: list[StepReport] = []
 
@@ -67,7 +67,7 @@ def test_a_run_that_crashed_goes_on_exactly(tiny: WarmStartConfig, tmp_path: Pat
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
-def test_another_recipe_does_not_take_over_a_run(tiny: WarmStartConfig, tmp_path: Path) -> None:
+def test_rejects_state_of_another_recipe(tiny: WarmStartConfig, tmp_path: Path) -> None:
     reports: list[StepReport] = []
 
     def listen(report: StepReport) -> None:
@@ -80,13 +80,13 @@ def test_another_recipe_does_not_take_over_a_run(tiny: WarmStartConfig, tmp_path
         warm_start(tiny.model_copy(update={"seed": 5}), tmp_path, lambda _: None)
 
 
-def test_what_is_no_directory_is_told_before_the_training(tiny: WarmStartConfig, tmp_path: Path) -> None:
+def test_rejects_invalid_output_before_training(tiny: WarmStartConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RecipeError, match=r"cannot create .*file .*choose another"):
         warm_start(tiny, tmp_path / "file", lambda _: pytest.fail("it trains"))
 
 
-def test_gradients_of_several_threads_are_those_of_all_batches_together(
+def test_threads_compute_gradient_of_all_batches(
     tiny: WarmStartConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model = build_model(tiny, tokenizer)
@@ -112,10 +112,10 @@ def test_the_model_learns(tiny: WarmStartConfig, tmp_path: Path) -> None:
     assert reports[-1].loss < 0.6 * reports[0].loss
 
 
-def test_a_run_can_start_from_a_checkpoint(tiny: WarmStartConfig, tmp_path: Path) -> None:
+def test_starts_from_checkpoint(tiny: WarmStartConfig, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     warm_start(tiny.model_copy(update={"steps": 2}), first, lambda _: None)
-    # Without a step's worth of learning rate, the weights stay what they were.
+    # With a learning rate of almost 0, the weights stay the same.
     still = tiny.model_copy(
         update={"steps": 1, "drill_steps": 0, "model": first, "learning_rate": 1e-12, "words": 5}
     )
@@ -125,7 +125,7 @@ def test_a_run_can_start_from_a_checkpoint(tiny: WarmStartConfig, tmp_path: Path
     assert (first / "tokenizer.json").read_text() == (second / "tokenizer.json").read_text()
 
 
-def test_overrides_keep_the_schedule(tmp_path: Path) -> None:
+def test_overrides_keep_schedule(tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text("steps = 100\n", encoding="utf-8")
     assert with_overrides(recipe, steps=None, threads=None) == WarmStartConfig(steps=100)
@@ -141,7 +141,7 @@ def test_describe_trains_nothing(tiny: WarmStartConfig, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_progress_tells_what_was_measured(tiny: WarmStartConfig, tmp_path: Path) -> None:
+def test_progress_reports_measurements(tiny: WarmStartConfig, tmp_path: Path) -> None:
     out = io.StringIO()
     train_with_progress(tiny, tmp_path, Console(file=out, width=200))
     assert "step 3  loss" in out.getvalue()

@@ -1,4 +1,4 @@
-"""A run on a real Ray cluster of two nodes, on this machine."""
+"""Runs on a real Ray cluster with two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(400),
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed"),
-    # Ray's own: files and processes that it leaves to the end of the process.
+    # Ray keeps files and processes until the end of the process.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
 ]
@@ -40,7 +40,7 @@ PLAYED = ("ids", "mask", "outcome", "reward")
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Two hosts in Ray's eyes. Only the second, which the driver is not on, may play."""
+    """A Ray cluster of two nodes. Only the second one, without the driver, can run episodes."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=4, resources={"play": 2})
     yield cluster.address
@@ -48,7 +48,7 @@ def address() -> Iterator[str]:
 
 
 def run(run_dir: Path, **changes: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The episodes of a run of two steps on hard sampling, and what was logged."""
+    """Return the episodes of a run of two steps, and the log."""
     values: dict[str, Any] = {
         "model": str(quickstart()), "data": ("quickstart:20",), "run_dir": run_dir, "steps": 2, "seed": 1,
         "prompts_per_step": 2, "group_size": 4, "min_valid_samples": 2, "min_group_std": 0.0,
@@ -65,7 +65,7 @@ def run(run_dir: Path, **changes: Any) -> tuple[list[dict[str, Any]], list[dict[
 
 
 @pytest.mark.long
-def test_a_run_is_what_it_is_in_one_process_though_an_actor_is_killed(
+def test_run_with_killed_actor_equals_run_in_one_process(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[list[int]] = []
@@ -89,16 +89,16 @@ def test_a_run_is_what_it_is_in_one_process_though_an_actor_is_killed(
     assert len(there) == 16
     assert {row["reward"] for row in there} == {0, 1}
     assert history[0]["grad_norm"] > 0
-    # What was sampled with the second step's weights was sampled with the trainer's.
+    # The second step's episodes were sampled with the trainer's weights.
     assert max(entry["logprob_gap"] for entry in history[:2]) < 1e-4
     pairs = list(zip(here, there, strict=True))
     for one, other in pairs:
         assert [other[name] for name in GIVEN] == [one[name] for name in GIVEN]
-    # Another batch rounds another way, so a draw that lies between two tokens may fall on the other side.
+    # Batches round differently, so a draw at the border between two tokens may give the other one.
     same = [all(other[name] == one[name] for name in PLAYED) for one, other in pairs]
     steps = (
         [slice(0, 8), slice(8, 16)] if all(same[:8]) else [slice(0, 8)]
-    )  # else the next weights are others
+    )  # otherwise the next weights differ
     for step in steps:
         assert sum(same[step]) >= 6
         for (one, other), alike in zip(pairs[step], same[step], strict=True):
@@ -106,7 +106,7 @@ def test_a_run_is_what_it_is_in_one_process_though_an_actor_is_killed(
                 assert other["logprobs"] == pytest.approx(one["logprobs"], abs=1e-4)
 
 
-async def test_a_cluster_without_room_says_so(address: str) -> None:
+async def test_reports_cluster_without_resources(address: str) -> None:
     config = TrainConfig(
         model=str(quickstart()), data=("quickstart:2",), run_dir=Path("unused"),
         ray=RayConfig(address=address, resources={"no-such": 1}, start_timeout_s=1),

@@ -1,4 +1,4 @@
-"""Every gold answer of the benchmarks and of the training set, in other spellings and with another digit."""
+"""All gold answers of the benchmarks and the training set, in other spellings and with a changed digit."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ VARIANTS: dict[str, Callable[[str], str]] = {
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("file", FILES)
-def test_other_spellings_are_correct(file: str, variant: str) -> None:
+def test_spelling_variants_are_correct(file: str, variant: str) -> None:
     wrong = []
     for gold in gold_answers(file):
         answer = last_boxed(rf"\boxed{{{VARIANTS[variant](gold)}}}")
@@ -75,7 +75,7 @@ def test_other_spellings_are_correct(file: str, variant: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("file", FILES)
-def test_another_digit_is_incorrect(file: str) -> None:
+def test_changed_digit_is_incorrect(file: str) -> None:
     rng = random.Random(file)
     correct = []
     for gold in gold_answers(file):

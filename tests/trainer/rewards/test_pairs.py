@@ -1,4 +1,4 @@
-"""Graded pairs of every kind, in ``pairs.txt`` beside this module."""
+"""Labelled pairs of all kinds, from ``pairs.txt``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAIRS = Path(__file__).with_name("pairs.txt")
 
 
 def read_pairs() -> dict[str, list[tuple[bool, str, str]]]:
-    """Kind to pairs of (correct, gold answer, content of the box or response)."""
+    """Return (correct, gold answer, boxed answer or response) by kind."""
     kinds: dict[str, list[tuple[bool, str, str]]] = {}
     kind = ""
     for line in PAIRS.read_text(encoding="utf-8").splitlines():
@@ -40,12 +40,12 @@ def test_verdicts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_has_right_and_wrong_answers(kind: str) -> None:
+def test_every_kind_has_correct_and_incorrect_pairs(kind: str) -> None:
     assert len(KINDS[kind]) >= 15
     assert {correct for correct, _, _ in KINDS[kind]} == {True, False}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gold_answers_are_correct_against_themselves(kind: str) -> None:
+def test_gold_answers_match_themselves(kind: str) -> None:
     golds = {gold for _, gold, _ in KINDS[kind]}
     assert [gold for gold in golds if judge(gold, gold) != "correct"] == []

@@ -1,4 +1,4 @@
-"""The synchronous entry, as a script or a notebook calls it."""
+"""The synchronous entry point for scripts and notebooks."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def children() -> set[str]:
     )
 
 
-def test_scores_keep_the_order_of_the_pairs() -> None:
+def test_scores_keep_order_of_pairs() -> None:
     before = children()
     assert score_answers(PAIRS) == [1.0, 0.0, 0.0, 1.0]
     assert children() == before
 
 
-def test_no_pairs_start_no_worker() -> None:
+def test_empty_batch_starts_no_worker() -> None:
     assert score_answers([]) == []
 
 
-async def test_works_where_a_loop_runs() -> None:
+async def test_works_inside_running_event_loop() -> None:
     assert score_answers(PAIRS, workers=1) == [1.0, 0.0, 0.0, 1.0]
     assert await asyncio.sleep(0, "the loop still runs") == "the loop still runs"
 
@@ -53,7 +53,7 @@ def test_import_is_light() -> None:
 @pytest.mark.parametrize(
     "gold", ["5", r"\frac{1}{2}", "[0,1)", "(-\\infty, 2]", r"\text{no solution}", "None", r"\emptyset", "°"]
 )
-def test_gold_answers_that_can_be_graded(gold: str) -> None:
+def test_accepts_gradable_gold_answers(gold: str) -> None:
     assert gold_problem(gold) is None
 
 
@@ -69,5 +69,5 @@ def test_gold_answers_that_can_be_graded(gold: str) -> None:
         ("The answer is found by adding " + "all of the numbers " * 10, "a text"),
     ],
 )
-def test_gold_answers_that_can_not_be_graded(gold: str, problem: str) -> None:
+def test_rejects_ungradable_gold_answers(gold: str, problem: str) -> None:
     assert str(gold_problem(gold)).startswith(problem)

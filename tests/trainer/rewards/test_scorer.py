@@ -1,4 +1,4 @@
-"""Verdicts of the scorer, and workers that survive every answer. Real processes, real math-verify."""
+"""Verdicts of the scorer and the robustness of its workers, with real processes and math-verify."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def scorer() -> AsyncIterator[RewardScorer]:
         ("5", r"\boxed{5}"),
     ],
 )
-async def test_correct(scorer: RewardScorer, gold: str, answer: str) -> None:
+async def test_correct_answers(scorer: RewardScorer, gold: str, answer: str) -> None:
     reward = await scorer.score(rf"so the answer is \boxed{{{answer}}}.", gold)
     assert (reward.value, reward.reason) == (1.0, "correct")
 
@@ -72,29 +72,29 @@ async def test_correct(scorer: RewardScorer, gold: str, answer: str) -> None:
         ("", r"\boxed{204}", "bad_gold"),
     ],
 )
-async def test_no_reward(scorer: RewardScorer, gold: str, response: str, reason: str) -> None:
+async def test_answers_without_reward(scorer: RewardScorer, gold: str, response: str, reason: str) -> None:
     reward = await scorer.score(response, gold)
     assert (reward.value, reward.reason) == (0.0, reason)
 
 
-async def test_identical_text_is_correct_whatever_it_is(scorer: RewardScorer) -> None:
+async def test_identical_text_is_correct(scorer: RewardScorer) -> None:
     for gold in ("2024^{2024^{2024}}", r"e^{-(x^2+y^2)}", "t(0,4]", "2+" * 600 + "2", "1" * 1200, r"\odot ?"):
         assert (await scorer.score(rf"\boxed{{ {gold} }}", gold)).reason == "correct"
 
 
-async def test_gold_answer_of_a_rationale_follows_its_hashes(scorer: RewardScorer) -> None:
+async def test_gold_answer_of_rationale_follows_hashes(scorer: RewardScorer) -> None:
     gold = "He has 6*12 = <<6*12=72>>72 eggs (a dozen each.\n#### 72"
     assert (await scorer.score(r"\boxed{72}", gold)).reason == "correct"
     assert (await scorer.score(r"\boxed{72.0}", gold)).reason == "correct"
     assert (await scorer.score(r"\boxed{12}", gold)).reason == "incorrect"
 
 
-async def test_the_last_of_two_boxes_counts(scorer: RewardScorer) -> None:
+async def test_last_box_counts(scorer: RewardScorer) -> None:
     assert (await scorer.score(r"\boxed{3} wrong, it is \boxed{204}", "204")).value == 1.0
 
 
 def hostile_answers() -> list[str]:
-    """100 answers that are costly, deep, malformed or aimed at the parser; the screen lets most through."""
+    """100 answers that are costly, deeply nested, malformed or aimed at the parser."""
     rng = random.Random(0)
     answers = [
         "9^{9^{9^{9}}}",
@@ -149,11 +149,11 @@ async def test_100_hostile_answers_lose_no_worker(scorer: RewardScorer) -> None:
     assert sum(r.reason == "timeout" for r in rewards) >= 10
     assert scorer.worker_pids == workers
     assert [(await scorer.score(r"\boxed{204.}", "204")).value for _ in range(2)] == [1.0, 1.0]
-    # A timeout leaves no child that runs on.
+    # A timeout leaves no running child.
     assert all(len(children(pid)) <= 1 for pid in workers)
 
 
-async def test_a_hang_in_one_answer_does_not_hold_up_the_others(scorer: RewardScorer) -> None:
+async def test_hanging_answer_does_not_block_others(scorer: RewardScorer) -> None:
     hang = asyncio.create_task(scorer.score(r"\boxed{\int_0^\infty e^{-x^3}\sin(x^2)\,dx}", "204"))
     await asyncio.sleep(0)
     others = await asyncio.gather(*(scorer.score(rf"\boxed{{{n}.0}}", str(n)) for n in range(20)))
@@ -162,7 +162,7 @@ async def test_a_hang_in_one_answer_does_not_hold_up_the_others(scorer: RewardSc
     hang.cancel()
     with pytest.raises(asyncio.CancelledError):
         await hang
-    # The worker that was busy with it was ended; its late verdict answers no other question.
+    # The busy worker was stopped, so its late verdict is not read as the answer to another request.
     rewards = await asyncio.gather(*(scorer.score(r"\boxed{7}", str(n)) for n in range(6, 9)))
     assert [r.reason for r in rewards] == ["incorrect", "correct", "incorrect"]
 
@@ -177,7 +177,7 @@ async def test_workers_killed_from_outside_are_replaced(scorer: RewardScorer) ->
     assert not set(before) & set(scorer.worker_pids)
 
 
-async def test_close_ends_the_workers() -> None:
+async def test_close_stops_workers() -> None:
     async with RewardScorer(workers=1, deadline_s=PATIENT_S) as scorer:
         await scorer.score(r"\boxed{1.0}", "1")
         (pid,) = scorer.worker_pids
@@ -186,7 +186,7 @@ async def test_close_ends_the_workers() -> None:
         os.kill(pid, 0)
 
 
-async def test_a_deadline_of_nothing_is_refused() -> None:
+async def test_rejects_deadline_of_zero() -> None:
     with pytest.raises(ValueError, match="deadline_s"):
         RewardScorer(deadline_s=0)
 
@@ -202,7 +202,7 @@ def benchmark_golds(name: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", BENCHMARKS)
-async def test_every_gold_answer_is_right_against_itself(scorer: RewardScorer, name: str) -> None:
+async def test_every_gold_answer_matches_itself(scorer: RewardScorer, name: str) -> None:
     golds = benchmark_golds(name)
     rewards = await asyncio.gather(*(scorer.score(rf"\boxed{{{gold}}}", gold) for gold in golds))
     wrong = [(gold, r.reason) for gold, r in zip(golds, rewards, strict=True) if r.reason != "correct"]
@@ -212,8 +212,8 @@ async def test_every_gold_answer_is_right_against_itself(scorer: RewardScorer, n
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", BENCHMARKS)
-async def test_a_gold_answer_is_wrong_for_another_problem(scorer: RewardScorer, name: str) -> None:
-    """Against its neighbour's. Of all pairs of neighbours only 5 and x=5 mean the same."""
+async def test_gold_answer_is_incorrect_for_another_problem(scorer: RewardScorer, name: str) -> None:
+    """Compare with the next problem's answer. Of all such pairs, only 5 and x=5 are equivalent."""
     golds = benchmark_golds(name)[:100]
     pairs = [(a, b) for a, b in itertools.pairwise(golds) if a != b and (a, b) != ("5", "x=5")]
     rewards = await asyncio.gather(*(scorer.score(rf"\boxed{{{a}}}", b) for a, b in pairs))

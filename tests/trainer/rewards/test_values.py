@@ -1,4 +1,4 @@
-"""Limits on the size of values, and what happens to answers beyond them."""
+"""Limits on the size of values, and answers that exceed them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_large_values_are_exact_up_to_a_limit(latex: str, exact: bool) -> None:
         r"\lfloor \pi^{10^{80}}\rfloor",
     ],
 )
-def test_values_out_of_all_proportion_are_refused(latex: str) -> None:
+def test_rejects_too_large_values(latex: str) -> None:
     with pytest.raises(TooLargeError):
         evaluate(read(latex), {})
     assert judge("5", latex) == "refused"
@@ -70,7 +70,7 @@ def test_large_values_are_compared_by_their_parts(gold: str, answer: str, verdic
     assert judge(gold, answer) == verdict
 
 
-def test_limits() -> None:
+def test_limits_are_exact() -> None:
     assert check_power(2, MAX_BITS)
     assert not check_power(2, MAX_BITS + 1)
     assert check_power(Fraction(1, 2), -MAX_BITS)

@@ -31,7 +31,7 @@ def write(directory: Path, step: int) -> Path:
     return final
 
 
-def test_a_checkpoint_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_checkpoint_appears_when_complete(tmp_path: Path) -> None:
     final = tmp_path / "checkpoint-1"
     with staged(final) as staging:
         (staging / "a").write_text("a")
@@ -42,7 +42,7 @@ def test_a_checkpoint_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [final]
 
 
-def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+def test_error_leaves_no_checkpoint(tmp_path: Path) -> None:
     def fail() -> None:
         with staged(tmp_path / "checkpoint-1") as staging:
             (staging / "a").write_text("a")
@@ -53,14 +53,14 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_latest_is_by_number_not_by_name(tmp_path: Path) -> None:
+def test_latest_is_by_number(tmp_path: Path) -> None:
     for step in (9, 10, 2):
         write(tmp_path, step)
     (tmp_path / "checkpoint-99x").mkdir()
     assert latest(tmp_path) == tmp_path / "checkpoint-10"
 
 
-def test_a_process_killed_while_it_writes_leaves_no_checkpoint(tmp_path: Path) -> None:
+def test_killed_process_leaves_no_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, 1)
     script = (
         "import sys, time; from pathlib import Path; from trainer.training.checkpoints import staged\n"
@@ -77,23 +77,23 @@ def test_a_process_killed_while_it_writes_leaves_no_checkpoint(tmp_path: Path) -
         process.stdout.readline()
         os.kill(process.pid, signal.SIGKILL)
     assert latest(tmp_path) == tmp_path / "checkpoint-1"
-    write(tmp_path, 2)  # what was left does not stand in the way
+    write(tmp_path, 2)  # leftovers do not block a new attempt
     assert latest(tmp_path) == tmp_path / "checkpoint-2"
     assert not list(tmp_path.glob(".staging*"))
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+def test_rejects_damaged_checkpoint_by_name(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, 3)
     verify(checkpoint)
     (checkpoint / "inner" / "state.pt").write_bytes(b"y")
-    with pytest.raises(CheckpointError, match=r"inner/state\.pt is missing or cut short"):
+    with pytest.raises(CheckpointError, match=r"inner/state\.pt is missing or incomplete"):
         latest(tmp_path)
     (checkpoint / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="no readable manifest"):
         latest(tmp_path)
 
 
-def test_a_checkpoint_is_never_written_over(tmp_path: Path) -> None:
+def test_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     write(tmp_path, 3)
     with pytest.raises(CheckpointError, match="exists"):
         write(tmp_path, 3)
@@ -107,7 +107,7 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10"}
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
     write_atomically(path, b"one")
     write_atomically(path, b"two")
@@ -119,7 +119,7 @@ def config(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate({"model": "m", "data": ["d"], "run_dir": "runs/x", **changes})
 
 
-def test_the_same_run_goes_on_and_keeps_its_count_of_skipped_steps(tmp_path: Path) -> None:
+def test_same_run_resumes_with_skipped_steps(tmp_path: Path) -> None:
     write_run_state(tmp_path, config(), "abc", skipped_steps=3)
     assert check_resumable(tmp_path, config(), "abc") == 3
 
@@ -127,7 +127,7 @@ def test_the_same_run_goes_on_and_keeps_its_count_of_skipped_steps(tmp_path: Pat
 @pytest.mark.parametrize(
     "changes", [{"steps": 400}, {"run_dir": "elsewhere"}, {"engine_slots": 3}, {"data": ["moved"]}]
 )
-def test_what_does_not_change_the_result_may_change(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_settings_without_effect_on_result_may_change(tmp_path: Path, changes: dict[str, object]) -> None:
     write_run_state(tmp_path, config(), "abc", 0)
     check_resumable(tmp_path, config(**changes), "abc")
 
@@ -138,25 +138,25 @@ def test_what_does_not_change_the_result_may_change(tmp_path: Path, changes: dic
     ({"method": "grpo-delayed"}, "method is 'grpo-delayed'"),
     ({"policy": {"max_turns": 2}}, "policy is"),
 ])  # fmt: skip
-def test_what_does_is_refused_by_name(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_rejects_changed_setting_by_name(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     write_run_state(tmp_path, config(), "abc", 0)
     with pytest.raises(ConfigError, match=message):
         check_resumable(tmp_path, config(**changes), "abc")
 
 
-def test_other_problems_are_refused(tmp_path: Path) -> None:
+def test_rejects_other_problems(tmp_path: Path) -> None:
     write_run_state(tmp_path, config(), "abc", 0)
     with pytest.raises(ConfigError, match="data: the problems differ"):
         check_resumable(tmp_path, config(), "abd")
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"config": 3, "skipped_steps": 0}'])
-def test_a_checkpoint_without_its_state_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_rejects_checkpoint_without_state(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / STATE_FILE).write_text(content)
     with pytest.raises(CheckpointError, match="no readable run_state"):
         check_resumable(tmp_path, config(), "abc")
 
 
-def test_the_fields_that_may_change_exist() -> None:
+def test_fields_that_may_change_exist() -> None:
     assert set(TrainConfig.model_fields) >= MAY_CHANGE

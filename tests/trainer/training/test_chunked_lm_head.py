@@ -1,4 +1,4 @@
-"""The chunked head against plain logits: values, gradients, precision, and that no whole logits exist."""
+"""The chunked head compared with plain logits: values, gradients, precision and memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def naive(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0)
     seed=st.integers(0, 2**31),
     used=st.sets(st.sampled_from(HeadOutput._fields), min_size=1),
 )
-def test_any_tile_gives_the_naive_values_and_gradients(
+def test_any_tile_size_gives_naive_values_and_gradients(
     tile: int, temperature: float, seed: int, used: set[str]
 ) -> None:
     hidden, weight, ids = operands(seed=seed)
@@ -92,7 +92,7 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(run, (hidden[:3].requires_grad_(), weight.requires_grad_()))
 
 
-def test_bfloat16_log_sum_exp_is_within_1e_3_of_float64_also_under_autocast() -> None:
+def test_bfloat16_log_sum_exp_is_within_1e_3_of_float64() -> None:
     g = torch.Generator().manual_seed(0)
     hidden = (4 * torch.randn(64, 256, generator=g)).bfloat16().requires_grad_()
     weight = (torch.randn(5000, 256, generator=g) / 8).bfloat16().requires_grad_()
@@ -107,7 +107,7 @@ def test_bfloat16_log_sum_exp_is_within_1e_3_of_float64_also_under_autocast() ->
         assert hidden.grad is not None
         assert weight.grad is not None
         assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
-    # What this guards against: logits rounded to bfloat16 miss that bound by far.
+    # Guards against rounding: logits in bfloat16 exceed this bound by far.
     rounded = (hidden @ weight.t()).double().logsumexp(-1)
     assert (rounded - exact).abs().max() > 5e-3
 
@@ -120,7 +120,7 @@ def test_half_weights_with_float32_hidden_states() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Entries of the largest tensor that any operation returned."""
+    """Record the size of the largest tensor that an operation returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_no_tensor_is_larger_than_a_tile_or_an_operand() -> None:
+def test_no_tensor_is_larger_than_tile_or_operand() -> None:
     n, v, h, tile = 50, 400, 4, 2000
     hidden, weight = torch.randn(n, h).requires_grad_(), torch.randn(v, h).requires_grad_()
     with LargestTensor() as largest:
@@ -147,7 +147,7 @@ def test_no_tensor_is_larger_than_a_tile_or_an_operand() -> None:
     assert largest.entries == n * v
 
 
-def test_a_frozen_head_gets_no_gradient() -> None:
+def test_frozen_head_has_no_gradient() -> None:
     hidden, weight, ids = operands()
     hidden.requires_grad_()
     token_statistics(hidden, weight, ids, MARKER).log_probs.sum().backward()
@@ -155,7 +155,7 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     assert weight.grad is None
 
 
-def test_no_tokens_at_all() -> None:
+def test_accepts_zero_tokens() -> None:
     hidden, weight, ids = operands()
     weight.requires_grad_()
     out = token_statistics(hidden[:0].requires_grad_(), weight, ids[:0], MARKER)
@@ -165,7 +165,7 @@ def test_no_tokens_at_all() -> None:
     assert weight.grad.abs().max() == 0
 
 
-def test_far_logits_stay_finite() -> None:
+def test_extreme_logits_stay_finite() -> None:
     hidden, weight, ids = operands(torch.float32)
     hidden = (hidden * 1e3).requires_grad_()
     out = token_statistics(hidden, weight, ids, MARKER, max_tile_elements=100)
@@ -185,7 +185,7 @@ def test_far_logits_stay_finite() -> None:
         ({"temperature": 0.0}, "temperature must be above 0"),
     ],
 )
-def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:
+def test_rejects_invalid_arguments(change: dict[str, Any], message: str) -> None:
     hidden, weight, ids = operands(torch.float32)
     with pytest.raises(ValueError, match=message):
         token_statistics(**{"hidden": hidden, "weight": weight, "ids": ids, "marker_id": MARKER, **change})
@@ -219,7 +219,7 @@ def tiny_batch(rows: int = 4) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_models_parameters_get_the_gradients_of_the_plain_head(tied: bool) -> None:
+def test_model_gradients_match_plain_head(tied: bool) -> None:
     model, plain, batch = tiny_model(tied=tied), tiny_model(tied=tied), tiny_batch()
     out = PolicyModel(model)(**batch, marker_id=MARKER, temperature=0.7)
     (out.log_probs.sum() + out.execute_logits.square().sum()).backward()
@@ -233,7 +233,7 @@ def test_a_models_parameters_get_the_gradients_of_the_plain_head(tied: bool) -> 
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_a_head_with_bias_is_refused() -> None:
+def test_rejects_head_with_bias() -> None:
     model = tiny_model(tied=False)
     model.lm_head = torch.nn.Linear(16, V)
     with pytest.raises(ValueError, match="bias"):
@@ -241,7 +241,7 @@ def test_a_head_with_bias_is_refused() -> None:
 
 
 def sharded_step(rank: int, port: int, tied: bool, directory: str) -> None:
-    """One of two processes: FSDP2 over the CPU, each with half the batch; gradients are averaged."""
+    """Run one of two FSDP2 processes on the CPU, each with half of the batch; gradients are averaged."""
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
@@ -263,12 +263,12 @@ def sharded_step(rank: int, port: int, tied: bool, directory: str) -> None:
         torch.save(gradients, Path(directory) / "gradients.pt")
     dist.barrier()
     dist.destroy_process_group()
-    os._exit(0)  # the step is done and saved; at a normal exit torch now and then aborts in its own threads
+    os._exit(0)  # the result is saved; on a normal exit torch sometimes aborts in its threads
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
-def test_two_fsdp_processes_give_one_processs_gradients(tied: bool, tmp_path: Path) -> None:
+def test_two_fsdp_processes_match_one_process(tied: bool, tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

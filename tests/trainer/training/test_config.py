@@ -30,7 +30,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_defaults_are_the_papers(recipe: Path) -> None:
+def test_defaults_are_those_of_the_paper(recipe: Path) -> None:
     config = load_config(recipe)
     assert (config.group_size, config.prompts_per_step, config.draws_per_rollout) == (8, 16, 48)
     assert (config.temperature, config.top_p) == (1.0, 1.0)
@@ -44,12 +44,12 @@ def test_the_defaults_are_the_papers(recipe: Path) -> None:
 @pytest.mark.parametrize(("method", "weight", "mode"), [
     ("ih-grpo", 0.001, "deferred"), ("grpo-delayed", 0.0, "deferred"), ("grpo-immediate", 0.0, "immediate"),
 ])  # fmt: skip
-def test_the_method_is_one_line(recipe: Path, method: str, weight: float, mode: str) -> None:
+def test_method_is_one_field(recipe: Path, method: str, weight: float, mode: str) -> None:
     config = load_config(recipe, [f"method={method}"])
     assert (config.effective_hierarchy_weight, config.resolve_policy(Path("m")).mode) == (weight, mode)
 
 
-def test_set_takes_toml_values_bare_words_and_inner_fields(recipe: Path) -> None:
+def test_set_accepts_toml_values_bare_words_and_dotted_keys(recipe: Path) -> None:
     config = load_config(
         recipe,
         ["steps=7", "model=/some/where", 'data=["a.jsonl", "b.jsonl"]', "policy.max_turns=3", "eager=false"],
@@ -59,7 +59,7 @@ def test_set_takes_toml_values_bare_words_and_inner_fields(recipe: Path) -> None
     assert config.resolve_policy(Path("m")).max_turns == 3
 
 
-def test_the_policy_starts_from_the_checkpoints(recipe: Path, tmp_path: Path) -> None:
+def test_policy_starts_from_checkpoint(recipe: Path, tmp_path: Path) -> None:
     DeferralPolicy(prompt="brief-v1", max_turns=4).save(tmp_path)
     policy = load_config(recipe, [f"model={tmp_path}", "policy.max_turns=2"]).resolve_policy(tmp_path)
     assert (policy.prompt, policy.max_turns) == ("brief-v1", 2)
@@ -83,27 +83,27 @@ def test_the_policy_starts_from_the_checkpoints(recipe: Path, tmp_path: Path) ->
     ("steps", "not of the form KEY=VALUE"),
     ("seed.x=1", "seed: .* got"),
 ])  # fmt: skip
-def test_a_mistake_names_its_field(recipe: Path, override: str, message: str) -> None:
+def test_error_names_field(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(recipe, [override])
 
 
-def test_a_warm_starts_recipe_is_told_from_a_runs() -> None:
+def test_recognizes_warm_start_recipe() -> None:
     warm_start = Path(__file__).parents[3] / "recipes" / "quickstart-warm-start.toml"
     with pytest.raises(ConfigError, match="looks like a recipe for `ih-grpo train warm-start`"):
         load_config(warm_start)
 
 
-def test_a_single_source_needs_no_list(recipe: Path) -> None:
+def test_accepts_single_source_without_list(recipe: Path) -> None:
     assert load_config(recipe, ["data=quickstart:5"]).data == ("quickstart:5",)
 
 
-def test_checkpoints_fall_between_rollouts(recipe: Path) -> None:
+def test_checkpoints_are_between_rollouts(recipe: Path) -> None:
     with pytest.raises(ConfigError, match="save_every is 3: it must be a multiple of the 2"):
         load_config(recipe, ["mini_batch_samples=64", "save_every=3"])
 
 
-def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+def test_names_missing_and_invalid_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read recipe .*nowhere\.toml"):
         load_config(tmp_path / "nowhere.toml")
     broken = tmp_path / "broken.toml"
@@ -121,7 +121,7 @@ def test_every_recipe_is_short_and_loads(path: Path) -> None:
     assert isinstance(load_config(path), TrainConfig)
 
 
-def test_there_are_recipes() -> None:
+def test_recipes_exist() -> None:
     assert {path.stem for path in RECIPES} >= {"qwen3-1.7b", "qwen3-4b", "qwen3-8b", "quickstart"}
 
 
@@ -130,14 +130,12 @@ def test_every_field_is_documented() -> None:
 
 
 @pytest.mark.parametrize("name", ["recipes/quickstart-warm-start.toml", "quickstart-warm-start.toml"])
-def test_a_recipe_is_found_outside_a_checkout(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
-) -> None:
+def test_finds_recipe_outside_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_recipe(Path(name)) == recipe_folder() / "quickstart-warm-start.toml"
 
 
-def test_a_file_of_ones_own_comes_first_and_an_unknown_one_stays_what_it_is(
+def test_existing_file_has_priority_and_unknown_path_is_unchanged(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -27,7 +27,7 @@ MACHINE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_step_of_training(tmp_path: Path, docker_sandbox_settings: DockerSandboxSettings) -> None:
+def test_training_step_with_docker(tmp_path: Path, docker_sandbox_settings: DockerSandboxSettings) -> None:
     config = TrainConfig(
         **MACHINE, data=("quickstart:20",), run_dir=tmp_path, steps=1, prompts_per_step=2, group_size=4,
         min_valid_samples=2, oversample=1.0, micro_batch_samples=2, dtype="float32", tensorboard=False,
@@ -43,7 +43,7 @@ def test_a_step_of_training(tmp_path: Path, docker_sandbox_settings: DockerSandb
     assert any(record["reason"] == "correct" for record in records)
 
 
-def test_an_evaluation(tmp_path: Path, docker_sandbox_settings: DockerSandboxSettings) -> None:
+def test_evaluation_with_docker(tmp_path: Path, docker_sandbox_settings: DockerSandboxSettings) -> None:
     config = EvalConfig(
         **MACHINE, benchmarks=(Path("quickstart-held-out:8"),), out=tmp_path, samples=1, temperature=0.0
     )

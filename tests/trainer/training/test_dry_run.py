@@ -34,12 +34,12 @@ def config(tmp_path: Path, **changes: object) -> TrainConfig:
     return TrainConfig.model_validate({**values, **changes})
 
 
-def test_parameters_are_counted_without_making_them(tiny_checkpoint: Path) -> None:
+def test_counts_parameters_without_allocation(tiny_checkpoint: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     assert count_parameters(AutoConfig.from_pretrained(tiny_checkpoint)) == model.num_parameters()
 
 
-def test_qwen3_8b_is_counted_right_and_does_not_fit_one_80_gb_card(tmp_path: Path) -> None:
+def test_qwen3_8b_does_not_fit_80_gb(tmp_path: Path) -> None:
     model = Qwen3Config(
         vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36,
         num_attention_heads=32, num_key_value_heads=8, head_dim=128, tie_word_embeddings=False,
@@ -49,11 +49,11 @@ def test_qwen3_8b_is_counted_right_and_does_not_fit_one_80_gb_card(tmp_path: Pat
     memory = estimate_memory(config(tmp_path, gradient_checkpointing=True), model, DeferralPolicy(), gpu=True)
     assert memory.weights_and_optimizer == pytest.approx(131e9, rel=0.01)
     assert memory.engine_weights == pytest.approx(16.4e9, rel=0.01)
-    # 2 (key, value) x 36 layers x 8 heads x 128 x 2 bytes = 144 KiB a token.
+    # 2 (key, value) x 36 layers x 8 heads x 128 x 2 bytes = 144 KiB per token.
     assert memory.kv_cache == 64 * 16000 * 147456
 
 
-def test_shards_and_servers_elsewhere_take_memory_off(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_shards_and_remote_servers_reduce_memory(tmp_path: Path, tiny_checkpoint: Path) -> None:
     model = AutoConfig.from_pretrained(tiny_checkpoint)
     alone = estimate_memory(config(tmp_path), model, DeferralPolicy(), gpu=False)
     shared = estimate_memory(config(tmp_path), model, DeferralPolicy(), gpu=False, shards=8)
@@ -65,7 +65,9 @@ def test_shards_and_servers_elsewhere_take_memory_off(tmp_path: Path, tiny_check
     assert memory.total == memory.weights_and_optimizer + memory.activations + memory.head
 
 
-def test_gradient_checkpointing_and_smaller_passes_need_less(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_gradient_checkpointing_and_smaller_passes_reduce_memory(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
     model = AutoConfig.from_pretrained(tiny_checkpoint)
 
     def activations(**changes: object) -> int:
@@ -75,7 +77,7 @@ def test_gradient_checkpointing_and_smaller_passes_need_less(tmp_path: Path, tin
     assert activations(micro_batch_samples=1) * 4 == activations(micro_batch_samples=4)
 
 
-def test_the_plan_says_what_will_happen_and_does_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_prints_summary_without_side_effects(tmp_path: Path, tiny_checkpoint: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     settings = config(
         tmp_path, model=str(tiny_checkpoint), method="grpo-immediate", policy={"prompt": "brief-v1"}
@@ -95,9 +97,7 @@ def test_the_plan_says_what_will_happen_and_does_nothing(tmp_path: Path, tiny_ch
     assert not settings.run_dir.exists()
 
 
-def test_a_plan_that_can_not_go_on_where_the_run_was_is_refused(
-    tmp_path: Path, tiny_checkpoint: Path
-) -> None:
+def test_rejects_run_that_cannot_resume(tmp_path: Path, tiny_checkpoint: Path) -> None:
     settings = config(tmp_path, model=str(tiny_checkpoint), policy={"prompt": "brief-v1"}, seed=1)
     with staged(settings.run_dir / "checkpoints" / "checkpoint-3") as staging:
         write_run_state(staging, settings, "other problems", skipped_steps=0)
@@ -110,7 +110,7 @@ def test_a_plan_that_can_not_go_on_where_the_run_was_is_refused(
         describe_run(settings.model_copy(update={"run_dir": tmp_path / "file"}), Console(file=io.StringIO()))
 
 
-def test_a_plan_for_missing_data_fails_as_the_run_would(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_missing_data_fails_like_the_run(tmp_path: Path, tiny_checkpoint: Path) -> None:
     settings = config(tmp_path, model=str(tiny_checkpoint), data=[str(tmp_path / "nowhere.jsonl")])
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
         describe_run(settings, Console(file=io.StringIO()))

@@ -44,14 +44,14 @@ def seeds_for(prompts: Sequence[object], group_size: int) -> list[list[int]]:
     return [[sample_seed(0, p, s) for s in range(group_size)] for p in range(len(prompts))]
 
 
-async def play(
-    engine: object, sandbox: object, prompts: Sequence[Sequence[int]], how: RolloutSettings
+async def run_all(
+    engine: object, sandbox: object, prompts: Sequence[Sequence[int]], rollout_config: RolloutSettings
 ) -> list[Sample]:
     groups = rollout(
         prompts,
-        LocalRolloutWorker(engine, sandbox, how),
-        how,
-        seeds=seeds_for(prompts, how.group_size),  # type: ignore[arg-type]
+        LocalRolloutWorker(engine, sandbox, rollout_config),
+        rollout_config,
+        seeds=seeds_for(prompts, rollout_config.group_size),  # type: ignore[arg-type]
     )
     return [sample async for group in groups for sample in group]
 
@@ -60,9 +60,11 @@ def prompts(*texts: str) -> list[list[int]]:
     return [ScriptedEngine("").tokenizer.encode(text, allow_special=True) for text in texts]
 
 
-async def test_a_sample_tells_all_of_its_episode() -> None:
+async def test_sample_describes_episode() -> None:
     sandbox = ScriptedSandbox(lambda blocks: printed("42\n"))
-    [sample, _] = await play(ReplyEngine(ask_then_answer), sandbox, prompts("6 * 7?"), settings(eager=False))
+    [sample, _] = await run_all(
+        ReplyEngine(ask_then_answer), sandbox, prompts("6 * 7?"), settings(eager=False)
+    )
     assert (sample.outcome, sample.answer, sample.is_valid) == (Outcome.ANSWER, "42", True)
     assert (sample.executed, sample.delayed) == (2, 1)
     assert (sample.tool_seconds, sample.hidden_seconds) == (0.2, pytest.approx(0.2))
@@ -76,7 +78,7 @@ async def test_a_sample_tells_all_of_its_episode() -> None:
     assert all(session.closed for session in sandbox.sessions)
 
 
-async def test_one_slow_call_does_not_stop_the_batch() -> None:
+async def test_slow_call_does_not_block_batch() -> None:
     others_done = asyncio.Event()
     answered = 0
 
@@ -90,7 +92,7 @@ async def test_one_slow_call_does_not_stop_the_batch() -> None:
 
     class Slow(ScriptedSession):
         async def flush(self) -> ExecutionResult:
-            await others_done.wait()  # never set if the others had to wait for this call
+            await others_done.wait()  # not set if the others have to wait for this call
             return await super().flush()
 
     class SlowOnce(ScriptedSandbox):
@@ -101,22 +103,24 @@ async def test_one_slow_call_does_not_stop_the_batch() -> None:
             return self.sessions[0]
 
     samples = await asyncio.wait_for(
-        play(ReplyEngine(reply), SlowOnce(lambda blocks: printed("42")), prompts("a", "b", "c"), settings()),
+        run_all(
+            ReplyEngine(reply), SlowOnce(lambda blocks: printed("42")), prompts("a", "b", "c"), settings()
+        ),
         30,
     )
     assert [sample.outcome for sample in samples] == [Outcome.ANSWER] * 6
 
 
-async def test_groups_come_in_the_order_of_the_prompts() -> None:
+async def test_groups_keep_order_of_prompts() -> None:
     sandbox = ScriptedSandbox(lambda blocks: printed("42"))
-    samples = await play(
+    samples = await run_all(
         ReplyEngine(ask_then_answer), sandbox, prompts("a", "b", "c"), settings(max_concurrent=2)
     )
     tokenizer = ScriptedEngine("").tokenizer
     assert [tokenizer.decode(sample.prompt_ids) for sample in samples] == ["a", "a", "b", "b", "c", "c"]
 
 
-async def test_a_caller_that_has_enough_cancels_the_rest() -> None:
+async def test_closing_generator_cancels_remaining_episodes() -> None:
     engine = ReplyEngine(lambda context: f"\\boxed{{1}}{EOS}" if context == "a" else "word " * 10**5)
     sandbox = ScriptedSandbox(lambda blocks: printed(""))
     both = prompts("a", "b")
@@ -128,7 +132,7 @@ async def test_a_caller_that_has_enough_cancels_the_rest() -> None:
     assert all(session.closed for session in sandbox.sessions)
 
 
-async def test_an_episode_that_was_lost_costs_no_other() -> None:
+async def test_lost_episode_does_not_affect_others() -> None:
     class Leaky(LocalRolloutWorker):
         async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
             if seed == seeds[0][1]:
@@ -145,10 +149,10 @@ async def test_an_episode_that_was_lost_costs_no_other() -> None:
 @pytest.mark.parametrize(("reply", "outcome"), [
     (f"no idea{EOS}", Outcome.VOID), ("word " * 100, Outcome.LENGTH), ("<tool_call>", Outcome.TURN_LIMIT),
 ])  # fmt: skip
-async def test_void_and_cut_samples_are_masked_whole(reply: str, outcome: Outcome) -> None:
+async def test_void_and_cut_samples_are_masked(reply: str, outcome: Outcome) -> None:
     policy = DeferralPolicy(max_turn_tokens=100)
     engine = ReplyEngine(lambda context: reply)
-    [sample, _] = await play(
+    [sample, _] = await run_all(
         engine, ScriptedSandbox(lambda b: printed("")), prompts("?"), settings(policy=policy)
     )
     assert sample.outcome == outcome
@@ -156,9 +160,9 @@ async def test_void_and_cut_samples_are_masked_whole(reply: str, outcome: Outcom
     assert sum(sample.mask) == 0
 
 
-async def test_a_sample_whose_sandbox_failed_is_masked() -> None:
+async def test_sample_with_sandbox_failure_is_masked() -> None:
     broken = ExecutionResult("", "", "sandbox_error", wall_seconds=0, waited_seconds=0)
-    [sample, _] = await play(
+    [sample, _] = await run_all(
         ReplyEngine(ask_then_answer), ScriptedSandbox(lambda blocks: broken), prompts("?"), settings()
     )
     assert sample.outcome == Outcome.ANSWER
@@ -166,18 +170,18 @@ async def test_a_sample_whose_sandbox_failed_is_masked() -> None:
     assert sum(sample.mask) == 0
 
 
-async def test_immediate_runs_at_every_block() -> None:
+async def test_immediate_mode_runs_at_every_block() -> None:
     def reply(context: str) -> str:
         return ANSWER if "Code execution result" in context else "```python\nprint(6 * 7)\n``` and on"
 
     sandbox = ScriptedSandbox(lambda blocks: printed("42"))
-    how = settings(policy=DeferralPolicy(mode="immediate"))
-    [sample, _] = await play(ReplyEngine(reply), sandbox, prompts("?"), how)
+    rollout_config = settings(policy=DeferralPolicy(mode="immediate"))
+    [sample, _] = await run_all(ReplyEngine(reply), sandbox, prompts("?"), rollout_config)
     assert (sample.executed, sample.delayed, sample.answer) == (1, 0, "42")
     assert "and on" not in sample.text
 
 
-async def test_seeds_of_the_wrong_shape_are_refused() -> None:
+async def test_rejects_seeds_of_wrong_shape() -> None:
     worker = LocalRolloutWorker(
         ReplyEngine(ask_then_answer), ScriptedSandbox(lambda b: printed("")), settings()
     )
@@ -186,13 +190,15 @@ async def test_seeds_of_the_wrong_shape_are_refused() -> None:
         await anext(groups)
 
 
-async def test_a_tokenizer_without_the_marker_is_refused() -> None:
-    how = settings(policy=DeferralPolicy(marker="<run>"))
+async def test_rejects_tokenizer_without_marker() -> None:
+    rollout_config = settings(policy=DeferralPolicy(marker="<run>"))
     with pytest.raises(ValueError, match="no token '<run>'"):
-        await play(ReplyEngine(ask_then_answer), ScriptedSandbox(lambda b: printed("")), prompts("a"), how)
+        await run_all(
+            ReplyEngine(ask_then_answer), ScriptedSandbox(lambda b: printed("")), prompts("a"), rollout_config
+        )
 
 
-def test_seeds_differ_by_every_index_and_never_by_run() -> None:
+def test_seeds_depend_only_on_arguments() -> None:
     seeds = {sample_seed(*indices) for indices in [(0, 1, 2), (0, 2, 1), (1, 1, 2), (0, 12), (0, 1, 3)]}
     assert len(seeds) == 5
     assert sample_seed(0, 1, 2) == sample_seed(0, 1, 2)
@@ -200,7 +206,7 @@ def test_seeds_differ_by_every_index_and_never_by_run() -> None:
 
 
 class RecordingEngine(TransformersEngine):
-    """Keeps what it sampled after each prompt: the other side of the books."""
+    """Engine that records the sampled ids by context, for comparison."""
 
     def __init__(self, settings: TransformersSettings) -> None:
         super().__init__(settings)
@@ -223,13 +229,13 @@ async def random_samples(checkpoint: Path) -> tuple[RecordingEngine, list[Sample
         texts = ["What is 12 + 30?", "Let x = 3."]
         ids = [engine.tokenizer.render_chat([{"role": "user", "content": text}]) for text in texts]
         policy = DeferralPolicy(max_turn_tokens=150, max_episode_tokens=400)
-        how = settings(policy=policy, sampling=Sampling(temperature=0.8), group_size=6)
-        return engine, await play(engine, ScriptedSandbox(lambda blocks: printed("")), ids, how)
+        rollout_config = settings(policy=policy, sampling=Sampling(temperature=0.8), group_size=6)
+        return engine, await run_all(engine, ScriptedSandbox(lambda blocks: printed("")), ids, rollout_config)
     finally:
         await engine.stop()
 
 
-async def test_the_ids_trained_are_the_ids_sampled(tiny_checkpoint: Path) -> None:
+async def test_trained_ids_are_sampled_ids(tiny_checkpoint: Path) -> None:
     engine, samples = await random_samples(tiny_checkpoint)
     sampled = []
     for sample in samples:
@@ -246,7 +252,7 @@ async def test_the_ids_trained_are_the_ids_sampled(tiny_checkpoint: Path) -> Non
     )
 
 
-async def test_log_probs_at_training_agree_with_the_engines(tiny_checkpoint: Path) -> None:
+async def test_training_log_probs_match_engine(tiny_checkpoint: Path) -> None:
     engine, samples = await random_samples(tiny_checkpoint)
     policy = PolicyModel(AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval())
     marker = engine.tokenizer.token_id("<tool_call>")
@@ -261,7 +267,7 @@ async def test_log_probs_at_training_agree_with_the_engines(tiny_checkpoint: Pat
 
 
 def _runs(sample: Sample) -> list[tuple[int, ...]]:
-    """The turns: maximal runs of sampled tokens."""
+    """Return the turns: maximal runs of sampled tokens."""
     return [run for kind, run in _segments(sample) if kind]
 
 

@@ -14,7 +14,7 @@ RIGHT, WRONG = GroupSample(1.0), GroupSample(0.0)
 CUT, VOID = GroupSample(0.0, over_long=True), GroupSample(0.0, void=True)
 
 
-def test_a_mixed_group_is_kept_with_grpos_advantages() -> None:
+def test_mixed_group_is_kept_with_advantages() -> None:
     group = filter_group([RIGHT, WRONG] * 4)
     assert group.verdict == "kept"
     assert group.indices == tuple(range(8))
@@ -24,7 +24,7 @@ def test_a_mixed_group_is_kept_with_grpos_advantages() -> None:
 
 
 @pytest.mark.parametrize("outcomes", [[RIGHT] * 8, [WRONG] * 8, [RIGHT] * 5 + [GroupSample(1.0005)] * 3])
-def test_equal_rewards_carry_no_signal(outcomes: list[GroupSample]) -> None:
+def test_equal_rewards_have_zero_std(outcomes: list[GroupSample]) -> None:
     assert filter_group(outcomes).verdict == "zero_std"
 
 
@@ -32,7 +32,7 @@ def test_over_long_samples_are_dropped_before_the_advantage() -> None:
     group = filter_group([CUT, RIGHT, CUT, WRONG, WRONG, RIGHT])
     assert group.indices == (1, 3, 4, 5)
     assert sum(group.advantages) == pytest.approx(0)
-    # Once its cut samples are gone, nothing differs.
+    # All rewards are equal after the cut samples are dropped.
     assert filter_group([CUT, CUT, *[RIGHT] * 6]).verdict == "zero_std"
 
 
@@ -44,12 +44,12 @@ def test_void_samples_count_as_failures_and_are_masked() -> None:
 
 
 @pytest.mark.parametrize("lost", [CUT, VOID])
-def test_fewer_than_four_valid_samples_are_too_thin(lost: GroupSample) -> None:
+def test_drops_group_with_fewer_than_four_valid_samples(lost: GroupSample) -> None:
     assert filter_group([RIGHT, WRONG, RIGHT, *[lost] * 5]).verdict == "too_few_valid"
     assert filter_group([RIGHT, WRONG, RIGHT, WRONG, *[lost] * 4]).verdict == "kept"
 
 
-def test_an_empty_group_is_thin() -> None:
+def test_empty_group_has_too_few_valid() -> None:
     assert filter_group([], min_valid=0).verdict == "too_few_valid"
 
 
@@ -74,7 +74,7 @@ def test_counts_add_up() -> None:
 @given(
     st.lists(st.builds(GroupSample, st.sampled_from([0.0, 1.0]), st.booleans(), st.booleans()), max_size=10)
 )
-def test_what_is_kept_can_be_learnt_from(outcomes: list[GroupSample]) -> None:
+def test_kept_groups_have_learning_signal(outcomes: list[GroupSample]) -> None:
     group = filter_group(outcomes)
     assert len(group.indices) == len(group.advantages) == len(group.masked)
     if group.verdict != "kept":

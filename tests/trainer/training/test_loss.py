@@ -1,4 +1,4 @@
-"""The loss against policies and objectives written here from their definitions, and its numerical edges."""
+"""The loss compared with reference implementations from the definitions, and its numerical edge cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOCAB, MARKER = 17, 5
 
 
 def batch(seed: int = 0, shape: tuple[int, int] = (4, 6), *, scale: float = 2.0) -> dict[str, Tensor]:
-    """Random logits, sampled ids (marker and ordinary ones), advantages of both signs and a mask."""
+    """Return random logits, sampled ids (marker and others), advantages of both signs and a mask."""
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(VOCAB, shape, generator=g)
     ids[:, ::3] = MARKER
@@ -44,9 +44,9 @@ def inputs(b: dict[str, Tensor], old: Tensor | None = None) -> dict[str, Any]:
 
 
 def explicit_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
-    """The two-level policy: its own decision logit, and a softmax that knows no marker.
+    """Return the two-level policy: a separate decision logit, and a softmax without the marker.
 
-    The decision logit is ``z_x - logZ`` with logZ held fixed, so the two levels share no gradient.
+    The decision logit is ``z_x - logZ`` with logZ constant, so the two levels share no gradient.
     """
     writing = logits.clone()
     writing[..., MARKER] = -torch.inf
@@ -60,7 +60,7 @@ def explicit_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", ["marker", "ordinary", "mixed"])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_weight_one_has_the_explicit_policys_gradient(seed: int, kind: str, sign: float) -> None:
+def test_weight_one_matches_explicit_policy_gradient(seed: int, kind: str, sign: float) -> None:
     b = batch(seed)
     b["advantages"] = b["advantages"].abs() * sign
     if kind == "marker":
@@ -83,7 +83,7 @@ def test_weight_one_has_the_explicit_policys_gradient(seed: int, kind: str, sign
     torch.testing.assert_close(implicit, logits.grad, atol=1e-9, rtol=0)
 
 
-def test_weight_one_holds_off_policy_inside_the_clip_range() -> None:
+def test_weight_one_holds_off_policy_inside_clip_range() -> None:
     b = batch(3)
     b["logits"].requires_grad_()
     old = inputs(b)["log_probs"].detach() - 0.1
@@ -94,7 +94,7 @@ def test_weight_one_holds_off_policy_inside_the_clip_range() -> None:
     torch.testing.assert_close(b["logits"].grad, logits.grad, atol=1e-9, rtol=0)
 
 
-def test_the_decision_moves_the_markers_logit_alone() -> None:
+def test_decision_gradient_affects_only_marker_logit() -> None:
     b = batch(1)
     b["ids"].fill_(MARKER)
     b["logits"].requires_grad_()
@@ -107,8 +107,8 @@ def test_the_decision_moves_the_markers_logit_alone() -> None:
     assert gradient[..., MARKER].abs().max() > 1e-3
 
 
-def test_the_markers_gradient_matches_finite_differences() -> None:
-    """The explicit policy's value, written with logZ frozen, is what the surrogate must differentiate."""
+def test_marker_gradient_matches_finite_differences() -> None:
+    """The surrogate must have the gradient of the explicit policy with logZ constant."""
     b = batch(2, (1, 1))
     b["ids"].fill_(3)
     b["mask"].fill_(True)
@@ -116,7 +116,7 @@ def test_the_markers_gradient_matches_finite_differences() -> None:
     fixed_z = torch.cat([b["logits"][0, 0, :MARKER], b["logits"][0, 0, MARKER + 1 :]]).logsumexp(0).item()
 
     def value(z_x: float) -> float:
-        # An ordinary token under the explicit policy: only the refusal to execute depends on z_x.
+        # For another token under the explicit policy, only the decision not to execute depends on z_x.
         refusal = torch.nn.functional.logsigmoid(torch.tensor(fixed_z - z_x, dtype=torch.float64)).item()
         return -b["advantages"].item() * refusal
 
@@ -160,7 +160,7 @@ def test_weight_zero_is_grpo_with_clip_higher_and_dual_clip(seed: int) -> None:
     assert out.approx_kl.item() > 0
 
 
-def test_weight_zero_gradient_is_grpos() -> None:
+def test_weight_zero_gradient_is_grpo() -> None:
     b = batch(7)
     b["logits"].requires_grad_()
     ih_grpo_loss(**inputs(b), hierarchy_weight=0.0).loss.backward()
@@ -182,7 +182,7 @@ def test_on_policy_nothing_is_clipped_and_kl_is_zero() -> None:
 
 
 def test_gradcheck() -> None:
-    """Weight 0: with the hierarchy's stop-gradients a finite difference is not the gradient (see above)."""
+    """Weight 0, because finite differences ignore the stop-gradients of the hierarchy term."""
     b = batch(4, (2, 3), scale=1.0)
     old = inputs(b)["log_probs"].detach() + 0.05
 
@@ -193,7 +193,7 @@ def test_gradcheck() -> None:
 
 
 def test_gradcheck_of_log_z() -> None:
-    """With its coefficient frozen, the hierarchy term is differentiable in the plain sense."""
+    """With a constant coefficient, the hierarchy term can be checked by finite differences."""
     b = batch(5, (2, 3), scale=1.0)
     b["mask"].fill_(True)
     fixed = inputs(b)
@@ -215,7 +215,7 @@ def test_gradcheck_of_log_z() -> None:
     torch.testing.assert_close(logits.grad, expected, atol=1e-12, rtol=0)
 
 
-def test_all_masked_is_zero_with_zero_gradient() -> None:
+def test_fully_masked_loss_is_zero_with_zero_gradient() -> None:
     b = batch()
     b["mask"].fill_(False)
     b["logits"].requires_grad_()
@@ -226,7 +226,7 @@ def test_all_masked_is_zero_with_zero_gradient() -> None:
     assert b["logits"].grad.abs().max() == 0
 
 
-def test_masked_positions_may_hold_anything() -> None:
+def test_ignores_values_at_masked_positions() -> None:
     b = batch(6)
     clean = ih_grpo_loss(**inputs(b), hierarchy_weight=1.0)
     i = inputs(b)
@@ -240,7 +240,7 @@ def test_masked_positions_may_hold_anything() -> None:
         assert i[name].grad[~b["mask"]].abs().max() == 0
 
 
-def test_numeric_mask_and_token_advantages() -> None:
+def test_accepts_numeric_mask_and_token_advantages() -> None:
     i = inputs(batch(8))
     expected = ih_grpo_loss(**i)
     i["mask"] = i["mask"].to(torch.int64)
@@ -268,7 +268,7 @@ def test_extreme_logits_stay_finite(dtype: torch.dtype, sampled: int, margin: fl
     assert logits.grad.abs().max() <= 4
 
 
-def test_far_ratios_stay_finite() -> None:
+def test_extreme_ratios_stay_finite() -> None:
     b = batch(9)
     b["logits"].requires_grad_()
     for shift in (-900.0, 900.0):
@@ -280,8 +280,8 @@ def test_far_ratios_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_accumulation_and_data_parallelism_give_the_whole_batchs_gradient(processes: int) -> None:
-    """Micro-batches with unequal token counts; processes average their gradients, as DDP does."""
+def test_accumulation_and_data_parallelism_match_full_batch(processes: int) -> None:
+    """Micro-batches with unequal token counts; gradients are averaged over processes, as in DDP."""
     b = batch(10, (8, 6))
     b["mask"][:5, 1:] = False
     b["logits"].requires_grad_()
@@ -305,9 +305,7 @@ def test_accumulation_and_data_parallelism_give_the_whole_batchs_gradient(proces
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.0, 8.0), weight=st.floats(0.0, 1.0))
-def test_the_weight_blends_grpos_gradient_into_the_explicit_policys(
-    seed: int, scale: float, weight: float
-) -> None:
+def test_weight_interpolates_between_grpo_and_explicit_policy(seed: int, scale: float, weight: float) -> None:
     b = batch(seed, (2, 4), scale=scale)
     b["mask"][0, 0] = True
     b["logits"].requires_grad_()
@@ -355,7 +353,7 @@ def test_any_logits_give_finite_results(seed: int, scale: float, weight: float, 
         ("dual_clip", 1.0, "dual_clip must be above 1"),
     ],
 )
-def test_what_does_not_fit_is_named(name: str, value: Any, message: str) -> None:
+def test_rejects_invalid_arguments(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ih_grpo_loss(**{**inputs(batch()), name: value})
 

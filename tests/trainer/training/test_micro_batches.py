@@ -14,7 +14,7 @@ PAD = 99
 
 
 def row(prompt: int, mask: str, advantage: float = 1.0, outcome: Outcome = Outcome.ANSWER) -> Row:
-    """Prompt length, and a 1 or 0 a response token."""
+    """Return a row with ``prompt`` prompt tokens and the given mask of response tokens."""
     sampled = tuple(map(int, mask))
     ids = tuple(range(10, 10 + len(mask)))
     logprobs = tuple(-0.5 * bit for bit in sampled)
@@ -22,7 +22,7 @@ def row(prompt: int, mask: str, advantage: float = 1.0, outcome: Outcome = Outco
     return Row(Sample(prompt_ids, ids, sampled, logprobs, "", outcome, None, (), 0.0, 0), advantage)
 
 
-def test_rows_are_padded_on_the_right_and_up_to_size() -> None:
+def test_rows_are_padded() -> None:
     batch = make_micro_batch([row(2, "101", 0.5), row(1, "1", -0.5)], 3, PAD)
     assert batch.input_ids.tolist() == [[1, 2, 10, 11, 12], [1, 10, PAD, PAD, PAD], [PAD] * 5]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]
@@ -32,23 +32,23 @@ def test_rows_are_padded_on_the_right_and_up_to_size() -> None:
     assert batch.num_targets == 3
 
 
-def test_a_batch_of_nothing_has_no_target() -> None:
+def test_empty_batch_has_no_targets() -> None:
     batch = make_micro_batch([], 2, PAD)
     assert batch.num_targets == 0
     assert batch.attention_mask.sum(1).tolist() == [1, 1]
 
 
-def test_a_void_sample_has_no_target() -> None:
+def test_void_sample_has_no_targets() -> None:
     assert make_micro_batch([row(2, "111", outcome=Outcome.VOID)], 1, PAD).num_targets == 0
 
 
-def test_types() -> None:
+def test_dtypes() -> None:
     batch = make_micro_batch([row(1, "1")], 1, PAD)
     assert (batch.input_ids.dtype, batch.targets.dtype) == (torch.int64, torch.bool)
     assert (batch.old_log_probs.dtype, batch.advantages.dtype) == (torch.float32, torch.float32)
 
 
-def test_too_many_rows_are_refused() -> None:
+def test_rejects_too_many_rows() -> None:
     with pytest.raises(ValueError, match="3 rows do not fit a micro-batch of 2"):
         make_micro_batch([row(1, "1")] * 3, 2, PAD)
     with pytest.raises(ValueError, match="5 rows do not fit 1 x 2 micro-batches of 2"):
@@ -61,7 +61,7 @@ def test_too_many_rows_are_refused() -> None:
     size=st.sampled_from([1, 2, 4]),
     seed=st.integers(0, 5),
 )
-def test_every_row_is_dealt_once(lengths: list[int], updates: int, size: int, seed: int) -> None:
+def test_every_row_is_used_once(lengths: list[int], updates: int, size: int, seed: int) -> None:
     micro_batches = max(1, -(-len(lengths) // (updates * size))) + 1
     rows = [row(length, "1", advantage=float(i)) for i, length in enumerate(lengths)]
     split = split_rows(rows, updates=updates, micro_batches=micro_batches, size=size, seed=seed)
@@ -71,7 +71,7 @@ def test_every_row_is_dealt_once(lengths: list[int], updates: int, size: int, se
     assert split == split_rows(rows, updates=updates, micro_batches=micro_batches, size=size, seed=seed)
 
 
-def test_steps_get_equal_shares_and_like_lengths_go_together() -> None:
+def test_steps_get_equal_shares_sorted_by_length() -> None:
     rows = [row(length, "1") for length in (9, 1, 8, 2, 7, 3, 6, 4)]
     split = split_rows(rows, updates=2, micro_batches=2, size=2, seed=0)
     assert [len(part) for part in split] == [2, 2, 2, 2]

@@ -1,4 +1,4 @@
-"""Training on two processes (gloo, the CPU) is training on one: plain data parallelism, and FSDP2."""
+"""Training on two CPU processes (gloo) equals training on one, with data parallelism and with FSDP2."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def config(run_dir: Path, checkpoint: Path, **changes: object) -> TrainConfig:
 
 
 def launch(command: list[str], settings: TrainConfig) -> str:
-    """What the processes said."""
+    """Return the output of the processes."""
     settings.run_dir.mkdir(exist_ok=True)
     recipe = settings.run_dir / "recipe.json"
     recipe.write_text(settings.model_dump_json())
@@ -64,7 +64,7 @@ def log_history(settings: TrainConfig) -> list[dict[str, float]]:
 
 
 def rollouts(settings: TrainConfig, number: int) -> dict[int, tuple[list[int], float]]:
-    """Ids and advantage by seed, over the files of all processes."""
+    """Return ids and advantage by seed, from the files of all processes."""
     found: dict[int, tuple[list[int], float]] = {}
     for path in (settings.run_dir / "rollouts").glob(f"rollout-{number:06}*"):
         table = pq.read_table(path, columns=["seed", "ids", "advantage"]).to_pylist()
@@ -74,7 +74,7 @@ def rollouts(settings: TrainConfig, number: int) -> dict[int, tuple[list[int], f
 
 
 def served_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:
-    """As a server reads them."""
+    """Return the weights as a server loads them."""
     model = str(checkpoint)
     return read_weights(model, AutoConfig.from_pretrained(model), HFTokenizer(model), torch.float32)
 
@@ -91,15 +91,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) -> Tra
 @pytest.mark.parametrize(
     ("command", "changes"), [(DDP, {}), (FSDP2, {"gradient_checkpointing": True})], ids=["ddp", "fsdp2"]
 )
-def test_two_processes_train_as_one(
+def test_two_processes_match_one_process(
     tmp_path: Path, toy_checkpoint: Path, alone: TrainConfig, command: list[str], changes: dict[str, object]
 ) -> None:
-    """The second step is a run of its own, so that going on from a checkpoint is part of it."""
+    """The second step is a separate run, so that resuming from a checkpoint is tested too."""
     settings = config(tmp_path / "run", toy_checkpoint, **changes)
-    said = launch(command, settings.model_copy(update={"steps": 1}))
-    assert said.count("step 1/1") == 1
-    said = launch(command, settings)
-    assert (said.count("step 1/2"), said.count("step 2/2")) == (0, 1)
+    output = launch(command, settings.model_copy(update={"steps": 1}))
+    assert output.count("step 1/1") == 1
+    output = launch(command, settings)
+    assert (output.count("step 1/2"), output.count("step 2/2")) == (0, 1)
 
     for step in range(2):
         assert len(rollouts(settings, step)) == 16
@@ -115,14 +115,14 @@ def test_two_processes_train_as_one(
     assert DeferralPolicy.load(checkpoint) == POLICY
     weights, own = (served_weights(c.run_dir / "checkpoints" / "checkpoint-2") for c in (settings, alone))
     assert weights.keys() == own.keys()
-    # AdamW divides by the gradient's size: where that is next to nothing its rounding shows in the weight.
+    # AdamW divides by the gradient's size, so rounding errors of tiny gradients affect the weights.
     far = sum(int(((weights[name] - own[name]).abs() > 1e-5).sum()) for name in own)
     assert far < 0.01 * sum(weight.numel() for weight in own.values())
-    assert len(list((settings.run_dir / "tensorboard").iterdir())) == 2  # one file a launch
+    assert len(list((settings.run_dir / "tensorboard").iterdir())) == 2  # one file per launch
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_accelerate_configs_are_right(path: Path) -> None:
+def test_accelerate_configs_are_valid(path: Path) -> None:
     loaded = load_config_from_file(str(path))
     assert loaded.num_processes == 8 * loaded.num_machines
     raw = yaml.safe_load(path.read_text())

@@ -17,13 +17,13 @@ LOGS = {
 }
 
 
-def test_a_step_in_words() -> None:
+def test_summary_of_step() -> None:
     assert summary(LOGS) == "reward 0.250  delay 50%  kept 75%  1234 tok/s"
     assert summary({"skipped_steps": 2.0}) == "2 skipped"
     assert summary({"train_runtime": 3.0}) == ""
 
 
-def test_a_log_file_gets_a_line_a_step(tmp_path_factory: object) -> None:
+def test_log_file_has_one_line_per_step(tmp_path_factory: object) -> None:
     console = Console(file=io.StringIO(), width=120)
     progress = RunProgress(console)
     args, control = TrainingArguments(output_dir="unused"), TrainerControl()
@@ -36,7 +36,7 @@ def test_a_log_file_gets_a_line_a_step(tmp_path_factory: object) -> None:
     assert console.file.getvalue() == f"step 3/10  {summary(LOGS)}\n"  # type: ignore[attr-defined]
 
 
-def test_a_terminal_gets_a_bar() -> None:
+def test_terminal_shows_bar() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
     progress = RunProgress(console)
     args, control = TrainingArguments(output_dir="unused"), TrainerControl()
@@ -50,7 +50,7 @@ def test_a_terminal_gets_a_bar() -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_it_is_drawn_for_those_who_watch(is_terminal: bool) -> None:
+def test_bar_is_drawn_only_in_terminal(is_terminal: bool) -> None:
     screen = io.StringIO()
     with _metrics_bar(Console(file=screen, force_terminal=is_terminal, width=100)) as bar:
         bar.add_task("rollout", total=8, completed=3, metrics="reward 0.500")
@@ -58,7 +58,7 @@ def test_it_is_drawn_for_those_who_watch(is_terminal: bool) -> None:
     assert [part in drawn for part in ("rollout", "3/8", "reward 0.500", "eta")] == [is_terminal] * 4
 
 
-def test_where_nobody_watches_a_line_a_minute_tells_pace_and_rest() -> None:
+def test_log_file_has_one_evaluation_line_per_minute() -> None:
     console, now = Console(file=io.StringIO(), width=100), [0.0]
     with EvalProgress(console, total=2_000, before=100, clock=lambda: now[0]) as progress:
         for sample in range(100):

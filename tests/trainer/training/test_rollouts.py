@@ -32,7 +32,7 @@ RUN = "```python\nprint(1)\n```<tool_call>"
 
 
 class PlainScorer:
-    """Right means spelled alike."""
+    """Reward 1 for an identical answer."""
 
     async def score(self, response_text: str, gold: str) -> Reward:
         right = last_boxed(response_text) == gold
@@ -40,7 +40,7 @@ class PlainScorer:
 
 
 class LearningEngine(ReplyEngine):
-    """Remembers the weights that it was given. Its replies may depend on how often it was asked the same."""
+    """Engine that records its weights. Replies may depend on the number of earlier identical requests."""
 
     def __init__(self, replies: Mapping[str, list[str]]) -> None:
         self.loaded: list[Mapping[str, Tensor]] = []
@@ -82,13 +82,13 @@ def collector(
     shard: Shard = Shard(),  # noqa: B008 - frozen
 ) -> RolloutCollector:
     sandbox = ScriptedSandbox(lambda blocks: answer or printed("1"))
-    how = rollout_settings(settings, DeferralPolicy())
+    episodes = rollout_settings(settings, DeferralPolicy())
     return RolloutCollector(
         settings,
-        how,
+        episodes,
         PROBLEMS,
         engine.tokenizer,
-        worker or LocalRolloutWorker(engine, sandbox, how),
+        worker or LocalRolloutWorker(engine, sandbox, episodes),
         EngineSink(engine),
         scorer or PlainScorer(),
         loop,
@@ -100,9 +100,7 @@ def boxed(value: int) -> str:
     return f"so \\boxed{{{value}}}{EOS}"
 
 
-def test_each_rollout_draws_the_next_problems_and_epochs_do_not_repeat(
-    tmp_path: Path, loop: BackgroundLoop
-) -> None:
+def test_rollouts_draw_consecutive_problems_and_epochs_differ(tmp_path: Path, loop: BackgroundLoop) -> None:
     source = collector(config(tmp_path), LearningEngine({}), loop)
     drawn = [source.draw(index) for index in range(7)]
     assert [number for part in drawn for number, _ in part] == list(range(28))
@@ -110,10 +108,10 @@ def test_each_rollout_draws_the_next_problems_and_epochs_do_not_repeat(
     epochs = [ids[i : i + 7] for i in range(0, 28, 7)]
     assert all(sorted(epoch) == [problem.id for problem in PROBLEMS] for epoch in epochs)
     assert epochs[0] != epochs[1]
-    assert source.draw(3) == drawn[3]  # whatever was drawn before
+    assert source.draw(3) == drawn[3]  # independent of earlier draws
 
 
-def test_processes_share_the_draw(tmp_path: Path, loop: BackgroundLoop) -> None:
+def test_processes_split_the_draw(tmp_path: Path, loop: BackgroundLoop) -> None:
     whole = collector(config(tmp_path), LearningEngine({}), loop).draw(1)
     parts = [
         collector(config(tmp_path), LearningEngine({}), loop, shard=Shard(process, 2)).draw(1)
@@ -123,9 +121,7 @@ def test_processes_share_the_draw(tmp_path: Path, loop: BackgroundLoop) -> None:
     assert [len(part) for part in parts] == [2, 2]
 
 
-def test_only_groups_with_signal_are_kept_in_the_order_of_the_draw(
-    tmp_path: Path, loop: BackgroundLoop
-) -> None:
+def test_keeps_groups_with_signal_in_draw_order(tmp_path: Path, loop: BackgroundLoop) -> None:
     source = collector(config(tmp_path), LearningEngine({}), loop)
     dull, *others = [problem.question for _, problem in source.draw(0)]
     engine = LearningEngine({dull: [boxed(1)], **{name: [boxed(1), boxed(0)] for name in others}})
@@ -147,7 +143,7 @@ def test_too_few_groups_give_fewer_rows(tmp_path: Path, loop: BackgroundLoop) ->
     (boxed(1), None, "broken", "no worker"),
     (RUN, ExecutionResult("", "", "sandbox_error", wall_seconds=0, waited_seconds=0), None, "sandbox_error"),
 ])  # fmt: skip
-def test_what_could_not_be_judged_is_not_trained_on(
+def test_samples_without_reward_are_not_trained_on(
     tmp_path: Path,
     loop: BackgroundLoop,
     reply: str,
@@ -166,17 +162,17 @@ def test_what_could_not_be_judged_is_not_trained_on(
     assert {(record["reward"], record["reason"]) for record in table} == {(None, reason)}
 
 
-def test_a_void_sample_is_a_failure_that_is_not_trained_on(tmp_path: Path, loop: BackgroundLoop) -> None:
-    # Three samples a group: right, wrong, void.
+def test_void_sample_has_reward_zero_and_is_not_trained_on(tmp_path: Path, loop: BackgroundLoop) -> None:
+    # Three samples per group: correct, incorrect, void.
     engine = LearningEngine({"question": [boxed(1), boxed(0), f"hm{EOS}"]})
     settings = config(tmp_path, group_size=3, mini_batch_samples=6)
     rows = collector(settings, engine, loop).collect(0, {}).rows
     assert len(rows) == 4
-    # Rewards 1, 0, 0: the void one counts in mean and deviation.
+    # Rewards 1, 0, 0: the void sample counts in mean and standard deviation.
     assert sorted({round(row.advantage, 3) for row in rows}) == [-0.577, 1.155]
 
 
-def test_every_sample_is_on_disk_with_what_came_of_it(tmp_path: Path, loop: BackgroundLoop) -> None:
+def test_every_sample_is_saved_with_reward_and_advantage(tmp_path: Path, loop: BackgroundLoop) -> None:
     engine = LearningEngine({"result: 1": [boxed(1), boxed(0)], "question": [RUN]})
     collected = collector(config(tmp_path), engine, loop).collect(5, {})
     records = pq.read_table(tmp_path / "rollouts" / "rollout-000005.parquet").to_pylist()
@@ -190,7 +186,7 @@ def test_every_sample_is_on_disk_with_what_came_of_it(tmp_path: Path, loop: Back
 
 
 class LosingWorker:
-    """Loses every episode whose id it was given, or all."""
+    """Worker that loses the episodes with the given ids, or all episodes."""
 
     def __init__(self, lost: Sequence[str] | None, worker: RolloutWorker) -> None:
         self._lost, self._worker = lost, worker
@@ -202,11 +198,11 @@ class LosingWorker:
 
 
 def losing(lost: Sequence[str] | None, engine: Any, settings: TrainConfig) -> LosingWorker:
-    how = rollout_settings(settings, DeferralPolicy())
-    return LosingWorker(lost, LocalRolloutWorker(engine, ScriptedSandbox(lambda b: printed("1")), how))
+    episodes = rollout_settings(settings, DeferralPolicy())
+    return LosingWorker(lost, LocalRolloutWorker(engine, ScriptedSandbox(lambda b: printed("1")), episodes))
 
 
-def test_lost_episodes_are_counted_and_the_others_trained_on(tmp_path: Path, loop: BackgroundLoop) -> None:
+def test_lost_episodes_are_counted(tmp_path: Path, loop: BackgroundLoop) -> None:
     engine = LearningEngine({"question": [boxed(1), boxed(2)]})
     settings = config(tmp_path, group_size=4, mini_batch_samples=None)
     source = collector(settings, engine, loop, worker=losing(("s0",), engine, settings))
@@ -215,7 +211,7 @@ def test_lost_episodes_are_counted_and_the_others_trained_on(tmp_path: Path, loo
     assert collected.metrics.reduced(Accelerator(cpu=True))["samples/lost"] == 1 / 8
 
 
-def test_a_rollout_of_which_all_is_lost_is_an_error(tmp_path: Path, loop: BackgroundLoop) -> None:
+def test_rollout_without_episodes_is_an_error(tmp_path: Path, loop: BackgroundLoop) -> None:
     engine = LearningEngine({})
     source = collector(config(tmp_path), engine, loop, worker=losing(None, engine, config(tmp_path)))
     with pytest.raises(EngineError, match="all 8 episodes of rollout 0 were lost"):
@@ -226,14 +222,14 @@ async def where() -> tuple[asyncio.AbstractEventLoop, str]:
     return asyncio.get_running_loop(), threading.current_thread().name
 
 
-def test_all_work_runs_in_one_loop_in_another_thread() -> None:
+def test_background_loop_runs_in_one_thread() -> None:
     with BackgroundLoop() as loop:
         first, second = loop.run(where()), loop.run(where())
     assert first == second
     assert first[1] == "episodes"
 
 
-def test_an_exception_reaches_the_caller() -> None:
+def test_background_loop_raises_exception_in_caller() -> None:
     async def fail() -> None:
         raise ValueError("no")
 
@@ -241,7 +237,7 @@ def test_an_exception_reaches_the_caller() -> None:
         loop.run(fail())
 
 
-def test_an_interrupt_cancels_the_work_and_waits_for_its_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_cancels_coroutine_and_waits_for_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     running = threading.Event()
 
@@ -254,7 +250,7 @@ def test_an_interrupt_cancels_the_work_and_waits_for_its_clean_up(monkeypatch: p
             done.append("clean")
 
     class Interrupted:
-        """A future whose waiter is interrupted (Ctrl-C) once the work runs."""
+        """A future whose waiter is interrupted (Ctrl-C) while the coroutine runs."""
 
         def __init__(self, inner: object) -> None:
             self.inner = inner
@@ -274,7 +270,7 @@ def test_an_interrupt_cancels_the_work_and_waits_for_its_clean_up(monkeypatch: p
     assert done == ["clean"]
 
 
-def test_means_are_of_all_items_not_of_means() -> None:
+def test_means_are_over_items() -> None:
     means = Means()
     means.add("a", 1.0, 1.0)
     means.add("a", 9.0, 9.0)
@@ -284,7 +280,7 @@ def test_means_are_of_all_items_not_of_means() -> None:
     assert Means().reduced(alone) == {}
 
 
-def test_pairs_add_up_over_processes() -> None:
+def test_means_add_up_over_processes() -> None:
     means = Means()
     means.add("a", 1.0, 1.0)
     other = torch.tensor([[5.0, 2.0]])

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny model on a task that it can learn, with the real engine, judge and trainer."""
+"""Complete runs of a tiny model on a learnable task, with the real engine, reward and trainer."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_every_baseline_trains(tmp_path: Path, toy_checkpoint: Path, method: str
 
 
 @pytest.mark.parametrize("method", ["ih-grpo", "grpo-immediate"])
-def test_the_reward_goes_up(tmp_path: Path, toy_checkpoint: Path, method: str) -> None:
+def test_training_raises_reward(tmp_path: Path, toy_checkpoint: Path, method: str) -> None:
     settings = config(
         tmp_path / "run",
         toy_checkpoint,
@@ -109,11 +109,11 @@ def test_the_reward_goes_up(tmp_path: Path, toy_checkpoint: Path, method: str) -
     assert not (settings.run_dir / "README.md").exists()
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(tmp_path: Path, toy_checkpoint: Path) -> None:
+def test_full_disk_is_reported_and_leaves_no_partial_checkpoint(tmp_path: Path, toy_checkpoint: Path) -> None:
     settings = config(tmp_path / "run", toy_checkpoint, steps=1, save_every=1, save_rollouts=False)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        # No file may be as large as the weights: so it is on a disk without room for them.
+        # A limit on file sizes has the same effect as a full disk.
         size = (toy_checkpoint / "model.safetensors").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
         with pytest.raises(CheckpointError, match=r"cannot write .*checkpoint-1 .*: free some space"):
@@ -124,7 +124,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(tmp_path: Path, toy_c
     assert run(settings)[0].name == "checkpoint-1"
 
 
-def test_a_finished_run_goes_on_where_it_ended(tmp_path: Path, toy_checkpoint: Path) -> None:
+def test_finished_run_continues_with_more_steps(tmp_path: Path, toy_checkpoint: Path) -> None:
     short = config(tmp_path / "run", toy_checkpoint, steps=2)
     assert run(short)[0].name == "checkpoint-2"
     longer = short.model_copy(update={"steps": 4})
@@ -136,14 +136,14 @@ def test_a_finished_run_goes_on_where_it_ended(tmp_path: Path, toy_checkpoint: P
     assert_same_run(whole, longer, run(whole)[0], checkpoint)
 
 
-def test_a_run_does_not_go_on_under_other_settings(tmp_path: Path, toy_checkpoint: Path) -> None:
+def test_rejects_resuming_with_other_settings(tmp_path: Path, toy_checkpoint: Path) -> None:
     settings = config(tmp_path / "run", toy_checkpoint, steps=2)
     run(settings)
     with pytest.raises(ConfigError, match=r"learning_rate is 0\.5, but the run in"):
         run(settings.model_copy(update={"learning_rate": 0.5}))
 
 
-def test_tensorboard_has_the_curves(tmp_path: Path, toy_checkpoint: Path) -> None:
+def test_tensorboard_has_curves(tmp_path: Path, toy_checkpoint: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = config(tmp_path / "run", toy_checkpoint, steps=2, tensorboard=True)
@@ -157,7 +157,7 @@ def test_tensorboard_has_the_curves(tmp_path: Path, toy_checkpoint: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path, toy_checkpoint: Path) -> None:
+def test_killed_run_resumes_to_same_result(tmp_path: Path, toy_checkpoint: Path) -> None:
     whole = config(tmp_path / "whole", toy_checkpoint, steps=6)
     expected, _ = run(whole)
     killed = config(tmp_path / "killed", toy_checkpoint, steps=6)
@@ -180,7 +180,7 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path, toy_check
 def assert_same_run(
     one: TrainConfig, other: TrainConfig, checkpoint_one: Path, checkpoint_other: Path
 ) -> None:
-    """The same tokens in every rollout, and in the end the same weights."""
+    """Assert that both runs have the same tokens in every rollout and the same final weights."""
     names = sorted(path.name for path in (one.run_dir / "rollouts").iterdir())
     assert names == sorted(path.name for path in (other.run_dir / "rollouts").iterdir())
     for name in names:

@@ -36,7 +36,7 @@ def scored(reward: float | None = 1.0) -> ScoredSample:
     return ScoredSample(Problem(id="p1", question="1?", answer="1"), sample, reward, "correct", 0.5)
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_rollout_round_trips(tmp_path: Path) -> None:
     path = tmp_path / "rollout.parquet"
     write_rollout(path, 3, [scored(), scored(None)])
     [first, second] = read_rollout(path)
@@ -47,7 +47,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert second.reward is None
 
 
-def test_another_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_rejects_other_file_by_name(tmp_path: Path) -> None:
     missing, text, other = tmp_path / "none.parquet", tmp_path / "text.parquet", tmp_path / "other.parquet"
     text.write_text("no parquet")
     pq.write_table(pa.table({"prompt": ["1?"]}), other)
@@ -66,7 +66,7 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
-def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path: Path) -> None:
+def test_run_lock_excludes_second_process(tmp_path: Path) -> None:
     directory = tmp_path / "new" / "run"
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(directory)], stdout=subprocess.PIPE, text=True
@@ -86,7 +86,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("inside", ["", "/run"])
-def test_what_is_no_directory_is_told(tmp_path: Path, inside: str) -> None:
+def test_run_lock_rejects_file(tmp_path: Path, inside: str) -> None:
     file = tmp_path / "file"
     file.touch()
     with (

@@ -22,7 +22,7 @@ POLICY = DeferralPolicy(run_limit_s=7.0, max_episode_tokens=300)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("in-process", DockerSandbox), ("process", ProcessSandbox)])
-def test_the_pool_is_patient_and_no_larger_than_asked(name: str, kind: type) -> None:
+def test_pool_has_long_timeout_and_requested_size(name: str, kind: type) -> None:
     sandbox: Any = make_sandbox(RuntimeConfig.model_validate({"sandbox": name, "max_containers": 1}), POLICY)
     assert isinstance(sandbox, kind)
     settings = sandbox.settings
@@ -30,7 +30,7 @@ def test_the_pool_is_patient_and_no_larger_than_asked(name: str, kind: type) -> 
     assert settings.queue_timeout_s >= 600
 
 
-def test_a_runner_elsewhere(tmp_path: Path) -> None:
+def test_runner_sandbox(tmp_path: Path) -> None:
     secret = tmp_path / "token"
     secret.write_text("x" * 40 + "\n")
     secret.chmod(0o600)
@@ -38,7 +38,7 @@ def test_a_runner_elsewhere(tmp_path: Path) -> None:
     assert isinstance(make_sandbox(config, POLICY), RunnerClient)
 
 
-def test_the_engine_holds_an_episode_and_no_more(tiny_checkpoint: Path) -> None:
+def test_engine_context_fits_one_episode(tiny_checkpoint: Path) -> None:
     engine = make_engine(RuntimeConfig(engine_slots=3), tiny_checkpoint, POLICY, "cpu")
     assert engine.context_length == 300
 
@@ -54,20 +54,20 @@ def training_config(tmp_path: Path) -> TrainConfig:
     return TrainConfig(model="m", data=(str(path), "quickstart:3"), run_dir=tmp_path / "run")
 
 
-def test_prompts_that_leave_no_room_are_left_out_and_told(tmp_path: Path) -> None:
+def test_skips_and_reports_too_long_prompts(tmp_path: Path) -> None:
     policy = DeferralPolicy(prompt="brief-v1", max_episode_tokens=300)
     data = load_training_set(training_config(tmp_path), CharTokenizer(), policy)
     assert (len(data.problems), data.too_long, data.without_answer) == (4, 1, 1)
     assert str(data) == "4 problems (skipped: 1 too long, 1 without an answer, 0 with a bad gold answer)"
 
 
-def test_a_model_without_the_marker_is_refused(tmp_path: Path) -> None:
+def test_rejects_model_without_marker(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no token '<run>'"):
         load_training_set(training_config(tmp_path), CharTokenizer(), DeferralPolicy(marker="<run>"))
 
 
-async def test_what_was_started_is_stopped_where_the_rest_does_not_start() -> None:
-    told: list[str] = []
+async def test_failed_start_stops_started_parts() -> None:
+    events: list[str] = []
 
     class Part:
         def __init__(self, name: str, *, works: bool) -> None:
@@ -76,17 +76,17 @@ async def test_what_was_started_is_stopped_where_the_rest_does_not_start() -> No
         async def start(self) -> None:
             if not self.works:
                 raise SandboxError(self.name)
-            told.append(f"{self.name} started")
+            events.append(f"{self.name} started")
 
         async def stop(self) -> None:
-            told.append(f"{self.name} stopped")
+            events.append(f"{self.name} stopped")
 
     engine: Any = Part("engine", works=False)
     sandbox: Any = Part("sandbox", works=True)
     with pytest.raises(SandboxError, match="engine"):
         async with AsyncExitStack() as stack:
             await start_all(stack, sandbox, engine)
-    assert told == ["sandbox started", "engine stopped", "sandbox stopped"]
+    assert events == ["sandbox started", "engine stopped", "sandbox stopped"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ async def test_what_was_started_is_stopped_where_the_rest_does_not_start() -> No
         ("float32", "cuda", True, "float32"),
     ],
 )
-def test_rollouts_on_a_cpu_are_in_float32_unless_asked_otherwise(
+def test_cpu_rollouts_default_to_float32(
     dtype: Literal["auto", "float32", "bfloat16"], device: str, has_gpu: bool, expected: str
 ) -> None:
     with patch("torch.cuda.is_available", lambda: has_gpu):

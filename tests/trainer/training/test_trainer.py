@@ -48,7 +48,7 @@ def row(
 
 
 class FixedRows:
-    """Gives the same rows again and again, and remembers the weights that it was shown."""
+    """Source that returns the same rows each time and records the weights."""
 
     fingerprint = "fixed"
 
@@ -82,7 +82,7 @@ GOOD = row([10, 20, 30, 40], 1.0)
 BAD = row([50, 60], -1.0)
 
 
-def test_a_step_makes_good_samples_likelier_and_bad_ones_less(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_step_raises_good_samples_and_lowers_bad_ones(tmp_path: Path, tiny_checkpoint: Path) -> None:
     trainer = make_trainer(config(tmp_path, tiny_checkpoint), FixedRows(GOOD, BAD))
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     good, bad = log_probs(trainer.model, GOOD.sample).sum(), log_probs(trainer.model, BAD.sample).sum()
@@ -118,7 +118,7 @@ def test_micro_batches_do_not_change_the_result(tmp_path: Path, tiny_checkpoint:
         torch.testing.assert_close(other, results[0], atol=1e-6, rtol=1e-4)
 
 
-def test_each_rollout_gets_its_number_and_the_new_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_each_rollout_gets_number_and_new_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
     source = FixedRows(GOOD, BAD)
     make_trainer(config(tmp_path, tiny_checkpoint, steps=3, save_every=3), source).train()
     assert source.indices == [0, 1, 2]
@@ -126,7 +126,7 @@ def test_each_rollout_gets_its_number_and_the_new_weights(tmp_path: Path, tiny_c
     assert not torch.equal(source.weights[0][name], source.weights[1][name])
 
 
-def test_several_updates_share_a_rollout(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_several_updates_use_one_rollout(tmp_path: Path, tiny_checkpoint: Path) -> None:
     source = FixedRows(GOOD, BAD, GOOD, BAD)
     settings = config(
         tmp_path, tiny_checkpoint, steps=4, save_every=4, mini_batch_samples=2, micro_batch_samples=1
@@ -138,7 +138,7 @@ def test_several_updates_share_a_rollout(tmp_path: Path, tiny_checkpoint: Path) 
 
 
 @pytest.mark.parametrize("rows", [(), (row([10, 20], math.nan), BAD)], ids=["no rows", "a NaN"])
-def test_a_step_without_a_usable_gradient_is_skipped_and_counted(
+def test_step_without_usable_gradient_is_skipped(
     tmp_path: Path, tiny_checkpoint: Path, rows: tuple[Row, ...]
 ) -> None:
     class ThenGood(FixedRows):
@@ -147,7 +147,7 @@ def test_a_step_without_a_usable_gradient_is_skipped_and_counted(
             return super().collect(index, weights)
 
     source = ThenGood()
-    # Momentum from step 0 would move the weights in step 1 if its gradients were zero instead of absent.
+    # Momentum from step 0 would change the weights in step 1 if gradients were zero instead of None.
     trainer = make_trainer(config(tmp_path, tiny_checkpoint, steps=3, save_every=3, weight_decay=0.1), source)
     trainer.train()
     assert trainer.skipped_steps == 2
@@ -155,7 +155,7 @@ def test_a_step_without_a_usable_gradient_is_skipped_and_counted(
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
 
-def test_a_checkpoint_has_all_that_serving_needs(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_checkpoint_has_all_files_for_serving(tmp_path: Path, tiny_checkpoint: Path) -> None:
     trainer = make_trainer(config(tmp_path, tiny_checkpoint), FixedRows(GOOD, BAD))
     trainer.train()
     checkpoint = latest(tmp_path / "checkpoints")
@@ -174,7 +174,7 @@ def test_a_checkpoint_has_all_that_serving_needs(tmp_path: Path, tiny_checkpoint
     torch.testing.assert_close(served.state_dict(), trainer.model.state_dict(), rtol=0, atol=0)
 
 
-def test_a_tokenizer_without_the_marker_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_rejects_tokenizer_without_marker(tmp_path: Path, tiny_checkpoint: Path) -> None:
     settings = config(tmp_path, tiny_checkpoint)
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)

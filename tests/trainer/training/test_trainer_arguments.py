@@ -15,7 +15,7 @@ def config(tmp_path: Path, **changes: Any) -> TrainConfig:
     return TrainConfig.model_validate({**values, **changes})
 
 
-def test_a_recipe_in_the_words_of_trl(tmp_path: Path) -> None:
+def test_recipe_maps_to_trl_arguments(tmp_path: Path) -> None:
     arguments = grpo_arguments(config(tmp_path, micro_batch_samples=8, mini_batch_samples=64))
     assert arguments.per_device_train_batch_size == 8
     assert arguments.gradient_accumulation_steps == 8
@@ -24,9 +24,7 @@ def test_a_recipe_in_the_words_of_trl(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_weights_and_biases_is_an_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
-) -> None:
+def test_wandb_needs_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,

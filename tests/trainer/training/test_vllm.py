@@ -1,4 +1,4 @@
-"""Training with a real vLLM server as the generator, on the CPU."""
+"""Training with a real vLLM server for sampling, on the CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads of a size that vLLM has kernels for. Not tied: on the CPU it keeps a tied head over a reload."""
+    """Checkpoint with a head size that vLLM supports. Untied: on the CPU vLLM keeps a tied head on reload."""
     directory = tmp_path_factory.mktemp("toy")
     return make_toy_checkpoint(directory, head_dim=32, tie_word_embeddings=False)
 
@@ -71,7 +71,7 @@ def url(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("transfer", ["files", "gloo"])
-def test_the_server_samples_with_each_steps_weights(
+def test_server_samples_with_weights_of_each_step(
     tmp_path: Path, checkpoint: Path, url: str, transfer: str
 ) -> None:
     weights = tmp_path / "weights" if transfer == "files" else None
@@ -84,7 +84,7 @@ def test_the_server_samples_with_each_steps_weights(
         assert httpx.get(f"{url}/weight_info").json() == {"weight_version": "rollout-7"}
 
 
-def test_the_server_says_what_it_does_not_take(url: str) -> None:
+def test_server_reports_rejected_weights(url: str) -> None:
     servers = VLLMServers([url], None)
     assert servers.world_size() == 1
     with pytest.raises(WeightSyncError, match=r"/init_weight_transfer_engine answered 500"):

@@ -1,4 +1,4 @@
-"""Weights over gloo, to workers that live in threads here."""
+"""Weight transfer over gloo, with workers in threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.weight_sync.senders import GlooGroup, GlooSender, WeightSource, Wei
 
 
 class Workers:
-    """What vLLM's workers do, without vLLM. ``trouble`` names the step that fails."""
+    """Fake of vLLM's workers. ``trouble`` names the step that fails."""
 
     def __init__(self, count: int, trouble: str = "") -> None:
         self._count, self._trouble = count, trouble
@@ -76,7 +76,7 @@ def weights(seed: int) -> Mapping[str, Tensor]:
     }
 
 
-def test_every_worker_gets_every_tensor_at_each_sending() -> None:
+def test_every_worker_receives_every_tensor() -> None:
     workers, source = Workers(2), WeightSource()
     sender = GlooSender(workers, source, "127.0.0.1")
     for seed in (0, 1):
@@ -88,13 +88,13 @@ def test_every_worker_gets_every_tensor_at_each_sending() -> None:
     assert workers.steps == ["init", *2 * ["start", "update", "finish"]]
 
 
-def test_workers_that_do_not_join_are_not_waited_for() -> None:
+def test_does_not_wait_for_workers_that_fail_to_join() -> None:
     with pytest.raises(WeightSyncError, match="can't init"):
         GlooSender(Workers(1, "init"), WeightSource(), "127.0.0.1")
 
 
 @pytest.mark.parametrize("step", ["start", "update", "finish"])
-def test_workers_that_fail_are_not_waited_for(step: str) -> None:
+def test_does_not_wait_for_failed_workers(step: str) -> None:
     source = WeightSource()
     source.weights = weights(0)
     sender = GlooSender(Workers(1, step), source, "127.0.0.1")
@@ -102,7 +102,7 @@ def test_workers_that_fail_are_not_waited_for(step: str) -> None:
         sender.send_weights()
 
 
-def test_vllms_own_senders_need_vllm() -> None:
+def test_nccl_and_ipc_need_vllm() -> None:
     pytest.importorskip("torch")
     try:
         import vllm  # noqa: F401

@@ -1,4 +1,4 @@
-"""What vLLM's servers are asked, in which order."""
+"""Requests to vLLM servers and their order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = {"a": 2, "b": 1}
 
 
 class Fleet:
-    """Servers by host, which answer as vLLM 0.32 does, and remember what they were asked."""
+    """Fake servers by host that answer like vLLM 0.32 and record requests."""
 
     def __init__(self, **answers: httpx.Response) -> None:
         self.asked: list[tuple[str, str, Any]] = []
@@ -50,7 +50,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def test_each_servers_workers_have_ranks_of_their_own(servers: Any) -> None:
+def test_workers_of_each_server_have_distinct_ranks(servers: Any) -> None:
     fleet = Fleet()
     control = servers(fleet)
     assert control.world_size() == 3
@@ -80,7 +80,7 @@ def sink(control: VLLMServers, model_dir: Any, monkeypatch: pytest.MonkeyPatch) 
     return TransferSink("gloo", control, model_dir, host="127.0.0.1", shared=True)
 
 
-async def test_a_server_is_held_while_it_takes_the_weights(
+async def test_server_is_paused_during_transfer(
     servers: Any, tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = Fleet()
@@ -93,7 +93,7 @@ async def test_a_server_is_held_while_it_takes_the_weights(
     ]  # fmt: skip
     info = asked["/update_weights"]["update_info"]
     assert "model.embed_tokens.weight" in info["names"]
-    assert "lm_head.weight" not in info["names"]  # tied: once
+    assert "lm_head.weight" not in info["names"]  # tied weights are sent once
     assert info["shapes"][0] == list(weights["model.embed_tokens.weight"].shape)
     assert set(info["dtype_names"]) == {"float32"}
     assert asked["/finish_weight_update"] == {"weight_version": "rollout-4"}
@@ -104,7 +104,7 @@ async def test_a_server_is_held_while_it_takes_the_weights(
     ("pause", httpx.Response(404, text="no"), "404 .start vLLM with VLLM_SERVER_DEV_MODE=1"),
     ("reset_prefix_cache", httpx.Response(200, json={"success": False}), "could not drop its prefix cache"),
 ])  # fmt: skip
-async def test_a_server_that_failed_is_not_resumed(
+async def test_failed_server_is_not_resumed(
     servers: Any, tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch, path: str, answer: Any, message: str
 ) -> None:
     fleet = Fleet(**{path: answer})
@@ -113,5 +113,5 @@ async def test_a_server_that_failed_is_not_resumed(
     assert "/resume" not in [path for path, _ in fleet.of("a")]
 
 
-def test_this_hosts_address_is_that_of_the_way_there() -> None:
+def test_address_is_on_route_to_server() -> None:
     assert address_towards("http://127.0.0.1:8000/v1") == "127.0.0.1"

@@ -1,4 +1,4 @@
-"""Each rollout's weights on their way to servers."""
+"""Weight sinks, with fake and real servers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def new_weights() -> dict[str, Tensor]:
 
 
 class Target:
-    """Remembers what it was told to load."""
+    """Target that records loaded checkpoints."""
 
     def __init__(self) -> None:
         self.loaded: list[Path] = []
@@ -45,7 +45,7 @@ class Target:
         self.loaded.append(checkpoint)
 
 
-async def test_the_weights_are_a_whole_checkpoint_of_which_one_is_kept(
+async def test_weights_are_written_as_checkpoint_and_old_one_removed(
     tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     target = Target()
@@ -62,7 +62,7 @@ async def test_the_weights_are_a_whole_checkpoint_of_which_one_is_kept(
     torch.testing.assert_close(dict(read), new_weights(), atol=0, rtol=0)
 
 
-async def test_weights_go_in_the_dtype_of_the_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
+async def test_weights_have_dtype_of_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
     model = make_checkpoint(tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
@@ -72,8 +72,8 @@ async def test_weights_go_in_the_dtype_of_the_model(tmp_path: Path, tiny_checkpo
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
 
 
-async def test_a_server_of_ours_follows(tmp_path: Path) -> None:
-    """Its next answer is what a server of the new weights says."""
+async def test_ih_grpo_server_reloads(tmp_path: Path) -> None:
+    """The next answer must be that of a server with the new weights."""
     answers = []
     for seed in (0, 1):
         checkpoint = make_checkpoint(tmp_path / f"seed-{seed}", seed=seed)
@@ -97,13 +97,13 @@ async def test_a_server_of_ours_follows(tmp_path: Path) -> None:
     assert answers[0] != answers[1] == followed
 
 
-async def test_a_server_that_is_away_is_named() -> None:
+async def test_names_unreachable_server() -> None:
     with pytest.raises(WeightSyncError, match=r"http://127\.0\.0\.1:9/admin/reload: ConnectError"):
         await IHGRPOReload("http://127.0.0.1:9", None).load(Path("x"))
 
 
 class VLLM:
-    """Answers as vLLM's routes for development do, and remembers what it was asked."""
+    """Fake of vLLM's development routes that records requests."""
 
     def __init__(self, answers: Mapping[str, httpx.Response]) -> None:
         self.asked: list[str] = []
@@ -120,7 +120,7 @@ class VLLM:
     ({"/collective_rpc": httpx.Response(404, text="no")}, "404 .start vLLM with VLLM_SERVER_DEV_MODE=1"),
     ({"/collective_rpc": httpx.Response(500, text="shapes")}, "answered 500: shapes"),
 ])  # fmt: skip
-async def test_a_vllm_server_is_stopped_loaded_and_set_going_again(
+async def test_vllm_server_is_paused_reloaded_and_resumed(
     monkeypatch: pytest.MonkeyPatch, answers: Mapping[str, httpx.Response], message: str | None
 ) -> None:
     server = VLLM(answers)

@@ -29,7 +29,7 @@ from trainer.quickstart.problems.expressions import (
 
 
 def calculation(rng: Random) -> PracticeProblem:
-    """An expression in symbols or in words, or a command that spells one out."""
+    """Return a question for an expression in symbols or words, or for a command."""
     kind = rng.random()
     if kind < 0.15:
         return _command(rng)
@@ -76,7 +76,7 @@ def _pair(rng: Random) -> tuple[Number, Number]:
 
 
 def _command(rng: Random) -> PracticeProblem:
-    """``add 3 to 4``."""
+    """Return a question such as ``add 3 to 4``."""
     a, b = _pair(rng)
     sign = rng.choice("++--**/")
     if sign == "/" and b.value == 0:
@@ -127,7 +127,7 @@ def _command(rng: Random) -> PracticeProblem:
 
 
 def _noun(rng: Random) -> PracticeProblem:
-    """``the sum of 3 and 4``, ``half of 10``."""
+    """Return a question such as ``the sum of 3 and 4`` or ``half of 10``."""
     a, b = _pair(rng)
     the = rng.choice(("the ", "the ", ""))
     sign, form = rng.choice(
@@ -145,7 +145,7 @@ def _noun(rng: Random) -> PracticeProblem:
 
 
 def scaled(rng: Random) -> PracticeProblem:
-    """Half, double, a percentage."""
+    """Return a question for a half, a multiple or a percentage."""
     a = number(rng, spelled=True, largest=8)
     form, code = rng.choice(
         (("half of {a}", "{n} / 2"), ("half {a}", "{n} / 2"), ("a half of {a}", "{n} / 2"), ("double {a}",
@@ -166,7 +166,7 @@ def scaled(rng: Random) -> PracticeProblem:
 
 
 def _evaluated(code: str) -> int | str:
-    """The value of ``a op b [op c]`` with numbers only, from left to right."""
+    """Return the value of ``a op b [op c]``, evaluated from left to right."""
     first, *rest = code.split(" ")
     value: float = _parsed(first)
     for sign, operand in zip(rest[::2], rest[1::2], strict=True):
@@ -179,7 +179,7 @@ def _parsed(text: str) -> float:
 
 
 def power(rng: Random) -> PracticeProblem:
-    """Squares, cubes, powers."""
+    """Return a question for a square, cube or power."""
     kind = rng.random()
     if kind < 0.5:
         exponent = rng.choice((2, 2, 3))
@@ -233,7 +233,7 @@ def factorial(rng: Random) -> PracticeProblem:
 
 
 def factorial_quotient(rng: Random) -> PracticeProblem:
-    """``17!/15!`` and the like, alone or with one more step."""
+    """Return a question such as ``17!/15!``, alone or with one more step."""
     a = rng.randint(3, 40)
     b = rng.randint(1, a)
     gap = rng.choice(("", "", " "))

@@ -41,7 +41,7 @@ class PracticeProblem:
     earlier: tuple[tuple[str, str], ...] = ()
     """Earlier (question, reply) pairs of the conversation."""
     system: str = ""
-    """The system message, if any."""
+    """The system message; empty for none."""
     has_instruction: bool = True
     """False for a request without deferral: its prompt has no instruction, and no code runs."""
 
@@ -81,5 +81,5 @@ def one_block_problem(
 
 
 def as_answer(value: float) -> int | str:
-    """The line that Python prints for ``value``."""
+    """Return the answer as Python prints it."""
     return value if isinstance(value, int) else str(value)

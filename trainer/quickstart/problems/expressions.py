@@ -1,4 +1,4 @@
-"""Random arithmetic expressions: as a person types or says them, as Python, and their value."""
+"""Random arithmetic expressions: in symbols, in words, as Python code, and their value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PYTHON: Final = {"+": " + ", "-": " - ", "*": " * ", "/": " / ", "//": " // ", 
 class Number:
     value: Value
     text: str
-    """As the person writes it: ``1,234``."""
+    """The number as written in the question, such as ``1,234``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ Node = Number | Factorial | Operation
 
 
 def value_of(node: Node) -> Value:
-    """The value.
+    """Return the value of ``node``.
 
     Raises:
-        ArithmeticError: a division by zero, or a result that is out of all proportion.
+        ArithmeticError: a division by zero, or too large a result.
     """
     match node:
         case Number(value):
@@ -65,8 +65,9 @@ def value_of(node: Node) -> Value:
 
 
 def render(node: Node, signs: dict[str, str], factorial: str) -> str:
-    """``node`` with ``signs`` between operands and ``factorial`` for a factorial, ``{}`` being its operand.
+    """Return ``node`` as text.
 
+    ``signs`` are written between operands; ``factorial`` is a format string with ``{}`` for the operand.
     Numbers are written in plain digits if ``signs`` are Python's.
     """
     if isinstance(node, Number):
@@ -87,7 +88,7 @@ def render(node: Node, signs: dict[str, str], factorial: str) -> str:
 
 
 def python(node: Node) -> str:
-    """``node`` as Python; a factorial needs ``math``."""
+    """Return ``node`` as Python code. A factorial needs ``math``."""
     return render(node, _PYTHON, "math.factorial({})")
 
 
@@ -98,16 +99,16 @@ def has_factorial(node: Node) -> bool:
 
 
 def has_parentheses(node: Node) -> bool:
-    """Whether its text has parentheses, needed ones included."""
+    """Return True if the text of ``node`` has parentheses."""
     return "(" in render(node, _PYTHON, "{}")
 
 
 def size(rng: Random, largest: int = 12) -> int:
-    """A positive whole number of 1 to ``largest`` digits, mostly a small one."""
+    """Return a positive whole number of 1 to ``largest`` digits, mostly a small one."""
     digits = rng.choice((1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8, 10, 12))
     digits = min(digits, largest)
     value = rng.randrange(10 ** (digits - 1), 10**digits)
-    if digits > 1 and rng.random() < 0.12:  # round numbers, which people like
+    if digits > 1 and rng.random() < 0.12:  # round numbers are common in real questions
         value -= value % 10 ** rng.randint(1, digits - 1)
     return value
 
@@ -124,10 +125,11 @@ def number(rng: Random, *, spelled: bool = False, largest: int = 12) -> Number:
 
 
 def expression(rng: Random, *, spelled: bool = False) -> Node:
-    """A random expression of 2 to 6 operands with a value that can be shown.
+    """Return a random expression of 2 to 6 operands with a printable value.
 
     Args:
-        spelled: For an expression in words: no parentheses, no factorials, small numbers in words.
+        rng: source of randomness.
+        spelled: for an expression in words: no parentheses, no factorials, small numbers in words.
     """
     while True:
         operands = rng.choice((2, 2, 2, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6))
@@ -155,12 +157,12 @@ def _tree(rng: Random, operands: int, spelled: bool, depth: int = 0) -> Node:
     braces = depth > 0 and not spelled and rng.random() < 0.3
     first, second = (_tree(rng, n, spelled, depth + 1) for n in (left, operands - left))
     if sign == "/" and isinstance(first, Factorial) and isinstance(second, Factorial):
-        # Exact, as a quotient of factorials is whole if the first is the larger one.
+        # Exact: the quotient of a larger by a smaller factorial is whole.
         first, second = sorted((first, second), key=lambda f: -f.of.value)
         sign = "//"
     elif sign == "/" and isinstance(first, Number) and isinstance(second, Number) and rng.random() < 0.5:
         a, b = first.value, second.value
-        if isinstance(a, int) and isinstance(b, int):  # a quotient that is whole
+        if isinstance(a, int) and isinstance(b, int):  # makes the quotient whole
             first = Number(a * max(b, 1), written(a * max(b, 1), rng))
     return Operation(sign, first, second, in_parentheses=braces)
 
@@ -197,7 +199,7 @@ _SPOKEN: Final = {
 
 
 def in_symbols(node: Node, rng: Random) -> str:
-    """``node`` as a person types it. A quotient of factorials is written with a plain slash."""
+    """Return ``node`` in symbols, as typed by a person. Quotients of factorials have a plain slash."""
     gap = rng.choice(("", "", " ", " ", " ", "  ") if rng.random() < 0.97 else ("\t", " "))
     signs = {}
     for name, symbols in _SYMBOLS.items():
@@ -212,6 +214,6 @@ def in_symbols(node: Node, rng: Random) -> str:
 
 
 def in_speech(node: Node, rng: Random) -> str:
-    """``node`` in words."""
+    """Return ``node`` in words."""
     signs = {name: f" {rng.choice(ways)} " for name, ways in _SPOKEN.items()}
     return render(node, signs, "{} factorial")

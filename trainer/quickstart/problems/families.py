@@ -11,7 +11,7 @@ CLOSINGS: Final = ("The answer is {}.", "So the answer is {}.", "This gives {}."
 
 
 def parity(rng: Random) -> PracticeProblem:
-    """Two flushes: the remainder that was read decides what is added or taken away."""
+    """Two flushes: the printed remainder decides which factor is used."""
     a, b, c, d = number(rng, 4, 8), number(rng, 4, 8), number(rng, 4, 7), number(rng, 4, 7)
     text = rng.choice(
         (
@@ -34,7 +34,7 @@ def parity(rng: Random) -> PracticeProblem:
 
 
 def larger(rng: Random) -> PracticeProblem:
-    """Two flushes: the comparison that was read decides which product goes on."""
+    """Two flushes: the printed comparison decides which product is used."""
     a, b, c, d, e = (number(rng, 4, 6) for _ in range(5))
     if rng.random() < 0.5:
         a, b, c, d = c, d, a, b
@@ -59,10 +59,10 @@ def larger(rng: Random) -> PracticeProblem:
 
 
 def guarded_division(rng: Random) -> PracticeProblem:
-    """In half of the problems the divisor is 0: the error line decides the next step."""
+    """In half of the problems the divisor is 0, and the error line decides the next step."""
     c, k = number(rng, 3, 5), rng.randint(2, 9)
     zero = rng.random() < 0.5
-    # b * k = c * k2 with different factors, so that it is not seen at a glance.
+    # 0 as a difference of products with different factors, so that it is not obvious.
     x, y = (c * k, k * 11) if zero else (number(rng, 4, 6), rng.randint(20, 99))
     a, other, divisor = number(rng, 11, 13), number(rng, 4, 7), x * 11 - c * y
     text = rng.choice(
@@ -98,7 +98,7 @@ def common_divisor(rng: Random) -> PracticeProblem:
 
 
 def common_multiple(rng: Random) -> PracticeProblem:
-    """The first try forgets the import: a NameError each time, then mended."""
+    """The first attempt lacks an import and ends with a NameError; the second one fixes it."""
     a, b = number(rng, 4, 7), number(rng, 4, 7)
     text = rng.choice(
         (
@@ -138,7 +138,7 @@ def divisor_sum(rng: Random) -> PracticeProblem:
 
 
 def multiples(rng: Random) -> PracticeProblem:
-    """Counting one by one runs into the time limit each time; then division does it."""
+    """The first attempt counts and exceeds the time limit; the second one divides."""
     k, n = number(rng, 2, 4), number(rng, 11, 13)
     text = rng.choice(
         (
@@ -155,7 +155,7 @@ def multiples(rng: Random) -> PracticeProblem:
 
 
 def math_gcd(a: int, b: int) -> int:
-    """Euclid's own, so that an answer does not come from the code it is compared with."""
+    """Euclid's algorithm, independent of the code in the plan, so that the answer is a real check."""
     while b:
         a, b = b, a % b
     return a
@@ -219,7 +219,8 @@ def power_digits(rng: Random) -> PracticeProblem:
 
 
 def product_digits(rng: Random) -> PracticeProblem:
-    """The first try adds up a number instead of its digits: a TypeError each time, then mended."""
+    """The first attempt sums a number instead of its digits and ends with a TypeError; the second one fixes
+    it."""
     a, b = number(rng, 5, 9), number(rng, 5, 9)
     text = rng.choice(
         (

@@ -41,7 +41,7 @@ def prime(rng: Random) -> PracticeProblem:
 
 
 def _is_prime(n: int) -> bool:
-    """Miller's test with the bases that decide every n below 3.4e14."""
+    """Return True if n is prime: Miller's test with bases that are sufficient for n below 3.4e14."""
     if n < 2:
         return False
     bases = (2, 3, 5, 7, 11, 13, 17)
@@ -55,7 +55,7 @@ def _is_prime(n: int) -> bool:
 
 
 def divisible(rng: Random) -> PracticeProblem:
-    """Even, odd, or a multiple of another number."""
+    """Return a question whether a number is even, odd or a multiple of another number."""
     n = size(rng, 9)
     shown = written(n, rng)
     if rng.random() < 0.6:
@@ -112,7 +112,7 @@ def divisor(rng: Random) -> PracticeProblem:
 
 
 def multiple(rng: Random) -> PracticeProblem:
-    """The first try forgets the import, as for the larger problems."""
+    """Return a question for a least common multiple. The first attempt of the plan lacks an import."""
     a, b = size(rng, 5), size(rng, 5)
     name = rng.choice(("lcm", "least common multiple", "lowest common multiple", "smallest common multiple"))
     plan = (
@@ -146,7 +146,7 @@ def _gcd(a: int, b: int) -> int:
 
 
 def digit_sum(rng: Random) -> PracticeProblem:
-    """The digits of a number, of a product or of a power."""
+    """Return a question about the digits of a number, product or power."""
     kind = rng.random()
     if kind < 0.5:
         n = size(rng, 12)
@@ -205,7 +205,7 @@ def digit_sum(rng: Random) -> PracticeProblem:
 
 
 def divisors(rng: Random) -> PracticeProblem:
-    """The sum or the count of the divisors of a number."""
+    """Return a question for the sum or number of divisors."""
     n = size(rng, 5)
     shown = written(n, rng)
     found = [d for d in range(1, n + 1) if n % d == 0]

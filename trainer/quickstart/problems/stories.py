@@ -20,7 +20,7 @@ from trainer.quickstart.vocabulary import NAMES, NOUNS, made_up_word
 
 
 def ranges(rng: Random) -> PracticeProblem:
-    """Sums over ``a`` to ``b``: the numbers themselves, their squares or cubes."""
+    """Return a question for a sum of numbers, squares or cubes over a range."""
     a = 1 if rng.random() < 0.5 else size(rng, 4)
     b = a + size(rng, 3)
     what, exponent = rng.choice(
@@ -68,7 +68,7 @@ def ranges(rng: Random) -> PracticeProblem:
 
 
 def chain(rng: Random) -> PracticeProblem:
-    """Steps one after another, each of them a block that waits; the last one runs all."""
+    """Return a chain of steps. Each step is a delayed block; the last block runs all."""
     start = number(rng, spelled=True, largest=6)
     forms = {
         "+": ("add {}", "then add {}", "plus {}", "increase it by {}", "and add {}"),
@@ -126,7 +126,7 @@ def chain(rng: Random) -> PracticeProblem:
 
 
 def story(rng: Random) -> PracticeProblem:
-    """A sentence or two about things that are counted."""
+    """Return a short word problem about counted things."""
     who = rng.choice(
         (*NAMES, "i", "my friend", "a farmer", "the teacher", "she", "he", "we", made_up_word(rng).title())
     )
@@ -212,7 +212,7 @@ def story(rng: Random) -> PracticeProblem:
                 f"{many} are still there",
             )
         )
-        # The larger one first, whichever is named first.
+        # The larger number first, independent of the order in the text.
         code, answer = f"{a} - {b}", a - b
     elif kind == "share":
         k = rng.randint(2, 40)

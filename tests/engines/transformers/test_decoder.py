@@ -42,7 +42,7 @@ def make_runner(model: PreTrainedModel, directory: Path) -> ModelRunner:
 def test_matches_transformers(
     tmp_path: Path, make: Callable[..., PreTrainedModel], options: dict[str, Any]
 ) -> None:
-    """In float32, over steps of chunks, of single tokens and of both, in slots that lie apart."""
+    """In float32, over steps with chunks, single tokens and both, in slots that are not adjacent."""
     model = make(make_tokenizer(), **options)
     theirs = make_runner(model, tmp_path)
     with (

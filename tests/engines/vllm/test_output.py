@@ -11,7 +11,7 @@ from service.engines.vllm.engine import to_sampled_tokens
 
 
 def output(ids: list[int], positions: list[list[tuple[int, float]]] | None, reason: str | None = None) -> Any:
-    """Shaped as vLLM's RequestOutput with FlatLogprobs."""
+    """Return an object like vLLM's RequestOutput with FlatLogprobs."""
     flat = None
     if positions is not None:
         flat = SimpleNamespace(start_indices=[], end_indices=[], token_ids=[], logprobs=[])
@@ -33,9 +33,9 @@ def output(ids: list[int], positions: list[list[tuple[int, float]]] | None, reas
 def test_sampled_token_may_be_among_the_top_logprobs(
     again: list[tuple[int, float]],
 ) -> None:
-    said = output([5, 6], [again, [(6, -4.0), (9, -0.2), (7, -2.5)]], "stop")
-    piece = to_sampled_tokens(said, False, 2)
-    assert piece == SampledTokens(
+    request_output = output([5, 6], [again, [(6, -4.0), (9, -0.2), (7, -2.5)]], "stop")
+    tokens = to_sampled_tokens(request_output, False, 2)
+    assert tokens == SampledTokens(
         [5, 6],
         [-0.1, -4.0],
         ((TopLogprob(5, -0.1), TopLogprob(7, -2.0)), (TopLogprob(9, -0.2), TopLogprob(7, -2.5))),

@@ -40,7 +40,7 @@ async def test_upgrade_offer_is_served_as_http_1(chunked: bool) -> None:
         host, port = served.url.removeprefix("http://").split(":")
         for cut in (0, 30, len(offered) - len(BODY) - 20, len(offered) - 10):
             reader, writer = await asyncio.open_connection(host, int(port))
-            # On one connection: the offer twice, a request without it, and one without a body.
+            # On one connection: two requests with the offer, one without it, and one without a body.
             for request in (offered, offered, plain, get):
                 writer.write(request[:cut])
                 await writer.drain()

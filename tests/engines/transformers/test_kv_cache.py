@@ -27,7 +27,8 @@ def test_capacity_doubles_and_keeps_content() -> None:
     cache.reserve(257)
     assert cache.capacity == 512
     cache.reserve(900)
-    assert cache.capacity == 1008  # not 1,024: no sequence gets longer than 1,000, rounded up to 16
+    # Not 1,024: sequences have at most 1,000 tokens, rounded up to a multiple of 16.
+    assert cache.capacity == 1008
     stored, values = read(cache, 1, 5)
     assert torch.equal(stored, keys)
     assert torch.equal(values, -keys)

@@ -27,7 +27,7 @@ def whole(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
 
 
 class Counting:
-    """A tokenizer that counts what it is asked."""
+    """A tokenizer that counts its calls."""
 
     def __init__(self) -> None:
         self._tokenizer = backend()

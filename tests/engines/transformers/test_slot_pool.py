@@ -18,7 +18,7 @@ def test_common_prefix_matches_a_loop(shared: list[int], a: list[int], b: list[i
 
 
 def run(pool: SlotPool, tokens: list[int]) -> Slot:
-    """One sequence from claim to release, all of it computed."""
+    """Run one sequence from allocation to release."""
     claim = pool.claim(tokens)
     assert claim is not None
     claim.slot.length = len(tokens)

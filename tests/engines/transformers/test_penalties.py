@@ -21,10 +21,10 @@ def adjusted(prompt: list[int], sampled: list[int], **options: object) -> list[f
     [
         ({"presence_penalty": 0.25}, [1.0, -1.25, 1.75, 0.5]),
         ({"frequency_penalty": 0.25}, [1.0, -1.25, 1.5, 0.5]),
-        # The prompt counts for the repetition penalty alone; negative logits are made smaller too.
+        # The prompt counts only for the repetition penalty, which also lowers negative logits.
         ({"repetition_penalty": 2.0}, [0.5, -2.0, 1.0, 0.5]),
         ({"logit_bias": ((3, 5.0), (0, -100.0))}, [-99.0, -1.0, 2.0, 5.5]),
-        # Bias first: the penalty halves what it left.
+        # The bias is applied first; the penalty halves the result.
         ({"logit_bias": ((0, 1.0),), "repetition_penalty": 2.0}, [1.0, -2.0, 1.0, 0.5]),
     ],
 )

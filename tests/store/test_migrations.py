@@ -1,4 +1,4 @@
-"""The store's schema, brought up from what older versions left."""
+"""Schema upgrades from databases of older versions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _drop(connection: Connection) -> None:
 
 
 def _revisions(tmp_path: Path, *sources: str) -> str:
-    """This version's revisions, and later ones."""
+    """Migrations of this version plus later ones."""
     folder = tmp_path / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", folder)
     for number, source in enumerate(sources):
@@ -133,7 +133,7 @@ async def test_failed_upgrade_leaves_the_database_unchanged(database: AsyncEngin
 
 async def test_concurrent_starts_upgrade_once(store_url: str) -> None:
     if store_url == "sqlite://":
-        pytest.skip("memory is no one else's")
+        pytest.skip("an in-memory database can't be shared")
     stores = [ResponseStore(store_url) for _ in range(6)]
     await asyncio.gather(*(store.start() for store in stores))
     assert await _read(stores[0].engine, "SELECT version_num FROM alembic_version") == ["0002"]
