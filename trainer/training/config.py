@@ -76,9 +76,9 @@ class TrainConfig(RuntimeConfig):
     """A training run. Defaults: arXiv 2605.18500, section 4."""
 
     method: Method = "ih-grpo"
-    """``ih-grpo``, or a baseline: ``eh-grpo`` (the explicit two-level policy), ``grpo``, ``dapo``, ``dr-grpo``
-    and ``simpletir`` as published. A method sets the fields that the recipe leaves out; see ``PRESETS`` in
-    ``trainer/training/recipe_tables.py``.
+    """``ih-grpo``, or a baseline: ``eh-grpo`` (the explicit two-level policy), ``grpo``, ``dapo``,
+    ``dr-grpo`` and ``simpletir`` as published. A method sets the fields that the recipe leaves out; see
+    ``PRESETS`` in ``trainer/training/recipe_tables.py``.
     ``grpo-delayed`` and ``grpo-immediate`` are everything of ``ih-grpo`` except the hierarchy term, with the
     ``execution`` that they name."""
     execution: Execution = "delayed"
@@ -310,9 +310,14 @@ class TrainConfig(RuntimeConfig):
         return self.hierarchy_weight if self.method == "ih-grpo" else 0.0
 
     def resolve_policy(self, model_dir: Path) -> DeferralPolicy:
-        """Return the policy of the checkpoint in ``model_dir`` with the recipe's overrides and mode."""
+        """Return the policy of the checkpoint in ``model_dir`` with the recipe's overrides and mode.
+
+        An adapter to continue has its own policy, which replaces that of its base model.
+        """
         mode = "immediate" if self.execution == "immediate" else "deferred"
-        checkpoint = DeferralPolicy.load(model_dir).model_dump()
+        adapter = self.lora.adapter if self.lora is not None else None
+        default = DeferralPolicy.load(model_dir)
+        checkpoint = (DeferralPolicy.load(adapter, default) if adapter else default).model_dump()
         return DeferralPolicy.model_validate({**checkpoint, **self.policy, "mode": mode})
 
 

@@ -44,10 +44,11 @@ def explicit_log_probs(
 ) -> Tensor:
     """Return the log-probs of the explicit two-level policy (EH-GRPO): the same values, another gradient.
 
-    The high-level policy executes with probability ``sigma(h)``. Its head is the marker's row of the LM head,
-    a linear layer on the last hidden state: ``h = z_x - stop(logZ)``. The low-level policy is the softmax over
-    all other tokens, which that row does not affect. A model with tied embeddings shares the row with the
-    marker's input embedding. Values equal the model's own softmax, so any engine samples from this policy.
+    The high-level policy executes with probability ``sigma(h)``. Its head is the marker's row of the LM
+    head, a linear layer on the last hidden state: ``h = z_x - stop(logZ)``. The low-level policy is the
+    softmax over all other tokens, which that row does not affect. A model with tied embeddings shares the row
+    with the marker's input embedding. Values equal the model's own softmax, so any engine samples from this
+    policy.
 
     Args:
         log_probs: log-probability of each sampled token; [...] like all arguments.

@@ -190,3 +190,12 @@ def test_tables_of_a_recipe_are_checked(recipe: Path) -> None:
     for override in ("lora.rank=0", "off_policy.weights=all", "off_policy.veto_below=2", "dual_clip=0.5"):
         with pytest.raises(ConfigError, match=override.split("=")[0].split(".")[0]):
             load_config(recipe, [override])
+
+
+def test_an_adapter_that_is_continued_has_its_own_policy(recipe: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    assert load_config(recipe, [f"lora.adapter={adapter}"]).resolve_policy(tmp_path).answer == "boxed"
+    DeferralPolicy(answer="any", max_turns=9, mode="immediate").save(adapter)
+    policy = load_config(recipe, [f"lora.adapter={adapter}", "policy.max_turns=4"]).resolve_policy(tmp_path)
+    assert (policy.answer, policy.max_turns, policy.mode) == ("any", 4, "deferred")
