@@ -38,10 +38,15 @@ from trainer.training.lora import (
     parameter_groups,
     save_adapter,
 )
-from trainer.training.loss import IHGRPOLoss, ih_grpo_loss
-from trainer.training.micro_batches import MicroBatch, make_micro_batch, split_rows
-from trainer.training.off_policy import MISMATCH_METRICS, correct, mismatch_metrics, reference_kl
-from trainer.training.rollouts import Means, RolloutSource
+from trainer.training.loss import (
+    MISMATCH_METRICS,
+    IHGRPOLoss,
+    correct,
+    ih_grpo_loss,
+    mismatch_metrics,
+    reference_kl,
+)
+from trainer.training.rollouts import Means, MicroBatch, RolloutSource, make_micro_batch, split_rows
 from trainer.weight_sync.sinks import full_weights
 
 _CHECKPOINTING: Final = next(
