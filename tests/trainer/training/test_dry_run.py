@@ -116,6 +116,16 @@ def test_missing_data_fails_like_the_run(tmp_path: Path, tiny_checkpoint: Path) 
         describe_run(settings, Console(file=io.StringIO()))
 
 
+def test_rewards_are_loaded_and_listed(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    rewards = [{"name": "math"}, {"name": "length", "weight": 0.5}]
+    policy = {"prompt": "brief-v1"}
+    describe_run(config(tmp_path, model=str(tiny_checkpoint), rewards=rewards, policy=policy), console)
+    assert "1 x math, 0.5 x length" in console.file.getvalue()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"rewards\.0\.name: cannot import module 'no_such_module'"):
+        describe_run(config(tmp_path, rewards=[{"name": "no_such_module:f"}]), console)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_adapters_are_counted_without_making_them(tied: bool) -> None:
     tokenizer = make_tokenizer()
