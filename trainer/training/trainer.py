@@ -195,8 +195,11 @@ class IHGRPOTrainer(GRPOTrainer):
         wrapped.forward = lambda *args, **kwargs: head(*args, **kwargs)
         if isinstance(self._reference, PolicyModel):
             self._reference.to(self.accelerator.device)
-        if self.is_fsdp_enabled and isinstance(self._reference, ReferencePolicy):
-            raise ConfigError("kl_weight: not supported for an adapter under FSDP: set it to 0")
+        if self.is_fsdp_enabled and config.lora is not None:
+            raise ConfigError(
+                "lora: adapters cannot be trained under FSDP, which does not support the row that embedding "
+                "and LM head share: use recipes/accelerate/ddp.yaml"
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create AdamW as transformers does; the marker's row of an adapter has its own learning rate."""
