@@ -106,19 +106,29 @@ MAY_CHANGE: Final = frozenset(
 the weights come from the checkpoint."""
 
 
-def write_run_state(directory: Path, config: TrainConfig, problems: str, skipped_steps: int) -> None:
+def write_run_state(
+    directory: Path, config: TrainConfig, problems: str, skipped_steps: int, *, processes: int = 1
+) -> None:
     """Save the state that `check_resumable` compares beside a checkpoint."""
-    state = {"skipped_steps": skipped_steps, "problems": problems, "config": config.model_dump(mode="json")}
+    state = {
+        "skipped_steps": skipped_steps,
+        "problems": problems,
+        "processes": processes,
+        "config": config.model_dump(mode="json"),
+    }
     (directory / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
-def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int:
+def check_resumable(
+    checkpoint: Path, config: TrainConfig, problems: str, *, processes: int | None = None
+) -> int:
     """Check that a run with ``config`` can resume from ``checkpoint``; return the steps skipped until then.
 
     Args:
         checkpoint: its directory.
         config: the run to resume.
         problems: fingerprint of the problem set.
+        processes: number of training processes, if known.
 
     Raises:
         CheckpointError: the checkpoint has no readable run state.
@@ -140,6 +150,17 @@ def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int
                 f"{name} is {value!r}, but the run in {config.run_dir} was started with {saved[name]!r}: "
                 f"restore the value, or use another run_dir"
             )
+    if config.schedule_ends_with_run and saved["steps"] != config.steps:
+        raise ConfigError(
+            f"steps is {config.steps}, but the run in {config.run_dir} was started with {saved['steps']}, "
+            f"and lr_schedule {config.lr_schedule!r} ends with the last step: restore the value, or use "
+            f"another run_dir"
+        )
+    if processes is not None and state.get("processes", processes) != processes:
+        raise ConfigError(
+            f"the run in {config.run_dir} was started with {state['processes']} processes, not {processes}, "
+            f"and each process keeps its own groups of a rollout: start as many, or use another run_dir"
+        )
     if state.get("problems") != problems:
         raise ConfigError(
             f"data: the problems differ from those that the run in {config.run_dir} was started with: "

@@ -297,6 +297,11 @@ class TrainConfig(RuntimeConfig):
         return round(self.prompts_per_step * self.oversample)
 
     @property
+    def schedule_ends_with_run(self) -> bool:
+        """True if the learning rate depends on the total number of steps."""
+        return self.lr_schedule in ("linear", "cosine")
+
+    @property
     def effective_hierarchy_weight(self) -> float:
         return self.hierarchy_weight if self.method == "ih-grpo" else 0.0
 

@@ -104,7 +104,11 @@ def _train(
             on_group=progress.on_group,
         )
         checkpoint = latest(config.run_dir / "checkpoints")
-        skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
+        skipped = 0
+        if checkpoint is not None:
+            skipped = check_resumable(
+                checkpoint, config, source.fingerprint, processes=processes.num_processes
+            )
         stack = AsyncExitStack()
         try:
             loop.run(stack.enter_async_context(rewards))

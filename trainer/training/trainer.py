@@ -17,6 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
@@ -30,6 +31,7 @@ from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.episodes import sample_seed
 from trainer.training.loss import IHGRPOLoss, ih_grpo_loss
 from trainer.training.rollouts import Means, RolloutSource, Row
+from trainer.training.schedule import make_scheduler
 from trainer.weight_sync.sinks import full_weights
 
 _CHECKPOINTING: Final = next(
@@ -332,6 +334,13 @@ class IHGRPOTrainer(GRPOTrainer):
         self._metrics["train"]["skipped_steps"].append(float(self.skipped_steps))
         return norm
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:  # noqa: ARG002
+        if self.lr_scheduler is None:
+            chosen: Any = optimizer or self.optimizer
+            self.lr_scheduler = make_scheduler(self.config, chosen)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
         return str(staging_path(self._checkpoint()))
 
@@ -365,7 +374,13 @@ class IHGRPOTrainer(GRPOTrainer):
                 _move_up(staging / final.name, staging)
                 self._policy.save(staging)
                 _update_json(staging / "config.json", self._served_config)
-                write_run_state(staging, self.config, self._source.fingerprint, self.skipped_steps)
+                write_run_state(
+                    staging,
+                    self.config,
+                    self._source.fingerprint,
+                    self.skipped_steps,
+                    processes=self.accelerator.num_processes,
+                )
 
 
 def _is_write_error(error: Exception) -> bool:

@@ -131,6 +131,27 @@ def test_fields_that_are_newer_than_the_run_count_as_their_defaults(tmp_path: Pa
         check_resumable(tmp_path, config(rewards=[{"name": "exact_match"}]), "abc")
 
 
+def test_schedule_that_ends_with_the_run_needs_the_same_steps(tmp_path: Path) -> None:
+    write_run_state(tmp_path, config(lr_schedule="linear", steps=2), "abc", skipped_steps=0)
+    assert check_resumable(tmp_path, config(lr_schedule="linear", steps=2), "abc") == 0
+    with pytest.raises(ConfigError, match=r"steps is 4, but .* with 2, and lr_schedule 'linear' ends"):
+        check_resumable(tmp_path, config(lr_schedule="linear", steps=4), "abc")
+    write_run_state(tmp_path, config(steps=2), "abc", skipped_steps=0)
+    assert check_resumable(tmp_path, config(steps=4), "abc") == 0
+
+
+def test_other_number_of_processes_is_rejected(tmp_path: Path) -> None:
+    write_run_state(tmp_path, config(), "abc", skipped_steps=0, processes=2)
+    assert check_resumable(tmp_path, config(), "abc", processes=2) == 0
+    assert check_resumable(tmp_path, config(), "abc") == 0  # unknown, as in a dry run
+    with pytest.raises(ConfigError, match="was started with 2 processes, not 1"):
+        check_resumable(tmp_path, config(), "abc", processes=1)
+    state = json.loads((tmp_path / STATE_FILE).read_text())
+    del state["processes"]  # as older versions wrote it
+    (tmp_path / STATE_FILE).write_text(json.dumps(state))
+    assert check_resumable(tmp_path, config(), "abc", processes=1) == 0
+
+
 def test_same_run_resumes_with_skipped_steps(tmp_path: Path) -> None:
     write_run_state(tmp_path, config(), "abc", skipped_steps=3)
     assert check_resumable(tmp_path, config(), "abc") == 3

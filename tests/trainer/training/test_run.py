@@ -150,6 +150,18 @@ def test_a_broken_reward_is_reported_before_the_model_is_loaded(tmp_path: Path) 
         run(settings)
 
 
+def test_warm_up_trains_from_the_first_step(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(
+        tmp_path / "run", toy_checkpoint, steps=2, save_every=1, lr_schedule="linear", warmup_steps=1
+    )
+    last, _ = run(settings)
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    assert [entry["learning_rate"] for entry in history if "learning_rate" in entry] == [5e-4, 1e-3]
+    first = load_file(last.parent / "checkpoint-1" / "model.safetensors")
+    before = load_file(toy_checkpoint / "model.safetensors")
+    assert any(not torch.equal(first[name], before[name]) for name in before)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_run_resumes_to_same_result(tmp_path: Path, toy_checkpoint: Path) -> None:
