@@ -56,6 +56,24 @@ PHRASES: Final[dict[str, str]] = {
     r"\bby (its|their) field\b": "a plain sentence",
     r"\bhas said nothing\b|\bsays nothing of\b": "omits",
     r"\balgorithm\.md\b": "the documentation",
+    r"\bat once\b": "immediately, or at the same time",
+    r"\ban? ([a-z-]+ ){1,2}of (its|their|his|your) own\b|\b[a-z]+s of their own\b": "its own, or separate",
+    r"\bwhatever\b": "regardless of, or any",
+    r"\bwhere (there|it|they|one|none|this) (is|are|has|have|can|does|do)\b": "if",
+    r"\b(is|are) what\b": "a direct statement",
+    r"\bwhat (came|comes)\b": "the noun",
+    r"\bfor ever\b": "indefinitely, or forever",
+    r"\bother [a-z`]+ than\b": "X other than Y",
+    r"\bmaximum of (?!(the|all|two|both)\b)[a-z]": "maximum number of, or name the quantity",
+    r"\b(requests|tokens|calls|steps|blocks|flushes|episodes) an? "
+    r"(minute|second|step|flush|request|token|run|episode)\b": "per",
+    r", for (it|they|this|that|there|he)\b": "because",
+    r"\b(nothing|none) but\b|\bno [a-z]+ but (?!(is|are|not|the)\b)": "only",
+    r"\b(gives?|gave|giving) way\b": "yield, or is ignored",
+    r"\bupon\b": "on, or after",
+    r"\bjoint\b": "combined, or shared",
+    r"\b(an?|the) running training\b": "training run",
+    r"\bthemselves (when|how|what|whether)\b": "drop themselves",
 }
 OPENING: Final = re.compile(r"(What|Who|Whose|Whom|How|Where|Which|That|Those|Tells?|Says|Told)\b")
 NAMES: Final = frozenset({"told", "anew", "nor", "mend", "mended", "vouch", "vouches"})
