@@ -28,7 +28,7 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def server(checkpoint: Path) -> Iterator[ServerProcess]:
-    """A server with room for 20 episodes at once."""
+    """A server with room for 20 concurrent episodes."""
     running = start(checkpoint, "--warm-containers", "4", "--max-slots", "24")
     yield running
     running.stop()
@@ -65,7 +65,7 @@ def containers() -> Iterator[Callable[[ServerProcess], set[str]]]:
 
 @pytest.fixture(scope="session")
 def vllm_servers(checkpoint: Path) -> Iterator[dict[str, ServerProcess]]:
-    """Servers of ours on each engine, by its name; those on vLLM have the adapter ``caller`` too."""
+    """One server per engine, by the engine's name. Those on vLLM also have the adapter ``caller``."""
     adapter = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"caller={CALLER}")
     strict = ("--structured-outputs-config.backend", "guidance")
     with ExitStack() as stack:

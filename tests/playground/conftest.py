@@ -32,7 +32,7 @@ async def browser() -> AsyncGenerator[Browser, None]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def open_page(browser: Browser) -> AsyncGenerator[OpenPage, None]:
-    """Opens an address in a window of its own. At the end no page may have complained in its console."""
+    """Opens an address in a new window. At the end no page may have complained in its console."""
     complaints: list[str] = []
     contexts = []
 
@@ -51,5 +51,5 @@ async def open_page(browser: Browser) -> AsyncGenerator[OpenPage, None]:
     yield open_page
     for context in contexts:
         await context.close()
-    # What the network refuses, tests provoke; the browser says so by itself.
+    # Tests provoke network errors, which the browser reports by itself.
     assert [text for text in complaints if not text.startswith("Failed to load resource")] == []
