@@ -225,7 +225,7 @@ async def _prepare(server: Server, request: CompletionRequest) -> PreparedComple
     most = server.settings.max_concurrent_episodes
     if len(request.prompt) * request.choices > most:
         message = (
-            f"'prompt': at most {most} completions (prompts times 'n') can run concurrently on this server."
+            f"'prompt': at most {most} completions (prompts times 'n') can run concurrently."
         )
         raise ApiError(400, message, param="prompt", code="invalid_value")
     prompts = []
