@@ -51,7 +51,7 @@ class RayConfig(BaseModel):
     reward_actors: int = Field(default=0, ge=0)
     """Actors that score answers. With 0 answers are scored next to the trainer."""
     reward_workers: int = Field(default=2, ge=1)
-    """Answers that a reward actor scores at once: its processes and reserved CPUs."""
+    """Answers that a reward actor scores concurrently: its processes and reserved CPUs."""
     reward_resources: dict[str, float] = Field(default_factory=dict)
     """Custom Ray resources that each reward actor needs."""
     attempts: int = Field(default=3, ge=1)

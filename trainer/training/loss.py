@@ -92,8 +92,8 @@ def ih_grpo_loss(
         loss = mean(l) + hierarchy_weight * mean((stop(1 - p_x) - n) * logZ * stop(l))
 
     With weight 1 and a ratio inside the clip range, this has the gradient of the explicit two-level policy,
-    whose decision depends on ``z_x`` only. With weight 0 it is plain GRPO. If the ratio is clipped, ``l`` has
-    no gradient but keeps its value, so the hierarchy term still applies, as in the paper.
+    whose decision depends on ``z_x`` only. With weight 0 it is plain GRPO. If the ratio is clipped, ``l``
+    keeps its value and has no gradient, so the hierarchy term still applies, as in the paper.
 
     Args:
         log_probs: log-probability of each sampled token under the policy being trained.

@@ -254,7 +254,7 @@ class RolloutCollector:
         problems: the training set, filtered by prompt length.
         tokenizer: the model's.
         worker: started in ``loop``.
-        sink: receives the weights of each rollout and passes them to whatever ``worker`` samples with.
+        sink: receives the weights of each rollout and passes them to the engine that ``worker`` samples with.
         rewards: entered and called in ``loop``.
         loop: running.
         shard: the problems that this process draws, out of several processes.
