@@ -102,10 +102,18 @@ def _train(
         )
         checkpoint = latest(config.run_dir / "checkpoints")
         skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
+        if checkpoint and config.max_staleness:
+            queue = source.restore(checkpoint)
+            console.print(
+                f"asynchronous rollouts: {len(queue.finished)} finished episodes kept, "
+                f"{len(queue.running)} running ones started again",
+                highlight=False,
+            )
         stack = AsyncExitStack()
         try:
             loop.run(stack.enter_async_context(reward))
             loop.run(start_all(stack, *generation.parts))
+            stack.push_async_callback(source.close)  # first: episodes use all other parts
             trainer = trainer_class(
                 AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32),
                 AutoTokenizer.from_pretrained(model_dir),
@@ -114,6 +122,7 @@ def _train(
                 source,
                 [progress, *(_curves(config) if processes.is_main_process else ())],
                 served_config=_served_config(model_dir),
+                save_rollouts_to=source.save,
             )
             trainer.skipped_steps = skipped
             trainer.remove_callback(PrinterCallback)

@@ -53,7 +53,7 @@ class LearningEngine(ReplyEngine):
 
         super().__init__(reply)
 
-    async def load_weights(self, source: Mapping[str, Tensor]) -> None:
+    async def load_weights(self, source: Mapping[str, Tensor], *, version: int = 0) -> None:
         self.loaded.append(source)
 
 
