@@ -193,6 +193,11 @@ def main() -> None:
             third = len(fast.rewards) // 3
             differences.append(mean(fast.rewards[-third:]) - mean(slow.rewards[-third:]))
             print(
+                f"flushes an episode {slow.mean('flushes'):.2f} and {fast.mean('flushes'):.2f}, last step "
+                f"{slow.metrics[-1]['flushes']:.2f} and {fast.metrics[-1]['flushes']:.2f}; "
+                f"rollout seconds {slow.mean('rollout_seconds'):.2f} and {fast.mean('rollout_seconds'):.2f}"
+            )
+            print(
                 f"seed {seed}: {ratios[-1]:.2f} times the steps an hour, reward of the last third "
                 f"{differences[-1]:+.3f}; trainer waited {fast.mean('async/trainer_wait_seconds'):.2f} s "
                 f"a step, rollouts {fast.mean('async/room_wait_seconds'):.2f} s, "

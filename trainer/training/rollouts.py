@@ -60,6 +60,10 @@ class Means:
         old_total, old_count = self._pairs[name]
         self._pairs[name] = (old_total + float(total), old_count + float(count))
 
+    def set_count(self, name: str, count: float) -> None:
+        """Replace the number of items of ``name``."""
+        self._pairs[name] = (self._pairs[name][0], float(count))
+
     def add_maximum(self, name: str, value: float) -> None:
         """Add a value of which the maximum is reported. All processes must add the same names."""
         self._maxima[name] = max(value, self._maxima.get(name, value))
@@ -217,7 +221,7 @@ class RolloutCollector:
                 episodes=len(self.draw(0)) * config.group_size,
             )
         self._awaited = -1
-        self._taken_at = time.monotonic()
+        self._taken_at = time.monotonic()  # of the last rollout
 
     @property
     def fingerprint(self) -> str:
@@ -330,6 +334,10 @@ class RolloutCollector:
         ]
         metrics.add("async/staleness", sum(ages), len(ages))
         metrics.add_maximum("async/staleness_max", max(ages, default=0))
+        # Rollouts overlap: throughput is what training consumes, not tokens over the duration of one of them.
+        now = time.monotonic()
+        metrics.set_count("tokens_per_second", (now - self._taken_at) / self._shard.processes)
+        self._taken_at = now
         metrics.add("async/queued_rollouts", taken.queued)
         metrics.add("async/trainer_wait_seconds", taken.trainer_wait_s)
         metrics.add("async/room_wait_seconds", taken.room_wait_s)

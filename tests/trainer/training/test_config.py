@@ -75,6 +75,7 @@ def test_policy_starts_from_checkpoint(recipe: Path, tmp_path: Path) -> None:
     ("policy.max_turns=0", "policy: max_turns: .* got 0"),
     ("policy.turns=1", "policy: turns: unknown field. Did you mean max_turns"),
     ("policy.mode=immediate", "policy: mode is set by method"),
+    ("max_staleness=-1", "max_staleness: .* got -1"),
     ("min_valid_samples=9", "min_valid_samples is 9, more than group_size 8"),
     ("mini_batch_samples=48", "mini_batch_samples is 48: it must divide the 128"),
     ("micro_batch_samples=3", "micro_batch_samples is 3: it must divide the 128"),
