@@ -27,13 +27,13 @@ from trainer.training.checkpoints import check_resumable, latest
 from trainer.training.config import TrainConfig
 from trainer.training.generation import (
     make_generation,
-    make_reward_scorer,
+    make_rewards,
     ray_connection,
     rollout_settings,
 )
 from trainer.training.progress import RunProgress
 from trainer.training.rollouts import BackgroundLoop, RolloutCollector, Shard
-from trainer.training.run_files import run_lock
+from trainer.training.run_files import run_lock, write_atomically
 from trainer.training.setup import load_training_set, start_all
 from trainer.training.trainer import IHGRPOTrainer
 
@@ -78,6 +78,7 @@ def _train(
     sandbox: Sandbox | None,
     trainer_class: type[IHGRPOTrainer],
 ) -> Path:
+    rewards = make_rewards(config)  # first: a mistake in a reward is found before a model is downloaded
     model_dir = locate(config.model)
     policy = config.resolve_policy(model_dir)
     generation = make_generation(config, model_dir, policy, str(processes.device), sandbox)
@@ -85,9 +86,11 @@ def _train(
     progress = RunProgress(console if processes.is_main_process else Console(quiet=True))
     if processes.is_main_process:
         console.print(str(data), highlight=False)
+        if data.overlaps is not None:
+            console.print(str(data.overlaps), highlight=False)
+            write_atomically(config.run_dir / "decontamination.json", data.overlaps.to_json().encode())
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with ray_connection(config), BackgroundLoop() as loop:
-        reward = make_reward_scorer(config)
         source = RolloutCollector(
             config,
             rollout_settings(config, policy),
@@ -95,7 +98,7 @@ def _train(
             generation.tokenizer,
             generation.worker,
             generation.sink,
-            reward,
+            rewards,
             loop,
             shard=Shard(processes.process_index, processes.num_processes),
             on_group=progress.on_group,
@@ -111,7 +114,7 @@ def _train(
             )
         stack = AsyncExitStack()
         try:
-            loop.run(stack.enter_async_context(reward))
+            loop.run(stack.enter_async_context(rewards))
             loop.run(start_all(stack, *generation.parts))
             stack.push_async_callback(source.close)  # first: episodes use all other parts
             trainer = trainer_class(
