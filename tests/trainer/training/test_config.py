@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from service.deferral.policy import DeferralPolicy
 from trainer.quickstart.config import WarmStartConfig
@@ -144,6 +145,18 @@ def test_names_missing_and_invalid_files(tmp_path: Path) -> None:
     broken.write_text('data = ["d"]')
     with pytest.raises(ConfigError, match="model: is missing"):
         load_config(broken)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"generation": "vllm", "weight_transfer": "gloo"}, "max_staleness is 2: it needs generation 'embedded'"),
+    ({"ray": {}}, r"max_staleness is 2: it needs generation 'embedded' and no \[ray\]"),
+    ({"steps": 2}, "max_staleness is 2, but the run has only 2 rollouts"),
+    ({"steps": 4, "save_every": 4, "mini_batch_samples": 64}, "the run has only 2 rollouts"),
+])  # fmt: skip
+def test_rejects_impossible_staleness(changes: dict[str, object], message: str) -> None:
+    values: dict[str, object] = {"model": "m", "data": ["d"], "run_dir": "r", "max_staleness": 2}
+    with pytest.raises(ValidationError, match=message):
+        TrainConfig.model_validate({**values, **changes})
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
