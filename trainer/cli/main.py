@@ -175,7 +175,7 @@ def warm_start(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Stop after this many steps. Without --model, the learning-rate schedule of the recipe is kept, "
+            help="Stop after this many steps. Without --model, the recipe's learning-rate schedule is kept, "
             "which gives a weaker model."
         ),
     ] = None,

@@ -109,10 +109,18 @@ def _train(
         )
         checkpoint = latest(config.run_dir / "checkpoints")
         skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
+        if checkpoint and config.max_staleness:
+            queue = source.restore(checkpoint)
+            console.print(
+                f"asynchronous rollouts: {len(queue.finished)} finished episodes kept, "
+                f"{len(queue.running)} running ones started again",
+                highlight=False,
+            )
         stack = AsyncExitStack()
         try:
             loop.run(stack.enter_async_context(rewards))
             loop.run(start_all(stack, *generation.parts))
+            stack.push_async_callback(source.close)  # first: episodes use all other parts
             model, marker_row = _load_model(config, model_dir, policy, generation.tokenizer)
             if processes.is_main_process:
                 console.print(marker_row, highlight=False, soft_wrap=True)
@@ -124,6 +132,7 @@ def _train(
                 source,
                 [progress, *(_curves(config) if processes.is_main_process else ())],
                 served_config=_served_config(model_dir),
+                save_rollouts_to=source.save,
                 base_fingerprint=fingerprint(model_dir) if config.lora else None,
             )
             trainer.skipped_steps = skipped

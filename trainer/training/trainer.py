@@ -7,7 +7,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -143,6 +143,7 @@ class IHGRPOTrainer(GRPOTrainer):
         callbacks: callbacks of transformers' Trainer.
         served_config: fields of ``config.json`` to restore to their values before training, such as
             ``dtype``, the dtype for loading. The saved weights stay in float32, so that resuming is exact.
+        save_rollouts_to: adds the state of asynchronous rollouts to the directory of a checkpoint.
         base_fingerprint: of the frozen weights, saved with an adapter.
 
     Raises:
@@ -162,6 +163,7 @@ class IHGRPOTrainer(GRPOTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         *,
         served_config: Mapping[str, object] | None = None,
+        save_rollouts_to: Callable[[Path], None] | None = None,
         base_fingerprint: str | None = None,
     ) -> None:
         vocabulary: dict[str, int] = tokenizer.get_vocab()
@@ -173,6 +175,7 @@ class IHGRPOTrainer(GRPOTrainer):
         self._policy = policy
         self._source = source
         self._served_config = dict(served_config or {})
+        self._save_rollouts_to = save_rollouts_to
         self._marker_id = vocabulary[policy.marker]
         self._base_fingerprint = base_fingerprint
         self._passes: list[_ForwardPass] = []
@@ -442,6 +445,8 @@ class IHGRPOTrainer(GRPOTrainer):
         with staged(final) if main else nullcontext(staging_path(final)) as staging:
             self.accelerator.wait_for_everyone()
             Trainer._save_checkpoint(self, model, trial)  # TRL's method also writes a model card
+            if self._save_rollouts_to is not None:
+                self._save_rollouts_to(staging)
             self.accelerator.wait_for_everyone()
             if main:
                 _move_up(staging / final.name, staging)
