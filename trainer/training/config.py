@@ -5,6 +5,7 @@ Cheap to import: no torch.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,26 @@ class RayConfig(BaseModel):
                 "ray:// is not supported: run the trainer on a host of the cluster, with address 'auto'"
             )
         return value
+
+
+class ValidationConfig(BaseModel):
+    """The section ``[validation]`` of a recipe: episodes on held-out problems during training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: tuple[str, ...] = Field(min_length=1)
+    """Validation problems; sources as in ``data`` of the recipe."""
+    every: int = Field(default=10, ge=1)
+    """Steps between validations. The model is also validated before the first step and after the last."""
+    samples: int = Field(default=1, ge=1)
+    """Samples per problem, with the recipe's ``temperature`` and ``top_p``."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first problems, up to this number."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_source(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 Method = Literal["ih-grpo", "grpo-delayed", "grpo-immediate"]
@@ -171,23 +192,39 @@ class TrainConfig(RuntimeConfig):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the forward pass. Weights and optimiser state stay in float32."""
 
-    # Output
+    # Validation and output
+    validation: ValidationConfig | None = None
+    """Validate on held-out problems during training; see `ValidationConfig`."""
     save_every: int = Field(default=10, ge=1)
     """Steps between checkpoints. The last step always writes one."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Number of checkpoints to keep. Older ones are removed."""
+    """Number of newest checkpoints to keep. Of the older ones only the best is kept: the one with the highest
+    accuracy in validation, or without ``[validation]`` with the highest mean reward of the ``save_every``
+    steps before it. ``checkpoints/best`` is a link to it."""
     save_rollouts: bool = True
     """Write the episodes of every rollout to ``rollouts/`` as parquet."""
     tensorboard: bool = True
     """Write curves to ``tensorboard/``."""
     wandb_project: str | None = None
     """Weights & Biases project to log to. Needs the extra ``wandb``. With ``WANDB_MODE=offline`` in the
-    environment the logs stay in ``run_dir``, ready for ``wandb sync``."""
+    environment the logs stay in ``run_dir``, ready for ``wandb sync``. A resumed run continues its curves."""
+    push_to: str | None = None
+    """Repository on the Hugging Face hub, such as ``org/name``. The best checkpoint is uploaded to it at the
+    end of the run, with a model card. Needs a token with write access (``hf auth login`` or ``HF_TOKEN``)."""
+    push_private: bool = True
+    """Create the repository as a private one, if it does not exist."""
 
     @field_validator("data", mode="before")
     @classmethod
     def _one_source(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("push_to")
+    @classmethod
+    def _is_repository(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+            raise ValueError(f"{value!r} is not a repository: use a name such as org/name")
+        return value
 
     @field_validator("policy")
     @classmethod
@@ -235,7 +272,21 @@ class TrainConfig(RuntimeConfig):
             )
         if self.warmup_steps and self.lr_schedule == "constant":
             raise ValueError("warmup_steps needs lr_schedule 'constant_with_warmup', 'linear' or 'cosine'")
+        if self.validation is not None:
+            self._check_validation(self.validation.every)
         return self
+
+    def _check_validation(self, every: int) -> None:
+        if every % self.updates_per_rollout:
+            raise ValueError(
+                f"validation.every is {every}: it must be a multiple of the {self.updates_per_rollout} "
+                f"optimiser steps that share a rollout"
+            )
+        if every % self.save_every and self.save_every % every:
+            raise ValueError(
+                f"validation.every is {every} and save_every is {self.save_every}: one must be a multiple of "
+                f"the other, or checkpoints would have no validation result"
+            )
 
     @property
     def rollout_samples(self) -> int:
@@ -312,7 +363,7 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        lines = explain(error, TrainConfig, RayConfig)
+        lines = explain(error, TrainConfig, RayConfig, ValidationConfig)
         if values.keys() & _WARM_START_FIELDS:
             lines.append("hint: this looks like a recipe for `ih-grpo train warm-start`")
         raise ConfigError(f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in lines)) from None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -17,6 +15,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
@@ -24,12 +23,20 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import CheckpointError
-from trainer.training.checkpoints import prune, staged, staging_path, write_run_state
+from trainer.training.checkpoints import (
+    find_best,
+    link_best,
+    prune,
+    staged,
+    staging_path,
+    write_run_state,
+)
 from trainer.training.chunked_lm_head import HeadOutput, PolicyModel
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.episodes import sample_seed
 from trainer.training.loss import IHGRPOLoss, ih_grpo_loss
 from trainer.training.rollouts import Means, RolloutSource, Row
+from trainer.training.schedule import apply_current_rates, make_scheduler
 from trainer.weight_sync.sinks import full_weights
 
 _CHECKPOINTING: Final = next(
@@ -46,7 +53,7 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
     TRL's options for sampling, rewards and loss are unused: the trainer replaces these parts.
 
     Raises:
-        ConfigError: the batch is not divisible by the number of processes, or wandb is not installed.
+        ConfigError: the batch is not divisible by the number of processes.
     """
     processes = PartialState(cpu=config.device == "cpu").num_processes
     if config.prompts_per_step % processes:
@@ -83,23 +90,12 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
         save_steps=config.save_every,
         logging_strategy="steps",
         logging_steps=1,
-        report_to=_reporters(config),
+        report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
-
-
-def _reporters(config: TrainConfig) -> list[str]:
-    if config.wandb_project is None:
-        return []
-    if importlib.util.find_spec("wandb") is None:
-        raise ConfigError("wandb_project is set but wandb is not installed: pip install 'ih-grpo[wandb]'")
-    # transformers reads these from the environment only.
-    os.environ["WANDB_PROJECT"] = config.wandb_project
-    os.environ.setdefault("WANDB_DIR", str(config.run_dir))
-    return ["wandb"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +233,20 @@ class IHGRPOTrainer(GRPOTrainer):
         head = PolicyModel(model)
         model.forward = lambda *args, **kwargs: head(*args, **kwargs)
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        """Create the scheduler of the recipe; see `trainer.training.schedule`."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_scheduler(self.config, optimizer or self.optimizer)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            apply_current_rates(self.lr_scheduler, self.optimizer.param_groups)
+
     def _send_telemetry(self) -> None:
         """Do nothing: TRL would report each run to its telemetry service."""
 
@@ -253,10 +263,17 @@ class IHGRPOTrainer(GRPOTrainer):
         tensors = [getattr(current.batch, field.name).to(device) for field in fields(MicroBatch)]
         return {"batch": MicroBatch(*tensors), "num_tokens": current.num_tokens}
 
+    def current_weights(self) -> dict[str, Tensor]:
+        """Return the full weights as the engine loads them. Every process must call this at the same time."""
+        return full_weights(self.accelerator.unwrap_model(self.model_wrapped))
+
+    def log_validation(self, means: Means) -> None:
+        """Log metrics of a validation, without those of the current step."""
+        Trainer.log(self, dict(means.reduced(self.accelerator)))
+
     def _collect_passes(self) -> list[_ForwardPass]:
         index = self.state.global_step // self.config.updates_per_rollout
-        weights = full_weights(self.accelerator.unwrap_model(self.model_wrapped))
-        collected = self._source.collect(index, weights)
+        collected = self._source.collect(index, self.current_weights())
         self._log_means(collected.metrics)
         passes, size = self.args.gradient_accumulation_steps, self.args.per_device_train_batch_size
         split = split_rows(
@@ -353,7 +370,10 @@ class IHGRPOTrainer(GRPOTrainer):
                 f"from the last complete checkpoint"
             ) from error
         if main:
-            prune(final.parent, self.config.keep_checkpoints)
+            best = find_best(final.parent, self.config)
+            if best is not None:
+                link_best(best.path)
+            prune(final.parent, self.config.keep_checkpoints, None if best is None else best.path)
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self, final: Path, model: nn.Module, trial: Any, *, main: bool) -> None:
@@ -365,7 +385,13 @@ class IHGRPOTrainer(GRPOTrainer):
                 _move_up(staging / final.name, staging)
                 self._policy.save(staging)
                 _update_json(staging / "config.json", self._served_config)
-                write_run_state(staging, self.config, self._source.fingerprint, self.skipped_steps)
+                write_run_state(
+                    staging,
+                    self.config,
+                    self._source.fingerprint,
+                    self.skipped_steps,
+                    self.accelerator.num_processes,
+                )
 
 
 def _is_write_error(error: Exception) -> bool:
