@@ -24,37 +24,37 @@ from service.api.errors import ApiError
 _HASH: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _LIMITS: Final = {"rpm": "requests_per_minute", "concurrency": "concurrency"}
 ADMIN: Final = "admin"
-"""The scope of a key that may change the server itself; a key without a scope may use it."""
+"""Scope of keys that may change the server itself. Keys without a scope may only use it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """One key. ``digest`` is the SHA-256 of it; a limit that is None is the server's own."""
+    """One key. ``digest`` is its SHA-256. A limit of None means the server's default."""
 
     digest: bytes
     name: str
-    """What logs and metrics call it."""
+    """Name in logs and metrics."""
     requests_per_minute: int | None = None
     concurrency: int | None = None
     is_admin: bool = False
-    """It may use the routes below ``/admin`` too."""
+    """The key may also use the routes below ``/admin``."""
 
 
 def parse_key(entry: str, *, hashed: bool) -> ApiKey:
-    """A key from ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]``.
+    """Parse a key of the form ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]``.
 
     Args:
         entry: one line of a key file, or one key of a setting.
-        hashed: refuse a key that is spelled out.
+        hashed: accept only hashes, not the keys themselves.
 
     Raises:
-        ValueError: it is not of this form. The message shows nothing of a key.
+        ValueError: the entry is malformed. The message doesn't show the key.
     """
     first, *rest = entry.split()
     if found := _HASH.fullmatch(first):
         digest = bytes.fromhex(found[1])
     elif hashed:
-        raise ValueError("a key is spelled out: write its hash, sha256:HEX (`ih-grpo key` makes one)")
+        raise ValueError("a key is in plain text: write its hash, sha256:HEX (`ih-grpo key` creates one)")
     else:
         digest = digest_of(first)
     name = f"key-{digest.hex()[:8]}"
@@ -70,48 +70,48 @@ def parse_key(entry: str, *, hashed: bool) -> ApiKey:
             is_admin = True
         else:
             raise ValueError(
-                f"option {option_name!r} of a key: known are name=WORD, rpm=N, concurrency=N, scope={ADMIN}"
+                f"unknown key option {option_name!r}: use name=WORD, rpm=N, concurrency=N, scope={ADMIN}"
             )
     return ApiKey(digest, name, is_admin=is_admin, **limits)
 
 
 def parse_keys(entries: Iterable[str], *, hashed: bool) -> tuple[ApiKey, ...]:
-    """All keys of ``entries``; blank ones and comments (``#``) are passed over. Raises as `parse_key`."""
+    """Parse all ``entries`` except blank lines and comments (``#``). Raises as `parse_key`."""
     stripped = (entry.strip() for entry in entries)
     return tuple(parse_key(entry, hashed=hashed) for entry in stripped if entry and not entry.startswith("#"))
 
 
 def find_key(keys: Sequence[ApiKey], presented: str) -> ApiKey | None:
-    """The one of ``keys`` that ``presented`` is. Takes the same time whichever it is, or none."""
+    """Return the entry of ``keys`` that matches ``presented``, in constant time; None if none does."""
     digest, found = digest_of(presented), None
-    for key in keys:  # no early end: every key is compared
+    for key in keys:  # no early return: every key is compared
         if hmac.compare_digest(digest, key.digest):
             found = key
     return found
 
 
 def new_key() -> str:
-    """A fresh secret of 256 bits."""
+    """Return a new secret of 256 bits."""
     return f"sk-{secrets.token_urlsafe(32)}"
 
 
 def digest_of(key: str) -> bytes:
-    """SHA-256. Keys are long and random, so no slow hash is needed."""
+    """Return the SHA-256 of ``key``. Keys are long and random, so no slow hash is needed."""
     return sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-BEARER: Final = HTTPBearer(auto_error=False, description="An API key, where the server has any.")
-"""Tells the OpenAPI document of the keys; who may pass, the middleware decides."""
+BEARER: Final = HTTPBearer(auto_error=False, description="An API key, if the server has any.")
+"""Documents the keys in the OpenAPI document. The middleware checks them."""
 KEY_HEADERS: Final = ("x-api-key", "api-key")
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/openapi.json"})
-"""Need no key. The document describes the routes and holds nothing of this server's own."""
+"""Paths that need no key. The document describes the routes and contains no data of this server."""
 
 
 class ApiKeys:
-    """Lets a request pass that carries one of ``keys`` or is for an open path; any request if there are none.
+    """ASGI middleware that rejects requests without one of ``keys``, except for open paths.
 
-    The key is found again under ``scope["api_key"]``, and its name in every line of the log. Without one,
-    although there are keys, ``scope["anonymous"]`` is true.
+    The request's key is stored as ``scope["api_key"]``, and its name is part of every log line. For requests
+    to open paths without a key, ``scope["anonymous"]`` is true.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[ApiKey]) -> None:
@@ -119,7 +119,7 @@ class ApiKeys:
         self._keys = tuple(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         presented = _presented(Headers(scope=scope))
@@ -130,32 +130,32 @@ class ApiKeys:
         elif scope["path"] in OPEN_PATHS:
             scope["anonymous"] = True
         else:
-            wrong = (
+            message = (
                 "Incorrect API key provided."
                 if presented
                 else "No API key: send 'Authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'."
             )
-            await ApiError(401, wrong).response()(scope, receive, send)
+            await ApiError(401, message).response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
 def _presented(headers: Headers) -> list[str]:
-    """The secrets that a request shows: OpenAI's header, Anthropic's, Azure's."""
+    """Return the secrets in a request's headers: OpenAI's, Anthropic's and Azure's."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     secrets = [token if scheme.lower() == "bearer" else "", *(headers.get(name, "") for name in KEY_HEADERS)]
     return [secret.strip() for secret in secrets if secret.strip()]
 
 
 async def require_admin(request: Request) -> None:
-    """Let admin keys alone pass; where no key is asked for, nobody.
+    """Reject requests without an admin key.
 
     Raises:
-        ApiError: 403.
+        ApiError: 403, also if the server has no keys.
     """
     key: ApiKey | None = request.scope.get("api_key")
     if key is None or not key.is_admin:
         message = (
-            f"This needs an API key of scope '{ADMIN}': the operator makes one with `ih-grpo key --admin`."
+            f"This needs an API key of scope '{ADMIN}': the operator creates one with `ih-grpo key --admin`."
         )
         raise ApiError(403, message, code="missing_scope")

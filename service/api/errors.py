@@ -1,4 +1,4 @@
-"""Every error as OpenAI's error object: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Errors in the form of OpenAI's error object: ``{"error": {"message", "type", "param", "code"}}``."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from service.engines.base import ContextLengthExceededError, EngineError, Invali
 from service.sandbox.base import QueueTimeoutError, SandboxError
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-_NO_OBJECT: Final = frozenset({"missing", "model_type", "model_attributes_type", "dict_type"})
-"""What pydantic says of a whole body that is not an object."""
+_OBJECT_ERRORS: Final = frozenset({"missing", "model_type", "model_attributes_type", "dict_type"})
+"""Pydantic's error types for a body that is not an object."""
 _UNPARSABLE: Final = "There was an error parsing the body"
-"""FastAPI's words for a body that is not UTF-8, or nested too deeply."""
+"""FastAPI's message for a body that is not UTF-8, or nested too deeply."""
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded"}
 
 
 class ApiError(Exception):
-    """An error that the client is told of as it is.
+    """An error that is reported to the client.
 
     Args:
         status: HTTP status.
-        message: what is wrong and what to do about it.
-        param: the request field at fault.
+        message: the problem and its solution.
+        param: the invalid request field.
         code: OpenAI's machine-readable reason.
-        retry_after_s: seconds after which another try makes sense.
+        retry_after_s: seconds after which a retry makes sense.
         details: more fields of the error object.
     """
 
@@ -79,7 +79,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What the client may know of ``error``. An error that nobody foresaw says nothing of its cause."""
+    """Convert ``error`` for the client. The message for an unexpected error omits its cause."""
     match error:
         case ApiError():
             return error
@@ -90,7 +90,7 @@ def as_api_error(error: Exception) -> ApiError:
         case ContextLengthExceededError():
             return ApiError(400, str(error), param="messages", code="context_length_exceeded")
         case InvalidRequestError():
-            return ApiError(400, f"The engine refuses it: {error}", code="invalid_value")
+            return ApiError(400, f"The engine rejected the request: {error}", code="invalid_value")
         case QueueTimeoutError():
             return ApiError(429, str(error), retry_after_s=5)
         case SandboxError():
@@ -98,11 +98,11 @@ def as_api_error(error: Exception) -> ApiError:
         case EngineError():
             return ApiError(500, f"The engine failed: {error}", code="server_error")
         case _:
-            return ApiError(500, "The server had an error. Its log tells more, by x-request-id.")
+            return ApiError(500, "Internal server error. See the server's log for this x-request-id.")
 
 
 def install(app: FastAPI) -> None:
-    """Let ``app`` answer every error that is foreseen. `service.api.middleware` has the rest."""
+    """Add handlers for all expected errors. `service.api.middleware` handles the others."""
     kinds = (ApiError, RequestValidationError, HTTPException, EngineError, SandboxError)
     for kind in kinds:
         app.add_exception_handler(kind, _respond)
@@ -113,26 +113,26 @@ async def _respond(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = _allowed(request)
         headers["Allow"] = ", ".join(allowed)
-        message = f"{request.method} is not allowed on {_shown(request)}: use {' or '.join(allowed)}."
+        message = f"{request.method} is not allowed on {_path_of(request)}: use {' or '.join(allowed)}."
         return ApiError(405, message, code="method_not_allowed").response(headers)
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
-        message = f"Unknown URL: {request.method} {_shown(request)}. {_hint(request)}"
+        message = f"Unknown URL: {request.method} {_path_of(request)}. {_hint(request)}"
         return ApiError(404, message, code="unknown_url").response(headers)
     if isinstance(error, HTTPException) and error.detail == _UNPARSABLE:
         cause = error.__cause__
-        known = cause if isinstance(cause, ApiError) else None  # raised while the body was received
+        known = cause if isinstance(cause, ApiError) else None  # raised while the body was read
         return (
             known or ApiError(400, "The body is not valid JSON in UTF-8.", code="invalid_body")
         ).response()
     return as_api_error(error).response(headers)
 
 
-def _shown(request: Request) -> str:
+def _path_of(request: Request) -> str:
     return str(request.scope["path"])[:200]
 
 
 def _hint(request: Request) -> str:
-    """What the client probably meant by a path that leads nowhere."""
+    """Return a hint for an unknown path."""
     path: str = request.scope["path"]
     flat = re.sub("/{2,}", "/", path)
     last = "/v1/" + flat.rpartition("/v1/")[2]
@@ -153,7 +153,7 @@ def _is_served(request: Request, path: str) -> bool:
 
 
 def _allowed(request: Request) -> list[str]:
-    """Methods of every route with the request's path; Starlette itself tells those of the first."""
+    """Return the methods of all routes with the request's path. Starlette reports the first route only."""
 
     def served(method: str) -> bool:
         scope = {**request.scope, "method": method}
@@ -169,26 +169,26 @@ def _error_type(status: int) -> str:
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:
-    """The first complaint, in OpenAI's words: 400, and ``param`` as ``messages[0].content``."""
+    """Convert the first validation error to a 400 with ``param`` in the form ``messages[0].content``."""
     first = error.errors()[0]
     kind, where = first["type"], first["loc"][1:]
     if kind == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return ApiError(400, f"The body is not valid JSON: {reason} at character {where[0]}.")
-    if not where and kind in _NO_OBJECT:
-        return _no_object(error.body)
+    if not where and kind in _OBJECT_ERRORS:
+        return _not_an_object(error.body)
     in_body = first["loc"][0] == "body"
-    return complaint(first, where, error.body if in_body else None)
+    return api_error_of(first, where, error.body if in_body else None)
 
 
-def complaint(error: Mapping[str, Any], where: Sequence[int | str], raw: object) -> ApiError:
-    """One of pydantic's errors as the client's.
+def api_error_of(error: Mapping[str, Any], where: Sequence[int | str], raw: object) -> ApiError:
+    """Convert one of pydantic's errors.
 
     Args:
         error: an item of ``ValidationError.errors()``.
-        where: its place.
-        raw: what the client sent: parts of ``where`` that are not in it are names of union members, and left
-            out. None: keep all parts.
+        where: its location.
+        raw: the value that the client sent. Parts of ``where`` that it doesn't contain are names of union
+            members and left out. None keeps all parts.
     """
     kind, context = error["type"], error.get("ctx", {})
     path = _path(where, raw, ends_missing=kind == "missing") + str(context.get("at", ""))
@@ -206,7 +206,7 @@ def complaint(error: Mapping[str, Any], where: Sequence[int | str], raw: object)
 
 
 def _path(where: Sequence[int | str], raw: object, *, ends_missing: bool) -> str:
-    """The client's own path to a field: parts of ``where`` that lead nowhere in ``raw`` are pydantic's."""
+    """Return the path to a field in ``raw``, without parts that pydantic added."""
     path, here = "", raw
     for place, part in enumerate(where):
         is_last = place == len(where) - 1
@@ -221,8 +221,8 @@ def _path(where: Sequence[int | str], raw: object, *, ends_missing: bool) -> str
     return path
 
 
-def _no_object(body: object) -> ApiError:
-    """The error for a body that is not a JSON object."""
+def _not_an_object(body: object) -> ApiError:
+    """Return the error for a body that is not a JSON object."""
     if body in (None, b""):
         message = "The body is empty: send a JSON object, with the header 'Content-Type: application/json'."
     elif isinstance(body, bytes):

@@ -1,7 +1,4 @@
-"""For the operator: is it alive, is it ready, what has it done.
-
-The page at ``/docs``: Swagger UI from files of this package, so that it works without internet.
-"""
+"""Routes for operators: liveness, readiness and metrics; and the API documentation at ``/docs``."""
 
 from __future__ import annotations
 
@@ -19,23 +16,23 @@ from service.playground.files import HEADERS, StaticPages, read_file
 
 router = APIRouter(tags=["Operations"])
 open_router = APIRouter(tags=["Operations"])
-"""What is asked without a key."""
+"""Routes that need no key."""
 
 
 @open_router.get("/health")
 async def health() -> dict[str, str]:
-    """The process answers. Needs no key."""
+    """Report that the process is alive. Needs no key."""
     return {"status": "ok"}
 
 
 @open_router.get("/ready", response_class=JSONResponse, responses=READINESS)
 async def ready(request: Request, server: CurrentServer) -> JSONResponse:
-    """Whether new requests will be served. Needs no key; with one, it reports the state of each part, too."""
+    """Report whether new requests are accepted. Needs no key; with one, it lists the state of each part."""
     parts = {"engine": server.engine.healthy, "sandbox": await server.runner.sandbox.ready()}
     is_ready = all(parts.values()) and not server.drain.draining
-    told = {name: "ready" if part else "not ready" for name, part in parts.items()}
+    states = {name: "ready" if part else "not ready" for name, part in parts.items()}
     status = "going down" if server.drain.draining else "ready" if is_ready else "not ready"
-    details = {} if request.scope.get("anonymous") else told
+    details = {} if request.scope.get("anonymous") else states
     return JSONResponse({"status": status, **details}, 200 if is_ready else 503)
 
 
@@ -51,7 +48,7 @@ async def metrics(server: CurrentServer) -> Response:
 
 
 FOLDER: Final = Path(__file__).parent / "swagger_ui"
-# Swagger UI makes markup from text and styles elements one by one. It shows this server's own document alone.
+# Swagger UI creates markup from text and sets inline styles. It shows only this server's own document.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -60,7 +57,7 @@ _FILES: Final = ("initializer.js", "swagger-ui-bundle.js", "swagger-ui.css")
 
 
 class ApiDocs(StaticPages):
-    """Serves ``/docs`` and the files that it names. They hold no secret, so no key is asked for."""
+    """Swagger UI at ``/docs``, from files of this package, so it works offline. It needs no key."""
 
     def __init__(self, app: ASGIApp) -> None:
         files = {f"/docs/{name}": read_file(FOLDER / name) for name in _FILES}

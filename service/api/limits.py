@@ -1,9 +1,4 @@
-"""Going down without breaking anything: what runs may end, what is new is turned away.
-
-How many episodes run at once, and how many may wait. Admission fails; it does not wait for ever.
-
-How much one API key may ask for: requests a minute, and requests at once.
-"""
+"""Limits on requests: draining before a shutdown, admission of episodes, and rates per API key."""
 
 from __future__ import annotations
 
@@ -26,29 +21,29 @@ from service.api.telemetry.metrics import Metrics
 
 RETRY_AFTER_S = 5
 COUNTED = ("/v1/", "/tokenize", "/detokenize")
-"""Beginnings of the paths that do work for a client."""
+"""Prefixes of the paths that do work for a client."""
 
 
 class Drain:
-    """Whether the server is going down, and how much is still running."""
+    """State of a shutdown: whether it has begun, and how much is still running."""
 
     def __init__(self) -> None:
         self.draining = False
         self.active = 0
-        """Requests in flight, and work that goes on without one (add and subtract)."""
+        """Requests in flight and background work; callers add and subtract."""
 
     def begin(self) -> None:
-        """From now on new requests are refused."""
+        """Reject new requests from now on."""
         self.draining = True
 
     @property
     def done(self) -> bool:
-        """Nothing runs any more."""
+        """Nothing is running."""
         return self.active == 0
 
 
 class Draining:
-    """Pure ASGI middleware: counts requests below ``/v1/``, and answers 503 to new ones while draining."""
+    """ASGI middleware that counts requests below ``/v1/`` and rejects new ones with 503 while draining."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app = app
@@ -60,9 +55,9 @@ class Draining:
             return
         if self._drain.draining:
             error = ApiError(
-                503, "The server is going down.", code="server_going_down", retry_after_s=RETRY_AFTER_S
+                503, "The server is shutting down.", code="server_going_down", retry_after_s=RETRY_AFTER_S
             )
-            # The next try must open a connection, which finds another server.
+            # A retry must open a new connection, which reaches another server.
             await error.response({"Connection": "close"})(scope, receive, send)
             return
         self._drain.active += 1
@@ -79,12 +74,12 @@ class _Waiter:
 
 
 class Admission:
-    """A first-come, first-served gate, counted in episodes: a request with ``n`` choices takes ``n`` places.
+    """First-come, first-served admission of episodes: a request with ``n`` choices takes ``n`` places.
 
     Args:
-        limit: episodes at once.
-        queue: episodes that may wait.
-        timeout_s: the longest wait in seconds.
+        limit: maximum number of running episodes.
+        queue: maximum number of waiting episodes.
+        timeout_s: maximum wait in seconds.
     """
 
     def __init__(self, limit: int, queue: int, timeout_s: float) -> None:
@@ -96,18 +91,20 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Episodes in the queue."""
+        """Number of waiting episodes."""
         return sum(waiter.episodes for waiter in self._waiters)
 
     @asynccontextmanager
     async def admit(self, episodes: int = 1) -> AsyncGenerator[None, None]:
-        """Hold places for ``episodes`` of one request.
+        """Take places for ``episodes`` of one request, and release them at the end.
 
         Raises:
-            ApiError: 400 if they can never fit, 429 if the queue is full or the wait was too long.
+            ApiError: 400 if they exceed the limit, 429 if the queue is full or the wait timed out.
         """
         if episodes > self._limit:
-            raise ApiError(400, f"'n': at most {self._limit} episodes run at once here", param="n")
+            raise ApiError(
+                400, f"'n': at most {self._limit} episodes can run at once on this server", param="n"
+            )
         if self._waiters or self.running + episodes > self._limit:
             await self._wait(episodes)
         else:
@@ -120,20 +117,20 @@ class Admission:
 
     async def _wait(self, episodes: int) -> None:
         if self.waiting + episodes > self._queue:
-            raise self._refusal("The server is busy and its queue is full.")
+            raise self._rejection("The server is busy and its queue is full.")
         waiter = _Waiter(episodes)
         self._waiters.append(waiter)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await waiter.admitted.wait()
         except BaseException as error:
-            if waiter.admitted.is_set():  # admitted in the very moment of giving up
+            if waiter.admitted.is_set():  # admitted at the moment of the timeout
                 self.running -= episodes
             else:
                 self._waiters.remove(waiter)
             self._wake()
             if isinstance(error, TimeoutError):
-                raise self._refusal("The server is busy and no place came free in time.") from None
+                raise self._rejection("The server is busy and no place became free in time.") from None
             raise
 
     def _wake(self) -> None:
@@ -142,20 +139,20 @@ class Admission:
             self.running += waiter.episodes
             waiter.admitted.set()
 
-    def _refusal(self, message: str) -> ApiError:
+    def _rejection(self, message: str) -> ApiError:
         return ApiError(429, message, retry_after_s=min(self._timeout_s, 5.0))
 
 
 class KeyLimits:
-    """Pure ASGI middleware, behind `service.api.auth.ApiKeys`. Only the routes below ``/v1/`` count.
+    """ASGI middleware, behind `service.api.auth.ApiKeys`, that limits requests below ``/v1/`` per key.
 
-    Every counted answer tells the limit and what is left of it in OpenAI's ``x-ratelimit-*`` headers.
+    Responses report the limit and its remainder in OpenAI's ``x-ratelimit-*`` headers.
 
     Args:
         app: the next application.
-        metrics: count what is refused.
-        requests_per_minute: for keys that name no number of their own; None: no limit.
-        concurrency: likewise; a stream counts until its end.
+        metrics: counts rejected requests.
+        requests_per_minute: default for keys without a limit of their own; None for no limit.
+        concurrency: default for concurrent requests; a stream counts until its end.
     """
 
     def __init__(
@@ -166,27 +163,27 @@ class KeyLimits:
         self._requests_per_minute = requests_per_minute
         self._concurrency = concurrency
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._at_once: Counter[bytes] = Counter()
+        self._running: Counter[bytes] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key: ApiKey | None = scope.get("api_key")
         if scope["type"] != "http" or key is None or not scope["path"].startswith(COUNTED):
             await self._app(scope, receive, send)
             return
-        at_once = key.concurrency or self._concurrency
-        if at_once is not None and self._at_once[key.digest] >= at_once:
+        limit = key.concurrency or self._concurrency
+        if limit is not None and self._running[key.digest] >= limit:
             self._metrics.refused.labels("key_concurrency").inc()
-            error = ApiError(429, f"This key may have {at_once} requests at once.", retry_after_s=1)
+            error = ApiError(429, f"This key allows {limit} concurrent requests.", retry_after_s=1)
             await error.response()(scope, receive, send)
             return
-        self._at_once[key.digest] += 1
+        self._running[key.digest] += 1
         try:
-            await self._rated(key, scope, receive, send)
+            await self._limit_rate(key, scope, receive, send)
         finally:
-            self._at_once[key.digest] -= 1
-            self._at_once += Counter()  # drops the zeros
+            self._running[key.digest] -= 1
+            self._running += Counter()  # removes zeros
 
-    async def _rated(self, key: ApiKey, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _limit_rate(self, key: ApiKey, scope: Scope, receive: Receive, send: Send) -> None:
         rate = key.requests_per_minute or self._requests_per_minute
         if rate is None:
             await self._app(scope, receive, send)
@@ -195,20 +192,20 @@ class KeyLimits:
         passes = await self._limiter.hit(item, name)
         stats = await self._limiter.get_window_stats(item, name)
         resets_s = max(stats.reset_time - time.time(), 0.0)
-        told = {
+        headers = {
             "x-ratelimit-limit-requests": str(rate),
             "x-ratelimit-remaining-requests": str(stats.remaining),
             "x-ratelimit-reset-requests": f"{resets_s:.3f}s",
         }
 
-        def send_with_limits(message: Message) -> Awaitable[None]:  # no coroutine, as in `RequestContext`
+        def send_with_limits(message: Message) -> Awaitable[None]:  # not a coroutine, as in `RequestContext`
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(told)
+                MutableHeaders(scope=message).update(headers)
             return send(message)
 
         if passes:
             await self._app(scope, receive, send_with_limits)
             return
         self._metrics.refused.labels("key_requests").inc()
-        error = ApiError(429, f"This key may make {rate} requests a minute.", retry_after_s=max(resets_s, 1))
+        error = ApiError(429, f"This key allows {rate} requests per minute.", retry_after_s=max(resets_s, 1))
         await error.response()(scope, receive, send_with_limits)

@@ -26,10 +26,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api import validation
 from service.api.errors import ApiError, as_api_error
 from service.api.telemetry.metrics import Metrics
-from service.api.validation import Reading
+from service.api.validation import ValidationReport
 
 IGNORED_HEADER: Final = "x-ih-grpo-ignored"
-"""Names the fields of the request that have no effect."""
+"""Response header that lists the request's fields without effect."""
 EXPOSED_HEADERS: Final = (
     "x-request-id",
     IGNORED_HEADER,
@@ -38,17 +38,17 @@ EXPOSED_HEADERS: Final = (
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
 )
-"""What scripts of another origin may read."""
+"""Response headers that scripts of other origins may read."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_CLIENT_LEFT: Final = 499  # nginx's number for it; never sent
+_CLIENT_LEFT: Final = 499  # nginx's status for it; never sent
 
 _log = structlog.get_logger(__name__)
 
 
 class RequestContext:
-    """Gives a request its id, logs and counts it, and answers 500 for what nobody foresaw.
+    """ASGI middleware that assigns a request id, logs and counts the request, and handles unexpected errors.
 
-    The client's own ``x-request-id`` is taken if it is a plain word.
+    The client's own ``x-request-id`` is used if it is a plain word.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, *, strict_requests: bool = False) -> None:
@@ -64,22 +64,24 @@ class RequestContext:
         asked = sent.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else f"req_{secrets.token_hex(12)}"
         status = 0
-        reading = Reading(self._strict_requests)
+        report = ValidationReport(self._strict_requests)
         began = time.monotonic()
 
-        def send_with_id(message: Message) -> Awaitable[None]:  # no coroutine: it is called for every token
+        def send_with_id(
+            message: Message,
+        ) -> Awaitable[None]:  # not a coroutine: it is called for every token
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                if reading.labels:
-                    headers[IGNORED_HEADER] = reading.header()
+                if report.labels:
+                    headers[IGNORED_HEADER] = report.header()
             return send(message)
 
-        # Spans of this request go on from the client's own, if it sent one (W3C traceparent).
+        # Spans of this request continue the client's trace, if it sent one (W3C traceparent).
         token = context.attach(propagate.extract(sent))
-        reading_token = validation.current.set(reading)
+        report_token = validation.current.set(report)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
@@ -90,19 +92,19 @@ class RequestContext:
                 if status == 0:
                     await as_api_error(error).response()(scope, receive, send_with_id)
             finally:
-                self._report(reading)
+                self._report_ignored(report)
                 self._finish(scope, status, time.monotonic() - began)
-                validation.current.reset(reading_token)
+                validation.current.reset(report_token)
                 context.detach(token)
 
-    def _report(self, reading: Reading) -> None:
-        for label, count in reading.labels.items():
+    def _report_ignored(self, report: ValidationReport) -> None:
+        for label, count in report.labels.items():
             self._metrics.ignored.labels(label).inc(count)
-        if reading.labels:
-            _log.debug("fields_ignored", fields=reading.header())
+        if report.labels:
+            _log.debug("fields_ignored", fields=report.header())
 
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route's pattern, so that odd paths make no new metrics.
+        # The route's pattern, so that unknown paths create no new time series.
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.request_s.labels(route).observe(seconds)
@@ -167,7 +169,7 @@ def _is_address(name: str) -> bool:
 
 
 class HeadAsGet:
-    """Answers HEAD on every route of GET, without the body."""
+    """ASGI middleware that serves HEAD on every GET route, without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -184,7 +186,7 @@ class HeadAsGet:
 
 
 class BodyLimit:
-    """Refuses a body of more than ``max_bytes``, announced or not."""
+    """ASGI middleware that rejects bodies above ``max_bytes`` with 413."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -213,7 +215,7 @@ class BodyLimit:
 
 
 _ZSTD_WINDOW: Final = 2**23
-"""Bytes of history that a frame may ask for; what every decoder must support by RFC 9659."""
+"""Largest window of a frame in bytes, the one that RFC 9659 requires of every decoder."""
 
 
 def _gzip(data: bytes, limit: int) -> bytes:
@@ -240,9 +242,9 @@ _DECODERS: Final[dict[str, Callable[[bytes, int], bytes]]] = {
 
 
 class RequestDecoding:
-    """Pure ASGI middleware behind `BodyLimit`: decodes a body with a ``Content-Encoding``.
+    """ASGI middleware, behind `BodyLimit`, that decodes bodies with a ``Content-Encoding``.
 
-    No more than ``max_bytes`` are ever decoded; a larger body gets 413, an unknown encoding 415.
+    It decodes at most ``max_bytes``. A larger body is rejected with 413, an unknown encoding with 415.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -258,7 +260,7 @@ class RequestDecoding:
         if (decode := _DECODERS.get(encoding)) is None:
             error = ApiError(
                 415,
-                f"Bodies encoded with '{encoding[:40]}' can't be read: send gzip, deflate, zstd or none.",
+                f"Unsupported encoding '{encoding[:40]}': send gzip, deflate, zstd or none.",
                 code="unsupported_encoding",
             )
             await error.response({"Accept-Encoding": "gzip, deflate, zstd"})(scope, receive, send)

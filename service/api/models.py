@@ -1,7 +1,4 @@
-"""``GET /v1/models``.
-
-``POST /admin/reload``: new weights into the running engine, for the operator or a trainer.
-"""
+"""Routes that list models, and ``POST /admin/reload``, which loads new weights into the running engine."""
 
 from __future__ import annotations
 
@@ -36,13 +33,13 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 @router.get("", responses={200: {"model": ModelList}})
 async def list_models(server: CurrentServer) -> Json:
-    """The models that this server has."""
+    """List the served models."""
     return {"object": "list", "data": [_model(server, name) for name in server.model_names]}
 
 
 @router.get("/{model_id:path}", responses={200: {"model": ModelObject}})
 async def retrieve_model(model_id: str, server: CurrentServer) -> Json:
-    """One model, with its context length and the deferral policy that it was trained with."""
+    """Return one model with its context length and the deferral policy that it was trained with."""
     if not model_id:  # `/v1/models/`
         return await list_models(server)
     if model_id not in server.model_names:
@@ -67,13 +64,13 @@ _log = structlog.get_logger(__name__)
 
 
 class ReloadRequest(BaseModel):
-    """What to load."""
+    """Checkpoint to load."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    """Directory of a whole checkpoint of the same architecture, below the setting ``reload_root``; relative
-    to it unless absolute."""
+    """Directory of a complete checkpoint of the same architecture below the setting ``reload_root``, absolute
+    or relative to it."""
 
 
 @runtime_checkable
@@ -90,25 +87,25 @@ class _Checkpoint:
 
 @admin_router.post("/reload")
 async def reload(body: ReloadRequest, server: CurrentServer) -> Json:
-    """Serve another checkpoint of the same model. Weights change between two steps, all or none.
+    """Serve another checkpoint of the same model. All weights change at once, between two decoding steps.
 
-    Episodes that are running go on under the new weights, with the limits that they began with. If anything
-    is wrong with the checkpoint, the old weights go on.
+    Running episodes continue with the new weights and keep their limits. If the checkpoint is invalid, the
+    old weights stay in use.
     """
     engine = server.engine
     if not isinstance(engine, _Reloadable):
         raise ApiError(
-            501, "This engine can't change its weights by file: use its own weight-update routes, or restart."
+            501, "This engine can't load weights from files: use its own weight-update routes, or restart."
         )
     if server.reloading.locked():
-        raise ApiError(409, "Another reload is under way.", code="reload_in_progress", retry_after_s=5)
+        raise ApiError(409, "Another reload is in progress.", code="reload_in_progress", retry_after_s=5)
     began = time.monotonic()
     async with server.reloading:
         checkpoint = await asyncio.to_thread(_read, server, body.model)
         try:
             await engine.load_weights(checkpoint.path)
         except EngineError as error:
-            raise _refused(str(error)) from error
+            raise _invalid_checkpoint(str(error)) from error
         server.runner = replace(server.runner, policy=checkpoint.policy, sampling=checkpoint.sampling)
         server.notice = DEMO_NOTICE if is_demo(str(checkpoint.path)) else None
     seconds = round(time.monotonic() - began, 3)
@@ -123,40 +120,40 @@ async def reload(body: ReloadRequest, server: CurrentServer) -> Json:
 
 
 def _read(server: Server, model: str) -> _Checkpoint:
-    """All that is read of a checkpoint but its weights.
+    """Read a checkpoint's files other than its weights.
 
     Raises:
-        ApiError: it may not be loaded, or can't be.
+        ApiError: the checkpoint is not allowed, missing or invalid.
     """
     root = server.settings.reload_root
     if root is None:
         raise ApiError(
             403,
-            "Reloading is off: the operator sets reload_root to a directory of checkpoints.",
+            "Reloading is disabled: the operator must set reload_root to a directory of checkpoints.",
             code="reload_disabled",
         )
     path = (root / model).resolve() if "\0" not in model else root
-    # Whether it exists is told of what lies below the root only.
+    # The existence of paths outside of the root is not revealed.
     if not path.is_relative_to(root.resolve()):
         raise ApiError(403, "'model' is not below reload_root.", param="model", code="checkpoint_not_allowed")
     if not (path / "config.json").is_file():
-        raise _refused("it has no config.json", status=404)
+        raise _invalid_checkpoint("config.json is missing", status=404)
     try:
         if (path / MANIFEST).is_file():
             verify(path)
         policy = DeferralPolicy.load(path, default=ASSISTANT_POLICY)
         sampling = default_sampling(path)
     except ValidationError as error:
-        raise _refused(f"its deferral.json is not right: {error.errors()[0]['msg']}") from None
+        raise _invalid_checkpoint(f"deferral.json is invalid: {error.errors()[0]['msg']}") from None
     except (CheckpointError, OSError, ValueError) as error:
-        raise _refused(str(error)) from None
+        raise _invalid_checkpoint(str(error)) from None
     return _Checkpoint(path, policy, sampling)
 
 
-def _refused(why: str, *, status: int = 400) -> ApiError:
+def _invalid_checkpoint(why: str, *, status: int = 400) -> ApiError:
     return ApiError(
         status,
-        f"The checkpoint can't be loaded, the old weights stay: {why}.",
+        f"The checkpoint can't be loaded and the old weights stay in use: {why}.",
         param="model",
         code="invalid_checkpoint",
     )

@@ -1,4 +1,4 @@
-"""Fields that say how a request is sampled, and the sampling that they ask for."""
+"""Sampling fields that requests share, and their conversion to the engine's `Sampling`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Number = TypeVar("Number", int, float)
 
 
 def _stops(value: object) -> object:
-    """One string as a list; empty strings stop nothing and are dropped."""
+    """Wrap a single string in a list and drop empty strings, which stop nothing."""
     stops = [value] if isinstance(value, str) else value
     return [stop for stop in stops if stop != ""] if isinstance(stops, list) else stops
 
@@ -40,25 +40,26 @@ class StreamOptions(RequestModel):
 
 
 class SamplingRequest(RequestBody):
-    """OpenAI's sampling fields, those of vLLM's and llama.cpp's that can be honoured, and the rest by name.
+    """Sampling fields of OpenAI, and those of vLLM and llama.cpp.
 
-    A field with ``only`` is accepted with its neutral values: any other would change the reply.
+    An unsupported field is declared with ``only`` and accepted with neutral values, because ignoring another
+    value would change the reply.
     """
 
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
-    """0 and -1: no limit."""
+    """0 or -1 for no limit."""
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stops | None = None
-    """Text of the model that ends the reply; it is not shown. Code that is pending then never runs."""
+    """Strings that end the reply; they are not returned. Pending code then never runs."""
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
-    """Tokens that end the reply like the model's own; they are not shown."""
+    """Tokens that end the reply like the model's own end tokens; they are not returned."""
     ignore_eos: bool | None = None
-    """Do not end the reply at the model's own end of turn."""
+    """Don't end the reply at the model's own end of turn."""
     min_tokens: int | None = Field(default=None, ge=0)
-    """Tokens to sample before the reply may end; for replies without deferral."""
+    """Minimum number of sampled tokens; for replies without deferral."""
     n: int | None = Field(default=None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -67,9 +68,9 @@ class SamplingRequest(RequestBody):
     repetition_penalty: float | None = Field(default=None, gt=0, le=2)
     logit_bias: dict[BiasedId, Bias] | None = Field(default=None, max_length=1024)
     do_sample: bool | None = None
-    """False: greedy, unless there is a temperature."""
+    """False for greedy decoding, unless a temperature is set."""
     n_predict: int | None = Field(default=None, ge=-1)
-    """llama.cpp's name of ``max_tokens``; -1: no limit."""
+    """llama.cpp's name of ``max_tokens``; -1 for no limit."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Transformers' name of ``max_tokens``."""
     user: str | None = None
@@ -114,7 +115,7 @@ class SamplingRequest(RequestBody):
 
     @property
     def token_limit(self) -> int | None:
-        """Bound on sampled tokens, if the client gave one."""
+        """Limit on sampled tokens, if the client set one."""
         limit = self.max_new_tokens or self.n_predict
         return limit if limit is None or limit > 0 else None
 
@@ -147,20 +148,20 @@ def sampling_of(
     top_logprobs: int,
     json_schema: str | None = None,
 ) -> Sampling:
-    """The sampling of one choice.
+    """Return the sampling of one choice.
 
     Args:
-        request: what the client asks for.
-        default: what holds where it says nothing.
-        room: tokens that may follow the prompt.
-        engine: has to honour it.
-        model: the name that the client asks for, the engine's own or one of its adapters.
+        request: the client's request.
+        default: values of fields that the request doesn't set.
+        room: number of tokens that may follow the prompt.
+        engine: must support the result.
+        model: the model in the request: the engine's own or one of its adapters.
         logprobs: report log-probabilities.
-        top_logprobs: alternatives to report beside each token.
-        json_schema: what the reply has to match.
+        top_logprobs: number of alternatives to report for each token.
+        json_schema: JSON schema of the reply.
 
     Raises:
-        ApiError: 400 that names the field which the engine can't honour.
+        ApiError: 400 with the name of a field that the engine doesn't support.
     """
     _check_ids(request, engine)
     greedy = request.do_sample is False and request.temperature is None
@@ -183,13 +184,13 @@ def sampling_of(
         adapter=None if model == engine.model_name else model,
     )
     if sampling.min_tokens > sampling.max_tokens:
-        message = f"'min_tokens': at most {sampling.max_tokens} tokens are sampled in this request."
+        message = f"'min_tokens': this request samples at most {sampling.max_tokens} tokens."
         raise ApiError(400, message, param="min_tokens", code="invalid_value")
     if missing := unsupported(engine, sampling):
         param = {"json_schema": "response_format"}.get(missing[0], missing[0])
         raise ApiError(
             400,
-            f"'{param}': the engine of this server can't honour it; leave it out.",
+            f"'{param}': not supported by this server's engine; remove it.",
             param=param,
             code="unsupported_parameter",
         )
@@ -197,7 +198,7 @@ def sampling_of(
 
 
 def _check_ids(request: SamplingRequest, engine: Engine) -> None:
-    """Raise for token ids outside of the vocabulary: the engine would fail in the middle."""
+    """Raise for token ids outside of the vocabulary, which would make the engine fail."""
     if not (request.logit_bias or request.stop_token_ids):
         return
     size = engine.tokenizer.vocab_size
@@ -210,7 +211,7 @@ def _check_ids(request: SamplingRequest, engine: Engine) -> None:
 
 
 def outside_vocabulary(param: str, token_id: int, size: int) -> ApiError:
-    """The error for a token id that the model lacks."""
+    """Return the error for a token id that is not in the vocabulary."""
     message = f"'{param}': token id {token_id} is outside of the vocabulary, 0 to {size - 1}."
     return ApiError(400, message, param=param, code="invalid_value")
 

@@ -1,9 +1,8 @@
-"""The published forms of ``executed_tools`` and ``deferral.json``, as versioned JSON schemas.
+"""Schemas of responses: for the OpenAPI document, and versioned JSON schemas of published formats.
 
-``scripts/generate`` writes them to ``schemas/``. A change that breaks a reader takes a new number and a new
-file; a field that is added does not, so readers must pass over fields that they don't know.
-
-Responses as the OpenAPI document shows them. The routes build them by hand; tests hold them to these.
+The published formats are ``executed_tools`` and ``deferral.json``; ``scripts/generate`` writes their schemas
+to ``schemas/``. A breaking change gets a new number and a new file. New fields don't, so readers must ignore
+unknown fields. The routes build their responses by hand, and tests check them against these schemas.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ class Block(_Published):
     """A code block that the model closed."""
 
     code: str
-    """Its text, without the fence."""
+    """Code without the fence."""
     invoked_at_token: int = Field(ge=0)
-    """Position in the episode of the token that closed it."""
+    """Position of the token that closed the block, in the episode."""
     invoked_at: float
-    """When that was, in Unix seconds."""
+    """Time at which the block was closed, in Unix seconds."""
 
 
 class Run(_Published):
-    """When a block, or several as one script, ran. Unix seconds."""
+    """Run of a block, or of several blocks as one script. Times are Unix seconds."""
 
     started_at: float
     finished_at: float
@@ -44,58 +43,58 @@ class Run(_Published):
 
 class _Tool(_Published):
     index: int = Field(ge=0)
-    """Place of the flush in the reply, from 0."""
+    """Index of the flush in the reply, from 0."""
     id: str
-    """The same in every chunk of a stream that speaks of this flush."""
+    """Id of the flush, the same in all chunks of a stream."""
     type: Literal["python"]
     blocks: list[Block]
-    """All blocks that the flush runs, in order."""
+    """Blocks that the flush runs, in order."""
 
 
 class WaitingTool(_Tool):
-    """A flush to be, in chunks of a stream: `pending` until the marker, then `running` until its result."""
+    """An upcoming flush in streamed chunks: `pending` until the marker, then `running` until its result."""
 
     status: Literal["pending", "running"]
 
 
 class FinishedTool(_Tool):
-    """A flush that is done."""
+    """A finished flush."""
 
     status: Status
     """`ok`, `error` (a traceback, an exit code, a signal), `timeout`, `oom`, `output_limit`, or
-    `sandbox_error`: the sandbox failed, and nothing is known of the code."""
+    `sandbox_error`: the sandbox failed and the state of the code is unknown."""
     output: str
-    """What the model was shown."""
+    """Output that the model was shown."""
     delayed: int = Field(ge=0)
-    """Blocks that did not run at once when they were closed, by the rule of the protocol."""
+    """Blocks that count as delayed by the protocol's rule."""
     requested_by: RequestedBy = "model"
-    """Who decided that the blocks run: the model with its marker, or the server by the checkpoint's policy.
-    The delay rate counts the model's flushes only."""
+    """Party that requested the flush: the model with its marker, or the server by the checkpoint's policy.
+    The delay rate counts only the model's flushes."""
     flushed_at: float
-    """When the model, or the server for it, asked for the output, in Unix seconds."""
+    """Time at which the output was requested, in Unix seconds."""
     started_at: float | None
-    """When the first block began to run; null where nothing ran."""
+    """Start of the first block; null if nothing ran."""
     finished_at: float | None
     runs: list[Run]
     wall_ms: float = Field(ge=0)
-    """How long the code ran."""
+    """Run time of the code in milliseconds."""
     waited_ms: float = Field(ge=0)
-    """How long the model waited for it."""
+    """Time that the model waited for the output, in milliseconds."""
     hidden_ms: float = Field(ge=0)
-    """The part of `wall_ms` before `flushed_at`, that is, while the model was still writing."""
+    """The part of `wall_ms` before `flushed_at`, while the model was still writing."""
     container_wait_ms: float = Field(default=0.0, ge=0)
-    """How long the first block waited for a container, from its `invoked_at`. Not part of `wall_ms`; what of
-    it lies after `flushed_at` is part of `waited_ms`."""
+    """Wait of the first block for a container in milliseconds, from its `invoked_at`. It is not part of
+    `wall_ms`; the part after `flushed_at` is included in `waited_ms`."""
 
 
 def executed_tools() -> dict[str, Any]:
-    """Schema of one item of ``message.executed_tools`` and ``delta.executed_tools``, version 1."""
+    """Return the schema of one item of ``message.executed_tools`` and ``delta.executed_tools``, version 1."""
     form: TypeAdapter[FinishedTool | WaitingTool] = TypeAdapter(FinishedTool | WaitingTool)
     return _titled("executed_tools", 1, form.json_schema())
 
 
 def deferral() -> dict[str, Any]:
-    """Schema of ``deferral.json`` beside a checkpoint's weights, in the version that is written."""
+    """Return the schema of a checkpoint's ``deferral.json``, in the version that is written."""
     version = DeferralPolicy.model_fields["schema_version"].default
     return _titled("deferral", version, DeferralPolicy.model_json_schema())
 
@@ -110,7 +109,7 @@ SCHEMAS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "executed_tools-1.json": executed_tools,
     f"deferral-{DeferralPolicy.model_fields['schema_version'].default}.json": deferral,
 }
-"""File name and schema of each."""
+"""File names and schemas."""
 
 
 class _Documented(BaseModel):
@@ -121,10 +120,10 @@ class ErrorObject(_Documented):
     message: str
     type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
     param: str | None
-    """The field at fault, as ``messages[0].content``."""
+    """Path of the invalid field, such as ``messages[0].content``."""
     code: str | None
     failed_generation: str | None = None
-    """With code ``tool_use_failed``: what the model wrote instead of a call that can be made."""
+    """With code ``tool_use_failed``: the invalid call that the model wrote."""
 
 
 class ErrorBody(_Documented):
@@ -137,7 +136,7 @@ class CalledFunctionObject(_Documented):
 
 
 class ToolCallObject(_Documented):
-    """A call of the client's own function, for the client to make. Server-run code is never here."""
+    """A function call for the client to make. Code that the server runs is never listed here."""
 
     id: str
     type: Literal["function"]
@@ -152,13 +151,13 @@ class MessageObject(_Documented):
     reasoning_content: str | None = None
     tool_calls: list[ToolCallObject] | None = None
     final_answer: str | None
-    """Just the answer: what the last complete `\\boxed{}` holds, else the text of the last turn. Null if the
-    reply was cut, ends with code that never ran, or calls the client's functions. In a stream it comes with
-    the last chunk of a choice."""
+    """The answer alone: the content of the last complete `\\boxed{}`, else the text of the last turn. Null if
+    the reply was cut, ends with code that never ran, or calls the client's functions. In a stream it is part
+    of the last chunk of a choice."""
     executed_tools: list[FinishedTool] | None = None
-    """Left out where no code ran."""
+    """Omitted if no code ran."""
     unflushed_blocks: list[Block] | None = None
-    """Code that was still pending when the reply ended, and never ran. Left out if there is none."""
+    """Code that was pending when the reply ended and never ran. Omitted if there is none."""
 
 
 class TokenLogprob(_Documented):
@@ -190,7 +189,7 @@ class PromptDetails(_Documented):
 class CompletionDetails(_Documented):
     reasoning_tokens: int
     observation_tokens: int
-    """Given to the model, not written by it; part of ``completion_tokens``."""
+    """Tokens given to the model, not written by it; part of ``completion_tokens``."""
 
 
 class UsageObject(_Documented):
@@ -209,7 +208,7 @@ class ChatCompletionObject(_Documented):
     choices: list[ChoiceObject]
     usage: UsageObject
     notice: str | None = None
-    """Says that the demo model was asked with deferral off, which it can't answer; absent otherwise."""
+    """Warning that the demo model can't answer with deferral off; omitted otherwise."""
 
 
 class TextLogprobsObject(_Documented):
@@ -259,9 +258,9 @@ class ModelObject(_Documented):
     owned_by: str
     context_length: int
     deferral: dict[str, Any]
-    """The policy that the checkpoint was trained with."""
+    """Deferral policy that the checkpoint was trained with."""
     notice: str | None
-    """What to know before relying on this model, as that it is a demo; null if there is nothing to say."""
+    """Warning about the model, for example that it is a demo; null if there is none."""
 
 
 class ModelList(_Documented):
@@ -272,13 +271,13 @@ class ModelList(_Documented):
 class Readiness(_Documented):
     status: Literal["ready", "not ready", "going down"]
     engine: Literal["ready", "not ready"] | None = None
-    """This and the next are there for a request with a key, or where no key is asked for."""
+    """Present, like ``sandbox``, in requests with a key or if the server has no keys."""
     sandbox: Literal["ready", "not ready"] | None = None
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "The request can't be served; the message says why."},
-    "5XX": {"model": ErrorBody, "description": "The server failed, or is going down."},
+    "4XX": {"model": ErrorBody, "description": "The request can't be served; the message states the reason."},
+    "5XX": {"model": ErrorBody, "description": "The server failed, or is shutting down."},
 }
 METRICS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -287,20 +286,20 @@ METRICS: dict[int | str, dict[str, Any]] = {
     }
 }
 READINESS: dict[int | str, dict[str, Any]] = {
-    200: {"model": Readiness, "description": "New requests will be served."},
-    503: {"model": Readiness, "description": "They will not; it says which part is missing."},
+    200: {"model": Readiness, "description": "New requests are accepted."},
+    503: {"model": Readiness, "description": "New requests are rejected; the body names the missing part."},
 }
 COMPLETION: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ChatCompletionObject,
-        "description": "The completion; with `stream`, events that hold `chat.completion.chunk` objects.",
+        "description": "The completion; with `stream`, events with `chat.completion.chunk` objects.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
 TEXT_COMPLETION: dict[int | str, dict[str, Any]] = {
     200: {
         "model": TextCompletionObject,
-        "description": "The completion; with `stream`, events that hold pieces of the same object.",
+        "description": "The completion; with `stream`, events with parts of the same object.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }

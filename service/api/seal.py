@@ -1,4 +1,4 @@
-"""Thoughts that a client keeps for the server: sealed, so that only this deployment reads or makes them."""
+"""Seal thoughts that clients keep, so that only this server can read or create them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ _NONCE_BYTES: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class SealKey:
-    """A 256-bit key. ``id`` is part of what it seals, so that keys can be replaced one by one."""
+    """A 256-bit key. Sealed text contains the key's ``id``, so keys can be rotated."""
 
     id: str
     secret: bytes = field(repr=False)
 
 
 def parse_seal_key(text: str) -> SealKey:
-    """A key from ``ID:BASE64``.
+    """Parse a key of the form ``ID:BASE64``.
 
     Raises:
-        ValueError: it is not of this form. The message shows nothing of the key.
+        ValueError: ``text`` is malformed. The message doesn't show the key.
     """
     if (found := _KEY.fullmatch(text.strip())) is None:
-        raise ValueError("a seal key is ID:BASE64 of 32 bytes, as `openssl rand -base64 32` makes them")
+        raise ValueError(
+            "a seal key must be ID:BASE64 of 32 bytes, for example from `openssl rand -base64 32`"
+        )
     return SealKey(found[1], base64.urlsafe_b64decode(found[2].rstrip("=").translate(_URL_SAFE) + "="))
 
 
@@ -41,9 +43,9 @@ _URL_SAFE: Final = str.maketrans("+/", "-_")
 
 
 class Seal:
-    """Seals text with the first of ``keys`` and opens what any of them sealed (AES-256-GCM).
+    """Seal text with the first of ``keys``, and open text sealed with any of them (AES-256-GCM).
 
-    Without keys a random one is made: what it seals can be read until this process ends.
+    Without keys a random one is created, and sealed text can be opened until this process ends.
     """
 
     def __init__(self, keys: Sequence[SealKey] = ()) -> None:
@@ -53,13 +55,13 @@ class Seal:
         self._first = next(iter(self._keys))
 
     def close(self, text: str, owner: str) -> str:
-        """``text`` sealed for ``owner``: printable, and about a third longer."""
+        """Seal ``text`` for ``owner``. The result is printable and about a third longer."""
         head, nonce = f"{_VERSION}.{self._first}", secrets.token_bytes(_NONCE_BYTES)
         sealed = self._keys[self._first].encrypt(nonce, text.encode(), _bound(head, owner))
         return f"{head}.{base64.urlsafe_b64encode(nonce + sealed).decode()}"
 
     def open(self, sealed: str, owner: str) -> str | None:
-        """The text; None if it was changed, or sealed by another deployment or for another owner."""
+        """Return the text; None if it was changed, or sealed by another server or for another owner."""
         version, _, rest = sealed.partition(".")
         key_id, _, body = rest.partition(".")
         if version != _VERSION or (key := self._keys.get(key_id)) is None:

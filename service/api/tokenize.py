@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from service.api.chat.prepare import SHORT_CHARS, render_prompt
 from service.api.chat.request import ChatRequest
-from service.api.errors import ApiError, complaint
+from service.api.errors import ApiError, api_error_of
 from service.api.sampling import TokenId, outside_vocabulary
 from service.api.schemas import DetokenizedObject, TokenizedObject
 from service.api.state import CurrentServer
@@ -21,12 +21,12 @@ router = APIRouter(tags=["Tokens"])
 
 
 class TokenizeRequest(RequestBody):
-    """A text, or messages with what a chat request says of their prompt."""
+    """A text, or messages with a chat request's fields for the prompt."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, object]] | None = None
-    """As in a chat request; then they are rendered as there, with the instruction where code would run."""
+    """As in a chat request. The instruction is included if code would run."""
     return_token_strs: bool = False
     add_special_tokens: Annotated[object, Ignored()] = None
     add_generation_prompt: object = None
@@ -46,7 +46,7 @@ class DetokenizeRequest(RequestBody):
 
 @router.post("/tokenize", responses={200: {"model": TokenizedObject}})
 async def tokenize(body: TokenizeRequest, server: CurrentServer) -> Json:
-    """The token ids of a text, or of the prompt that a chat request with these messages has."""
+    """Return the token ids of a text, or of a chat request's prompt."""
     server.check_model(body.model or server.model_name)
     tokenizer = server.engine.tokenizer
     if body.messages is not None:
@@ -72,21 +72,21 @@ async def tokenize(body: TokenizeRequest, server: CurrentServer) -> Json:
 
 @router.post("/detokenize", responses={200: {"model": DetokenizedObject}})
 async def detokenize(body: DetokenizeRequest, server: CurrentServer) -> Json:
-    """The text of token ids."""
+    """Return the text of token ids."""
     server.check_model(body.model or server.model_name)
     tokenizer = server.engine.tokenizer
     size = tokenizer.vocab_size
-    if wrong := [place for place, token in enumerate(body.tokens) if token >= size]:
+    if wrong := [index for index, token in enumerate(body.tokens) if token >= size]:
         raise outside_vocabulary(f"tokens[{wrong[0]}]", body.tokens[wrong[0]], size)
     return {"prompt": tokenizer.decode(body.tokens)}
 
 
 def _chat_request(body: TokenizeRequest, model: str) -> ChatRequest:
-    """The chat request whose prompt is asked for."""
+    """Return the chat request whose prompt is to be tokenized."""
     fields = body.model_dump(exclude={"prompt", "return_token_strs", "add_special_tokens"}, exclude_none=True)
     fields.setdefault("model", model)
     try:
         return ChatRequest.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise complaint(first, first["loc"], fields) from None
+        raise api_error_of(first, first["loc"], fields) from None

@@ -1,11 +1,11 @@
-"""Reading of request bodies: liberal by default, strict where it matters or where the operator asks for it.
+"""Validation of request bodies: lenient by default, strict if it matters or if the operator requires it.
 
-Unknown fields and known fields of no effect are accepted, ignored and reported (response header
-``x-ih-grpo-ignored``, a metric, a debug line of the log). A name within two edits of a known field is an
-error, and so is a value whose neglect would change the answer's meaning, its cost or its safety. Null means
+Unknown fields, and known fields without effect, are ignored and reported in the response header
+``x-ih-grpo-ignored``, a metric and a debug line of the log. A name within two edits of a known field is an
+error. So is a value that can't be ignored without changing the answer's meaning, cost or safety. Null means
 unset.
 
-Content of messages: a string, or parts of text that are joined with nothing between them.
+Message content is a string, or text parts that are joined without a separator.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 UNKNOWN: Final = "unknown"
-"""Label of the metric for fields that no model declares: a client's own words must not become labels."""
+"""Metric label of undeclared fields. Arbitrary names of clients must not become labels."""
 _MAX_EDITS: Final = 2
 _HEADER_CHARS: Final = 1000
 _PATH_CHARS: Final = 120
 
 
 @dataclass(slots=True)
-class Reading:
-    """One request's reading: how strict it is, and what it ignored."""
+class ValidationReport:
+    """Validation of one request: its strictness, and the fields that it ignored."""
 
     strict: bool = False
     paths: list[str] = field(default_factory=list)
-    """The first ignored fields, as ``messages[0].name``."""
+    """Paths of the first ignored fields, such as ``messages[0].name``."""
     labels: dict[str, int] = field(default_factory=dict)
-    """How many were ignored, by the declared field's name or `UNKNOWN`."""
+    """Number of ignored fields, by the name of the declared field or `UNKNOWN`."""
     lookups: int = 256
-    """Names that may still be compared with known ones: a body of a million names must not take minutes."""
+    """Remaining comparisons of unknown names with known ones, which bounds the time for a huge body."""
 
     def ignore(self, path: str, label: str) -> None:
-        """Note that the field at ``path`` has no effect."""
+        """Record that the field at ``path`` has no effect."""
         self.labels[label] = self.labels.get(label, 0) + 1
         if len(self.paths) < _HEADER_CHARS // 2:
             self.paths.append(path)
 
     def header(self) -> str:
-        """The paths as one ASCII line of bounded length."""
+        """Return the paths as one ASCII line of bounded length."""
         line, count = "", sum(self.labels.values())
         for number, path in enumerate(self.paths):
             name = _printable(path)
@@ -65,13 +65,13 @@ class Reading:
         return line if count == len(self.paths) else f"{line}, and {count - len(self.paths)} more"
 
 
-current: ContextVar[Reading | None] = ContextVar("current_reading", default=None)
-"""The reading of the request that this task serves; None outside of one (liberal, and nothing is noted)."""
+current: ContextVar[ValidationReport | None] = ContextVar("current_report", default=None)
+"""Report of the current task's request; None outside of requests: lenient, and nothing is recorded."""
 
 
 @contextmanager
 def unreported() -> Iterator[None]:
-    """Meanwhile requests are read liberally and nothing is noted: for those that the server makes itself."""
+    """Validate leniently without a report inside the context, for requests that the server creates itself."""
     token = current.set(None)
     try:
         yield
@@ -79,29 +79,29 @@ def unreported() -> Iterator[None]:
         current.reset(token)
 
 
-def report(name: str) -> None:
-    """Note a field of the request at hand that turned out to have no effect."""
-    if (reading := current.get()) is not None:
-        reading.ignore(name, name)
+def report_ignored(name: str) -> None:
+    """Record a field of the current request that has no effect."""
+    if (report := current.get()) is not None:
+        report.ignore(name, name)
 
 
 def is_strict() -> bool:
-    """Whether the operator wants every field that has no effect rejected."""
-    reading = current.get()
-    return reading is not None and reading.strict
+    """Return whether fields without effect are rejected, a setting of the operator."""
+    report = current.get()
+    return report is not None and report.strict
 
 
 @runtime_checkable
 class Lenient(Protocol):
-    """Metadata of a field that passes over something in its value."""
+    """Metadata of a field that ignores parts of its value."""
 
     def ignored_in(self, raw: object) -> Iterator[str]:
-        """Paths below the field of what is passed over in ``raw``; an empty one means the field itself."""
+        """Yield the paths of ignored parts of ``raw``; an empty path means the field itself."""
         ...
 
 
 class RequestModel(BaseModel):
-    """Part of a request. Unknown fields are ignored, null counts as unset, numbers are finite."""
+    """Base of request models. Unknown fields are ignored, null counts as unset, numbers are finite."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
     unknown_allowed: ClassVar[bool] = True
@@ -123,45 +123,45 @@ class RequestModel(BaseModel):
 
 
 class Strict(RequestModel):
-    """A part whose unknown fields are always rejected: one that is lost would cost or expose something."""
+    """A model that always rejects unknown fields, because ignoring one could cost or expose something."""
 
     model_config = ConfigDict(extra="forbid")
     unknown_allowed: ClassVar[bool] = False
 
 
 class RequestBody(RequestModel):
-    """A whole request. Reports what was ignored in it to the current `Reading`."""
+    """A whole request. Ignored fields are added to the current `ValidationReport`."""
 
     @model_validator(mode="wrap")
     @classmethod
     def _report_ignored(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
         _check_unicode(data)
         body = handler(data)
-        reading = current.get()
-        if reading is not None:
+        report = current.get()
+        if report is not None:
             for path, label in _ignored(data, body, ""):
-                reading.ignore(path, label)
+                report.ignore(path, label)
             for name in body.without_effect():
-                reading.ignore(name, name)
+                report.ignore(name, name)
         return body
 
     def without_effect(self) -> Iterator[str]:
-        """Names of fields whose values have no effect beside the others."""
+        """Yield the names of fields that have no effect in combination with others."""
         yield from ()
 
 
 class Skipped(RequestModel):
-    """An element of a list that is accepted and left out."""
+    """An element of a list that is accepted and ignored."""
 
 
 class Ignored:
-    """Metadata of a known field that has no effect here. In strict mode only neutral values pass."""
+    """Metadata of a known field without effect. In strict mode only neutral values are accepted."""
 
     def __init__(self, *neutral: object) -> None:
         self._neutral = (None, *neutral)
 
     def ignored_in(self, raw: object) -> Iterator[str]:
-        """The field itself, unless its value asks for nothing."""
+        """Yield the field itself unless its value is neutral."""
         if raw not in self._neutral:
             yield ""
 
@@ -175,28 +175,28 @@ class Ignored:
 
 
 def unsupported(message: str, at: str = "") -> PydanticCustomError:
-    """The error for a value that this server can't honour.
+    """Return the error for an unsupported value.
 
     Args:
-        message: what is wrong.
-        at: path of the culprit below the field that is validated, as ``[1].text`` or ``.arguments``.
+        message: description of the error.
+        at: path of the value below the validated field, such as ``[1].text`` or ``.arguments``.
     """
     return PydanticCustomError("unsupported_parameter", "{message}", {"message": message, "at": at})
 
 
 def invalid(message: str, at: str = "") -> PydanticCustomError:
-    """The error for a value that makes no sense; arguments as for `unsupported`."""
+    """Return the error for an invalid value. Arguments as in `unsupported`."""
     return PydanticCustomError("invalid_value", "{message}", {"message": message, "at": at})
 
 
 def unknown(name: str, meant: str | None = None) -> PydanticCustomError:
-    """The error for an unknown field, with the known one that was probably ``meant``."""
+    """Return the error for an unknown field; ``meant`` is the known field that was probably intended."""
     hint = "" if meant is None else f" Did you mean '{meant}'?"
     return PydanticCustomError("unknown_parameter", "{hint}", {"hint": hint.strip(), "at": f".{name}"})
 
 
 def only(*neutral: object) -> AfterValidator:
-    """Reject a known field unless its value asks for nothing: ignoring it would change the answer."""
+    """Reject a known field unless its value is neutral, because ignoring it would change the answer."""
 
     def check(value: object) -> object:
         if value is not None and value not in neutral:
@@ -207,7 +207,7 @@ def only(*neutral: object) -> AfterValidator:
 
 
 def in_union(known: frozenset[str]) -> Callable[[object], str | None]:
-    """A discriminator by ``type``; elements of other types are left out (tag ``<skipped>``)."""
+    """Return a discriminator by ``type``. Elements of other types get the tag ``<skipped>``."""
 
     def tag(value: object) -> str | None:
         kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
@@ -223,24 +223,24 @@ def in_union(known: frozenset[str]) -> Callable[[object], str | None]:
 
 @functools.cache
 def _known(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Fields by the names that clients use."""
+    """Return the fields of ``model`` by their names in requests."""
     return {info.alias or name: info for name, info in model.model_fields.items()}
 
 
 def _check_unknown(model: type[RequestModel], name: str, given: dict[str, object]) -> None:
     meant = None if issubclass(model, Skipped) else _meant(model, str(name)[:64])
     if meant is not None and meant in given:
-        meant = None  # `models` beside `model` is another client's field, not a slip
+        meant = None  # `models` beside `model` is a field of another API, not a typo
     if meant is not None or not model.unknown_allowed or (is_strict() and not issubclass(model, Skipped)):
         raise unknown(str(name), meant)
 
 
 def _meant(model: type[BaseModel], name: str) -> str | None:
-    """The known field that ``name`` nearly is."""
-    if (reading := current.get()) is not None:
-        if reading.lookups <= 0:
+    """Return the known field that ``name`` is a typo of, or None."""
+    if (report := current.get()) is not None:
+        if report.lookups <= 0:
             return None
-        reading.lookups -= 1
+        report.lookups -= 1
     return _nearest(model, name)
 
 
@@ -253,15 +253,15 @@ def _nearest(model: type[BaseModel], name: str) -> str | None:
 
 
 def _limit(name: str, known: str) -> int:
-    """Edits that make ``name`` a slip: short names are all near each other (`date` is no slip for `name`)."""
+    """Return the maximum edits of a typo; fewer for short names, as `date` is not a typo of `name`."""
     shorter = min(len(name), len(known))
     return 0 if shorter < 3 else 1 if shorter < 6 else _MAX_EDITS
 
 
 def _edits(one: str, other: str) -> int:
-    """Optimal string alignment distance: insertions, deletions, substitutions, swaps of neighbours.
+    """Return the optimal string alignment distance: insertions, deletions, substitutions and transpositions.
 
-    Names whose lengths differ by more than `_MAX_EDITS` are `_MAX_EDITS` + 1 apart, whatever they hold.
+    Names whose lengths differ by more than `_MAX_EDITS` have distance `_MAX_EDITS` + 1.
     """
     if abs(len(one) - len(other)) > _MAX_EDITS:
         return _MAX_EDITS + 1
@@ -278,7 +278,7 @@ def _edits(one: str, other: str) -> int:
 
 
 def _check_unicode(data: object) -> None:
-    """Raise for a lone surrogate in any string: it can't be encoded, so neither be tokenized nor stored."""
+    """Raise for a lone surrogate in any string: it can't be encoded, tokenized or stored."""
     todo: list[tuple[object, str]] = [(data, "")]
     while todo:
         value, path = todo.pop()
@@ -288,7 +288,7 @@ def _check_unicode(data: object) -> None:
                     value.encode()
                 except UnicodeEncodeError:
                     raise invalid(
-                        "the text holds a lone surrogate, which is not valid Unicode", path
+                        "the text contains a lone surrogate, which is not valid Unicode", path
                     ) from None
         elif isinstance(value, dict):
             for name, part in value.items():
@@ -298,7 +298,7 @@ def _check_unicode(data: object) -> None:
 
 
 def _ignored(raw: object, value: object, path: str) -> Iterator[tuple[str, str]]:
-    """Paths and labels of what ``value``, made of ``raw``, does not hold."""
+    """Yield paths and labels of the parts of ``raw`` that ``value`` ignores."""
     if isinstance(value, Skipped):
         yield path, "skipped"
     elif isinstance(value, BaseModel) and isinstance(raw, dict):
@@ -320,41 +320,43 @@ def _ignored(raw: object, value: object, path: str) -> Iterator[tuple[str, str]]
 
 
 def _printable(path: str) -> str:
-    """``path`` in printable ASCII without the separators of a header."""
+    """Return ``path`` in printable ASCII without the separators of a header."""
     safe = path[:_PATH_CHARS].encode("unicode_escape").decode("ascii")
     return "".join(char if " " < char <= "~" and char not in ',;"' else "?" for char in safe)
 
 
 _TEXT: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""Field that holds the text, by the type of the part."""
-_LEFT_OUT: Final = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text"})
-"""Parts of other APIs' replies that are sent back: what a model thought is no part of what it said."""
+"""Name of the field with the text, by type of part."""
+_IGNORED_TYPES: Final = frozenset(
+    {"thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text"}
+)
+"""Types of thoughts in other APIs' replies, which are not part of the content."""
 _OWN_FIELDS: Final = frozenset({"type", "text", "refusal", "annotations", "logprobs"})
-"""Fields of a part that this server writes, or that hold the text."""
+"""Fields of a part that contain the text or that this server writes."""
 
 
 class TextPart(RequestModel):
-    """A piece of content. Pieces are joined with nothing between them."""
+    """A part of content. Parts are joined without a separator."""
 
     type: Literal["text"]
     text: str
 
 
 class ResponseTextPart(RequestModel):
-    """The same in the Responses API."""
+    """A part of content in the Responses API."""
 
     type: Literal["input_text", "output_text"]
     text: str
 
 
 class _Parts(Lenient):
-    """Reports fields of parts that change nothing, as ``cache_control``, and parts that are left out."""
+    """Reports ignored parts, and fields of parts without effect such as ``cache_control``."""
 
     def ignored_in(self, raw: object) -> Iterator[str]:
         for index, part in enumerate(raw if isinstance(raw, list) else ()):
             if not isinstance(part, dict):
                 continue
-            if str(part.get("type")) in _LEFT_OUT:
+            if str(part.get("type")) in _IGNORED_TYPES:
                 yield f"[{index}]"
                 continue
             for name, value in part.items():
@@ -363,7 +365,7 @@ class _Parts(Lenient):
 
 
 def join_parts(value: object) -> object:
-    """Text parts as one string; anything that is not a list is left to the field's type."""
+    """Join text parts. Values other than lists are left to the field's type."""
     if not isinstance(value, list):
         return value
     return "".join(_text(part, f"[{index}]") for index, part in enumerate(value))
@@ -373,18 +375,18 @@ def _text(part: object, at: str) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
-        raise unsupported("content is a string, or parts of type 'text' with their text", at)
+        raise unsupported("content must be a string, or parts of type 'text' with their text", at)
     kind = part.get("type", "text")
     if not isinstance(kind, str):
-        raise invalid("the type of a part is a string", f"{at}.type")
-    if kind in _LEFT_OUT and not is_strict():
+        raise invalid("the type of a part must be a string", f"{at}.type")
+    if kind in _IGNORED_TYPES and not is_strict():
         return ""
     if (name := _TEXT.get(kind)) is None:
-        raise unsupported(f"parts of type {kind[:40]!r} can't be read: this model reads text only", at)
+        raise unsupported(f"parts of type {kind[:40]!r} are not supported: this model reads text only", at)
     if not isinstance(text := part.get(name), str):
         raise invalid(f"a part of type {name!r} needs its '{name}'", f"{at}.{name}")
     if is_strict() and (extra := next((key for key in part if key not in _OWN_FIELDS), None)):
-        raise unsupported("this server does not know it", f"{at}.{extra}")
+        raise unsupported("unknown field", f"{at}.{extra}")
     return text
 
 

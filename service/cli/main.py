@@ -65,7 +65,10 @@ def train(ctx: typer.Context) -> None:
 @app.command("eval", add_help_option=False, context_settings=_PASS_ARGUMENTS_ON)
 def evaluate(ctx: typer.Context) -> None:
     """Evaluate a checkpoint or a server."""
-    _trainer("trainer.cli.evaluate", "ih-grpo eval", ctx.args)
+    if ctx.args[:1] == ["compare"]:
+        _trainer("trainer.cli.compare", "ih-grpo eval compare", ctx.args[1:])
+    else:
+        _trainer("trainer.cli.evaluate", "ih-grpo eval", ctx.args)
 
 
 @app.command(add_help_option=False, context_settings=_PASS_ARGUMENTS_ON)

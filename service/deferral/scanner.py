@@ -64,6 +64,11 @@ class FenceScanner:
         self._line_start = 0
         self._offset = 0
 
+    @property
+    def in_code(self) -> bool:
+        """Whether a Python block is open at the end of the text so far."""
+        return self._state is _FenceState.PYTHON
+
     def feed(self, text: str) -> list[ScanEvent]:
         """Add text and return the events that it completes, in order."""
         if self._marker[-1] not in text and "\n" not in text and "`" not in text:  # completes no event

@@ -208,7 +208,7 @@ class ReplyAccumulator:
         if self._hidden_marker is not None and text.endswith(self._hidden_marker):
             self._held_marker, text = self._hidden_marker, text.removesuffix(self._hidden_marker)
             self.shown_tokens -= 1
-        if self._reasoning is None or self._reasoning.is_done:
+        if self._reasoning is None:
             content = self._content(text)
             return [*parts, *content] if parts else content
         was_thinking = self._reasoning.is_thinking
@@ -216,6 +216,8 @@ class ReplyAccumulator:
         if was_thinking or self._reasoning.is_thinking or split.reasoning:
             closes = self._think_close in ids
             self.reasoning_tokens += ids.index(self._think_close) + 1 if closes else len(ids)
+        if self._reasoning.is_done:
+            self._reasoning = None
         return [*parts, *self._split_parts(split)]
 
     def _add_observation(self, ids: Sequence[int], text: str) -> list[ReplyPart]:

@@ -1,4 +1,4 @@
-"""The page at ``/``: a few static files, served before any key is asked for, since they hold no secret."""
+"""The page at ``/``: static files without secrets, which need no API key."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 STATIC: Final = Path(__file__).parent / "static"
 INDEX: Final = "index.html"
-# What a model wrote is hostile. Should a mistake here ever let some of it through as markup, it still could
-# not run, load or send anything; and with trusted types, markup can't be made from text at all.
+# Text of a model is untrusted. If a bug let some of it through as markup, the policy would keep it from
+# running, loading or sending anything. With trusted types, markup can't be created from text at all.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -27,13 +27,13 @@ HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # asked again each time, and mostly answered with 304
+    "Cache-Control": "no-cache",  # revalidated each time, usually with 304
 }
 
 
 @dataclass(frozen=True, slots=True)
 class StaticFile:
-    """A file in memory."""
+    """A static file in memory."""
 
     content: bytes
     media_type: str
@@ -41,7 +41,7 @@ class StaticFile:
 
 
 class StaticPages:
-    """Serves ``files`` by their paths, with ``headers``; passes everything else on."""
+    """ASGI middleware that serves ``files`` by path, with ``headers``, and passes on all other requests."""
 
     def __init__(self, app: ASGIApp, files: Mapping[str, StaticFile], headers: Mapping[str, str]) -> None:
         self._app = app
@@ -62,7 +62,7 @@ class StaticPages:
 
 
 class Playground(StaticPages):
-    """Serves ``/`` and ``/playground/*``. The files are read once."""
+    """ASGI middleware that serves ``/`` and ``/playground/*``. The files are read once."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(app, {_path(file.name): read_file(file) for file in STATIC.iterdir()}, HEADERS)
@@ -73,7 +73,7 @@ def _path(name: str) -> str:
 
 
 def read_file(file: Path) -> StaticFile:
-    """Read a file that is going to be served; its type follows from its name."""
+    """Read a file to be served. Its media type depends on its name."""
     content = file.read_bytes()
     media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     return StaticFile(content, media_type, f'"{sha256(content).hexdigest()[:32]}"')

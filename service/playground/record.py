@@ -1,8 +1,6 @@
-"""Episodes as the playground keeps them: made from a rollout's text and flushes, packed into a link.
+"""Recorded episodes in the playground's format, in a link or in a standalone HTML page.
 
-The format is that of ``static/episode.js``: events of [milliseconds since the start, kind, value].
-
-The playground as one HTML file that carries an episode, for looking at it where no server runs.
+The format is defined in ``static/episode.js``: events of [milliseconds since the start, kind, value].
 """
 
 from __future__ import annotations
@@ -35,18 +33,18 @@ def episode_record(
     finish: str,
     marker: str = "<tool_call>",
 ) -> dict[str, Any]:
-    """An episode that can be replayed.
+    """Return an episode that the playground can replay.
 
-    When each word was written is not known, only when blocks were closed and flushed: text is spread evenly
-    between those moments.
+    The time of each word is unknown. Text is spread evenly between the known times at which blocks were
+    closed and flushed.
 
     Args:
-        model: its name.
-        question: what was asked.
-        text: all of the response, observations in place.
-        tools: its flushes, as the API's ``executed_tools``.
+        model: name of the model.
+        question: the user's question.
+        text: the whole response, including observations.
+        tools: its flushes in the form of the API's ``executed_tools``.
         began_at: Unix time of the start.
-        seconds: how long it took.
+        seconds: duration of the episode.
         finish: ``stop`` or ``length``.
         marker: the execute marker.
     """
@@ -94,7 +92,7 @@ def _events(
 
 
 def _spread(text: str, start: float, end: float) -> Iterator[Event]:
-    """``text`` in pieces from ``start`` to ``end``, which are ms."""
+    """Yield ``text`` in pieces from ``start`` to ``end``, in ms."""
     pieces = max(min(int((end - start) / _CHUNK_MS), len(text)), 1)
     for piece in range(pieces):
         part = text[len(text) * piece // pieces : len(text) * (piece + 1) // pieces]
@@ -103,7 +101,7 @@ def _spread(text: str, start: float, end: float) -> Iterator[Event]:
 
 
 def fragment(episode: Mapping[str, Any]) -> str:
-    """``#e=...``, the part of an address that holds the episode: JSON, deflated, base64url."""
+    """Return ``#e=...``, the fragment of a URL with the episode: JSON, deflated, base64url."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = packer.compress(json.dumps(episode, separators=(",", ":")).encode()) + packer.flush()
     return "#e=" + base64.urlsafe_b64encode(packed).decode().rstrip("=")
@@ -113,7 +111,7 @@ _IMPORT: Final = re.compile(r'^import \{[^}]*\} from "\./([\w-]+\.js)";\n', re.M
 
 
 def standalone(episode: Mapping[str, Any]) -> str:
-    """The page with ``episode`` (as `service.playground.record` makes them) in it. It loads nothing."""
+    """Return an HTML page that contains ``episode`` and loads nothing."""
     script, style = bundle("main.js"), (STATIC / "style.css").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
@@ -130,9 +128,9 @@ def standalone(episode: Mapping[str, Any]) -> str:
 
 
 def bundle(name: str) -> str:
-    """A module and all that it imports as one, each once, what is imported first.
+    """Return a JavaScript module joined with everything that it imports, dependencies first.
 
-    It joins their text, so no two modules may have a top-level name in common.
+    The modules share one scope, so their top-level names must be unique.
     """
     parts: dict[str, str] = {}
 
@@ -149,5 +147,5 @@ def bundle(name: str) -> str:
 
 
 def _source(text: str) -> str:
-    """A CSP source that lets this very text through."""
+    """Return a CSP source that allows exactly ``text``."""
     return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"

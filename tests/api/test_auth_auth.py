@@ -11,7 +11,7 @@ ROUTES = ("/v1/models", "/v1/models/scripted", "/metrics", "/docs/nope", "/nope"
 OPEN = ("/health", "/ready", "/openapi.json", "/docs")
 
 
-async def test_every_route_that_reveals_something_needs_a_key() -> None:
+async def test_private_routes_require_a_key() -> None:
     app = make_app(
         ScriptedEngine(EOS),
         ScriptedSandbox(lambda blocks: printed("")),
@@ -32,7 +32,7 @@ async def test_every_route_that_reveals_something_needs_a_key() -> None:
         assert [model.id async for model in served.openai.models.list()] == ["scripted"]
 
 
-async def test_a_key_may_come_in_other_headers() -> None:
+async def test_accepts_keys_in_other_headers() -> None:
     app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")), api_keys="sk-one")
     async with serve(app) as served, httpx.AsyncClient(base_url=served.url) as client:
         for headers, status in [
@@ -46,7 +46,7 @@ async def test_a_key_may_come_in_other_headers() -> None:
             assert (await client.get("/v1/models", headers=headers)).status_code == status, headers
 
 
-async def test_no_documented_route_is_open_but_health_and_ready() -> None:
+async def test_only_health_and_ready_are_open() -> None:
     app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")), api_keys="sk-one")
     async with serve(app, key="sk-one") as served, httpx.AsyncClient(base_url=served.url) as client:
         answers = {
@@ -59,7 +59,7 @@ async def test_no_documented_route_is_open_but_health_and_ready() -> None:
     assert set(answers.values()) == {401}
 
 
-def test_keys_are_not_shown() -> None:
+def test_keys_are_not_logged() -> None:
     with pytest.raises(ValueError, match="sandbox") as caught:
         Settings(api_keys="sk-one", sandbox="nope")  # type: ignore[arg-type]
     assert "sk-one" not in str(caught.value)

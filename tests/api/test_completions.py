@@ -25,7 +25,7 @@ async def ask(served: Served, prompt: Any = "Once", **options: Any) -> Any:
     return await served.openai.completions.create(**{"model": "scripted", "prompt": prompt, **options})
 
 
-async def test_a_text_is_continued_and_no_code_runs() -> None:
+async def test_continues_a_text_without_running_code() -> None:
     scripted = engine(" upon\n```python\nprint(1)\n```<tool_call>" + EOS)
     async with serving(scripted) as served:
         completion = await ask(served, max_tokens=100, temperature=0.5, seed=3)
@@ -39,7 +39,7 @@ async def test_a_text_is_continued_and_no_code_runs() -> None:
     assert completion.usage.total_tokens == 4 + completion.usage.completion_tokens
 
 
-async def test_sixteen_tokens_unless_told_otherwise() -> None:
+async def test_default_limit_is_sixteen_tokens() -> None:
     async with serving(engine("x" * 50)) as served:
         [choice] = (await ask(served)).choices
         [none] = (await ask(served, max_tokens=0)).choices
@@ -51,7 +51,7 @@ async def test_sixteen_tokens_unless_told_otherwise() -> None:
     ("prompt", "read"),
     [("ab", ["ab"]), (["ab", "c"], ["ab", "c"]), ([97, 98], ["ab"]), ([[97], [98, 99]], ["a", "bc"])],
 )
-async def test_prompts_of_text_and_of_tokens(prompt: Any, read: list[str]) -> None:
+async def test_accepts_prompts_of_text_and_tokens(prompt: Any, read: list[str]) -> None:
     scripted = engine("!" + EOS)
     async with serving(scripted) as served:
         completion = await ask(served, prompt, n=2, echo=True)
@@ -68,7 +68,7 @@ async def test_prompts_of_text_and_of_tokens(prompt: Any, read: list[str]) -> No
     assert asked == sorted(read * 4)
 
 
-async def test_stream_ends_with_reason_and_usage() -> None:
+async def test_stream_ends_with_finish_reason_and_usage() -> None:
     async with serving(engine("Hello." + EOS)) as served:
         stream = await ask(served, stream=True, stream_options={"include_usage": True})
         chunks = [chunk async for chunk in stream]
@@ -101,7 +101,7 @@ async def test_stop_strings_and_stop_tokens() -> None:
     assert on.choices[0].text == f"one two{EOS}t"
 
 
-async def test_least_tokens_reach_the_engine() -> None:
+async def test_min_tokens_reaches_the_engine() -> None:
     scripted = engine("x" * 9)
     async with serving(scripted) as served:
         await ask(served, extra_body={"min_tokens": 5})
@@ -136,7 +136,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ("options", "param", "code"), BAD, ids=[bad[1] + str(i) for i, bad in enumerate(BAD)]
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_cannot_be_honoured_names_its_field(
+async def test_unsupported_values_are_rejected_by_name(
     options: dict[str, Any], param: str, code: str, stream: bool
 ) -> None:
     async with serving(engine("x" + EOS)) as served:
@@ -145,13 +145,13 @@ async def test_what_cannot_be_honoured_names_its_field(
     assert (caught.value.param, caught.value.code) == (param, code)
 
 
-async def test_a_best_of_that_asks_for_nothing_is_accepted() -> None:
+async def test_accepts_best_of_equal_to_n() -> None:
     async with serving(engine("x" + EOS)) as served:
         assert len((await ask(served, best_of=2, n=2)).choices) == 2
         assert (await ask(served, best_of=1)).choices
 
 
-async def test_json_of_a_schema_reaches_the_engine() -> None:
+async def test_json_schema_reaches_the_engine() -> None:
     scripted = engine("{}" + EOS)
     async with serving(scripted) as served:
         await ask(served, extra_body={"response_format": {"type": "json_object"}})

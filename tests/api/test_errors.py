@@ -20,16 +20,16 @@ from service.sandbox.base import QueueTimeoutError, SandboxError
         (KeyError("m"), 500, "server_error"),
     ],
 )
-def test_every_error_has_its_status_and_type(error: Exception, status: int, kind: str) -> None:
-    told = as_api_error(error)
-    assert told.status == status
-    body = told.body()["error"]
+def test_errors_have_their_status_and_type(error: Exception, status: int, kind: str) -> None:
+    api_error = as_api_error(error)
+    assert api_error.status == status
+    body = api_error.body()["error"]
     assert isinstance(body, dict)
     assert set(body) == {"message", "type", "param", "code"}
     assert body["type"] == kind
 
 
-def test_an_unforeseen_error_keeps_its_cause_to_itself() -> None:
+def test_unexpected_error_omits_its_cause() -> None:
     assert "secret" not in as_api_error(RuntimeError("secret")).message
 
 

@@ -7,7 +7,7 @@ from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import make_app, serve
 
 
-async def test_ready_names_what_is_not() -> None:
+async def test_ready_names_the_missing_part() -> None:
     engine, sandbox = ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed(""))
     async with (
         serve(make_app(engine, sandbox)) as served,
@@ -27,7 +27,7 @@ async def test_ready_names_what_is_not() -> None:
         assert (await client.get("/health")).status_code == 200
 
 
-async def test_ready_is_open_and_keeps_its_details_for_keys() -> None:
+async def test_ready_shows_details_only_with_a_key() -> None:
     sandbox = ScriptedSandbox(lambda blocks: printed(""))
     app = make_app(ScriptedEngine(EOS), sandbox, api_keys="sk-one")
     async with serve(app) as served, httpx.AsyncClient(base_url=served.url) as client:
@@ -42,7 +42,7 @@ async def test_ready_is_open_and_keeps_its_details_for_keys() -> None:
         assert (answer.status_code, answer.json()) == (503, {"status": "not ready"})
 
 
-async def test_metrics_tell_what_deferral_hid() -> None:
+async def test_metrics_report_hidden_time() -> None:
     ask = "```python\nx = 1\n```\nthen\n```python\nprint(x)\n```<tool_call>"
     engine = ScriptedEngine(ask, f"\\boxed{{1}}{EOS}")
     app = make_app(engine, ScriptedSandbox(lambda blocks: printed("1")), DeferralPolicy())

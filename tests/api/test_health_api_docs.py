@@ -27,13 +27,13 @@ def client() -> httpx.AsyncClient:
 
 
 @pytest.mark.parametrize("name", HASHES)
-def test_the_vendored_files_are_unchanged(name: str) -> None:
+def test_vendored_files_are_unchanged(name: str) -> None:
     assert sha256((FOLDER / name).read_bytes()).hexdigest() == HASHES[name]
     assert "5.35.0" in (FOLDER / "README.md").read_text()
     assert "Apache License" in (FOLDER / "LICENSE").read_text()
 
 
-async def test_all_that_the_page_names_is_served_here_without_a_key(client: httpx.AsyncClient) -> None:
+async def test_docs_page_and_its_files_need_no_key(client: httpx.AsyncClient) -> None:
     page = await client.get("/docs")
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
@@ -45,7 +45,7 @@ async def test_all_that_the_page_names_is_served_here_without_a_key(client: http
     assert (await client.get("/openapi.json")).json()["info"]["title"] == "IH-GRPO"
 
 
-async def test_its_policy_loads_nothing_from_other_hosts(client: httpx.AsyncClient) -> None:
+async def test_docs_policy_forbids_other_hosts(client: httpx.AsyncClient) -> None:
     policy = (await client.get("/docs")).headers["content-security-policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
@@ -54,5 +54,5 @@ async def test_its_policy_loads_nothing_from_other_hosts(client: httpx.AsyncClie
     assert "unsafe-eval" not in policy
 
 
-async def test_fastapis_own_pages_are_not_there(client: httpx.AsyncClient) -> None:
+async def test_pages_of_fastapi_are_disabled(client: httpx.AsyncClient) -> None:
     assert (await client.get("/redoc", headers={"Authorization": "Bearer secret"})).status_code == 404

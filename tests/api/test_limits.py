@@ -8,7 +8,7 @@ from tests.support.serving import make_app, serve
 from tests.support.until import until
 
 
-async def test_what_runs_may_end_and_what_is_new_is_turned_away() -> None:
+async def test_draining_rejects_new_requests_only() -> None:
     engine = ScriptedEngine("word " * 40 + EOS, delay_s=0.005)
     app = make_app(engine, ScriptedSandbox(lambda blocks: printed("")))
     drain: Drain = app.state.drain

@@ -19,7 +19,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_first_come_first_served_in_places_of_episodes() -> None:
+async def test_admission_is_first_come_first_served() -> None:
     gate, until, log = Admission(3, 10, 10), asyncio.Event(), list[int]()
     tasks = [asyncio.create_task(hold(gate, n, until, log)) for n in (2, 3, 1)]
     await settle()
@@ -30,7 +30,7 @@ async def test_first_come_first_served_in_places_of_episodes() -> None:
     assert (log, gate.running, gate.waiting) == ([2, 3, 1], 0, 0)
 
 
-async def test_a_full_queue_refuses_at_once() -> None:
+async def test_full_queue_rejects_at_once() -> None:
     gate, until = Admission(1, 1, 10), asyncio.Event()
     tasks = [asyncio.create_task(hold(gate, 1, until, [])) for _ in range(2)]
     await settle()
@@ -42,7 +42,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
     await asyncio.gather(*tasks)
 
 
-async def test_a_wait_too_long_ends_in_429_and_leaves_no_trace() -> None:
+async def test_timeout_in_the_queue_is_429_and_leaves_no_waiter() -> None:
     gate, until = Admission(1, 5, 0.05), asyncio.Event()
     first = asyncio.create_task(hold(gate, 1, until, []))
     await settle()
@@ -54,7 +54,7 @@ async def test_a_wait_too_long_ends_in_429_and_leaves_no_trace() -> None:
     assert gate.running == 0
 
 
-async def test_who_leaves_the_queue_lets_those_behind_pass() -> None:
+async def test_leaving_the_queue_admits_the_next() -> None:
     gate, until, log = Admission(2, 10, 10), asyncio.Event(), list[int]()
     first = asyncio.create_task(hold(gate, 1, until, log))
     big = asyncio.create_task(hold(gate, 2, until, log))
@@ -68,7 +68,7 @@ async def test_who_leaves_the_queue_lets_those_behind_pass() -> None:
     assert gate.running == 0
 
 
-async def test_cancelled_in_the_moment_of_admission_gives_the_place_back() -> None:
+async def test_cancellation_at_admission_releases_the_place() -> None:
     gate, until = Admission(1, 5, 10), asyncio.Event()
     first = asyncio.create_task(hold(gate, 1, until, []))
     second = asyncio.create_task(hold(gate, 1, until, []))
@@ -80,7 +80,7 @@ async def test_cancelled_in_the_moment_of_admission_gives_the_place_back() -> No
     assert (gate.running, gate.waiting) == (0, 0)
 
 
-async def test_what_can_never_fit_is_refused() -> None:
+async def test_rejects_more_episodes_than_the_limit() -> None:
     with pytest.raises(ApiError) as caught:
         async with Admission(2, 10, 10).admit(3):
             pass

@@ -15,7 +15,7 @@ def sandbox() -> ScriptedSandbox:
     return ScriptedSandbox(lambda blocks: printed(""))
 
 
-async def test_requests_a_minute_of_each_key() -> None:
+async def test_limits_requests_per_minute_of_each_key() -> None:
     app = make_app(
         ScriptedEngine(EOS), sandbox(), api_keys="sk-one rpm=2 name=a,sk-two", key_requests_per_minute=3
     )
@@ -38,7 +38,7 @@ async def test_requests_a_minute_of_each_key() -> None:
     assert 'ihgrpo_refused_total{limit="key_requests"} 3.0' in text
 
 
-async def test_requests_at_once_of_each_key() -> None:
+async def test_limits_concurrent_requests_of_each_key() -> None:
     engine = ScriptedEngine("x" * 10_000, delay_s=0.005)
     app = make_app(engine, sandbox(), api_keys="sk-one concurrency=1,sk-two")
     async with serve(app, key="sk-one") as served:

@@ -21,7 +21,7 @@ async def client() -> AsyncGenerator[httpx.AsyncClient, None]:
         yield http
 
 
-async def test_every_answer_has_a_request_id(client: httpx.AsyncClient) -> None:
+async def test_every_response_has_a_request_id(client: httpx.AsyncClient) -> None:
     ids = [(await client.get(route)).headers["x-request-id"] for route in ("/health", "/nope", "/ready")]
     assert len(set(ids)) == 3
     mine = await client.get("/health", headers={"x-request-id": "my-id.1"})
@@ -30,14 +30,14 @@ async def test_every_answer_has_a_request_id(client: httpx.AsyncClient) -> None:
     assert odd.headers["x-request-id"].startswith("req_")
 
 
-async def test_an_unforeseen_error_is_500_and_keeps_its_cause(client: httpx.AsyncClient) -> None:
+async def test_unexpected_error_is_500_without_its_cause(client: httpx.AsyncClient) -> None:
     answer = await client.get("/ready")
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"
     assert "secret" not in answer.text
 
 
-async def test_the_usual_mistakes_get_openais_error_object(client: httpx.AsyncClient) -> None:
+async def test_common_errors_have_openais_form(client: httpx.AsyncClient) -> None:
     url = "/v1/chat/completions"
     json_type = {"content-type": "application/json"}
     for answer, status in [
@@ -55,7 +55,7 @@ async def test_the_usual_mistakes_get_openais_error_object(client: httpx.AsyncCl
     assert (await client.get(url)).headers["allow"] == "POST"
 
 
-async def test_a_body_without_a_length_is_counted(client: httpx.AsyncClient) -> None:
+async def test_body_without_a_length_is_limited(client: httpx.AsyncClient) -> None:
     async def endless() -> AsyncGenerator[bytes, None]:
         for _ in range(1000):
             yield b" " * 1024
@@ -64,7 +64,7 @@ async def test_a_body_without_a_length_is_counted(client: httpx.AsyncClient) -> 
     assert answer.status_code == 413
 
 
-async def test_a_body_that_is_no_json_object_says_what_to_send(client: httpx.AsyncClient) -> None:
+async def test_invalid_body_error_has_a_hint(client: httpx.AsyncClient) -> None:
     url = "/v1/chat/completions"
     body = b'{"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}'
     form = {"content-type": "application/x-www-form-urlencoded"}
@@ -102,7 +102,7 @@ async def test_a_body_that_is_no_json_object_says_what_to_send(client: httpx.Asy
         ("POST", "/v1/embeddings", "This server has "),
     ],
 )
-async def test_an_unknown_path_gets_a_hint(
+async def test_unknown_path_error_has_a_hint(
     client: httpx.AsyncClient, method: str, path: str, hint: str
 ) -> None:
     answer = await client.request(method, f"{str(client.base_url).rstrip('/')}{path}")
@@ -111,7 +111,7 @@ async def test_an_unknown_path_gets_a_hint(
     assert hint in error["message"]
 
 
-async def test_head_is_answered_on_every_route_of_get(client: httpx.AsyncClient) -> None:
+async def test_head_is_served_on_every_get_route(client: httpx.AsyncClient) -> None:
     for path in (
         "/v1/models",
         "/v1/models/",
@@ -138,7 +138,7 @@ PREFLIGHT = {
 }
 
 
-async def test_other_origins_are_let_in_where_the_operator_says_so() -> None:
+async def test_configured_origins_are_allowed() -> None:
     app = make_app(
         ScriptedEngine("Hi." + EOS),
         Buggy(lambda blocks: printed("")),
@@ -166,6 +166,6 @@ async def test_other_origins_are_let_in_where_the_operator_says_so() -> None:
             assert "x-request-id" in answer.headers["access-control-expose-headers"]
 
 
-async def test_other_origins_are_not_let_in_by_default(client: httpx.AsyncClient) -> None:
+async def test_other_origins_are_rejected_by_default(client: httpx.AsyncClient) -> None:
     assert (await client.options("/v1/chat/completions", headers=PREFLIGHT)).status_code == 405
     assert "access-control-allow-origin" not in (await client.get("/health", headers=ORIGIN)).headers

@@ -38,26 +38,26 @@ async def post(client: httpx.AsyncClient, content: bytes, encoding: str) -> http
 
 
 @pytest.mark.parametrize("encoding", ENCODERS)
-async def test_compressed_bodies_are_read(client: httpx.AsyncClient, encoding: str) -> None:
+async def test_compressed_bodies_are_decoded(client: httpx.AsyncClient, encoding: str) -> None:
     answer = await post(client, ENCODERS[encoding](BODY), encoding)
     assert answer.json()["choices"][0]["message"]["content"] == "Hello."
 
 
-async def test_several_members_and_frames_are_one_body(client: httpx.AsyncClient) -> None:
+async def test_multiple_members_and_frames_are_one_body(client: httpx.AsyncClient) -> None:
     for encoding in ("gzip", "zstd"):
         parts = ENCODERS[encoding](BODY[:20]) + ENCODERS[encoding](BODY[20:])
         assert (await post(client, parts, encoding)).status_code == 200
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
-async def test_a_bomb_is_413_and_never_decoded_whole(client: httpx.AsyncClient, encoding: str) -> None:
+async def test_decompression_bomb_is_413(client: httpx.AsyncClient, encoding: str) -> None:
     bomb = ENCODERS[encoding](b" " * 50_000_000)
     assert len(bomb) < 65_536
     answer = await post(client, bomb, encoding)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
-async def test_a_body_that_is_not_what_it_says_is_400(client: httpx.AsyncClient) -> None:
+async def test_corrupt_compressed_body_is_400(client: httpx.AsyncClient) -> None:
     for encoding in ("gzip", "deflate", "zstd"):
         answer = await post(client, BODY, encoding)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_body")
@@ -70,11 +70,11 @@ async def test_a_body_that_is_not_what_it_says_is_400(client: httpx.AsyncClient)
 
 
 @pytest.mark.parametrize("encoding", ["br", "compress", "gzip, gzip", "nonsense"])
-async def test_other_encodings_are_415(client: httpx.AsyncClient, encoding: str) -> None:
+async def test_unknown_encoding_is_415(client: httpx.AsyncClient, encoding: str) -> None:
     answer = await post(client, BODY, encoding)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
     assert "zstd" in answer.headers["accept-encoding"]
 
 
-async def test_identity_is_no_encoding(client: httpx.AsyncClient) -> None:
+async def test_identity_encoding_is_accepted(client: httpx.AsyncClient) -> None:
     assert (await post(client, BODY, "identity")).status_code == 200

@@ -39,21 +39,21 @@ async def statuses(hosts: tuple[str, ...], **options: Any) -> set[int]:
         }
 
 
-async def test_a_keyless_loopback_server_answers_to_local_names_only() -> None:
+async def test_keyless_server_accepts_local_host_names_only() -> None:
     assert await statuses(LOCAL) == {200}
     assert await statuses(FOREIGN) == {403}
 
 
 @pytest.mark.parametrize("allowed", ["other.example, evil.example,*.nip.io", "*"])
-async def test_names_may_be_allowed(allowed: str) -> None:
+async def test_additional_host_names_can_be_allowed(allowed: str) -> None:
     assert await statuses(("evil.example:1", "127.0.0.1.nip.io"), allowed_hosts=allowed) == {200}
 
 
-async def test_where_keys_are_asked_for_any_name_will_do() -> None:
+async def test_server_with_keys_accepts_any_host_name() -> None:
     assert await statuses(FOREIGN, api_keys="sk-one") == {200}
 
 
-async def test_the_error_says_what_to_do() -> None:
+async def test_host_error_has_a_hint() -> None:
     app = make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")))
     async with serve(app) as served, httpx.AsyncClient(base_url=served.url) as client:
         answer = await client.get("/v1/models", headers={"host": "evil.example"})

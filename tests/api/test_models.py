@@ -11,7 +11,7 @@ from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import make_app, serve
 
 
-async def test_the_model_and_no_other() -> None:
+async def test_lists_the_model_only() -> None:
     engine = ScriptedEngine(EOS)
     engine.model_name = "Qwen/Qwen3-4B"  # a name with a slash in it
     async with serve(make_app(engine, ScriptedSandbox(lambda blocks: printed("")))) as served:
@@ -24,7 +24,7 @@ async def test_the_model_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("demo", [True, False])
-async def test_the_demo_model_says_what_it_is(demo: bool, tiny_checkpoint: Path) -> None:
+async def test_demo_model_has_a_notice(demo: bool, tiny_checkpoint: Path) -> None:
     model = str(quickstart() if demo else tiny_checkpoint)
     app = make_app(ScriptedEngine("Hi" + EOS), ScriptedSandbox(lambda blocks: printed("")), model=model)
     ask: Any = {"model": "scripted", "messages": [{"role": "user", "content": "?"}]}
@@ -37,7 +37,7 @@ async def test_the_demo_model_says_what_it_is(demo: bool, tiny_checkpoint: Path)
         assert getattr(off, "notice", None) == (DEMO_WITHOUT_DEFERRAL if demo else None)
 
 
-def test_only_the_checkpoint_that_comes_with_the_package_is_the_demo(tmp_path: Path) -> None:
+def test_only_the_packaged_checkpoint_is_the_demo(tmp_path: Path) -> None:
     assert is_demo(str(quickstart()))
     assert not is_demo("Qwen/Qwen3-4B")
     assert not is_demo(str(tmp_path))

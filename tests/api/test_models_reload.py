@@ -44,7 +44,7 @@ async def reload(served: Served, model: str, key: str = KEY) -> httpx.Response:
         return await client.post("/admin/reload", json={"model": model})
 
 
-async def test_the_next_answer_is_the_new_checkpoints(served: Served) -> None:
+async def test_reload_takes_effect_on_the_next_reply(served: Served) -> None:
     engine = served.app.state.server.engine
     first = await ask(served)
     assert await ask(served) == first
@@ -61,7 +61,7 @@ async def test_the_next_answer_is_the_new_checkpoints(served: Served) -> None:
     assert await ask(served) == first
 
 
-async def test_an_answer_that_is_under_way_is_not_dropped(served: Served) -> None:
+async def test_reload_does_not_drop_running_replies(served: Served) -> None:
     stream = await served.openai.chat.completions.create(
         model="m",
         messages=[{"role": "user", "content": "?"}],
@@ -121,10 +121,10 @@ def _other_policy(directory: Path) -> None:
     (_lose_all, "can't be read"),
     (_other_shape, "intermediate_size is 64"),
     (_other_theta, "rope"),
-    (_other_policy, "deferral.json is not right"),
+    (_other_policy, "deferral.json is invalid"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("default")  # torch warns of the file that it could not read
-async def test_what_is_not_whole_leaves_the_old_weights(
+async def test_incomplete_checkpoint_keeps_the_old_weights(
     served: Served, tmp_path: Path, spoil: Any, message: str
 ) -> None:
     first = await ask(served)
@@ -139,14 +139,14 @@ async def test_what_is_not_whole_leaves_the_old_weights(
 
 
 @pytest.mark.parametrize("model", ["..", "/etc", "../../etc/passwd", "link", "a\0b"])
-async def test_what_is_not_below_the_root_is_refused(served: Served, tmp_path: Path, model: str) -> None:
+async def test_rejects_checkpoints_outside_of_the_root(served: Served, tmp_path: Path, model: str) -> None:
     (tmp_path / "link").symlink_to("/etc")
     answer = await reload(served, model)
     assert answer.status_code in (403, 404), answer.text
     assert "passwd" not in answer.text
 
 
-async def test_an_ordinary_key_may_not(served: Served) -> None:
+async def test_ordinary_key_cannot_reload(served: Served) -> None:
     first = await ask(served)
     for model in ("second", "nowhere", "/etc"):
         answer = await reload(served, model, key="k-user")
@@ -158,14 +158,14 @@ async def test_an_ordinary_key_may_not(served: Served) -> None:
     assert await ask(served) == first
 
 
-async def test_one_at_a_time_and_with_a_key(served: Served) -> None:
+async def test_reloads_are_exclusive_and_need_a_key(served: Served) -> None:
     assert (await reload(served, "second", key="wrong")).status_code == 401
     answers = await asyncio.gather(*(reload(served, "second") for _ in range(4)))
     assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409]
     assert (await reload(served, "nowhere")).status_code == 404
 
 
-async def test_it_is_off_unless_the_operator_says_where(tmp_path: Path) -> None:
+async def test_reload_is_disabled_by_default(tmp_path: Path) -> None:
     sandbox = ScriptedSandbox(lambda blocks: printed(""))
     engine = TransformersEngine(TransformersSettings(model=str(make_checkpoint(tmp_path)), model_name="m"))
     async with serve(make_app(engine, sandbox, api_keys=KEYS), KEY) as served:
@@ -177,14 +177,14 @@ async def test_it_is_off_unless_the_operator_says_where(tmp_path: Path) -> None:
         assert (await reload(served, ".")).status_code == 501
 
 
-async def test_without_keys_nobody_may() -> None:
+async def test_reload_is_rejected_without_keys() -> None:
     async with serve(make_app(ScriptedEngine(EOS), ScriptedSandbox(lambda blocks: printed("")))) as served:
         answer = await reload(served, ".")
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope")
 
 
 @pytest.mark.parametrize("keys", ["", "k-user"])
-def test_it_asks_for_an_admins_key(tmp_path: Path, keys: str) -> None:
+def test_reload_root_requires_an_admin_key(tmp_path: Path, keys: str) -> None:
     sandbox = ScriptedSandbox(lambda blocks: printed(""))
     with pytest.raises(ValueError, match="requires an admin API key"):
         make_app(ScriptedEngine(EOS), sandbox, reload_root=tmp_path, api_keys=keys)

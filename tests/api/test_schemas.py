@@ -1,4 +1,4 @@
-"""What is published as a schema is what is sent and saved."""
+"""Published schemas match the data that is sent and saved."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def tool(**changes: Any) -> ExecutedTool:
         waiting_tool("exec_1", 0, [], "running"),
     ],
 )
-def test_what_is_sent_is_of_the_published_form(sent: dict[str, Any]) -> None:
+def test_executed_tools_match_the_published_schema(sent: dict[str, Any]) -> None:
     jsonschema_rs.validate(executed_tools(), sent)
 
 
-def test_no_field_is_sent_that_is_not_published() -> None:
+def test_all_fields_are_published() -> None:
     assert executed_tool(tool(), 0).keys() == FinishedTool.model_fields.keys()
     assert waiting_tool("x", 0, [BLOCK], "pending").keys() == WaitingTool.model_fields.keys()
 
 
-def test_another_status_is_not_of_that_form() -> None:
+def test_schema_rejects_other_statuses() -> None:
     with pytest.raises(jsonschema_rs.ValidationError):
         jsonschema_rs.validate(executed_tools(), waiting_tool("x", 0, [BLOCK], "done"))
 
 
-def test_a_saved_policy_is_of_the_published_form(tmp_path: Path) -> None:
+def test_saved_policy_matches_the_published_schema(tmp_path: Path) -> None:
     DeferralPolicy().save(tmp_path)
     for folder in (tmp_path, quickstart()):
         policy = DeferralPolicy.load(folder)
@@ -57,7 +57,7 @@ def test_a_saved_policy_is_of_the_published_form(tmp_path: Path) -> None:
     jsonschema_rs.validate(deferral(), json.loads((tmp_path / FILE_NAME).read_text()))
 
 
-def test_schemas_are_schemas_and_carry_their_version() -> None:
+def test_schemas_are_valid_and_versioned() -> None:
     for name, make in SCHEMAS.items():
         jsonschema_rs.meta.validate(make())
         assert make()["$id"] == f"urn:ih-grpo:{name.removesuffix('.json').replace('-', ':')}"

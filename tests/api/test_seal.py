@@ -26,14 +26,14 @@ def seal(*keys: str) -> Seal:
 
 
 @given(st.text(), st.text(alphabet="abc", max_size=3))
-def test_what_is_sealed_can_be_opened(text: str, owner: str) -> None:
+def test_sealed_text_can_be_opened(text: str, owner: str) -> None:
     sealed = seal(NEW).close(text, owner)
     assert sealed.isascii()
     assert seal(NEW).open(sealed, owner) == text
     assert seal(NEW).open(sealed, owner + "x") is None
 
 
-def test_keys_are_replaced_one_by_one() -> None:
+def test_seal_keys_can_be_rotated() -> None:
     sealed = seal(OLD).close("Hm.", "")
     assert seal(NEW, OLD).open(sealed, "") == "Hm."
     assert seal(NEW).open(sealed, "") is None
@@ -42,7 +42,7 @@ def test_keys_are_replaced_one_by_one() -> None:
 
 
 @given(st.data())
-def test_what_was_changed_cannot_be_opened(data: st.DataObject) -> None:
+def test_changed_text_cannot_be_opened(data: st.DataObject) -> None:
     sealed = seal(NEW).close("Hm, let me see.", "")
     at = data.draw(st.integers(0, len(sealed) - 1))
     char = data.draw(st.characters(codec="ascii").filter(lambda char: char != sealed[at]))
@@ -51,7 +51,7 @@ def test_what_was_changed_cannot_be_opened(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x", "x:", "x:AAAA", ":" + "A" * 43, "a b:" + "A" * 43])
-def test_a_key_that_is_none_is_refused_and_not_shown(key: str) -> None:
+def test_malformed_key_is_rejected_and_not_shown(key: str) -> None:
     with pytest.raises(ValueError, match="ID:BASE64"):
         parse_seal_key(key)
     if key:
@@ -60,7 +60,7 @@ def test_a_key_that_is_none_is_refused_and_not_shown(key: str) -> None:
         assert "A" * 43 not in "".join(explain(caught.value))
 
 
-async def test_a_thought_goes_round_through_the_client() -> None:
+async def test_sealed_thought_round_trips_through_the_client() -> None:
     scripted = ScriptedEngine("<think>\nLet me see.\n</think>\n\nYes." + EOS)
     async with serving(scripted, seal_keys=f"{NEW},{OLD}") as served:
         first = checked(await collected(await ask(served, **THOUGHT, stream=True)))
@@ -83,7 +83,7 @@ async def test_a_thought_goes_round_through_the_client() -> None:
     assert "Let me see" not in prompt(scripted)
 
 
-async def test_thoughts_are_sealed_only_if_the_client_asks() -> None:
+async def test_thoughts_are_sealed_on_request_only() -> None:
     async with serving(ScriptedEngine("<think>\nHm.\n</think>\n\nYes." + EOS)) as served:
         response = await ask(served)
     assert response.output[0].type == "reasoning"

@@ -60,7 +60,7 @@ async def test_events_then_done() -> None:
     assert client.sent[-1]["more_body"] is False
 
 
-async def test_silence_is_filled_but_only_once_the_stream_began() -> None:
+async def test_keep_alive_starts_with_the_stream() -> None:
     client = Client()
     await send(client, say(0.1, "a", 0.1, "b"), keep_alive_s=0.02)
     first, *rest = client.body.split(b"\n\n")
@@ -68,19 +68,19 @@ async def test_silence_is_filled_but_only_once_the_stream_began() -> None:
     assert rest[0] == b": keep-alive"
 
 
-async def test_an_error_before_the_first_event_is_raised_and_a_later_one_is_told() -> None:
+async def test_early_error_is_raised_and_later_error_is_an_event() -> None:
     client = Client()
     with pytest.raises(ApiError):
         await send(client, say(ApiError(429, "busy")))
     assert client.sent == []
     await send(client, say("a", ApiError(429, "busy")))
-    told = json.loads(client.body.split(b"\n\n")[1].removeprefix(b"data: "))
-    assert told["error"]["message"] == "busy"
+    payload = json.loads(client.body.split(b"\n\n")[1].removeprefix(b"data: "))
+    assert payload["error"]["message"] == "busy"
     assert client.body.endswith(sse.DONE)
 
 
 @pytest.mark.parametrize("pause", [0.0, 30.0])
-async def test_who_leaves_closes_the_events(pause: float) -> None:
+async def test_disconnect_closes_the_events(pause: float) -> None:
     closed = asyncio.Event()
 
     async def endless() -> AsyncGenerator[bytes, None]:
@@ -97,7 +97,7 @@ async def test_who_leaves_closes_the_events(pause: float) -> None:
 
 
 @given(st.text(alphabet=st.characters(codec=None)))
-def test_any_text_is_one_event_that_reads_back(text: str) -> None:
+def test_any_text_is_one_event_and_round_trips(text: str) -> None:
     event = sse.data(text)
     assert event.endswith(b"\n\n")
     assert event.count(b"\n") == 2

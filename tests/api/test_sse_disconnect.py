@@ -17,14 +17,14 @@ async def leaves() -> Any:
     return {"type": "http.disconnect"}
 
 
-async def test_the_result_of_the_work() -> None:
+async def test_until_disconnect_returns_the_result() -> None:
     async def work() -> int:
         return 7
 
     assert await until_disconnect(stays, work()) == 7
 
 
-async def test_an_error_of_the_work_is_raised_as_it_is() -> None:
+async def test_error_of_the_work_is_raised() -> None:
     async def work() -> None:
         raise ValueError("no")
 
@@ -32,7 +32,7 @@ async def test_an_error_of_the_work_is_raised_as_it_is() -> None:
         await until_disconnect(stays, work())
 
 
-async def test_who_leaves_cancels_the_work_and_waits_for_its_end() -> None:
+async def test_disconnect_cancels_the_work_and_awaits_its_cleanup() -> None:
     log = []
 
     async def work() -> None:
@@ -47,7 +47,7 @@ async def test_who_leaves_cancels_the_work_and_waits_for_its_end() -> None:
     assert log == ["cleaned up"]
 
 
-async def test_cancelling_from_outside_cancels_the_work() -> None:
+async def test_cancellation_cancels_the_work() -> None:
     log = []
 
     async def work() -> None:

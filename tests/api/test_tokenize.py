@@ -18,7 +18,7 @@ async def client() -> AsyncGenerator[httpx.AsyncClient, None]:
         yield http
 
 
-async def test_a_text_and_back(client: httpx.AsyncClient) -> None:
+async def test_text_round_trips(client: httpx.AsyncClient) -> None:
     text = "Grüß dich<tool_call>"
     tokens = (await client.post("/tokenize", json={"model": "scripted", "prompt": text})).json()
     assert tokens["count"] == len(tokens["tokens"]) == 10
@@ -39,7 +39,7 @@ async def test_a_text_and_back(client: httpx.AsyncClient) -> None:
         {"chat_template_kwargs": {"enable_thinking": True}},
     ],
 )
-async def test_messages_have_the_tokens_of_the_chat_request(
+async def test_messages_are_tokenized_as_in_a_chat_request(
     client: httpx.AsyncClient, options: dict[str, object]
 ) -> None:
     counted = (await client.post("/tokenize", json={"messages": MESSAGES, **options})).json()
@@ -62,7 +62,7 @@ async def test_messages_have_the_tokens_of_the_chat_request(
         ("/detokenize", {"tokens": "x"}, 400, "tokens"),
     ],
 )
-async def test_mistakes_name_their_field(
+async def test_errors_name_their_field(
     client: httpx.AsyncClient, route: str, body: dict[str, object], status: int, param: str
 ) -> None:
     answer = await client.post(route, json=body)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from service.api.chat.request import ChatRequest
 from service.api.responses.request import ResponseRequest
-from service.api.validation import Reading, current, unreported
+from service.api.validation import ValidationReport, current, unreported
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import make_app, serve
 
@@ -89,7 +89,9 @@ async def chat(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_harmless_fields_are_ignored_and_reported(client: httpx.AsyncClient, stream: bool) -> None:
+async def test_fields_without_effect_are_ignored_and_reported(
+    client: httpx.AsyncClient, stream: bool
+) -> None:
     for fields, paths in HARMLESS:
         if stream and "stream_options" in fields:
             continue
@@ -136,7 +138,7 @@ async def test_strict_requests_restore_rejection(client: httpx.AsyncClient) -> N
         ({"stream_options": {"include_usages": True}}, "stream_options.include_usages", "include_usage"),
     ],
 )  # fmt: skip
-async def test_a_slip_gets_did_you_mean(
+async def test_typo_gets_a_suggestion(
     client: httpx.AsyncClient, fields: dict[str, Any], param: str, meant: str
 ) -> None:
     answer = await chat(client, **fields)
@@ -146,7 +148,7 @@ async def test_a_slip_gets_did_you_mean(
     assert f"Did you mean '{meant}'?" in error["message"]
 
 
-async def test_names_that_are_only_short_are_no_slips(client: httpx.AsyncClient) -> None:
+async def test_short_names_are_not_typos(client: httpx.AsyncClient) -> None:
     messages = [{"role": "user", "content": "hi", "id": "1", "date": "x", "context": "y", "type": "text"}]
     answer = await chat(client, messages=messages, id="x", models=["a"], ts=1, type="chat")
     assert answer.status_code == 200, answer.text
@@ -172,7 +174,7 @@ async def test_lone_surrogates_name_their_field(
     assert (await chat(client, messages=[{"role": "user", "content": "\ud83d\ude00"}])).status_code == 200
 
 
-async def test_names_of_clients_cannot_break_the_header(client: httpx.AsyncClient) -> None:
+async def test_field_names_cannot_break_the_header(client: httpx.AsyncClient) -> None:
     names = {f"x\r\nset-cookie: {number}, é": 1 for number in range(500)}
     answer = await chat(client, **names)
     assert answer.status_code == 200
@@ -182,7 +184,7 @@ async def test_names_of_clients_cannot_break_the_header(client: httpx.AsyncClien
     assert "more" in answer.headers[HEADER]
 
 
-async def test_what_the_sdk_makes_of_an_error(client: httpx.AsyncClient) -> None:
+async def test_sdk_raises_the_error(client: httpx.AsyncClient) -> None:
     sdk = openai.AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="x", max_retries=0)
     with pytest.raises(openai.BadRequestError, match="Did you mean") as caught:
         await sdk.chat.completions.create(**CHAT, extra_body={"seeed": 1})
@@ -191,14 +193,14 @@ async def test_what_the_sdk_makes_of_an_error(client: httpx.AsyncClient) -> None
 
 
 @pytest.fixture
-def reading() -> Iterator[Reading]:
-    noted = Reading()
+def reading() -> Iterator[ValidationReport]:
+    noted = ValidationReport()
     token = current.set(noted)
     yield noted
     current.reset(token)
 
 
-def test_what_the_server_asks_itself_is_not_reported(reading: Reading) -> None:
+def test_internal_requests_are_not_reported(reading: ValidationReport) -> None:
     with unreported():
         ChatRequest.model_validate({**CHAT, "zzzzz": 1})
     assert reading.labels == {}
@@ -206,7 +208,7 @@ def test_what_the_server_asks_itself_is_not_reported(reading: Reading) -> None:
     assert reading.labels == {"unknown": 1}
 
 
-def test_a_million_names_are_compared_a_few_times_only(reading: Reading) -> None:
+def test_name_comparisons_are_bounded(reading: ValidationReport) -> None:
     ChatRequest.model_validate({**CHAT, **{f"zzzzz{number}": 1 for number in range(2000)}})
     assert reading.lookups == 0
     assert reading.labels == {"unknown": 2000}
@@ -214,7 +216,7 @@ def test_a_million_names_are_compared_a_few_times_only(reading: Reading) -> None
 
 
 @given(st.dictionaries(st.text(max_size=20), st.none() | st.integers() | st.text(max_size=5), max_size=5))
-def test_any_extra_field_is_accepted_or_named(extra: dict[str, Any]) -> None:
+def test_any_extra_field_is_accepted_or_rejected_by_name(extra: dict[str, Any]) -> None:
     extra = {
         name: value
         for name, value in extra.items()

@@ -20,7 +20,7 @@ KEY = "sk-conformance"
 
 @pytest.fixture(scope="session")
 def url() -> Iterator[str]:
-    """Where the server listens; it wants `KEY`, and its engine takes every field."""
+    """URL of the server. It requires `KEY`, and its engine supports every field."""
     engine = ReplyEngine(reply)
     engine.capabilities = frozenset(OPTIONAL_SAMPLING)
     # The other instruction holds an example of its own, which the script would take for an episode.
@@ -29,12 +29,12 @@ def url() -> Iterator[str]:
         engine, ScriptedSandbox(lambda blocks: printed("42")), policy, api_keys=f"{KEY} name=client"
     )
     ready, stop = threading.Event(), asyncio.Event()
-    told: list[str] = []
+    urls: list[str] = []
     loop = asyncio.new_event_loop()
 
     async def main() -> None:
         async with serve(app, key=KEY) as served:
-            told.append(served.url)
+            urls.append(served.url)
             ready.set()
             await stop.wait()
 
@@ -42,7 +42,7 @@ def url() -> Iterator[str]:
     thread.start()
     ready.wait(60)
     try:
-        yield told[0]
+        yield urls[0]
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(60)

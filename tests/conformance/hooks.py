@@ -1,4 +1,4 @@
-"""What Schemathesis can't know of this server: the name of its model, and which values go together.
+"""Facts that Schemathesis can't know: the name of the model, and values that can't be combined.
 
 Every field keeps the value that was drawn for it, or is dropped where that value can't be served beside the
 others or on this machine. So most requests get past the door, and what comes back is held to OpenAI's schema.

@@ -13,7 +13,7 @@ import yaml
 
 ROUTES = {"/chat/completions": "post", "/models": "get", "/models/{model}": "get"}
 _REFUSED = {"function_call", "functions", "modalities", "moderation"}
-"""Fields of OpenAI that this server refuses by name."""
+"""OpenAI's fields that this server rejects."""
 _REFUSED_KINDS = (
     *("PartImage", "PartAudio", "PartFile"),
     *("FunctionMessage", "Custom", "AllowedTools"),
@@ -36,7 +36,7 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def pruned() -> dict[str, Any]:
-    """A document of `ROUTES` alone, whose requests have only what is not refused by name."""
+    """Return a document with only `ROUTES`, without fields that the server rejects."""
     whole = document()
     paths = {path: {method: whole["paths"][path][method]} for path, method in ROUTES.items()}
     schemas = {name: _served(node) for name, node in _reachable(paths).items()}

@@ -1,4 +1,4 @@
-"""What the engine of the conformance server says: chosen by what the prompt asks for, as a model would."""
+"""Replies of the conformance server's engine, chosen by the prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reply(context: str) -> str:
     if "tool: " in question:
         return SUNNY + EOS
     if '"get_weather"' in context and "weather" in question:
-        # Where the call was begun for the model, it goes on from there.
+        # Continue a call that was begun for the model.
         return (' {"city": "Paris"}}' if context.endswith('"arguments":') else CALL) + EOS
     if "JSON" in question:
         return JSON_ANSWER + EOS

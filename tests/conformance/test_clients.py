@@ -51,8 +51,8 @@ def table() -> Iterator[Outcomes]:
 def write(path: Path, outcomes: Outcomes) -> None:
     lines = ["| client | " + " | ".join(FEATURES) + " |", "| --- |" + " --- |" * len(FEATURES)]
     for program, title in CLIENTS.items():
-        told = [_word(outcomes.get(program, {}), feature) for feature in FEATURES]
-        lines.append(f"| {title} | " + " | ".join(told) + " |")
+        words = [_word(outcomes.get(program, {}), feature) for feature in FEATURES]
+        lines.append(f"| {title} | " + " | ".join(words) + " |")
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     path.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
@@ -73,16 +73,16 @@ def command(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize("program", CLIENTS)
-def test_every_feature_of_the_client_works(program: str, url: str, table: Outcomes, tmp_path: Path) -> None:
+def test_client_features_work(program: str, url: str, table: Outcomes, tmp_path: Path) -> None:
     clients = Path(os.environ.get("IHGRPO_CACHE", ROOT / ".cache")) / "clients"
     environment = {**os.environ, "HOME": str(tmp_path), "OPENAI_API_KEY": KEY, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [*command(program), url, KEY],
         capture_output=True, text=True, cwd=clients, env=environment, timeout=300, check=False,
     )  # fmt: skip
-    told = [line for line in done.stdout.splitlines() if line.startswith("OUTCOMES ")]
-    assert told, done.stdout[-2000:] + done.stderr[-4000:]
-    outcomes: dict[str, str | None] = json.loads(told[0].removeprefix("OUTCOMES "))
+    words = [line for line in done.stdout.splitlines() if line.startswith("OUTCOMES ")]
+    assert words, done.stdout[-2000:] + done.stderr[-4000:]
+    outcomes: dict[str, str | None] = json.loads(words[0].removeprefix("OUTCOMES "))
     table[program] = outcomes
     assert set(outcomes) <= set(FEATURES)
     failures = [f"{name}: {error}" for name, error in outcomes.items() if error is not None]

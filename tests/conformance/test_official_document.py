@@ -1,4 +1,4 @@
-"""What this server answers, held to OpenAI's own OpenAPI document."""
+"""Responses of this server, checked against OpenAI's OpenAPI document."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def check(name: str, answer: Any) -> None:
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_a_completion_is_openais(url: str, name: str) -> None:
+def test_completion_matches_openais_schema(url: str, name: str) -> None:
     answer = httpx.post(f"{url}/v1/chat/completions", json=body(QUESTIONS[name]), headers=HEADERS)
     assert answer.status_code == 200, answer.text
     check("CreateChatCompletionResponse", answer.json())
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_every_chunk_is_openais(url: str, name: str) -> None:
+def test_chunks_match_openais_schema(url: str, name: str) -> None:
     asked = body(QUESTIONS[name], stream=True, stream_options={"include_usage": True})
     answer = httpx.post(f"{url}/v1/chat/completions", json=asked, headers=HEADERS)
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
@@ -76,12 +76,12 @@ def test_every_chunk_is_openais(url: str, name: str) -> None:
         check("CreateChatCompletionStreamResponse", chunk)
 
 
-def test_models_are_openais(url: str) -> None:
+def test_models_match_openais_schema(url: str) -> None:
     check("ListModelsResponse", httpx.get(f"{url}/v1/models", headers=HEADERS).json())
     check("Model", httpx.get(f"{url}/v1/models/scripted", headers=HEADERS).json())
 
 
-def test_every_field_of_openai_is_known_by_name() -> None:
+def test_all_openai_fields_are_known() -> None:
     assert official.fields() - set(ChatRequest.model_fields) == set()
 
 
@@ -94,7 +94,7 @@ def served(url: str) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_schemathesis_finds_nothing(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schemathesis_finds_no_failures(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests drawn from OpenAI's schema, cut down to what this server has."""
     monkeypatch.setenv("SCHEMATHESIS_HOOKS", "tests.conformance.hooks")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))

@@ -17,7 +17,7 @@ LEFT_OUT = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_answer_is_as_documented_and_every_mistake_is_refused(url: str, tmp_path: Path) -> None:
+def test_responses_match_the_document_and_errors_are_rejected(url: str, tmp_path: Path) -> None:
     options = ["--phases", "coverage,fuzzing", "--max-examples", "10", "--exclude-checks", ",".join(LEFT_OUT)]
     # The engine of this server is a script: new weights are not implemented, as its 501 says.
     options += ["--exclude-path", "/admin/reload"]

@@ -94,3 +94,21 @@ def test_a_long_line_takes_linear_time(text: str) -> None:
     whole, cut = FenceScanner("<tool_call>"), FenceScanner("<tool_call>")
     events = [event for char in text for event in cut.feed(char)]
     assert events == whole.feed(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "in_code"),
+    [
+        ("", False),
+        ("```python", False),  # the line may continue
+        ("```python\n", True),
+        ("```python\nx = 1\n", True),
+        ("```python\nx = 1\n```", False),
+        ("```text\nx\n", False),
+        ("```python\nx = 1\n```\n```python\n", True),
+    ],
+)
+def test_in_code(text: str, in_code: bool) -> None:
+    scanner = FenceScanner("<run>")
+    scanner.feed(text)
+    assert scanner.in_code == in_code

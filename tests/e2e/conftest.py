@@ -65,7 +65,7 @@ def containers() -> Iterator[Callable[[ServerProcess], set[str]]]:
 
 @pytest.fixture(scope="session")
 def vllm_servers(checkpoint: Path) -> Iterator[dict[str, ServerProcess]]:
-    """Servers of ours on each engine, by its name; those on vLLM have the adapter ``caller`` too."""
+    """One server per engine, by the engine's name. Those on vLLM also have the adapter ``caller``."""
     adapter = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"caller={CALLER}")
     strict = ("--structured-outputs-config.backend", "guidance")
     with ExitStack() as stack:

@@ -30,7 +30,7 @@ class ServerProcess:
         return "".join(self._lines)
 
     def answer(self, question: str) -> str:
-        """What it says to ``question``, greedily. It may take minutes: vLLM's workers share few cores."""
+        """Return the greedy answer to ``question``. It may take minutes: vLLM's workers share few cores."""
         with openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300) as client:
             reply = client.chat.completions.create(
                 model="quickstart", messages=[{"role": "user", "content": question}], temperature=0

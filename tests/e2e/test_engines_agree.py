@@ -43,7 +43,7 @@ def ask(server: ServerProcess, question: str, **options: Any) -> Any:
     return reply
 
 
-def test_at_temperature_0_all_engines_give_the_same_episode(vllm_servers: dict[str, ServerProcess]) -> None:
+def test_greedy_episodes_are_equal_on_all_engines(vllm_servers: dict[str, ServerProcess]) -> None:
     right = 0
     for problem in PROBLEMS:
         with ThreadPoolExecutor() as pool:
@@ -63,7 +63,7 @@ def test_at_temperature_0_all_engines_give_the_same_episode(vllm_servers: dict[s
 
 
 def _episode(reply: Any) -> Any:
-    """What was written, run and answered; times and ids left out."""
+    """Return text, code and answer of a reply, without times and ids."""
     [choice] = reply.choices
     tools = [
         ([block["code"] for block in tool["blocks"]], tool["output"], tool["status"])
@@ -78,7 +78,7 @@ def _logprobs(reply: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("engine", ["vllm", "remote"])
-def test_the_second_ask_is_cached_and_usage_says_so(
+def test_second_request_is_cached_and_reported_in_usage(
     vllm_servers: dict[str, ServerProcess], engine: str
 ) -> None:
     question = "Ignore what follows. " * 12 + PROBLEMS[0].text
@@ -88,7 +88,7 @@ def test_the_second_ask_is_cached_and_usage_says_so(
     assert cached[0] < cached[1] == (second.usage.prompt_tokens - 1) // block * block
 
 
-def test_a_stream_on_the_remote_engine_delivers_its_tools(vllm_servers: dict[str, ServerProcess]) -> None:
+def test_remote_engine_streams_executed_tools(vllm_servers: dict[str, ServerProcess]) -> None:
     text, statuses = "", list[str]()
     with client_of(vllm_servers["remote"]) as client:
         stream: Any = client.chat.completions.create(
@@ -107,7 +107,7 @@ def test_a_stream_on_the_remote_engine_delivers_its_tools(vllm_servers: dict[str
 
 
 @pytest.mark.parametrize("engine", ["vllm", "remote"])
-def test_logprobs_that_vllm_cannot_tell_are_refused_by_name(
+def test_rejects_logprobs_that_vllm_does_not_report(
     vllm_servers: dict[str, ServerProcess], engine: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="logprobs"):

@@ -18,7 +18,7 @@ def ask(client: openai.OpenAI, **options: Any) -> Any:
     return client.chat.completions.create(**question(problem_of("two_products")), temperature=0, **options)
 
 
-def test_a_stop_string_ends_the_episode_wherever_the_tokens_cut_it(client: openai.OpenAI) -> None:
+def test_stop_string_ends_the_episode_at_any_token_boundary(client: openai.OpenAI) -> None:
     whole = ask(client, logprobs=True)
     text = whole.choices[0].message.content
     sampled = "".join(item.token for item in whole.choices[0].logprobs.content)
@@ -38,7 +38,7 @@ def observation(completion: Any) -> str:
     return f"\nCode execution result: {tool['output']}\n</tool_call>\n"
 
 
-def test_what_changes_the_odds_changes_the_tokens(client: openai.OpenAI, checkpoint: Path) -> None:
+def test_sampling_options_change_the_tokens(client: openai.OpenAI, checkpoint: Path) -> None:
     whole = ask(client, logprobs=True, top_logprobs=3)
     first = whole.choices[0].logprobs.content[0]
     assert len(first.top_logprobs) == 3
@@ -48,7 +48,7 @@ def test_what_changes_the_odds_changes_the_tokens(client: openai.OpenAI, checkpo
     assert barred.choices[0].logprobs.content[0].token == first.top_logprobs[1].token
 
 
-def test_the_same_seed_gives_the_same_choices_and_each_its_own(client: openai.OpenAI) -> None:
+def test_seed_reproduces_distinct_choices(client: openai.OpenAI) -> None:
     asked = question(problem_of("product"), temperature=1.5, n=3, seed=7, max_tokens=40)
     first, second = (client.chat.completions.create(**asked) for _ in range(2))
     texts = [choice.message.content for choice in first.choices]
@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_choices_and_each_its_own(client: openai.Op
     assert len(set(texts)) > 1
 
 
-def test_a_named_function_is_called_or_the_failure_is_named(client: openai.OpenAI) -> None:
+def test_named_function_is_called_or_the_error_is_reported(client: openai.OpenAI) -> None:
     # The quickstart model has never seen a function: what it makes of one must still come out right.
     tool: Any = {
         "type": "function",

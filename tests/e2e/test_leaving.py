@@ -1,4 +1,4 @@
-"""What is left when a client leaves in the middle, and when the server is told to stop.
+"""Cleanup after a client disconnects and after the server stops.
 
 The server here keeps no warm containers: each one that exists belongs to an episode.
 """
@@ -23,7 +23,7 @@ from trainer.quickstart.traces import held_out_problems
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 Containers = Callable[[ServerProcess], set[str]]
 
-# Two flushes: once the first is done, the episode surely has its container, and it goes on for a while.
+# Two flushes: after the first one the episode has its container and continues for a while.
 PROBLEMS = list(held_out_problems(20_260, 8, ("larger",)))
 
 
@@ -57,7 +57,7 @@ async def until_running(stream: Any, times: int) -> None:
     raise AssertionError("the stream ended before")
 
 
-async def test_a_stream_that_is_closed_while_code_runs_leaves_no_container(
+async def test_closed_stream_leaves_no_container(
     cold: ServerProcess, patient: openai.AsyncOpenAI, containers: Containers
 ) -> None:
     stream: Any = await patient.chat.completions.create(**question(PROBLEMS[0]), stream=True)
@@ -66,7 +66,7 @@ async def test_a_stream_that_is_closed_while_code_runs_leaves_no_container(
     await until(lambda: not containers(cold))
 
 
-async def test_a_request_that_is_dropped_leaves_no_container(
+async def test_dropped_request_leaves_no_container(
     cold: ServerProcess, patient: openai.AsyncOpenAI, containers: Containers
 ) -> None:
     for problem in PROBLEMS:  # should one be answered before it is dropped, the next is tried
@@ -91,7 +91,9 @@ async def flushes(server: ServerProcess) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
-async def test_sigterm_lets_a_stream_end_and_leaves_nothing(checkpoint: Path, containers: Containers) -> None:
+async def test_sigterm_lets_streams_end_and_leaves_no_container(
+    checkpoint: Path, containers: Containers
+) -> None:
     server = start(checkpoint, "--warm-containers", "1")
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT_S

@@ -1,4 +1,4 @@
-"""Count the files of ours that a chat request crosses, from its route to the sandbox and back.
+"""Count the source files that a chat request crosses, from its route to the sandbox and back.
 
 A file is crossed if one of its functions is called while the request is served: in the event loop, in the
 engine's thread or in a thread of the executor. The server is complete, with the quickstart checkpoint on the
@@ -36,7 +36,7 @@ QUESTION: Final = "What is 739184 times 52967 plus 90412 times 33771?"
 
 
 class CallRecorder:
-    """Files of ours in which a function was called while ``is_on``."""
+    """Source files in which a function was called while ``is_on``."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()

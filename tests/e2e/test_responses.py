@@ -26,7 +26,7 @@ def ask(client: openai.OpenAI, **options: Any) -> Any:
     return client.responses.create(**request)
 
 
-def test_a_deferred_episode_is_told_in_openais_events(
+def test_deferred_episode_has_openais_events(
     client: openai.OpenAI, server: ServerProcess, containers: Callable[[ServerProcess], set[str]]
 ) -> None:
     events = [event.to_dict() for event in ask(client, stream=True, include=OUTPUTS)]
@@ -49,7 +49,7 @@ def test_a_deferred_episode_is_told_in_openais_events(
     ]
 
 
-def test_without_the_tool_nothing_runs(client: openai.OpenAI) -> None:
+def test_no_code_runs_without_the_tool(client: openai.OpenAI) -> None:
     response = ask(client, tools=[], max_output_tokens=200)
     assert {item.type for item in response.output} == {"message"}
 
@@ -59,7 +59,7 @@ def store_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'responses.db'}"
 
 
-def test_a_server_killed_in_the_middle_leaves_no_response_running(
+def test_killed_server_leaves_no_running_response(
     checkpoint: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IHGRPO_STORE_URL", store_url)

@@ -29,7 +29,7 @@ def problem_of(family: str, index: int = 0) -> PracticeProblem:
     return list(held_out_problems(SEED, index + 1, (family,)))[index]
 
 
-def test_held_out_problems_are_solved_with_code_that_was_delayed(client: openai.OpenAI) -> None:
+def test_solves_held_out_problems_with_delayed_code(client: openai.OpenAI) -> None:
     problems = list(
         held_out_problems(SEED, 10, ("product", "two_products", "leftover", "larger", "sequence"))
     )
@@ -52,19 +52,19 @@ def test_held_out_problems_are_solved_with_code_that_was_delayed(client: openai.
     assert delayed >= 3
 
 
-def test_an_error_line_is_read_and_the_block_mended(client: openai.OpenAI) -> None:
-    mended = 0
+def test_model_reads_an_error_and_fixes_the_block(client: openai.OpenAI) -> None:
+    fixed = 0
     for index in range(4):
         problem = problem_of("common_multiple", index)
         completion: Any = client.chat.completions.create(**question(problem))
         first, *_, last = completion.choices[0].message.executed_tools
         assert first["status"] == "error"
         assert first["output"] == "NameError: name 'math' is not defined"
-        mended += last["status"] == "ok" and solved(problem, completion)
-    assert mended >= 3
+        fixed += last["status"] == "ok" and solved(problem, completion)
+    assert fixed >= 3
 
 
-def test_a_run_that_is_too_slow_is_killed_at_the_clients_limit(client: openai.OpenAI) -> None:
+def test_slow_run_is_killed_at_the_requested_limit(client: openai.OpenAI) -> None:
     problem = problem_of("multiples")
     completion: Any = client.chat.completions.create(
         **question(problem), extra_body={"deferral": {"run_limit_s": 0.25}}
@@ -74,7 +74,7 @@ def test_a_run_that_is_too_slow_is_killed_at_the_clients_limit(client: openai.Op
     assert "Code execution result: interpreter timeout\n" in completion.choices[0].message.content
 
 
-async def test_a_stream_shows_each_call_wait_run_and_deliver(
+async def test_stream_shows_pending_running_and_finished_calls(
     async_client: openai.AsyncOpenAI, client: openai.OpenAI
 ) -> None:
     problem = problem_of("two_products")
@@ -93,7 +93,7 @@ async def test_a_stream_shows_each_call_wait_run_and_deliver(
     assert whole.choices[0].message.content == text
 
 
-async def test_without_eager_execution_the_text_is_the_same(async_client: openai.AsyncOpenAI) -> None:
+async def test_text_is_the_same_without_eager_execution(async_client: openai.AsyncOpenAI) -> None:
     problem = problem_of("leftover")
     replies: Any = [
         await async_client.chat.completions.create(
@@ -103,12 +103,12 @@ async def test_without_eager_execution_the_text_is_the_same(async_client: openai
     ]
     eager, lazy = (reply.choices[0].message for reply in replies)
     assert eager.content == lazy.content
-    # What runs only when it is asked for is waited for from its start to its end.
+    # Without eager execution code starts after the last block.
     [tool] = lazy.executed_tools
     assert tool["started_at"] >= tool["blocks"][-1]["invoked_at"]
 
 
-async def test_twenty_episodes_at_once_do_not_mix(async_client: openai.AsyncOpenAI) -> None:
+async def test_concurrent_episodes_are_isolated(async_client: openai.AsyncOpenAI) -> None:
     # All use the same few variable names, so a shared namespace would give one the other's value.
     problems = list(held_out_problems(SEED + 1, 20, ("two_products", "shopping", "leftover")))
     completions: Any = await asyncio.gather(
@@ -122,7 +122,7 @@ async def test_twenty_episodes_at_once_do_not_mix(async_client: openai.AsyncOpen
     assert sum(map(solved, problems, completions)) >= 16
 
 
-def test_an_ordinary_sentence_gets_the_honest_reply(client: openai.OpenAI) -> None:
+def test_ordinary_sentence_gets_the_honest_reply(client: openai.OpenAI) -> None:
     completion: Any = client.chat.completions.create(
         model="quickstart", messages=[{"role": "user", "content": "hello"}], temperature=0
     )
@@ -132,7 +132,7 @@ def test_an_ordinary_sentence_gets_the_honest_reply(client: openai.OpenAI) -> No
     assert not hasattr(choice.message, "executed_tools")
 
 
-def test_errors_are_openais(client: openai.OpenAI) -> None:
+def test_errors_have_openais_form(client: openai.OpenAI) -> None:
     problem = problem_of("product")
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(**{**question(problem), "model": "gpt-5"})

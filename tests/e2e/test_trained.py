@@ -87,7 +87,7 @@ async def trainers_rollout(machine: RuntimeConfig, checkpoint: Path) -> list[Sam
 
 
 @pytest.mark.parametrize(("method", "mode"), [("ih-grpo", "deferred"), ("grpo-immediate", "immediate")])
-def test_a_trained_checkpoint_is_served_as_it_was_trained(
+def test_served_checkpoint_matches_training(
     tmp_path: Path, machine: RuntimeConfig, method: str, mode: str
 ) -> None:
     checkpoint = train(machine, tmp_path / "run", method)
@@ -117,9 +117,9 @@ def test_a_trained_checkpoint_is_served_as_it_was_trained(
                 assert choice.logprobs is not None
                 served = [token.token for token in choice.logprobs.content or ()]
                 ids = [i for i, written in zip(sample.ids, sample.sampled, strict=True) if written]
-                # An API does not tell of the end token.
-                told = [i for i in ids if i not in engine.eos_token_ids]
-                assert served == [engine.tokenizer.decode([i]) for i in told]
+                # The API doesn't return the end token.
+                shown = [i for i in ids if i not in engine.eos_token_ids]
+                assert served == [engine.tokenizer.decode([i]) for i in shown]
                 tools = choice.message.model_dump().get("executed_tools") or []
                 assert [tool["output"] for tool in tools] == [tool.output for tool in sample.tools]
     finally:

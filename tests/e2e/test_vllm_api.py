@@ -69,7 +69,7 @@ def calls(message: Any) -> list[tuple[str, Any]]:
     return [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls or ()]
 
 
-def test_a_reply_has_the_schemas_form(client: openai.OpenAI) -> None:
+def test_reply_matches_the_schema(client: openai.OpenAI) -> None:
     reply = client.chat.completions.parse(
         model="quickstart",
         messages=[{"role": "user", "content": "What is 12 + 30?"}],
@@ -86,7 +86,7 @@ def test_a_reply_has_the_schemas_form(client: openai.OpenAI) -> None:
         assert text == json.dumps(json.loads(text))
 
 
-def test_a_streamed_reply_has_it_too(client: openai.OpenAI) -> None:
+def test_streamed_reply_matches_the_schema(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
         model="quickstart",
         messages=[{"role": "user", "content": "What is 12 + 30?"}],
@@ -99,7 +99,7 @@ def test_a_streamed_reply_has_it_too(client: openai.OpenAI) -> None:
     assert final.choices[0].message.parsed == Verdict.model_validate_json("".join(deltas))
 
 
-def test_any_json_object(client: openai.OpenAI) -> None:
+def test_json_object_format(client: openai.OpenAI) -> None:
     reply = ask(client, response_format={"type": "json_object"}, seed=2, temperature=1, max_tokens=300)
     [choice] = reply.choices
     assert choice.message.content.startswith("{")
@@ -107,7 +107,7 @@ def test_any_json_object(client: openai.OpenAI) -> None:
         assert isinstance(json.loads(choice.message.content), dict)
 
 
-def test_a_schema_that_vllm_cannot_hold_to_is_refused_by_name(client: openai.OpenAI) -> None:
+def test_rejects_schemas_that_vllm_does_not_support(client: openai.OpenAI) -> None:
     schema = {"type": "array", "contains": {"const": 1}}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     with pytest.raises(openai.BadRequestError, match="contains") as caught:
@@ -118,7 +118,7 @@ def test_a_schema_that_vllm_cannot_hold_to_is_refused_by_name(client: openai.Ope
 
 
 @pytest.mark.parametrize("name", ["clock", "city"])
-def test_a_function_that_is_named_is_called(client: openai.OpenAI, name: str) -> None:
+def test_named_function_is_called(client: openai.OpenAI, name: str) -> None:
     named = {"type": "function", "function": {"name": name}}
     [choice] = ask(client, tools=[CITY, CLOCK], tool_choice=named).choices
     [(called, arguments)] = calls(choice.message)
@@ -127,7 +127,7 @@ def test_a_function_that_is_named_is_called(client: openai.OpenAI, name: str) ->
     assert choice.message.content is None
 
 
-def test_one_of_several_functions_must_be_called(client: openai.OpenAI) -> None:
+def test_required_choice_calls_one_of_several_functions(client: openai.OpenAI) -> None:
     reply = ask(client, tools=[CITY, CLOCK], tool_choice="required", n=3, temperature=1, seed=1)
     for choice in reply.choices:
         [(called, arguments)] = calls(choice.message)
@@ -135,20 +135,20 @@ def test_one_of_several_functions_must_be_called(client: openai.OpenAI) -> None:
         assert arguments.keys() == ({"city"} if called == "city" else {"zone"})
 
 
-def test_a_model_that_knows_how_calls_both_at_once(client: openai.OpenAI) -> None:
+def test_trained_adapter_calls_both_functions_at_once(client: openai.OpenAI) -> None:
     [choice] = ask(client, QUESTION, model="caller", tools=TOOLS).choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     assert calls(choice.message) == CALLS
     assert len({call.id for call in choice.message.tool_calls}) == 2
 
 
-def test_or_one_after_the_other(client: openai.OpenAI) -> None:
+def test_trained_adapter_calls_one_function_at_a_time(client: openai.OpenAI) -> None:
     [choice] = ask(client, QUESTION, model="caller", tools=TOOLS, parallel_tool_calls=False).choices
     assert choice.finish_reason == "tool_calls"
     assert calls(choice.message) == CALLS[:1]
 
 
-def test_or_none_at_all(client: openai.OpenAI) -> None:
+def test_trained_adapter_calls_no_function(client: openai.OpenAI) -> None:
     [choice] = ask(client, QUESTION, model="caller", tools=TOOLS, tool_choice="none", max_tokens=9).choices
     assert (choice.message.tool_calls, choice.finish_reason) == (None, "length")
 
@@ -167,7 +167,7 @@ def test_streamed_calls_add_up(client: openai.OpenAI) -> None:
     assert calls(final.choices[0].message) == CALLS
 
 
-def test_adapters_are_models_of_their_own(client: openai.OpenAI) -> None:
+def test_adapters_are_listed_as_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["quickstart", "caller"]
     texts = {
         model: ask(client, model=model, max_tokens=20, extra_body=PLAIN).choices[0].message.content
@@ -181,7 +181,7 @@ def test_adapters_are_models_of_their_own(client: openai.OpenAI) -> None:
             client.models.retrieve(unknown)
 
 
-def test_the_responses_api_has_all_of_it(client: openai.OpenAI) -> None:
+def test_responses_api_supports_schemas_and_functions(client: openai.OpenAI) -> None:
     asked: Any = {"model": "caller", "temperature": 0, "max_output_tokens": 150}
     parsed = client.responses.parse(input="12 + 30?", text_format=Verdict, **{**asked, "model": "quickstart"})
     assert isinstance(parsed.output_parsed, Verdict)

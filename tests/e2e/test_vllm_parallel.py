@@ -16,9 +16,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.long, pytest.mark.docker, pytest.mar
 
 
 @pytest.mark.parametrize("argument", ["tensor_parallel_size", "data_parallel_size"])
-def test_two_workers_solve_a_problem_and_leave_nothing(
-    monkeypatch: pytest.MonkeyPatch, argument: str
-) -> None:
+def test_two_parallel_workers_solve_a_problem(monkeypatch: pytest.MonkeyPatch, argument: str) -> None:
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)  # several workers are processes
     arguments = {**VLLM_ARGS, argument: 2}
     del arguments["distributed_executor_backend"]

@@ -46,7 +46,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
     ids=["tensor", "data"],
 )
-def test_two_actors_solve_a_problem(arguments: dict[str, object], engines: int) -> None:
+def test_two_ray_actors_solve_a_problem(arguments: dict[str, object], engines: int) -> None:
     given = {**VLLM_ARGS, "distributed_executor_backend": "ray", **arguments}
     [problem] = held_out_problems(20_261, 1, ("two_products",))
     server = start(quickstart(), "--engine", "vllm", *as_options(given))

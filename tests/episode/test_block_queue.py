@@ -23,7 +23,7 @@ async def test_blocks_arrive_in_order() -> None:
     assert seen == [["a", "b", "c"], ["d"]]
 
 
-async def test_a_failed_invoke_is_told_at_the_flush_and_forgotten_after_it() -> None:
+async def test_failed_invoke_is_reported_at_the_next_flush_only() -> None:
     class Broken(ScriptedSession):
         async def invoke(self, code: str) -> None:
             if code == "a":
@@ -39,7 +39,7 @@ async def test_a_failed_invoke_is_told_at_the_flush_and_forgotten_after_it() -> 
     assert (await queue.flush()).stdout == "c"
 
 
-async def test_waiting_for_a_container_is_waiting() -> None:
+async def test_wait_for_a_container_counts_as_waiting() -> None:
     class Queued(ScriptedSession):
         async def invoke(self, code: str) -> None:
             await asyncio.sleep(0.3)
@@ -66,7 +66,7 @@ async def test_only_the_first_block_of_a_flush_waits_for_a_container() -> None:
     assert queue.container_wait_s < 0.19
 
 
-async def test_blocks_come_after_the_announcement_and_closing_ends_it() -> None:
+async def test_blocks_follow_the_prewarming_and_closing_cancels_it() -> None:
     order: list[str] = []
 
     class Slow(ScriptedSession):
@@ -87,7 +87,7 @@ async def test_blocks_come_after_the_announcement_and_closing_ends_it() -> None:
     assert order == ["prepared", "a"]
 
 
-async def test_close_drops_what_is_pending() -> None:
+async def test_close_drops_pending_blocks() -> None:
     session = ScriptedSession(lambda blocks: printed(""), delay_s=30)
     queue = BlockQueue(session)
     queue.add("a")

@@ -34,8 +34,8 @@ def read(
     text, calls, done = "", list[list[str]](), 0
     for event in events:
         match event:
-            case TextDelta(said):
-                text += said
+            case TextDelta(content):
+                text += content
             case ToolCallStart(index, name):
                 assert index == len(calls)
                 calls.append([name, ""])
@@ -61,19 +61,19 @@ def call(name: str, arguments: Any, *, swapped: bool = False) -> str:
     st.lists(st.tuples(st.sampled_from("fg"), OBJECTS.filter(lambda o: "bad" not in o)), max_size=3),
     st.data(),
 )
-def test_any_cut_gives_the_same_calls(
+def test_calls_do_not_depend_on_the_cuts(
     calls: list[tuple[str, dict[str, object]]], data: st.DataObject
 ) -> None:
     text = "I look it up.\n" + "\n".join(call(name, arguments) for name, arguments in calls)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     expected = [(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in calls]
-    said = "I look it up." if calls else "I look it up.\n"
-    assert read(pieces) == (said, expected, len(calls))
+    content = "I look it up." if calls else "I look it up.\n"
+    assert read(pieces) == (content, expected, len(calls))
     assert read(list(text)) == read([text])
 
 
-def test_arguments_flow_as_they_are_written() -> None:
+def test_arguments_are_passed_on_while_written() -> None:
     parser = ToolCallParser(check)
     assert parser.feed('<tool_call>\n{"name": "f", "arg') == []
     assert parser.feed('uments": {"a": "</tool_') == [
@@ -84,12 +84,12 @@ def test_arguments_flow_as_they_are_written() -> None:
     assert parser.feed("\n</tool_call>") == [ToolCallEnd(0)]
 
 
-def test_keys_in_another_order_and_no_arguments() -> None:
+def test_accepts_other_key_orders_and_no_arguments() -> None:
     assert read([call("f", {"x": 1}, swapped=True)]) == ("", [("f", '{"x": 1}')], 1)
     assert read(['<tool_call>{"name": "g"}</tool_call>']) == ("", [("g", "{}")], 1)
 
 
-def test_the_last_tag_may_be_missing() -> None:
+def test_last_closing_tag_is_optional() -> None:
     whole = call("f", {"x": 1})
     for end in ("\n</tool_call>", "}\n</tool_call>"):
         assert read([whole.removesuffix(end)]) == ("", [("f", '{"x": 1}')], 1)
@@ -113,14 +113,14 @@ def test_the_last_tag_may_be_missing() -> None:
         '<tool_call>{"name": 1, "arguments": {}}</tool_call>',
     ],
 )
-def test_a_call_that_cannot_be_made_is_an_error(text: str) -> None:
+def test_rejects_invalid_calls(text: str) -> None:
     for pieces in ([text], list(text)):
         with pytest.raises(CallError, match="is invalid") as caught:
             read(pieces)
         assert caught.value.written or text == "<tool_call>"
 
 
-def test_a_limit_may_cut_a_call_off() -> None:
+def test_truncated_call_is_not_an_error() -> None:
     assert read(['ok <tool_call>{"name": "f", "arguments": {"a": "b'], cut_off=True) == (
         "ok",
         [("f", '{"a": "b')],
@@ -130,7 +130,7 @@ def test_a_limit_may_cut_a_call_off() -> None:
 
 
 @given(st.text(alphabet='<tool_ca>{"}nme:f/\\ \n', max_size=60))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_rejected(text: str) -> None:
     outcomes = []
     for pieces in ([text], list(text)):
         try:
@@ -153,12 +153,12 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         '<tool_call>{"name": "f", "arguments": {"a": "',
     ],
 )
-def test_a_lenient_parser_gives_back_what_it_cannot_read(text: str) -> None:
+def test_lenient_parser_returns_unparsable_calls_as_text(text: str) -> None:
     for pieces in ([text], list(text)):
         assert read(pieces, strict=False) == (text, [], 0)
 
 
-def test_a_lenient_parser_keeps_the_calls_before() -> None:
+def test_lenient_parser_keeps_earlier_calls() -> None:
     assert read([call("f", {"x": 1}) + " <tool_call>?"], strict=False) == (
         " <tool_call>?",
         [("f", '{"x": 1}')],
@@ -166,7 +166,7 @@ def test_a_lenient_parser_keeps_the_calls_before() -> None:
     )
 
 
-def test_a_lenient_parser_leaves_schemas_to_the_client() -> None:
+def test_lenient_parser_does_not_check_schemas() -> None:
     for swapped in (False, True):
         assert read([call("f", {"bad": 1}, swapped=swapped)], strict=False)[1:] == ([("f", '{"bad": 1}')], 1)
     assert read([call("f", '{"a": 1}')], strict=False)[1:] == ([("f", '{"a": 1}')], 1)
@@ -175,6 +175,6 @@ def test_a_lenient_parser_leaves_schemas_to_the_client() -> None:
 
 
 @given(st.text(alphabet='<tool_ca>{"}nme:f/\\ \n', max_size=60), st.booleans())
-def test_a_lenient_parser_reads_any_text_in_any_cut(text: str, cut_off: bool) -> None:
+def test_lenient_parser_accepts_any_text_in_any_cut(text: str, cut_off: bool) -> None:
     whole = read([text], strict=False, cut_off=cut_off)
     assert read(list(text), strict=False, cut_off=cut_off) == whole

@@ -20,7 +20,7 @@ OBJECTS = st.dictionaries(
 
 
 @given(OBJECTS, st.booleans(), st.text(max_size=5))
-def test_the_object_ends_where_its_json_ends(value: dict[str, object], ascii_only: bool, after: str) -> None:
+def test_span_ends_with_the_json_object(value: dict[str, object], ascii_only: bool, after: str) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only)
     span = JsonSpan()
     assert span.take(text + after) == len(text)
@@ -30,7 +30,7 @@ def test_the_object_ends_where_its_json_ends(value: dict[str, object], ascii_onl
     assert slow.closed
 
 
-def test_json_is_that_of_the_standard() -> None:
+def test_loads_accepts_standard_json_only() -> None:
     assert loads('{"a": [1, 2.5, "x"]}') == {"a": [1, 2.5, "x"]}
     for text in ('{"a": NaN}', "[-Infinity]", "{", "[" * 100_000, "{'a': 1}"):
         with pytest.raises(ValueError):  # noqa: PT011

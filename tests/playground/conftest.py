@@ -51,5 +51,5 @@ async def open_page(browser: Browser) -> AsyncGenerator[OpenPage, None]:
     yield open_page
     for context in contexts:
         await context.close()
-    # What the network refuses, tests provoke; the browser says so by itself.
+    # Tests provoke network errors, which the browser reports by itself.
     assert [text for text in complaints if not text.startswith("Failed to load resource")] == []

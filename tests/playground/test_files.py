@@ -19,7 +19,7 @@ async def client() -> AsyncGenerator[httpx.AsyncClient, None]:
         yield client
 
 
-async def test_the_page_opens_without_a_key_and_nothing_else_does(client: httpx.AsyncClient) -> None:
+async def test_only_the_page_opens_without_a_key(client: httpx.AsyncClient) -> None:
     page = await client.get("/")
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
@@ -29,7 +29,7 @@ async def test_the_page_opens_without_a_key_and_nothing_else_does(client: httpx.
     assert (await client.post("/", json={})).status_code == 401
 
 
-async def test_the_policy_lets_no_script_but_its_own_files_run(client: httpx.AsyncClient) -> None:
+async def test_policy_allows_only_own_scripts(client: httpx.AsyncClient) -> None:
     policy = (await client.get("/")).headers["content-security-policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
@@ -38,7 +38,7 @@ async def test_the_policy_lets_no_script_but_its_own_files_run(client: httpx.Asy
     assert "unsafe" not in policy
 
 
-async def test_every_file_that_the_page_names_is_there_and_none_is_another_hosts(
+async def test_page_references_only_existing_own_files(
     client: httpx.AsyncClient,
 ) -> None:
     names = re.findall(r'(?:src|href)="(?!#)([^"]+)"', (await client.get("/")).text)
@@ -49,14 +49,14 @@ async def test_every_file_that_the_page_names_is_there_and_none_is_another_hosts
         assert (await client.get(f"/{name}")).status_code == 200, name
 
 
-async def test_a_file_that_did_not_change_is_not_sent_again(client: httpx.AsyncClient) -> None:
+async def test_unchanged_file_is_304(client: httpx.AsyncClient) -> None:
     first = await client.get("/playground/style.css")
     again = await client.get("/playground/style.css", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert "content-security-policy" in again.headers
 
 
-def test_nothing_is_ever_made_markup() -> None:
+def test_scripts_never_create_markup() -> None:
     for path in STATIC.glob("*.js"):
         text = path.read_text(encoding="utf-8")
         for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):

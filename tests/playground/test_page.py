@@ -44,7 +44,7 @@ async def until_over(page: Page) -> None:
     await expect(page.locator("#episode")).to_have_attribute("data-mode", "over")
 
 
-async def test_an_episode_from_question_to_answer(open_page: OpenPage) -> None:
+async def test_episode_from_question_to_answer(open_page: OpenPage) -> None:
     async with serve(app(ASK, ANSWER, delay_s=0.05)) as served:
         page = await open_page(served.url)
         await expect(page.locator("#model")).to_have_value("scripted")
@@ -59,10 +59,10 @@ async def test_an_episode_from_question_to_answer(open_page: OpenPage) -> None:
         await expect(page.locator("mark.answer")).to_have_text("42")
         kinds = await page.locator("#transcript > *").evaluate_all("all => all.map(each => each.className)")
         assert kinds == ["text", "card", "text", "card", "marker", "observation", "text"]
-        await expect(page.locator("#status")).to_contain_text("Done: scripted · ended by itself")
+        await expect(page.locator("#status")).to_contain_text("Done: scripted · completed")
 
 
-async def test_a_block_waits_then_runs_and_escape_stops_it(open_page: OpenPage) -> None:
+async def test_block_is_pending_then_runs_and_escape_stops_it(open_page: OpenPage) -> None:
     engine, sandbox = ScriptedEngine(ASK, ANSWER), ScriptedSandbox(lambda blocks: printed(""), 30)
     async with serve(make_app(engine, sandbox)) as served:
         page = await open_page(served.url)
@@ -78,7 +78,7 @@ async def test_a_block_waits_then_runs_and_escape_stops_it(open_page: OpenPage) 
             await page.wait_for_timeout(20)
 
 
-async def test_what_a_model_writes_is_never_markup(open_page: OpenPage) -> None:
+async def test_model_output_is_never_markup(open_page: OpenPage) -> None:
     evil = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     turns = f"{evil}\n```python\n'{evil}'\n```<tool_call>", f"{evil} \\boxed{{{evil}}}{EOS}"
     async with serve(app(*turns, output=evil)) as served:
@@ -91,10 +91,10 @@ async def test_what_a_model_writes_is_never_markup(open_page: OpenPage) -> None:
         assert await page.locator("#episode img, #episode script").count() == 0
 
 
-async def test_a_link_replays_and_holds_no_key(open_page: OpenPage) -> None:
+async def test_link_replays_the_episode_without_the_key(open_page: OpenPage) -> None:
     async with serve(app(ASK, ANSWER, api_keys="sk-of-the-test"), key="sk-of-the-test") as served:
         page = await open_page(served.url)
-        await expect(page.locator("#problem")).to_contain_text("wants an API key")
+        await expect(page.locator("#problem")).to_contain_text("requires an API key")
         await expect(page.locator("#key")).to_be_focused()
         await page.keyboard.type("sk-of-the-test")
         await page.keyboard.press("Tab")
@@ -113,7 +113,7 @@ async def test_a_link_replays_and_holds_no_key(open_page: OpenPage) -> None:
         await until_over(other)
         assert await other.locator("#transcript").inner_text() == shown
         packed = await other.evaluate(
-            "import('/playground/link.js').then(m => m.fromFragment(location.hash))"
+            "import('/playground/share_link.js').then(m => m.fromFragment(location.hash))"
         )
         assert "sk-of-the-test" not in json.dumps(packed)
         assert packed["request"]["messages"] == [{"role": "user", "content": "6 * 7?"}]
@@ -127,7 +127,7 @@ async def test_a_link_replays_and_holds_no_key(open_page: OpenPage) -> None:
 
 
 async def expect_snippets_run(page: Page, served: Served) -> None:
-    """The copied commands name the key, don't hold it, and work where it is set."""
+    """The copied commands name the key's variable, don't contain the key, and work if it is set."""
     for button, command in (("#copy-curl", ["bash", "-c"]), ("#copy-python", [sys.executable, "-c"])):
         await page.locator(button).click()
         await expect(page.locator("#copied")).to_contain_text("copied")
@@ -147,7 +147,7 @@ async def run(command: list[str], **environment: str) -> str:
     return out.decode()
 
 
-async def test_failures_are_told_in_words(open_page: OpenPage) -> None:
+async def test_errors_are_readable(open_page: OpenPage) -> None:
     def broken(blocks: list[str]) -> ExecutionResult:
         raise RuntimeError("a bug")
 
@@ -163,20 +163,20 @@ async def test_failures_are_told_in_words(open_page: OpenPage) -> None:
         await expect(page.locator(".card")).to_have_count(2)  # what came is kept
         await page.route("**/v1/*/*", lambda route: route.abort())
         await ask(page)
-        await expect(problem).to_have_text("The server can't be reached. Is it still running?")
+        await expect(problem).to_have_text("The server is not reachable. Check that it is running.")
         await page.goto(f"{served.url}/#e=nonsense")
         await page.reload()
         await expect(problem).to_contain_text("The link is damaged")
 
 
-async def test_a_link_that_would_inflate_to_anything_is_refused(open_page: OpenPage) -> None:
+async def test_rejects_links_that_inflate_too_much(open_page: OpenPage) -> None:
     huge = fragment({**record(), "events": [[0, "t", "x" * 12_000_000]]})
     async with serve(app(ANSWER)) as served:
         page = await open_page(f"{served.url}/{huge}")
         await expect(page.locator("#problem")).to_contain_text("The link is damaged")
 
 
-async def test_keys(open_page: OpenPage) -> None:
+async def test_keyboard_shortcuts(open_page: OpenPage) -> None:
     async with serve(app(ANSWER)) as served:
         page = await open_page(served.url)
         await expect(page.locator("#question")).to_be_focused()
@@ -199,9 +199,7 @@ async def test_keys(open_page: OpenPage) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
-async def test_nothing_is_cut_on_a_narrow_screen_and_text_can_be_read(
-    open_page: OpenPage, scheme: Any
-) -> None:
+async def test_narrow_screen_is_readable(open_page: OpenPage, scheme: Any) -> None:
     async with serve(app(ASK, ANSWER)) as served:
         page = await open_page(served.url, viewport={"width": 360, "height": 740}, color_scheme=scheme)
         await ask(page)
@@ -233,7 +231,7 @@ CONTRAST = """([text, ground]) => {
 }"""
 
 
-async def test_a_page_of_its_own_shows_a_rollout(open_page: OpenPage, tmp_path: Path) -> None:
+async def test_standalone_page_shows_a_rollout(open_page: OpenPage, tmp_path: Path) -> None:
     file = tmp_path / "episode.html"
     file.write_text(standalone(record()), encoding="utf-8")
     page = await open_page(file.as_uri(), reduced_motion="reduce")
@@ -245,7 +243,7 @@ async def test_a_page_of_its_own_shows_a_rollout(open_page: OpenPage, tmp_path: 
     assert lanes == ["writes", "block 1", "block 2", "waits"]
 
 
-async def test_the_page_finds_the_blocks_that_the_server_finds(open_page: OpenPage) -> None:
+async def test_page_and_server_find_the_same_blocks(open_page: OpenPage) -> None:
     rng = random.Random(0)
     words = [
         "```",
@@ -281,7 +279,7 @@ async def test_the_page_finds_the_blocks_that_the_server_finds(open_page: OpenPa
         assert ours == theirs, text
 
 
-async def test_the_lanes_are_the_terminals(open_page: OpenPage) -> None:
+async def test_page_and_terminal_draw_the_same_lanes(open_page: OpenPage) -> None:
     tools = [
         {
             "id": f"e_{number}",
@@ -323,7 +321,7 @@ async def test_the_lanes_are_the_terminals(open_page: OpenPage) -> None:
     ]
 
 
-async def test_the_api_page_is_drawn_from_files_of_this_server_alone(open_page: OpenPage) -> None:
+async def test_docs_page_uses_only_files_of_this_server(open_page: OpenPage) -> None:
     async with serve(app(EOS)) as served:
         page = await open_page("about:blank")
         asked: list[str] = []
@@ -339,7 +337,7 @@ async def test_the_api_page_is_drawn_from_files_of_this_server_alone(open_page: 
     assert [url for url in asked if not url.startswith((served.url, "data:"))] == []
 
 
-async def test_the_page_says_that_the_demo_model_is_one(open_page: OpenPage, tiny_checkpoint: Path) -> None:
+async def test_page_shows_the_notice_of_the_demo_model(open_page: OpenPage, tiny_checkpoint: Path) -> None:
     async with serve(app(EOS)) as served:
         page = await open_page(served.url)
         await expect(page.locator("#notice")).to_contain_text("This is the demo model")
@@ -351,7 +349,7 @@ async def test_the_page_says_that_the_demo_model_is_one(open_page: OpenPage, tin
         await expect(page.locator("#notice")).to_be_hidden()
 
 
-async def test_a_wait_for_a_container_has_a_lane_and_a_number(open_page: OpenPage) -> None:
+async def test_container_wait_has_a_lane_and_a_sum(open_page: OpenPage) -> None:
     class Queued(ScriptedSandbox):
         def session(self, limits: SessionLimits) -> Session:
             session = super().session(limits)

@@ -32,7 +32,7 @@ async def solve(page: Page, example: str) -> None:
     await expect(page.locator("#episode")).to_have_attribute("data-mode", "live")
 
 
-async def test_blocks_run_while_the_model_writes_on(server: ServerProcess, open_page: OpenPage) -> None:
+async def test_blocks_run_while_the_model_keeps_writing(server: ServerProcess, open_page: OpenPage) -> None:
     page = await open_page(server.url)
     await solve(page, "Two products")
     first = page.locator(".card").first
@@ -40,10 +40,10 @@ async def test_blocks_run_while_the_model_writes_on(server: ServerProcess, open_
     await expect(page.locator("#episode")).to_have_attribute("data-mode", "over")
     await expect(first).to_have_attribute("data-state", "done")
     await expect(page.locator("mark.answer")).to_have_text(str(739184 * 52967 + 90412 * 33771))
-    await expect(page.locator("#about")).to_contain_text("ended by itself")
+    await expect(page.locator("#about")).to_contain_text("completed")
     shown = await page.locator("#timeline .lane").all_text_contents()
     lanes = [lane for lane in shown if lane != "container"]  # a busy machine may have had none ready
-    # On a machine that is too busy to tell whether they may, the blocks run as one script at the marker.
+    # On a busy machine the blocks may run as one script at the marker.
     assert lanes[1:-1] in (["block 1", "block 2", "block 3"], ["blocks 1–3"])
     runs = len(lanes) - 2
     bars = page.locator("#timeline rect.bar:not(.container)")
@@ -57,10 +57,10 @@ async def test_blocks_run_while_the_model_writes_on(server: ServerProcess, open_
     await expect(page.locator(".total.delayed dd")).to_have_text("2 of 3 blocks")
 
 
-async def test_an_error_is_shown_and_what_mended_it(server: ServerProcess, open_page: OpenPage) -> None:
+async def test_error_and_its_fix_are_shown(server: ServerProcess, open_page: OpenPage) -> None:
     page = await open_page(server.url, color_scheme="light")
     await page.fill("[name=temperature]", "0")
-    await solve(page, "A mistake, mended")
+    await solve(page, "A mistake, fixed")
     await expect(page.locator("#episode")).to_have_attribute("data-mode", "over")
     await expect(page.locator(".card").first).to_have_attribute("data-state", "error")
     observation = page.locator(".observation").first
@@ -71,7 +71,7 @@ async def test_an_error_is_shown_and_what_mended_it(server: ServerProcess, open_
     assert await page.locator("#timeline rect.failed").count() == 1
 
 
-async def test_without_deferral_no_code_runs(server: ServerProcess, open_page: OpenPage) -> None:
+async def test_no_code_runs_without_deferral(server: ServerProcess, open_page: OpenPage) -> None:
     page = await open_page(server.url)
     await page.uncheck("[name=enabled]")
     await page.fill("[name=max_tokens]", "5")  # the demo model says what it is, in more tokens than that

@@ -37,7 +37,7 @@ def text_until(events: list[Any], ms: float) -> str:
     return "".join(value for at, kind, value in events if kind in "to" and at <= ms)
 
 
-def test_text_stands_where_its_times_are_known() -> None:
+def test_text_lies_between_the_known_times() -> None:
     events = record()["events"]
     first_block = TURN[: TURN.index("\nand")]
     assert text_until(events, 1000) == first_block
@@ -47,7 +47,7 @@ def test_text_stands_where_its_times_are_known() -> None:
     assert [at for at, *_ in events] == sorted(at for at, *_ in events)
 
 
-def test_a_flush_waits_runs_and_delivers() -> None:
+def test_flush_has_pending_running_and_finished_events() -> None:
     snapshots = [(at, value) for at, kind, value in record()["events"] if kind == "b"]
     assert [(at, tool["status"], len(tool["blocks"])) for at, tool in snapshots] == [
         (1000, "pending", 1),
@@ -57,17 +57,17 @@ def test_a_flush_waits_runs_and_delivers() -> None:
     ]
 
 
-def test_an_observation_that_was_cut_loses_no_text() -> None:
+def test_missing_observation_loses_no_text() -> None:
     text = TURN + "\nCode execution result: 4"
     assert text_until(record(text)["events"], 1e9) == text
 
 
-def test_without_code_all_is_text() -> None:
+def test_record_without_code_is_text_only() -> None:
     events = record(ANSWER, ())["events"]
     assert "".join(value for _, kind, value in events if kind == "t") == ANSWER
 
 
-def test_a_fragment_holds_the_record() -> None:
+def test_fragment_contains_the_record() -> None:
     packed = fragment(record())
     assert packed.startswith("#e=")
     data = base64.urlsafe_b64decode(packed[3:] + "=" * (-len(packed[3:]) % 4))

@@ -8,7 +8,7 @@ from service.playground.files import STATIC
 from service.playground.record import bundle, standalone
 
 
-def test_the_bundle_has_every_module_once_and_no_import_left() -> None:
+def test_bundle_has_each_module_once_and_no_imports() -> None:
     script = bundle("main.js")
     for module in STATIC.glob("*.js"):
         first_line = module.read_text(encoding="utf-8").splitlines()[0]
@@ -16,14 +16,14 @@ def test_the_bundle_has_every_module_once_and_no_import_left() -> None:
     assert not re.search(r"^(import|export)\b", script, re.MULTILINE)
 
 
-def test_no_two_modules_share_a_name() -> None:
+def test_modules_share_no_top_level_names() -> None:
     names = re.findall(
         r"^(?:export )?(?:async )?(?:function\*?|const|let|class) (\w+)", bundle("main.js"), re.MULTILINE
     )
     assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
 
 
-def test_the_page_loads_nothing_and_runs_only_what_its_policy_names() -> None:
+def test_standalone_page_loads_nothing() -> None:
     page = standalone({"v": 1, "events": [[0, "t", '</script>"<img src=x>']]})
     assert not re.search(r'(?:src|href)="(?!#)', page)
     [script] = re.findall(r'<script type="module">(.*?)</script>', page, re.DOTALL)

@@ -17,17 +17,40 @@ _console = Console(stderr=True)
 
 @app.command()
 def evaluate(
-    benchmarks: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Problem files (parquet or jsonl), or quickstart-held-out:200 for 200 generated problems."
-        ),
-    ],
     model: Annotated[
         str,
         typer.Option(help="Checkpoint directory or hub id. With --url: the model's name on the server."),
     ],
     out: Annotated[Path, typer.Option(help="Output directory for results and report. Rerun to resume.")],
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Problems: parquet or JSON files, folders, hub ids such as org/name:config:split, or "
+            "quickstart-held-out:200 for 200 generated ones. NAME=SOURCE sets the benchmark's name."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="paper: the paper's six mathematical benchmarks. paper-other-domains: LogiQA, MMLU-Pro and "
+            "three tasks of BBH, graded by letter."
+        ),
+    ] = None,
+    suite_dir: Annotated[
+        Path | None,
+        typer.Option(help="Directory with local copies of the suite's benchmarks, such as aime24.parquet."),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Reward that grades the responses: math, multiple_choice, exact_match, or an import path "
+            "such as my_package.rewards:short. Default: the suite's choice, else math."
+        ),
+    ] = None,
+    python: Annotated[bool, typer.Option("--python/--no-python", help="Offer Python to the model.")] = True,
+    thinking: Annotated[
+        bool, typer.Option("--thinking", help="Let the model think before it answers.")
+    ] = False,
     url: Annotated[
         str | None,
         typer.Option(
@@ -41,6 +64,10 @@ def evaluate(
     ] = None,
     samples: Annotated[
         int | None, typer.Option(help="Samples per problem. Default: as in the paper, 32 or 8 by benchmark.")
+    ] = None,
+    pass_at: Annotated[
+        list[int] | None,
+        typer.Option(help="Report pass@k and maj@k for this k too, in report.json. May be repeated."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Use only the first problems of each benchmark, up to this number.")
@@ -83,14 +110,17 @@ def evaluate(
         int | None, typer.Option(help="Maximum number of concurrent containers. Default: 16.")
     ] = None,
 ) -> None:
-    """Evaluate a checkpoint or a server on benchmarks: avg@k, pass@k and tool usage.
+    """Evaluate a checkpoint or a server on benchmarks: avg@k, pass@k, maj@k and tool usage.
 
     Results are saved as they arrive. Rerun the same command to resume an interrupted evaluation. The report
-    is written to OUT/report.html and OUT/report.json.
+    is written to OUT/report.html and OUT/report.json. Compare two evaluations with `ih-grpo eval compare`.
 
     \b
     Examples:
       ih-grpo eval aime24.parquet math500.parquet --model checkpoints/quickstart --out runs/eval
+      ih-grpo eval --suite paper --model Qwen/Qwen3-4B --out runs/eval-paper
+      ih-grpo eval TIGER-Lab/MMLU-Pro --reward multiple_choice --model Qwen/Qwen3-4B --out runs/eval-mmlu
+      ih-grpo eval compare runs/eval-base runs/eval-trained
       ih-grpo eval aime24.parquet --url http://127.0.0.1:8000 --model quickstart --out runs/eval-served
     """
     flags = {name: value for name, value in locals().items() if value is not None}

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service.cli.output import abort
+from service.cli.output import abort, sanitize
 
 app = typer.Typer(
     name="train",
-    help="Train a model with IH-GRPO, or train a small model from scratch (warm-start).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -96,7 +95,65 @@ def _root(
         abort(f"{error}: fix the cause and rerun the same command to resume from the last checkpoint")
 
 
-@app.command("warm-start")
+@app.command(short_help="Find training problems that overlap with evaluation problems.")
+def decontaminate(
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Training problems: files, folders or hub ids, as in a recipe's `data`."),
+    ],
+    against: Annotated[
+        list[str],
+        typer.Option(
+            help="Evaluation problems: a file, folder, hub id or suite such as paper. May be repeated."
+        ),
+    ],
+    ngram: Annotated[int, typer.Option(min=5, help="Words of an n-gram.")] = 13,
+    min_share: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Remove only problems that share this part of an evaluation problem's words."
+        ),
+    ] = 0.0,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the remaining rows, in JSON Lines with all columns.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="File for the list of overlaps, in JSON.")] = None,
+) -> None:
+    """Find training problems that overlap with evaluation problems, by n-grams of words.
+
+    A recipe does the same with `decontaminate = ["paper"]`.
+
+    \b
+    Examples:
+      ih-grpo train decontaminate train.parquet --against aime24.parquet --against math500.parquet
+      ih-grpo train decontaminate train.parquet --against paper --out clean.jsonl --report overlaps.json
+    """
+    from trainer.data.decontamination import find_overlaps, write_rows
+    from trainer.data.problems import DataError
+    from trainer.data.sources import load_benchmarks, load_source
+
+    try:
+        problems = [problem for source in data for problem in load_source(source, check_gold=False).problems]
+        overlaps = find_overlaps(problems, load_benchmarks(against), ngram=ngram, min_share=min_share)
+        if report is not None:
+            report.write_text(overlaps.to_json(), encoding="utf-8")
+        if out is not None:
+            kept = (p.columns or p.row for p in problems if p.id not in overlaps.contaminated)
+            write_rows(out, kept)
+    except (DataError, OSError) as error:
+        abort(str(error))
+    Console().print(str(overlaps), highlight=False, soft_wrap=True)
+    for overlap in sorted(overlaps.overlaps, key=lambda overlap: -overlap.share)[:5]:
+        where = f"{overlap.problem_id} and {overlap.benchmark}, {overlap.benchmark_id}"
+        Console().print(
+            f"  {overlap.share:.0%} of the words: {where}: ...{sanitize(overlap.words)}...",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+@app.command("warm-start", short_help="Train a small model from scratch.")
 def warm_start(
     recipe: Annotated[Path, typer.Option(help="Recipe: a TOML file. Every field has a default.")] = Path(
         "recipes/quickstart-warm-start.toml"
@@ -140,7 +197,7 @@ def warm_start(
         abort(str(error))
 
 
-@app.command("quickstart-eval")
+@app.command("quickstart-eval", short_help="Evaluate a warm-started checkpoint.")
 def quickstart_eval(
     model: Annotated[Path, typer.Option(help="Checkpoint directory.")] = Path("checkpoints/quickstart"),
     problems: Annotated[int, typer.Option(min=1, help="Number of held-out problems.")] = 320,

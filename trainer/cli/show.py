@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,9 +89,16 @@ def _print_episode(console: Console, record: RolloutRecord) -> None:
     reward = "none" if record.reward is None else f"{record.reward:g} ({record.reason})"
     advantage = "none" if record.advantage is None else f"{record.advantage:+.3f}"
     console.print(f"{record.outcome.value}, reward {reward}, advantage {advantage}, gold {record.gold!r}")
+    if len(record.rewards) > 1:
+        console.print("rewards: " + ", ".join(_part(name, part) for name, part in record.rewards.items()))
     console.print()
     spans = episode_spans(record.began_at, record.began_at + record.seconds, _tools(record))
     console.print(timeline(spans, width=max(console.width - 24, 20)))
+
+
+def _part(name: str, part: Mapping[str, Any]) -> str:
+    value = "none" if part["value"] is None else f"{part['value']:g}"
+    return sanitize(f"{name} {value} ({part['reason']})")
 
 
 def _tools(record: RolloutRecord) -> list[dict[str, Any]]:

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from trainer.data.layouts import LayoutError, read_row
+from trainer.data.readers import DataError, read_rows
+from trainer.rewards.scorer import MAX_BAD_SHARE, describe_bad_gold, gold_problem
 
-from trainer.rewards.scorer import MAX_BAD_SHARE, cut_gold, describe_bad_gold, gold_problem
-
-
-class DataError(Exception):
-    """A source is unreadable or a row is invalid; the message names the file, row and field."""
+__all__ = ["DataError", "Problem", "ProblemSet", "ProblemStream", "load_problems"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +24,21 @@ class Problem:
     id: str
     question: str
     answer: str
+    context: tuple[Mapping[str, str], ...] = ()
+    """Messages before the question: a system message, or examples."""
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """All columns of the row, as they were read."""
+
+    @property
+    def messages(self) -> list[dict[str, object]]:
+        """The conversation up to and including the question."""
+        context: list[dict[str, object]] = [{**message} for message in self.context]
+        return [*context, {"role": "user", "content": self.question}]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row as reward functions see it: all columns, with ``id``, ``question`` and ``answer``."""
+        return {**self.columns, "id": self.id, "question": self.question, "answer": self.answer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,50 +54,23 @@ class ProblemSet:
     """Rows with an invalid gold answer, such as unbalanced brackets or a long text."""
 
 
-class _Row(BaseModel):
-    """A row in verl's layout (``prompt[0].content``, ``reward_model.ground_truth``) or in a flat one."""
-
-    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, str_strip_whitespace=True)
-
-    question: str = Field(min_length=1, validation_alias=AliasChoices("question", "problem"))
-    answer: str
-
-    @field_validator("answer", mode="before")
-    @classmethod
-    def _plain_decimal(cls, answer: Any) -> Any:
-        """Format floats without an exponent. NaN means a missing answer."""
-        if not isinstance(answer, (float, Decimal)):
-            return answer
-        return "" if math.isnan(answer) else f"{Decimal(str(answer)):f}"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _flatten(cls, row: Any) -> Any:
-        if not isinstance(row, Mapping) or "prompt" not in row:
-            return row
-        prompt, reward_model = row["prompt"], row.get("reward_model")
-        if not isinstance(prompt, list) or not prompt or not isinstance(prompt[0], Mapping):
-            raise ValueError("prompt must be a list of messages with role and content")
-        if len(prompt) != 1 or prompt[0].get("role", "user") != "user":
-            raise ValueError("prompt must be a single user message: the protocol adds its instruction to it")
-        if not isinstance(reward_model, Mapping) or "ground_truth" not in reward_model:
-            raise ValueError("reward_model.ground_truth is missing")
-        return {"question": prompt[0].get("content"), "answer": reward_model["ground_truth"]}
-
-
 def load_problems(
     source: str | Path,
     *,
-    split: str = "train",
-    count_tokens: Callable[[str], int] | None = None,
+    splits: Sequence[str] = ("train",),
+    check_gold: bool = True,
+    count_tokens: Callable[[Problem], int] | None = None,
     max_prompt_tokens: int | None = None,
 ) -> ProblemSet:
-    """Load problems from a ``.parquet`` or ``.jsonl`` file, or from a data set on the Hugging Face hub.
+    """Load problems from a file, a folder, or a data set on the Hugging Face hub.
+
+    `trainer.data.readers.read_rows` documents the sources and `trainer.data.layouts` the columns.
 
     Args:
-        source: a path, or a hub id such as ``owner/name``.
-        split: split of a hub data set; unused for files.
-        count_tokens: returns the number of prompt tokens for a question, with instruction and chat template.
+        source: a path, or a hub id such as ``org/name:config:split``.
+        splits: splits to use if the source does not name one, best first.
+        check_gold: skip and count gold answers that are not mathematical answers.
+        count_tokens: returns the number of prompt tokens of a problem, with instruction and chat template.
         max_prompt_tokens: problems with longer prompts are skipped and counted. Needs ``count_tokens``.
 
     Raises:
@@ -108,23 +83,23 @@ def load_problems(
     problems: list[Problem] = []
     too_long = without_answer = with_answer = 0
     bad: list[tuple[int, str]] = []
-    for number, row in enumerate(_rows(source, split)):
+    for number, columns in enumerate(read_rows(source, splits=splits)):
         try:
-            checked = _Row.model_validate(row)
-        except ValidationError as error:
-            raise DataError(f"{source}, row {number}: {_explain(error, row)}") from None
-        answer = cut_gold(checked.answer)
-        if not answer:
+            row = read_row(columns)
+        except LayoutError as error:
+            raise DataError(f"{source}, row {number}: {error}") from None
+        if not row.answer:
             without_answer += 1
             continue
         with_answer += 1
-        if reason := gold_problem(answer):
+        if check_gold and (reason := gold_problem(row.answer)):
             bad.append((number, reason))
             continue
-        if count_tokens and max_prompt_tokens and count_tokens(checked.question) > max_prompt_tokens:
+        problem = Problem(f"{source}:{number}", row.question, row.answer, row.context, columns)
+        if count_tokens and max_prompt_tokens and count_tokens(problem) > max_prompt_tokens:
             too_long += 1
             continue
-        problems.append(Problem(f"{source}:{number}", checked.question, answer))
+        problems.append(problem)
     if len(bad) > MAX_BAD_SHARE * with_answer:
         raise DataError(f"{source}: {describe_bad_gold(bad, with_answer)}")
     if not problems:
@@ -132,60 +107,6 @@ def load_problems(
             f"{source}: no usable problems: {without_answer} have no answer, {too_long} are too long"
         )
     return ProblemSet(tuple(problems), too_long, without_answer, len(bad))
-
-
-def _explain(error: ValidationError, row: Any) -> str:
-    if not isinstance(row, Mapping):
-        return f"must be an object with question and answer, got {type(row).__name__}"
-    first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(map(str, first["loc"]))
-    if first["type"] == "missing":
-        wanted = "question (or problem)" if field == "question" else field
-        return f"missing field {wanted}, found {', '.join(map(str, row)) or 'none'}: rename the field"
-    if first["type"] == "string_type":
-        return f"{field}: must be text or a number, got {first['input']!r}"
-    return f"{field}: {first['msg']}" if field else first["msg"].removeprefix("Value error, ")
-
-
-def _rows(source: str | Path, split: str) -> Iterator[Any]:
-    path = Path(source)
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    if path.suffix == ".jsonl":
-        return _jsonl_rows(path)
-    if path.exists() or isinstance(source, Path) or source.count("/") != 1:
-        raise DataError(f"{source}: must be a .parquet or .jsonl file, or a hub id such as owner/name")
-    return _hub_rows(source, split)
-
-
-def _parquet_rows(path: Path) -> Iterator[Any]:
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                yield from batch.to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise DataError(f"{path}: {error}") from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[Any]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(line for line in lines if line.strip()):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{path}, row {number}: not JSON: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}") from error
-
-
-def _hub_rows(name: str, split: str) -> Iterator[Any]:
-    import datasets  # takes seconds to import
-
-    try:
-        yield from datasets.load_dataset(name, split=split)
-    except Exception as error:  # hub, network, cache and parser have different exceptions
-        raise DataError(f"{name} ({split}): {error}") from error
 
 
 class ProblemStream(Iterator[Problem]):
@@ -246,7 +167,9 @@ class ProblemStream(Iterator[Problem]):
         """Hash of questions and answers in order. Independent of the source's path."""
         digest = hashlib.sha256()
         for problem in self._problems:
-            digest.update(json.dumps([problem.question, problem.answer]).encode())
+            context = [dict(message) for message in problem.context]
+            content = [problem.question, problem.answer, *([context] if context else [])]
+            digest.update(json.dumps(content).encode())
         return digest.hexdigest()[:16]
 
     def _move_to(self, *, epoch: int, position: int) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Final
 
 from trainer.data.problems import Problem, ProblemSet, load_problems
+from trainer.data.suites import EVAL_SPLITS, SUITES, parse_benchmark, suite
 from trainer.quickstart.problems import FAMILIES
 
 _QUICKSTART: Final = re.compile(r"quickstart(-held-out)?:(\d+)")
@@ -17,7 +18,9 @@ _QUICKSTART: Final = re.compile(r"quickstart(-held-out)?:(\d+)")
 def load_source(
     source: str | Path,
     *,
-    count_tokens: Callable[[str], int] | None = None,
+    splits: Sequence[str] = ("train",),
+    check_gold: bool = True,
+    count_tokens: Callable[[Problem], int] | None = None,
     max_prompt_tokens: int | None = None,
 ) -> ProblemSet:
     """Load the problems of a source.
@@ -31,8 +34,34 @@ def load_source(
     """
     match = _QUICKSTART.fullmatch(str(source))
     if match is None:
-        return load_problems(source, count_tokens=count_tokens, max_prompt_tokens=max_prompt_tokens)
+        return load_problems(
+            source,
+            splits=splits,
+            check_gold=check_gold,
+            count_tokens=count_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+        )
     return ProblemSet(_generate(int(match[2]), held_out=match[1] is not None))
+
+
+def load_benchmarks(sources: Iterable[str]) -> dict[str, tuple[Problem, ...]]:
+    """Load evaluation problems by benchmark, whatever their gold answers are.
+
+    Args:
+        sources: names of suites, or sources as for `load_source`, optionally as ``name=source``.
+
+    Raises:
+        DataError: a source is unreadable or empty, or a row is invalid.
+    """
+    found = [
+        benchmark
+        for source in sources
+        for benchmark in (suite(source) if source in SUITES else (parse_benchmark(source),))
+    ]
+    return {
+        benchmark.name: load_source(benchmark.source, splits=EVAL_SPLITS, check_gold=False).problems
+        for benchmark in found
+    }
 
 
 def _generate(count: int, *, held_out: bool) -> tuple[Problem, ...]:

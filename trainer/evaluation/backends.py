@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol
 
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from service.deferral.episode import Outcome
 from service.engines.base import Engine
+from service.episode.events import ExecutedTool, Finished, Sampled
 from service.episode.runner import EpisodeRunner
 from service.sandbox.base import Sandbox
+from trainer.rewards.protocol import FinishedEpisode
 from trainer.training.episodes import RolloutSettings, sample_episode
+
+PLAIN_INSTRUCTION: Final = (
+    "Solve the problem below step by step. Put the final answer in \\boxed{}.\n\nProblem: "
+)
+"""Text before each problem in episodes without Python."""
 
 
 class BackendError(Exception):
@@ -45,12 +53,39 @@ class Solution:
     seconds: float
     tools: ToolUsage | None
     """None for a server that runs no code or does not report it."""
+    outcome: Outcome | None = None
+    """None if the backend does not report it."""
+    executed_tools: tuple[ExecutedTool, ...] | None = None
+    """The flushes; None from servers."""
+    tool_wait_seconds: float | None = None
+    """Time that the model waited for running code."""
+    pending_blocks: int | None = None
+    """Blocks that were closed and never ran."""
+    open_fence: bool | None = None
+    """Whether the response ends inside an unclosed Python block."""
+
+    def finished(self) -> FinishedEpisode:
+        """Return the episode as reward functions see it."""
+        return FinishedEpisode(
+            text=self.text,
+            outcome=self.outcome,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            tools=self.executed_tools,
+            tool_wait_seconds=self.tool_wait_seconds,
+            pending_blocks=self.pending_blocks,
+            open_fence=self.open_fence,
+        )
+
+
+Messages = Sequence[dict[str, object]]
+"""A conversation whose last message is the problem."""
 
 
 class EvalBackend(Protocol):
     """A backend that solves problems."""
 
-    async def solve(self, question: str, seed: int) -> Solution:
+    async def solve(self, messages: Messages, seed: int) -> Solution:
         """Run one episode.
 
         Raises:
@@ -60,14 +95,34 @@ class EvalBackend(Protocol):
 
 
 class LocalBackend:
-    """Backend with an engine and a sandbox of this process, both started. Uses the serving loop."""
+    """Backend with an engine and a sandbox of this process, both started. Uses the serving loop.
 
-    def __init__(self, engine: Engine, sandbox: Sandbox, settings: RolloutSettings) -> None:
+    Args:
+        engine: started.
+        sandbox: started; unused without Python.
+        settings: how episodes are run.
+        python: offer Python. Otherwise the model answers in one turn, and no code runs.
+        thinking: let the model think first.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sandbox: Sandbox,
+        settings: RolloutSettings,
+        *,
+        python: bool = True,
+        thinking: bool = False,
+    ) -> None:
         self._runner = EpisodeRunner(engine, sandbox, settings.policy, settings.sampling)
         self._eager = settings.eager
+        self._python = python
+        self._thinking = thinking
 
-    async def solve(self, question: str, seed: int) -> Solution:
-        prompt = self._runner.render([{"role": "user", "content": question}], deferral=True)
+    async def solve(self, messages: Messages, seed: int) -> Solution:
+        if not self._python:
+            return await self._complete(messages, seed)
+        prompt = self._runner.render(messages, deferral=True, thinking=self._thinking)
         sample = await sample_episode(
             self._runner, prompt, seed=seed, episode_id=f"e{seed}", eager=self._eager
         )
@@ -88,7 +143,41 @@ class LocalBackend:
                 seconds=sample.tool_seconds,
                 hidden_seconds=sample.hidden_seconds,
             ),
+            outcome=sample.outcome,
+            executed_tools=sample.tools,
+            tool_wait_seconds=sample.tool_wait_seconds,
+            pending_blocks=sample.pending_blocks,
+            open_fence=sample.open_fence,
         )
+
+    async def _complete(self, messages: Messages, seed: int) -> Solution:
+        instructed = _with_text_before(messages, PLAIN_INSTRUCTION)
+        prompt = self._runner.render(instructed, deferral=False, thinking=self._thinking)
+        policy = self._runner.policy
+        limit = min(policy.max_episode_tokens, self._runner.engine.context_length)
+        room = min(policy.max_turn_tokens, limit - len(prompt))
+        if room < 1:
+            return Solution("", "too_long", 0, 0.0, None)
+        began = time.monotonic()
+        text: list[str] = []
+        tokens = 0
+        outcome = Outcome.VOID
+        async for event in self._runner.complete(
+            prompt, replace(self._runner.sampling, seed=seed, max_tokens=room)
+        ):
+            match event:
+                case Sampled(chunk):
+                    text.append(chunk.text)
+                    tokens += len(chunk.ids)
+                case Finished(ended):
+                    outcome = ended
+        finish: Literal["stop", "length"] = "length" if outcome == Outcome.LENGTH else "stop"
+        return Solution("".join(text), finish, tokens, time.monotonic() - began, None)
+
+
+def _with_text_before(messages: Messages, text: str) -> list[dict[str, object]]:
+    """Return the messages with ``text`` before the last one."""
+    return [*messages[:-1], {**messages[-1], "content": f"{text}{messages[-1]['content']}"}]
 
 
 async def check_server(client: httpx.AsyncClient) -> None:
@@ -146,11 +235,11 @@ class ServerBackend:
         self._instruction = instruction
         self._tries = tries
 
-    async def solve(self, question: str, seed: int) -> Solution:
+    async def solve(self, messages: Messages, seed: int) -> Solution:
         body = {
             **self._body,
             "seed": seed,
-            "messages": [{"role": "user", "content": self._instruction + question}],
+            "messages": _with_text_before(messages, self._instruction),
         }
         began = time.monotonic()
         try:
@@ -222,9 +311,16 @@ def _solution(reply: Mapping[str, Any], seconds: float) -> Solution:
             tokens=int(usage.get("completion_tokens", 0)) - int(details.get("observation_tokens") or 0),
             seconds=seconds,
             tools=None if tools is None else _tool_usage(tools),
+            tool_wait_seconds=None if tools is None else _wait_seconds(tools),
+            pending_blocks=None if tools is None else len(message.get("unflushed_blocks") or ()),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BackendError(f"the server's response is not a chat completion: {error!r}") from None
+
+
+def _wait_seconds(tools: list[dict[str, Any]]) -> float:
+    waits = (float(tool["waited_ms"]) - float(tool.get("container_wait_ms", 0.0)) for tool in tools)
+    return sum(max(wait, 0.0) for wait in waits) / 1000
 
 
 def _tool_usage(tools: list[dict[str, Any]]) -> ToolUsage:

@@ -13,10 +13,12 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from service.engines.base import EngineError
 from trainer.data.problems import Problem
 from trainer.data.sources import load_source
+from trainer.data.suites import EVAL_SPLITS, Benchmark, parse_benchmark, suite
 from trainer.evaluation.backends import BackendError, EvalBackend, Solution
 from trainer.evaluation.results import EvalResult, ResultLog, ResultsError
 from trainer.evaluation.scores import Scores, score
-from trainer.rewards import Reward, RewardError, RewardFunction
+from trainer.rewards import Reward, RewardError
+from trainer.rewards.registry import RewardSet, RewardSpec
 from trainer.training.episodes import sample_seed
 from trainer.training.runtime_config import RuntimeConfig
 
@@ -30,8 +32,16 @@ MAX_FAILURES: Final = 10
 class EvalConfig(RuntimeConfig):
     """Settings of an evaluation. The defaults are the paper's."""
 
-    benchmarks: tuple[Path, ...] = Field(min_length=1)
-    """Parquet or jsonl files; the file name is the benchmark's name. Also ``quickstart-held-out:200``."""
+    benchmarks: tuple[str, ...] = ()
+    """Parquet or JSON files, folders, hub ids such as ``org/name:config:split``, or
+    ``quickstart-held-out:200``. ``name=source`` sets the benchmark's name, which is otherwise the file's or
+    data set's."""
+    suite: str | None = None
+    """``paper``: the paper's six mathematical benchmarks. ``paper-other-domains``: LogiQA, MMLU-Pro and three
+    tasks of BBH, graded by letter."""
+    suite_dir: Path | None = None
+    """Directory with local copies of the suite's benchmarks, such as ``aime24.parquet``. Others come from the
+    hub."""
     out: Path
     """Output directory for results and report. Rerun to resume."""
     model: str
@@ -43,8 +53,18 @@ class EvalConfig(RuntimeConfig):
     """API key for ``url``."""
     instruction: str = ""
     """For ``url``: text before each problem. `ih-grpo serve` needs none: it adds its own."""
+    reward: str | None = None
+    """Reward that grades the responses: ``math``, ``multiple_choice``, ``exact_match``, an import path such
+    as ``my_package.rewards:short`` or an entry point. Default: the suite's choice, else ``math``."""
+    python: bool = True
+    """Offer Python to the model. False: it answers in one turn, and no code runs."""
+    thinking: bool = False
+    """Let the model think before it answers, if its chat template supports that."""
     samples: int | None = Field(default=None, ge=1)
-    """Samples per problem. Default: 32 for AIME24, AIME25, AMC23 and HMMT25, 8 for others."""
+    """Samples per problem. Default: 32 for AIME24, AIME25, AMC23 and HMMT25, 8 for others, 1 for the other
+    domains. Always 1 at temperature 0."""
+    pass_at: tuple[int, ...] = ()
+    """Further k of pass@k and maj@k in the report, besides powers of two and the number of samples."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first problems of each benchmark, up to this number."""
     temperature: float = Field(default=1.0, ge=0)
@@ -56,12 +76,23 @@ class EvalConfig(RuntimeConfig):
     seed: int = Field(default=0, ge=0)
     """Determines the seeds of all samples."""
 
-    @field_validator("benchmarks")
+    @field_validator("benchmarks", mode="before")
     @classmethod
-    def _names_differ(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
-        names = [path.stem for path in value]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two files are named {min(twice)!r}: file names must be unique")
+    def _texts(cls, value: Any) -> Any:
+        return tuple(map(str, value)) if isinstance(value, (list, tuple)) else value
+
+    @field_validator("suite")
+    @classmethod
+    def _known_suite(cls, value: str | None) -> str | None:
+        if value is not None:
+            suite(value)
+        return value
+
+    @field_validator("reward")
+    @classmethod
+    def _known_reward(cls, value: str | None) -> str | None:
+        if value is not None:
+            RewardSet([RewardSpec(name=value)])
         return value
 
     @field_validator("url")
@@ -73,32 +104,84 @@ class EvalConfig(RuntimeConfig):
         return value
 
     @model_validator(mode="after")
-    def _only_with_url(self) -> Self:
+    def _consistent(self) -> Self:
         for name in ("api_key", "instruction", "max_tokens"):
             if self.url is None and getattr(self, name):
                 raise ValueError(f"{name} needs url: set url, or remove {name}")
+        if self.suite_dir is not None and self.suite is None:
+            raise ValueError("suite_dir needs suite: set suite, or remove suite_dir")
+        if not self.sets:
+            raise ValueError("benchmarks: missing. hint: pass files or hub ids, or --suite paper")
+        names = [benchmark.name for benchmark in self.sets]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(
+                f"two benchmarks are named {min(twice)!r}: names must be unique. hint: write name=source"
+            )
+        for k in self.pass_at:
+            smallest = min(map(self.samples_of, names))
+            if not 1 <= k <= smallest:
+                raise ValueError(
+                    f"pass_at is {k}: it must be between 1 and the {smallest} samples per problem"
+                )
         return self
 
+    @property
+    def sets(self) -> tuple[Benchmark, ...]:
+        """All benchmarks: those of the suite first."""
+        of_suite = () if self.suite is None else suite(self.suite, self.suite_dir)
+        return (*of_suite, *map(parse_benchmark, self.benchmarks))
+
     def samples_of(self, benchmark: str) -> int:
-        return self.samples or PAPER_SAMPLES.get(benchmark, OTHER_SAMPLES)
+        """Return the number of samples per problem of a benchmark; 1 for greedy sampling."""
+        if self.temperature == 0:
+            return 1
+        of_suite = {item.name: item.samples for item in self.sets}.get(benchmark)
+        return self.samples or of_suite or PAPER_SAMPLES.get(benchmark, OTHER_SAMPLES)
+
+    def reward_of(self, benchmark: str) -> str:
+        """Return the name of the reward that grades a benchmark."""
+        return self.reward or {item.name: item.reward for item in self.sets}.get(benchmark) or "math"
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that determine the results. An evaluation resumes only if they are
         unchanged."""
-        names = {"model", "url", "instruction", "temperature", "top_p", "max_tokens", "seed"}
+        names = {
+            "model", "url", "instruction", "temperature", "top_p", "max_tokens", "seed", "reward", "python",
+            "thinking",
+        }  # fmt: skip
         deciding = self.model_dump(mode="json", include=names)
         if self.url is not None:  # one spelling per server
             deciding["url"] = self.url.rstrip("/").removesuffix("/v1") + "/v1"
         return deciding
 
 
+def make_rewards(config: EvalConfig) -> dict[str, RewardSet]:
+    """Return the reward of each benchmark; benchmarks with the same reward share it. Enter them before use.
+
+    Raises:
+        RewardConfigError: a reward cannot be loaded.
+    """
+    names = {benchmark.name: config.reward_of(benchmark.name) for benchmark in config.sets}
+    sets = {name: RewardSet([RewardSpec(name=name)]) for name in sorted(set(names.values()))}
+    return {benchmark: sets[name] for benchmark, name in names.items()}
+
+
 def read_benchmarks(config: EvalConfig) -> dict[str, list[Problem]]:
     """Load the problems by benchmark.
 
     Raises:
-        DataError: a file is unreadable or a row is invalid.
+        DataError: a source is unreadable or a row is invalid.
     """
-    return {path.stem: list(load_source(path).problems[: config.limit]) for path in config.benchmarks}
+    return {
+        benchmark.name: list(
+            load_source(
+                benchmark.source,
+                splits=EVAL_SPLITS,
+                check_gold=config.reward_of(benchmark.name) == "math",
+            ).problems[: config.limit]
+        )
+        for benchmark in config.sets
+    }
 
 
 def check_problems(benchmarks: Mapping[str, Sequence[Problem]], log: ResultLog) -> None:
@@ -122,11 +205,13 @@ async def evaluate(
     config: EvalConfig,
     benchmarks: Mapping[str, Sequence[Problem]],
     backend: EvalBackend,
-    reward: RewardFunction,
+    rewards: Mapping[str, RewardSet],
     log: ResultLog,
     on_result: Callable[[EvalResult], None] = lambda result: None,  # noqa: ARG005
 ) -> None:
     """Run all episodes that are missing in ``log`` concurrently, and log each result once it is scored.
+
+    ``rewards`` has the entered reward of each benchmark.
 
     Raises:
         BackendError: episodes failed for a reason other than the model. The others are logged; call again to
@@ -142,12 +227,19 @@ async def evaluate(
                 return
             try:
                 seed = sample_seed(config.seed, benchmark, _name(problem), sample)
-                solution = await backend.solve(problem.question, seed)
-                graded = await reward.score(solution.text, problem.answer)
-            except (BackendError, EngineError, RewardError) as error:
+                solution = await backend.solve(problem.messages, seed)
+            except (BackendError, EngineError) as error:
                 failures.append(error)
                 return
-            result = _result(benchmark, problem, sample, solution, graded)
+            episode = solution.finished()
+            verdict = await rewards[benchmark].score(episode, problem.row)
+            if verdict.value is None:
+                reason = f"no reward for row {_name(problem)} of {benchmark}: {verdict.reason}"
+                failures.append(RewardError(reason))
+                return
+            answer = rewards[benchmark].answer_of(episode, problem.row)
+            reward = Reward(verdict.value, verdict.reason)
+            result = _result(benchmark, problem, sample, solution, reward, answer)
             log.add(result)
             on_result(result)
 
@@ -159,14 +251,16 @@ async def evaluate(
         )
 
 
-def scores_of(benchmarks: Mapping[str, Sequence[Problem]], log: ResultLog) -> list[Scores]:
+def scores_of(
+    benchmarks: Mapping[str, Sequence[Problem]], log: ResultLog, pass_at: Sequence[int] = ()
+) -> list[Scores]:
     """Return the scores of every benchmark that has results, over the problems of ``benchmarks``."""
     scores = []
     for benchmark, problems in benchmarks.items():
         names = {_name(problem) for problem in problems}
         results = [r for r in log.results.values() if r.benchmark == benchmark and r.problem_id in names]
         if results:
-            scores.append(score(benchmark, results))
+            scores.append(score(benchmark, results, pass_at))
     return scores
 
 
@@ -188,7 +282,9 @@ def _name(problem: Problem) -> str:
     return problem.id.rpartition(":")[2]
 
 
-def _result(benchmark: str, problem: Problem, sample: int, solution: Solution, reward: Reward) -> EvalResult:
+def _result(
+    benchmark: str, problem: Problem, sample: int, solution: Solution, reward: Reward, answer: str | None
+) -> EvalResult:
     tools = solution.tools
     usage: dict[str, Any] = (
         {}
@@ -211,6 +307,7 @@ def _result(benchmark: str, problem: Problem, sample: int, solution: Solution, r
         sample=sample,
         reward=reward.value,
         reason=reward.reason,
+        answer=answer,
         finish=solution.finish,
         tokens=solution.tokens,
         seconds=solution.seconds,

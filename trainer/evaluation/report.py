@@ -14,19 +14,21 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from trainer.evaluation.scores import Scores
+from trainer.evaluation.statistics import Interval, bootstrap_means, percentile_interval
 from trainer.training.run_files import write_atomically
 
 
 def score_table(scores: Sequence[Scores]) -> Table:
     """Return the table for the terminal."""
-    # Fits 80 columns: one space of padding, no frame, two-line headings.
-    table = Table(title="Evaluation, in %", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # Fits 80 columns: no padding, no frame, two-line headings.
+    table = Table(title="Evaluation, in %", box=SIMPLE_HEAD, padding=0)
     table.add_column("benchmark", overflow="fold")
     for column in (
         "prob-\nlems",
         "avg@k\n± s.e.",
         "k",
         "pass\n@k",
+        "maj\n@k",
         "delay\nrate",
         "flush-\nes",
         "to-\nkens",
@@ -41,6 +43,7 @@ def score_table(scores: Sequence[Scores]) -> Table:
             f"{100 * s.accuracy:.1f} ± {_in_percent(s.accuracy_error)}",
             str(s.samples),
             _in_percent(s.pass_at[s.samples]),
+            _in_percent(s.maj_at.get(s.samples)),
             _in_percent(s.delay_rate),
             "-" if s.flushes is None else f"{s.flushes:.2f}",
             f"{s.tokens:.0f}",
@@ -51,6 +54,14 @@ def score_table(scores: Sequence[Scores]) -> Table:
         table.add_section()
         table.add_row("mean", "", f"{100 * mean_accuracy(scores):.1f}")
     return table
+
+
+def mean_interval_of(scores: Sequence[Scores]) -> Interval | None:
+    """Return the 95 % bootstrap interval of `mean_accuracy`: each benchmark's problems are resampled."""
+    if any(len(s.by_problem) < 2 for s in scores):
+        return None
+    means = [bootstrap_means(list(s.by_problem.values()), seed=i) for i, s in enumerate(scores)]
+    return percentile_interval(sum(means[1:], start=means[0]) / len(means))
 
 
 def mean_accuracy(scores: Sequence[Scores]) -> float:
@@ -86,6 +97,7 @@ def write_report(
         "settings": dict(settings),
         "missing_attempts": missing,
         "mean_accuracy": mean_accuracy(scores),
+        "mean_accuracy_interval": mean_interval_of(scores),
         "scores": [asdict(s) for s in scores],
     }
     write_atomically(directory / "report.json", (json.dumps(values, indent=2) + "\n").encode())
@@ -96,14 +108,21 @@ def render(scores: Sequence[Scores], settings: Mapping[str, Any], missing: int =
     """Return the HTML page."""
     environment = Environment(loader=PackageLoader("trainer.evaluation"), autoescape=True)
     environment.filters["percent"] = percent
+    environment.filters["interval"] = interval
     environment.filters["short"] = lambda name: name if len(name) <= 14 else f"{name[:13]}…"
     return environment.get_template("report.html.jinja").render(
         scores=scores,
         settings=settings,
         notes=report_notes(scores, missing),
         mean=mean_accuracy(scores),
+        mean_interval=mean_interval_of(scores),
         plot=_plot(scores),
     )
+
+
+def interval(ends: Interval | None) -> str:
+    """Format an interval of shares in percent."""
+    return "-" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
 
 
 def percent(share: float | None) -> str:

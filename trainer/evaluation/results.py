@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from service.deferral.answer import last_boxed
 from trainer.training.run_files import write_atomically
 
 SETTINGS_FILE: Final = "settings.json"
@@ -33,9 +35,11 @@ class EvalResult(BaseModel):
     gold: str
     sample: int
     reward: float
-    """1 if the answer is correct, else 0."""
+    """1 if the answer is correct, else 0; other rewards have their own range."""
     reason: str
     """Reason for the reward; see ``trainer.rewards.Reason``."""
+    answer: str | None = None
+    """The answer as the reward reads it: this sample's vote in maj@k. None without one or in older files."""
     finish: Literal["stop", "length", "too_long"]
     """``length``: cut by a limit. ``too_long``: the prompt left no room for a token."""
     tokens: int
@@ -56,8 +60,28 @@ class EvalResult(BaseModel):
     """The part of ``tool_seconds`` that overlapped with generation."""
 
     @property
+    def is_solved(self) -> bool:
+        """Whether the sample counts as correct in pass@k and maj@k: a reward of at least 1."""
+        return self.reward >= 1
+
+    @property
+    def vote(self) -> str | None:
+        """The answer in one spelling, so that equal votes are equal texts; None without an answer."""
+        answer = last_boxed(self.text) if self.answer is None else self.answer
+        return None if answer is None else _spelling(answer)
+
+    @property
     def key(self) -> tuple[str, str, int]:
         return self.benchmark, self.problem_id, self.sample
+
+
+_LAYOUT: Final = re.compile(r"\s+|\\(?:left|right)(?![A-Za-z])|\\[,;:! ]|\$")
+_MAX_VOTE_CHARS: Final = 500
+
+
+def _spelling(answer: str) -> str:
+    """Return an answer without spaces and LaTeX's layout commands."""
+    return _LAYOUT.sub("", answer[:_MAX_VOTE_CHARS].replace(r"\dfrac", r"\frac")).rstrip(".")
 
 
 class ResultLog:
@@ -102,17 +126,42 @@ class ResultLog:
 
     def _read(self) -> Iterator[EvalResult]:
         if not self._path.exists():
-            return
+            return iter(())
         raw = self._path.read_bytes()
         whole = raw.rfind(b"\n") + 1
         if whole < len(raw):  # remove the partial line of a killed process
             with self._path.open("r+b") as file:
                 file.truncate(whole)
-        for number, line in enumerate(raw[:whole].splitlines(), start=1):
-            try:
-                yield EvalResult.model_validate_json(line)
-            except ValidationError:
-                raise ResultsError(f"{self._path}, line {number} is not a result: fix or remove it") from None
+        return _parse(self._path, raw[:whole])
+
+
+def _parse(path: Path, lines: bytes) -> Iterator[EvalResult]:
+    for number, line in enumerate(lines.splitlines(), start=1):
+        try:
+            yield EvalResult.model_validate_json(line)
+        except ValidationError:
+            raise ResultsError(f"{path}, line {number} is not a result: fix or remove it") from None
+
+
+_NEWER_SETTINGS: Final = {"reward": None, "thinking": False, "python": True}
+"""Defaults of settings that older evaluations do not list."""
+
+
+def read_results(directory: Path) -> tuple[dict[str, Any], list[EvalResult]]:
+    """Return the settings and results of an evaluation.
+
+    Raises:
+        ResultsError: there is no evaluation in ``directory``, or a line is invalid.
+    """
+    path, results = directory / SETTINGS_FILE, directory / RESULTS_FILE
+    if not path.is_file() or not results.is_file():
+        raise ResultsError(f"{directory} has no evaluation: pass a directory that was used as --out")
+    try:
+        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise ResultsError(f"cannot read {path}") from None
+    raw = results.read_bytes()  # a running evaluation may be writing the last line
+    return settings, list(_parse(results, raw[: raw.rfind(b"\n") + 1]))
 
 
 def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
@@ -123,6 +172,18 @@ def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
         saved: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise ResultsError(f"cannot read {path}: use another directory") from None
+    saved, settings = {**_NEWER_SETTINGS, **saved}, {**_NEWER_SETTINGS, **settings}
+    if ("weights" in settings) != ("weights" in saved):
+        raise ResultsError(
+            f"the evaluation in {directory} was started on a server or by an older version, without a "
+            f"fingerprint of the weights: use another directory"
+        )
+    if saved.get("weights") != settings.get("weights"):
+        raise ResultsError(
+            f"weights: the checkpoint has changed since the evaluation in {directory} was started "
+            f"(fingerprint {settings['weights']}, was {saved['weights']}): restore it, or use another "
+            f"directory"
+        )
     for name in sorted({*saved, *settings}):
         if saved.get(name) != settings.get(name):
             raise ResultsError(

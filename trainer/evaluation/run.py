@@ -5,29 +5,40 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 import httpx
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from service.cli.output import warn
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
 from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
 from trainer.data.problems import Problem
-from trainer.evaluation.backends import BackendError, EvalBackend, LocalBackend, ServerBackend, check_server
+from trainer.evaluation.backends import (
+    PLAIN_INSTRUCTION,
+    BackendError,
+    EvalBackend,
+    LocalBackend,
+    ServerBackend,
+    check_server,
+)
 from trainer.evaluation.evaluate import (
     EvalConfig,
     check_problems,
     evaluate,
+    make_rewards,
     missing,
     read_benchmarks,
     scores_of,
 )
+from trainer.evaluation.fingerprint import checkpoint_fingerprint
 from trainer.evaluation.report import report_notes, score_table, write_report
 from trainer.evaluation.results import ResultLog
 from trainer.evaluation.scores import Scores
-from trainer.rewards import RewardScorer
+from trainer.rewards.registry import RewardSet
 from trainer.training.episodes import RolloutSettings
 from trainer.training.progress import EvalProgress
 from trainer.training.run_files import run_lock
@@ -58,7 +69,15 @@ def _run(
     console: Console,
     sandbox: Sandbox | None,
 ) -> list[Scores]:
-    log = ResultLog(config.out, config.deciding())
+    rewards = make_rewards(config)
+    settings = config.deciding()
+    if config.url is None:
+        settings["weights"] = checkpoint_fingerprint(locate(config.model))
+    log = ResultLog(config.out, settings)
+    if config.temperature == 0 and (config.samples or 1) > 1:
+        warn(
+            f"samples is {config.samples}, but greedy samples of a problem are equal: one is run and counted"
+        )
     check_problems(benchmarks, log)
     total = sum(len(problems) * config.samples_of(name) for name, problems in benchmarks.items())
     left = len(missing(config, benchmarks, log))
@@ -66,13 +85,13 @@ def _run(
     if left:
         with EvalProgress(console, total=total, before=total - left) as progress:
             try:
-                asyncio.run(_run_episodes(config, benchmarks, log, progress, sandbox))
+                asyncio.run(_run_episodes(config, benchmarks, rewards, log, progress, sandbox))
             except (BackendError, KeyboardInterrupt) as error:
                 failure = error  # still report the finished results
-    scores = scores_of(benchmarks, log)
+    scores = scores_of(benchmarks, log, config.pass_at)
     if scores:
         left = len(missing(config, benchmarks, log))
-        write_report(config.out, scores, config.deciding(), left)
+        write_report(config.out, scores, settings, left)
         console.print(score_table(scores))
         for note in report_notes(scores, left):
             console.print(note, highlight=False, soft_wrap=True)
@@ -84,20 +103,22 @@ def _run(
 async def _run_episodes(
     config: EvalConfig,
     benchmarks: Mapping[str, Sequence[Problem]],
+    rewards: Mapping[str, RewardSet],
     log: ResultLog,
     progress: EvalProgress,
     sandbox: Sandbox | None,
 ) -> None:
     async with AsyncExitStack() as stack:
         backend = await _backend(config, stack, sandbox)
-        reward = await stack.enter_async_context(RewardScorer())
+        for reward in {id(reward): reward for reward in rewards.values()}.values():
+            await stack.enter_async_context(reward)
         await evaluate(
             config,
             benchmarks,
             backend,
-            reward,
+            rewards,
             log,
-            lambda result: progress.on_result(correct=result.reward > 0),
+            lambda result: progress.on_result(correct=result.is_solved),
         )
 
 
@@ -112,19 +133,24 @@ async def _backend(config: EvalConfig, stack: AsyncExitStack, sandbox: Sandbox |
                 limits=httpx.Limits(max_connections=config.max_concurrent_episodes),
             )
         )
-        request = {"temperature": config.temperature, "top_p": config.top_p}
+        request: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p}
+        if config.thinking:
+            request["chat_template_kwargs"] = {"enable_thinking": True}
+        if not config.python:
+            request["deferral"] = {"enabled": False}
         if config.max_tokens is not None:
             request["max_tokens"] = config.max_tokens
         await check_server(client)
-        return ServerBackend(client, config.model, request, instruction=config.instruction)
+        instruction = config.instruction or ("" if config.python else PLAIN_INSTRUCTION)
+        return ServerBackend(client, config.model, request, instruction=instruction)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model_dir = locate(config.model)
     policy = DeferralPolicy.load(model_dir)
     engine = make_engine(config, model_dir, policy, config.device)
     sandbox = sandbox or make_sandbox(config, policy)
-    await start_all(stack, sandbox, engine)
+    await start_all(stack, *([sandbox] if config.python else []), engine)
     sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
     settings = RolloutSettings(
         policy=policy, sampling=sampling, eager=config.eager, max_concurrent=config.max_concurrent_episodes
     )
-    return LocalBackend(engine, sandbox, settings)
+    return LocalBackend(engine, sandbox, settings, python=config.python, thinking=config.thinking)

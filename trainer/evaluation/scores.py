@@ -1,4 +1,4 @@
-"""Scores of a benchmark: accuracy, pass@k and tool usage."""
+"""Scores of a benchmark: accuracy, pass@k, maj@k and tool usage."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from trainer.evaluation.results import EvalResult
+from trainer.evaluation.statistics import MAX_EXACT, Interval, maj_at_k, mean_interval, pass_at_k
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,14 @@ class Scores:
     accuracy_error: float | None
     """Standard error of ``accuracy`` over problems; None for a single problem."""
     pass_at: dict[int, float]
-    """pass@k by k, for powers of two up to ``samples`` and ``samples`` itself."""
+    """pass@k by k, for powers of two up to ``samples``, ``samples`` itself and the requested k."""
+    maj_at: dict[int, float]
+    """maj@k by k: the share of problems that a majority vote over k samples solves. Empty for problems with
+    more than 1,000 samples."""
+    accuracy_interval: Interval | None
+    """95 % bootstrap interval of ``accuracy`` over problems; None for a single problem."""
+    by_problem: dict[str, float]
+    """Mean reward of each problem."""
     delay_rate: float | None
     """Share of delayed calls in the executed calls that the model requested."""
     flushes: float | None
@@ -44,41 +52,39 @@ class Scores:
     """Problems whose prompt left no room for an answer in at least one sample. They count as not solved."""
 
 
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Return the probability that k of n samples contain a correct one (arXiv 2107.03374, eq. 1).
-
-    Raises:
-        ValueError: unless 0 <= correct <= n and 1 <= k <= n.
-    """
-    if not 0 <= correct <= n or not 1 <= k <= n:
-        raise ValueError(f"requires 0 <= correct <= n and 1 <= k <= n, got n={n}, correct={correct}, k={k}")
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
-
-
-def score(benchmark: str, results: Iterable[EvalResult]) -> Scores:
+def score(benchmark: str, results: Iterable[EvalResult], pass_at: Iterable[int] = ()) -> Scores:
     """Return the scores of one benchmark.
+
+    Args:
+        benchmark: its name.
+        results: its results.
+        pass_at: further k of pass@k and maj@k; those above the number of samples are left out.
 
     Raises:
         ValueError: there are no results.
     """
     results = list(results)
-    problems: defaultdict[str, list[float]] = defaultdict(list)
+    problems: defaultdict[str, list[EvalResult]] = defaultdict(list)
     for result in results:
-        problems[result.problem_id].append(result.reward)
+        problems[result.problem_id].append(result)
     if not problems:
         raise ValueError(f"{benchmark}: no results to score")
-    means = [_mean(rewards) for rewards in problems.values()]
+    means = {name: _mean([result.reward for result in group]) for name, group in problems.items()}
     samples = min(map(len, problems.values()))
-    ks = sorted({*(2**i for i in range(samples.bit_length()) if 2**i <= samples), samples})
+    powers = (2**i for i in range(samples.bit_length()) if 2**i <= samples)
+    ks = sorted({*powers, *(k for k in pass_at if k <= samples), samples})
     tools = [result for result in results if result.flushes is not None]
     return Scores(
         benchmark=benchmark,
         problems=len(problems),
         attempts=len(results),
         samples=samples,
-        accuracy=_mean(means),
-        accuracy_error=_standard_error(means),
-        pass_at={k: _mean([pass_at_k(len(r), round(sum(r)), k) for r in problems.values()]) for k in ks},
+        accuracy=_mean(list(means.values())),
+        accuracy_error=_standard_error(list(means.values())),
+        accuracy_interval=mean_interval(list(means.values())),
+        by_problem=means,
+        pass_at=_pass_at(list(problems.values()), ks),
+        maj_at=_maj_at(list(problems.values()), ks),
         delay_rate=_share(sum(a.delayed or 0 for a in tools), sum(map(_by_model, tools))),
         flushes=_share(sum(a.flushes or 0 for a in tools), len(tools)),
         tokens=_mean([result.tokens for result in results]),
@@ -90,6 +96,20 @@ def score(benchmark: str, results: Iterable[EvalResult]) -> Scores:
         unanswered=_mean([result.reason == "no_answer" for result in results]),
         too_long=len({result.problem_id for result in results if result.finish == "too_long"}),
     )
+
+
+def _pass_at(problems: Sequence[Sequence[EvalResult]], ks: Sequence[int]) -> dict[int, float]:
+    solved = [(len(group), sum(result.is_solved for result in group)) for group in problems]
+    return {k: _mean([pass_at_k(n, correct, k) for n, correct in solved]) for k in ks}
+
+
+def _maj_at(problems: Sequence[Sequence[EvalResult]], ks: Sequence[int]) -> dict[int, float]:
+    found = [
+        maj_at_k([result.vote for result in group], [result.is_solved for result in group], ks)
+        for group in problems
+        if len(group) <= MAX_EXACT
+    ]
+    return {k: _mean([shares[k] for shares in found]) for k in ks} if len(found) == len(problems) else {}
 
 
 def _mean(values: Sequence[float]) -> float:

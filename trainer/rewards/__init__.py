@@ -1,7 +1,8 @@
-"""Rewards: comparison of a response's boxed answer with the gold answer.
+"""Rewards: the shipped ones, your own, and the comparison of mathematical answers.
 
-:func:`score_answers` scores a batch from a script or a notebook; :class:`RewardScorer` is the asynchronous
-form. Importing this package does not import math-verify, which runs in separate processes.
+:func:`score_answers` scores a batch of answers from a script or a notebook; :class:`RewardScorer` is the
+asynchronous form. :class:`RewardFunction` is the interface of rewards in recipes. Importing this package does
+not import math-verify, which runs in separate processes.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from trainer.rewards.scorer import Reason, Reward, RewardError, RewardFunction, RewardScorer, gold_problem
+from trainer.rewards.protocol import FinishedEpisode, RewardFunction
+from trainer.rewards.scorer import Reason, Reward, RewardError, RewardScorer, gold_problem
 
 __all__ = [
+    "FinishedEpisode",
     "Reason",
     "Reward",
     "RewardError",

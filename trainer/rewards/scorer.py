@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Protocol, Self, cast
+from typing import Any, Final, Literal, Protocol, Self, cast
 
 from service.deferral.answer import last_boxed
 
@@ -46,14 +46,18 @@ class RewardError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward. ``value`` is 1.0 if ``reason`` is ``correct``, else 0.0."""
+    """A value and the reason for it. Shares of reasons become curves.
+
+    Mathematical answers have the value 1.0 for the reason ``correct``, else 0.0; see `Reason`. A reason of
+    your own should be one of a few short words: letters, digits and underscores, at most 40 characters.
+    """
 
     value: float
-    reason: Reason
+    reason: str
 
 
-class RewardFunction(Protocol):
-    """A scorer of responses. To use another reward in training or evaluation, implement this protocol."""
+class AnswerScorer(Protocol):
+    """Compares a response with a gold answer. An async context manager."""
 
     async def score(self, response_text: str, gold: str) -> Reward:
         """Score ``response_text`` against the answer ``gold``.
@@ -63,9 +67,13 @@ class RewardFunction(Protocol):
         """
         ...
 
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *args: Any, **kwargs: Any) -> None: ...
+
 
 class RewardScorer:
-    """The `RewardFunction` of mathematical answers, in several worker processes.
+    """The `AnswerScorer` of mathematical answers, in several worker processes.
 
     An async context manager. Workers start when first needed.
 

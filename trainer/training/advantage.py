@@ -1,4 +1,7 @@
-"""GRPO advantages: the reward of a sample relative to its group."""
+"""GRPO advantages: the reward of a sample relative to its group.
+
+A module of its own, so that another estimator can replace it.
+"""
 
 from __future__ import annotations
 

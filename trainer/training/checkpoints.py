@@ -159,13 +159,14 @@ MAY_CHANGE: Final = frozenset(
         "sandbox_image", "max_containers", "eager", "save_every", "keep_checkpoints", "save_rollouts",
         "tensorboard", "wandb_project", "data", "model", "generation", "generation_urls",
         "generation_key_file", "follower_urls", "follower_key_file", "weights_dir", "ray",
-        "weight_transfer", "weight_transfer_port", "vllm_args", "validation", "push_to", "push_private",
+        "weight_transfer", "weight_transfer_port", "vllm_args", "decontaminate", "decontaminate_ngram",
+        "decontaminate_share", "validation", "push_to", "push_private",
     }
 )  # fmt: skip
 """Fields that may differ when a run resumes: they do not affect the result.
 
-``data`` is included because problems are compared by content, and ``model`` because the weights come from the
-checkpoint."""
+``data`` and ``decontaminate`` are included because problems are compared by content, and ``model`` because
+the weights come from the checkpoint."""
 
 
 def write_run_state(
@@ -200,10 +201,13 @@ def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int
         raise CheckpointError(
             f"{checkpoint} has no readable {STATE_FILE}: remove it, or use another run_dir"
         ) from None
+    # A field that was added since the run was started had its default.
+    defaults = TrainConfig(model=config.model, data=config.data, run_dir=config.run_dir)
+    saved = {**defaults.model_dump(mode="json"), **saved}
     for name, value in config.model_dump(mode="json").items():
-        if name not in MAY_CHANGE and saved.get(name) != value:
+        if name not in MAY_CHANGE and saved[name] != value:
             raise ConfigError(
-                f"{name} is {value!r}, but the run in {config.run_dir} was started with {saved.get(name)!r}: "
+                f"{name} is {value!r}, but the run in {config.run_dir} was started with {saved[name]!r}: "
                 f"restore the value, or use another run_dir"
             )
     if state.get("problems") != problems:

@@ -5,6 +5,7 @@ Cheap to import: no torch.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.cli.output import explain
 from service.deferral.policy import DeferralPolicy
+from trainer.data.decontamination import MIN_WORDS, NGRAM
+from trainer.rewards.registry import DEFAULT_REWARDS, RewardSpec, declared_range
 from trainer.training.runtime_config import RuntimeConfig
 
 
@@ -97,7 +100,16 @@ class TrainConfig(RuntimeConfig):
     model: str
     """Checkpoint directory in the Hugging Face format, or a hub id."""
     data: tuple[str, ...] = Field(min_length=1)
-    """Training problems: parquet or jsonl files, hub ids, or ``quickstart:2000`` for 2,000 synthetic ones."""
+    """Training problems: parquet or JSON files, folders of them, hub ids such as ``org/name:config:split``,
+    or ``quickstart:2000`` for 2,000 synthetic ones."""
+    decontaminate: tuple[str, ...] = ()
+    """Evaluation sets, as in ``data`` or by the name of a suite such as ``paper``. Training problems that
+    share an n-gram of words with them are skipped, and listed in ``decontamination.json`` in ``run_dir``."""
+    decontaminate_ngram: int = Field(default=NGRAM, ge=MIN_WORDS)
+    """Words of an n-gram."""
+    decontaminate_share: float = Field(default=0.0, ge=0, le=1)
+    """Skip only problems that share at least this part of an evaluation problem's words. 0 skips all
+    overlaps, including common phrases."""
     run_dir: Path
     """Output directory for checkpoints, rollouts and curves. Rerun to resume from the last checkpoint."""
     seed: int = Field(default=0, ge=0)
@@ -119,6 +131,8 @@ class TrainConfig(RuntimeConfig):
     """Nucleus sampling. Below 1 the sampling distribution differs slightly from the one in the loss."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Problems with longer prompts are skipped and counted."""
+    thinking: bool = False
+    """Let the model think before it answers, if its chat template supports that."""
     policy: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``deferral.json`` to override, such as ``max_turns``. ``mode`` is set by ``method``; all
     others come from the checkpoint."""
@@ -153,6 +167,11 @@ class TrainConfig(RuntimeConfig):
     ray: RayConfig | None = None
     """Run episodes, and optionally rewards, on a Ray cluster; see `RayConfig`. Default: run them in the
     training processes."""
+
+    # Rewards
+    rewards: tuple[RewardSpec, ...] = DEFAULT_REWARDS
+    """Tables ``[[rewards]]`` with ``name``, ``weight`` and ``options``; see `RewardSpec`. The reward of an
+    episode is the weighted sum. Default: ``math`` with weight 1."""
 
     # Filters
     min_group_std: float = Field(default=1e-3, ge=0)
@@ -214,7 +233,7 @@ class TrainConfig(RuntimeConfig):
     push_private: bool = True
     """Create the repository as a private one, if it does not exist."""
 
-    @field_validator("data", mode="before")
+    @field_validator("data", "decontaminate", mode="before")
     @classmethod
     def _one_source(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -243,6 +262,14 @@ class TrainConfig(RuntimeConfig):
             raise ValueError(
                 f"min_valid_samples is {self.min_valid_samples}, more than group_size {self.group_size}: "
                 f"every group would be dropped"
+            )
+        if not any(spec.weight for spec in self.rewards):
+            raise ValueError("rewards: at least one reward needs a weight other than 0")
+        spread = self._largest_group_std()
+        if spread is not None and self.min_group_std > spread:
+            raise ValueError(
+                f"min_group_std is {self.min_group_std:g}, but the rewards of a group have a standard "
+                f"deviation of at most {spread:.3g}: every group would be dropped"
             )
         if self.rollout_samples % self.mini_batch:
             raise ValueError(
@@ -287,6 +314,14 @@ class TrainConfig(RuntimeConfig):
                 f"validation.every is {every} and save_every is {self.save_every}: one must be a multiple of "
                 f"the other, or checkpoints would have no validation result"
             )
+
+    def _largest_group_std(self) -> float | None:
+        """Return the largest standard deviation that a group can have, or None if rewards have no range."""
+        ends = declared_range(self.rewards)
+        if ends is None:
+            return None
+        sizes = range(self.min_valid_samples, self.group_size + 1)
+        return (ends[1] - ends[0]) * max(math.sqrt(n // 2 * (n - n // 2) / (n * (n - 1))) for n in sizes)
 
     @property
     def rollout_samples(self) -> int:
@@ -363,7 +398,7 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        lines = explain(error, TrainConfig, RayConfig, ValidationConfig)
+        lines = explain(error, TrainConfig, RayConfig, RewardSpec, ValidationConfig)
         if values.keys() & _WARM_START_FIELDS:
             lines.append("hint: this looks like a recipe for `ih-grpo train warm-start`")
         raise ConfigError(f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in lines)) from None

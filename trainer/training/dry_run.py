@@ -15,6 +15,7 @@ from service.deferral.policy import DeferralPolicy
 from service.engines.model_lookup import locate
 from service.engines.tokenizer import HFTokenizer
 from trainer.data.problems import ProblemStream
+from trainer.rewards.registry import RewardSet
 from trainer.training.checkpoints import check_resumable, latest
 from trainer.training.chunked_lm_head import MAX_TILE_ELEMENTS
 from trainer.training.config import ConfigError, TrainConfig
@@ -96,6 +97,7 @@ def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> N
         ConfigError, DataError, CheckpointError, ValueError: the run would not start; the message gives the
             reason.
     """
+    RewardSet(config.rewards)  # imports the user's rewards
     model_dir = locate(config.model, weights=False)
     policy = config.resolve_policy(model_dir)
     model = AutoConfig.from_pretrained(model_dir)
@@ -126,6 +128,8 @@ def _summary(
         ("model", f"{model_dir}, {count_parameters(model) / 1e6:,.1f} M parameters"),
         ("starts from", str(checkpoint or "the weights of the model")),
         ("data", str(data)),
+        *([] if data.overlaps is None else [("contamination", str(data.overlaps))]),
+        ("rewards", ", ".join(f"{spec.weight:g} x {spec.name}" for spec in config.rewards)),
         (
             "rollout",
             f"up to {config.draws_per_rollout} prompts x {config.group_size} samples, "

@@ -15,10 +15,12 @@ from typing import Protocol
 
 from service.deferral.episode import Outcome
 from service.deferral.policy import DeferralPolicy
+from service.deferral.scanner import FenceScanner
 from service.engines.base import Engine, Sampling
-from service.episode.events import ExecutedTool, FlushFinished
+from service.episode.events import ExecutedTool, Finished, FlushFinished, Observed, Sampled
 from service.episode.runner import EpisodeRunner
 from service.sandbox.base import Sandbox
+from trainer.rewards.protocol import FinishedEpisode
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,10 @@ class Sample:
     dropped_ends: tuple[tuple[int, int, float], ...] = ()
     """Sampled end-of-turn tokens that a flush of the server replaced: (position in ``ids``, token id,
     log-probability). They are not in ``ids`` and have no loss."""
+    pending_blocks: int = 0
+    """Closed blocks that never ran."""
+    open_fence: bool = False
+    """Whether the last turn ends inside an unclosed Python block."""
 
     @property
     def is_valid(self) -> bool:
@@ -66,6 +72,25 @@ class Sample:
     def mask(self) -> tuple[int, ...]:
         """1 for tokens with a loss, else 0; all 0 if the sample is not valid."""
         return self.sampled if self.is_valid else (0,) * len(self.ids)
+
+    @property
+    def tool_wait_seconds(self) -> float:
+        """Time that the model waited for running code, without waiting for a container."""
+        return sum(max(tool.waited_ms - tool.container_wait_ms, 0.0) for tool in self.tools) / 1000
+
+    def finished(self, *, is_void: bool) -> FinishedEpisode:
+        """Return the episode as reward functions see it."""
+        return FinishedEpisode(
+            text=self.text,
+            outcome=self.outcome,
+            is_void=is_void,
+            tokens=sum(self.sampled),
+            seconds=self.seconds,
+            tools=self.tools,
+            tool_wait_seconds=self.tool_wait_seconds,
+            pending_blocks=self.pending_blocks,
+            open_fence=self.open_fence,
+        )
 
     @property
     def executed(self) -> int:
@@ -186,7 +211,21 @@ async def sample_episode(
     sampling = replace(runner.sampling, seed=seed, max_tokens=episode.policy.max_episode_tokens)
     began, began_at = time.monotonic(), time.time()
     events = runner.run(episode, sampling, episode_id=episode_id, eager=eager)
-    tools = [event.tool async for event in events if isinstance(event, FlushFinished)]
+    tools: list[ExecutedTool] = []
+    turn: list[str] = []
+    pending = 0
+    async for event in events:
+        match event:
+            case Sampled(chunk):
+                turn.append(chunk.text)
+            case FlushFinished(tool):
+                tools.append(tool)
+            case Observed():
+                turn.clear()
+            case Finished(_, unflushed):
+                pending = len(unflushed)
+    scanner = FenceScanner(episode.policy.marker)
+    scanner.feed("".join(turn) + "\n")
     transcript = episode.transcript
     return Sample(
         prompt_ids=transcript.prompt_ids,
@@ -201,4 +240,6 @@ async def sample_episode(
         seed=seed,
         began_at=began_at,
         dropped_ends=tuple(transcript.dropped_ends),
+        pending_blocks=pending,
+        open_fence=scanner.in_code,
     )

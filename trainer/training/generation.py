@@ -16,7 +16,7 @@ from service.engines.base import Engine, Sampling, Tokenizer
 from service.engines.settings import LogprobsMode
 from service.engines.tokenizer import HFTokenizer
 from service.sandbox.base import Sandbox
-from trainer.rewards import RewardScorer
+from trainer.rewards.registry import RewardSet
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.episodes import LocalRolloutWorker, RolloutSettings, RolloutWorker
 from trainer.training.setup import Startable, engine_dtype, make_engine, make_sandbox
@@ -186,12 +186,16 @@ def _sinks(
         yield CheckpointSink(config.weights_dir, model_dir, policy, targets)
 
 
-def make_reward_scorer(config: TrainConfig) -> RewardScorer | RayRewardScorer:
-    """Return the reward function of the run, an async context manager."""
-    if config.ray is None or config.ray.reward_actors == 0:
-        return RewardScorer()
-    scorer: RayRewardScorer = _ray_worker_module().RayRewardScorer(config.ray)
-    return scorer
+def make_rewards(config: TrainConfig) -> RewardSet:
+    """Return the rewards of the run, an async context manager.
+
+    Raises:
+        RewardConfigError: a reward cannot be loaded.
+    """
+    scorer: RayRewardScorer | None = None
+    if config.ray is not None and config.ray.reward_actors:
+        scorer = _ray_worker_module().RayRewardScorer(config.ray)
+    return RewardSet(config.rewards, scorer=scorer)
 
 
 def ray_connection(config: TrainConfig) -> AbstractContextManager[None]:

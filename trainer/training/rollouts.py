@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -15,13 +15,14 @@ from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from service.deferral.episode import Outcome
 from service.deferral.prompt import with_instruction
 from service.engines.base import EngineError, Tokenizer
 from trainer.data.problems import Problem, ProblemStream
-from trainer.rewards import RewardError, RewardFunction
+from trainer.rewards.registry import RewardConfigError, RewardSet
 from trainer.training.config import TrainConfig
 from trainer.training.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
 from trainer.training.filtering import FilterCounts, GroupSample, filter_group
@@ -59,8 +60,10 @@ class Means:
         self._pairs[name] = (old_total + float(total), old_count + float(count))
 
     def reduced(self, accelerator: Accelerator) -> Mapping[str, float]:
-        """Return the means over all processes, which must have the same names. Omits names with count 0."""
+        """Return the means over all processes. Omits names with count 0."""
         names = sorted(self._pairs)
+        if accelerator.num_processes > 1:  # reasons of rewards may occur on one process only
+            names = sorted({name for found in gather_object([names]) for name in found})
         pairs = torch.tensor([self._pairs[name] for name in names], dtype=torch.float64, device="cpu")
         if accelerator.num_processes > 1:
             pairs = accelerator.reduce(pairs.to(accelerator.device, torch.float32)).cpu()
@@ -154,7 +157,7 @@ class RolloutCollector:
         tokenizer: the model's.
         worker: started in ``loop``.
         sink: receives the weights of each rollout and passes them to whatever ``worker`` samples with.
-        reward: called in ``loop``.
+        rewards: entered and called in ``loop``.
         loop: running.
         shard: the problems that this process draws, out of several processes.
         on_group: called after each finished group with the number of groups kept so far and wanted.
@@ -168,7 +171,7 @@ class RolloutCollector:
         tokenizer: Tokenizer,
         worker: RolloutWorker,
         sink: WeightSink,
-        reward: RewardFunction,
+        rewards: RewardSet,
         loop: BackgroundLoop,
         *,
         shard: Shard = Shard(),
@@ -181,7 +184,7 @@ class RolloutCollector:
         self._tokenizer = tokenizer
         self._worker = worker
         self._sink = sink
-        self._reward = reward
+        self._rewards = rewards
         self._loop = loop
         self._shard = shard
         self._on_group = on_group
@@ -197,6 +200,7 @@ class RolloutCollector:
         Raises:
             EngineError: the engine failed, or every episode was lost.
             WeightSyncError: a server did not accept the weights.
+            RewardConfigError: a reward raised an exception for every episode.
         """
         return self._loop.run(self._collect(index, weights))
 
@@ -237,6 +241,7 @@ class RolloutCollector:
                     break
         if lost and not scored:
             raise EngineError(f"all {lost} episodes of rollout {index} were lost: see the warnings above")
+        self._check_rewards(index, scored)
         if self._config.save_rollouts:
             await asyncio.to_thread(write_rollout, self._path(index), index, scored)
         rows = [Row(item.sample, item.advantage) for item in scored if item.advantage is not None]
@@ -245,21 +250,24 @@ class RolloutCollector:
         )
 
     def _render(self, problem: Problem) -> list[int]:
-        turns = with_instruction(
-            [{"role": "user", "content": problem.question}], self._settings.policy.prompt
-        )
-        return self._tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False})
+        turns = with_instruction(problem.messages, self._settings.policy.prompt)
+        options: dict[str, object] = {"enable_thinking": self._config.thinking}
+        return self._tokenizer.render_chat(turns, template_kwargs=options)
 
     async def _score(self, problem: Problem, sample: Sample) -> ScoredSample:
         if any(tool.status == "sandbox_error" for tool in sample.tools):
             return ScoredSample(problem, sample, None, "sandbox_error")
-        if sample.outcome.is_void:
-            return ScoredSample(problem, sample, 0.0, str(sample.outcome))
-        try:
-            reward = await self._reward.score(sample.text, problem.answer)
-        except RewardError as error:
-            return ScoredSample(problem, sample, None, str(error))
-        return ScoredSample(problem, sample, reward.value, reward.reason)
+        verdict = await self._rewards.score(sample.finished(is_void=sample.outcome.is_void), problem.row)
+        return ScoredSample(problem, sample, verdict.value, verdict.reason, parts=verdict.parts)
+
+    def _check_rewards(self, index: int, scored: Sequence[ScoredSample]) -> None:
+        for name in self._rewards.names:
+            parts = [item.parts[name] for item in scored if name in item.parts]
+            if parts and all(part.reason == "exception" for part in parts):
+                raise RewardConfigError(
+                    f"{parts[0].error}, for all {len(parts)} episodes of rollout {index}: fix the reward and "
+                    f"rerun to resume"
+                )
 
     def _filter(self, group: Sequence[ScoredSample], counts: FilterCounts) -> list[ScoredSample]:
         """Return the group with advantages set on the samples to train on. Ignores samples without reward."""
@@ -304,6 +312,12 @@ def _metrics(
     means.add("samples/not_judged", len(scored) - len(rewards), len(scored))
     for reason in ("bad_gold", "refused", "timeout"):
         means.add(f"samples/{reason}", sum(item.reason == reason for item in scored), len(scored))
+    for name in next((item.parts for item in scored if item.parts), {}):
+        parts = [item.parts[name] for item in scored if item.parts]
+        values = [part.value for part in parts if part.value is not None]
+        means.add(f"rewards/{name}", sum(values), len(values))
+        for reason, count in Counter(part.reason for part in parts).items():
+            means.add(f"rewards/{name}/{reason}", count, len(parts))
     means.add("samples/lost", lost, len(scored) + lost)
     means.add("delay_rate", sum(s.delayed for s in samples), sum(s.executed_by_model for s in samples))
     means.add("flushes", len(tools), len(samples))

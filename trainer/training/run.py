@@ -24,7 +24,7 @@ from trainer.training.checkpoints import check_resumable, find_best, latest, res
 from trainer.training.config import TrainConfig
 from trainer.training.generation import (
     make_generation,
-    make_reward_scorer,
+    make_rewards,
     ray_connection,
     rollout_settings,
 )
@@ -32,7 +32,7 @@ from trainer.training.hub_push import prepare_push, push
 from trainer.training.progress import RunProgress
 from trainer.training.reporters import check_reporters, make_reporters
 from trainer.training.rollouts import BackgroundLoop, RolloutCollector, Shard
-from trainer.training.run_files import run_lock
+from trainer.training.run_files import run_lock, write_atomically
 from trainer.training.run_info import write_info
 from trainer.training.setup import load_training_set, start_all
 from trainer.training.trainer import IHGRPOTrainer
@@ -72,7 +72,6 @@ def train(
     processes = PartialState(cpu=config.device == "cpu", timeout=PROCESS_TIMEOUT)
     # Two runs in one directory would remove each other's checkpoints.
     with run_lock(config.run_dir) if processes.is_main_process else nullcontext():
-        prepare_push(config)
         final = _train(config, console, processes, sandbox, trainer_class, recipe_name)
         best = find_best(final.parent, config)
         if best is not None and processes.is_main_process:
@@ -92,6 +91,7 @@ def _train(
     recipe_name: str | None,
 ) -> Path:
     check_reporters(config)
+    rewards = make_rewards(config)  # first: a mistake in a reward is found before a model is downloaded
     model_dir = locate(config.model)
     policy = config.resolve_policy(model_dir)
     generation = make_generation(config, model_dir, policy, str(processes.device), sandbox)
@@ -100,11 +100,13 @@ def _train(
     progress = RunProgress(console if processes.is_main_process else Console(quiet=True))
     if processes.is_main_process:
         console.print(str(data), highlight=False)
+        if data.overlaps is not None:
+            console.print(str(data.overlaps), highlight=False)
+            write_atomically(config.run_dir / "decontamination.json", data.overlaps.to_json().encode())
         if held_out is not None:
             console.print(str(held_out), highlight=False)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with ray_connection(config), BackgroundLoop() as loop, progress:
-        reward = make_reward_scorer(config)
         shard = Shard(processes.process_index, processes.num_processes)
         source = RolloutCollector(
             config,
@@ -113,7 +115,7 @@ def _train(
             generation.tokenizer,
             generation.worker,
             generation.sink,
-            reward,
+            rewards,
             loop,
             shard=shard,
             on_group=progress.on_group,
@@ -125,9 +127,10 @@ def _train(
             if processes.is_main_process:
                 for notice in resume_notices(checkpoint, config, processes.num_processes):
                     console.print(f"note: {notice}", highlight=False, soft_wrap=True)
+        prepare_push(config)
         stack = AsyncExitStack()
         try:
-            loop.run(stack.enter_async_context(reward))
+            loop.run(stack.enter_async_context(rewards))
             loop.run(start_all(stack, *generation.parts))
             reporters = []
             if processes.is_main_process:
@@ -151,7 +154,7 @@ def _train(
                     generation.tokenizer,
                     generation.worker,
                     generation.sink,
-                    reward,
+                    rewards,
                     loop,
                     shard=shard,
                 )

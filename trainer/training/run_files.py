@@ -5,9 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from service.deferral.episode import Outcome
 from service.episode.events import ExecutedTool, InvokedBlock
 from trainer.data.problems import DataError, Problem
+from trainer.rewards.registry import RewardPart
 from trainer.training.episodes import Sample
 
 LOCK: Final = ".lock"
@@ -84,6 +85,7 @@ SCHEMA = pa.schema(
         ("outcome", pa.string()),
         ("reward", pa.float64()),  # null if the sample could not be scored
         ("reason", pa.string()),
+        ("rewards", pa.string()),  # JSON: value and reason by the name of the reward
         ("advantage", pa.float64()),  # null if the sample is not trained on
         ("executed", pa.int32()),
         ("executed_by_model", pa.int32()),
@@ -110,9 +112,12 @@ class ScoredSample:
     reward: float | None
     """None if the sample could not be scored: the sandbox or the reward worker failed."""
     reason: str
-    """Reason for the reward; see ``trainer.rewards.Reason``. The episode's outcome for void samples."""
+    """Reason of the first reward; of ``math``, see ``trainer.rewards.Reason``, and the outcome of void
+    samples."""
     advantage: float | None = None
     """None if the sample is not trained on."""
+    parts: Mapping[str, RewardPart] = field(default_factory=dict)
+    """Verdicts by the name of the reward."""
 
 
 def write_rollout(path: Path, index: int, scored: Sequence[ScoredSample]) -> None:
@@ -139,6 +144,8 @@ class RolloutRecord:
     began_at: float
     """Unix time."""
     seconds: float
+    rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """``value`` and ``reason`` by the name of the reward; empty in older files."""
 
 
 def read_rollout(path: Path) -> list[RolloutRecord]:
@@ -151,6 +158,8 @@ def read_rollout(path: Path) -> list[RolloutRecord]:
         raise DataError(f"{path} is not a file: pass one such as RUN_DIR/rollouts/rollout-000000.parquet")
     names = [field.name for field in fields(RolloutRecord)]
     try:
+        if "rewards" not in pq.read_schema(path).names:  # written before there were several rewards
+            names.remove("rewards")
         rows = pq.read_table(path, columns=names).to_pylist()
         return [_from_row(row) for row in rows]
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
@@ -168,7 +177,8 @@ def _from_row(row: dict[str, Any]) -> RolloutRecord:
         )
         for tool in json.loads(row["tools"])
     )
-    return RolloutRecord(**{**row, "tools": tools, "outcome": Outcome(row["outcome"])})
+    rewards = json.loads(row.get("rewards") or "{}")
+    return RolloutRecord(**{**row, "tools": tools, "outcome": Outcome(row["outcome"]), "rewards": rewards})
 
 
 def _to_row(index: int, item: ScoredSample) -> dict[str, object]:
@@ -183,6 +193,9 @@ def _to_row(index: int, item: ScoredSample) -> dict[str, object]:
         "outcome": str(sample.outcome),
         "reward": item.reward,
         "reason": item.reason,
+        "rewards": json.dumps(
+            {name: {"value": part.value, "reason": part.reason} for name, part in item.parts.items()}
+        ),
         "advantage": item.advantage,
         "executed": sample.executed,
         "executed_by_model": sample.executed_by_model,

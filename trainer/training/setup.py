@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
 from service.sandbox.base import Sandbox
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
-from trainer.data.problems import Problem
-from trainer.data.sources import load_source
+from trainer.data.decontamination import Report, find_overlaps
+from trainer.data.problems import DataError, Problem
+from trainer.data.sources import load_benchmarks, load_source
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.runtime_config import RuntimeConfig
 
@@ -77,12 +79,18 @@ class TrainingSet:
     too_long: int
     without_answer: int
     bad_gold: int = 0
+    overlaps: Report | None = None
+    """Overlaps with evaluation problems; None without ``decontaminate``."""
 
     def __str__(self) -> str:
-        return (
-            f"{len(self.problems):,} problems (skipped: {self.too_long:,} too long, "
-            f"{self.without_answer:,} without an answer, {self.bad_gold:,} with a bad gold answer)"
-        )
+        skipped = [
+            f"{self.too_long:,} too long",
+            f"{self.without_answer:,} without an answer",
+            f"{self.bad_gold:,} with a bad gold answer",
+        ]
+        if self.overlaps is not None:
+            skipped.append(f"{len(self.overlaps.contaminated):,} contaminated")
+        return f"{len(self.problems):,} problems (skipped: {', '.join(skipped)})"
 
 
 def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: DeferralPolicy) -> TrainingSet:
@@ -95,17 +103,39 @@ def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: Deferra
     if tokenizer.token_id(policy.marker) is None:
         raise ConfigError(f"model: its tokenizer has no token {policy.marker!r}, so it cannot defer code")
 
-    def count_tokens(question: str) -> int:
-        turns = with_instruction([{"role": "user", "content": question}], policy.prompt)
-        return len(tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False}))
+    def count_tokens(problem: Problem) -> int:
+        turns = with_instruction(problem.messages, policy.prompt)
+        return len(tokenizer.render_chat(turns, template_kwargs={"enable_thinking": config.thinking}))
 
     limit = min(config.max_prompt_tokens, policy.max_episode_tokens - 1)
-    sets = [load_source(source, count_tokens=count_tokens, max_prompt_tokens=limit) for source in config.data]
+    check_gold = any(spec.name == "math" for spec in config.rewards)
+    sets = [
+        load_source(source, check_gold=check_gold, count_tokens=count_tokens, max_prompt_tokens=limit)
+        for source in config.data
+    ]
+    problems = tuple(problem for loaded in sets for problem in loaded.problems)
+    overlaps = _find_overlaps(config, problems)
+    if overlaps is not None:
+        problems = tuple(problem for problem in problems if problem.id not in overlaps.contaminated)
+        if not problems:
+            raise DataError("decontaminate: every training problem overlaps with an evaluation problem")
     return TrainingSet(
-        tuple(problem for loaded in sets for problem in loaded.problems),
+        problems,
         sum(loaded.too_long for loaded in sets),
         sum(loaded.without_answer for loaded in sets),
         sum(loaded.bad_gold for loaded in sets),
+        overlaps,
+    )
+
+
+def _find_overlaps(config: TrainConfig, problems: Sequence[Problem]) -> Report | None:
+    if not config.decontaminate:
+        return None
+    return find_overlaps(
+        problems,
+        load_benchmarks(config.decontaminate),
+        ngram=config.decontaminate_ngram,
+        min_share=config.decontaminate_share,
     )
 
 

@@ -18,11 +18,12 @@ from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import EngineError, Tokenizer
 from trainer.data.problems import Problem
-from trainer.rewards import RewardError, RewardFunction
+from trainer.rewards.registry import RewardSet
 from trainer.training.config import ConfigError, TrainConfig, ValidationConfig
 from trainer.training.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
 from trainer.training.rollouts import BackgroundLoop, Means, Shard
 from trainer.training.run_files import ScoredSample, write_rollout
+from trainer.training.run_info import EVAL_ACCURACY
 from trainer.training.setup import TrainingSet, load_training_set
 from trainer.weight_sync.sinks import WeightSink
 
@@ -52,7 +53,7 @@ def load_validation_set(
     settings = config.validation
     if settings is None:
         return None
-    source = config.model_copy(update={"data": settings.data})
+    source = config.model_copy(update={"data": settings.data, "decontaminate": ()})
     problems = load_training_set(source, tokenizer, policy).problems[: settings.limit]
     if not problems:
         raise ConfigError("validation.data: no problem has an answer and a prompt that is short enough")
@@ -72,7 +73,7 @@ class Validator:
         tokenizer: the model's.
         worker: started in ``loop``.
         sink: receives the weights.
-        reward: called in ``loop``.
+        rewards: entered, called in ``loop``.
         loop: running.
         shard: the part of the problems that this process runs.
     """
@@ -85,7 +86,7 @@ class Validator:
         tokenizer: Tokenizer,
         worker: RolloutWorker,
         sink: WeightSink,
-        reward: RewardFunction,
+        rewards: RewardSet,
         loop: BackgroundLoop,
         *,
         shard: Shard = Shard(),
@@ -94,7 +95,7 @@ class Validator:
         self._config = config
         self._validation: ValidationConfig = config.validation
         self._settings = replace(settings, group_size=config.validation.samples)
-        self._tokenizer, self._worker, self._sink, self._reward = tokenizer, worker, sink, reward
+        self._tokenizer, self._worker, self._sink, self._rewards = tokenizer, worker, sink, rewards
         self._loop, self._shard = loop, shard
         self._drawn = list(enumerate(problems))[shard.process :: shard.processes]
 
@@ -139,21 +140,15 @@ class Validator:
         return _metrics(scored)
 
     def _render(self, problem: Problem) -> list[int]:
-        turns = with_instruction(
-            [{"role": "user", "content": problem.question}], self._settings.policy.prompt
-        )
-        return self._tokenizer.render_chat(turns, template_kwargs={"enable_thinking": False})
+        turns = with_instruction(problem.messages, self._settings.policy.prompt)
+        options: dict[str, object] = {"enable_thinking": self._config.thinking}
+        return self._tokenizer.render_chat(turns, template_kwargs=options)
 
     async def _score(self, problem: Problem, sample: Sample) -> ScoredSample:
         if any(tool.status == "sandbox_error" for tool in sample.tools):
             return ScoredSample(problem, sample, None, "sandbox_error")
-        if sample.outcome.is_void:
-            return ScoredSample(problem, sample, 0.0, str(sample.outcome))
-        try:
-            reward = await self._reward.score(sample.text, problem.answer)
-        except RewardError as error:
-            return ScoredSample(problem, sample, None, str(error))
-        return ScoredSample(problem, sample, reward.value, reward.reason)
+        verdict = await self._rewards.score(sample.finished(is_void=False), problem.row)
+        return ScoredSample(problem, sample, verdict.value, verdict.reason, parts=verdict.parts)
 
     def _path(self, step: int) -> Path:
         part = "" if self._shard.processes == 1 else f"-{self._shard.process}"
@@ -161,10 +156,13 @@ class Validator:
 
 
 def _metrics(scored: Sequence[ScoredSample]) -> Means:
+    """Return the metrics. A sample is correct if its first reward is at least 1, as in evaluation."""
     samples = [item.sample for item in scored]
     rewards = [item.reward for item in scored if item.reward is not None]
+    first = [next(iter(item.parts.values())).value for item in scored if item.parts]
+    judged = [value for value in first if value is not None]
     means = Means()
-    means.add("eval_accuracy", sum(reward > 0 for reward in rewards), len(rewards))
+    means.add(EVAL_ACCURACY, sum(value >= 1 for value in judged), len(judged))
     means.add("eval_reward", sum(rewards), len(rewards))
     means.add("eval_not_judged", len(scored) - len(rewards), len(scored))
     means.add("eval_delay_rate", sum(s.delayed for s in samples), sum(s.executed_by_model for s in samples))

@@ -84,10 +84,12 @@ class ChoiceBuilder:
         """
         parts = self.reply.add(event)
         delta = self._delta(parts) if parts else {}
+        if isinstance(event, Sampled):
+            logprobs = None
+            if self._tokenizer is not None:
+                logprobs = self._chunk_logprobs(event.chunk, self._tokenizer)
+            return ChoiceDelta(delta, logprobs) if delta or logprobs else None
         match event:
-            case Sampled(chunk):
-                logprobs = None if self._tokenizer is None else self._chunk_logprobs(chunk, self._tokenizer)
-                return ChoiceDelta(delta, logprobs) if delta or logprobs else None
             case Invoked(tool_id):
                 pending = self.reply.pending
                 delta["executed_tools"] = [waiting_tool(tool_id, self._snapshot(), pending, "pending")]

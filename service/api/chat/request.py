@@ -1,7 +1,4 @@
-"""The body of ``POST /v1/chat/completions``, checked.
-
-The messages of a chat request, checked, and as the chat template takes them.
-"""
+"""Validation of the body of ``POST /v1/chat/completions``, and its messages in the chat template's form."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ _THOUGHT: Final = re.compile(r"\s*<think>\n*(.*?)\n*</think>\s*(.*)", re.DOTALL)
 
 
 def _as_text(value: object) -> object:
-    """Arguments that some SDKs send as an object, as text."""
+    """Encode arguments that some SDKs send as an object."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
 
 
@@ -30,12 +27,12 @@ class CalledFunction(RequestModel):
 
     name: str
     arguments: Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | dict[str, object])] = ""
-    """A JSON object, as text. What is not one is shown to the model as it is: it was the model's own slip."""
+    """A JSON object, as text. Invalid JSON is shown to the model unchanged, because the model wrote it."""
     parsed_arguments: object = None
-    """What the official SDK makes of them; it sends it back too. Left out, as ``parsed`` is."""
+    """The official SDK's parsed arguments, which it sends back. Ignored, like ``parsed``."""
 
     def as_object(self) -> object:
-        """The arguments as chat templates take them: an object, or broken ones as text."""
+        """Return the arguments in the chat template's form: an object, or text if they are invalid."""
         if not self.arguments.strip():
             return {}
         try:
@@ -57,13 +54,13 @@ class ToolCall(RequestModel):
     type: Literal["function", "custom"] = "function"
     function: CalledFunction
     index: int | None = None
-    """Of streamed calls, sent back as they came; of no meaning here."""
+    """Index of a streamed call that is sent back. Ignored."""
     custom: CustomCall | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _read_custom(cls, data: object) -> object:
-        """A call of a custom tool as one of a function with the argument ``input``."""
+        """Convert a call of a custom tool to a function call with the argument ``input``."""
         custom = data.get("custom") if isinstance(data, dict) else None
         if not isinstance(data, dict) or not isinstance(custom, dict) or data.get("function") is not None:
             return data
@@ -72,23 +69,23 @@ class ToolCall(RequestModel):
 
 
 class Message(RequestModel):
-    """One turn. What a reply has beside its content is accepted when it is sent back."""
+    """One turn. All fields of a reply are accepted when it is sent back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: OptionalContent = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    """The same as ``reasoning``, by its other name. The chat template decides whether it is shown again."""
+    """Another name of ``reasoning``. The chat template decides whether the model sees it again."""
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     executed_tools: list[dict[str, object]] | None = None
-    """Left out of the prompt: the content tells of them."""
+    """Not part of the prompt: the content contains the code and its results."""
     unflushed_blocks: list[dict[str, object]] | None = None
     final_answer: str | None = None
-    """Left out of the prompt: the content holds it."""
+    """Not part of the prompt: the content contains it."""
     parsed: object = None
     refusal: str | None = None
-    """Shown as the content of a message that has none."""
+    """Used as the content of a message without any."""
     name: Annotated[object, Ignored()] = None
     audio: Annotated[object, Ignored()] = None
     annotations: Annotated[object, Ignored([])] = None
@@ -97,17 +94,15 @@ class Message(RequestModel):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.content is None and self.role not in ("assistant", "tool"):
-            raise invalid("only a message of an assistant or a tool may lack content", ".content")
+            raise invalid("only assistant and tool messages may omit content", ".content")
         if self.role == "tool" and self.tool_call_id is None:
-            raise invalid(
-                "a message of role 'tool' needs the id of the call that it answers", ".tool_call_id"
-            )
+            raise invalid("a message of role 'tool' needs the id of its call", ".tool_call_id")
         if self.role != "assistant" and self.tool_calls:
-            raise invalid("only an assistant's message has 'tool_calls'", ".tool_calls")
+            raise invalid("only assistant messages may have 'tool_calls'", ".tool_calls")
         return self
 
     def as_turn(self) -> dict[str, object]:
-        """The turn as chat templates take it."""
+        """Return the turn in the chat template's form."""
         turn: dict[str, object] = {
             "role": "system" if self.role == "developer" else self.role,
             "content": self.content or self.refusal or "",
@@ -116,7 +111,7 @@ class Message(RequestModel):
             if thought := self.reasoning or self.reasoning_content:
                 turn["reasoning_content"] = thought
             elif parted := _THOUGHT.fullmatch(self.content or ""):
-                # To the template tags in content are text, so an inline thought is passed as a field.
+                # The template treats tags in content as text, so an inline thought is passed as a field.
                 turn |= {"reasoning_content": parted[1], "content": parted[2]}
         if self.tool_calls:
             turn["tool_calls"] = [
@@ -130,13 +125,13 @@ class Message(RequestModel):
 
 
 def check_tool_answers(messages: list[Message]) -> list[Message]:
-    """Each message of role ``tool`` answers a call that stands before it."""
+    """Check that each message of role ``tool`` answers an earlier call."""
     called: set[str] = set()
     for index, message in enumerate(messages):
         called |= {call.id for call in message.tool_calls or ()}
         if message.role == "tool" and message.tool_call_id not in called:
             raise invalid(
-                f"no call before it has the id {message.tool_call_id!r} ('tool_call_id')",
+                f"no earlier call has the id {message.tool_call_id!r} ('tool_call_id')",
                 f"[{index}].tool_call_id",
             )
     return messages
@@ -149,15 +144,15 @@ Effort = Annotated[str, Field(max_length=32)]
 
 
 class ChatTemplateKwargs(RequestModel):
-    """What a client may tell the chat template."""
+    """Options for the chat template."""
 
     enable_thinking: bool | None = None
     thinking: bool | None = None
-    """The same under the name that other templates have."""
+    """Name of ``enable_thinking`` in other templates."""
 
 
 class ReasoningSwitch(RequestModel):
-    """How other servers let thinking be switched; ``type`` in ``thinking``, the rest in ``reasoning``."""
+    """Thinking options of other servers: ``type`` in ``thinking``, the others in ``reasoning``."""
 
     type: Literal["enabled", "disabled", "adaptive", "auto"] | None = None
     enabled: bool | None = None
@@ -165,27 +160,27 @@ class ReasoningSwitch(RequestModel):
 
     @property
     def on(self) -> bool | None:
-        """None: nothing is said."""
+        """Whether thinking is on; None if unset."""
         if self.type is not None:
             return self.type == "enabled"
         return self.enabled if self.enabled is not None else enables_thinking(self.effort)
 
 
 class DeferralOptions(Strict):
-    """How code of this request is run. Unset: the checkpoint's own policy."""
+    """Options for code execution. Unset fields follow the checkpoint's policy."""
 
     enabled: bool | None = None
-    """False: plain generation; the marker is a token like any other and no code runs. Unset: true, save for
-    a request with ``tools`` of its own or a JSON ``response_format``, in which no code can be written."""
+    """False for generation without code execution: the marker is a token like any other. Default: true,
+    except in requests with ``tools`` or a JSON ``response_format``, whose replies can't contain code."""
     eager: bool | None = None
     """Start a block in the background as soon as it is written; its output still waits for the marker.
-    Unset: true."""
+    Default: true."""
     max_turns: int | None = Field(default=None, ge=1)
     run_limit_s: float | None = Field(default=None, gt=0)
     max_output_tokens: int | None = Field(default=None, ge=1)
     """Tokens of a flush's output that the model reads."""
     unflushed: Literal["drop", "run"] | None = None
-    """What happens to blocks that are pending when the model ends its turn: they never run, or the server
+    """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
 
     @model_validator(mode="after")
@@ -193,7 +188,7 @@ class DeferralOptions(Strict):
         names = ("eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
         given = [name for name in names if getattr(self, name) is not None]
         if self.enabled is False and given:
-            raise invalid(f"'{given[0]}' says how code is run, and 'enabled' is false")
+            raise invalid(f"'{given[0]}' configures code execution, but 'enabled' is false")
         return self
 
 
@@ -204,7 +199,7 @@ class ChatRequest(SamplingRequest):
     messages: Messages
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    """Tokens that the model may sample in the whole episode; observations are not counted."""
+    """Limit on the tokens that the model samples in the whole episode, without observations."""
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
@@ -212,22 +207,22 @@ class ChatRequest(SamplingRequest):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     strict_tool_calls: bool = False
-    """Fail where the model writes a call that can't be made, instead of passing it on as it is."""
+    """Fail if the model writes an invalid call, instead of passing it on unchanged."""
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
     chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs()
     continue_final_message: bool | None = None
-    """Let the model continue the last message, an assistant's, instead of beginning a new one."""
+    """Continue the last message, an assistant's, instead of beginning a new one."""
     reasoning_effort: Effort | None = None
-    """``none`` and ``minimal``: no thinking; any other: thinking, of which the model knows no degrees."""
+    """``none`` and ``minimal`` turn thinking off, any other value on. The model has no degrees of it."""
     reasoning: ReasoningSwitch | None = None
     thinking: ReasoningSwitch | None = None
     enable_thinking: bool | None = None
     deferral: DeferralOptions = DeferralOptions()
 
     add_generation_prompt: bool | None = None
-    """True, unless the last message is continued."""
+    """Must be true, unless the last message is continued."""
     add_special_tokens: Annotated[object, only(False)] = None
     chat_template: Annotated[object, only("")] = None
     documents: Annotated[object, only([])] = None
@@ -251,18 +246,18 @@ class ChatRequest(SamplingRequest):
             raise invalid("it needs 'logprobs' to be true", ".top_logprobs")
         names = [tool.function.name for tool in self.functions_offered]
         if len(names) != len(set(names)):
-            raise invalid("two functions have one name", ".tools")
+            raise invalid("two functions have the same name", ".tools")
         if self.forces_call and not names:
-            raise invalid("there is no function in 'tools' that could be called", ".tool_choice")
+            raise invalid("'tools' contains no function to call", ".tool_choice")
         if isinstance(self.tool_choice, NamedChoice) and self.tool_choice.function.name not in names:
             name = self.tool_choice.function.name
             raise invalid(f"it names {name!r}, which is not in 'tools'", ".tool_choice.function.name")
         if self.continue_final_message and self.add_generation_prompt:
-            raise invalid("it can't be joined with 'add_generation_prompt'", ".continue_final_message")
+            raise invalid("it can't be combined with 'add_generation_prompt'", ".continue_final_message")
         if self.continue_final_message and self.messages[-1].role != "assistant":
             raise invalid("the last message is not an assistant's", ".continue_final_message")
         if self.add_generation_prompt is False and not self.continue_final_message:
-            raise invalid("without it there is no reply to begin", ".add_generation_prompt")
+            raise invalid("it must be true unless the last message is continued", ".add_generation_prompt")
         return self
 
     @property
@@ -271,7 +266,7 @@ class ChatRequest(SamplingRequest):
 
     @property
     def functions_offered(self) -> list[FunctionTool]:
-        """The client's functions; tools of other kinds are left out."""
+        """The client's functions, without tools of other kinds."""
         return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
 
     @property
@@ -280,8 +275,8 @@ class ChatRequest(SamplingRequest):
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedChoice)
 
     @property
-    def thinking_asked(self) -> bool | None:
-        """What the client says of thinking by a switch; None if it does not."""
+    def explicit_thinking(self) -> bool | None:
+        """The client's explicit choice about thinking; None if unset."""
         options = self.chat_template_kwargs
         for asked in (options.enable_thinking, options.thinking, self.enable_thinking):
             if asked is not None:
@@ -290,9 +285,9 @@ class ChatRequest(SamplingRequest):
 
     @property
     def thinks(self) -> bool:
-        """Whether the model thinks first. An effort gives way where the reply has a fixed form."""
-        if self.thinking_asked is not None:
-            return self.thinking_asked
+        """Whether the model thinks first. An effort has no effect if the reply's form is fixed."""
+        if self.explicit_thinking is not None:
+            return self.explicit_thinking
         return self._effort is True and not (self.json_schema or self.forces_call)
 
     @property
@@ -312,27 +307,27 @@ class ChatRequest(SamplingRequest):
 
     @property
     def json_schema(self) -> str | None:
-        """JSON schema of the whole reply, as text, if the client gave one."""
+        """JSON schema of the whole reply, as text, if the client set one."""
         return None if self.response_format is None else self.response_format.schema_text
 
     @property
     def deferred(self) -> bool:
-        """Whether code runs: unless switched off, in every request that leaves room for it."""
+        """Whether code runs: by default in every request whose replies can contain code."""
         if self.deferral.enabled is not None:
             return self.deferral.enabled
         return not self.functions_offered and self.json_schema is None
 
     @property
     def conflict(self) -> tuple[Literal["deferral", "response_format", "tool_choice"], str] | None:
-        """A field that can't be honoured beside another one, and why; None if there is none."""
+        """A field that can't be combined with another one, and the reason; None if there is none."""
         forced, thinking = self.forces_call, self.thinks
         options = self.deferral.model_dump(exclude_none=True)
         if options and self.deferral.enabled is not False and (self.functions_offered or self.json_schema):
-            return "deferral", "no code runs in a request with 'tools' or a JSON 'response_format'"
+            return "deferral", "code can't run in a request with 'tools' or a JSON 'response_format'"
         if self.json_schema and self.callable_tools:
-            return "response_format", "JSON replies and 'tools' can't be joined"
+            return "response_format", "JSON replies can't be combined with 'tools'"
         if self.json_schema and thinking:
-            return "response_format", "a reply of JSON alone can't be joined with 'enable_thinking'"
+            return "response_format", "a JSON reply can't be combined with 'enable_thinking'"
         if forced and thinking:
-            return "tool_choice", "a call that must be made can't be joined with 'enable_thinking'"
+            return "tool_choice", "a forced call can't be combined with 'enable_thinking'"
         return None

@@ -1,4 +1,4 @@
-"""What came before: the conversation of an earlier response, and items that are named instead of sent."""
+"""Load history from the store: the conversation of an earlier response, and items referenced by id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.api.responses.items import (
     Conversation,
     InputItem,
     ItemReference,
-    Message,
+    MessageItem,
     Reasoning,
     SkippedItem,
     StoredReply,
@@ -26,24 +26,24 @@ _items: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
 async def recall(conversation: Conversation, store: ResponseStore, response_id: str, owner: str) -> None:
-    """Put what was said up to ``response_id`` into ``conversation``; instructions are not carried over.
+    """Add the conversation up to ``response_id`` to ``conversation``, without its instructions.
 
     Raises:
-        ApiError: 404 if it or a response before it is gone, 409 if it is not over.
+        ApiError: 404 if it or an earlier response is gone, 409 if it has not ended.
     """
     turns = await store.conversation(response_id, owner) if is_response_id(response_id) else []
     missing = turns[0].previous_id if turns else response_id
     if missing is not None:
         raise ApiError(
             404,
-            f"Previous response with id '{missing}' not found: it was deleted, has expired, or never was.",
+            f"Previous response with id '{missing}' not found: deleted, expired, or never created.",
             param="previous_response_id",
             code="previous_response_not_found",
         )
     if turns[-1].is_running:
         raise ApiError(
             409,
-            f"Previous response '{response_id}' is not over: its status is '{turns[-1].status}'.",
+            f"Previous response '{response_id}' has not ended: its status is '{turns[-1].status}'.",
             param="previous_response_id",
         )
     for turn in turns:
@@ -51,19 +51,19 @@ async def recall(conversation: Conversation, store: ResponseStore, response_id: 
         if any(item["type"] == "function_call" for item in _output(turn)):
             conversation.add(_items.validate_python(_output(turn)))
         elif turn.ids is not None:
-            conversation.reply(StoredReply(tuple(turn.ids), turn.text))
+            conversation.add_reply(StoredReply(tuple(turn.ids), turn.text))
         elif turn.text:
-            conversation.say("assistant", turn.text)
+            conversation.add_message("assistant", turn.text)
 
 
 async def resolved(items: Sequence[InputItem], store: ResponseStore, owner: str) -> list[InputItem]:
-    """``items`` with references replaced by what they name, and outputs that were not included put back.
+    """Return ``items`` with references resolved, and with outputs of code that the client didn't include.
 
     Raises:
-        ApiError: 404 for a reference to nothing.
+        ApiError: 404 for an unknown reference.
     """
     found: list[InputItem] = []
-    look_up = _Stored(store, owner)
+    look_up = _ItemLookup(store, owner)
     for index, item in enumerate(items):
         if isinstance(item, SkippedItem):
             continue
@@ -83,13 +83,13 @@ async def resolved(items: Sequence[InputItem], store: ResponseStore, owner: str)
 async def with_stored_replies(
     items: Sequence[InputItem], store: ResponseStore, owner: str
 ) -> list[InputItem | StoredReply]:
-    """Return ``items`` with each run of items that is the whole output of a stored response as that reply.
+    """Replace each run of items that is the complete output of a stored response by that reply.
 
-    Code ran in such a reply, so it holds control tokens. The run must equal what is stored, item by item:
-    what was edited, or is not the owner's, stays plain text.
+    Code ran in such a reply, so it contains control tokens. The items must equal the stored ones. Edited
+    items, and those of other owners, stay plain text.
     """
     result: list[InputItem | StoredReply] = []
-    look_up = _Stored(store, owner)
+    look_up = _ItemLookup(store, owner)
     at = 0
     while at < len(items):
         end = at
@@ -107,11 +107,11 @@ async def with_stored_replies(
 
 def _is_output(item: InputItem) -> bool:
     return isinstance(item, Reasoning | CodeInterpreterCall) or (
-        isinstance(item, Message) and item.role == "assistant"
+        isinstance(item, MessageItem) and item.role == "assistant"
     )
 
 
-async def _stored_reply(items: Sequence[InputItem], look_up: _Stored) -> StoredReply | None:
+async def _stored_reply(items: Sequence[InputItem], look_up: _ItemLookup) -> StoredReply | None:
     call = next((item for item in items if isinstance(item, CodeInterpreterCall)), None)
     if call is None or call.id is None:
         return None
@@ -119,15 +119,15 @@ async def _stored_reply(items: Sequence[InputItem], look_up: _Stored) -> StoredR
     if response is None or response.ids is None:
         return None
     stored = _items.validate_python(_output(response))
-    if [_gist(item) for item in items] != [_gist(item) for item in stored]:
+    if [_comparable(item) for item in items] != [_comparable(item) for item in stored]:
         return None
     return StoredReply(tuple(response.ids), response.text)
 
 
-def _gist(item: InputItem) -> object:
-    """What must be equal for an item to be the stored one."""
+def _comparable(item: InputItem) -> object:
+    """Return the values in which an item must equal the stored one."""
     match item:
-        case Message():
+        case MessageItem():
             return item.id, item.content
         case Reasoning():
             return item.id, [part.text for part in item.content]
@@ -136,8 +136,8 @@ def _gist(item: InputItem) -> object:
     return item
 
 
-class _Stored:
-    """Stored items by id; each response is read once."""
+class _ItemLookup:
+    """Stored items by id. Each response is read once."""
 
     def __init__(self, store: ResponseStore, owner: str) -> None:
         self._store = store
@@ -145,7 +145,7 @@ class _Stored:
         self._read: dict[str, StoredResponse | None] = {}
 
     async def response(self, item_id: str) -> StoredResponse | None:
-        """The response that an item belongs to."""
+        """Return the response that an item belongs to."""
         response_id = response_of(item_id)
         if response_id is None:
             return None
@@ -154,7 +154,7 @@ class _Stored:
         return self._read[response_id]
 
     async def item(self, item_id: str) -> Json | None:
-        """The stored item itself."""
+        """Return the stored item."""
         response = await self.response(item_id)
         items = [] if response is None else [*_output(response), *response.input]
         return next((item for item in items if item["id"] == item_id), None)

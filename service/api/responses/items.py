@@ -1,11 +1,7 @@
-"""Input items, checked. Those that a response gave out are taken back as they are.
+"""Input items: their validation, their ids, and their conversion to the messages of a chat request.
 
-Ids. An item's id tells which response it belongs to, so that it can be found again.
-
-Turn items into messages as chat completions take them.
-
-Only replies whose token ids were found in the store hold control tokens again. Anything else that a client
-sends, items of earlier responses included, is plain text.
+Output items of earlier responses are accepted as input. Only replies whose token ids are found in the store
+contain control tokens again. Everything else that a client sends is plain text.
 """
 
 from __future__ import annotations
@@ -36,22 +32,22 @@ PREFIXES: Final = {
     "custom_tool_call_output": "ctco",
     "item_reference": "ref",
 }
-"""What the id of an item begins with, by its type."""
+"""Prefix of an item's id, by its type."""
 
 
 class Item(RequestModel):
-    """What all items share."""
+    """Fields of all items."""
 
     id: str | None = Field(default=None, max_length=512)
     status: str | None = Field(default=None, max_length=32)
 
     def as_listed(self, item_id: str) -> Json:
-        """The item as ``input_items`` lists it, under an id of the response that it goes into."""
+        """Return the item as ``input_items`` lists it, with ``item_id`` as its id."""
         return {**self.model_dump(exclude_none=True), "id": item_id, "status": self.status or "completed"}
 
 
-class Message(Item):
-    """One message. Pieces of content are joined with nothing between them."""
+class MessageItem(Item):
+    """One message. Parts of its content are joined without a separator."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -71,13 +67,13 @@ class ReasoningText(RequestModel):
 
 
 class Reasoning(Item):
-    """What the model thought in an earlier response."""
+    """A thought of an earlier response."""
 
     type: Literal["reasoning"]
     summary: list[dict[str, object]] = Field(default_factory=list)
     content: list[ReasoningText] = Field(default_factory=list)
     encrypted_content: str | None = None
-    """The thought, sealed by this deployment."""
+    """The thought, sealed by this server."""
 
 
 class Logs(RequestModel):
@@ -92,7 +88,7 @@ class CodeInterpreterCall(Item):
     code: str = ""
     container_id: str = ""
     outputs: list[Logs] | None = None
-    """Left out where the response was not asked to include them; then they are looked up."""
+    """None if the response didn't include them; they are then read from the store."""
 
 
 class FunctionCall(Item):
@@ -106,7 +102,7 @@ class FunctionCall(Item):
 
 
 class FunctionCallOutput(Item):
-    """What the client's function gave."""
+    """The result of a function call."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -114,7 +110,7 @@ class FunctionCallOutput(Item):
 
 
 class CustomToolCall(Item):
-    """A call of a tool that takes free text; the model sees it as a function with the argument ``input``."""
+    """A call of a free-text tool. The model sees a function with the argument ``input``."""
 
     type: Literal["custom_tool_call"]
     call_id: str
@@ -123,7 +119,7 @@ class CustomToolCall(Item):
 
 
 class CustomToolCallOutput(Item):
-    """What that tool gave."""
+    """The result of a custom tool call."""
 
     type: Literal["custom_tool_call_output"]
     call_id: str
@@ -131,19 +127,19 @@ class CustomToolCallOutput(Item):
 
 
 class ItemReference(Item):
-    """A stored item, by its id."""
+    """Reference to a stored item."""
 
     type: Literal["item_reference"] = "item_reference"
 
     @model_validator(mode="after")
-    def _names_one(self) -> Self:
+    def _has_id(self) -> Self:
         if self.id is None:
             raise invalid("an item reference needs the item's 'id'")
         return self
 
 
 class SkippedItem(Skipped):
-    """An item of a kind that this server never makes, from a conversation with another one."""
+    """An item of a type that this server never creates, from a conversation with another server."""
 
 
 _in_union = in_union(frozenset(PREFIXES))
@@ -160,10 +156,10 @@ def _tag(value: object) -> str | None:
 _INPUT_PARTS: Final = frozenset(
     {"input_image", "input_file", "input_audio", "input_text", "text", "image_url"}
 )
-"""Parts of a message that stand where an item belongs: leaving them out would change the question."""
+"""Message parts in place of an item. They are rejected, because skipping them would change the question."""
 
 InputItem = Annotated[
-    Annotated[Message, Tag("<message>")]
+    Annotated[MessageItem, Tag("<message>")]
     | Annotated[Reasoning, Tag("<reasoning>")]
     | Annotated[CodeInterpreterCall, Tag("<code_interpreter_call>")]
     | Annotated[FunctionCall, Tag("<function_call>")]
@@ -175,7 +171,7 @@ InputItem = Annotated[
     Discriminator(
         _tag,
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server can't read items of this type",
+        custom_error_message="this server does not support items of this type",
     ),
 ]
 
@@ -196,49 +192,49 @@ _ITEM: Final = re.compile(r"[a-z]+_([0-9a-f]{32})_i?\d+")
 
 
 def new_response_id() -> str:
-    """An id that can't be guessed."""
+    """Return a new id that can't be guessed."""
     return f"resp_{secrets.token_hex(16)}"
 
 
 def is_response_id(text: str) -> bool:
-    """Whether it could be one of ours. Anything else is not looked up: not every database would take it."""
+    """Return whether ``text`` has the form of a response id. Other text is not looked up in the database."""
     return _RESPONSE.fullmatch(text) is not None
 
 
 def output_item_id(kind: str, response_id: str, index: int) -> str:
-    """Id of the output item at ``index``; ``kind`` is OpenAI's prefix."""
+    """Return the id of the output item at ``index``; ``kind`` is OpenAI's prefix."""
     return f"{kind}_{response_id.removeprefix('resp_')}_{index}"
 
 
 def input_item_id(kind: str, response_id: str, index: int) -> str:
-    """Id of the input item at ``index``."""
+    """Return the id of the input item at ``index``."""
     return f"{kind}_{response_id.removeprefix('resp_')}_i{index}"
 
 
 def response_of(item_id: str) -> str | None:
-    """Id of the response that an item belongs to; None for an id that is not ours."""
+    """Return the id of the response that an item belongs to; None for a foreign id."""
     found = _ITEM.fullmatch(item_id)
     return None if found is None else f"resp_{found[1]}"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredReply:
-    """A whole reply of an earlier response, with the ids that the store has of it."""
+    """A complete reply of an earlier response, with its token ids from the store."""
 
     ids: tuple[int, ...]
     text: str
 
 
 class Conversation:
-    """A growing list of messages.
+    """Messages of a chat request, built from items.
 
     Attributes:
-        messages: as chat completions take them.
+        messages: messages in the form of chat completions.
         proven: token ids of the messages that are stored replies, by index.
 
     Args:
-        tokenizer: the model's.
-        policy: how the model reads outputs.
+        tokenizer: tokenizer of the model.
+        policy: sets the form in which the model reads outputs of code.
     """
 
     def __init__(self, tokenizer: Tokenizer, policy: DeferralPolicy) -> None:
@@ -250,18 +246,18 @@ class Conversation:
         self._calls: list[Json] = []
         self._thought: list[str] = []
 
-    def say(self, role: str, content: str) -> None:
-        """A message of ``role``, to the letter."""
+    def add_message(self, role: str, content: str) -> None:
+        """Add a message with exactly this content."""
         self._end_reply()
         self.messages.append({"role": role, "content": content})
 
-    def reply(self, reply: StoredReply) -> None:
-        """An earlier reply, as it was sampled."""
-        self.say("assistant", reply.text)
+    def add_reply(self, reply: StoredReply) -> None:
+        """Add an earlier reply with its sampled tokens."""
+        self.add_message("assistant", reply.text)
         self.proven[len(self.messages) - 1] = without_thought(reply.ids, self._tokenizer)
 
     def add(self, items: Iterable[InputItem | StoredReply]) -> None:
-        """Items in order; what the model gave out in a row becomes one reply again."""
+        """Add items in order. Consecutive output items of the model become one reply again."""
         for item in items:
             self._add(item)
         self._end_reply()
@@ -269,15 +265,15 @@ class Conversation:
     def _add(self, item: InputItem | StoredReply) -> None:
         match item:
             case StoredReply():
-                self.reply(item)
-            case Message(role="assistant"):
+                self.add_reply(item)
+            case MessageItem(role="assistant"):
                 self._text.append(item.content)
-            case Message():
-                self.say(item.role, item.content)
+            case MessageItem():
+                self.add_message(item.role, item.content)
             case Reasoning():
                 self._thought += [part.text for part in item.content]
             case CodeInterpreterCall():
-                if item.outputs is not None:  # without them there is nothing that the model was shown
+                if item.outputs is not None:  # without them the model was shown nothing
                     logs = "".join(output.logs for output in item.outputs)
                     shown = self._tokenizer.decode(observation_ids(logs, self._tokenizer, self._policy))
                     in_block = self._policy.observation == "output_block"
@@ -289,7 +285,7 @@ class Conversation:
                 function = {"name": item.name, "arguments": json.dumps({"input": item.input})}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})
             case FunctionCallOutput() | CustomToolCallOutput():
-                self.say("tool", item.output)
+                self.add_message("tool", item.output)
                 self.messages[-1]["tool_call_id"] = item.call_id
 
     def _end_reply(self) -> None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from service.api.chat.prepare import PreparedChat, prepare
 from service.api.chat.request import ChatRequest
-from service.api.errors import ApiError, complaint
+from service.api.errors import ApiError, api_error_of
 from service.api.responses.history import recall, resolved, with_stored_replies
 from service.api.responses.items import (
     PREFIXES,
@@ -24,7 +24,7 @@ from service.api.responses.output import OutputBuilder
 from service.api.responses.request import LOGPROBS, SEALED, FunctionChoice, ResponseRequest, TextOptions
 from service.api.seal import Seal
 from service.api.state import Server
-from service.api.validation import report, unreported
+from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.store.responses import ResponseStore
 
@@ -37,7 +37,7 @@ _PARAMS = {
 }
 """Names of a chat request's fields in the Responses API."""
 _WHOLE = ("messages", "response_format")
-"""Those fields whose parts have no counterpart."""
+"""Fields of them whose parts have no counterpart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _opened(item: InputItem, seal: Seal, owner: str) -> InputItem:
     if not isinstance(item, Reasoning) or not item.encrypted_content:
         return item
     if (text := seal.open(item.encrypted_content, owner)) is None:
-        report("input.encrypted_content")
+        report_ignored("input.encrypted_content")
         return item
     return item.model_copy(update={"content": [ReasoningText(text=text)]})
 
@@ -179,7 +179,7 @@ async def _prepare_chat(
             chat = ChatRequest.model_validate(fields)
     except ValidationError as error:
         detail = error.errors()[0]
-        raise _renamed(complaint(detail, detail["loc"], fields)) from None
+        raise _renamed(api_error_of(detail, detail["loc"], fields)) from None
     try:
         return await prepare(server, chat, proven)
     except ApiError as error:

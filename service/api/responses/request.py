@@ -1,9 +1,4 @@
-"""The body of ``POST /v1/responses``, checked.
-
-The tools of a request: our code interpreter, or the client's own functions.
-
-``text``: the form of the reply.
-"""
+"""Validation of the body of ``POST /v1/responses``."""
 
 from __future__ import annotations
 
@@ -36,12 +31,12 @@ from service.api.validation import (
 )
 from service.common.json import Json
 
-MEANT_TAG = "<{}>"
-"""Tags of unions look so: they are no part of a field's name."""
+UNION_TAG = "<{}>"
+"""Form of union tags, which distinguishes them from field names in error locations."""
 
 
 class AutoContainer(Strict):
-    """A container of our choice, made when code first runs and gone with the response."""
+    """A container that is assigned when code first runs and removed after the response."""
 
     type: Literal["auto"] = "auto"
     file_ids: Annotated[object, only([])] = None
@@ -50,18 +45,18 @@ class AutoContainer(Strict):
 
 
 class CodeInterpreterTool(RequestModel):
-    """The model may run code. Without this tool none runs."""
+    """The tool that lets the model run code. Without it no code runs."""
 
     type: Literal["code_interpreter"]
     container: AutoContainer = AutoContainer()
     allowed_callers: Annotated[object, Ignored(["direct"])] = None
 
     def to_response(self) -> Json:
-        """As the response object tells it."""
+        """Return the value in the response object."""
         return {"type": self.type, "container": {"type": "auto"}}
 
 
-class FunctionTool(Function):
+class ResponseFunctionTool(Function):
     """A function that the client runs."""
 
     type: Literal["function"] = "function"
@@ -70,24 +65,24 @@ class FunctionTool(Function):
     output_schema: Annotated[object, Ignored()] = None
 
     def to_response(self) -> Json:
-        """As the response object tells it."""
+        """Return the value in the response object."""
         return self.model_dump(include={"type", "name", "description", "parameters", "strict"})
 
 
 def by_type(value: object) -> str | None:
-    """The tag of a union's member: its ``type``, which no field's name can be taken for."""
+    """Return the tag of a union's member, made of its ``type``."""
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return MEANT_TAG.format(kind)
+    return UNION_TAG.format(kind)
 
 
 Tool = Annotated[
     Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
-    | Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[ResponseFunctionTool, Tag("<function>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
         in_union(frozenset({"code_interpreter", "function"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server has tools of type 'code_interpreter' and 'function' only",
+        custom_error_message="this server supports tools of type 'code_interpreter' and 'function' only",
     ),
 ]
 
@@ -109,14 +104,14 @@ ToolChoice = Annotated[
     Discriminator(
         _choice_tag,
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server takes 'none', 'auto', 'required' or a function by name",
+        custom_error_message="this server accepts 'none', 'auto', 'required' or a function by name",
     ),
 ]
 Tools = Annotated[list[Tool], Field(max_length=128)]
 
 
 class SchemaFormat(JsonSchema):
-    """JSON of a schema; unlike in chat completions, the schema stands beside the type."""
+    """JSON of a schema. Unlike in chat completions, the schema is beside the type."""
 
     type: Literal["json_schema"]
 
@@ -134,14 +129,14 @@ class TextOptions(RequestModel):
     verbosity: Annotated[object, Ignored("medium")] = None
 
     def as_response_format(self) -> Json:
-        """The same in chat completions' form."""
+        """Return the format in the form of chat completions."""
         if not isinstance(self.format, SchemaFormat):
             return self.format.model_dump(exclude_none=True, by_alias=True)
         schema = self.format.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
         return {"type": "json_schema", "json_schema": schema}
 
     def to_response(self) -> Json:
-        """As the response object tells it."""
+        """Return the value in the response object."""
         return {"format": self.format.model_dump(exclude_none=True, by_alias=True)}
 
 
@@ -156,7 +151,7 @@ NoEffect = Annotated[object, Ignored()]
 
 
 class IncludeNames(Lenient):
-    """Reports names of what this server never makes: asking for it asks for nothing."""
+    """Report names of values that this server never creates; they have no effect."""
 
     def ignored_in(self, raw: object) -> Iterator[str]:
         for index, name in enumerate(raw if isinstance(raw, list) else ()):
@@ -164,22 +159,22 @@ class IncludeNames(Lenient):
                 yield f"[{index}]"
 
 
-class StreamOptions(RequestModel):
+class ResponseStreamOptions(RequestModel):
     include_obfuscation: Annotated[object, Ignored(False)] = None
 
 
 class ReasoningOptions(RequestModel):
-    """Whether the model thinks first. It knows no degrees of it."""
+    """Options for thinking. The model has no degrees of it."""
 
     effort: Annotated[str, Field(max_length=32)] | None = None
-    """``none`` and ``minimal``: no thinking; any other: thinking."""
+    """``none`` and ``minimal`` turn thinking off, any other value on."""
     summary: Annotated[object, Ignored("auto")] = None
-    """``auto`` gives what there is: the thoughts themselves, as the item's content."""
+    """``auto`` returns the thoughts themselves as the item's content."""
     generate_summary: Annotated[object, Ignored("auto")] = None
 
 
 class CodeOptions(Strict):
-    """How the code interpreter runs code. Unset: the checkpoint's own policy."""
+    """Options for the code interpreter. Unset fields follow the checkpoint's policy."""
 
     eager: bool | None = None
     """Start a block in the background as soon as it is written; its output still waits for the marker."""
@@ -188,7 +183,7 @@ class CodeOptions(Strict):
     max_output_tokens: int | None = Field(default=None, ge=1)
     """Tokens of a flush's output that the model reads."""
     unflushed: Literal["drop", "run"] | None = None
-    """What happens to blocks that are pending when the model ends its turn: they never run, or the server
+    """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
 
 
@@ -202,12 +197,12 @@ class ResponseRequest(RequestBody):
     background: bool | None = None
     store: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     include: Annotated[list[str] | None, Field(max_length=64), IncludeNames()] = None
     max_output_tokens: int | None = Field(default=None, ge=1)
-    """Tokens that the model may sample in the whole response; observations are not counted."""
+    """Limit on the tokens that the model samples in the whole response, without observations."""
     max_tool_calls: int | None = Field(default=None, ge=1)
-    """Most times that code runs; where the model asks for more, the response is incomplete."""
+    """Maximum number of flushes. If the model requests more, the response is incomplete."""
     metadata: dict[MetadataKey, MetadataValue] | None = Field(default=None, max_length=16)
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningOptions | None = None
@@ -222,7 +217,7 @@ class ResponseRequest(RequestBody):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     strict_tool_calls: bool = False
-    """Fail where the model writes a call that can't be made, instead of passing it on as it is."""
+    """Fail if the model writes an invalid call, instead of passing it on unchanged."""
 
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
@@ -245,13 +240,13 @@ class ResponseRequest(RequestBody):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.background and self.store is False:
-            raise invalid("it needs 'store': who leaves must find the response again", ".background")
+            raise invalid("it requires 'store', so that clients can retrieve the response", ".background")
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
-            raise invalid(f"it needs 'include' to hold '{LOGPROBS}'", ".top_logprobs")
+            raise invalid(f"it requires 'include' to contain '{LOGPROBS}'", ".top_logprobs")
         if is_strict() and (
             other := [at for at, name in enumerate(self.include or ()) if name not in INCLUDES]
         ):
-            raise unsupported("this server never makes it", f".include[{other[0]}]")
+            raise unsupported("this server never creates it", f".include[{other[0]}]")
         return self
 
     def without_effect(self) -> Iterator[str]:
@@ -275,21 +270,21 @@ class ResponseRequest(RequestBody):
 
     @property
     def form(self) -> TextOptions:
-        """The form of the reply."""
+        """Form of the reply."""
         return self.text or TextOptions()
 
     @property
-    def offered_tools(self) -> list[CodeInterpreterTool | FunctionTool]:
-        """The tools of kinds that this server has."""
+    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool]:
+        """Tools of the types that this server supports."""
         return [tool for tool in self.tools or () if not isinstance(tool, SkippedTool)]
 
     @property
     def runs_code(self) -> bool:
-        """Whether the model may run code: only if the client brought the tool for it."""
+        """Whether the model may run code: only if the request has the tool for it."""
         asked = any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
         return asked and self.tool_choice != "none"
 
     @property
-    def functions(self) -> list[FunctionTool]:
+    def functions(self) -> list[ResponseFunctionTool]:
         """The client's functions."""
-        return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
+        return [tool for tool in self.tools or () if isinstance(tool, ResponseFunctionTool)]

@@ -1,7 +1,4 @@
-"""Prometheus metrics: what was asked, what was written, and what deferral hid.
-
-A histogram for what happens at every token.
-"""
+"""Prometheus metrics of requests, tokens and deferred code."""
 
 from __future__ import annotations
 
@@ -28,12 +25,13 @@ from service.episode.stop_strings import StopStringHit
 
 
 class LoopHistogram(Collector):
-    """As ``prometheus_client.Histogram`` without labels, for one thread: no lock, a quarter of the time.
+    """Histogram without labels for one thread: without a lock, it takes a quarter of the time.
 
     Args:
-        name, about: as Prometheus shows them.
-        buckets: upper bounds, rising; that of the last bucket, infinity, left out.
-        registry: shows it.
+        name: name of the metric.
+        about: help text of the metric.
+        buckets: rising upper bounds, without the last one, infinity.
+        registry: exports the histogram.
     """
 
     def __init__(self, name: str, about: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:
@@ -45,12 +43,12 @@ class LoopHistogram(Collector):
         registry.register(self)
 
     def observe(self, value: float) -> None:
-        """Count ``value`` in the first bucket whose bound is not below it."""
+        """Count ``value`` in the first bucket with a bound of at least ``value``."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """What Prometheus scrapes: each bucket holds those below it too."""
+        """Yield the cumulative buckets that Prometheus scrapes."""
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
         buckets = list(zip(bounds, accumulate(self._counts), strict=True))
         yield HistogramMetricFamily(self._name, self._about, buckets=buckets, sum_value=self._sum)
@@ -61,52 +59,50 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class Metrics:
-    """One server's metrics, in a registry of their own. Every name begins with ``ihgrpo_``."""
+    """Metrics of one server in a registry of its own. All names begin with ``ihgrpo_``."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "HTTP requests, by route and status.", "route", "status")
         self.request_s = self._histogram("request_seconds", "Seconds a request took, by route.", "route")
-        self.refused = self._counter("refused", "Requests refused by a limit, by its name.", "limit")
+        self.refused = self._counter("refused", "Requests rejected by a limit, by its name.", "limit")
         self.ignored = self._counter(
             "ignored_fields",
-            "Fields of requests that have no effect, by name where it is a known one.",
+            "Request fields without effect, by name if known.",
             "field",
         )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens.")
-        self.queue_s = self._histogram("queue_seconds", "Seconds a request waited for its places.")
+        self.queue_s = self._histogram("queue_seconds", "Seconds a request waited for admission.")
         self.first_token_s = self._histogram(
             "first_token_seconds", "From a request's arrival to its first token, in seconds."
         )
         self.inter_token_s = LoopHistogram(
             "ihgrpo_inter_token_seconds",
-            "Seconds between two tokens of one turn; the wait for a flush is no part of it.",
+            "Seconds between two tokens of one turn, without the wait for a flush.",
             _TOKEN_SECONDS,
             self.registry,
         )
-        self.running = self._gauge("episodes_running", "Episodes that run.")
-        self.waiting = self._gauge("episodes_waiting", "Episodes in the admission queue.")
-        self.engine_running = self._gauge("engine_running", "Sequences that the engine decodes.")
-        self.engine_waiting = self._gauge("engine_waiting", "Sequences that wait inside the engine.")
+        self.running = self._gauge("episodes_running", "Running episodes.")
+        self.waiting = self._gauge("episodes_waiting", "Episodes waiting for admission.")
+        self.engine_running = self._gauge("engine_running", "Sequences that the engine is decoding.")
+        self.engine_waiting = self._gauge("engine_waiting", "Sequences waiting in the engine.")
         self._cached = self._counter(
             "cached_prompt_tokens", "Prompt tokens that the engine had in its cache."
         )
         self._cached_before = 0
-        self._sampled = self._counter("sampled_tokens", "Tokens that the model wrote.")
+        self._sampled = self._counter("sampled_tokens", "Tokens sampled by the model.")
         self._sampled_since = 0
-        """Since the last scrape. A plain sum: the counter takes a lock, and this is done for every token."""
+        """Tokens since the last scrape: a plain sum, because the counter takes a lock."""
         self._observed = self._counter("observation_tokens", "Observation tokens.")
         self._episodes = self._counter("episodes", "Episodes, by outcome.", "outcome")
         self._invoked = self._counter("tool_invoked", "Blocks that became pending.")
-        self._executed = self._counter("tool_executed", "Blocks that were executed, by status.", "status")
+        self._executed = self._counter("tool_executed", "Executed blocks, by status.", "status")
         self._by_server = self._counter(
-            "tool_flushes_by_server", "Flushes that the server requested at the end of a turn or block."
+            "tool_flushes_by_server", "Flushes requested by the server at the end of a turn or block."
         )
-        self._delayed = self._counter(
-            "tool_delayed", "Executed blocks that were delayed, by status.", "status"
-        )
+        self._delayed = self._counter("tool_delayed", "Delayed executed blocks, by status.", "status")
         self._flushes = self._counter("tool_flushes", "Flushes, by status.", "status")
-        self._ran = self._counter("tool_run_seconds", "Seconds that code ran, by status.", "status")
+        self._ran = self._counter("tool_run_seconds", "Run time of code in seconds, by status.", "status")
         self._waited = self._counter(
             "tool_waited_seconds", "Seconds that the model waited for code, by status.", "status"
         )
@@ -139,7 +135,7 @@ class Metrics:
                 self._episodes.labels(outcome.value).inc()
 
     def render(self, *, running: int, waiting: int, engine: EngineStats) -> bytes:
-        """The text format that Prometheus scrapes, with the state of this moment."""
+        """Return all metrics in Prometheus' text format, with the current gauges."""
         self.running.set(running)
         self.waiting.set(waiting)
         self.engine_running.set(engine.running)

@@ -1,9 +1,7 @@
-"""Where traces go: nowhere, or to a collector over OTLP.
+"""OpenTelemetry traces: one span per request, and one per invocation, execution and delivery of code.
 
-OpenTelemetry: one span a request, and one for each invocation, execution and delivery of code.
-
-How code ended and whether the model got to read it are told apart: a script can run well and its output find
-no room. No span holds a prompt, a reply or code.
+Execution and delivery are separate, because the output of a successful run may not fit into the context. No
+span contains a prompt, a reply or code.
 """
 
 from __future__ import annotations
@@ -27,14 +25,15 @@ from service.episode.events import (
 
 
 def open_tracer(endpoint: str | None, version: str) -> tuple[Tracer, Callable[[], None]]:
-    """A tracer, and what sends the last spans when the server stops.
+    """Return a tracer, and a function that sends the remaining spans when the server stops.
 
     Args:
-        endpoint: URL of an OTLP/HTTP collector, as ``http://localhost:4318/v1/traces``; None: no traces.
-        version: of this server.
+        endpoint: URL of an OTLP/HTTP collector such as ``http://localhost:4318/v1/traces``; None for no
+        traces.
+        version: version of this server.
 
     Raises:
-        ValueError: the packages for it are not installed.
+        ValueError: the required packages are not installed.
     """
     if endpoint is None:
         return NoOpTracer(), lambda: None
@@ -47,7 +46,7 @@ def open_tracer(endpoint: str | None, version: str) -> tuple[Tracer, Callable[[]
         raise ValueError(
             f"otel_endpoint needs packages that are not installed ({error.name}): pip install 'ih-grpo[otel]'"
         ) from None
-    # The provider is the server's own; the process-wide one stays whoever embeds it has set.
+    # A provider of its own: the process-wide one belongs to the application that embeds the server.
     provider = TracerProvider(
         resource=Resource.create({"service.name": "ih-grpo", "service.version": version})
     )
@@ -59,14 +58,14 @@ Attributes = Mapping[str, str | int | float | bool]
 
 
 class RequestTrace:
-    """The span of one request, current OpenTelemetry context permitting a child of the client's own.
+    """Span of one request, a child of the client's span if it sent one.
 
     Args:
-        tracer: makes the spans.
+        tracer: creates the spans.
         operation: OpenTelemetry's ``gen_ai.operation.name``.
-        model: the name that the client asked for.
+        model: model name in the request.
         prompt_tokens: length of the prompt.
-        attributes: more to tell.
+        attributes: more attributes of the span.
     """
 
     def __init__(
@@ -78,19 +77,21 @@ class RequestTrace:
         prompt_tokens: int,
         attributes: Attributes | None = None,
     ) -> None:
-        told = {
+        all_attributes = {
             "gen_ai.operation.name": operation,
             "gen_ai.request.model": model,
             "gen_ai.usage.input_tokens": prompt_tokens,
             **(attributes or {}),
         }
         self._tracer = tracer
-        self._span = tracer.start_span(f"{operation} {model}", kind=SpanKind.SERVER, attributes=told)
+        self._span = tracer.start_span(
+            f"{operation} {model}", kind=SpanKind.SERVER, attributes=all_attributes
+        )
         self._episodes: dict[int, _EpisodeTrace] = {}
         self._output_tokens = 0
 
     def add(self, index: int, event: EpisodeEvent) -> None:
-        """Note an event of the episode ``index``."""
+        """Record an event of the episode ``index``."""
         if isinstance(event, Sampled):
             self._output_tokens += len(event.chunk.ids)
             return
@@ -141,12 +142,12 @@ class _EpisodeTrace:
                 self._parent.set_attribute(f"ih_grpo.outcome.{self._index}", outcome.value)
 
     def close(self) -> None:
-        """The episode is over: what is pending was dropped, what was not delivered never will be."""
+        """End open spans: pending blocks were dropped, outputs were not delivered."""
         self._end_pending(dropped=True)
         self._end_delivery(delivered=False)
 
     def _executed(self, tool: ExecutedTool) -> None:
-        # Where nothing ran, the span has no length and stands where the output was asked for.
+        # If nothing ran, the span has no length and starts at the flush.
         span = self._span("execute", tool.id, tool.started_at or tool.flushed_at)
         span.set_attribute("ih_grpo.status", tool.status)
         span.set_attribute("ih_grpo.blocks", len(tool.blocks))

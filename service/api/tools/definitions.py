@@ -1,8 +1,6 @@
-"""The client's own functions: as a request names them, and the check of a call against them.
+"""The client's functions, the validation of calls against them, and ``response_format``.
 
-Clients' JSON schemas: compiled once, offline, with patterns that can't run away.
-
-``response_format``: free text, any JSON object, or JSON of a schema.
+JSON schemas are compiled once, offline, and their patterns run in linear time.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ from service.api.validation import RequestModel, Skipped, Strict, in_union, inva
 
 
 def compile_schema(schema: dict[str, object]) -> jsonschema_rs.Validator:
-    """A validator for ``schema``, of draft 2020-12 unless it names another.
+    """Compile ``schema``, of draft 2020-12 unless it names another.
 
     Raises:
-        ValueError: it is no JSON schema, or refers to another document.
+        ValueError: ``schema`` is not a valid JSON schema, or refers to another document.
     """
     try:
         return jsonschema_rs.validator_for(schema, offline=True)
@@ -31,8 +29,8 @@ def compile_schema(schema: dict[str, object]) -> jsonschema_rs.Validator:
         raise ValueError(error.message) from None
 
 
-def complaint(validator: jsonschema_rs.Validator, instance: object) -> str | None:
-    """What is wrong with ``instance``, with its path; None if it fits."""
+def first_error(validator: jsonschema_rs.Validator, instance: object) -> str | None:
+    """Return the first error in ``instance`` with its path; None if it is valid."""
     for error in validator.iter_errors(instance):
         path = "".join(f"[{json.dumps(part)}]" for part in error.instance_path)
         return f"{error.message} at {path}" if path else error.message
@@ -48,9 +46,9 @@ class Function(RequestModel):
     name: FunctionName
     description: str | None = None
     parameters: dict[str, object] | None = None
-    """JSON schema of the arguments; None: it takes none."""
+    """JSON schema of the arguments; None if there are none."""
     strict: bool | None = None
-    """Of no effect: every call is checked against ``parameters`` before it is handed out."""
+    """No effect: every call is checked against ``parameters``."""
 
     _validator: jsonschema_rs.Validator = PrivateAttr()
 
@@ -66,9 +64,9 @@ class Function(RequestModel):
     def schema_of_arguments(self) -> dict[str, object]:
         return self.parameters if self.parameters is not None else {"type": "object", "maxProperties": 0}
 
-    def complaint(self, arguments: dict[str, object]) -> str | None:
-        """What is wrong with ``arguments``; None if they fit."""
-        return complaint(self._validator, arguments)
+    def error_in(self, arguments: dict[str, object]) -> str | None:
+        """Return the first error in ``arguments``; None if they are valid."""
+        return first_error(self._validator, arguments)
 
 
 class FunctionTool(RequestModel):
@@ -77,7 +75,7 @@ class FunctionTool(RequestModel):
 
 
 class SkippedTool(Skipped):
-    """A tool of a kind that this server lacks. The model is not offered it."""
+    """A tool of an unsupported type. It is not offered to the model."""
 
 
 Tool = Annotated[
@@ -85,7 +83,7 @@ Tool = Annotated[
     Discriminator(
         in_union(frozenset({"function"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server has tools of type 'function' only",
+        custom_error_message="this server supports tools of type 'function' only",
     ),
 ]
 
@@ -112,7 +110,7 @@ ToolChoice = Annotated[
     Discriminator(
         _choice_tag,
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server takes 'none', 'auto', 'required' or a function by name",
+        custom_error_message="this server accepts 'none', 'auto', 'required' or a function by name",
     ),
 ]
 
@@ -124,10 +122,10 @@ class Functions:
         self._by_name = {function.name: function for function in functions}
 
     def check(self, name: str, arguments: dict[str, object] | None) -> str | None:
-        """What is wrong with a call, or with a name where ``arguments`` is None; None if nothing is."""
+        """Return the error in a call, or in its name alone if ``arguments`` is None; None if it is valid."""
         if (function := self._by_name.get(name)) is None:
-            return f"there is no function {name!r} among the request's 'tools'"
-        return None if arguments is None else function.complaint(arguments)
+            return f"the request's 'tools' contain no function {name!r}"
+        return None if arguments is None else function.error_in(arguments)
 
 
 def _check_schema(schema: dict[str, object] | None) -> None:
@@ -149,7 +147,7 @@ class TextFormat(RequestModel):
 class JsonObjectFormat(RequestModel):
     type: Literal["json_object"]
     schema_: dict[str, object] | None = Field(default=None, alias="schema")
-    """An extra of llama.cpp and others: the object's schema."""
+    """JSON schema of the object, an extension of llama.cpp and others."""
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
@@ -166,7 +164,7 @@ class JsonSchema(RequestModel):
     description: str | None = None
     schema_: dict[str, object] = Field(alias="schema")
     strict: bool | None = None
-    """Of no effect: the schema always binds."""
+    """No effect: the schema is always enforced."""
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:

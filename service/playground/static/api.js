@@ -1,20 +1,20 @@
-// The two routes that the page uses, and their failures in words.
+// Client of the two API routes that the page uses, with readable errors.
 import { readEvents } from "./sse.js";
 
-/** A failure to show. `wantsKey` where a key would help. */
-export class Problem extends Error {
-  constructor(message, { wantsKey = false } = {}) {
+/** An error to show to the user. `needsKey` is true if an API key would help. */
+export class UserError extends Error {
+  constructor(message, { needsKey = false } = {}) {
     super(message);
-    this.wantsKey = wantsKey;
+    this.needsKey = needsKey;
   }
 }
 
-/** The models that the server has. */
+/** List the server's models. */
 export async function listModels(key) {
   return (await (await request("v1/models", { headers: headers(key) })).json()).data;
 }
 
-/** The chunks of a streamed chat completion. Aborting `signal` ends it at the server too. */
+/** Yield the chunks of a streamed chat completion. Aborting `signal` also stops it on the server. */
 export async function* streamChat(body, key, signal) {
   const options = { stream: true, stream_options: { include_usage: true } };
   const response = await request("v1/chat/completions", {
@@ -26,15 +26,15 @@ export async function* streamChat(body, key, signal) {
   let ended = false;
   try {
     for await (const chunk of readEvents(response.body)) {
-      if (chunk.error) throw new Problem(sentence(chunk.error.message));
+      if (chunk.error) throw new UserError(sentence(chunk.error.message));
       ended ||= chunk.choices.some((choice) => choice.finish_reason);
       yield chunk;
     }
   } catch (error) {
-    if (error instanceof Problem || signal.aborted) throw error;
-    throw new Problem("The connection broke. What came until then is kept.");
+    if (error instanceof UserError || signal.aborted) throw error;
+    throw new UserError("The connection was lost. The text received so far is kept.");
   }
-  if (!ended) throw new Problem("The server ended the stream before the episode was over. What came is kept.");
+  if (!ended) throw new UserError("The server closed the stream before the episode ended. The text received so far is kept.");
 }
 
 const headers = (key) => (key ? { Authorization: `Bearer ${key}` } : {});
@@ -45,18 +45,18 @@ async function request(path, options) {
     response = await fetch(new URL(path, document.baseURI), { ...options, credentials: "omit", cache: "no-store" });
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new Problem("The server can't be reached. Is it still running?");
+    throw new UserError("The server is not reachable. Check that it is running.");
   }
   if (response.ok) return response;
-  const said = await response.json().then((body) => body.error.message, () => `It answered ${response.status}.`);
+  const message = await response.json().then((body) => body.error.message, () => `The server returned status ${response.status}.`);
   if (response.status === 401) {
-    throw new Problem(`This server wants an API key: ${sentence(said)} Put one under Settings.`, { wantsKey: true });
+    throw new UserError(`This server requires an API key: ${sentence(message)} Enter one under Settings.`, { needsKey: true });
   }
   if (response.status === 429) {
     const wait = response.headers.get("retry-after");
-    throw new Problem(`The server is busy. ${sentence(said)}${wait ? ` Try again in ${wait} s.` : ""}`);
+    throw new UserError(`The server is busy. ${sentence(message)}${wait ? ` Try again in ${wait} s.` : ""}`);
   }
-  throw new Problem(sentence(said));
+  throw new UserError(sentence(message));
 }
 
 const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);

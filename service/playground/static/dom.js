@@ -1,11 +1,11 @@
-// Elements from data. Text goes in as text: nothing that a model or its code wrote is ever markup.
+// Helpers that create elements. Text is always inserted as text, so model output never becomes markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An HTML element; strings among `children` become text. */
+/** Create an HTML element. Strings in `children` become text nodes. */
 export const el = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children);
 
-/** An SVG element. */
+/** Create an SVG element. */
 export const svg = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
 
 function fill(element, attributes, children) {

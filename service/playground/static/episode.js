@@ -1,25 +1,25 @@
-// One episode as it was seen: a list of [milliseconds since the question, kind, value].
-//   "t" text that the model wrote   "r" its thinking   "o" an observation   "b" a snapshot of a flush
-// A link holds exactly this, so it must stay readable: VERSION changes with its meaning.
+// Recorded episodes: a list of events [milliseconds since the question, kind, value].
+//   "t" text of the model   "r" its thinking   "o" an observation   "b" a snapshot of a flush
+// Links contain this format, so it must stay readable: change VERSION with its meaning.
 
 export const VERSION = 1;
 const MERGE_MS = 40;
-// With the marker if the server wrote it; as a fenced block if the model was not trained to defer.
+// Includes the marker if the server wrote it. A fenced block if the model was not trained to defer.
 const OBSERVATION = /^(?:<tool_call>)?\nCode execution result: ([^]*)\n<\/tool_call>\n$|^\n```output\n([^]*)\n```\n$/;
 
-/** An episode that begins now. `request` is what is asked, without a key. */
+/** Start an episode now. `request` is the request's body. */
 export function newEpisode(request) {
   return { v: VERSION, request, created: Date.now(), began: null, events: [], ended: null, finish: null, usage: null };
 }
 
-/** Take one streamed delta that came `ms` after the question. */
-export function take(episode, ms, delta) {
+/** Add a streamed delta that arrived `ms` after the question. */
+export function addDelta(episode, ms, delta) {
   const thought = delta.reasoning_content ?? delta.reasoning;
   if (thought) addText(episode, ms, "r", thought);
   if (delta.content) addText(episode, ms, isObservation(episode, delta.content) ? "o" : "t", delta.content);
   for (const tool of delta.executed_tools ?? []) {
     episode.events.push([ms, "b", tool]);
-    // A block is announced right after it was invoked: the least distance seen is that of the clocks.
+    // A block is announced right after it was invoked, so the smallest difference is that of the clocks.
     const invoked = tool.blocks.at(-1)?.invoked_at;
     if (tool.status === "pending" && invoked) episode.began = Math.max(episode.began ?? 0, invoked - ms / 1000);
   }
@@ -38,13 +38,13 @@ function isObservation(episode, text) {
 
 export const isSettled = (tool) => tool.status !== "pending" && tool.status !== "running";
 
-/** What an observation's text says, without the words around it. */
+/** The output in an observation, without the text around it. */
 export function observed(text) {
   const parts = OBSERVATION.exec(text);
   return parts?.[1] ?? parts?.[2] ?? text.trim();
 }
 
-/** The flushes among `events`, each as its last snapshot has it, in order. `running` is when it began to wait. */
+/** The flushes in `events`, each with its last snapshot, in order. `running` is the start of the wait in ms. */
 export function flushes(events) {
   const found = new Map();
   for (const [ms, kind, tool] of events) {
@@ -55,10 +55,10 @@ export function flushes(events) {
   return [...found.values()];
 }
 
-/** How long the episode took, in ms. */
+/** Duration of the episode in ms. */
 export const duration = (episode) => episode.ended ?? episode.events.at(-1)?.[0] ?? 0;
 
-/** `value` if it is an episode that can be shown; throws otherwise. For what comes out of a link. */
+/** Return `value` from a link if it is a valid episode; throw otherwise. */
 export function checked(value) {
   const fits =
     value?.v === VERSION && Array.isArray(value.events) && typeof value.request === "object" && value.request !== null &&

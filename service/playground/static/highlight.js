@@ -1,4 +1,4 @@
-// Just enough of Python to be pleasant to read.
+// Minimal syntax highlighting of Python.
 import { el } from "./dom.js";
 
 const KEYWORDS =
@@ -15,7 +15,7 @@ const TOKEN = new RegExp(
   "g",
 );
 
-/** `code` as nodes. */
+/** Return `code` as nodes. */
 export function highlight(code) {
   const nodes = [];
   let at = 0;

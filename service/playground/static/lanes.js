@@ -1,10 +1,9 @@
-// An episode as lanes over time, in ms since the question. The terminal draws the same ones
-// (service/cli/timeline.py).
+// Lanes of an episode over time, in ms since the question. service/cli/timeline.py draws the same lanes.
 import { duration, flushes, isSettled } from "./episode.js";
 
-export const MIN_CONTAINER_WAIT_MS = 10; // a shorter one is the time that handing the block over takes
+export const MIN_CONTAINER_WAIT_MS = 10; // shorter waits are the time to hand over a block
 
-/** {lanes, totals, end}; what lies after `now` is left out. A lane: {name, spans, thread, marks}. */
+/** Return {lanes, totals, flushed} up to `now`. A lane is {name, spans, thread, marks}. */
 export function lanesOf(episode, now = duration(episode)) {
   const since = (unix) => Math.max((unix - (episode.began ?? unix)) * 1000, 0);
   const tools = flushes(episode.events).map((tool) => timed(tool, since, now));
@@ -18,23 +17,23 @@ export function lanesOf(episode, now = duration(episode)) {
     lane.marks = (lane.marks ?? []).filter((mark) => mark <= now);
   }
   const shown = lanes.filter((lane) => lane.spans.length || (lane.thread && lane.thread[0] < now));
-  return { lanes: numbered(shown), totals: totalsOf(tools, now >= duration(episode) ? Infinity : now, lanes[0]), flushed: tools.map((tool) => tool.asked).filter((at) => at < now) };
+  return { lanes: numbered(shown), totals: totalsOf(tools, now >= duration(episode) ? Infinity : now, lanes[0]), flushed: tools.map((tool) => tool.requested).filter((at) => at < now) };
 }
 
-/** A flush with its times in ms: `asked` by the marker, `delivered` to the model. */
+/** A flush with its times in ms: `requested` by the marker, `delivered` to the model. */
 function timed(tool, since, now) {
   const settled = isSettled(tool);
-  const asked = settled ? since(tool.flushed_at) : (tool.running ?? Infinity);
-  const delivered = settled ? asked + tool.waited_ms : now;
+  const requested = settled ? since(tool.flushed_at) : (tool.running ?? Infinity);
+  const delivered = settled ? requested + tool.waited_ms : now;
   const invoked = tool.blocks.map((block) => since(block.invoked_at));
   const runs = (tool.runs ?? []).map((run) => ({ start: since(run.started_at), end: since(run.finished_at), kind: "run" }));
   if (settled && tool.status !== "ok" && runs.length) runs.at(-1).kind = "failed";
-  const held = tool.container_wait_ms >= MIN_CONTAINER_WAIT_MS;
-  const leased = held ? Math.min(invoked[0] + tool.container_wait_ms, delivered) : null; // when its container was there
-  return { tool, settled, asked, delivered, invoked, leased, lanes: blockLanes(tool, invoked, runs, delivered) };
+  const waited = tool.container_wait_ms >= MIN_CONTAINER_WAIT_MS;
+  const leased = waited ? Math.min(invoked[0] + tool.container_wait_ms, delivered) : null; // time of its container
+  return { tool, settled, requested, delivered, invoked, leased, lanes: blockLanes(tool, invoked, runs, delivered) };
 }
 
-/** A lane a block, or one for all that ran as one script. */
+/** One lane per block, or one for all blocks that ran as one script. */
 function blockLanes(tool, invoked, runs, delivered) {
   const count = tool.blocks.length;
   if (count > 1 && runs.length === 1) return [{ count, spans: runs, thread: [invoked[0], delivered] }];
@@ -45,26 +44,26 @@ function writing(first, now, tools) {
   const spans = [];
   let start = first;
   for (const tool of tools) {
-    if (tool.asked > now) break;
-    spans.push({ start, end: tool.asked, kind: "write" });
+    if (tool.requested > now) break;
+    spans.push({ start, end: tool.requested, kind: "write" });
     start = tool.delivered;
   }
-  if (tools.every((tool) => tool.settled || tool.asked === Infinity)) spans.push({ start, end: now, kind: "write" });
+  if (tools.every((tool) => tool.settled || tool.requested === Infinity)) spans.push({ start, end: now, kind: "write" });
   return { name: "writes", spans, marks: tools.flatMap((tool) => tool.invoked) };
 }
 
 function waiting(tools) {
   const spans = tools
-    .filter((tool) => tool.asked !== Infinity)
-    .flatMap(({ asked, delivered, leased }) => {
-      const from = Math.max(asked, leased ?? asked);
+    .filter((tool) => tool.requested !== Infinity)
+    .flatMap(({ requested, delivered, leased }) => {
+      const from = Math.max(requested, leased ?? requested);
       const rest = { start: from, end: delivered, kind: "wait" };
-      return from > asked ? [{ start: asked, end: from, kind: "container" }, rest] : [rest];
+      return from > requested ? [{ start: requested, end: from, kind: "container" }, rest] : [rest];
     });
   return { name: "waits", spans };
 }
 
-/** Waits of first blocks for a container: time that is neither the model's nor the code's. */
+/** Waits of first blocks for a container, which are neither writing nor running time. */
 function container(tools) {
   const spans = tools
     .filter(({ leased }) => leased !== null)
@@ -82,7 +81,7 @@ function numbered(lanes) {
   return lanes;
 }
 
-/** The sums up to `now`. At the end of the episode it is Infinity, because the clocks of server and browser differ. */
+/** Sums up to `now`. It is Infinity at the end, because the clocks of server and browser differ. */
 function totalsOf(tools, now, writes) {
   const seen = tools.filter((tool) => tool.settled && tool.delivered <= now + 1).map(({ tool }) => tool);
   const sum = (name) => seen.reduce((total, tool) => total + (tool[name] ?? 0), 0);

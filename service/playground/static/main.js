@@ -1,26 +1,26 @@
-// The page: ask, watch, replay, share.
-import { Problem, streamChat } from "./api.js";
+// The page: ask a question, watch the episode, replay and share it.
+import { UserError, streamChat } from "./api.js";
 import { byId, el } from "./dom.js";
-import { duration, flushes, newEpisode, take } from "./episode.js";
-import { fromFragment, holdsEpisode, toFragment } from "./link.js";
-import { Player } from "./player.js";
+import { duration, flushes, newEpisode, addDelta } from "./episode.js";
+import { fromFragment, holdsEpisode, toFragment } from "./share_link.js";
+import { Replay } from "./replay.js";
 import { milliseconds } from "./segments.js";
 import { SettingsForm } from "./settings.js";
 import { asCurl, asPython } from "./snippets.js";
 
 const EXAMPLES = [
   ["Two products", "What is 739184 times 52967 plus 90412 times 33771?"],
-  ["A mistake, mended", "Find the lcm of 91234 and 120988."],
+  ["A mistake, fixed", "Find the lcm of 91234 and 120988."],
   ["Digits of a power", "Add up the digits of 7 ** 45."],
 ];
 const THEMES = { auto: "light dark", light: "light", dark: "dark" };
-// A page in a file of its own has no server; its episode is an attribute (service/playground/record.py).
-const CARRIED = document.documentElement.dataset;
+// A standalone page has no server and carries its episode in an attribute (service/playground/record.py).
+const STANDALONE = document.documentElement.dataset;
 const settings = new SettingsForm();
-const player = new Player();
+const replay = new Replay();
 let running = null;
 
-/** Ask what is in the box, and show the episode as it comes. */
+/** Send the question and show the episode while it runs. */
 async function ask() {
   const question = byId("question").value.trim();
   if (!question || !settings.check()) return byId("question").focus();
@@ -28,57 +28,57 @@ async function ask() {
   const stopping = (running = new AbortController());
   if (settings.models.length === 0) await loadModels();
   if (running !== stopping) return;
-  if (settings.models.length === 0) return (running = null); // why is told already
+  if (settings.models.length === 0) return (running = null); // the error is already shown
   const episode = newEpisode(settings.request(question));
   const began = performance.now();
   const elapsed = () => performance.now() - began;
   history.replaceState(null, "", location.pathname + location.search);
-  complain(null);
-  tell("Asked.");
+  showError(null);
+  announce("Question sent.");
   busy(true);
-  player.show(episode, { live: true });
-  byId("transcript").focus({ preventScroll: true }); // out of the question, so that keys mean what the list says
+  replay.show(episode, { live: true });
+  byId("transcript").focus({ preventScroll: true }); // leaves the question field, so that keyboard shortcuts work
   describe(episode, "waiting for the first token");
-  const ticking = frames(() => player.grow(elapsed()));
+  const animation = animate(() => replay.grow(elapsed()));
   try {
     for await (const chunk of streamChat(episode.request, settings.key, stopping.signal)) receive(episode, chunk, elapsed());
   } catch (error) {
     if (stopping.signal.aborted) episode.finish = "stopped";
-    else complain(error);
+    else showError(error);
   }
-  ticking.stop();
-  if (running !== stopping) return; // another question has been asked
+  animation.stop();
+  if (running !== stopping) return; // another question was sent
   running = null;
   episode.ended = elapsed();
   busy(false);
-  player.grow(episode.ended, true);
+  replay.grow(episode.ended, true);
   describe(episode);
-  tell(`Done: ${byId("about").textContent}.`);
+  announce(`Done: ${byId("about").textContent}.`);
 }
 
 function receive(episode, chunk, ms) {
   if (chunk.usage) episode.usage = chunk.usage;
   for (const choice of chunk.choices) {
-    take(episode, ms, choice.delta);
+    addDelta(episode, ms, choice.delta);
     episode.finish = choice.finish_reason ?? episode.finish;
     const tool = choice.delta.executed_tools?.at(-1);
-    if (tool) tell(`${tool.blocks.length} block${tool.blocks.length === 1 ? "" : "s"} ${tool.status}.`);
+    if (tool) announce(`${tool.blocks.length} block${tool.blocks.length === 1 ? "" : "s"} ${tool.status}.`);
     describe(episode, "writing");
   }
 }
 
-/** The line of facts under the question. */
+/** Show the line of facts under the question. */
 function describe(episode, doing) {
-  const finish = { stop: "ended by itself", length: "cut at a limit", stopped: "stopped by you" }[episode.finish];
+  const finish = { stop: "completed", length: "cut at a limit", stopped: "stopped by you" }[episode.finish];
   const tools = flushes(episode.events);
-  const facts = [episode.request.model, doing ?? finish ?? "broken off"];
+  const facts = [episode.request.model, doing ?? finish ?? "interrupted"];
   if (!doing) facts.push(milliseconds(duration(episode)), `${tools.length} flush${tools.length === 1 ? "" : "es"}`);
   if (episode.usage) facts.push(`${episode.usage.completion_tokens} tokens`);
   byId("about").textContent = facts.join(" · ");
 }
 
 /** Call `step` before each repaint until stopped. */
-function frames(step) {
+function animate(step) {
   let going = true;
   const loop = () => {
     if (!going) return;
@@ -95,19 +95,19 @@ function busy(is) {
   byId("ask").ariaBusy = String(is);
 }
 
-/** Show a failure in words; null takes it away. */
-function complain(error) {
+/** Show an error; null hides it. */
+function showError(error) {
   const problem = byId("problem");
   problem.hidden = error === null;
   if (error === null) return;
-  if (!(error instanceof Problem)) console.error(error);
-  problem.textContent = error instanceof Problem ? error.message : `The page itself failed: ${error.message}`;
-  if (error.wantsKey) byId("key").focus();
+  if (!(error instanceof UserError)) console.error(error);
+  problem.textContent = error instanceof UserError ? error.message : `Internal error of this page: ${error.message}`;
+  if (error.needsKey) byId("key").focus();
 }
 
-const tell = (words) => (byId("status").textContent = words);
+const announce = (words) => (byId("status").textContent = words);
 
-/** Put text on the clipboard, or show it where the browser doesn't allow that. */
+/** Copy text to the clipboard, or show it if the browser doesn't allow that. */
 async function copy(text, what) {
   try {
     await navigator.clipboard.writeText(text);
@@ -119,27 +119,27 @@ async function copy(text, what) {
 }
 
 async function shareEpisode() {
-  if (!player.episode || player.live) return;
-  history.replaceState(null, "", await toFragment(player.episode));
+  if (!replay.episode || replay.live) return;
+  history.replaceState(null, "", await toFragment(replay.episode));
   await copy(location.href, "Link");
 }
 
-/** Replay the episode in the address, if there is one. */
+/** Replay the episode in the URL, if there is one. */
 async function openLink() {
-  const fragment = holdsEpisode(location.hash) ? location.hash : CARRIED.episode;
+  const fragment = holdsEpisode(location.hash) ? location.hash : STANDALONE.episode;
   if (!fragment) return;
   try {
     const episode = await fromFragment(fragment);
     running?.abort();
-    player.show(episode);
-    byId("transcript").focus({ preventScroll: true }); // as after a question: p replays it
+    replay.show(episode);
+    byId("transcript").focus({ preventScroll: true }); // as after a question, so that p replays it
     describe(episode);
     byId("about").textContent += ` · ${new Date(episode.created).toLocaleDateString("en", { dateStyle: "medium" })}`;
     byId("question").value = byId("about-question").textContent;
-    tell("An episode from a link.");
-    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) player.toggle();
+    announce("Episode loaded from a link.");
+    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) replay.toggle();
   } catch {
-    complain(new Problem("The link is damaged or cut short: no episode could be read from it."));
+    showError(new UserError("The link is damaged or incomplete: no episode could be read from it."));
   }
 }
 
@@ -169,7 +169,7 @@ function onKey(event) {
 const KEYS = {
   "?": () => byId("help").showModal(),
   "/": () => byId("question").focus(),
-  p: () => player.toggle(),
+  p: () => replay.toggle(),
   l: shareEpisode,
 };
 
@@ -179,8 +179,8 @@ byId("ask").addEventListener("submit", (event) => {
 });
 byId("stop").addEventListener("click", () => running?.abort());
 byId("share").addEventListener("click", shareEpisode);
-byId("copy-curl").addEventListener("click", () => copy(asCurl(player.episode.request, base(), Boolean(settings.key)), "curl command"));
-byId("copy-python").addEventListener("click", () => copy(asPython(player.episode.request, base(), Boolean(settings.key)), "Program"));
+byId("copy-curl").addEventListener("click", () => copy(asCurl(replay.episode.request, base(), Boolean(settings.key)), "curl command"));
+byId("copy-python").addEventListener("click", () => copy(asPython(replay.episode.request, base(), Boolean(settings.key)), "Program"));
 byId("open-help").addEventListener("click", KEYS["?"]);
 byId("theme").addEventListener("click", theme);
 byId("key").addEventListener("change", loadModels);
@@ -200,11 +200,11 @@ byId("examples").append(
 async function loadModels() {
   try {
     await settings.load();
-    complain(null);
+    showError(null);
   } catch (error) {
-    complain(error);
+    showError(error);
   }
 }
 
-if (CARRIED.standalone === undefined) await loadModels();
+if (STANDALONE.standalone === undefined) await loadModels();
 await openLink();

@@ -1,10 +1,10 @@
-// What a turn's text is made of: prose, Python blocks, execute markers. The rules are the server's own
-// (service/deferral/scanner.py); here the text may end anywhere, for it is still being written.
+// Parse a turn's text into prose, Python blocks and execute markers, by the rules of service/deferral/scanner.py.
+// The text may end anywhere, because it is still being written.
 
 const FENCE = "```";
 export const MARKER = "<tool_call>";
 
-/** Segments of a turn: {kind: "text" | "code" | "marker", text, closed}. */
+/** Return the segments of a turn: {kind: "text" | "code" | "marker", text, closed}. */
 export function parseTurn(text) {
   const segments = [];
   let state = "text";
@@ -35,7 +35,7 @@ export function parseTurn(text) {
       continue;
     }
     if (bare.startsWith(FENCE)) {
-      if (!whole) continue; // what it opens is not known yet
+      if (!whole) continue; // its language is not known yet
       const info = bare.slice(FENCE.length).trim().toLowerCase();
       if (info === "python" || info === "py") {
         indent = line.length - bare.length;
@@ -47,13 +47,13 @@ export function parseTurn(text) {
       else if (!info.includes("`") && !info.includes(MARKER)) state = "other";
       add("text", line);
     } else if (state === "other") add("text", line);
-    else prose(whole ? line : heldBack(line));
+    else prose(whole ? line : certainPart(line));
   }
   return segments;
 }
 
-/** A line without an end that may become a fence or a marker. */
-function heldBack(line) {
+/** Return the certain part of an unfinished line, which may become a fence or a marker. */
+function certainPart(line) {
   if (FENCE.startsWith(line.replace(/^[ \t]+/, ""))) return "";
   for (let size = MARKER.length - 1; size > 0; size--) {
     if (line.endsWith(MARKER.slice(0, size))) return line.slice(0, -size);

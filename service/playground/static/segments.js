@@ -1,8 +1,8 @@
-// From what was seen of an episode to what the page shows of it, at any moment.
+// Convert an episode's events to the segments that the page shows.
 import { flushes, isSettled, observed } from "./episode.js";
 import { parseTurn } from "./parse.js";
 
-/** Segments in order: text, thinking, code (with `number`, `state` and `note`), marker, observation. */
+/** Return segments in order: text, thinking, code (with `number`, `state` and `note`), marker, observation. */
 export function segmentsOf(events, { over = false } = {}) {
   const segments = [];
   let turn = "";
@@ -31,7 +31,7 @@ export function segmentsOf(events, { over = false } = {}) {
   return segments;
 }
 
-/** The n-th closed block is the n-th block of the flushes. */
+/** Set the state of each block: the n-th closed block is the n-th block of the flushes. */
 function nameBlocks(segments, tools, over) {
   const states = tools.flatMap((tool) => tool.blocks.map((_, at) => blockState(tool, at, over)));
   let number = 0;
@@ -52,7 +52,7 @@ function blockState(tool, at, over) {
   return { state: "done", note: run ? `ran ${milliseconds((run.finished_at - run.started_at) * 1000)}` : "ran" };
 }
 
-/** A duration to read: "8 ms", "0.50 s". */
+/** Format a duration: "8 ms", "0.50 s". */
 export function milliseconds(ms) {
   if (ms === 0) return "0 ms";
   return ms < 100 ? `${ms < 9.95 ? ms.toFixed(1) : Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`;

@@ -1,4 +1,4 @@
-// The form beside the episode. What is in it lives in this tab's session alone, the key included.
+// The settings form. Its values, including the key, are kept in this tab's session storage only.
 import { byId, el } from "./dom.js";
 import { listModels } from "./api.js";
 
@@ -20,7 +20,7 @@ export class SettingsForm {
     return byId("key").value.trim();
   }
 
-  /** Ask the server which models it has. */
+  /** Load the list of models from the server. */
   async load() {
     this.models = await listModels(this.key);
     const select = byId("model");
@@ -43,14 +43,14 @@ export class SettingsForm {
     if (policy?.max_turns) this.form.elements.max_turns.placeholder = policy.max_turns;
   }
 
-  /** What the server says of the model: as that it is a demo, and what that means for these settings. */
+  /** Show the server's notice about the model, and its consequence for the current settings. */
   warn(notice) {
     const off = notice && !this.form.elements.enabled.checked;
-    byId("notice").textContent = off ? `${notice}. With deferred execution off it can't answer at all: it only knows to answer by code that runs.` : (notice ?? "");
+    byId("notice").textContent = off ? `${notice}. With deferred execution off it can't answer, because it was only trained to answer with code that runs.` : (notice ?? "");
     byId("notice").hidden = !notice;
   }
 
-  /** The request that asks `question`. Only what is set is sent: the rest is the checkpoint's own. */
+  /** Return the request for `question`. Unset fields are not sent and follow the checkpoint's defaults. */
   request(question) {
     const fields = this.form.elements;
     const request = { model: byId("model").value, messages: [{ role: "user", content: question }] };
@@ -63,7 +63,7 @@ export class SettingsForm {
     return request;
   }
 
-  /** Whether all fields hold what they may; shows the first that doesn't. */
+  /** Validate all fields and show the first error. */
   check = () => this.form.reportValidity();
 
   keep() {
@@ -72,7 +72,7 @@ export class SettingsForm {
     try {
       sessionStorage.setItem(STORE, JSON.stringify(values));
     } catch {
-      // private windows may have no storage; then nothing is kept
+      // private windows may have no storage; nothing is kept then
     }
   }
 

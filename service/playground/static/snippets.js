@@ -1,13 +1,13 @@
-// The same request from a shell and from Python. A key is named, never written out.
+// The current request as a shell command and as a Python program. They name the key's variable, not the key.
 
-/** A curl command. */
+/** Return a curl command. */
 export function asCurl(request, base, hasKey) {
   const key = hasKey ? ` \\\n  -H "Authorization: Bearer $IHGRPO_API_KEY"` : "";
   const body = JSON.stringify(request, null, 2).replaceAll("'", "'\\''");
   return `curl ${base}v1/chat/completions${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`;
 }
 
-/** A program for the OpenAI SDK; what is not OpenAI's goes in as extra_body. */
+/** Return a program for the OpenAI SDK. Extensions go into extra_body. */
 export function asPython(request, base, hasKey) {
   const { deferral, ...known } = request;
   const lines = Object.entries(known).map(([name, value]) => `    ${name}=${literal(value)},`);
@@ -26,7 +26,7 @@ export function asPython(request, base, hasKey) {
   ].join("\n");
 }
 
-/** A JSON value as a Python literal. JSON's strings are Python's. */
+/** Return a JSON value as a Python literal. JSON strings are valid in Python. */
 function literal(value) {
   if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
   if (value === null || typeof value === "boolean") return { null: "None", true: "True", false: "False" }[value];

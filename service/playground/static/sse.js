@@ -1,6 +1,6 @@
-// Server-sent events out of a fetch: EventSource can neither POST nor carry a key.
+// Server-sent events of a fetch response. EventSource supports neither POST nor headers.
 
-/** The data of each event as parsed JSON, until "[DONE]" or the end of the body. */
+/** Yield the data of each event as parsed JSON, until "[DONE]" or the end of the body. */
 export async function* readEvents(body) {
   let rest = "";
   for await (const piece of readText(body)) {
@@ -8,14 +8,14 @@ export async function* readEvents(body) {
     rest = events.pop();
     for (const event of events) {
       const data = event.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart());
-      if (data.length === 0) continue; // a keep-alive
+      if (data.length === 0) continue; // a keep-alive comment
       if (data[0] === "[DONE]") return;
       yield JSON.parse(data.join("\n"));
     }
   }
 }
 
-/** Decoded text; a reader, since not every browser can iterate over a stream. */
+/** Yield decoded text. Uses a reader, because not all browsers can iterate over a stream. */
 async function* readText(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   try {

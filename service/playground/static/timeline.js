@@ -1,4 +1,4 @@
-// Lanes drawn to scale.
+// Draws lanes to scale.
 import { el, svg } from "./dom.js";
 import { MIN_CONTAINER_WAIT_MS } from "./lanes.js";
 import { milliseconds } from "./segments.js";
@@ -10,13 +10,13 @@ const LEFT = { wide: 84, narrow: 66 };
 const RIGHT = 60;
 const WORDS = { write: "wrote", run: "ran", failed: "ran and failed", wait: "waited", container: "waited for a container" };
 
-/** Draw into `root`: `view` as lanesOf gives it, `total` ms on the axis, a playhead at `now`. */
+/** Draw the result of lanesOf into `root`, with `total` ms on the axis and a playhead at `now`. */
 export function drawTimeline(root, { lanes, totals, flushed }, total, now) {
   const width = Math.max(root.clientWidth, 240);
   const left = matchMedia("(max-width: 860px)").matches ? LEFT.narrow : LEFT.wide;
   const height = lanes.length * ROW + AXIS;
   const x = (ms) => left + ((width - left - RIGHT) * ms) / Math.max(total, 1);
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": told(totals) });
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": describeTotals(totals) });
   axis(picture, x, total, height);
   for (const at of flushed) picture.append(svg("line", { class: "flush", x1: x(at), x2: x(at), y1: 2, y2: height - AXIS }));
   lanes.forEach((lane, row) => picture.append(...laneOf(lane, row * ROW + ROW / 2, x, width)));
@@ -56,14 +56,14 @@ function axis(picture, x, total, height) {
 
 const hiddenShare = ({ ran, hidden }) => (ran > 0 ? `${Math.round((100 * hidden) / ran)} %` : "–");
 
-/** The picture in words. */
-function told(totals) {
+/** Describe the picture for screen readers. */
+function describeTotals(totals) {
   const { written, ran, waited, hidden, container } = totals;
   const leasing = container >= MIN_CONTAINER_WAIT_MS ? ` The first block waited ${milliseconds(container)} for a container.` : "";
   return `The model wrote for ${milliseconds(written)}; code ran for ${milliseconds(ran)}, of which ${milliseconds(hidden)} passed while the model was writing; it waited ${milliseconds(waited)}.${leasing}`;
 }
 
-/** The sums beneath the picture, as pairs of a <dl>. */
+/** Draw the sums below the picture, as pairs of a <dl>. */
 export function drawTotals(root, totals) {
   const { written, ran, waited, container, executed, delayed } = totals;
   const facts = [

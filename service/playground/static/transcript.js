@@ -1,4 +1,4 @@
-// The text of an episode: prose, cards for blocks, markers, observations. Only what changed is touched.
+// The text of an episode: prose, cards for blocks, markers, observations. Only changed nodes are updated.
 import { el } from "./dom.js";
 import { highlight } from "./highlight.js";
 
@@ -10,7 +10,7 @@ export class Transcript {
     this.shown = [];
   }
 
-  /** Show these segments; stays at the end if the reader was there. */
+  /** Show `segments`. Keeps the scroll position at the end if it was there. */
   show(segments) {
     const atEnd = this.root.scrollHeight - this.root.scrollTop - this.root.clientHeight < 40;
     segments = segments.filter((segment) => segment.kind !== "text" || segment.text.trim());
@@ -34,7 +34,7 @@ const MAKE = {
   thinking: () => el("details", { class: "thinking", open: "" }, el("summary", {}, "Thinking"), el("p", { class: "text" })),
   code: () =>
     el("section", { class: "card" }, el("header", {}, el("span", { class: "name" }), el("span", { class: "state" })), el("pre", { tabindex: "0" }, el("code"))),
-  marker: () => el("p", { class: "marker" }, el("code"), el("span", {}, "run all that is pending")),
+  marker: () => el("p", { class: "marker" }, el("code"), el("span", {}, "run all pending blocks")),
   observation: () => el("section", { class: "observation" }, el("header", {}), el("pre", { tabindex: "0" })),
 };
 
@@ -56,12 +56,12 @@ const FILL = {
     node.dataset.state = failed ? "error" : "done";
     const count = tool?.blocks.length ?? 0;
     const what = tool ? `Output of ${count} block${count === 1 ? "" : "s"}` : "Observation";
-    node.firstChild.textContent = failed ? `${what}: ${tool.status.replace("_", " ")}, all rolled back` : what;
-    node.lastChild.textContent = text || "(nothing was printed)";
+    node.firstChild.textContent = failed ? `${what}: ${tool.status.replace("_", " ")}, all changes rolled back` : what;
+    node.lastChild.textContent = text || "(no output)";
   },
 };
 
-/** Prose with its boxed answers marked. */
+/** Return prose with boxed answers highlighted. */
 function answers(text) {
   return text.split(/(\\boxed\{[^{}]*\})/).map((part) => {
     const boxed = /^\\boxed\{([^{}]*)\}$/.exec(part);

@@ -34,7 +34,7 @@ async def ask(served: Served, **options: Any) -> Any:
     )
 
 
-async def test_what_the_client_asks_of_sampling_arrives() -> None:
+async def test_sampling_fields_reach_the_engine() -> None:
     scripted = able(EOS)
     extra = {"repetition_penalty": 1.2, "min_p": 0.1, "top_k": 5}
     async with serve(make_app(scripted, sandbox())) as served:
@@ -59,7 +59,7 @@ class Sum(BaseModel):
     total: int
 
 
-async def test_json_of_a_schema_is_parsed_by_the_sdk() -> None:
+async def test_sdk_parses_json_of_a_schema() -> None:
     scripted, box = able('{"total": 42}' + EOS), sandbox()
     async with serve(make_app(scripted, box)) as served:
         completion = await served.openai.chat.completions.parse(
@@ -90,7 +90,7 @@ async def test_json_of_a_schema_is_parsed_by_the_sdk() -> None:
         ({"type": "xml"}, "response_format", "invalid_value"),
     ],
 )
-async def test_an_engine_that_cannot_hold_to_a_form_says_so(
+async def test_rejects_response_format_without_engine_support(
     response_format: Any, param: str, code: str
 ) -> None:
     async with serve(make_app(ScriptedEngine(EOS), sandbox())) as served:
@@ -106,7 +106,7 @@ async def read(asked: Any) -> None:
         _ = [chunk async for chunk in reply]
 
 
-async def test_a_schema_that_the_engine_refuses_is_the_clients_fault_and_named() -> None:
+async def test_schema_rejected_by_the_engine_is_a_400_with_its_field() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"contains": {}}}}
     function = {"type": "function", "function": {"name": "f", "parameters": {"contains": {}}}}
     async with serve(make_app(RefusingEngine(EOS), sandbox())) as served:
@@ -118,7 +118,7 @@ async def test_a_schema_that_the_engine_refuses_is_the_clients_fault_and_named()
                 assert isinstance(caught.value, openai.BadRequestError)
 
 
-async def test_thinking_is_a_side_of_its_own_and_its_observations_stay_there() -> None:
+async def test_observations_in_a_thought_stay_in_the_reasoning() -> None:
     thinking = {"chat_template_kwargs": {"enable_thinking": True}}
     turns = (THOUGHT, " So 42.\n</think>\n\n\\boxed{42}" + EOS)
     async with serve(make_app(able(*turns), sandbox())) as served:
@@ -136,7 +136,7 @@ async def test_thinking_is_a_side_of_its_own_and_its_observations_stay_there() -
     assert "".join(delta.content or "" for delta in deltas) == "\\boxed{42}"
 
 
-async def test_a_reply_may_be_sent_back_as_it_came() -> None:
+async def test_reply_can_be_sent_back_unchanged() -> None:
     scripted = able("<think>a</think>b" + EOS)
     async with serve(make_app(scripted, sandbox())) as served:
         first = await ask(served)
@@ -145,7 +145,7 @@ async def test_a_reply_may_be_sent_back_as_it_came() -> None:
         assert (await ask(served, messages=[*MESSAGES, reply, *MESSAGES])).choices
 
 
-async def test_stop_strings_are_not_shown_but_counted() -> None:
+async def test_stop_strings_are_counted_but_not_returned() -> None:
     scripted = able("one two three" + EOS)
     async with serve(make_app(scripted, sandbox())) as served:
         whole = await ask(served, stop=" thr", logprobs=True)

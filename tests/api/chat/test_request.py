@@ -23,7 +23,7 @@ def request(**fields: Any) -> ChatRequest:
 
 
 @given(st.sampled_from(sorted(ChatRequest.model_fields)), JSON)
-def test_any_value_of_any_field_is_taken_or_refused(name: str, value: Any) -> None:
+def test_any_value_of_any_field_is_accepted_or_rejected(name: str, value: Any) -> None:
     with contextlib.suppress(ValidationError):
         assert request(**{name: value}).messages
 
@@ -36,18 +36,18 @@ def test_text_parts_are_joined() -> None:
 @pytest.mark.parametrize(
     "part", [{"type": "input_audio"}, {"type": "text"}, {"type": "text", "text": 1}, 1, None]
 )
-def test_other_parts_are_refused(part: object) -> None:
+def test_rejects_parts_of_other_types(part: object) -> None:
     with pytest.raises(ValidationError, match="part"):
         request(messages=[{"role": "user", "content": [part]}])
 
 
-def test_the_newer_name_of_the_token_limit_wins() -> None:
+def test_max_completion_tokens_takes_precedence() -> None:
     assert request(max_tokens=5, max_completion_tokens=7).token_limit == 7
     assert request(max_tokens=5).token_limit == 5
     assert request().token_limit is None
 
 
-def test_numbers_that_are_none_are_refused() -> None:
+def test_rejects_nan_and_infinity() -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValidationError):
             request(temperature=value)
@@ -62,7 +62,7 @@ def test_numbers_that_are_none_are_refused() -> None:
         ("guided_regex", ""),
     ],
 )
-def test_a_field_that_asks_for_nothing_is_taken(name: str, neutral: object) -> None:
+def test_accepts_neutral_values(name: str, neutral: object) -> None:
     assert request(**{name: neutral})
     with pytest.raises(ValidationError, match="not support"):
         request(**{name: "something"})
@@ -85,11 +85,11 @@ def test_a_field_that_asks_for_nothing_is_taken(name: str, neutral: object) -> N
         ({"reasoning_effort": "high", "response_format": {"type": "json_object"}}, False),
     ],
 )
-def test_degrees_of_thinking_are_on_or_off(fields: dict[str, Any], thinks: bool) -> None:
+def test_reasoning_effort_turns_thinking_on_or_off(fields: dict[str, Any], thinks: bool) -> None:
     assert request(**fields).thinks is thinks
 
 
-def test_token_limits_by_other_names() -> None:
+def test_accepts_other_names_of_the_token_limit() -> None:
     assert request(n_predict=5).token_limit == 5
     assert request(n_predict=-1).token_limit is None
     assert request(max_new_tokens=5).token_limit == 5

@@ -15,7 +15,7 @@ def message(**fields: Any) -> Message:
     return Message.model_validate(fields)
 
 
-def test_as_chat_templates_take_them() -> None:
+def test_messages_have_the_form_of_the_chat_template() -> None:
     assert message(role="developer", content="x").as_turn() == {"role": "system", "content": "x"}
     turn = message(role="assistant", tool_calls=[CALL], reasoning="hm").as_turn()
     assert turn["content"] == ""
@@ -37,7 +37,7 @@ def test_as_chat_templates_take_them() -> None:
         {"role": "user", "contnet": "x"},
     ],
 )
-def test_what_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
+def test_rejects_invalid_messages(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         message(**fields)
 
@@ -68,13 +68,13 @@ def test_what_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
         {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
     ],
 )
-def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
+def test_accepts_fields_without_effect(fields: dict[str, Any]) -> None:
     turn = message(**fields).as_turn()
     assert set(turn) == {"role", "content"}
     assert turn["content"] in ("x", "no", "")
 
 
-def test_calls_of_custom_tools_and_arguments_as_objects() -> None:
+def test_accepts_custom_tool_calls_and_arguments_as_objects() -> None:
     custom = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
     as_object = {"id": "d", "function": {"name": "f", "arguments": {"a": 1}}}
     calls: Any = message(role="assistant", tool_calls=[custom, as_object]).as_turn()["tool_calls"]
@@ -84,11 +84,11 @@ def test_calls_of_custom_tools_and_arguments_as_objects() -> None:
     ]
 
 
-def test_an_answer_of_a_tool_needs_its_call() -> None:
+def test_tool_message_requires_an_earlier_call() -> None:
     question = {"role": "user", "content": "?"}
     answer = {"role": "tool", "tool_call_id": "call_1", "content": "5"}
     called = {"role": "assistant", "tool_calls": [CALL]}
     assert len(request(messages=[question, called, answer]).messages) == 3
     for messages in ([question, answer], [question, answer, called]):
-        with pytest.raises(ValidationError, match="no call before it has the id 'call_1'"):
+        with pytest.raises(ValidationError, match="no earlier call has the id 'call_1'"):
             request(messages=messages)

@@ -35,7 +35,7 @@ async def ask(served: Served, **options: Any) -> Any:
     )
 
 
-async def test_a_deferred_episode() -> None:
+async def test_deferred_episode() -> None:
     async with serve(make_app(engine(), sandbox())) as served:
         completion = await ask(served)
     [choice] = completion.choices
@@ -57,7 +57,7 @@ async def test_a_deferred_episode() -> None:
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
 
 
-async def test_the_prompt_is_the_messages_with_the_instruction_in_the_last_user_turn() -> None:
+async def test_instruction_is_added_to_the_last_user_turn() -> None:
     scripted = engine()
     messages = [
         {"role": "developer", "content": "Be brief."},
@@ -72,7 +72,7 @@ async def test_the_prompt_is_the_messages_with_the_instruction_in_the_last_user_
     assert prompt == f"system: Be brief.\nuser: first\nassistant: yes\nuser: {second}\n"
 
 
-async def test_streaming_adds_up_to_the_same() -> None:
+async def test_stream_adds_up_to_the_whole_completion() -> None:
     async with serve(make_app(engine(), sandbox())) as served:
         stream = await ask(served, stream=True, stream_options={"include_usage": True})
         chunks = [chunk async for chunk in stream]
@@ -91,7 +91,7 @@ async def test_streaming_adds_up_to_the_same() -> None:
     assert tools[-1]["output"] == "42"
 
 
-async def test_a_block_is_shown_as_pending_before_the_model_writes_on() -> None:
+async def test_pending_block_is_streamed_at_once() -> None:
     async with serve(make_app(engine(), sandbox())) as served:
         stream = await ask(served, stream=True)
         text = ""
@@ -103,7 +103,7 @@ async def test_a_block_is_shown_as_pending_before_the_model_writes_on() -> None:
     assert text == "Let\n```python\nx = 6 * 7\n```"
 
 
-async def test_the_sdks_own_accumulator_takes_the_stream() -> None:
+async def test_sdk_accumulates_the_stream() -> None:
     async with (
         serve(make_app(engine(), sandbox())) as served,
         served.openai.chat.completions.stream(model="scripted", messages=MESSAGES) as stream,
@@ -113,7 +113,7 @@ async def test_the_sdks_own_accumulator_takes_the_stream() -> None:
     assert completion.choices[0].message.executed_tools[-1]["status"] == "ok"
 
 
-async def test_silence_is_filled_with_comments_and_the_stream_ends_with_done() -> None:
+async def test_silent_stream_gets_comments_and_ends_with_done() -> None:
     app = make_app(engine(), sandbox(delay_s=0.2), keep_alive_s=0.05)
     async with serve(app) as served, httpx.AsyncClient() as client:
         body = {"model": "scripted", "messages": MESSAGES, "stream": True}
@@ -126,7 +126,7 @@ async def test_silence_is_filled_with_comments_and_the_stream_ends_with_done() -
     assert events[running + 1] == ": keep-alive"
 
 
-async def test_plain_generation_runs_no_code() -> None:
+async def test_no_code_runs_without_deferral() -> None:
     scripted, box = ScriptedEngine(ASK + " and on" + EOS), sandbox()
     async with serve(make_app(scripted, box)) as served:
         completion = await ask(served, extra_body={"deferral": {"enabled": False}})
@@ -136,7 +136,7 @@ async def test_plain_generation_runs_no_code() -> None:
     assert scripted.tokenizer.decode(scripted.calls[0][0]) == "user: 6 * 7?\n"
 
 
-async def test_several_choices_have_their_own_sessions_and_seeds() -> None:
+async def test_choices_have_their_own_sessions_and_seeds() -> None:
     scripted, box = ScriptedEngine(ASK + EOS), sandbox()
     async with serve(make_app(scripted, box, DeferralPolicy(max_turns=1))) as served:
         completion = await ask(served, n=3, seed=5)
@@ -151,7 +151,7 @@ async def test_several_choices_have_their_own_sessions_and_seeds() -> None:
     assert len({sampling.seed for _, sampling in scripted.calls[:3]}) == 3
 
 
-async def test_what_the_client_asks_of_sampling_and_sandbox_arrives() -> None:
+async def test_sampling_and_sandbox_options_are_applied() -> None:
     scripted, box = engine(), sandbox()
     extra = {"top_k": -1, "min_p": 0.1, "deferral": {"eager": False, "run_limit_s": 0.5}}
     async with serve(make_app(scripted, box)) as served:
@@ -163,7 +163,7 @@ async def test_what_the_client_asks_of_sampling_and_sandbox_arrives() -> None:
     assert box.limits[0].eager is False
 
 
-async def test_the_token_limit_is_of_sampled_tokens_in_the_whole_episode() -> None:
+async def test_token_limit_counts_sampled_tokens_of_the_episode() -> None:
     sampled = len(ASK) - len("<tool_call>") + 1
     async with serve(make_app(engine(), sandbox())) as served:
         completion = await ask(served, max_tokens=sampled + 2)
@@ -171,7 +171,7 @@ async def test_the_token_limit_is_of_sampled_tokens_in_the_whole_episode() -> No
     assert completion.choices[0].finish_reason == "length"
 
 
-async def test_logprobs_are_of_sampled_tokens_only() -> None:
+async def test_logprobs_cover_sampled_tokens_only() -> None:
     async with serve(make_app(engine(), sandbox())) as served:
         completion = await ask(served, logprobs=True)
         stream = await ask(served, logprobs=True, stream=True)
@@ -189,7 +189,7 @@ async def test_logprobs_are_of_sampled_tokens_only() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_cancels_engine_and_session(stream: bool) -> None:
+async def test_disconnect_cancels_engine_and_session(stream: bool) -> None:
     scripted, box = ScriptedEngine(ASK, "x" * 10_000, delay_s=0.005), sandbox()
     async with serve(make_app(scripted, box)) as served:
         if stream:
@@ -220,7 +220,7 @@ class BrokenEngine(ScriptedEngine):
         return broken()
 
 
-async def test_an_engine_that_fails_is_told_before_and_in_the_stream() -> None:
+async def test_engine_error_is_reported_before_and_in_the_stream() -> None:
     async with serve(make_app(BrokenEngine(ASK), sandbox())) as served:
         with pytest.raises(openai.InternalServerError, match="out of memory") as caught:
             await ask(served)
@@ -279,7 +279,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
 ]
 
 
-async def test_what_cannot_be_honoured_is_refused_by_name() -> None:
+async def test_unsupported_values_are_rejected_by_name() -> None:
     async with serve(make_app(engine(), sandbox())) as served:
         for options, param, code in BAD:
             with pytest.raises(openai.BadRequestError) as caught:
@@ -288,7 +288,7 @@ async def test_what_cannot_be_honoured_is_refused_by_name() -> None:
             assert caught.value.type == "invalid_request_error"
 
 
-async def test_the_last_message_may_be_continued() -> None:
+async def test_last_message_can_be_continued() -> None:
     scripted = ScriptedEngine(" of them." + EOS)
     turns: Any = [*MESSAGES, {"role": "assistant", "content": "All"}]
     async with serve(make_app(scripted, sandbox())) as served:
@@ -300,7 +300,7 @@ async def test_the_last_message_may_be_continued() -> None:
     assert caught.value.param == "continue_final_message"
 
 
-async def test_a_reply_may_end_at_other_tokens() -> None:
+async def test_reply_can_end_at_other_tokens() -> None:
     scripted = ScriptedEngine("one" + EOS + "two" + EOS)
     async with serve(make_app(scripted, sandbox())) as served:
         stopped = await ask(served, extra_body={"stop_token_ids": [ord("e")]})
@@ -310,7 +310,7 @@ async def test_a_reply_may_end_at_other_tokens() -> None:
     assert [choice.finish_reason for choice in (stopped.choices[0], longer.choices[0])] == ["stop", "stop"]
 
 
-async def test_fields_that_ask_for_nothing_are_accepted() -> None:
+async def test_accepts_neutral_values() -> None:
     neutral = {
         "presence_penalty": 0.0,
         "logit_bias": {},
@@ -326,14 +326,14 @@ async def test_fields_that_ask_for_nothing_are_accepted() -> None:
         assert (await ask(served, messages=again)).choices
 
 
-async def test_an_unknown_model_is_404() -> None:
+async def test_unknown_model_is_404() -> None:
     async with serve(make_app(engine(), sandbox())) as served:
         with pytest.raises(openai.NotFoundError) as caught:
             await ask(served, model="gpt-5")
     assert caught.value.code == "model_not_found"
 
 
-async def test_beyond_the_queue_is_429_with_retry_after() -> None:
+async def test_full_queue_is_429_with_retry_after() -> None:
     scripted = ScriptedEngine("x" * 10_000, delay_s=0.005)
     app = make_app(scripted, sandbox(), max_concurrent_episodes=1, max_queued_episodes=0)
     async with serve(app) as served:
@@ -354,7 +354,7 @@ def assistant(*turns: str) -> tuple[ScriptedEngine, Any]:
     return scripted, serve(make_app(scripted, sandbox(), ASSISTANT_POLICY))
 
 
-async def test_the_server_runs_code_for_a_model_that_was_not_trained_to_defer() -> None:
+async def test_server_runs_code_of_models_not_trained_to_defer() -> None:
     scripted, serving = assistant(COMPUTE + EOS, "It is 42." + EOS)
     async with serving as served:
         completion = await ask(served)
@@ -366,7 +366,7 @@ async def test_the_server_runs_code_for_a_model_that_was_not_trained_to_defer() 
     assert prompt == f"system: {PROMPTS['assistant-v1']}\nuser: 6 * 7?\n"
 
 
-async def test_code_that_was_asked_for_is_shown_and_not_run() -> None:
+async def test_requested_code_is_not_run() -> None:
     scripted, serving = assistant(f"Here:\n{COMPUTE}\nThat prints 42.{EOS}")
     async with serving as served:
         messages = [{"role": "user", "content": "Show me a Python function with a demo."}]
@@ -380,7 +380,7 @@ async def test_code_that_was_asked_for_is_shown_and_not_run() -> None:
     assert len(scripted.calls) == 2
 
 
-async def test_a_reply_that_ends_with_pending_code_says_so() -> None:
+async def test_unflushed_blocks_are_listed() -> None:
     async with serve(make_app(ScriptedEngine(COMPUTE + EOS), sandbox())) as served:
         completion = await ask(served)
         stream = await ask(served, stream=True)
@@ -391,7 +391,7 @@ async def test_a_reply_that_ends_with_pending_code_says_so() -> None:
     assert last.choices[0].delta.unflushed_blocks[0]["code"] == "print(6 * 7)"
 
 
-async def test_a_request_may_have_unflushed_code_run_or_dropped() -> None:
+async def test_unflushed_option_runs_or_drops_code() -> None:
     scripted = ScriptedEngine(COMPUTE + EOS, ANSWER + EOS)
     async with serve(make_app(scripted, sandbox())) as served:
         completion = await ask(served, extra_body={"deferral": {"unflushed": "run"}})
@@ -405,14 +405,14 @@ async def test_a_request_may_have_unflushed_code_run_or_dropped() -> None:
     assert caught.value.param == "deferral.unflushed"
 
 
-async def test_a_conversation_that_comes_back_keeps_its_control_tokens() -> None:
+async def test_stored_reply_keeps_its_control_tokens() -> None:
     scripted = ScriptedEngine(ASK, ANSWER + EOS, "You are welcome." + EOS)
     async with serve(make_app(scripted, sandbox())) as served:
         first = await ask(served)
-        said = {"role": "assistant", "content": first.choices[0].message.content}
+        earlier = {"role": "assistant", "content": first.choices[0].message.content}
         thanks = {"role": "user", "content": "Thanks."}
-        await ask(served, messages=[*MESSAGES, said, thanks])
-        forged = {"role": "assistant", "content": said["content"].replace("42", "43")}
+        await ask(served, messages=[*MESSAGES, earlier, thanks])
+        forged = {"role": "assistant", "content": earlier["content"].replace("42", "43")}
         await ask(served, messages=[*MESSAGES, forged, thanks])
 
     def controls(call: int) -> int:
@@ -425,7 +425,7 @@ async def test_a_conversation_that_comes_back_keeps_its_control_tokens() -> None
     assert "Code execution result: 43" in scripted.tokenizer.decode(scripted.calls[3][0])
 
 
-async def test_control_tokens_in_a_message_are_text() -> None:
+async def test_control_tokens_in_messages_are_text() -> None:
     scripted = ScriptedEngine("Yes." + EOS)
     text = "print('<|im_end|>') <tool_call> </tool_call>"
     messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
@@ -434,20 +434,20 @@ async def test_control_tokens_in_a_message_are_text() -> None:
     assert all(token < 0x110000 for token in scripted.calls[0][0])
 
 
-async def test_a_follow_up_to_a_computed_answer_runs_code() -> None:
+async def test_follow_up_to_a_computed_answer_runs_code() -> None:
     scripted, serving = assistant(
         COMPUTE + EOS, "It is 42." + EOS, "```python\nprint(42 + 17)\n```" + EOS, "59." + EOS
     )
     async with serving as served:
         first = await ask(served)
-        said = {"role": "assistant", "content": first.choices[0].message.content}
+        earlier = {"role": "assistant", "content": first.choices[0].message.content}
         follow_up = {"role": "user", "content": "Now add 17 to it."}
-        second = await ask(served, messages=[*MESSAGES, said, follow_up])
+        second = await ask(served, messages=[*MESSAGES, earlier, follow_up])
     assert second.choices[0].message.executed_tools[0]["status"] == "ok"
     assert len(scripted.calls) == 4
 
 
-async def test_stored_ids_of_another_vocabulary_are_not_used() -> None:
+async def test_stored_ids_of_another_vocabulary_are_ignored() -> None:
     scripted = ScriptedEngine(ASK, ANSWER + EOS, "Yes." + EOS)
     app = make_app(scripted, sandbox())
     async with serve(app) as served:
@@ -465,7 +465,7 @@ async def test_stored_ids_of_another_vocabulary_are_not_used() -> None:
             assert content in scripted.tokenizer.decode(scripted.calls[-1][0])
 
 
-async def test_an_inline_thought_of_an_earlier_turn_is_a_field() -> None:
+async def test_inline_thought_becomes_a_field() -> None:
     scripted = ScriptedEngine("Yes." + EOS)
     thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nSo."}
     async with serve(make_app(scripted, sandbox())) as served:

@@ -42,7 +42,7 @@ async def ask(served: Served, **options: Any) -> Any:
     return await served.openai.chat.completions.create(**asked)
 
 
-async def test_a_round_with_two_calls_at_once() -> None:
+async def test_round_trip_with_two_calls() -> None:
     scripted, box = ScriptedEngine(f"I look.\n{ULM}\n{NOW}{EOS}", f"Sunny.{EOS}"), sandbox()
     async with serve(make_app(scripted, box)) as served:
         first = await ask(served)
@@ -69,7 +69,7 @@ async def test_a_round_with_two_calls_at_once() -> None:
     assert "tool: result of weather\ntool: result of now\n" in prompts[1]
 
 
-async def test_streamed_calls_add_up_in_the_sdk() -> None:
+async def test_sdk_accumulates_streamed_calls() -> None:
     async with (
         serve(make_app(ScriptedEngine(f"I look.\n{ULM}\n{NOW}{EOS}"), sandbox())) as served,
         served.openai.chat.completions.stream(model="scripted", messages=MESSAGES, tools=TOOLS) as stream,
@@ -102,7 +102,7 @@ async def reasons(stream: Any) -> None:
         "<tool_call>weather(Ulm)</tool_call>",
     ],
 )
-async def test_strict_tool_calls_fail_where_a_call_does_not_fit(written: str) -> None:
+async def test_strict_tool_calls_reject_invalid_calls(written: str) -> None:
     strict = {"extra_body": {"strict_tool_calls": True}}
     async with serve(make_app(ScriptedEngine(written + EOS), sandbox())) as served:
         with pytest.raises(openai.BadRequestError) as caught:
@@ -124,7 +124,7 @@ async def test_strict_tool_calls_fail_where_a_call_does_not_fit(written: str) ->
         '<tool_call>{"name": "weather", "arguments": {"city": "Ulm',
     ],
 )
-async def test_a_call_that_cannot_be_parsed_is_text(written: str) -> None:
+async def test_unparsable_call_is_text(written: str) -> None:
     async with serve(make_app(ScriptedEngine(written + EOS), sandbox())) as served:
         [choice] = (await ask(served)).choices
         stream = [chunk.choices[0] async for chunk in await ask(served, stream=True)]
@@ -133,7 +133,7 @@ async def test_a_call_that_cannot_be_parsed_is_text(written: str) -> None:
     assert "".join(part.delta.content or "" for part in stream) == written
 
 
-async def test_a_call_that_does_not_fit_its_schema_is_the_clients_to_judge() -> None:
+async def test_call_that_violates_its_schema_is_passed_on() -> None:
     written = '<tool_call>{"name": "weather", "arguments": {"city": 5}}</tool_call>'
     async with serve(make_app(ScriptedEngine(written + EOS), sandbox())) as served:
         [choice] = (await ask(served)).choices
@@ -141,7 +141,7 @@ async def test_a_call_that_does_not_fit_its_schema_is_the_clients_to_judge() -> 
     assert json.loads(choice.message.tool_calls[0].function.arguments) == {"city": 5}
 
 
-async def test_tools_of_other_kinds_are_left_out_unless_required() -> None:
+async def test_tools_of_other_types_are_ignored_unless_required() -> None:
     scripted = ScriptedEngine(f"No.{EOS}")
     others: Any = [{"type": "web_search"}, {"type": "custom", "custom": {"name": "x"}}]
     async with serve(make_app(scripted, sandbox())) as served:
@@ -158,7 +158,7 @@ async def test_tools_of_other_kinds_are_left_out_unless_required() -> None:
 @pytest.mark.parametrize(
     ("arguments", "shown"), [("", "{}"), ('{"city": "Ul', '"{\\"city\\": \\"Ul"'), ("[1]", '"[1]"')]
 )
-async def test_broken_arguments_in_the_history_are_shown_as_they_are(arguments: str, shown: str) -> None:
+async def test_invalid_arguments_in_the_history_are_unchanged(arguments: str, shown: str) -> None:
     scripted = ScriptedEngine(f"Sorry.{EOS}")
     call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": arguments}}
     turns: Any = [
@@ -171,7 +171,7 @@ async def test_broken_arguments_in_the_history_are_shown_as_they_are(arguments: 
     assert f'"arguments": {shown}' in scripted.tokenizer.decode(scripted.calls[0][0])
 
 
-async def test_choices_of_tools() -> None:
+async def test_tool_choice_values() -> None:
     named = {"type": "function", "function": {"name": "weather"}}
     scripted = ScriptedEngine(f' {{"city": "Ulm"}}}}\n</tool_call>{EOS}')
     async with serve(make_app(scripted, sandbox())) as served:
@@ -195,7 +195,7 @@ async def test_choices_of_tools() -> None:
     assert "weather" not in scripted.tokenizer.decode(scripted.calls[0][0])
 
 
-async def test_an_engine_that_can_is_held_to_the_arguments_schema() -> None:
+async def test_engine_enforces_the_schema_of_arguments() -> None:
     scripted = ScriptedEngine(f'{{"city": "Ulm"}}{EOS}')
     scripted.capabilities = frozenset({"json_schema"})
     named = {"type": "function", "function": {"name": "weather"}}
@@ -206,7 +206,7 @@ async def test_an_engine_that_can_is_held_to_the_arguments_schema() -> None:
     assert json.loads(scripted.calls[0][1].json_schema or "") == TOOLS[0]["function"]["parameters"]
 
 
-async def test_one_call_only() -> None:
+async def test_parallel_tool_calls_false_allows_one_call() -> None:
     scripted = ScriptedEngine(ULM + NOW + EOS)
     async with serve(make_app(scripted, sandbox())) as served:
         completion = await ask(served, parallel_tool_calls=False)
@@ -216,7 +216,7 @@ async def test_one_call_only() -> None:
     assert len(both.choices[0].message.tool_calls) == 2
 
 
-async def test_a_limit_in_the_middle_of_a_call() -> None:
+async def test_token_limit_inside_a_call() -> None:
     async with serve(make_app(ScriptedEngine(ULM), sandbox())) as served:
         completion = await ask(served, max_tokens=40)
     [choice] = completion.choices
@@ -246,7 +246,7 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
 
 
 @pytest.mark.parametrize(("options", "param"), BAD, ids=[str(i) for i in range(len(BAD))])
-async def test_what_cannot_be_honoured_is_refused_by_name(options: dict[str, Any], param: str | None) -> None:
+async def test_unsupported_values_are_rejected_by_name(options: dict[str, Any], param: str | None) -> None:
     async with serve(make_app(ScriptedEngine(EOS), sandbox())) as served:
         with pytest.raises(openai.BadRequestError) as caught:
             await ask(served, **options)

@@ -29,7 +29,7 @@ from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 CODE = "x = 6 * 7\nprint(x)"
 
 
-async def test_two_blocks_flushed_at_once_are_one_item_with_openais_events() -> None:
+async def test_blocks_of_one_flush_are_one_item() -> None:
     async with serving(engine()) as served:
         events = await collected(await ask(served, tools=CODE_TOOL, stream=True, include=OUTPUTS))
     message, call, answer = checked(events)["output"]
@@ -68,7 +68,7 @@ async def test_two_blocks_flushed_at_once_are_one_item_with_openais_events() -> 
     assert answer["content"][0]["text"] == ANSWER
 
 
-async def test_the_call_is_told_before_the_model_writes_on() -> None:
+async def test_call_is_streamed_at_once() -> None:
     async with serving(engine()) as served:
         events = await collected(await ask(served, tools=CODE_TOOL, stream=True))
     at = next(i for i, event in enumerate(events) if event["type"].endswith("call.in_progress"))
@@ -76,7 +76,7 @@ async def test_the_call_is_told_before_the_model_writes_on() -> None:
     assert written == FIRST.removesuffix("\n")
 
 
-async def test_outputs_are_shown_to_who_asks_for_them() -> None:
+async def test_outputs_are_included_on_request() -> None:
     async with serving(engine()) as served:
         events = await collected(await ask(served, tools=CODE_TOOL, stream=True))
         final = checked(events)
@@ -89,7 +89,7 @@ async def test_outputs_are_shown_to_who_asks_for_them() -> None:
     assert full.output[1].outputs[0].logs == "42"
 
 
-async def test_the_prompt_carries_the_instruction_and_usage_counts_observations() -> None:
+async def test_prompt_has_the_instruction_and_usage_counts_observations() -> None:
     scripted = engine()
     async with serving(scripted, policy=DeferralPolicy(prompt="brief-v1")) as served:
         response = await ask(served, tools=CODE_TOOL)
@@ -100,14 +100,14 @@ async def test_the_prompt_carries_the_instruction_and_usage_counts_observations(
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "item_status"),
     [("ok", "completed"), ("error", "completed"), ("output_limit", "completed"), ("timeout", "failed")],
 )
-async def test_how_the_code_fared_is_the_items_status(status: Any, told: str) -> None:
+async def test_item_status_reflects_the_code(status: Any, item_status: str) -> None:
     box = sandbox(replace(printed("1\n"), status=status, container="box-1"))
     async with serving(engine(), box) as served:
         final = checked(await collected(await ask(served, tools=CODE_TOOL, stream=True)))
-    assert final["output"][1]["status"] == told
+    assert final["output"][1]["status"] == item_status
 
 
 class NoContainer(ScriptedSandbox):
@@ -123,7 +123,7 @@ class NoContainer(ScriptedSandbox):
         return session
 
 
-async def test_without_a_container_no_id_is_made_up() -> None:
+async def test_container_id_is_empty_without_a_container() -> None:
     async with serving(engine(), NoContainer(lambda blocks: printed(""))) as served:
         events = await collected(await ask(served, tools=CODE_TOOL, stream=True, include=OUTPUTS))
     call = checked(events)["output"][1]
@@ -131,7 +131,7 @@ async def test_without_a_container_no_id_is_made_up() -> None:
     assert "SandboxError" in call["outputs"][0]["logs"]
 
 
-async def test_no_container_is_taken_before_code_is_written() -> None:
+async def test_no_container_is_used_before_code() -> None:
     box = sandbox()
     async with serving(ScriptedEngine("It is \\boxed{42}." + EOS), box) as served:
         response = await ask(served, tools=CODE_TOOL)
@@ -139,7 +139,7 @@ async def test_no_container_is_taken_before_code_is_written() -> None:
     assert box.sessions[0].pending == []
 
 
-async def test_code_that_is_never_asked_for_has_not_run() -> None:
+async def test_unflushed_code_has_no_output() -> None:
     async with serving(ScriptedEngine(FIRST + "so \\boxed{42}." + EOS)) as served:
         events = await collected(await ask(served, tools=CODE_TOOL, stream=True, include=OUTPUTS))
     final = checked(events)
@@ -150,7 +150,7 @@ async def test_code_that_is_never_asked_for_has_not_run() -> None:
     assert "code_interpreter_call.completed" not in kinds(events)
 
 
-async def test_a_marker_with_nothing_pending_stays_in_the_text() -> None:
+async def test_marker_without_pending_code_is_text() -> None:
     empty = "\nCode execution result: no code is pending\n</tool_call>\n"
     async with serving(ScriptedEngine("Hm." + MARKER, "So \\boxed{1}." + EOS)) as served:
         final = checked(await collected(await ask(served, tools=CODE_TOOL, stream=True)))
@@ -158,7 +158,7 @@ async def test_a_marker_with_nothing_pending_stays_in_the_text() -> None:
     assert message["content"][0]["text"] == "Hm." + MARKER + empty + "So \\boxed{1}."
 
 
-async def test_the_second_flush_knows_its_container_from_the_beginning() -> None:
+async def test_second_flush_starts_with_its_container_id() -> None:
     scripted = ScriptedEngine(FIRST + MARKER, FIRST + MARKER, ANSWER + EOS)
     async with serving(scripted) as served:
         events = await collected(await ask(served, tools=CODE_TOOL, stream=True))
@@ -171,7 +171,7 @@ async def test_the_second_flush_knows_its_container_from_the_beginning() -> None
     assert added == ["", "box-1"]
 
 
-async def test_a_limit_on_calls_leaves_the_response_incomplete() -> None:
+async def test_max_tool_calls_makes_the_response_incomplete() -> None:
     async with serving(ScriptedEngine(FIRST + MARKER)) as served:
         final = checked(await collected(await ask(served, tools=CODE_TOOL, stream=True, max_tool_calls=1)))
     assert final["incomplete_details"] == {"reason": "max_messages"}
@@ -208,7 +208,7 @@ async def test_code_in_a_thought() -> None:
     assert final["output"][3]["content"][0]["text"] == ANSWER
 
 
-async def test_how_code_runs_is_the_clients_to_say_within_ceilings() -> None:
+async def test_code_options_are_limited_by_the_operator() -> None:
     box = sandbox()
     async with serving(engine(), box) as served:
         options = {"deferral": {"eager": False, "run_limit_s": 0.5}}
@@ -216,7 +216,7 @@ async def test_how_code_runs_is_the_clients_to_say_within_ceilings() -> None:
     assert (box.limits[0].eager, box.limits[0].run_limit_s) == (False, 0.5)
 
 
-async def test_output_that_is_no_text_travels_as_json() -> None:
+async def test_output_with_invalid_unicode_is_escaped() -> None:
     odd = ExecutionResult("\ud800\0", "", "ok", 0.0, 0.0, container="box-1")
     async with serving(engine(), sandbox(odd)) as served:
         response = await ask(served, tools=CODE_TOOL)

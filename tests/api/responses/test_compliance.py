@@ -44,23 +44,23 @@ EVENTS = {
 }
 
 
-async def post(said: str, body: dict[str, Any]) -> httpx.Response:
-    async with serving(ScriptedEngine(said + EOS)) as served, httpx.AsyncClient() as client:
+async def post(text: str, body: dict[str, Any]) -> httpx.Response:
+    async with serving(ScriptedEngine(text + EOS)) as served, httpx.AsyncClient() as client:
         return await client.post(f"{served.url}/v1/responses", json={"model": "scripted", **body})
 
 
-async def answered(said: str, body: dict[str, Any]) -> dict[str, Any]:
-    reply = await post(said, body)
+async def answered(text: str, body: dict[str, Any]) -> dict[str, Any]:
+    reply = await post(text, body)
     assert reply.status_code == 200, reply.text
     spec.ResponseResource.model_validate_json(reply.text)
-    told: dict[str, Any] = reply.json()
-    assert told["output"]
-    assert told["status"] == "completed"
-    return told
+    response: dict[str, Any] = reply.json()
+    assert response["output"]
+    assert response["status"] == "completed"
+    return response
 
 
-async def streamed(said: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    reply = await post(said, {**body, "stream": True})
+async def streamed(text: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    reply = await post(text, {**body, "stream": True})
     assert reply.headers["content-type"].startswith("text/event-stream")
     *parts, done, _ = reply.text.split("\n\n")
     assert done == "data: [DONE]"
@@ -90,8 +90,8 @@ async def test_system_prompt() -> None:
 
 
 async def test_tool_calling() -> None:
-    told = await answered(CALL, {"input": [USER], "tools": TOOLS})
-    assert [item["type"] for item in told["output"]] == ["function_call"]
+    response = await answered(CALL, {"input": [USER], "tools": TOOLS})
+    assert [item["type"] for item in response["output"]] == ["function_call"]
 
 
 async def test_tool_calling_streaming() -> None:
@@ -103,19 +103,19 @@ async def test_tool_calling_streaming() -> None:
     assert items == ["function_call", "function_call"]
 
 
-async def told_twice(first: str, second: str, body: dict[str, Any], go_on: Any) -> list[dict[str, Any]]:
+async def respond_twice(first: str, second: str, body: dict[str, Any], go_on: Any) -> list[dict[str, Any]]:
     """Two responses, the other one to ``go_on(the first one)``."""
     async with (
         serving(ScriptedEngine(first + EOS, second + EOS)) as served,
         httpx.AsyncClient(base_url=served.url) as client,
     ):
-        told: list[dict[str, Any]] = []
-        for make in (lambda: body, lambda: {**go_on(told[0]), "previous_response_id": told[0]["id"]}):
+        response: list[dict[str, Any]] = []
+        for make in (lambda: body, lambda: {**go_on(response[0]), "previous_response_id": response[0]["id"]}):
             reply = await client.post("/v1/responses", json={"model": "scripted", **make()})
             spec.ResponseResource.model_validate_json(reply.text)
-            told.append(reply.json())
-            assert told[-1]["status"] == "completed"
-    return told
+            response.append(reply.json())
+            assert response[-1]["status"] == "completed"
+    return response
 
 
 async def test_function_call_roundtrip() -> None:
@@ -129,13 +129,13 @@ async def test_function_call_roundtrip() -> None:
         return {"input": [output]}
 
     body = {"input": "Weather?", "tools": TOOLS, "tool_choice": choice}
-    _, second = await told_twice(written, "Cloudy, it says.", body, answer)
+    _, second = await respond_twice(written, "Cloudy, it says.", body, answer)
     assert second["output"][0]["content"][0]["text"] == "Cloudy, it says."
 
 
 async def test_previous_response_id() -> None:
     again = {"input": "Which word?"}
-    _, second = await told_twice("OK", "papaya", {"input": "Remember: papaya."}, lambda first: again)
+    _, second = await respond_twice("OK", "papaya", {"input": "Remember: papaya."}, lambda first: again)
     assert second["output"][0]["content"][0]["text"] == "papaya"
 
 
@@ -143,8 +143,8 @@ async def test_previous_response_id() -> None:
     {"type": "input_image", "image_url": "data:image/png;base64,AAAA"},
     {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"},
 ])  # fmt: skip
-async def test_image_and_file_input_are_refused_by_name(part: dict[str, Any]) -> None:
-    """The suite wants an answer; a model that reads text alone can only say so."""
+async def test_rejects_image_and_file_input(part: dict[str, Any]) -> None:
+    """The suite expects an answer, but the model reads text only."""
     content = [{"type": "input_text", "text": "What is this?"}, part]
     reply = await post("", {"input": [{"type": "message", "role": "user", "content": content}]})
     error = reply.json()["error"]
@@ -163,6 +163,6 @@ async def test_multi_turn() -> None:
 
 @pytest.mark.parametrize("effort", ["none", "medium"])
 async def test_reasoning(effort: str) -> None:
-    said = "<think>\nHm.\n</think>\n\nYes." if effort == "medium" else "Yes."
-    told = await answered(said, {"input": [USER], "reasoning": {"effort": effort}})
-    assert told["reasoning"]["effort"] == effort
+    text = "<think>\nHm.\n</think>\n\nYes." if effort == "medium" else "Yes."
+    response = await answered(text, {"input": [USER], "reasoning": {"effort": effort}})
+    assert response["reasoning"]["effort"] == effort

@@ -25,7 +25,7 @@ ULM = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_ca
 NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
-async def test_a_round_of_calls_by_previous_response() -> None:
+async def test_calls_round_trip_by_previous_response() -> None:
     scripted, box = ScriptedEngine(f"I look.\n{ULM}\n{NOW}{EOS}", f"Sunny.{EOS}"), sandbox()
     async with serving(scripted, box) as served:
         events = await collected(await ask(served, tools=TOOLS, stream=True))
@@ -58,7 +58,7 @@ async def test_a_round_of_calls_by_previous_response() -> None:
     assert box.sessions == []
 
 
-async def test_the_sdks_helper_accumulates_calls() -> None:
+async def test_sdk_helper_accumulates_calls() -> None:
     async with (
         serving(ScriptedEngine(ULM + EOS)) as served,
         served.openai.responses.stream(model="scripted", input="?", tools=TOOLS) as stream,
@@ -68,7 +68,7 @@ async def test_the_sdks_helper_accumulates_calls() -> None:
     assert response.tools[0].name == "weather"
 
 
-async def test_a_function_that_must_be_called() -> None:
+async def test_forced_function_call() -> None:
     rest = ' {"city": "Ulm"}}\n</tool_call>' + EOS
     scripted = ScriptedEngine(rest)
     choice: Any = {"type": "function", "name": "weather"}
@@ -81,14 +81,14 @@ async def test_a_function_that_must_be_called() -> None:
     assert final["tool_choice"] == choice
 
 
-async def test_one_call_only_where_calls_may_not_be_parallel() -> None:
+async def test_parallel_tool_calls_false_allows_one_call() -> None:
     async with serving(ScriptedEngine(f"{ULM}\n{NOW}{EOS}")) as served:
         response = await ask(served, tools=TOOLS, parallel_tool_calls=False)
     assert [item.type for item in response.output] == ["function_call"]
     assert response.parallel_tool_calls is False
 
 
-async def test_a_call_that_can_not_be_made_fails_the_response() -> None:
+async def test_invalid_call_fails_a_strict_response() -> None:
     wrong = '<tool_call>\n{"name": "weather", "arguments": {"town": 1}}\n</tool_call>' + EOS
     async with serving(ScriptedEngine(wrong)) as served:
         strict: Any = {"tools": TOOLS, "extra_body": {"strict_tool_calls": True}}
@@ -104,7 +104,7 @@ async def test_a_call_that_can_not_be_made_fails_the_response() -> None:
 @pytest.mark.parametrize(
     "written", ["<tool_call>\nweather(Ulm)", '<tool_call>{"name": "rain", "arguments": {}}']
 )
-async def test_a_call_that_cannot_be_parsed_is_a_message(written: str) -> None:
+async def test_unparsable_call_is_a_message(written: str) -> None:
     async with serving(ScriptedEngine(written + EOS)) as served:
         response = await ask(served, tools=TOOLS)
         final = checked(await collected(await ask(served, tools=TOOLS, stream=True)))
@@ -113,7 +113,7 @@ async def test_a_call_that_cannot_be_parsed_is_a_message(written: str) -> None:
     assert [item["type"] for item in final["output"]] == ["message"]
 
 
-async def test_tools_and_items_of_other_kinds_are_left_out() -> None:
+async def test_tools_and_items_of_other_types_are_ignored() -> None:
     tools: Any = [
         *TOOLS,
         {"type": "web_search"},
@@ -136,7 +136,7 @@ async def test_tools_and_items_of_other_kinds_are_left_out() -> None:
     assert "tool: done" in prompt(scripted)
 
 
-async def test_a_call_cut_by_a_limit_is_incomplete() -> None:
+async def test_truncated_call_is_incomplete() -> None:
     async with serving(ScriptedEngine(ULM + EOS)) as served:
         final = checked(
             await collected(await ask(served, tools=TOOLS, stream=True, max_output_tokens=len(ULM) // 2))

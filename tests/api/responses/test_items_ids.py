@@ -11,7 +11,7 @@ from service.api.responses.items import (
 )
 
 
-def test_an_items_id_leads_to_its_response() -> None:
+def test_item_id_contains_its_response() -> None:
     response_id = new_response_id()
     assert response_of(output_item_id("msg", response_id, 3)) == response_id
     assert response_of(input_item_id("fc", response_id, 12)) == response_id
@@ -19,14 +19,14 @@ def test_an_items_id_leads_to_its_response() -> None:
 
 
 @pytest.mark.parametrize("foreign", ["", "msg_1", "msg_" + "g" * 32 + "_0", "resp_" + "0" * 32, "0" * 99])
-def test_an_id_that_is_not_ours_leads_nowhere(foreign: str) -> None:
+def test_foreign_item_id_has_no_response(foreign: str) -> None:
     assert response_of(foreign) is None
 
 
-def test_what_could_be_the_id_of_a_response() -> None:
+def test_recognizes_response_ids() -> None:
     assert is_response_id(new_response_id())
     assert not any(map(is_response_id, ("", "resp_", "resp_" + "g" * 32, new_response_id() + "0", "\0")))
 
 
-def test_ids_are_new_each_time() -> None:
+def test_response_ids_are_unique() -> None:
     assert len({new_response_id() for _ in range(100)}) == 100

@@ -17,7 +17,7 @@ def messages(*items: dict[str, Any]) -> list[dict[str, Any]]:
     return conversation.messages
 
 
-def said(text: str) -> dict[str, Any]:
+def assistant_message(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "output_text", "text": text, "annotations": []}]}
 
 
@@ -25,9 +25,13 @@ CALL = {"type": "code_interpreter_call", "code": "print(1)", "outputs": [{"type"
 SEEN = "<tool_call>\nCode execution result: 1\n</tool_call>\n"
 
 
-def test_what_the_model_gave_out_in_a_row_is_one_reply() -> None:
+def test_consecutive_output_items_are_one_reply() -> None:
     assert messages(
-        {"role": "user", "content": "?"}, said("a"), CALL, said("b"), {"role": "user", "content": "!"}
+        {"role": "user", "content": "?"},
+        assistant_message("a"),
+        CALL,
+        assistant_message("b"),
+        {"role": "user", "content": "!"},
     ) == [
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": f"a{SEEN}b"},
@@ -35,28 +39,28 @@ def test_what_the_model_gave_out_in_a_row_is_one_reply() -> None:
     ]
 
 
-def test_a_thought_is_a_field_of_its_own() -> None:
+def test_thought_is_a_field_of_the_message() -> None:
     thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
-    assert messages(thought, CALL, thought, said("so")) == [
+    assert messages(thought, CALL, thought, assistant_message("so")) == [
         {"role": "assistant", "content": f"{SEEN}so", "reasoning_content": "hmhm"}
     ]
     assert messages(thought) == [{"role": "assistant", "content": "", "reasoning_content": "hm"}]
 
 
-def test_a_stored_reply_brings_its_ids() -> None:
+def test_stored_reply_keeps_its_ids() -> None:
     conversation = Conversation(CharTokenizer(), PAPER_POLICY)
-    conversation.say("user", "?")
+    conversation.add_message("user", "?")
     conversation.add([StoredReply((1, 2, 3), "abc")])
-    conversation.say("user", "!")
+    conversation.add_message("user", "!")
     assert [message["role"] for message in conversation.messages] == ["user", "assistant", "user"]
     assert conversation.proven == {1: (1, 2, 3)}
 
 
-def test_calls_of_functions_and_their_answers() -> None:
+def test_function_calls_and_results_become_messages() -> None:
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     output = {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "9"}]}
     function = {"name": "f", "arguments": "{}"}
-    assert messages(said("I call."), call, output) == [
+    assert messages(assistant_message("I call."), call, output) == [
         {
             "role": "assistant",
             "content": "I call.",

@@ -45,7 +45,7 @@ async def test_text_without_tools() -> None:
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
 
 
-async def test_a_stream_holds_together_and_ends_with_done() -> None:
+async def test_stream_is_consistent_and_ends_with_done() -> None:
     async with serving(ScriptedEngine("Hello." + EOS)) as served:
         events = await collected(await ask(served, stream=True))
         final = checked(events)
@@ -70,7 +70,7 @@ async def test_a_stream_holds_together_and_ends_with_done() -> None:
         assert name == f"event: {json.loads(data.removeprefix('data: '))['type']}"
 
 
-async def test_the_sdks_stream_helper_takes_it() -> None:
+async def test_sdk_stream_helper_accepts_the_stream() -> None:
     async with (
         serving(engine()) as served,
         served.openai.responses.stream(model="scripted", input="6 * 7?", tools=CODE_TOOL) as stream,
@@ -79,7 +79,7 @@ async def test_the_sdks_stream_helper_takes_it() -> None:
     assert response.output_text == FIRST + SECOND + ANSWER
 
 
-async def test_without_the_tool_no_code_runs() -> None:
+async def test_no_code_runs_without_the_tool() -> None:
     scripted, box = ScriptedEngine(FIRST + SECOND + MARKER + " on" + EOS), sandbox()
     async with serving(scripted, box) as served:
         plain = await ask(served)
@@ -91,7 +91,7 @@ async def test_without_the_tool_no_code_runs() -> None:
     assert prompt(scripted) == "user: 6 * 7?\n"
 
 
-async def test_a_token_limit_makes_it_incomplete() -> None:
+async def test_token_limit_makes_the_response_incomplete() -> None:
     async with serving(ScriptedEngine("Hello." + EOS)) as served:
         response = await ask(served, max_output_tokens=3)
         events = await collected(await ask(served, max_output_tokens=3, stream=True))
@@ -102,14 +102,14 @@ async def test_a_token_limit_makes_it_incomplete() -> None:
     assert final["completed_at"] is None
 
 
-async def test_a_reply_of_nothing_is_an_empty_message() -> None:
+async def test_empty_reply_is_an_empty_message() -> None:
     async with serving(ScriptedEngine(EOS)) as served:
         assert (
             checked(await collected(await ask(served, stream=True)))["output"][0]["content"][0]["text"] == ""
         )
 
 
-async def test_thoughts_are_items_of_their_own() -> None:
+async def test_thoughts_are_separate_items() -> None:
     scripted = ScriptedEngine("<think>\nIt is 6 * 7.\n</think>\n\nIt is 42." + EOS)
     async with serving(scripted) as served:
         events = await collected(await ask(served, stream=True, reasoning={"effort": "medium"}))
@@ -122,18 +122,20 @@ async def test_thoughts_are_items_of_their_own() -> None:
     assert events[-1]["response"]["reasoning"]["effort"] == "medium"
 
 
-async def test_logprobs_of_the_message_where_they_are_asked_for() -> None:
+async def test_logprobs_are_included_on_request() -> None:
     include: Any = ["message.output_text.logprobs"]
     async with serving(ScriptedEngine("Hi." + EOS)) as served:
         events = await collected(await ask(served, stream=True, include=include, top_logprobs=1))
         without = await ask(served)
-    told = [item for event in events if event["type"].endswith("text.delta") for item in event["logprobs"]]
-    assert [item["token"] for item in told] == ["H", "i", "."]
-    assert checked(events)["output"][0]["content"][0]["logprobs"] == told
+    logprobs = [
+        item for event in events if event["type"].endswith("text.delta") for item in event["logprobs"]
+    ]
+    assert [item["token"] for item in logprobs] == ["H", "i", "."]
+    assert checked(events)["output"][0]["content"][0]["logprobs"] == logprobs
     assert without.output[0].content[0].logprobs == []
 
 
-async def test_silence_is_filled_with_comments() -> None:
+async def test_silent_stream_gets_comments() -> None:
     slow = serving(engine(), sandbox(delay_s=0.2), keep_alive_s=0.05)
     async with slow as served, httpx.AsyncClient() as client:
         body = {"model": "scripted", "input": "6 * 7?", "stream": True, "tools": CODE_TOOL}
@@ -144,7 +146,7 @@ async def test_silence_is_filled_with_comments() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_ends_it_and_what_there_is_stays(stream: bool) -> None:
+async def test_disconnect_stores_the_partial_response_as_cancelled(stream: bool) -> None:
     scripted = ScriptedEngine("x" * 10_000, delay_s=0.005)
     async with serving(scripted) as served:
         if stream:
@@ -177,7 +179,7 @@ async def stored_responses(served: Served) -> list[Any]:
     return [await served.openai.responses.retrieve(response_id) for response_id in ids]
 
 
-async def test_who_leaves_and_wants_nothing_stored_leaves_nothing() -> None:
+async def test_disconnect_without_store_stores_nothing() -> None:
     scripted = ScriptedEngine("x" * 10_000, delay_s=0.005)
     async with serving(scripted) as served:
         events = await ask(served, stream=True, store=False)
@@ -189,7 +191,7 @@ async def test_who_leaves_and_wants_nothing_stored_leaves_nothing() -> None:
             await served.openai.responses.retrieve(response_id)
 
 
-async def test_a_schema_that_the_engine_refuses_is_named_as_here() -> None:
+async def test_rejected_schema_has_the_field_name_of_this_api() -> None:
     form = {"type": "json_schema", "name": "x", "schema": {"contains": {}}}
     async with serving(RefusingEngine(EOS)) as served:
         with pytest.raises(openai.BadRequestError, match="no 'contains'") as caught:
@@ -212,7 +214,7 @@ class BrokenEngine(ScriptedEngine):
         return broken()
 
 
-async def test_an_engine_that_fails_is_told_as_a_failed_response() -> None:
+async def test_engine_error_fails_the_response() -> None:
     async with serving(BrokenEngine("Hello." + EOS)) as served:
         with pytest.raises(openai.InternalServerError, match="out of memory"):
             await ask(served)
@@ -225,7 +227,7 @@ async def test_an_engine_that_fails_is_told_as_a_failed_response() -> None:
     assert stored.status == "failed"
 
 
-async def test_a_full_server_is_429_before_the_stream_begins() -> None:
+async def test_full_queue_is_429_before_the_stream() -> None:
     scripted = ScriptedEngine("x" * 10_000, delay_s=0.005)
     async with serving(scripted, max_concurrent_episodes=1, max_queued_episodes=0) as served:
         first = await ask(served, stream=True)
@@ -290,7 +292,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
 
 
 @pytest.mark.parametrize(("options", "param", "code"), BAD, ids=[str(bad[:2]) for bad in BAD])
-async def test_what_cannot_be_honoured_is_refused_by_name(
+async def test_unsupported_values_are_rejected_by_name(
     options: dict[str, Any], param: str | None, code: str
 ) -> None:
     async with serving(engine()) as served:
@@ -301,14 +303,14 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
     assert caught.value.type == "invalid_request_error"
 
 
-async def test_an_unknown_model_is_404() -> None:
+async def test_unknown_model_is_404() -> None:
     async with serving(engine()) as served:
         with pytest.raises(openai.NotFoundError) as caught:
             await ask(served, model="gpt-6")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
-async def test_json_of_a_schema_where_the_engine_can() -> None:
+async def test_json_of_a_schema_with_engine_support() -> None:
     scripted = ScriptedEngine('{"n": 42}' + EOS)
     scripted.capabilities = frozenset({"json_schema"})
     form: Any = {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}}
@@ -329,6 +331,6 @@ async def test_truncation_auto_drops_the_oldest_messages() -> None:
         with pytest.raises(openai.BadRequestError, match="tokens"):
             await ask(served, "x" * 20_000, truncation="auto")
     assert response.truncation == "auto"
-    said = prompt(scripted)
-    assert said.startswith("system: Be brief.\nuser: 3x")
-    assert "user: 5x" in said
+    rendered = prompt(scripted)
+    assert rendered.startswith("system: Be brief.\nuser: 3x")
+    assert "user: 5x" in rendered

@@ -20,15 +20,15 @@ def hello() -> ScriptedEngine:
     return ScriptedEngine("Hello." + EOS)
 
 
-async def test_what_was_answered_is_retrieved() -> None:
+async def test_retrieves_a_stored_response() -> None:
     async with serving(engine()) as served:
         final = checked(await collected(await ask(served, tools=CODE_TOOL, stream=True)))
         plain = await ask(served, "Hi")
-        for told in (final, plain.to_dict()):
-            assert (await served.openai.responses.retrieve(told["id"])).to_dict() == told
+        for response in (final, plain.to_dict()):
+            assert (await served.openai.responses.retrieve(response["id"])).to_dict() == response
 
 
-async def test_what_is_not_stored_is_not_found() -> None:
+async def test_unstored_response_is_not_found() -> None:
     async with serving(hello()) as served:
         response = await ask(served, store=False)
         assert response.store is False
@@ -36,7 +36,7 @@ async def test_what_is_not_stored_is_not_found() -> None:
             await served.openai.responses.retrieve(response.id)
 
 
-async def test_a_deleted_response_is_gone() -> None:
+async def test_deleted_response_is_not_found() -> None:
     async with serving(hello()) as served:
         response = await ask(served)
         await served.openai.responses.delete(response.id)
@@ -59,12 +59,12 @@ async def assert_not_found(served: Served, response_id: str) -> None:
 
 
 @pytest.mark.parametrize("unknown", [f"resp_{7:032x}", "resp_unknown", "\0", "é", "x" * 5000])
-async def test_an_unknown_id_is_404_everywhere(unknown: str) -> None:
+async def test_unknown_id_is_404_on_every_route(unknown: str) -> None:
     async with serving(hello()) as served:
         await assert_not_found(served, unknown)
 
 
-async def test_input_items_come_in_pages() -> None:
+async def test_input_items_are_paged() -> None:
     async with serving(hello()) as served:
         response = await ask(served, QUESTIONS)
         listing = served.openai.responses.input_items
@@ -95,7 +95,7 @@ async def test_only_background_responses_are_streamed_again_or_cancelled() -> No
             await served.openai.responses.cancel(response.id)
 
 
-async def test_one_key_can_not_see_what_another_has() -> None:
+async def test_responses_of_another_key_are_not_visible() -> None:
     keys = [f"sk-{name}" * 10 for name in ("one", "two")]
     hashes = ",".join("sha256:" + hashlib.sha256(key.encode()).hexdigest() for key in keys)
     scripted = ScriptedEngine("Hello." + EOS)

@@ -36,7 +36,7 @@ async def ended(served: Served, response_id: str, **options: Any) -> Any:
             await asyncio.sleep(0.02)
 
 
-async def test_it_is_queued_then_runs_and_completes() -> None:
+async def test_background_response_is_queued_then_completes() -> None:
     async with serving(engine()) as served:
         queued = await ask(served, tools=CODE_TOOL, background=True)
         done = await ended(served, queued.id, include=OUTPUTS)
@@ -48,7 +48,7 @@ async def test_it_is_queued_then_runs_and_completes() -> None:
     assert again.status == "completed"
 
 
-async def test_a_stream_survives_its_reader() -> None:
+async def test_background_response_survives_a_disconnect() -> None:
     scripted = engine(delay_s=0.01)
     async with serving(scripted) as served:
         stream = await ask(served, tools=CODE_TOOL, background=True, stream=True)
@@ -74,7 +74,7 @@ async def test_a_stream_survives_its_reader() -> None:
     assert [event["response"]["status"] for event in whole[:3]] == ["queued", "queued", "in_progress"]
 
 
-async def test_two_readers_and_the_sdks_helper_see_the_same() -> None:
+async def test_all_readers_see_the_same_events() -> None:
     async with serving(engine(delay_s=0.005)) as served:
         queued = await ask(served, tools=CODE_TOOL, background=True)
         streams = [await served.openai.responses.retrieve(queued.id, stream=True) for _ in range(2)]
@@ -85,7 +85,7 @@ async def test_two_readers_and_the_sdks_helper_see_the_same() -> None:
     assert final.output_text == checked(one)["output"][0]["content"][0]["text"] + ANSWER
 
 
-async def test_cancel_keeps_what_there_is_and_may_be_repeated() -> None:
+async def test_cancel_keeps_partial_output_and_can_be_repeated() -> None:
     scripted = endless()
     async with serving(scripted) as served:
         stream = await ask(served, background=True, stream=True)
@@ -106,14 +106,14 @@ async def test_cancel_keeps_what_there_is_and_may_be_repeated() -> None:
     assert cancelled.usage.output_tokens == len(cancelled.output_text)
 
 
-async def test_cancelling_what_is_over_changes_nothing() -> None:
+async def test_cancel_does_not_change_an_ended_response() -> None:
     async with serving(ScriptedEngine("Hello." + EOS)) as served:
         queued = await ask(served, background=True)
         done = await ended(served, queued.id)
         assert (await served.openai.responses.cancel(queued.id)).to_dict() == done.to_dict()
 
 
-async def test_deleting_one_that_runs_ends_it() -> None:
+async def test_delete_ends_a_running_response() -> None:
     scripted = endless()
     async with serving(scripted) as served:
         queued = await ask(served, background=True)
@@ -124,7 +124,7 @@ async def test_deleting_one_that_runs_ends_it() -> None:
             await served.openai.responses.retrieve(queued.id)
 
 
-async def test_it_waits_for_a_place_and_is_cancelled_there() -> None:
+async def test_queued_response_can_be_cancelled() -> None:
     scripted = endless()
     options = {"max_concurrent_episodes": 1, "max_queued_episodes": 0, "queue_timeout_s": 0.05}
     async with serving(scripted, **options) as served:
@@ -141,7 +141,7 @@ async def test_it_waits_for_a_place_and_is_cancelled_there() -> None:
         await served.openai.responses.cancel(second.id)
 
 
-async def test_there_is_a_bound_on_how_many() -> None:
+async def test_number_of_background_responses_is_limited() -> None:
     async with serving(endless(), max_background_responses=1) as served:
         first = await ask(served, background=True)
         with pytest.raises(openai.RateLimitError):
@@ -152,7 +152,7 @@ async def test_there_is_a_bound_on_how_many() -> None:
         await served.openai.responses.cancel((await ask(served, background=True)).id)
 
 
-async def test_a_server_that_stops_fails_what_still_runs(tmp_path: Path) -> None:
+async def test_shutdown_fails_running_responses(tmp_path: Path) -> None:
     store_url = f"sqlite:///{tmp_path / 'responses.db'}"
     scripted = endless()
     async with serving(scripted, store_url=store_url) as served:
@@ -166,7 +166,7 @@ async def test_a_server_that_stops_fails_what_still_runs(tmp_path: Path) -> None
     assert checked(events)["status"] == "failed"
 
 
-async def test_a_run_cut_by_a_crash_is_failed_at_the_next_start(tmp_path: Path) -> None:
+async def test_crashed_run_is_failed_at_the_next_start(tmp_path: Path) -> None:
     store_url = f"sqlite:///{tmp_path / 'responses.db'}"
     async with serving(ScriptedEngine("Hello." + EOS), store_url=store_url) as served:
         body = (await ask(served, background=True, stream=False)).to_dict()
@@ -189,7 +189,7 @@ async def test_a_run_cut_by_a_crash_is_failed_at_the_next_start(tmp_path: Path) 
     assert events[-1]["sequence_number"] == 1
 
 
-async def test_another_server_of_the_same_store_reads_and_cancels(
+async def test_another_server_of_the_store_reads_and_cancels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.api.responses.registry._BEAT_S", 0.05)

@@ -25,10 +25,10 @@ def event(number: int) -> dict[str, object]:
 
 
 async def read(log: EventLog, after: int = -1) -> list[Any]:
-    return [told["sequence_number"] async for told in log.read(after)]
+    return [event["sequence_number"] async for event in log.read(after)]
 
 
-async def test_readers_of_any_time_see_all_events_in_order(store: ResponseStore) -> None:
+async def test_late_readers_see_all_events_in_order(store: ResponseStore) -> None:
     log = EventLog(store, "resp_1")
     early = asyncio.create_task(read(log))
     for number in range(100):
@@ -41,7 +41,7 @@ async def test_readers_of_any_time_see_all_events_in_order(store: ResponseStore)
     assert await early == list(range(100))
     assert await middle == list(range(31, 100))
     assert await read(log, after=97) == [98, 99]
-    assert [told["sequence_number"] for told in await store.events_after("resp_1", -1)] == list(range(100))
+    assert [event["sequence_number"] for event in await store.events_after("resp_1", -1)] == list(range(100))
 
 
 async def test_only_the_latest_events_are_in_memory(store: ResponseStore) -> None:
@@ -51,7 +51,7 @@ async def test_only_the_latest_events_are_in_memory(store: ResponseStore) -> Non
         assert len(log._tail) < 65
 
 
-async def test_a_reader_of_a_deleted_response_is_let_go(store: ResponseStore) -> None:
+async def test_reader_of_a_deleted_response_ends(store: ResponseStore) -> None:
     log = EventLog(store, "resp_1")
     for number in range(70):
         await log.add(event(number))
@@ -59,7 +59,7 @@ async def test_a_reader_of_a_deleted_response_is_let_go(store: ResponseStore) ->
     assert await read(log) == []
 
 
-async def test_a_writer_that_is_cancelled_leaves_no_gap(store: ResponseStore) -> None:
+async def test_cancelled_writer_leaves_no_gap(store: ResponseStore) -> None:
     log = EventLog(store, "resp_1")
     for number in range(63):
         await log.add(event(number))
@@ -69,4 +69,4 @@ async def test_a_writer_that_is_cancelled_leaves_no_gap(store: ResponseStore) ->
     await asyncio.gather(adding, return_exceptions=True)
     await log.add(event(64))
     await log.close()
-    assert [told["sequence_number"] for told in await store.events_after("resp_1", -1)] == list(range(65))
+    assert [event["sequence_number"] for event in await store.events_after("resp_1", -1)] == list(range(65))

@@ -6,7 +6,7 @@ from service.episode.events import Observed, Sampled
 from service.episode.stop_strings import StopStringHit
 
 
-def test_tokens_that_a_stop_string_took_were_sampled_too() -> None:
+def test_tokens_of_a_stop_string_count_as_sampled() -> None:
     metrics = Metrics()
     metrics.observe(Sampled(TokenChunk((1, 2), "ab", (0.0, 0.0))))
     metrics.observe(StopStringHit((3,)))
@@ -18,7 +18,7 @@ def test_tokens_that_a_stop_string_took_were_sampled_too() -> None:
     assert "ihgrpo_episodes_waiting 2.0" in text
 
 
-def test_the_engines_own_counter_goes_on_when_it_is_read() -> None:
+def test_cached_tokens_are_counted_once() -> None:
     metrics = Metrics()
     for cached in (5, 9):
         text = metrics.render(running=0, waiting=0, engine=EngineStats(cached_tokens=cached)).decode()

@@ -15,7 +15,7 @@ def shown(registry: CollectorRegistry) -> list[str]:
 
 
 @given(st.lists(st.one_of(st.sampled_from(BUCKETS), st.floats(0, 2))))
-def test_it_shows_what_the_librarys_own_does(values: list[float]) -> None:
+def test_loop_histogram_equals_the_librarys_histogram(values: list[float]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     one = LoopHistogram("gap_seconds", "Between tokens.", BUCKETS, ours)
     other = Histogram("gap_seconds", "Between tokens.", buckets=BUCKETS, registry=theirs)

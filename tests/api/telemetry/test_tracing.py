@@ -31,13 +31,13 @@ def collector() -> Iterator[str]:
         thread.join()
 
 
-def test_without_an_endpoint_nothing_is_traced() -> None:
+def test_no_traces_without_an_endpoint() -> None:
     tracer, close = open_tracer(None, "0")
     assert not tracer.start_span("x").is_recording()
     close()
 
 
-def test_what_is_left_is_sent_when_the_server_stops(collector: str) -> None:
+def test_remaining_spans_are_sent_at_shutdown(collector: str) -> None:
     tracer, close = open_tracer(collector, "1.2.3")
     tracer.start_span("a span").end()
     close()

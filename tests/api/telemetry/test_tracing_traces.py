@@ -80,12 +80,12 @@ async def test_one_span_for_each_invocation_execution_and_delivery(exporter: InM
     assert root.attributes["gen_ai.usage.output_tokens"] > 0
     assert root.attributes["ih_grpo.outcome.0"] == "answer"
     assert (root.attributes["enduser.id"], root.attributes["ih_grpo.metadata.team"]) == ("me", "a")
-    told = "".join(span.to_json() for span in exporter.get_finished_spans())
-    assert SECRET not in told
-    assert "print(x)" not in told
+    exported = "".join(span.to_json() for span in exporter.get_finished_spans())
+    assert SECRET not in exported
+    assert "print(x)" not in exported
 
 
-async def test_how_code_ended_and_whether_it_was_read_are_told_apart(exporter: InMemorySpanExporter) -> None:
+async def test_execution_and_delivery_are_separate_spans(exporter: InMemorySpanExporter) -> None:
     failed = ExecutionResult("", "NameError: x", "error", wall_seconds=0.1, waited_seconds=0.1)
     named = await spans(exporter, ASK, EOS, result=failed)
     assert not named["execute"][0].status.is_ok
@@ -101,13 +101,13 @@ async def test_how_code_ended_and_whether_it_was_read_are_told_apart(exporter: I
     assert not named["deliver"][0].status.is_ok
 
 
-async def test_what_is_never_asked_for_is_dropped(exporter: InMemorySpanExporter) -> None:
+async def test_unflushed_blocks_are_marked_as_dropped(exporter: InMemorySpanExporter) -> None:
     named = await spans(exporter, BLOCKS + EOS)
     assert [span.attributes["ih_grpo.dropped"] for span in named["invoke"]] == [True, True]
     assert "execute" not in named
 
 
-async def test_the_clients_own_trace_goes_on(exporter: InMemorySpanExporter) -> None:
+async def test_client_trace_is_continued(exporter: InMemorySpanExporter) -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     named = await spans(exporter, EOS, traceparent=parent)
     [root] = named["chat"]
@@ -116,7 +116,7 @@ async def test_the_clients_own_trace_goes_on(exporter: InMemorySpanExporter) -> 
     assert f"{root.parent.span_id:016x}" == "b7ad6b7169203331"
 
 
-async def test_a_client_that_leaves_ends_every_span(exporter: InMemorySpanExporter) -> None:
+async def test_disconnect_ends_all_spans(exporter: InMemorySpanExporter) -> None:
     engine = ScriptedEngine(BLOCKS + "x" * 10_000, delay_s=0.002)
     async for served in serving(exporter, engine, printed(""), DeferralPolicy()):
         messages: Any = [{"role": "user", "content": "?"}]

@@ -53,9 +53,9 @@ def test_schema_of_any_function_has_references_resolved() -> None:
     assert forced.prefix == "<tool_call>\n"
     schema = json.loads(forced.schema or "")
     check = Function(name="x", parameters=schema)
-    assert check.complaint({"name": "f", "arguments": {"city": "Ulm", "unit": "F"}}) is None
-    assert check.complaint({"name": "f", "arguments": {"city": "Ulm", "unit": "K"}}) is not None
-    assert check.complaint({"name": "h", "arguments": {}}) is not None
+    assert check.error_in({"name": "f", "arguments": {"city": "Ulm", "unit": "F"}}) is None
+    assert check.error_in({"name": "f", "arguments": {"city": "Ulm", "unit": "K"}}) is not None
+    assert check.error_in({"name": "h", "arguments": {}}) is not None
 
 
 def test_recursive_schema_is_not_enforced() -> None:

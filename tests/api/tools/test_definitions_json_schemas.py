@@ -2,23 +2,23 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.tools.definitions import compile_schema, complaint
+from service.api.tools.definitions import compile_schema, first_error
 
 
-def test_the_first_complaint_has_its_path() -> None:
+def test_first_error_has_its_path() -> None:
     validator = compile_schema({"properties": {"a": {"items": {"type": "integer"}}}})
-    assert complaint(validator, {"a": [1, 2]}) is None
-    assert complaint(validator, {"a": [1, "x"]}) == '"x" is not of type "integer" at ["a"][1]'
-    assert complaint(compile_schema({"type": "object"}), 5) == '5 is not of type "object"'
+    assert first_error(validator, {"a": [1, 2]}) is None
+    assert first_error(validator, {"a": [1, "x"]}) == '"x" is not of type "integer" at ["a"][1]'
+    assert first_error(compile_schema({"type": "object"}), 5) == '5 is not of type "object"'
 
 
 @pytest.mark.parametrize("schema", [{"type": 1}, {"$ref": "#/nowhere"}, {"$ref": "file:///etc/passwd"}])
-def test_what_is_no_schema_or_points_elsewhere_is_refused(schema: dict[str, object]) -> None:
+def test_rejects_invalid_and_external_schemas(schema: dict[str, object]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  (the words are the library's)
         compile_schema(schema)
 
 
-def test_a_schema_too_deep_is_refused_and_breaks_nothing() -> None:
+def test_rejects_schemas_nested_too_deeply() -> None:
     schema: dict[str, object] = {"type": "object"}
     for _ in range(3000):
         schema = {"properties": {"a": schema}}

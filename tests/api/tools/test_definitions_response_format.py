@@ -12,7 +12,7 @@ FORM: TypeAdapter[Any] = TypeAdapter(ResponseFormat)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
-def test_each_form_as_a_schema() -> None:
+def test_schema_of_each_response_format() -> None:
     assert FORM.validate_python({"type": "text"}).schema_text is None
     assert json.loads(FORM.validate_python({"type": "json_object"}).schema_text) == {"type": "object"}
     asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
@@ -29,6 +29,6 @@ def test_each_form_as_a_schema() -> None:
         {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://127.0.0.1:1/"}}},
     ],
 )
-def test_what_is_no_form_is_refused(asked: object) -> None:
+def test_rejects_invalid_response_formats(asked: object) -> None:
     with pytest.raises(ValidationError):
         FORM.validate_python(asked)

@@ -1,4 +1,4 @@
-"""What the client programs share. Each is run with the clients' own Python, ``PROGRAM URL KEY``."""
+"""Shared code of the client programs. Each runs with the clients' own Python, ``PROGRAM URL KEY``."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import zlib
 from base64 import urlsafe_b64decode
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from tests.trainer.training.test_run_files import TEXT, TURN, scored
 from trainer.cli.show import app
+from trainer.rewards.registry import RewardPart
 from trainer.training.run_files import write_rollout
 
 
@@ -71,3 +73,10 @@ def test_rejects_invalid_options(saved: Path, arguments: list[str], complaint: s
     result = show(saved, *arguments)
     assert result.exit_code == 2
     assert complaint in result.stderr
+
+
+def test_several_rewards_are_shown(tmp_path: Path) -> None:
+    parts = {"math": RewardPart(1.0, "correct"), "tool_wait": RewardPart(None, "no_verdict")}
+    write_rollout(tmp_path / "rollout.parquet", 0, [replace(scored(), parts=parts)])
+    shown = show(tmp_path / "rollout.parquet", "--row", "0").stdout
+    assert "rewards: math 1 (correct), tool_wait none (no_verdict)" in shown

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.data.problems import DataError
-from trainer.data.sources import load_source
+from trainer.data.sources import load_benchmarks, load_source
 
 
 def test_synthetic_problems_are_deterministic() -> None:
@@ -28,3 +28,13 @@ def test_other_sources_are_files_or_hub_ids(tmp_path: Path) -> None:
     assert len(load_source(path).problems) == 1
     with pytest.raises(DataError, match="must be a"):
         load_source("quickstart:many")
+
+
+def test_benchmarks_by_name_and_whatever_their_gold_answers(tmp_path: Path) -> None:
+    path = tmp_path / "logic.jsonl"
+    path.write_text('{"question": "Which?", "answer": "(("}\n')
+    found = load_benchmarks([str(path), f"again={path}"])
+    assert {name: [problem.answer for problem in problems] for name, problems in found.items()} == {
+        "logic": ["(("],
+        "again": ["(("],
+    }

@@ -48,6 +48,10 @@ def server(*answers: httpx.Response | Exception) -> tuple[httpx.AsyncClient, lis
     return httpx.AsyncClient(base_url="http://test/v1", transport=httpx.MockTransport(handle)), requests
 
 
+def asks(question: str) -> list[dict[str, object]]:
+    return [{"role": "user", "content": question}]
+
+
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry without waiting."""
@@ -57,7 +61,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_server_request_is_openai_compatible() -> None:
     client, requests = server(httpx.Response(200, json=REPLY))
     solver = ServerBackend(client, "m", {"temperature": 0.5}, instruction="Solve: ")
-    solution = await solver.solve("6 * 7?", seed=3)
+    solution = await solver.solve(asks("6 * 7?"), seed=3)
     assert (solution.text, solution.finish, solution.tokens) == ("so \\boxed{42}", "stop", 20)
     assert solution.tools == ToolUsage(
         flushes=1, executed=2, executed_by_model=2, delayed=1, errors=0, seconds=0.2, hidden_seconds=0.15
@@ -69,18 +73,37 @@ async def test_server_request_is_openai_compatible() -> None:
     }  # fmt: skip
 
 
+async def test_context_precedes_the_instruction() -> None:
+    client, requests = server(httpx.Response(200, json=REPLY))
+    system: dict[str, object] = {"role": "system", "content": "Be brief."}
+    await ServerBackend(client, "m", {}, instruction="Solve: ").solve([system, *asks("1+1?")], seed=0)
+    assert json.loads(requests[0].content)["messages"] == [system, *asks("Solve: 1+1?")]
+
+
+async def test_reward_functions_see_what_a_server_reports() -> None:
+    unflushed = {"choices": [{"finish_reason": "stop", "message": {
+        "content": "x", "executed_tools": [TOOL, TOOL], "unflushed_blocks": [{"code": "a"}],
+    }}], "usage": REPLY["usage"]}  # fmt: skip
+    client, _ = server(httpx.Response(200, json=unflushed))
+    episode = (await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)).finished()
+    assert (episode.tool_wait_seconds, episode.pending_blocks, episode.open_fence) == (0.1, 1, None)
+    client, _ = server(httpx.Response(200, json={"choices": [{"finish_reason": "stop", "message": {}}]}))
+    episode = (await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)).finished()
+    assert (episode.tool_wait_seconds, episode.pending_blocks, episode.tools) == (None, None, None)
+
+
 async def test_other_servers_report_no_tools() -> None:
     client, _ = server(
         httpx.Response(200, json={"choices": [{"finish_reason": "length", "message": {"content": None}}]})
     )
-    solution = await ServerBackend(client, "m", {}).solve("?", seed=0)
+    solution = await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)
     assert (solution.text, solution.finish, solution.tokens, solution.tools) == ("", "length", 0, None)
 
 
 @pytest.mark.parametrize("first", [httpx.Response(429), httpx.Response(503), httpx.ConnectError("refused")])
 async def test_retries_busy_server(first: httpx.Response | Exception) -> None:
     client, requests = server(first, httpx.Response(200, json=REPLY))
-    assert (await ServerBackend(client, "m", {}).solve("?", seed=0)).tokens == 20
+    assert (await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)).tokens == 20
     assert len(requests) == 2
 
 
@@ -98,7 +121,7 @@ async def test_retries_busy_server(first: httpx.Response | Exception) -> None:
 async def test_reports_failed_requests(answer: httpx.Response | Exception, message: str, asked: int) -> None:
     client, requests = server(answer)
     with pytest.raises(BackendError, match=message):
-        await ServerBackend(client, "m", {}, tries=3).solve("?", seed=0)
+        await ServerBackend(client, "m", {}, tries=3).solve(asks("?"), seed=0)
     assert len(requests) == asked
 
 
@@ -109,7 +132,7 @@ async def test_reports_failed_requests(answer: httpx.Response | Exception, messa
 ])  # fmt: skip
 async def test_prompt_too_long_for_server_is_a_result(error: dict[str, Any]) -> None:
     client, requests = server(httpx.Response(400, json={"error": error}))
-    solution = await ServerBackend(client, "m", {}).solve("?", seed=0)
+    solution = await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)
     assert (solution.text, solution.finish, solution.tokens) == ("", "too_long", 0)
     assert len(requests) == 1
 
@@ -133,7 +156,7 @@ async def test_sandbox_failure_is_a_backend_error() -> None:
     reply["choices"][0]["message"]["executed_tools"][0]["status"] = "sandbox_error"
     client, _ = server(httpx.Response(200, json=reply))
     with pytest.raises(BackendError, match="server's sandbox failed"):
-        await ServerBackend(client, "m", {}).solve("?", seed=0)
+        await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)
     broken = ExecutionResult("", "", "sandbox_error", wall_seconds=0, waited_seconds=0)
     with pytest.raises(BackendError, match="sandbox failed"):
         await play(lambda blocks: broken)
@@ -150,7 +173,7 @@ async def play(
         )
 
     settings = RolloutSettings(policy or DeferralPolicy(prompt="brief-v1"), Sampling())
-    return await LocalBackend(ReplyEngine(reply), ScriptedSandbox(answer), settings).solve("?", seed=1)
+    return await LocalBackend(ReplyEngine(reply), ScriptedSandbox(answer), settings).solve(asks("?"), seed=1)
 
 
 async def test_distinguishes_too_long_prompt_from_cut_episode() -> None:
@@ -203,9 +226,40 @@ async def test_reply_without_code_has_zero_flushes() -> None:
     reply = json.loads(json.dumps(REPLY))
     del reply["choices"][0]["message"]["executed_tools"]
     client, _ = server(httpx.Response(200, json=reply))
-    solution = await ServerBackend(client, "m", {}).solve("?", seed=0)
+    solution = await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)
     assert solution.tools is not None
     assert solution.tools.flushes == 0
     del reply["usage"]["completion_tokens_details"]
     client, _ = server(httpx.Response(200, json=reply))
-    assert (await ServerBackend(client, "m", {}).solve("?", seed=0)).tools is None
+    assert (await ServerBackend(client, "m", {}).solve(asks("?"), seed=0)).tools is None
+
+
+async def test_an_episode_without_python_is_one_turn_without_tools() -> None:
+    seen: list[str] = []
+
+    def reply(context: str) -> str:
+        seen.append(context)
+        return f"```python\nprint(42)\n```<tool_call> so \\boxed{{1}}{EOS}"
+
+    sandbox = ScriptedSandbox(lambda blocks: pytest.fail("no code may run"))
+    settings = RolloutSettings(DeferralPolicy(), Sampling(temperature=0))
+    backend = LocalBackend(ReplyEngine(reply), sandbox, settings, python=False)
+    solution = await backend.solve(asks("What is it?"), seed=1)
+    assert len(seen) == 1
+    assert "Python" not in seen[0]
+    assert "\\boxed{}" in seen[0]
+    assert "What is it?" in seen[0]
+    assert solution.text.strip().startswith("```python")
+    assert (solution.tools, solution.finish) == (None, "stop")
+    assert solution.tokens > 0
+
+
+async def test_an_episode_of_our_own_with_the_fields_of_rewards() -> None:
+    settings = RolloutSettings(DeferralPolicy(), Sampling(temperature=0))
+    text = f"```python\nprint(42)\n```\nso \\boxed{{1}}{EOS}"
+    backend = LocalBackend(
+        ReplyEngine(lambda context: text), ScriptedSandbox(lambda b: printed("")), settings
+    )
+    episode = (await backend.solve(asks("?"), seed=1)).finished()
+    assert (episode.pending_blocks, episode.open_fence, episode.tool_wait_seconds) == (1, False, 0.0)
+    assert (episode.outcome, episode.is_void, episode.tools) == ("answer", False, ())

@@ -3,30 +3,38 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
+import sys
+import types
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from service.deferral.answer import last_boxed
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
 from tests.support.serving import make_app, serve
 from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
-from trainer.evaluation.backends import BackendError, Solution
+from trainer.evaluation.backends import BackendError, Messages, Solution
 from trainer.evaluation.evaluate import (
     MAX_FAILURES,
     EvalConfig,
     check_problems,
     evaluate,
+    make_rewards,
     read_benchmarks,
     scores_of,
 )
 from trainer.evaluation.results import ResultLog, ResultsError
 from trainer.evaluation.run import run_evaluation
-from trainer.rewards import Reward
+from trainer.rewards import FinishedEpisode, Reward
+from trainer.rewards.registry import RewardSet
 
 
 def config(tmp_path: Path, **changes: object) -> EvalConfig:
@@ -42,7 +50,9 @@ def config(tmp_path: Path, **changes: object) -> EvalConfig:
     return EvalConfig.model_validate({**values, **changes})
 
 
-class Judge:
+class PlainScorer:
+    """Correct means the same text."""
+
     async def score(self, response_text: str, gold: str) -> Reward:
         right = last_boxed(response_text) == gold
         return Reward(float(right), "correct" if right else "incorrect")
@@ -55,8 +65,8 @@ class FakeBackend:
         self.calls: list[tuple[str, int]] = []
         self._failures = failures
 
-    async def solve(self, question: str, seed: int) -> Solution:
-        self.calls.append((question, seed))
+    async def solve(self, messages: Messages, seed: int) -> Solution:
+        self.calls.append((str(messages[-1]["content"]), seed))
         if len(self.calls) <= self._failures:
             raise BackendError("away")
         return Solution(f"\\boxed{{{1 - seed % 2}}}", "stop", tokens=5, seconds=0.1, tools=None)
@@ -64,7 +74,9 @@ class FakeBackend:
 
 async def go(settings: EvalConfig, backend: FakeBackend) -> ResultLog:
     log = ResultLog(settings.out, settings.deciding())
-    await evaluate(settings, read_benchmarks(settings), backend, Judge(), log)
+    rewards = RewardSet(scorer=PlainScorer())  # type: ignore[arg-type]
+    benchmarks = read_benchmarks(settings)
+    await evaluate(settings, benchmarks, backend, dict.fromkeys(benchmarks, rewards), log)
     return log
 
 
@@ -104,13 +116,16 @@ async def test_stops_after_too_many_failures(tmp_path: Path) -> None:
     assert len(backend.calls) == MAX_FAILURES
 
 
+def change(path: Path) -> None:
+    path.write_text(path.read_text().replace(f"{QUESTION} 1", "another"))
+
+
 async def test_rejects_changed_benchmark(tmp_path: Path) -> None:
     settings = config(tmp_path)
     log = await go(settings, FakeBackend())
     check_problems(read_benchmarks(settings), log)
     check_problems({"another": []}, log)
-    path = settings.benchmarks[0]
-    path.write_text(path.read_text().replace(f"{QUESTION} 1", "another"))
+    change(Path(settings.benchmarks[0]))
     with pytest.raises(ResultsError, match="aime24, row 1 differs from the problem of the existing results"):
         check_problems(read_benchmarks(settings), log)
 
@@ -123,8 +138,14 @@ def test_defaults_are_those_of_the_paper(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"benchmarks": []}, "benchmarks"),
-    ({"benchmarks": ["a/x.jsonl", "b/x.parquet"]}, "two files are named 'x'"),
+    ({"benchmarks": []}, "benchmarks: missing. hint: pass files or hub ids, or --suite paper"),
+    ({"benchmarks": ["a/x.jsonl", "b/x.parquet"]}, "two benchmarks are named 'x'.*write name=source"),
+    ({"suite": "papers"}, "unknown suite 'papers'"),
+    ({"suite_dir": "x"}, "suite_dir needs suite"),
+    ({"reward": "maths"}, "unknown reward 'maths'. Did you mean 'math'"),
+    ({"reward": "no_such_module:f"}, "cannot import module 'no_such_module'"),
+    ({"pass_at": [3]}, "pass_at is 3: .*between 1 and the 2 samples"),
+    ({"pass_at": [0]}, "pass_at is 0"),
     ({"url": "host:8000"}, "'host:8000' is not a base URL"),
     ({"url": "http://"}, "is not a base URL"),
     ({"api_key": "k"}, "api_key needs url"),
@@ -134,6 +155,74 @@ def test_defaults_are_those_of_the_paper(tmp_path: Path) -> None:
 def test_rejects_invalid_settings(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         config(tmp_path, **changes)
+
+
+def test_greedy_samples_are_equal_so_one_is_run(tmp_path: Path) -> None:
+    assert config(tmp_path, temperature=0, samples=3).samples_of("aime24") == 1
+    assert config(tmp_path, temperature=0, samples=None).samples_of("aime24") == 1
+
+
+def test_suites_and_own_benchmarks(tmp_path: Path) -> None:
+    settings = config(tmp_path, suite="paper-other-domains", benchmarks=["mine=org/name"], samples=None)
+    assert [benchmark.name for benchmark in settings.sets][-1] == "mine"
+    assert (settings.samples_of("logiqa"), settings.samples_of("mine")) == (1, 8)
+    assert (settings.reward_of("logiqa"), settings.reward_of("mine")) == ("multiple_choice", "math")
+    rewards = make_rewards(settings)
+    assert rewards["logiqa"] is rewards["mmlu_pro"] is not rewards["mine"]
+    assert config(tmp_path, suite="paper-other-domains", reward="math").reward_of("logiqa") == "math"
+
+
+@pytest.mark.parametrize("python", [True, False])
+async def test_multiple_choice_from_file_to_votes(tmp_path: Path, python: bool) -> None:
+    path = tmp_path / "logic.json"
+    row = {"question": "Capital of Italy?", "options": ["Paris", "Rome", "Oslo"], "answer": 1}
+    path.write_text(json.dumps([row]))
+    settings = config(tmp_path, benchmarks=[path], reward="multiple_choice", samples=4, python=python)
+    replies = iter(["The answer is (B).", r"\boxed{Rome}", "The answer is A", "no idea"])
+
+    class Backend:
+        async def solve(self, messages: Messages, seed: int) -> Solution:
+            assert "(B) Rome" in str(messages[-1]["content"])
+            return Solution(next(replies), "stop", 5, 0.1, None)
+
+    log = ResultLog(settings.out, settings.deciding())
+    benchmarks = read_benchmarks(settings)
+    await evaluate(settings, benchmarks, Backend(), make_rewards(settings), log)
+    results = list(log.results.values())
+    assert sorted((r.reason, r.answer) for r in results) == [
+        ("correct", "B"), ("correct", "B"), ("incorrect", "A"), ("no_answer", None),
+    ]  # fmt: skip
+    [scores] = scores_of(benchmarks, log)
+    assert (scores.accuracy, scores.maj_at[4], scores.pass_at[2]) == (0.5, 1.0, pytest.approx(5 / 6))
+
+
+async def test_own_rewards_see_the_row_and_the_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def judge(episode: FinishedEpisode, row: Mapping[str, Any]) -> Reward | None:
+        return Reward(0.25, "short") if episode.tokens < 9 and row["answer"] == GOLD else None
+
+    module = types.ModuleType("own_eval_rewards")
+    module.__dict__["judge"] = judge
+    monkeypatch.setitem(sys.modules, "own_eval_rewards", module)
+    settings = config(tmp_path, reward="own_eval_rewards:judge")
+    log = ResultLog(settings.out, settings.deciding())
+    benchmarks = read_benchmarks(settings)
+    await evaluate(settings, benchmarks, FakeBackend(), make_rewards(settings), log)
+    assert {(result.reward, result.reason) for result in log.results.values()} == {(0.25, "short")}
+
+
+async def test_a_missing_verdict_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(episode: FinishedEpisode, row: Mapping[str, Any]) -> None:
+        return None
+
+    module = types.ModuleType("own_eval_rewards")
+    module.__dict__["silent"] = silent
+    monkeypatch.setitem(sys.modules, "own_eval_rewards", module)
+    settings = config(tmp_path, reward="own_eval_rewards:silent")
+    log = ResultLog(settings.out, settings.deciding())
+    with pytest.raises(BackendError, match=r"the last one: no reward for row \d of aime24: no_verdict"):
+        await evaluate(settings, read_benchmarks(settings), FakeBackend(), make_rewards(settings), log)
 
 
 def test_api_key_is_not_saved(tmp_path: Path) -> None:
@@ -153,6 +242,42 @@ def test_evaluates_checkpoint_from_file_to_report(tmp_path: Path, toy_checkpoint
     assert report["scores"][0]["accuracy"] == scores.accuracy
     assert (settings.out / "report.html").is_file()
     assert run_evaluation(settings, console, sandbox=toy_sandbox()) == [scores]  # no episode runs again
+
+
+def test_another_checkpoint_under_the_same_path_is_rejected(tmp_path: Path, toy_checkpoint: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(toy_checkpoint, model)
+    how = {"model": str(model), "top_p": 1.0, "device": "cpu", "threads": 1, "limit": 1}
+    console = Console(file=io.StringIO(), width=140)
+    run_evaluation(config(tmp_path, samples=1, **how), console, sandbox=toy_sandbox())
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] += 0.5
+    save_file(weights, model / "model.safetensors")
+    with pytest.raises(ResultsError, match="weights: the checkpoint has changed since the evaluation in"):
+        run_evaluation(config(tmp_path, samples=2, **how), console, sandbox=toy_sandbox())
+
+
+def test_an_evaluation_without_a_fingerprint_is_rejected(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(tmp_path, model=str(toy_checkpoint), limit=1, device="cpu", threads=1)
+    settings.out.mkdir()
+    (settings.out / "settings.json").write_text(json.dumps(settings.deciding()))
+    with pytest.raises(ResultsError, match="without a fingerprint of the weights: use another directory"):
+        run_evaluation(settings, Console(file=io.StringIO()), sandbox=toy_sandbox())
+
+
+@pytest.mark.parametrize(
+    "options", [{"python": False}, {"thinking": True}, {"temperature": 0.0, "samples": 3}]
+)
+def test_other_modes_from_file_to_report(
+    tmp_path: Path, toy_checkpoint: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = {"model": str(toy_checkpoint), "device": "cpu", "threads": 1, "limit": 2, **options}
+    settings = config(tmp_path, **how)
+    sandbox = toy_sandbox() if settings.python else None
+    [scores] = run_evaluation(settings, Console(file=io.StringIO(), width=140), sandbox=sandbox)
+    assert (scores.flushes is None) == (not settings.python)
+    assert scores.samples == (1 if settings.temperature == 0 else 2)
+    assert ("one is run and counted" in capsys.readouterr().err) == (settings.temperature == 0)
 
 
 async def test_live_server_scores_like_its_checkpoint(tmp_path: Path, toy_checkpoint: Path) -> None:

@@ -92,7 +92,7 @@ def test_table_fits_80_columns(scores: list[Scores]) -> None:
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     [row] = [line for line in lines if "aime24" in line]
     assert row.split() == [
-        "aime24", "1", "75.0", "±", "-", "4", "100.0", "25.0", "2.00", "100", "50.0", "75.0"
+        "aime24", "1", "75.0", "±", "-", "4", "100.0", "100.0", "25.0", "2.00", "100", "50.0", "75.0"
     ]  # fmt: skip
     assert any(line.split() == ["mean", "87.5"] for line in lines)
     assert max(map(len, lines)) <= 80

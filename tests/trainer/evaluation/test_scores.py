@@ -1,26 +1,9 @@
 from __future__ import annotations
 
-from itertools import combinations
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.support.eval_results import eval_result
-from trainer.evaluation.scores import pass_at_k, score
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
-def test_pass_at_k_is_share_of_draws_with_correct_answer(right: list[bool], data: st.DataObject) -> None:
-    k = data.draw(st.integers(1, len(right)))
-    draws = list(combinations(right, k))
-    assert pass_at_k(len(right), sum(right), k) == pytest.approx(sum(map(any, draws)) / len(draws))
-
-
-@pytest.mark.parametrize(("n", "correct", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5)])
-def test_pass_at_k_rejects_invalid_arguments(n: int, correct: int, k: int) -> None:
-    with pytest.raises(ValueError, match=f"n={n}, correct={correct}, k={k}"):
-        pass_at_k(n, correct, k)
+from trainer.evaluation.scores import score
 
 
 def test_accuracy_is_mean_over_problems() -> None:
@@ -88,3 +71,40 @@ def test_single_problem_has_no_standard_error() -> None:
 def test_rejects_empty_results() -> None:
     with pytest.raises(ValueError, match="b: no results"):
         score("b", [])
+
+
+def test_votes_are_read_from_the_answers_in_one_spelling() -> None:
+    wrong = [r"\dfrac{1}{2}", r"\frac{1}{2}.", r"\left(3\right)", "7"]
+    results = [eval_result("p", i, 0.0, answer=answer) for i, answer in enumerate(wrong)]
+    results.append(eval_result("p", 4, 1.0, answer="5"))
+    scores = score("b", results)
+    assert results[0].vote == results[1].vote == r"\frac{1}{2}"
+    assert results[2].vote == "(3)"
+    assert scores.maj_at[5] == 0.0  # two votes for one half
+    assert scores.maj_at[1] == pytest.approx(scores.pass_at[1])
+
+
+def test_votes_of_older_files_are_their_boxes() -> None:
+    assert eval_result("p", 0, 0.0, text=r"so \boxed{ 7 }").vote == "7"
+    assert eval_result("p", 0, 0.0, text="no idea").vote is None
+
+
+def test_any_k_can_be_reported() -> None:
+    scores = score("b", [eval_result("p", s, float(s < 2)) for s in range(6)], pass_at=(3, 5, 100))
+    assert set(scores.pass_at) == set(scores.maj_at) == {1, 2, 3, 4, 5, 6}
+    assert scores.pass_at[3] == pytest.approx(1 - 4 / 20)
+
+
+def test_intervals_are_over_problems() -> None:
+    results = [eval_result(str(p), s, float(p % 2)) for p in range(40) for s in range(3)]
+    scores = score("b", results)
+    assert scores.accuracy_interval is not None
+    low, high = scores.accuracy_interval
+    assert 0.3 < low < 0.42 < 0.58 < high < 0.7
+    assert scores.by_problem["1"] == 1.0
+    assert score("b", results[:3]).accuracy_interval is None
+
+
+def test_rewards_below_one_are_not_solved() -> None:
+    scores = score("b", [eval_result("p", 0, 0.9), eval_result("p", 1, 1.0)])
+    assert (scores.accuracy, scores.pass_at[1]) == (0.95, 0.5)

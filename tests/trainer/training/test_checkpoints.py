@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -117,6 +118,17 @@ def test_file_is_replaced_atomically(tmp_path: Path) -> None:
 
 def config(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate({"model": "m", "data": ["d"], "run_dir": "runs/x", **changes})
+
+
+def test_fields_that_are_newer_than_the_run_count_as_their_defaults(tmp_path: Path) -> None:
+    write_run_state(tmp_path, config(), "abc", skipped_steps=0)
+    path = tmp_path / STATE_FILE
+    state = json.loads(path.read_text())
+    del state["config"]["rewards"], state["config"]["thinking"]
+    path.write_text(json.dumps(state))
+    assert check_resumable(tmp_path, config(), "abc") == 0
+    with pytest.raises(ConfigError, match=r"rewards is .*'exact_match'.* was started with .*'math'"):
+        check_resumable(tmp_path, config(rewards=[{"name": "exact_match"}]), "abc")
 
 
 def test_same_run_resumes_with_skipped_steps(tmp_path: Path) -> None:

@@ -81,6 +81,13 @@ def test_policy_starts_from_checkpoint(recipe: Path, tmp_path: Path) -> None:
     ("sandbox=runner", "runner_token_file is missing"),
     ("warmup_steps=3", "warmup_steps needs lr_schedule"),
     ("steps", "not of the form KEY=VALUE"),
+    ("rewards=[]", "rewards: at least one reward needs a weight other than 0$"),
+    ('rewards=[{name="maths"}]', r"rewards\.0: name: unknown reward 'maths'\. Did you mean 'math'"),
+    ('rewards=[{name="m:f",wieght=2}]', r"rewards\.0\.wieght: unknown field\. Did you mean weight"),
+    ('rewards=[{name="length",options={limit=3}}]', r"rewards\.0: options: 'length': .* options are soft"),
+    ('rewards=[{name="math",weight=0}]', "rewards: at least one reward needs a weight"),
+    ("min_group_std=0.6", r"min_group_std is 0\.6, but .* deviation of at most 0\.577: every group would"),
+    ("decontaminate_ngram=2", "decontaminate_ngram: .* got 2"),
     ("seed.x=1", "seed: .* got"),
 ])  # fmt: skip
 def test_error_names_field(recipe: Path, override: str, message: str) -> None:
@@ -92,6 +99,29 @@ def test_recognizes_warm_start_recipe() -> None:
     warm_start = Path(__file__).parents[3] / "recipes" / "quickstart-warm-start.toml"
     with pytest.raises(ConfigError, match="looks like a recipe for `ih-grpo train warm-start`"):
         load_config(warm_start)
+
+
+def test_rewards_are_tables(recipe: Path) -> None:
+    assert [(spec.name, spec.weight) for spec in load_config(recipe).rewards] == [("math", 1.0)]
+    second = 'name = "length"\nweight = 0.1\noptions = {soft_limit = 9}\n'
+    recipe.write_text(f'{MINIMAL}\n[[rewards]]\nname = "math"\n\n[[rewards]]\n{second}')
+    assert [(spec.name, spec.weight, spec.options) for spec in load_config(recipe).rewards] == [
+        ("math", 1.0, {}),
+        ("length", 0.1, {"soft_limit": 9}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["min_group_std=0.57"],
+        ["min_group_std=0.7", "min_valid_samples=2"],
+        ["min_group_std=9", 'rewards=[{name="math",weight=20.0}]'],
+        ["min_group_std=9", 'rewards=[{name="math"},{name="own:reward"}]'],
+    ],
+)
+def test_filters_that_a_group_can_pass(recipe: Path, overrides: list[str]) -> None:
+    load_config(recipe, overrides)
 
 
 def test_accepts_single_source_without_list(recipe: Path) -> None:

@@ -106,3 +106,13 @@ def test_missing_data_fails_like_the_run(tmp_path: Path, tiny_checkpoint: Path) 
     settings = config(tmp_path, model=str(tiny_checkpoint), data=[str(tmp_path / "nowhere.jsonl")])
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
         describe_run(settings, Console(file=io.StringIO()))
+
+
+def test_rewards_are_loaded_and_listed(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    rewards = [{"name": "math"}, {"name": "length", "weight": 0.5}]
+    policy = {"prompt": "brief-v1"}
+    describe_run(config(tmp_path, model=str(tiny_checkpoint), rewards=rewards, policy=policy), console)
+    assert "1 x math, 0.5 x length" in console.file.getvalue()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"rewards\.0\.name: cannot import module 'no_such_module'"):
+        describe_run(config(tmp_path, rewards=[{"name": "no_such_module:f"}]), console)

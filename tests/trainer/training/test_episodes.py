@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -283,3 +284,15 @@ def _segments(sample: Sample) -> list[tuple[int, tuple[int, ...]]]:
         else:
             segments.append((kind, (token,)))
     return segments
+
+
+async def test_the_wait_for_code_is_without_the_wait_for_a_container() -> None:
+    [sample, _] = await run_all(
+        ReplyEngine(ask_then_answer), ScriptedSandbox(lambda b: printed("42")), prompts("6 * 7?"), settings()
+    )
+    [tool] = sample.tools
+    waited = [(50.0, 0.0), (50.0, 30.0), (50.0, 80.0)]
+    tools = tuple(replace(tool, waited_ms=ms, container_wait_ms=container) for ms, container in waited)
+    episode = replace(sample, tools=tools).finished(is_void=False)
+    assert episode.tool_wait_seconds == pytest.approx(0.07)
+    assert (episode.tokens, episode.tools) == (sum(sample.sampled), tools)

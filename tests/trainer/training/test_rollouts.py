@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 import threading
+import types
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +24,8 @@ from service.sandbox.base import ExecutionResult
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedSandbox, printed
 from trainer.data.problems import Problem
-from trainer.rewards import Reward, RewardError
+from trainer.rewards import FinishedEpisode, Reward, RewardError
+from trainer.rewards.registry import RewardConfigError, RewardSet, RewardSpec
 from trainer.training.config import TrainConfig
 from trainer.training.episodes import EpisodeLostError, LocalRolloutWorker, RolloutWorker, Sample
 from trainer.training.generation import rollout_settings
@@ -78,6 +83,8 @@ def collector(
     *,
     answer: ExecutionResult | None = None,
     scorer: Any = None,
+    rewards: RewardSet | None = None,
+    problems: Sequence[Problem] = tuple(PROBLEMS),
     worker: RolloutWorker | None = None,
     shard: Shard = Shard(),  # noqa: B008 - frozen
 ) -> RolloutCollector:
@@ -86,11 +93,11 @@ def collector(
     return RolloutCollector(
         settings,
         episodes,
-        PROBLEMS,
+        problems,
         engine.tokenizer,
         worker or LocalRolloutWorker(engine, sandbox, episodes),
         EngineSink(engine),
-        scorer or PlainScorer(),
+        rewards or RewardSet(scorer=scorer or PlainScorer()),
         loop,
         shard=shard,
     )
@@ -286,3 +293,92 @@ def test_means_add_up_over_processes() -> None:
     other = torch.tensor([[5.0, 2.0]])
     two: Any = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda pairs: pairs + other)
     assert means.reduced(two) == {"a": pytest.approx(2.0)}
+
+
+@pytest.fixture
+def own_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module with reward functions."""
+    module = types.ModuleType("own_rewards")
+
+    async def tokens(episode: FinishedEpisode, row: Mapping[str, Any]) -> Reward:
+        return Reward(float(episode.tokens), row["kind"])
+
+    async def only_right(episode: FinishedEpisode, row: Mapping[str, Any]) -> float | None:
+        return 1.0 if episode.answer == row["answer"] else None
+
+    async def broken(episode: FinishedEpisode, row: Mapping[str, Any]) -> float:
+        raise KeyError("column")
+
+    module.__dict__.update(tokens=tokens, only_right=only_right, broken=broken)
+    monkeypatch.setitem(sys.modules, "own_rewards", module)
+
+
+def reward_set(*names: str) -> RewardSet:
+    specs = [RewardSpec(name="math"), *(RewardSpec(name=f"own_rewards:{n}", weight=0.25) for n in names)]
+    return RewardSet(specs, scorer=PlainScorer())  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("own_rewards")
+def test_own_rewards_are_weighted_recorded_and_drawn_as_curves(tmp_path: Path, loop: BackgroundLoop) -> None:
+    problems = [replace(problem, columns={"kind": f"kind{i % 2}"}) for i, problem in enumerate(PROBLEMS)]
+    engine = LearningEngine({"question": [boxed(1), f"long {boxed(0)}"]})
+    source = collector(config(tmp_path), engine, loop, rewards=reward_set("tokens"), problems=problems)
+    collected = source.collect(0, {})
+    table = pq.read_table(tmp_path / "rollouts" / "rollout-000000.parquet").to_pylist()
+    for record in table:
+        parts = json.loads(record["rewards"])
+        right = record["answer"] == "1"
+        assert parts["math"] == {"value": float(right), "reason": "correct" if right else "incorrect"}
+        assert parts["tokens"]["value"] == sum(record["mask"])
+        assert record["reward"] == parts["math"]["value"] + 0.25 * sum(record["mask"])
+        assert record["reason"] == parts["math"]["reason"]
+    curves = collected.metrics.reduced(Accelerator(cpu=True))
+    assert curves["rewards/math"] == curves["rewards/math/correct"] == curves["rewards/math/incorrect"] == 0.5
+    assert curves["rewards/tokens"] == curves["response_tokens"]
+    assert sum(curves.get(f"rewards/tokens/kind{i}", 0) for i in (0, 1)) == pytest.approx(1)
+    assert curves["reward"] == pytest.approx(0.5 + 0.25 * curves["response_tokens"])
+
+
+@pytest.mark.usefixtures("own_rewards")
+def test_samples_without_a_verdict_are_masked(tmp_path: Path, loop: BackgroundLoop) -> None:
+    engine = LearningEngine({"question": [boxed(1), boxed(0)]})
+    source = collector(config(tmp_path), engine, loop, rewards=reward_set("only_right"))
+    collected = source.collect(0, {})
+    assert collected.rows == []  # a single scored sample is too few for a group
+    table = pq.read_table(tmp_path / "rollouts" / "rollout-000000.parquet").to_pylist()
+    verdicts = {(record["answer"], record["reward"], record["reason"]) for record in table}
+    assert verdicts == {("1", 1.25, "correct"), ("0", None, "no_verdict")}
+    curves = collected.metrics.reduced(Accelerator(cpu=True))
+    assert curves["rewards/only_right/no_verdict"] == curves["samples/not_judged"] == 0.5
+
+
+@pytest.mark.usefixtures("own_rewards")
+def test_a_reward_that_always_raises_stops_the_run(tmp_path: Path, loop: BackgroundLoop) -> None:
+    engine = LearningEngine({"question": [boxed(1), boxed(0)]})
+    source = collector(config(tmp_path), engine, loop, rewards=reward_set("broken"))
+    with pytest.raises(
+        RewardConfigError, match="broken: KeyError: 'column', for all 8 episodes of rollout 0"
+    ):
+        source.collect(0, {})
+
+
+def test_system_messages_are_part_of_the_prompt(tmp_path: Path, loop: BackgroundLoop) -> None:
+    context = ({"role": "system", "content": "Be brief."},)
+    problems = [replace(problem, context=context) for problem in PROBLEMS]
+    engine = LearningEngine({"question": [boxed(1), boxed(0)]})
+    rows = collector(config(tmp_path), engine, loop, problems=problems).collect(0, {}).rows
+    text = engine.tokenizer.decode(rows[0].sample.prompt_ids)
+    assert text.index("Be brief.") < text.index("question")
+
+
+def test_format_sees_pending_blocks_and_open_fences(tmp_path: Path, loop: BackgroundLoop) -> None:
+    pending = f"```python\nprint(1)\n```\nso \\boxed{{1}}{EOS}"
+    open_fence = f"\\boxed{{1}}\n```python\nx = 1{EOS}"
+    engine = LearningEngine({"result: 1": [boxed(1)], "question": [boxed(1), pending, open_fence, RUN]})
+    rewards = RewardSet([RewardSpec(name="format")])
+    settings = config(tmp_path, group_size=4, mini_batch_samples=None)
+    metrics = collector(settings, engine, loop, rewards=rewards).collect(0, {}).metrics
+    curves = metrics.reduced(Accelerator(cpu=True)).items()
+    prefix = "rewards/format/"
+    shares = {name.removeprefix(prefix): share for name, share in curves if name.startswith(prefix)}
+    assert shares == {"kept": 0.5, "pending_blocks": 0.25, "open_fence": 0.25}

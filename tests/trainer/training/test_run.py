@@ -118,6 +118,38 @@ def test_tensorboard_has_curves(tmp_path: Path, toy_checkpoint: Path) -> None:
     assert [scalar.step for scalar in events.Scalars("train/reward")] == [1, 2]
 
 
+def test_a_run_with_own_rewards_from_the_working_directory(
+    tmp_path: Path, toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rewards_of_this_run.py").write_text(
+        "async def zero(episode, row, *, factor):\n    return factor * float('print(0)' in episode.text)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    settings = config(
+        tmp_path / "run",
+        toy_checkpoint,
+        steps=12,
+        save_every=12,
+        group_size=8,
+        rewards=[
+            {"name": "exact_match", "weight": 0.0},
+            {"name": "rewards_of_this_run:zero", "options": {"factor": 2.0}},
+        ],
+    )
+    last, _ = run(settings)
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    assert sum(entry["rewards/zero"] for entry in history[-3:]) / 3 > history[0]["rewards/zero"] + 0.3
+    assert all("rewards/exact_match/correct" in entry for entry in history[:1])
+    assert all(entry["reward"] == pytest.approx(entry["rewards/zero"]) for entry in history)
+
+
+def test_a_broken_reward_is_reported_before_the_model_is_loaded(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", tmp_path, rewards=[{"name": "no_such_module:f"}])
+    with pytest.raises(ValueError, match=r"rewards\.0\.name: cannot import module 'no_such_module'"):
+        run(settings)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_run_resumes_to_same_result(tmp_path: Path, toy_checkpoint: Path) -> None:

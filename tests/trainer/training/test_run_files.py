@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from service.deferral.episode import Outcome
 from service.episode.events import ExecutedTool, InvokedBlock
 from trainer.data.problems import DataError, Problem
+from trainer.rewards.registry import RewardPart
 from trainer.training.episodes import Sample
 from trainer.training.run_files import DirectoryError, ScoredSample, read_rollout, run_lock, write_rollout
 
@@ -45,6 +47,19 @@ def test_rollout_round_trips(tmp_path: Path) -> None:
     assert first.tools == (TOOL,)
     assert (first.began_at, first.seconds) == (1000.0, 4.0)
     assert second.reward is None
+
+
+def test_rewards_are_read_where_the_file_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "rollout.parquet"
+    parts = {"math": RewardPart(1.0, "correct"), "brief": RewardPart(None, "no_verdict")}
+    write_rollout(path, 0, [replace(scored(), parts=parts)])
+    [record] = read_rollout(path)
+    assert record.rewards == {
+        "math": {"value": 1.0, "reason": "correct"},
+        "brief": {"value": None, "reason": "no_verdict"},
+    }
+    pq.write_table(pq.read_table(path).drop_columns(["rewards"]), path)  # as older versions wrote it
+    assert read_rollout(path) == [replace(record, rewards={})]
 
 
 def test_rejects_other_file_by_name(tmp_path: Path) -> None:

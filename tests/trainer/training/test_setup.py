@@ -14,6 +14,7 @@ from service.sandbox.bubblewrap.sandbox import ProcessSandbox
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.runner.client import RunnerClient
 from tests.support.char_tokenizer import CharTokenizer
+from trainer.data.problems import DataError
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.runtime_config import RuntimeConfig
 from trainer.training.setup import engine_dtype, load_training_set, make_engine, make_sandbox, start_all
@@ -59,6 +60,28 @@ def test_skips_and_reports_too_long_prompts(tmp_path: Path) -> None:
     data = load_training_set(training_config(tmp_path), CharTokenizer(), policy)
     assert (len(data.problems), data.too_long, data.without_answer) == (4, 1, 1)
     assert str(data) == "4 problems (skipped: 1 too long, 1 without an answer, 0 with a bad gold answer)"
+
+
+def test_contaminated_problems_are_skipped_and_reported(tmp_path: Path) -> None:
+    shared = "a train leaves the station at noon and travels north at sixty miles per hour"
+    benchmark = tmp_path / "exam.jsonl"
+    benchmark.write_text(json.dumps({"question": f"{shared} for three hours", "answer": "("}) + "\n")
+    path = tmp_path / "train.jsonl"
+    questions = [f"Yesterday {shared}.", "1 + 1?"]
+    path.write_text("".join(json.dumps({"question": q, "answer": "2"}) + "\n" for q in questions))
+    config = TrainConfig(model="m", data=(str(path),), run_dir=tmp_path, decontaminate=(str(benchmark),))
+    policy = DeferralPolicy(prompt="brief-v1", max_episode_tokens=300)
+    data = load_training_set(config, CharTokenizer(), policy)
+    assert [problem.question for problem in data.problems] == ["1 + 1?"]
+    assert str(data).endswith("0 with a bad gold answer, 1 contaminated)")
+    assert str(data.overlaps).startswith(
+        "1 of 2 problems (50.00%) overlap with evaluation problems (13-grams;"
+    )
+    kept = load_training_set(config.model_copy(update={"decontaminate_share": 0.9}), CharTokenizer(), policy)
+    assert len(kept.problems) == 2
+    path.write_text(json.dumps({"question": shared, "answer": "2"}) + "\n")
+    with pytest.raises(DataError, match="every training problem overlaps"):
+        load_training_set(config, CharTokenizer(), policy)
 
 
 def test_rejects_model_without_marker(tmp_path: Path) -> None:

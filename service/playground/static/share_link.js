@@ -1,10 +1,10 @@
-// An episode in the fragment of an address: JSON, deflated, base64url. Browsers send a fragment to no server.
+// Episodes in the fragment of a URL: JSON, deflated, base64url. Browsers don't send fragments to servers.
 import { checked } from "./episode.js";
 
 const KEY = "#e=";
-const MOST_BYTES = 8 * 2 ** 20; // a small link may inflate to anything
+const MAX_BYTES = 8 * 2 ** 20; // bounds the inflated size
 
-/** The fragment that holds `episode`. */
+/** Encode `episode` as a fragment. */
 export async function toFragment(episode) {
   const bytes = new TextEncoder().encode(JSON.stringify(episode));
   const packed = await collect(new Blob([bytes]).stream().pipeThrough(new CompressionStream("deflate-raw")));
@@ -15,7 +15,7 @@ export async function toFragment(episode) {
 
 export const holdsEpisode = (fragment) => fragment.startsWith(KEY);
 
-/** The episode in a fragment; throws if there is none that can be shown. */
+/** Decode the episode in a fragment. Throws if it is invalid. */
 export async function fromFragment(fragment) {
   const text = atob(fragment.slice(KEY.length).replaceAll("-", "+").replaceAll("_", "/"));
   const bytes = Uint8Array.from(text, (char) => char.charCodeAt(0));
@@ -31,8 +31,8 @@ async function collect(stream) {
     const { done, value } = await reader.read();
     if (done) return new Uint8Array(await new Blob(parts).arrayBuffer());
     parts.push(value);
-    if ((size += value.length) > MOST_BYTES) {
-      reader.cancel().catch(() => {}); // not waited for: it may never come
+    if ((size += value.length) > MAX_BYTES) {
+      reader.cancel().catch(() => {}); // not awaited: it may never settle
       throw new Error("too large");
     }
   }

@@ -1,4 +1,4 @@
-// Shows an episode as of any moment: live, at its end, or replayed.
+// Shows an episode live, at its end, or replayed at any moment.
 import { byId } from "./dom.js";
 import { duration } from "./episode.js";
 import { lanesOf } from "./lanes.js";
@@ -8,7 +8,7 @@ import { Transcript } from "./transcript.js";
 
 const STEPS = 1000;
 
-export class Player {
+export class Replay {
   constructor() {
     this.episode = null;
     this.live = false;
@@ -20,7 +20,7 @@ export class Player {
     new ResizeObserver(() => this.paint()).observe(byId("timeline"));
   }
 
-  /** Show `episode`: `live` while it still grows (paint it as it does), else at its end. */
+  /** Show `episode` at its end, or `live` while it still grows. */
   show(episode, { live = false } = {}) {
     this.pause();
     this.episode = episode;
@@ -32,7 +32,7 @@ export class Player {
     this.paint();
   }
 
-  /** The episode grew, or is over. */
+  /** Update a live episode after it grew or ended. */
   grow(now, over = false) {
     this.live = !over;
     this.now = over ? duration(this.episode) : now;
