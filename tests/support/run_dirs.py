@@ -26,7 +26,11 @@ def write_checkpoint(
 
 
 def write_run(
-    run_dir: Path, history: Sequence[Mapping[str, float]], *, recipe_name: str = "quickstart", **fields: object
+    run_dir: Path,
+    history: Sequence[Mapping[str, float]],
+    *,
+    recipe_name: str = "quickstart",
+    **fields: object,
 ) -> TrainConfig:
     """A run with ``run.json`` and ``metrics.jsonl``, without checkpoints."""
     values = {"model": "m", "data": ["d"], "run_dir": run_dir, "steps": 4, "save_every": 2, **fields}

@@ -84,7 +84,10 @@ def _root(
                 soft_wrap=True,
             )
     except PushError as error:
-        abort(f"the run is finished, but {error}", f"to retry: ih-grpo runs push {config.run_dir} {config.push_to}")
+        abort(
+            f"the run is finished, but {error}",
+            f"to retry: ih-grpo runs push {config.run_dir} {config.push_to}",
+        )
     except KeyboardInterrupt:
         abort("interrupted: rerun the same command to resume from the last checkpoint")
     except (

@@ -138,7 +138,9 @@ def _score(checkpoint: Path, config: TrainConfig) -> float | None:
         return None
     if validated.model_copy(update={"every": config.validation.every}) != config.validation:
         return None
-    found = (record[EVAL_ACCURACY] for record in history if record["step"] == step and EVAL_ACCURACY in record)
+    found = (
+        record[EVAL_ACCURACY] for record in history if record["step"] == step and EVAL_ACCURACY in record
+    )
     return next(found, None)
 
 

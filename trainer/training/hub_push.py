@@ -152,7 +152,7 @@ def _explain(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return (
-            "the hub rejected the token: create one with write access at https://huggingface.co/settings/tokens, "
-            "then run `hf auth login` or set HF_TOKEN"
+            "the hub rejected the token: create one with write access in the settings of your account, then "
+            "run `hf auth login` or set HF_TOKEN"
         )
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

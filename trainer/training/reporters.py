@@ -15,7 +15,13 @@ from transformers.integrations.integration_utils import TensorBoardCallback, rew
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.run_info import MetricsFile, RunInfo
 
-SUMMARIES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
+SUMMARIES = (
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "train_loss",
+    "total_flos",
+)
 """Values that transformers logs once, at the end of a run."""
 
 
@@ -39,8 +45,8 @@ def make_reporters(config: TrainConfig, info: RunInfo) -> list[TrainerCallback]:
     reporters: list[TrainerCallback] = [MetricsReporter(MetricsFile(config.run_dir))]
     if config.tensorboard:
         # The directory is the run's, not one named by date.
-        writer = SummaryWriter(str(config.run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
-        reporters.append(TensorBoardCallback(writer))
+        writer = SummaryWriter(str(config.run_dir / "tensorboard"))
+        reporters.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     if config.wandb_project is not None:
         reporters.append(WandbReporter(config, info))
     return reporters
@@ -90,12 +96,12 @@ class WandbReporter(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        os.environ.setdefault("WANDB_DIR", str(self._config.run_dir))
         self._run = self._wandb.init(
             project=self._config.wandb_project,
             id=self._info.wandb_id,
             resume="allow",
             name=os.environ.get("WANDB_NAME", self._config.run_dir.name),
+            dir=os.environ.get("WANDB_DIR", str(self._config.run_dir)),
             config={**self._info.recipe, "processes": self._info.processes},
             allow_val_change=True,
         )
@@ -113,7 +119,8 @@ class WandbReporter(TrainerCallback):
         curves = {name: value for name, value in (logs or {}).items() if name not in SUMMARIES}
         self._run.summary.update({name: logs[name] for name in SUMMARIES if logs and name in logs})
         if curves:
-            self._run.log({**rewrite_logs(curves), "train/global_step": state.global_step})
+            curves = rewrite_logs(curves)  # type: ignore[no-untyped-call]
+            self._run.log({**curves, "train/global_step": state.global_step})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
@@ -234,17 +234,21 @@ class IHGRPOTrainer(GRPOTrainer):
         model.forward = lambda *args, **kwargs: head(*args, **kwargs)
 
     def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> LambdaLR:
+        self,
+        num_training_steps: int,  # noqa: ARG002 - the recipe's steps
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> LRScheduler:
         """Create the scheduler of the recipe; see `trainer.training.schedule`."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = make_scheduler(self.config, optimizer or self.optimizer)
+            target = optimizer or self.optimizer
+            assert target is not None  # noqa: S101 - created before
+            self.lr_scheduler = make_scheduler(self.config, target)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[no-untyped-call]
+        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR) and self.optimizer is not None:
             apply_current_rates(self.lr_scheduler, self.optimizer.param_groups)
 
     def _send_telemetry(self) -> None:

@@ -19,7 +19,7 @@ from service.deferral.prompt import with_instruction
 from service.engines.base import EngineError, Tokenizer
 from trainer.data.problems import Problem
 from trainer.rewards.registry import RewardSet
-from trainer.training.config import ConfigError, TrainConfig, ValidationConfig
+from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
 from trainer.training.rollouts import BackgroundLoop, Means, Shard
 from trainer.training.run_files import ScoredSample, write_rollout
@@ -89,11 +89,12 @@ class Validator:
         rewards: RewardSet,
         loop: BackgroundLoop,
         *,
-        shard: Shard = Shard(),
+        shard: Shard,
     ) -> None:
-        assert config.validation is not None  # noqa: S101
+        if config.validation is None:
+            raise ValueError("the run has no section [validation]")
         self._config = config
-        self._validation: ValidationConfig = config.validation
+        self._validation = config.validation
         self._settings = replace(settings, group_size=config.validation.samples)
         self._tokenizer, self._worker, self._sink, self._rewards = tokenizer, worker, sink, rewards
         self._loop, self._shard = loop, shard
