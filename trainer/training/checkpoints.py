@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.engines.checkpoint import MANIFEST, CheckpointError, verify
-from trainer.training.config import ConfigError, TrainConfig, ValidationConfig
+from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.recipe_tables import ValidationSettings, with_preset
 from trainer.training.run_files import sync_to_disk
 from trainer.training.run_info import EVAL_ACCURACY, log_history
 
@@ -133,7 +134,7 @@ def _score(checkpoint: Path, config: TrainConfig) -> float | None:
         return sum(rewards) / len(rewards) if rewards else None
     try:
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        validated = ValidationConfig.model_validate(state["config"]["validation"])
+        validated = ValidationSettings.model_validate(state["config"]["validation"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if validated.model_copy(update={"every": config.validation.every}) != config.validation:
@@ -203,9 +204,7 @@ def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int
         raise CheckpointError(
             f"{checkpoint} has no readable {STATE_FILE}: remove it, or use another run_dir"
         ) from None
-    # A field that was added since the run was started had its default.
-    defaults = TrainConfig(model=config.model, data=config.data, run_dir=config.run_dir)
-    saved = {**defaults.model_dump(mode="json"), **saved}
+    saved = {**_defaults(), **with_preset(saved)}
     for name, value in config.model_dump(mode="json").items():
         if name not in MAY_CHANGE and saved[name] != value:
             raise ConfigError(
@@ -218,6 +217,12 @@ def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int
             f"use the same data, or another run_dir"
         )
     return skipped
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the defaults of all fields: the values of fields that the checkpoint's version did not have."""
+    required = {"model": "", "data": ("",), "run_dir": ""}
+    return TrainConfig.model_validate(required).model_dump(mode="json")
 
 
 def resume_notices(checkpoint: Path, config: TrainConfig, processes: int) -> list[str]:
