@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.training.config import ConfigError, TrainConfig
-from trainer.training.trl_args import grpo_arguments
+from trainer.training.trainer import grpo_arguments
 
 
 def config(tmp_path: Path, **changes: Any) -> TrainConfig:
