@@ -79,7 +79,7 @@ TINY_SHAPES: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a run measures."""
+    """Sizes of the measured cases."""
 
     shapes: Mapping[str, Any]
     lengths: Sequence[int]

@@ -26,7 +26,7 @@ class LoraSettings(BaseModel):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Adapted layers: all linear layers except the LM head, or module names such as ``q_proj``."""
     train_marker: bool = True
-    """Train the marker's row in the embedding and, where it is tied or separate, in the LM head."""
+    """Train the marker's row in the embedding and in the LM head, tied or separate."""
     marker_lr: float | None = Field(default=None, gt=0)
     """Learning rate of that row, which has no weight decay. Default: ``learning_rate`` in reinforcement
     learning; 2e-2 in a warm start, where the row may have to be learned from nothing."""
@@ -63,7 +63,7 @@ class OffPolicySettings(BaseModel):
     - ``token_truncate``: weights above 2 are cut to 2 (Yao et al. 2025, "Your efficient RL framework secretly
       brings you off-policy RL training"; also the default of verl).
     - ``token_mask``: tokens whose weight is outside 0.5 to 5 are left out (IcePop, arXiv 2510.18855).
-    - ``sequence_truncate``, ``sequence_mask``: the same with one weight a sample, the product over its
+    - ``sequence_truncate``, ``sequence_mask``: the same with one weight per sample, the product over its
       tokens, and 2 as the upper bound (Liu et al. 2025, "When speed kills stability"; verl's default).
     """
 
@@ -74,7 +74,7 @@ class OffPolicySettings(BaseModel):
     max_weight: float | None = Field(default=None, gt=0)
     """Upper bound. Default: by ``weights``, see above."""
     min_weight: float | None = Field(default=None, ge=0)
-    """Lower bound. Default: by ``weights``; 0 is no bound."""
+    """Lower bound. Default: by ``weights``; 0 for none."""
     max_drift: float | None = Field(default=None, gt=0)
     """Reject a sample if the mean of ``log(trainer / sampler)`` over its tokens is further from 0 than this.
     verl's documentation suggests 0.0002 to 0.001 for long samples. Default: no rejection."""
