@@ -111,11 +111,12 @@ def _train(
         skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
         if checkpoint and config.max_staleness:
             queue = source.restore(checkpoint)
-            console.print(
-                f"asynchronous rollouts: {len(queue.finished)} finished episodes kept, "
-                f"{len(queue.running)} running ones started again",
-                highlight=False,
-            )
+            if processes.is_main_process:
+                console.print(
+                    f"asynchronous rollouts: {len(queue.finished)} finished episodes kept, "
+                    f"{len(queue.running)} running ones started again",
+                    highlight=False,
+                )
         stack = AsyncExitStack()
         try:
             loop.run(stack.enter_async_context(rewards))
