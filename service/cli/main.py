@@ -13,7 +13,7 @@ from service.cli.output import abort
 
 app = typer.Typer(
     name="ih-grpo",
-    help="""Serve, try and train models that decide themselves when their code runs.
+    help="""Serve, try and train models that decide when their code runs.
 
     \b
     Getting started:
@@ -76,6 +76,12 @@ def evaluate(ctx: typer.Context) -> None:
 def show(ctx: typer.Context) -> None:
     """Show episodes of a training run."""
     _trainer("trainer.cli.show", "ih-grpo show", ctx.args)
+
+
+@app.command(add_help_option=False, context_settings=_PASS_ARGUMENTS_ON)
+def runs(ctx: typer.Context) -> None:
+    """List training runs and compare their curves."""
+    _trainer("trainer.cli.runs", "ih-grpo runs", ctx.args)
 
 
 def _trainer(module: str, name: str, args: list[str]) -> None:

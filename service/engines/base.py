@@ -21,7 +21,7 @@ class Sampling:
     """0 means no limit."""
     min_p: float = 0.0
     seed: int | None = None
-    """The same seed, prompt and weights give the same tokens, whatever the rest of the batch."""
+    """The same seed, prompt and weights give the same tokens, regardless of the rest of the batch."""
     max_tokens: int = 8000
     min_tokens: int = 0
     """Number of tokens to sample before a stop token is allowed."""

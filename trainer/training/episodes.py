@@ -1,4 +1,4 @@
-"""Sample many episodes at once for training and evaluation.
+"""Sample many episodes concurrently for training and evaluation.
 
 Every episode runs in the server's own `EpisodeRunner`, so training sees exactly what is served.
 """

@@ -130,7 +130,7 @@ class StartCounter:
 
 
 @dataclass(slots=True)
-class _Entry(Generic[T]):
+class _QueueEntry(Generic[T]):
     room_wait_s: float
     not_started: int
     task: asyncio.Task[T] | None = None
@@ -162,7 +162,7 @@ class RolloutQueue(Generic[T]):
         self._end = rollouts
         self._episodes = episodes
         self._clock = clock
-        self._entries: dict[int, _Entry[T]] = {}
+        self._entries: dict[int, _QueueEntry[T]] = {}
         self._room_since: float | None = None
 
     async def take(self, index: int) -> Taken[T]:
@@ -177,7 +177,7 @@ class RolloutQueue(Generic[T]):
             if number not in self._entries:
                 waited = 0.0 if self._room_since is None else self._clock() - self._room_since
                 self._room_since = None
-                entry: _Entry[T] = _Entry(waited, self._episodes)
+                entry: _QueueEntry[T] = _QueueEntry(waited, self._episodes)
                 self._entries[number] = entry
                 entry.task = asyncio.create_task(self._run(number, entry))
         entry = self._entries[index]
@@ -196,7 +196,7 @@ class RolloutQueue(Generic[T]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, number: int, entry: _Entry[T]) -> T:
+    async def _run(self, number: int, entry: _QueueEntry[T]) -> T:
         def on_start() -> None:
             entry.not_started -= 1
             self._note_room()

@@ -68,7 +68,7 @@ class SlotPool:
         free = [slot for slot in self.slots if not slot.busy]
         if not free:
             return None
-        # The last prompt token is always computed: its logits are what the first sample is drawn from.
+        # The last prompt token is always computed: the first sample is drawn from its logits.
         reusable = tokens[:-1]
         shared = {
             slot: common_prefix(slot.tokens, reusable) if slot.adapter == adapter else 0
