@@ -246,7 +246,7 @@ async def test_counter_reports_start_before_the_episode_ends() -> None:
 
 def test_state_of_all_processes_is_restored_exactly(tmp_path: Path) -> None:
     QueueState((sample(1), sample(2**63 - 1)), (5, 6)).save(tmp_path, process=0)
-    QueueState((sample(3),), (7,)).save(tmp_path, process=1)
+    QueueState((sample(3), sample(1)), (7,)).save(tmp_path, process=1)
     assert QueueState.load(tmp_path) == QueueState((sample(1), sample(2**63 - 1), sample(3)), (5, 6, 7))
 
 
