@@ -1,4 +1,4 @@
-"""Comparison of the curves of several runs: charts for the terminal, and a self-contained HTML page."""
+"""RunComparison of the curves of several runs: charts for the terminal, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.runs.records import Run, RunsError, differing_fields, display_names
+from trainer.runs.records import RunsError, SavedRun, differing_fields, display_names
 
 DEFAULT_METRICS: Final = (
     "reward", "eval_accuracy", "delay_rate", "response_tokens", "entropy", "tokens_per_second",
@@ -50,7 +50,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RunComparison:
     """Curves of several runs by metric, and the settings in which the runs differ."""
 
     names: Sequence[str]
@@ -58,7 +58,7 @@ class Comparison:
     settings: dict[str, list[Any]]
 
 
-def compare(runs: Sequence[Run], metrics: Sequence[str] = ()) -> Comparison:
+def compare(runs: Sequence[SavedRun], metrics: Sequence[str] = ()) -> RunComparison:
     """Compare runs.
 
     Args:
@@ -82,10 +82,10 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ()) -> Comparison:
         metric: [Curve(name, run.curve(metric)) for name, run in zip(names, runs, strict=True)]
         for metric in chosen
     }
-    return Comparison(names, curves, differing_fields(runs))
+    return RunComparison(names, curves, differing_fields(runs))
 
 
-def print_comparison(comparison: Comparison, console: Console) -> None:
+def print_comparison(comparison: RunComparison, console: Console) -> None:
     """Print the settings that differ, and a chart and a table per metric."""
     if comparison.settings:
         table = Table(title="Settings that differ", title_justify="left")
@@ -157,7 +157,7 @@ WIDTH, HEIGHT = 520, 200
 
 
 @dataclass(frozen=True, slots=True)
-class _Plot:
+class _CurvePlot:
     """Coordinates of one metric's chart."""
 
     metric: str
@@ -168,7 +168,7 @@ class _Plot:
     curves: list[Curve]
 
 
-def render_html(comparison: Comparison) -> str:
+def render_html(comparison: RunComparison) -> str:
     """Return the comparison as an HTML page that loads nothing."""
     environment = Environment(loader=PackageLoader("trainer.runs"), autoescape=True)
     environment.filters["number"] = _number
@@ -180,7 +180,7 @@ def render_html(comparison: Comparison) -> str:
     )
 
 
-def _plot(metric: str, curves: list[Curve]) -> _Plot:
+def _plot(metric: str, curves: list[Curve]) -> _CurvePlot:
     steps = [step for curve in curves for step, _ in curve.points] or [0]
     values = [value for curve in curves for _, value in curve.points] or [0.0]
     first, last = min(steps), max(max(steps), min(steps) + 1)
@@ -196,7 +196,7 @@ def _plot(metric: str, curves: list[Curve]) -> _Plot:
 
     ticks = [low + (high - low) * i / 4 for i in range(5)]
     numbers = sorted({round(first + (last - first) * i / 4) for i in range(5)})
-    return _Plot(
+    return _CurvePlot(
         metric,
         [(x(step), str(step)) for step in numbers],
         [(y(value), _number(value)) for value in ticks],

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.support.run_dirs import write_run
-from trainer.runs.compare import Comparison, Curve, compare, print_comparison, render_html
-from trainer.runs.records import Run, RunsError, read_run
+from trainer.runs.compare import Curve, RunComparison, compare, print_comparison, render_html
+from trainer.runs.records import RunsError, SavedRun, read_run
 
 
-def run(path: Path, rewards: list[float], **fields: object) -> Run:
+def run(path: Path, rewards: list[float], **fields: object) -> SavedRun:
     path.mkdir(parents=True)
     write_run(path, [{"step": i + 1, "reward": value} for i, value in enumerate(rewards)], **fields)
     return read_run(path)
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Comparison:
+def two(tmp_path: Path) -> RunComparison:
     return compare(
         [
             run(tmp_path / "first", [0.25, 0.5, 0.75]),
@@ -31,7 +31,7 @@ def two(tmp_path: Path) -> Comparison:
     )
 
 
-def printed(comparison: Comparison, *, color: bool = False) -> str:
+def printed(comparison: RunComparison, *, color: bool = False) -> str:
     console = Console(
         file=io.StringIO(), width=80, force_terminal=color, color_system="standard" if color else None
     )
@@ -46,7 +46,7 @@ def test_numbers_of_curve() -> None:
     assert (empty.last, empty.tail_mean, empty.best) == (None, None, None)
 
 
-def test_terminal_has_settings_charts_and_values(two: Comparison) -> None:
+def test_terminal_has_settings_charts_and_values(two: RunComparison) -> None:
     text = printed(two)
     assert re.search(r"method +│ ih-grpo +│ grpo-delayed", text)
     assert "(reward)" in text
@@ -57,7 +57,7 @@ def test_terminal_has_settings_charts_and_values(two: Comparison) -> None:
     assert "0.7750" in text or "0.775" in text  # the axis
 
 
-def test_colors_on_terminal(two: Comparison) -> None:
+def test_colors_on_terminal(two: RunComparison) -> None:
     text = printed(two, color=True)
     assert "\x1b[34m━━" in text
     assert "\x1b[33m━━" in text
@@ -96,7 +96,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_page_is_self_contained_and_complete(two: Comparison) -> None:
+def test_page_is_self_contained_and_complete(two: RunComparison) -> None:
     html = render_html(two)
     page = Page(html)
     assert page.loaded == []
@@ -122,7 +122,7 @@ def test_page_escapes_names(tmp_path: Path) -> None:
 )
 def test_any_curves_are_drawn_inside_the_chart(curves: list[list[tuple[int, float]]]) -> None:
     named = [Curve(f"r{i}", sorted(points)) for i, points in enumerate(curves)]
-    comparison = Comparison([curve.name for curve in named], {"reward": named}, {})
+    comparison = RunComparison([curve.name for curve in named], {"reward": named}, {})
     assert "r0" in printed(comparison)
     found = re.findall(r'cx="([^"]+)" cy="([^"]+)"', render_html(comparison))
     assert len(found) == sum(map(len, curves))
