@@ -75,7 +75,7 @@ def table(curves: Curves) -> str:
 
     lines = [
         f"| | reward, steps 1–{ENDS} | reward, last {ENDS} | delay rate, last {ENDS} "
-        f"| flushes an episode, last {ENDS} |",
+        f"| flushes per episode, last {ENDS} |",
         "|---|--:|--:|--:|--:|",
     ]
     first, last = slice(ENDS), slice(-ENDS, None)

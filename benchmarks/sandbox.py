@@ -229,7 +229,7 @@ async def main(options: argparse.Namespace) -> None:
         times = await dispatch(ways, options.calls)
         rate = {name: await throughput(call, workers, options.seconds) for name, call in ways.items()}
         rows = {name: [*spread(times[name]), round(rate[name], 1)] for name in ways}
-        table("dispatch of `print(1)`, ms", rows, "p50", "p95", f"calls/s, {workers} at once")
+        table("time to run `print(1)`, ms", rows, "p50", "p95", f"calls/s, {workers} concurrent")
 
         async def own_pool() -> tuple[float, float]:
             return direct.stats().idle, direct.stats().starting

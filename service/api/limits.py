@@ -103,7 +103,7 @@ class Admission:
         """
         if episodes > self._limit:
             raise ApiError(
-                400, f"'n': at most {self._limit} episodes can run at once on this server", param="n"
+                400, f"'n': at most {self._limit} episodes can run concurrently on this server", param="n"
             )
         if self._waiters or self.running + episodes > self._limit:
             await self._wait(episodes)
@@ -151,7 +151,7 @@ class KeyLimits:
     Args:
         app: the next application.
         metrics: counts rejected requests.
-        requests_per_minute: default for keys without a limit of their own; None for no limit.
+        requests_per_minute: default for keys without their own limit; None for no limit.
         concurrency: default for concurrent requests; a stream counts until its end.
     """
 

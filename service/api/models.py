@@ -87,7 +87,7 @@ class _Checkpoint:
 
 @admin_router.post("/reload")
 async def reload(body: ReloadRequest, server: CurrentServer) -> Json:
-    """Serve another checkpoint of the same model. All weights change at once, between two decoding steps.
+    """Serve another checkpoint of the same model. All weights change together, between two decoding steps.
 
     Running episodes continue with the new weights and keep their limits. If the checkpoint is invalid, the
     old weights stay in use.

@@ -13,7 +13,7 @@ from service.cli.output import abort
 
 app = typer.Typer(
     name="ih-grpo",
-    help="""Serve, try and train models that decide themselves when their code runs.
+    help="""Serve, try and train models that decide when their code runs.
 
     \b
     Getting started:

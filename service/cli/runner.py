@@ -30,7 +30,7 @@ def runner(
         typer.Option(help="OCI runtime, such as runsc (gVisor).", envvar="IHGRPO_RUNNER_RUNTIME"),
     ] = None,
     max_sessions: Annotated[
-        int, typer.Option(help="Maximum of concurrent sessions.", envvar="IHGRPO_RUNNER_MAX_SESSIONS")
+        int, typer.Option(help="Maximum number of concurrent sessions.", envvar="IHGRPO_RUNNER_MAX_SESSIONS")
     ] = 32,
     warm_containers: Annotated[
         int, typer.Option(help="Idle containers to keep ready.", envvar="IHGRPO_RUNNER_WARM_CONTAINERS")

@@ -39,8 +39,9 @@ def serve(
     sandbox: Annotated[
         str | None,
         typer.Option(
-            help="Process that holds the Docker socket: 'runner', or 'in-process' (loopback only). "
-            "Default: in-process on a loopback address if no runner is configured."
+            help="Sandbox for code: 'runner', a separate service; 'in-process', containers started by this "
+            "server (loopback only); or 'process', bubblewrap. Default: runner if one is configured or "
+            "the host is not loopback, else in-process."
         ),
     ] = None,
     accept_weaker_isolation: Annotated[
@@ -60,14 +61,16 @@ def serve(
     warm_containers: Annotated[
         int | None, typer.Option(help="Idle containers to keep ready (in-process).")
     ] = None,
-    max_containers: Annotated[int | None, typer.Option(help="Maximum of containers (in-process).")] = None,
+    max_containers: Annotated[
+        int | None, typer.Option(help="Maximum number of containers (in-process).")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     max_slots: Annotated[
         int | None, typer.Option(help="Sequences in one batch of the embedded engine.")
     ] = None,
     max_concurrent_episodes: Annotated[
-        int | None, typer.Option(help="Episodes that run at once; the rest waits in a queue.")
+        int | None, typer.Option(help="Maximum number of concurrent episodes; further ones are queued.")
     ] = None,
     strict_requests: Annotated[
         bool | None,

@@ -13,7 +13,7 @@ from service.server.settings import Settings
 
 
 def docker_sandbox(settings: Settings) -> Sandbox:
-    """One container for the isolation checks, under an instance name of its own."""
+    """One container for the isolation checks, under a separate instance name."""
     return create_sandbox(
         SandboxOptions(
             kind="in-process",

@@ -21,7 +21,7 @@ class Sampling:
     """0 means no limit."""
     min_p: float = 0.0
     seed: int | None = None
-    """The same seed, prompt and weights give the same tokens, whatever the rest of the batch."""
+    """The same seed, prompt and weights give the same tokens, regardless of the rest of the batch."""
     max_tokens: int = 8000
     min_tokens: int = 0
     """Number of tokens to sample before a stop token is allowed."""
@@ -104,6 +104,9 @@ class TokenChunk(NamedTuple):  # created for every token: a frozen dataclass tak
     finish_reason: FinishReason | None = None
     """Set on the last chunk: ``stop`` if the last id is a stop token, ``length`` at ``max_tokens`` or at the
     end of the model's context."""
+    weights_version: int = 0
+    """Version of the weights that sampled these ids, as given when they were loaded. Engines that cannot
+    replace their weights between two tokens report 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ class ModelFiles:
     Attributes:
         tokenizer, detokenizer: encoder, and factory of streaming decoders.
         config: the model's configuration.
-        context_length: maximum of prompt + completion in tokens; at most ``max_context``.
+        context_length: maximum length of prompt and completion in tokens; at most ``max_context``.
         eos_token_ids: the tokenizer's end token and those of the generation config.
         vocab_size: rows of the embedding.
 

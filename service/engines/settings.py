@@ -29,9 +29,10 @@ class TransformersSettings(BaseModel):
     adapters: dict[str, Path] = Field(default_factory=dict)
     """LoRA adapters by their model name in the API: directories with ``adapter_config.json``."""
     max_slots: int = Field(default=16, ge=1)
-    """Sequences that run at once, each in one row of the KV cache. Idle rows are the prefix cache, so use a
-    few more than the expected number of concurrent episodes: this keeps episodes that wait for a tool call
-    cached. Rows are as long as the longest sequence so far: memory grows to ``max_slots`` x that length."""
+    """Maximum batch size in sequences, each in one row of the KV cache. Idle rows are the prefix cache, so
+    use a few more than the expected number of concurrent episodes: this keeps episodes that wait for a tool
+    call cached. Rows are as long as the longest sequence so far: memory grows to ``max_slots`` x that
+    length."""
     prefill_chunk: int = Field(default=256, ge=1)
     """Prompt tokens processed per step, over all prompts. Smaller values reduce the stutter of running
     streams during a long prefill; larger values finish the prefill sooner."""

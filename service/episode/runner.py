@@ -53,7 +53,7 @@ class BlockQueue:
         self._last = asyncio.create_task(self._session.prepare())
 
     def add(self, code: str) -> None:
-        """Send ``code`` to the session after all earlier blocks. Returns at once."""
+        """Send ``code`` to the session after all earlier blocks. Returns immediately."""
         closed_at = time.monotonic() if self._is_empty else None
         self._is_empty = False
         self._last = asyncio.create_task(self._invoke(self._last, code, closed_at))
@@ -205,10 +205,10 @@ class EpisodeRunner:
         Args:
             episode: from `start`. Its transcript grows with the events.
             sampling: ``max_tokens`` bounds the sampled tokens of the whole episode. With a seed, each turn
-                gets a seed of its own.
+                gets its own seed.
             episode_id: prefix of the flushes' ids.
             eager: start blocks in the background as soon as they are closed.
-            prewarm: ask for a container at once, because blocks are likely.
+            prewarm: request a container immediately, because blocks are likely.
             stop: strings that end the episode where the model writes them. Pending blocks then never run.
 
         Raises:
@@ -240,7 +240,9 @@ class EpisodeRunner:
                             continue
                         yield Sampled(chunk)
                         tokens_left -= len(chunk.ids)
-                        for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):
+                        for invocation in episode.feed(
+                            chunk.ids, chunk.text, chunk.logprobs, chunk.weights_version
+                        ):
                             block = InvokedBlock(invocation.code, invocation.at_token, clock())
                             # A block that may never run is not started early, nor are the blocks after it.
                             if waiting or invocation.only_at_flush:

@@ -65,7 +65,7 @@ class QueueTimeoutError(SandboxError):
 
 
 class Session(Protocol):
-    """One episode's namespace, in a container of its own."""
+    """One episode's namespace, in a container that no other episode uses."""
 
     async def prepare(self) -> None:
         """Announce that blocks are likely, so that a container is ready for the first one.

@@ -4,7 +4,7 @@ The number of idle workers follows demand. Beyond ``size`` the pool keeps one wo
 announced blocks (``expect``), and as many as are leased, at the present rate, while a new one starts. The
 rate raises the number to at most ``_GROWTH`` times ``size``, and no more than ``maximum`` workers exist.
 Workers that only the rate requires are started one at a time: on a busy machine starts are slow, and more of
-them at once would make it busier. Surplus workers are destroyed after demand has been lower for
+them immediately would make it busier. Surplus workers are destroyed after demand has been lower for
 ``_SHRINK_S``.
 """
 

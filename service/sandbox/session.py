@@ -15,7 +15,7 @@ from service.sandbox.worker_protocol import MAX_CODE_BYTES, Result, SandboxWorke
 
 
 class PooledSession:
-    """A session on a worker of its own, leased at the first ``invoke``."""
+    """A session on its own worker, leased at the first ``invoke``."""
 
     def __init__(self, pool: Pool, limits: SessionLimits, grace_s: float) -> None:
         self._pool = pool
@@ -139,7 +139,7 @@ def _nothing_ran(
 
 
 class PooledSandbox:
-    """A ``Sandbox`` that gives each session a worker of its own, used by no other session."""
+    """A ``Sandbox`` that gives each session its own worker, which no other session uses."""
 
     def __init__(
         self,

@@ -144,7 +144,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="IH-GRPO",
-        summary="An OpenAI-compatible API whose model decides itself when its code runs.",
+        summary="An OpenAI-compatible API whose model decides when its code runs.",
         version=version("ih-grpo"),
         lifespan=lifespan,
         responses=ERRORS,

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     )
 
     host: str = "127.0.0.1"
-    """Address to listen on. Other addresses than loopback require API keys and a sandbox runner."""
+    """Address to listen on. Addresses other than loopback require API keys and a sandbox runner."""
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port; 0 picks a free one."""
 
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     loopback, else in-process."""
     accept_weaker_isolation: bool = False
     """Allow sandbox ``process`` on a loopback address. Code can see this machine's programs, and its
-    processes have no joint limit of memory, CPU time and number of files."""
+    processes have no combined limits on memory, CPU time and number of files."""
     runner_url: str = "unix:/run/ih-grpo/runner.sock"
     """Address of the runner: ``unix:/path/to.sock`` or ``host:port``."""
     runner_token_file: Path | None = None
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     max_queued_episodes: int = Field(default=128, ge=0)
     """Maximum number of queued episodes. Further requests get 429."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
-    """Maximum time in this queue, in seconds. Then the request gets 429."""
+    """Maximum time in this queue, in seconds. After it the request gets 429."""
     strict_requests: bool = False
     """Reject requests with unknown fields or fields without effect, instead of ignoring these fields."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     store_max_bytes: int = Field(default=2**30, ge=2**20)
     """Approximate size limit of the store in bytes. Above it the oldest responses are removed first."""
     seal_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """Comma-separated keys that encrypt the reasoning which clients of the Responses API keep
+    """Comma-separated keys that encrypt the reasoning that clients of the Responses API keep
     (``encrypted_content``), as ``ID:BASE64`` of 32 bytes. The first key encrypts, all keys decrypt. Default:
     a random key, so encrypted content can't be read after a restart."""
     max_background_responses: int = Field(default=128, ge=0)
@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     key_concurrency: int | None = Field(default=None, ge=1)
     """Concurrent requests for each key without its own ``concurrency``. Default: unlimited."""
     allow_anonymous: bool = False
-    """Serve without keys on other addresses than loopback: anyone who reaches the port can use the model and
+    """Serve without keys on addresses other than loopback: anyone who reaches the port can use the model and
     run code."""
 
     reload_root: Path | None = None

@@ -39,7 +39,7 @@ _LOCK: Final = 5_018_500  # an arbitrary number, used only by this program
 def upgrade(connection: Connection, revisions: str = REVISIONS) -> None:
     """Run the missing migrations in the open transaction of ``connection``.
 
-    Several servers may call this at once: all but one wait. A database from before the first migration
+    Several servers may call this concurrently: all but one wait. A database from before the first migration
     counts as one without migrations.
 
     Args:
@@ -132,7 +132,8 @@ def _is_busy(error: BaseException) -> bool:
     return code & 0xFF == SQLITE_BUSY  # the higher bits are the extended code
 
 
-# Several servers may start at once. SQLite needs exclusive access to enable WAL, and does not wait for it.
+# Several servers may start at the same time. SQLite needs exclusive access to enable WAL and does not wait
+# for it.
 @retry(
     retry=retry_if_exception(_is_busy),
     wait=wait_random(0.01, 0.1),

@@ -15,7 +15,7 @@ from service.store.responses import RUNNING, ResponseStore, is_dead
 from service.store.tables import responses
 
 STALE_S: Final = 60.0
-"""A run without a heartbeat for this many seconds is failed, whatever machine its process was on."""
+"""A run without a heartbeat for this many seconds is failed, no matter which machine its process was on."""
 
 
 class StoreMaintenance:

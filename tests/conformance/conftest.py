@@ -23,7 +23,7 @@ def url() -> Iterator[str]:
     """URL of the server. It requires `KEY`, and its engine supports every field."""
     engine = ReplyEngine(reply)
     engine.capabilities = frozenset(OPTIONAL_SAMPLING)
-    # The other instruction holds an example of its own, which the script would take for an episode.
+    # The other instruction contains an example, which the script would take for an episode.
     policy = DeferralPolicy(prompt="brief-v1")
     app = make_app(
         engine, ScriptedSandbox(lambda blocks: printed("42")), policy, api_keys=f"{KEY} name=client"

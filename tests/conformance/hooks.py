@@ -1,7 +1,8 @@
 """Facts that Schemathesis can't know: the name of the model, and values that can't be combined.
 
-Every field keeps the value that was drawn for it, or is dropped where that value can't be served beside the
-others or on this machine. So most requests get past the door, and what comes back is held to OpenAI's schema.
+Every field keeps the value that was drawn for it. It is dropped if the value can't be combined with the
+others or served on this machine. So most requests are accepted, and their responses are
+compared with OpenAI's schema.
 """
 
 from __future__ import annotations

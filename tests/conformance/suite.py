@@ -1,4 +1,4 @@
-"""Schemathesis, run as its users run it: its own command, in a process of its own."""
+"""Schemathesis, run as its users run it: its command, in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Third-party API clients, in processes of their own, installed by `scripts/ensure-test-tools clients`.
+"""Third-party API clients, in separate processes, installed by `scripts/ensure-test-tools clients`.
 
 ``IHGRPO_CLIENTS_TABLE=docs/reference/clients.md pytest -m clients`` writes the table of outcomes.
 """

@@ -24,8 +24,6 @@ AREAS: Final = {
     "tests": "tests docs/reference/hostile-code.md",
 }
 """Files and folders by area. A generated file belongs to the area of its source."""
-CLEAN: Final = ("docs", "folder READMEs", "recipes", "docs tests", "scripts", "sandbox_image")
-"""Areas that must stay without violations."""
 GENERATED: Final = {
     REPO / f"docs/{name}"
     for name in ("reference/settings.md", "reference/hostile-code.md", "images/learning.svg")
@@ -37,7 +35,7 @@ def area_files(area: str) -> list[Path]:
     return [path for path in found if area != "docs" or path not in GENERATED]
 
 
-@pytest.mark.parametrize("area", CLEAN)
+@pytest.mark.parametrize("area", AREAS)
 def test_area_has_no_violations(area: str) -> None:
     checked = area_files(area)
     assert checked
@@ -57,6 +55,16 @@ def test_area_has_no_violations(area: str) -> None:
         "`x` is no `y`.",
         "There is one call a flush.",
         "The default is used where unset.",
+        "Five runs start at once.",
+        "It runs in a process of its own.",
+        "Any value is accepted, whatever its type.",
+        "The field is empty where there are none.",
+        "Set other addresses than loopback.",
+        "The limit is a maximum of sessions.",
+        "It allows 60 requests a minute.",
+        "The file is kept, for it is needed.",
+        "The page loads nothing but its own files.",
+        "A model decides itself when its code runs.",
     ],
 )
 def test_finds_phrase_in_markdown(tmp_path: Path, line: str) -> None:
@@ -73,6 +81,8 @@ def test_finds_phrase_in_markdown(tmp_path: Path, line: str) -> None:
         "It is no longer supported.",
         "Save the file, then run `ih-grpo told anew`.",
         "The server tells vLLM to stop.",
+        "The maximum of the two values is used, at most 60 requests per minute.",
+        "It repeats the content of its own prompt and requests a run.",
         "[Link](told/anew.md)",
     ],
 )
@@ -113,6 +123,13 @@ def test_line_can_quote_a_phrase(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
     module.write_text("# never write anew  # prose: ok\n")
     assert violations(module) == []
+
+
+def test_model_texts_are_exempt_except_for_docstrings_and_comments(tmp_path: Path) -> None:
+    module = tmp_path / "service/deferral/prompt.py"
+    module.parent.mkdir(parents=True)
+    module.write_text('"""It is built anew."""\nTEXT = "run it before you go on"\n# built anew\n')
+    assert violations(module) == [f"{module}:1: 'anew': write again", f"{module}:3: 'anew': write again"]
 
 
 def test_shell_script_without_suffix_is_checked(tmp_path: Path) -> None:

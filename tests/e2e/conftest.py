@@ -28,7 +28,7 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def server(checkpoint: Path) -> Iterator[ServerProcess]:
-    """A server with room for 20 episodes at once."""
+    """A server with room for 20 concurrent episodes."""
     running = start(checkpoint, "--warm-containers", "4", "--max-slots", "24")
     yield running
     running.stop()

@@ -1,4 +1,4 @@
-"""``ih-grpo serve`` as a process of its own, around the quickstart checkpoint and real containers."""
+"""``ih-grpo serve`` as a separate process, with the quickstart checkpoint and real containers."""
 
 from __future__ import annotations
 

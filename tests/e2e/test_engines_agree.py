@@ -27,7 +27,7 @@ def client_of(server: ServerProcess) -> Iterator[openai.OpenAI]:
 
 
 def executed(message: Any) -> list[dict[str, Any]]:
-    """The flushes of a reply; the field is left out where there are none."""
+    """The flushes of a reply, which omits the field if there are none."""
     return getattr(message, "executed_tools", None) or []
 
 

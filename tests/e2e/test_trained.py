@@ -33,7 +33,7 @@ QUESTIONS = ("What is 739184 times 52967?", "Find the lcm of 91234 and 120988.")
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RuntimeConfig]:
-    """Settings that play code in a runner, which is a process of its own."""
+    """Settings that run code in a runner, which is a separate process."""
     directory = tmp_path_factory.mktemp("runner")
     socket, token = directory / "runner.sock", directory / "token"
     token.write_text("t" * 40)

@@ -80,7 +80,7 @@ def test_reply_matches_the_schema(client: openai.OpenAI) -> None:
     )
     assert [choice.finish_reason for choice in reply.choices] == ["stop"] * 3
     assert all(isinstance(choice.message.parsed, Verdict) for choice in reply.choices)
-    # One line, spaced as models are taught it: free white space is what a small model writes without end.
+    # One line, with the spacing that models are trained on: with free white space a small model never stops.
     for choice in reply.choices:
         text = choice.message.content or ""
         assert text == json.dumps(json.loads(text))

@@ -32,7 +32,7 @@ async def browser() -> AsyncGenerator[Browser, None]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def open_page(browser: Browser) -> AsyncGenerator[OpenPage, None]:
-    """Opens an address in a window of its own. At the end no page may have complained in its console."""
+    """Opens an address in a new window. At the end no page may have complained in its console."""
     complaints: list[str] = []
     contexts = []
 

@@ -160,7 +160,7 @@ async def test_errors_are_readable(open_page: OpenPage) -> None:
         await page.fill("[name=max_turns]", "")
         await ask(page)
         await expect(problem).to_be_visible()
-        await expect(page.locator(".card")).to_have_count(2)  # what came is kept
+        await expect(page.locator(".card")).to_have_count(2)  # received text is kept
         await page.route("**/v1/*/*", lambda route: route.abort())
         await ask(page)
         await expect(problem).to_have_text("The server is not reachable. Check that it is running.")

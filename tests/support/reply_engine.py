@@ -1,4 +1,4 @@
-"""A scripted engine for many episodes at once."""
+"""A scripted engine for many concurrent episodes."""
 
 from __future__ import annotations
 

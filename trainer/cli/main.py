@@ -181,8 +181,8 @@ def warm_start(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Stop after this many steps. Without --model, the recipe's learning-rate schedule stays: "
-            "gives a weaker model."
+            help="Stop after this many steps. Without --model, the recipe's learning-rate schedule is kept, "
+            "which gives a weaker model."
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: the number of cores.")] = None,
@@ -277,7 +277,7 @@ def quickstart_eval(
         bool,
         typer.Option(
             "--garbage",
-            help="Replace the digits in all outputs with random ones: a model that uses its tool then fails.",
+            help="Replace the digits in all outputs with random ones, so that a model that reads them fails.",
         ),
     ] = False,
     family: Annotated[

@@ -13,7 +13,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from service.cli.output import abort, sanitize
-from trainer.runs.records import RunsError, SavedRun, find_runs, read_run
+from trainer.runs.records import RunsError, TrainingRun, find_runs, read_run
 
 
 class _ListByDefault(TyperGroup):
@@ -153,7 +153,7 @@ def push(
         abort(str(error))
 
 
-def _table(runs: list[SavedRun], directory: Path) -> Table:
+def _table(runs: list[TrainingRun], directory: Path) -> Table:
     # Fits 80 columns: no frame, two-line headings.
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("run", "recipe", "method"):
@@ -184,7 +184,7 @@ def _number(value: float | None, template: str) -> str:
     return "-" if value is None else template.format(value)
 
 
-def _as_json(run: SavedRun) -> dict[str, Any]:
+def _as_json(run: TrainingRun) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "recipe": run.recipe_name,

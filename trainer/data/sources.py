@@ -45,7 +45,7 @@ def load_source(
 
 
 def load_benchmarks(sources: Iterable[str]) -> dict[str, tuple[Problem, ...]]:
-    """Load evaluation problems by benchmark, whatever their gold answers are.
+    """Load evaluation problems by benchmark, including those whose gold answers are invalid.
 
     Args:
         sources: names of suites, or sources as for `load_source`, optionally as ``name=source``.

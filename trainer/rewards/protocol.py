@@ -52,7 +52,7 @@ class FinishedEpisode:
 
 
 class RewardFunction(Protocol):
-    """Scores one finished episode. Called many times at once in one event loop, so it must not block.
+    """Scores one finished episode. Called concurrently in one event loop, so it must not block.
 
     Further members that a reward function may have, as attributes of the callable:
 

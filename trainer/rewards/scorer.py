@@ -48,8 +48,8 @@ class RewardError(Exception):
 class Reward:
     """A value and the reason for it. Shares of reasons become curves.
 
-    Mathematical answers have the value 1.0 for the reason ``correct``, else 0.0; see `Reason`. A reason of
-    your own should be one of a few short words: letters, digits and underscores, at most 40 characters.
+    Mathematical answers have the value 1.0 for the reason ``correct``, else 0.0; see `Reason`. Your own
+    reasons should be a few short words: letters, digits and underscores, at most 40 characters.
     """
 
     value: float

@@ -1,4 +1,4 @@
-"""RunComparison of the curves of several runs: charts for the terminal, and a self-contained HTML page."""
+"""Comparison of the curves of several runs: charts for the terminal, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.runs.records import RunsError, SavedRun, differing_fields, display_names
+from trainer.runs.records import RunsError, TrainingRun, differing_fields, display_names
 
 DEFAULT_METRICS: Final = (
     "reward", "eval_accuracy", "delay_rate", "response_tokens", "entropy", "tokens_per_second",
@@ -58,7 +58,7 @@ class RunComparison:
     settings: dict[str, list[Any]]
 
 
-def compare(runs: Sequence[SavedRun], metrics: Sequence[str] = ()) -> RunComparison:
+def compare(runs: Sequence[TrainingRun], metrics: Sequence[str] = ()) -> RunComparison:
     """Compare runs.
 
     Args:

@@ -24,7 +24,7 @@ class RunsError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class SavedRun:
+class TrainingRun:
     """A training run on disk."""
 
     path: Path
@@ -71,7 +71,7 @@ class SavedRun:
         return {name for record in self.history for name in record} - {"step", "epoch"}
 
 
-def find_runs(directory: Path) -> list[SavedRun]:
+def find_runs(directory: Path) -> list[TrainingRun]:
     """Return the runs in ``directory`` and up to three levels below it, ordered by path.
 
     Raises:
@@ -82,7 +82,7 @@ def find_runs(directory: Path) -> list[SavedRun]:
     return [read_run(path) for path in _run_directories(directory, MAX_DEPTH)]
 
 
-def read_run(path: Path) -> SavedRun:
+def read_run(path: Path) -> TrainingRun:
     """Read a run directory.
 
     Raises:
@@ -93,7 +93,7 @@ def read_run(path: Path) -> SavedRun:
     recipe = info.recipe if info else _checkpoint_recipe(path, checkpoints)
     if recipe is None:
         raise RunsError(f"{path} is not a training run: it has neither {INFO_FILE} nor a checkpoint")
-    return SavedRun(
+    return TrainingRun(
         path=path,
         recipe_name=info.recipe_name if info else None,
         recipe=recipe,
@@ -105,14 +105,14 @@ def read_run(path: Path) -> SavedRun:
     )
 
 
-def differing_fields(runs: Sequence[SavedRun]) -> dict[str, list[Any]]:
+def differing_fields(runs: Sequence[TrainingRun]) -> dict[str, list[Any]]:
     """Return the recipe fields that differ, with the value of each run."""
     names = dict.fromkeys(name for run in runs for name in run.recipe)
     values = {name: [run.recipe.get(name) for run in runs] for name in names if name != "run_dir"}
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
 
-def display_names(runs: Sequence[SavedRun]) -> list[str]:
+def display_names(runs: Sequence[TrainingRun]) -> list[str]:
     """Return the names of the directories, or their paths if names repeat."""
     names = [run.path.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]

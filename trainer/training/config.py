@@ -53,7 +53,7 @@ class RayConfig(BaseModel):
     reward_actors: int = Field(default=0, ge=0)
     """Actors that score answers. With 0 answers are scored next to the trainer."""
     reward_workers: int = Field(default=2, ge=1)
-    """Answers that a reward actor scores at once: its processes and reserved CPUs."""
+    """Answers that a reward actor scores concurrently: its processes and reserved CPUs."""
     reward_resources: dict[str, float] = Field(default_factory=dict)
     """Custom Ray resources that each reward actor needs."""
     attempts: int = Field(default=3, ge=1)
@@ -121,6 +121,10 @@ class TrainConfig(RuntimeConfig):
     """Sampling temperature. The loss divides the logits by it as well."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling. Below 1 the sampling distribution differs slightly from the one in the loss."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Rollouts that may run ahead of the one that is trained on, so that sampling and training overlap;
+    no token is sampled with weights that are more than this many rollouts old. 0: sampling and training
+    alternate, and the result does not depend on timing."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Problems with longer prompts are skipped and counted."""
     thinking: bool = False
@@ -312,6 +316,16 @@ class TrainConfig(RuntimeConfig):
                     f"{name} is {value}: it must be a multiple of the {self.updates_per_rollout} optimiser "
                     f"steps that share a rollout, or a resumed run would differ"
                 )
+        if self.max_staleness and (self.ray is not None or self.generation != "embedded"):
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}: it needs generation 'embedded' and no [ray]: only "
+                f"the embedded engine replaces its weights between two tokens of running episodes"
+            )
+        if self.max_staleness >= (rollouts := self.steps // self.updates_per_rollout) > 1:
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}, but the run has only {rollouts} rollouts: all of "
+                f"them would be sampled with the weights of the start"
+            )
         if self.generation_urls and self.generation != "vllm":
             raise ValueError("generation_urls needs generation 'vllm': set it, or remove generation_urls")
         by_file = bool(self.generation_urls) and self.weight_transfer == "files"

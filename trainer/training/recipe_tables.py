@@ -1,4 +1,4 @@
-"""Tables of a recipe (``[lora]``, ``[off_policy]``, ``[validation]``) and its methods. Imports no torch."""
+"""Tables of a training recipe (``[lora]``, ``[off_policy]``, ``[validation]``) and its methods."""
 
 from __future__ import annotations
 

@@ -131,11 +131,19 @@ def _train(
             if processes.is_main_process:
                 for notice in resume_notices(checkpoint, config, processes.num_processes):
                     console.print(f"note: {notice}", highlight=False, soft_wrap=True)
+            if config.max_staleness:
+                queue = source.restore(checkpoint)
+                console.print(
+                    f"asynchronous rollouts: {len(queue.finished)} finished episodes kept, "
+                    f"{len(queue.running)} running ones started again",
+                    highlight=False,
+                )
         prepare_push(config)
         stack = AsyncExitStack()
         try:
             loop.run(stack.enter_async_context(rewards))
             loop.run(start_all(stack, *generation.parts))
+            stack.push_async_callback(source.close)  # first: episodes use all other parts
             model, marker_row = _load_model(config, model_dir, policy, generation.tokenizer)
             if processes.is_main_process:
                 console.print(marker_row, highlight=False, soft_wrap=True)
@@ -151,6 +159,7 @@ def _train(
                 source,
                 [progress, *reporters],
                 served_config=_served_config(model_dir),
+                save_rollouts_to=source.save,
                 base_fingerprint=fingerprint(model_dir) if config.lora else None,
             )
             trainer.skipped_steps = skipped

@@ -24,7 +24,7 @@ class RuntimeConfig(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads per operator. Default: chosen by torch."""
     max_concurrent_episodes: int = Field(default=64, ge=1)
-    """Episodes in flight at once, including those waiting for their code."""
+    """Maximum number of concurrent episodes, including those waiting for their code."""
 
     sandbox: Literal["runner", "in-process", "process"] = "in-process"
     """``in-process``: this process starts the containers. ``runner``: a runner service starts them.
@@ -37,8 +37,8 @@ class RuntimeConfig(BaseModel):
     sandbox_image: str = "ih-grpo-sandbox:latest"
     """Image of the containers, for ``in-process``."""
     max_containers: int = Field(default=16, ge=1)
-    """Containers or processes at once, if not started by a runner. An episode holds one from its first block
-    to its end."""
+    """Maximum number of concurrent containers or processes, if not started by a runner. An episode holds one
+    from its first block to its end."""
     eager: bool = True
     """Start each block in the background as soon as it is closed: same result, shorter wait."""
 

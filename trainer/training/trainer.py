@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -44,10 +44,15 @@ from trainer.training.lora import (
     parameter_groups,
     save_adapter,
 )
-from trainer.training.loss import IHGRPOLoss, ih_grpo_loss
-from trainer.training.micro_batches import MicroBatch, make_micro_batch, split_rows
-from trainer.training.off_policy import MISMATCH_METRICS, correct, mismatch_metrics, reference_kl
-from trainer.training.rollouts import Means, RolloutSource
+from trainer.training.loss import (
+    MISMATCH_METRICS,
+    IHGRPOLoss,
+    correct,
+    ih_grpo_loss,
+    mismatch_metrics,
+    reference_kl,
+)
+from trainer.training.rollouts import Means, MicroBatch, RolloutSource, make_micro_batch, split_rows
 from trainer.training.schedule import apply_current_rates, make_scheduler
 from trainer.weight_sync.sinks import full_weights
 
@@ -134,6 +139,7 @@ class IHGRPOTrainer(GRPOTrainer):
         callbacks: callbacks of transformers' Trainer.
         served_config: fields of ``config.json`` to restore to their values before training, such as
             ``dtype``, the dtype for loading. The saved weights stay in float32, so that resuming is exact.
+        save_rollouts_to: adds the state of asynchronous rollouts to the directory of a checkpoint.
         base_fingerprint: of the frozen weights, saved with an adapter.
 
     Raises:
@@ -153,6 +159,7 @@ class IHGRPOTrainer(GRPOTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         *,
         served_config: Mapping[str, object] | None = None,
+        save_rollouts_to: Callable[[Path], None] | None = None,
         base_fingerprint: str | None = None,
     ) -> None:
         vocabulary: dict[str, int] = tokenizer.get_vocab()
@@ -164,6 +171,7 @@ class IHGRPOTrainer(GRPOTrainer):
         self._policy = policy
         self._source = source
         self._served_config = dict(served_config or {})
+        self._save_rollouts_to = save_rollouts_to
         self._marker_id = vocabulary[policy.marker]
         self._base_fingerprint = base_fingerprint
         self._passes: list[_ForwardPass] = []
@@ -186,8 +194,11 @@ class IHGRPOTrainer(GRPOTrainer):
         wrapped.forward = lambda *args, **kwargs: head(*args, **kwargs)
         if isinstance(self._reference, PolicyModel):
             self._reference.to(self.accelerator.device)
-        if self.is_fsdp_enabled and isinstance(self._reference, ReferencePolicy):
-            raise ConfigError("kl_weight: not supported for an adapter under FSDP: set it to 0")
+        if self.is_fsdp_enabled and config.lora is not None:
+            raise ConfigError(
+                "lora: adapters cannot be trained under FSDP, which does not support the row that embedding "
+                "and LM head share: use recipes/accelerate/ddp.yaml"
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create AdamW as transformers does; the marker's row of an adapter has its own learning rate."""
@@ -459,6 +470,8 @@ class IHGRPOTrainer(GRPOTrainer):
         with staged(final) if main else nullcontext(staging_path(final)) as staging:
             self.accelerator.wait_for_everyone()
             Trainer._save_checkpoint(self, model, trial)  # TRL's method also writes a model card
+            if self._save_rollouts_to is not None:
+                self._save_rollouts_to(staging)
             self.accelerator.wait_for_everyone()
             if main:
                 _move_up(staging / final.name, staging)

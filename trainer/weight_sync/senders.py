@@ -1,6 +1,6 @@
 """The trainer's side of vLLM's weight-transfer backends.
 
-``gloo`` sends over TCP, from memory to memory, in a process group of its own. ``nccl`` and ``ipc`` are vLLM's
+``gloo`` sends over TCP, from memory to memory, in a separate process group. ``nccl`` and ``ipc`` are vLLM's
 own backends.
 """
 

@@ -201,5 +201,5 @@ class InProcessVLLM:
     def _run(self, call: Coroutine[Any, Any, Any]) -> Any:
         try:
             return asyncio.run_coroutine_threadsafe(call, self._engine.loop).result()
-        except Exception as error:  # vLLM passes on whatever its workers raised
+        except Exception as error:  # vLLM passes on any exception of its workers
             raise WeightSyncError(f"vLLM did not accept the weights: {error}") from error

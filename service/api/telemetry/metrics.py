@@ -59,7 +59,7 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class Metrics:
-    """Metrics of one server in a registry of its own. All names begin with ``ihgrpo_``."""
+    """Metrics of one server, in a separate registry. All names begin with ``ihgrpo_``."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

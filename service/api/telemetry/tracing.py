@@ -46,7 +46,7 @@ def open_tracer(endpoint: str | None, version: str) -> tuple[Tracer, Callable[[]
         raise ValueError(
             f"otel_endpoint needs packages that are not installed ({error.name}): pip install 'ih-grpo[otel]'"
         ) from None
-    # A provider of its own: the process-wide one belongs to the application that embeds the server.
+    # A separate provider: the process-wide one belongs to the application that embeds the server.
     provider = TracerProvider(
         resource=Resource.create({"service.name": "ih-grpo", "service.version": version})
     )

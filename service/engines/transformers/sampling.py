@@ -1,4 +1,4 @@
-"""Sampling: from logits to tokens, for a whole batch at once, with settings per row.
+"""Sampling: from logits to tokens, for a whole batch, with settings per row.
 
 `adjust` applies bias, penalties and grammars to the logits; `sample` draws the tokens.
 """

@@ -68,7 +68,7 @@ class SlotPool:
         free = [slot for slot in self.slots if not slot.busy]
         if not free:
             return None
-        # The last prompt token is always computed: its logits are what the first sample is drawn from.
+        # The last prompt token is always computed: the first sample is drawn from its logits.
         reusable = tokens[:-1]
         shared = {
             slot: common_prefix(slot.tokens, reusable) if slot.adapter == adapter else 0
@@ -150,8 +150,8 @@ class Request:
         """Return this request's next random number in [0, 1), independent of the rest of the batch."""
         return self._random.random()
 
-    def accept(self, draw: Draw) -> TokenChunk:
-        """Append a sampled token and return its chunk of the stream."""
+    def accept(self, draw: Draw, weights_version: int = 0) -> TokenChunk:
+        """Append a token sampled with this version of the weights; return its chunk of the stream."""
         first = len(self.tokens) == self._prompt_length
         self.tokens.append(draw.token_id)
         if self.history is not None:
@@ -164,7 +164,7 @@ class Request:
             text += self.detokenizer.finish()
         top = (draw.top_logprobs,) if self.sampling.top_logprobs else ()
         cached = self.cached_tokens if first else None
-        return TokenChunk((draw.token_id,), text, (draw.logprob,), top, cached, reason)
+        return TokenChunk((draw.token_id,), text, (draw.logprob,), top, cached, reason, weights_version)
 
     def _finish_reason(self, token_id: int) -> FinishReason | None:
         if token_id in self.stop_token_ids:

@@ -1,7 +1,4 @@
-"""vLLM inside this process: an API of its own in front, its scheduler and workers behind.
-
-What vLLM's engine hands out, in our own words.
-"""
+"""vLLM inside this process, behind this project's API instead of vLLM's own server."""
 
 from __future__ import annotations
 

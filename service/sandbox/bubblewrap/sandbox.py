@@ -1,6 +1,6 @@
 """Sandbox of bubblewrap processes, for training on machines without Docker.
 
-Covered: the supervisor and code run in namespaces of their own, with the same seccomp profile as in Docker
+Covered: the supervisor and code run in separate namespaces, with the same seccomp profile as in Docker
 and a read-only view of the Python installation.
 
 Not covered, since there is no cgroup: memory is limited per process instead of in total, and CPU time and the

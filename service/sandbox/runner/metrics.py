@@ -24,7 +24,7 @@ class _Pooled(Protocol):
 
 
 class RunnerMetrics:
-    """Metrics of one runner, in a registry of their own: two runners in one process stay separate.
+    """Metrics of one runner, in a separate registry: two runners in one process stay separate.
 
     Args:
         admission: its numbers of active and waiting sessions are read at each scrape.

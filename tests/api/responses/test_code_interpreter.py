@@ -1,4 +1,4 @@
-"""The tool ``code_interpreter``: one item a flush, with OpenAI's events."""
+"""The tool ``code_interpreter``: one item per flush, with OpenAI's events."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ async def test_only_the_last_question_has_the_instruction() -> None:
 
 @pytest.mark.parametrize("include", [None, OUTPUTS])
 async def test_output_sent_back_gives_the_same_text(include: Any) -> None:
-    """With outputs as they came, without them as they are stored."""
+    """Outputs in the request are used. Missing ones are read from the store."""
     scripted = three_turns()
     async with serving(scripted) as served:
         first = await ask(served, tools=CODE_TOOL, include=include or [])

@@ -31,7 +31,7 @@ _features: dict[str, Callable[[], None]] = {}
 
 
 def feature(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """A function that uses one feature, and raises where it does not work."""
+    """A function that uses one feature and raises if it does not work."""
 
     def register(use: Callable[[], None]) -> Callable[[], None]:
         _features[name] = use

@@ -78,7 +78,7 @@ def owned_by(child: asyncio.subprocess.Process, containers: Containers) -> Conta
 
 @contextlib.asynccontextmanager
 async def command(tmp_path: Path) -> AsyncGenerator[asyncio.subprocess.Process]:
-    """Run ``ih-grpo runner`` in a process of its own."""
+    """Run ``ih-grpo runner`` in a separate process."""
     token = tmp_path / "token"
     token.write_text(TOKEN.get_secret_value())
     options = ["--bind", f"unix:{tmp_path}/r.sock", "--token-file", token, "--warm-containers", "1"]

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from tests.support.run_dirs import write_run
 from trainer.runs.compare import Curve, RunComparison, compare, print_comparison, render_html
-from trainer.runs.records import RunsError, SavedRun, read_run
+from trainer.runs.records import RunsError, TrainingRun, read_run
 
 
-def run(path: Path, rewards: list[float], **fields: object) -> SavedRun:
+def run(path: Path, rewards: list[float], **fields: object) -> TrainingRun:
     path.mkdir(parents=True)
     write_run(path, [{"step": i + 1, "reward": value} for i, value in enumerate(rewards)], **fields)
     return read_run(path)
