@@ -224,9 +224,7 @@ async def _prepare(server: Server, request: CompletionRequest) -> PreparedComple
         raise ApiError(400, message, param="logprobs", code="unsupported_parameter")
     most = server.settings.max_concurrent_episodes
     if len(request.prompt) * request.choices > most:
-        message = (
-            f"'prompt': at most {most} completions (prompts times 'n') can run concurrently."
-        )
+        message = f"'prompt': at most {most} completions (prompts times 'n') can run concurrently."
         raise ApiError(400, message, param="prompt", code="invalid_value")
     prompts = []
     for index, prompt in enumerate(request.prompt):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import chat, doctor, keys, runner, sandbox, serve
+from service.cli import chat, doctor, keys, merge, runner, sandbox, serve
 from service.cli.output import abort
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ app.command("chat")(chat.chat)
 app.command("key")(keys.key)
 app.command("runner")(runner.runner)
 app.command("doctor")(doctor.doctor)
+app.command("merge")(merge.merge)
 app.add_typer(sandbox.app, name="sandbox")
 
 _PASS_ARGUMENTS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

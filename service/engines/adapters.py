@@ -103,6 +103,26 @@ def merged(adapter: Path, base: Path) -> Path:
     return target
 
 
+def merge_into(adapter: Path, base: Path, target: Path) -> None:
+    """Write the merged checkpoint to ``target``, completely or not at all.
+
+    Raises:
+        ValueError: ``target`` exists, the adapter or the base can't be read, or the adapter does not fit.
+        ModuleNotFoundError: peft is not installed.
+    """
+    if target.exists():
+        raise ValueError(f"{target} already exists: choose another directory")
+    _check_base(adapter, base)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        _merge(adapter, base, staging)
+        staging.chmod(0o755)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def cache_dir() -> Path:
     """The directory of the merged checkpoints."""
     from huggingface_hub.constants import HF_HOME

@@ -50,7 +50,8 @@ PHRASES: Final[dict[str, str]] = {
     r"\b(thereof|therein|wherein|whereof|whence|whither|hither|lest|ere|naught|nought)\b": "plain words",
     r"\ball the same\b": "still or anyway",
     r"\band leave\b[.,;]": "exit",
-    r"\b(a|an|one|each) [a-z]+ an? (line|step|flush|episode|turn|sample|group|block|host|process|reply|choice"
+    r"\b(a|an|one|each) (?!(as|for|from|in|of|on|to|with|without)\b)[a-z]+ an? "
+    r"(line|step|flush|episode|turn|sample|group|block|host|process|reply|choice"
     r"|row|page|problem|prompt|token|service|kind|case)\b": "per",
     r"\bnobody (in|need|may|else need|is|was|has|had|reads|would|uses|watches|listens|waits)\b": "no one",
     r"\bby (its|their) field\b": "a plain sentence",

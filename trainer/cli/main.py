@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -77,8 +78,9 @@ def _root(
             from trainer.training.run import train
 
             checkpoint = train(config, _console)
+            base = "" if config.lora is None else f" --base {config.model}"
             _console.print(
-                f"checkpoint: {checkpoint}\nserve it with: ih-grpo serve --model {checkpoint}",
+                f"checkpoint: {checkpoint}\nserve it with: ih-grpo serve --model {checkpoint}{base}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -150,37 +152,68 @@ def decontaminate(
         )
 
 
-@app.command("warm-start", short_help="Train a small model from scratch.")
+@app.command("warm-start", short_help="Teach a checkpoint the protocol, or train a small one from scratch.")
 def warm_start(
-    recipe: Annotated[Path, typer.Option(help="Recipe: a TOML file. Every field has a default.")] = Path(
-        "recipes/quickstart-warm-start.toml"
-    ),
-    out: Annotated[Path, typer.Option(help="Output directory for the checkpoint. Rerun to resume.")] = Path(
-        "runs/quickstart-warm-start"
-    ),
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint to train: directory or hub id. Default: a new small model."),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recipe: a TOML file. Default: recipes/warm-start.toml with --model, else "
+            "recipes/quickstart-warm-start.toml."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Output directory for the checkpoint. Rerun to resume. Default: the recipe's run_dir with "
+            "--model, else runs/quickstart-warm-start."
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Stop after this many steps and keep the recipe's learning-rate schedule: a weaker model."
+            help="Stop after this many steps: a weaker model. Without --model, the learning rate still "
+            "follows the whole schedule of the recipe."
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: the number of cores.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --model: override a field. Repeatable."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print a summary and two training texts, and exit.")
     ] = False,
 ) -> None:
-    """Train a small Qwen3 model from scratch on generated episodes of the deferred protocol.
+    """Train a checkpoint on episodes of the deferred protocol, by supervised learning.
 
-    The model learns to copy numbers from a question into Python code, to delay blocks, to run them with the
-    execute marker, to read the output, and to say what it can do when it cannot answer. Takes about 10
-    minutes on 2 idle cores. Needs no network.
+    With --model: any checkpoint whose tokenizer has the execute marker, by a LoRA adapter or all weights, on
+    generated problems with executed solutions, mixed with the checkpoint's own answers to ordinary requests.
+    The recipe's fields are documented in trainer/warm_start/recipe.py.
+
+    Without --model: a small Qwen3 model from scratch. It learns to copy numbers from a question into Python
+    code, to delay blocks, to run them with the execute marker, to read the output, and to say what it can do
+    when it cannot answer. Takes about 10 minutes on 2 idle cores. Needs no network.
 
     \b
     Examples:
+      ih-grpo train warm-start --model Qwen/Qwen2.5-Coder-0.5B-Instruct --out runs/warm-start
       ih-grpo train warm-start
       ih-grpo train quickstart-eval --model runs/quickstart-warm-start
       ih-grpo serve --model runs/quickstart-warm-start
     """
+    if model is not None:
+        _warm_start_checkpoint(
+            model, recipe or Path("recipes/warm-start.toml"), out, steps, threads, overrides or [], dry_run
+        )
+        return
+    if overrides:
+        abort("--set needs --model: edit the recipe instead")
+    recipe = recipe or Path("recipes/quickstart-warm-start.toml")
+    out = out or Path("runs/quickstart-warm-start")
     from trainer.quickstart.config import RecipeError
     from trainer.quickstart.warm_start import describe, train_with_progress, with_overrides
 
@@ -192,6 +225,40 @@ def warm_start(
             train_with_progress(config, out, _console)
     except RecipeError as error:
         abort(str(error))
+
+
+def _warm_start_checkpoint(
+    model: str,
+    recipe: Path,
+    out: Path | None,
+    steps: int | None,
+    threads: int | None,
+    overrides: list[str],
+    dry_run: bool,
+) -> None:
+    from service.engines.base import EngineError
+    from service.engines.checkpoint import CheckpointError
+    from trainer.training.run_files import DirectoryError
+    from trainer.warm_start.recipe import load_warm_start
+    from trainer.warm_start.run import describe_warm_start, run_warm_start
+
+    values = {"model": model, "run_dir": out, "steps": steps, "threads": threads}
+    given = [f"{name}={json.dumps(str(v)) if isinstance(v, Path | str) else v}"
+             for name, v in values.items() if v is not None]  # fmt: skip
+    try:
+        settings = load_warm_start(recipe, [*overrides, *given])
+        if dry_run:
+            describe_warm_start(settings, _console)
+            return
+        checkpoint = run_warm_start(settings, _console)
+        base = f" --base {settings.model}" if settings.weights == "lora" else ""
+        _console.print(f"done: ih-grpo serve --model {checkpoint}{base}", highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        abort("interrupted. Rerun the command to resume from the last checkpoint")
+    except (ValueError, CheckpointError, DirectoryError, EngineError) as error:
+        abort(str(error))
+    except OSError as error:
+        abort(f"{error}. Rerun the command to resume from the last checkpoint")
 
 
 @app.command("quickstart-eval", short_help="Evaluate a warm-started checkpoint.")

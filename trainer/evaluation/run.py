@@ -34,9 +34,8 @@ from trainer.evaluation.evaluate import (
     read_benchmarks,
     scores_of,
 )
-from trainer.evaluation.fingerprint import checkpoint_fingerprint
 from trainer.evaluation.report import report_notes, score_table, write_report
-from trainer.evaluation.results import ResultLog
+from trainer.evaluation.results import ResultLog, checkpoint_fingerprint
 from trainer.evaluation.scores import Scores
 from trainer.rewards.registry import RewardSet
 from trainer.training.episodes import RolloutSettings

@@ -12,7 +12,7 @@ EPSILON = 1e-6
 """Added to the group's standard deviation. The paper's value; TRL uses 1e-4."""
 
 
-def group_advantages(rewards: Tensor, epsilon: float = EPSILON) -> Tensor:
+def group_advantages(rewards: Tensor, epsilon: float = EPSILON, *, scale: bool = True) -> Tensor:
     """Return ``(r - mean) / (std + epsilon)`` over the samples of one prompt, one scalar per sample.
 
     ``std`` has the divisor n - 1, as in TRL and in verl, which the paper's training code is based on.
@@ -22,6 +22,7 @@ def group_advantages(rewards: Tensor, epsilon: float = EPSILON) -> Tensor:
     Args:
         rewards: [..., n] float, the n samples of a prompt in the last dimension.
         epsilon: added to ``std``.
+        scale: if False, return ``r - mean`` (Dr. GRPO, arXiv 2503.20783).
 
     Returns:
         [..., n] in the same dtype; zeros if n is 1 or all rewards are equal.
@@ -38,4 +39,5 @@ def group_advantages(rewards: Tensor, epsilon: float = EPSILON) -> Tensor:
     centred = rewards - rewards.mean(-1, keepdim=True)
     # The mean of equal numbers can have a rounding error, which the small epsilon would amplify.
     spread = rewards.amax(-1, keepdim=True) > rewards.amin(-1, keepdim=True)
-    return torch.where(spread, centred / (rewards.std(-1, keepdim=True) + epsilon), 0.0)
+    scaled = centred / (rewards.std(-1, keepdim=True) + epsilon) if scale else centred
+    return torch.where(spread, scaled, 0.0)

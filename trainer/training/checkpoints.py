@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from service.engines.checkpoint import MANIFEST, CheckpointError, verify
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.recipe_tables import with_preset
 from trainer.training.run_files import sync_to_disk
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
@@ -131,9 +132,7 @@ def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int
         raise CheckpointError(
             f"{checkpoint} has no readable {STATE_FILE}: remove it, or use another run_dir"
         ) from None
-    # A field that was added since the run was started had its default.
-    defaults = TrainConfig(model=config.model, data=config.data, run_dir=config.run_dir)
-    saved = {**defaults.model_dump(mode="json"), **saved}
+    saved = {**_defaults(), **with_preset(saved)}
     for name, value in config.model_dump(mode="json").items():
         if name not in MAY_CHANGE and saved[name] != value:
             raise ConfigError(
@@ -146,3 +145,9 @@ def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int
             f"use the same data, or another run_dir"
         )
     return skipped
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the defaults of all fields: the values of fields that the checkpoint's version did not have."""
+    required = {"model": "", "data": ("",), "run_dir": ""}
+    return TrainConfig.model_validate(required).model_dump(mode="json")

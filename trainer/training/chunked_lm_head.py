@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from trainer.training.lora import base_weight, trained_rows
+
 MAX_TILE_ELEMENTS = 1 << 24
 """Entries of one tile on a GPU: 64 MiB in float32, large enough to keep kernel launches few."""
 CPU_TILE_ELEMENTS = 1 << 22
@@ -47,6 +49,8 @@ def token_statistics(
     *,
     temperature: float = 1.0,
     max_tile_elements: int | None = None,
+    row_ids: Sequence[int] = (),
+    rows: Tensor | None = None,
 ) -> HeadOutput:
     """Return the statistics of the logits ``hidden @ weight.T / temperature`` that the loss needs.
 
@@ -63,6 +67,9 @@ def token_statistics(
         temperature: divisor of the logits; above 0.
         max_tile_elements: maximum entries of a tile, which limits the extra memory: at most three tiles exist
             at a time. Default: depends on the device.
+        row_ids: ids whose rows of ``weight`` are replaced by ``rows``.
+        rows: [R, H], one per id, in any float dtype; rounded to that of ``weight``. Their gradient costs R
+            matrix-vector products instead of the gradient of the whole weight.
 
     Raises:
         ValueError: a shape, an id or the temperature is invalid; the message names the argument.
@@ -81,7 +88,11 @@ def token_statistics(
         raise ValueError("weight is sharded: call the head inside the wrapped module's forward (PolicyModel)")
     if max_tile_elements is None:
         max_tile_elements = CPU_TILE_ELEMENTS if hidden.device.type == "cpu" else MAX_TILE_ELEMENTS
-    outputs = _Statistics.apply(hidden, weight, ids, marker_id, temperature, max_tile_elements)  # type: ignore[no-untyped-call]
+    if len(row_ids) != (0 if rows is None else len(rows)):
+        raise ValueError(f"rows must have one row for each of the {len(row_ids)} row_ids")
+    outputs = _Statistics.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, rows, ids, marker_id, temperature, max_tile_elements, tuple(row_ids)
+    )
     return HeadOutput(*cast("tuple[Tensor, Tensor, Tensor, Tensor]", outputs))
 
 
@@ -98,7 +109,7 @@ class PolicyModel(nn.Module):
             ValueError: the head has a bias.
         """
         super().__init__()
-        if getattr(cast("Any", model).get_output_embeddings(), "bias", None) is not None:
+        if any(name.endswith("bias") for name, _ in _head_of(model).named_parameters()):
             raise ValueError("model has a bias in its LM head, which the chunked head does not support")
         self.model = model
 
@@ -122,13 +133,22 @@ class PolicyModel(nn.Module):
         model = cast("Any", self.model)
         states = model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         chosen = targets[:, 1:]
+        head = _head_of(model)
+        row_ids, rows = trained_rows(head) or ((), None)
         return token_statistics(
             states[:, :-1][chosen],
-            model.get_output_embeddings().weight,
+            base_weight(head),
             input_ids[:, 1:][chosen],
             marker_id,
             temperature=temperature,
+            row_ids=row_ids,
+            rows=rows,
         )
+
+
+def _head_of(model: nn.Module) -> nn.Module:
+    head: nn.Module = cast("Any", model).get_output_embeddings()
+    return head
 
 
 class _Statistics(torch.autograd.Function):
@@ -145,34 +165,37 @@ class _Statistics(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        rows: Tensor | None,
         ids: Tensor,
         marker_id: int,
         temperature: float,
         max_tile_elements: int,
+        row_ids: Sequence[int],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n = hidden.shape[0]
         operand = _operand(hidden)
         dtype = torch.promote_types(operand.dtype, torch.float32)
         highest = hidden.new_full((n,), -torch.inf, dtype=dtype)
         total, weighted, token_logits, execute_logits = hidden.new_zeros((4, n), dtype=dtype)
-        for start, part, blocks in _slices(weight, n, max_tile_elements):
+        for start, part, blocks in _slices(weight, n, max_tile_elements, row_ids, rows):
             columns = part.to(operand.dtype).t()
-            for rows in blocks:
-                tile = _logits(operand[rows], columns, temperature)
-                _pick(tile, ids[rows] - start, into=token_logits[rows])
+            for block in blocks:
+                tile = _logits(operand[block], columns, temperature)
+                _pick(tile, ids[block] - start, into=token_logits[block])
                 if start <= marker_id < start + len(part):
-                    execute_logits[rows] = tile[:, marker_id - start]
+                    execute_logits[block] = tile[:, marker_id - start]
                 # Online softmax: rescale the running sums when a higher logit appears.
-                before = highest[rows]
+                before = highest[block]
                 now = torch.maximum(before, tile.amax(1))
                 shrink = (before - now).exp_()
                 exponentials = (tile - now[:, None]).exp_()
-                total[rows].mul_(shrink).add_(exponentials.sum(1))
-                weighted[rows].mul_(shrink).add_(torch.linalg.vecdot(exponentials, tile))
+                total[block].mul_(shrink).add_(exponentials.sum(1))
+                weighted[block].mul_(shrink).add_(torch.linalg.vecdot(exponentials, tile))
                 before.copy_(now)
         log_z = highest + total.log()
         entropy = log_z - weighted / total
-        ctx.save_for_backward(hidden, weight, ids, log_z, entropy)
+        ctx.save_for_backward(hidden, weight, rows, ids, log_z, entropy)
+        ctx.row_ids = row_ids
         ctx.marker_id, ctx.temperature, ctx.max_tile_elements = marker_id, temperature, max_tile_elements
         ctx.set_materialize_grads(False)
         return token_logits - log_z, execute_logits - log_z, execute_logits, entropy
@@ -186,51 +209,73 @@ class _Statistics(torch.autograd.Function):
         g_logit: Tensor | None,
         g_entropy: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, ids, log_z, entropy = ctx.saved_tensors
+        hidden, weight, rows, ids, log_z, entropy = ctx.saved_tensors
         zeros = torch.zeros_like(log_z)
         g_log_prob = zeros if g_log_prob is None else g_log_prob
         g_execute = zeros if g_execute is None else g_execute
         on_marker = g_execute if g_logit is None else g_execute + g_logit
         on_softmax = -(g_log_prob + g_execute)
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        needs_hidden, needs_weight, needs_rows = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden, dtype=log_z.dtype) if needs_hidden else None
         grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_rows = torch.zeros_like(rows, dtype=log_z.dtype) if needs_rows else None
         operand = _operand(hidden)
-        for start, part, blocks in _slices(weight, len(ids), ctx.max_tile_elements):
+        for start, part, blocks in _slices(weight, len(ids), ctx.max_tile_elements, ctx.row_ids, rows):
             part = part.to(operand.dtype)
             grad_part = torch.zeros_like(part, dtype=log_z.dtype) if needs_weight else None
-            for rows in blocks:
-                tile = _logits(operand[rows], part.t(), ctx.temperature).sub_(log_z[rows, None])
-                factor = on_softmax[rows, None]
+            for block in blocks:
+                tile = _logits(operand[block], part.t(), ctx.temperature).sub_(log_z[block, None])
+                factor = on_softmax[block, None]
                 if g_entropy is not None:
-                    factor = factor - g_entropy[rows, None] * (tile + entropy[rows, None])
+                    factor = factor - g_entropy[block, None] * (tile + entropy[block, None])
                 grad = tile.exp_().mul_(factor)
-                _add(grad, ids[rows] - start, g_log_prob[rows])
+                _add(grad, ids[block] - start, g_log_prob[block])
                 if start <= ctx.marker_id < start + len(part):
-                    grad[:, ctx.marker_id - start] += on_marker[rows]
+                    grad[:, ctx.marker_id - start] += on_marker[block]
                 if ctx.temperature != 1.0:
                     grad.div_(ctx.temperature)
+                if grad_rows is not None:
+                    for index, column in _inside(ctx.row_ids, start, len(part)):
+                        grad_rows[index] += grad[:, column] @ operand[block].to(grad.dtype)
                 grad = grad.to(operand.dtype)
                 if grad_hidden is not None:
-                    _accumulate(grad_hidden[rows], grad, part)
+                    _accumulate(grad_hidden[block], grad, part)
                 if grad_part is not None:
-                    _accumulate(grad_part, grad.t(), operand[rows])
+                    _accumulate(grad_part, grad.t(), operand[block])
             if grad_weight is not None and grad_part is not None:
+                for _, column in _inside(ctx.row_ids, start, len(part)):
+                    grad_part[column] = 0
                 grad_weight[start : start + len(part)] = grad_part
         grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+        grad_rows = None if grad_rows is None else grad_rows.to(rows.dtype)
+        return grad_hidden, grad_weight, grad_rows, None, None, None, None, None
 
 
-def _slices(weight: Tensor, n: int, max_tile_elements: int) -> Iterator[tuple[int, Tensor, Sequence[slice]]]:
-    """Yield (first id, [slice, H] view, blocks of rows) over the vocabulary.
+def _slices(
+    weight: Tensor, n: int, max_tile_elements: int, row_ids: Sequence[int], rows: Tensor | None
+) -> Iterator[tuple[int, Tensor, Sequence[slice]]]:
+    """Yield (first id, [slice, H], blocks of tokens) over the vocabulary.
 
-    Tiles are nearly square, the fastest shape for matrix products.
+    Slices are views, copied only if one of their rows is replaced. Tiles are nearly square, the fastest shape
+    for matrix products.
     """
     height = max(1, min(n, math.isqrt(max_tile_elements)))
     width = max(1, max_tile_elements // height)
     blocks = [slice(first, min(first + height, n)) for first in range(0, n, height)]
     for start in range(0, weight.shape[0], width):
-        yield start, weight[start : start + width], blocks
+        part = weight[start : start + width]
+        if rows is not None and (inside := list(_inside(row_ids, start, len(part)))):
+            part = part.clone()
+            for index, column in inside:
+                part[column] = rows[index].to(part.dtype)
+        yield start, part, blocks
+
+
+def _inside(row_ids: Sequence[int], start: int, length: int) -> Iterator[tuple[int, int]]:
+    """Yield (index in ``row_ids``, position in the slice) of the replaced rows inside a slice."""
+    for index, row_id in enumerate(row_ids):
+        if start <= row_id < start + length:
+            yield index, row_id - start
 
 
 def _operand(hidden: Tensor) -> Tensor:

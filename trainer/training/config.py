@@ -17,6 +17,14 @@ from service.cli.output import explain
 from service.deferral.policy import DeferralPolicy
 from trainer.data.decontamination import MIN_WORDS, NGRAM
 from trainer.rewards.registry import DEFAULT_REWARDS, RewardSpec, declared_range
+from trainer.training.recipe_tables import (
+    Aggregation,
+    Execution,
+    LoraSettings,
+    Method,
+    OffPolicySettings,
+    with_preset,
+)
 from trainer.training.runtime_config import RuntimeConfig
 
 
@@ -63,9 +71,6 @@ class RayConfig(BaseModel):
         return value
 
 
-Method = Literal["ih-grpo", "grpo-delayed", "grpo-immediate"]
-
-
 class ConfigError(ValueError):
     """The recipe is invalid; the message names the field and gives a hint."""
 
@@ -74,8 +79,14 @@ class TrainConfig(RuntimeConfig):
     """A training run. Defaults: arXiv 2605.18500, section 4."""
 
     method: Method = "ih-grpo"
-    """``ih-grpo``: deferred execution and the hierarchy term. ``grpo-delayed``: deferred execution and plain
-    GRPO. ``grpo-immediate``: every block runs as soon as it is closed, and plain GRPO."""
+    """``ih-grpo``, or a baseline: ``eh-grpo`` (the explicit two-level policy), ``grpo``, ``dapo``,
+    ``dr-grpo`` and ``simpletir`` as published. A method sets the fields that the recipe leaves out; see
+    ``PRESETS`` in ``trainer/training/recipe_tables.py``.
+    ``grpo-delayed`` and ``grpo-immediate`` are everything of ``ih-grpo`` except the hierarchy term, with the
+    ``execution`` that they name."""
+    execution: Execution = "delayed"
+    """``delayed``: code runs at the execute marker. ``immediate``: every block runs as soon as it is
+    closed."""
     model: str
     """Checkpoint directory in the Hugging Face format, or a hub id."""
     data: tuple[str, ...] = Field(min_length=1)
@@ -113,7 +124,7 @@ class TrainConfig(RuntimeConfig):
     thinking: bool = False
     """Let the model think before it answers, if its chat template supports that."""
     policy: dict[str, Any] = Field(default_factory=dict)
-    """Fields of ``deferral.json`` to override, such as ``max_turns``. ``mode`` is set by ``method``; all
+    """Fields of ``deferral.json`` to override, such as ``max_turns``. ``mode`` is set by ``execution``; all
     others come from the checkpoint."""
 
     # Engine for sampling, and servers that receive the weights of each step
@@ -159,17 +170,37 @@ class TrainConfig(RuntimeConfig):
     min_valid_samples: int = Field(default=4, ge=2)
     """Minimum number of samples in a group that are neither void nor cut. Other groups are dropped."""
 
+    mask_void: bool = True
+    """Exclude samples with a void turn from the loss. They still count as failures in their group."""
+    overlong_buffer: float = Field(default=0.0, ge=0, lt=1)
+    """Last part of the token limit in which the reward falls in a line from 0 to -1 (DAPO's soft overlong
+    punishment). Above 0, samples cut by the limit are trained on with the full penalty; else they are
+    dropped."""
+
     # Loss
     hierarchy_weight: float = Field(default=0.001, ge=0)
-    """Weight of the hierarchy term, the paper's lambda. The ``grpo-`` methods always use 0."""
+    """Weight of the hierarchy term, the paper's lambda. All methods except ``ih-grpo`` use 0."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped from below at 1 - ``clip_low``."""
     clip_high: float = Field(default=0.28, gt=0)
     """The ratio is clipped from above at 1 + ``clip_high``."""
-    dual_clip: float = Field(default=3.0, gt=1)
-    """Maximum loss of a token with a negative advantage, as a multiple of the advantage's absolute value."""
+    dual_clip: float = Field(default=3.0, ge=0)
+    """Maximum loss of a token with a negative advantage, as a multiple of the advantage's absolute value;
+    above 1, or 0 for none."""
+    aggregation: Aggregation = "token-mean"
+    """``token-mean``: all tokens of the step weigh the same. ``sample-mean``: all samples do (GRPO).
+    ``constant``: the sum over tokens is divided by samples times the token limit (Dr. GRPO)."""
+    scale_advantages: bool = True
+    """Divide advantages by the standard deviation of the group's rewards."""
+    kl_weight: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence from the policy at the start of the run, by the k3 estimator. Costs a
+    forward pass; without an adapter also the memory of a frozen copy of the model."""
+    off_policy: OffPolicySettings = OffPolicySettings()
+    """Correction for differences between sampler and trainer; see `OffPolicySettings`."""
 
     # Optimiser
+    lora: LoraSettings | None = None
+    """Train an adapter instead of all weights; see `LoraSettings`. An empty table is enough."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Learning rate of AdamW."""
     lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
@@ -188,7 +219,8 @@ class TrainConfig(RuntimeConfig):
     gradient_checkpointing: bool = False
     """Recompute activations instead of storing them: less memory, about a third more time."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of the forward pass. Weights and optimiser state stay in float32."""
+    """Dtype of the forward pass, and of frozen weights. Trained weights and optimiser state stay in
+    float32."""
 
     # Output
     save_every: int = Field(default=10, ge=1)
@@ -203,6 +235,18 @@ class TrainConfig(RuntimeConfig):
     """Weights & Biases project to log to. Needs the extra ``wandb``. With ``WANDB_MODE=offline`` in the
     environment the logs stay in ``run_dir``, ready for ``wandb sync``."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _method_defaults(cls, values: Any) -> Any:
+        return with_preset(values) if isinstance(values, dict) else values
+
+    @field_validator("dual_clip")
+    @classmethod
+    def _no_clip_inside(cls, value: float) -> float:
+        if 0 < value <= 1:
+            raise ValueError("must be above 1, or 0 for none")
+        return value
+
     @field_validator("data", "decontaminate", mode="before")
     @classmethod
     def _one_source(cls, value: Any) -> Any:
@@ -212,7 +256,7 @@ class TrainConfig(RuntimeConfig):
     @classmethod
     def _policy_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "mode" in value:
-            raise ValueError("mode is set by method: change that field instead")
+            raise ValueError("mode is set by execution: change that field instead")
         try:
             DeferralPolicy.model_validate(value)
         except ValidationError as error:
@@ -301,9 +345,14 @@ class TrainConfig(RuntimeConfig):
         return self.hierarchy_weight if self.method == "ih-grpo" else 0.0
 
     def resolve_policy(self, model_dir: Path) -> DeferralPolicy:
-        """Return the policy of the checkpoint in ``model_dir`` with the recipe's overrides and mode."""
-        mode = "immediate" if self.method == "grpo-immediate" else "deferred"
-        checkpoint = DeferralPolicy.load(model_dir).model_dump()
+        """Return the policy of the checkpoint in ``model_dir`` with the recipe's overrides and mode.
+
+        An adapter to continue has its own policy, which replaces that of its base model.
+        """
+        mode = "immediate" if self.execution == "immediate" else "deferred"
+        adapter = self.lora.adapter if self.lora is not None else None
+        default = DeferralPolicy.load(model_dir)
+        checkpoint = (DeferralPolicy.load(adapter, default) if adapter else default).model_dump()
         return DeferralPolicy.model_validate({**checkpoint, **self.policy, "mode": mode})
 
 
@@ -336,6 +385,26 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: the file is unreadable, or a field or value is invalid.
     """
+    values = recipe_values(recipe, overrides)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        lines = explain(error, TrainConfig, RayConfig, RewardSpec, LoraSettings, OffPolicySettings)
+        if values.keys() & _WARM_START_FIELDS:
+            lines.append("hint: this looks like a recipe for `ih-grpo train warm-start`")
+        raise ConfigError(f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+_WARM_START_FIELDS: Final = frozenset({"drill_steps", "batches_per_step", "batch_tokens"})
+"""Fields that only the recipes of ``ih-grpo train warm-start`` have; used for a hint."""
+
+
+def recipe_values(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a TOML file with ``overrides``, not validated; see `load_config`.
+
+    Raises:
+        ConfigError: the file is unreadable, or an override is not of the form ``key=value``.
+    """
     try:
         values = tomllib.loads(find_recipe(recipe).read_text(encoding="utf-8"))
     except OSError as error:
@@ -344,17 +413,7 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"recipe {recipe} is not TOML: {error}") from None
     for override in overrides:
         _set(values, override)
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        lines = explain(error, TrainConfig, RayConfig, RewardSpec)
-        if values.keys() & _WARM_START_FIELDS:
-            lines.append("hint: this looks like a recipe for `ih-grpo train warm-start`")
-        raise ConfigError(f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-_WARM_START_FIELDS: Final = frozenset({"drill_steps", "batches_per_step", "batch_tokens"})
-"""Fields that only the recipes of ``ih-grpo train warm-start`` have; used for a hint."""
+    return values
 
 
 def _set(values: dict[str, Any], override: str) -> None:

@@ -19,6 +19,7 @@ from trainer.rewards.registry import RewardSet
 from trainer.training.checkpoints import check_resumable, latest
 from trainer.training.chunked_lm_head import MAX_TILE_ELEMENTS
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.recipe_tables import LoraSettings
 from trainer.training.setup import TrainingSet, load_training_set
 
 GIB = 2**30
@@ -29,7 +30,8 @@ class Memory:
     """Estimated bytes on one process, with episodes of the maximum length that the policy allows."""
 
     weights_and_optimizer: int
-    """float32 weights, gradients and AdamW's two moments: 16 bytes per parameter."""
+    """float32 weights, gradients and AdamW's two moments: 16 bytes per trained parameter. Frozen weights, of
+    an adapter's base or of the reference of the KL term, in the dtype of the forward pass."""
     activations: int
     """Activations of one micro-batch: 34 bytes per token, layer and hidden unit in half precision
     (arXiv 2205.05198, section 4.1; attention is not stored). With gradient checkpointing: those of one layer,
@@ -56,6 +58,22 @@ def count_parameters(config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_adapter_parameters(config: PretrainedConfig, lora: LoraSettings) -> int:
+    """Return the number of parameters of an adapter. Creates no weights."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    head = model.get_output_embeddings()
+    linear = [
+        (name.rpartition(".")[2], module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+    adapted = [module for name, module in linear if lora.targets == "all-linear" or name in lora.targets]
+    factors = sum(lora.rank * (module.in_features + module.out_features) for module in adapted)
+    rows = 0 if not lora.train_marker else 1 if config.tie_word_embeddings else 2
+    return factors + rows * int(head.in_features)
+
+
 def estimate_memory(
     config: TrainConfig, model: PretrainedConfig, policy: DeferralPolicy, *, gpu: bool, shards: int = 1
 ) -> Memory:
@@ -71,6 +89,11 @@ def estimate_memory(
     text: Any = model.get_text_config()
     parameters = count_parameters(model)
     train_bytes = 2 if config.dtype == "bfloat16" else 4
+    lora = config.lora
+    trained = parameters if lora is None else count_adapter_parameters(model, lora)
+    # The reference of an adapter is the adapter's own start.
+    frozen = parameters if lora is not None or config.kl_weight else 0
+    head_gradient = 4 * text.vocab_size * text.hidden_size if lora is None else 0
     engine_bytes = 4 if config.engine_dtype == "float32" or (config.engine_dtype == "auto" and not gpu) else 2
     length = min(policy.max_episode_tokens, text.max_position_embeddings)
     layer = config.micro_batch_samples * length * text.hidden_size * train_bytes
@@ -79,9 +102,9 @@ def estimate_memory(
     remote = bool(config.generation_urls)
     kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * engine_bytes
     return Memory(
-        weights_and_optimizer=16 * parameters // shards,
+        weights_and_optimizer=(16 * trained + train_bytes * frozen) // shards,
         activations=stored * layer,
-        head=2 * 4 * MAX_TILE_ELEMENTS + 4 * text.vocab_size * text.hidden_size,
+        head=2 * 4 * MAX_TILE_ELEMENTS + head_gradient,
         engine_weights=0 if remote else engine_bytes * parameters,
         kv_cache=0 if remote else config.engine_slots * length * kv_token,
         gathered=4 * parameters if shards > 1 else 0,
@@ -126,6 +149,7 @@ def _summary(
     for name, value in (
         ("method", f"{config.method}, hierarchy weight {weight}"),
         ("model", f"{model_dir}, {count_parameters(model) / 1e6:,.1f} M parameters"),
+        ("trained", _trained(config, model)),
         ("starts from", str(checkpoint or "the weights of the model")),
         ("data", str(data)),
         *([] if data.overlaps is None else [("contamination", str(data.overlaps))]),
@@ -154,6 +178,15 @@ def _summary(
     ):
         table.add_row(name, value)
     return table
+
+
+def _trained(config: TrainConfig, model: PretrainedConfig) -> str:
+    if config.lora is None:
+        return "all weights"
+    if config.lora.adapter is not None:
+        return f"the adapter {config.lora.adapter}"
+    count = count_adapter_parameters(model, config.lora)
+    return f"an adapter of rank {config.lora.rank}, {count / 1e6:,.2f} M parameters"
 
 
 def _memory_table(memory: Memory, shards: int) -> Table:

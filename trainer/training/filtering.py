@@ -65,12 +65,30 @@ class FilterCounts:
         }
 
 
+def overlong_penalty(tokens: int, limit: int, buffer: float) -> float:
+    """Return what DAPO's soft overlong punishment (arXiv 2503.14476, section 3.4) adds to a reward.
+
+    0 up to ``limit * (1 - buffer)`` tokens, then falling in a line to -1 at ``limit``.
+
+    Args:
+        tokens: of the response.
+        limit: maximum tokens of a response; at least 1.
+        buffer: share of the limit in which the penalty grows; 0 for no penalty.
+    """
+    if buffer <= 0:
+        return 0.0
+    width = buffer * limit
+    return -min(1.0, max(0.0, (tokens - (limit - width)) / width))
+
+
 def filter_group(
     samples: Sequence[GroupSample],
     counts: FilterCounts | None = None,
     *,
     min_valid: int = 4,
     min_std: float = 1e-3,
+    mask_void: bool = True,
+    scale: bool = True,
 ) -> FilteredGroup:
     """Apply the filters to the samples of one prompt and compute the advantages of the kept ones.
 
@@ -79,16 +97,19 @@ def filter_group(
         counts: updated if given.
         min_valid: minimum number of samples that are neither over-long nor void.
         min_std: minimum standard deviation (divisor n - 1) of the rewards of the kept samples.
+        mask_void: if False, void samples are trained on like any others.
+        scale: divide advantages by the standard deviation.
     """
     indices = tuple(i for i, sample in enumerate(samples) if not sample.over_long)
-    masked = tuple(samples[i].void for i in indices)
+    masked = tuple(samples[i].void and mask_void for i in indices)
     rewards = torch.tensor([samples[i].reward for i in indices], dtype=torch.float64)
     if masked.count(False) < max(min_valid, 1):
         group = FilteredGroup("too_few_valid")
     elif len(indices) < 2 or rewards.std().item() < min_std:
         group = FilteredGroup("zero_std")
     else:
-        group = FilteredGroup("kept", indices, tuple(group_advantages(rewards).tolist()), masked)
+        advantages = group_advantages(rewards, scale=scale)
+        group = FilteredGroup("kept", indices, tuple(advantages.tolist()), masked)
     if counts is not None:
         counts.groups[group.verdict] += 1
         counts.samples += len(samples)

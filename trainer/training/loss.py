@@ -39,6 +39,32 @@ class IHGRPOLoss:
     """Estimate of KL(old || new) as the mean of ``(r - 1) - log r``; never negative."""
 
 
+def explicit_log_probs(
+    log_probs: Tensor, execute_log_probs: Tensor, execute_logits: Tensor, is_execute: Tensor
+) -> Tensor:
+    """Return the log-probs of the explicit two-level policy (EH-GRPO): the same values, another gradient.
+
+    The high-level policy executes with probability ``sigma(h)``. Its head is the marker's row of the LM
+    head, a linear layer on the last hidden state: ``h = z_x - stop(logZ)``. The low-level policy is the
+    softmax over all other tokens, which that row does not affect. A model with tied embeddings shares the row
+    with the marker's input embedding. Values equal the model's own softmax, so any engine samples from this
+    policy.
+
+    Args:
+        log_probs: log-probability of each sampled token; [...] like all arguments.
+        execute_log_probs: log-probability of the execute marker.
+        execute_logits: logit of the marker, after the temperature.
+        is_execute: bool; True if the sampled token is the marker.
+    """
+    log_p_execute = execute_log_probs.clamp(max=-torch.finfo(execute_log_probs.dtype).eps)
+    log_not_execute = (-torch.expm1(log_p_execute)).log()
+    log_z = execute_logits - log_p_execute + log_not_execute
+    decision = execute_logits - log_z.detach()
+    low_level = log_probs - log_not_execute
+    write = torch.nn.functional.logsigmoid(-decision) + low_level
+    return torch.where(is_execute, torch.nn.functional.logsigmoid(decision), write)
+
+
 def ih_grpo_loss(
     *,
     log_probs: Tensor,
@@ -53,6 +79,8 @@ def ih_grpo_loss(
     dual_clip: float = 3.0,
     hierarchy_weight: float = 0.001,
     num_tokens: Tensor | float | None = None,
+    weights: Tensor | None = None,
+    explicit: bool = False,
 ) -> IHGRPOLoss:
     """Return the mean loss over the unmasked tokens.
 
@@ -80,16 +108,25 @@ def ih_grpo_loss(
         num_tokens: divisor of the sums. Default: the mask's sum. If an optimiser step consists of several
             micro-batches, pass the unmasked tokens of all of them and add up the losses. If gradients are
             also averaged over processes, pass the tokens of all processes divided by their number.
+        weights: factors of each token's loss, treated as constants: importance weights, or those of an
+            aggregation other than the mean over tokens. Default: 1.
+        explicit: take the ratio of the explicit two-level policy instead, see `explicit_log_probs`;
+            ``hierarchy_weight`` must be 0.
 
     Raises:
-        ValueError: a shape, a dtype or ``dual_clip`` is invalid; the message names the argument.
+        ValueError: a shape, a dtype, ``dual_clip`` or ``hierarchy_weight`` is invalid; the message names the
+            argument.
     """
     mask = mask.bool()
     if advantages.dim() == 1:
         advantages = advantages[:, None]
     _check(log_probs, old_log_probs, execute_log_probs, execute_logits, advantages, is_execute, mask)
+    if weights is not None and weights.shape != log_probs.shape:
+        raise ValueError(f"weights must be {list(log_probs.shape)} like log_probs, got {list(weights.shape)}")
     if dual_clip <= 1:
         raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
+    if explicit and hierarchy_weight:
+        raise ValueError(f"hierarchy_weight must be 0 for the explicit policy, got {hierarchy_weight}")
 
     # Replace masked values before any arithmetic, so that a NaN there reaches neither loss nor gradient.
     log_probs, execute_log_probs, execute_logits = (
@@ -99,12 +136,18 @@ def ih_grpo_loss(
     old_log_probs = old_log_probs.detach().masked_fill(~mask, 0.0)
     advantages = advantages.detach().expand_as(log_probs).masked_fill(~mask, 0.0)
 
+    if explicit:
+        log_probs = explicit_log_probs(log_probs, execute_log_probs, execute_logits, is_execute & mask)
+        log_probs = log_probs.masked_fill(~mask, 0.0)
+
     log_ratio = (log_probs - old_log_probs).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     unclipped = -ratio * advantages
     clipped = torch.maximum(unclipped, -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
     ceiling = -dual_clip * advantages
     token_loss = torch.where(advantages < 0, torch.minimum(clipped, ceiling), clipped)
+    if weights is not None:
+        token_loss = token_loss * weights.detach().masked_fill(~mask, 0.0)
 
     # float32 cannot distinguish probabilities closer to 1 than this from 1.
     log_p_execute = execute_log_probs.clamp(max=-torch.finfo(execute_log_probs.dtype).eps)

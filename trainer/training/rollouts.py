@@ -25,7 +25,7 @@ from trainer.data.problems import Problem, ProblemStream
 from trainer.rewards.registry import RewardConfigError, RewardSet
 from trainer.training.config import TrainConfig
 from trainer.training.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
-from trainer.training.filtering import FilterCounts, GroupSample, filter_group
+from trainer.training.filtering import FilterCounts, GroupSample, filter_group, overlong_penalty
 from trainer.training.run_files import ScoredSample, write_rollout
 from trainer.weight_sync.sinks import WeightSink
 
@@ -38,6 +38,13 @@ class Row:
 
     sample: Sample
     advantage: float
+    train_void: bool = False
+    """Train on the sample even if it is void or was cut."""
+
+    @property
+    def mask(self) -> tuple[int, ...]:
+        """1 for tokens with a loss, else 0."""
+        return self.sample.sampled if self.train_void else self.sample.mask
 
     @property
     def length(self) -> int:
@@ -244,7 +251,8 @@ class RolloutCollector:
         self._check_rewards(index, scored)
         if self._config.save_rollouts:
             await asyncio.to_thread(write_rollout, self._path(index), index, scored)
-        rows = [Row(item.sample, item.advantage) for item in scored if item.advantage is not None]
+        train_void = not self._config.mask_void
+        rows = [Row(item.sample, item.advantage, train_void) for item in scored if item.advantage is not None]
         return RolloutBatch(
             rows, _metrics(scored, lost, counts, time.monotonic() - began, self._shard.processes)
         )
@@ -272,11 +280,12 @@ class RolloutCollector:
     def _filter(self, group: Sequence[ScoredSample], counts: FilterCounts) -> list[ScoredSample]:
         """Return the group with advantages set on the samples to train on. Ignores samples without reward."""
         rewarded = [(i, item.reward, item.sample) for i, item in enumerate(group) if item.reward is not None]
+        buffer = self._config.overlong_buffer
         filtered = filter_group(
             [
                 GroupSample(
-                    reward,
-                    over_long=sample.outcome == Outcome.LENGTH,
+                    reward + self._overlong_penalty(sample),
+                    over_long=sample.outcome == Outcome.LENGTH and not buffer,
                     void=sample.outcome in (Outcome.VOID, Outcome.TURN_LIMIT),
                 )
                 for _, reward, sample in rewarded
@@ -284,6 +293,8 @@ class RolloutCollector:
             counts,
             min_valid=self._config.min_valid_samples,
             min_std=self._config.min_group_std,
+            mask_void=self._config.mask_void,
+            scale=self._config.scale_advantages,
         )
         result = list(group)
         for i, advantage, masked in zip(filtered.indices, filtered.advantages, filtered.masked, strict=True):
@@ -291,6 +302,13 @@ class RolloutCollector:
                 place = rewarded[i][0]
                 result[place] = replace(result[place], advantage=advantage)
         return result
+
+    def _overlong_penalty(self, sample: Sample) -> float:
+        buffer = self._config.overlong_buffer
+        if buffer and sample.outcome == Outcome.LENGTH:
+            return -1.0
+        limit = self._settings.policy.max_episode_tokens - len(sample.prompt_ids)
+        return overlong_penalty(len(sample.ids), max(limit, 1), buffer)
 
     def _path(self, index: int) -> Path:
         part = "" if self._shard.processes == 1 else f"-{self._shard.process}"

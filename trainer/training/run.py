@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from accelerate import PartialState
@@ -21,6 +21,9 @@ from transformers import (
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils import logging as transformers_logging
 
+from service.deferral.policy import DeferralPolicy
+from service.engines.adapters import fingerprint
+from service.engines.base import Tokenizer
 from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
 from trainer.training.checkpoints import check_resumable, latest
@@ -31,6 +34,7 @@ from trainer.training.generation import (
     ray_connection,
     rollout_settings,
 )
+from trainer.training.lora import attach_adapter, inspect_marker_row
 from trainer.training.progress import RunProgress
 from trainer.training.rollouts import BackgroundLoop, RolloutCollector, Shard
 from trainer.training.run_files import run_lock, write_atomically
@@ -109,14 +113,18 @@ def _train(
         try:
             loop.run(stack.enter_async_context(rewards))
             loop.run(start_all(stack, *generation.parts))
+            model, marker_row = _load_model(config, model_dir, policy, generation.tokenizer)
+            if processes.is_main_process:
+                console.print(marker_row, highlight=False, soft_wrap=True)
             trainer = trainer_class(
-                AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32),
+                model,
                 AutoTokenizer.from_pretrained(model_dir),
                 config,
                 policy,
                 source,
                 [progress, *(_curves(config) if processes.is_main_process else ())],
                 served_config=_served_config(model_dir),
+                base_fingerprint=fingerprint(model_dir) if config.lora else None,
             )
             trainer.skipped_steps = skipped
             trainer.remove_callback(PrinterCallback)
@@ -126,6 +134,23 @@ def _train(
     final = latest(config.run_dir / "checkpoints")
     assert final is not None  # noqa: S101 - the last step writes one
     return final
+
+
+def _load_model(
+    config: TrainConfig, model_dir: Path, policy: DeferralPolicy, tokenizer: Tokenizer
+) -> tuple[Any, str]:
+    """Return the model, with its adapter if it trains one, and a line about the marker's row."""
+    marker_id = tokenizer.token_id(policy.marker)
+    assert marker_id is not None  # noqa: S101 - the training set was loaded with this tokenizer
+    is_half = config.lora is not None and config.dtype == "bfloat16"
+    dtype = torch.bfloat16 if is_half else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
+    row = inspect_marker_row(model, marker_id, tokenizer.vocab_size)
+    rate: float | None = config.learning_rate
+    if config.lora is not None:
+        rate = (config.lora.marker_lr or rate) if config.lora.train_marker else None
+        model = attach_adapter(model, config.lora, marker_id, seed=config.seed)
+    return model, row.describe(policy.marker, rate)
 
 
 def _served_config(model_dir: Path) -> dict[str, object]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from random import Random
 from typing import Any, Final
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -28,8 +30,18 @@ from trainer.training.checkpoints import prune, staged, staging_path, write_run_
 from trainer.training.chunked_lm_head import HeadOutput, PolicyModel
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.episodes import sample_seed
+from trainer.training.lora import (
+    ReferencePolicy,
+    base_name,
+    load_adapter,
+    merged_weights,
+    parameter_groups,
+    save_adapter,
+)
 from trainer.training.loss import IHGRPOLoss, ih_grpo_loss
-from trainer.training.rollouts import Means, RolloutSource, Row
+from trainer.training.micro_batches import MicroBatch, make_micro_batch, split_rows
+from trainer.training.off_policy import MISMATCH_METRICS, correct, mismatch_metrics, reference_kl
+from trainer.training.rollouts import Means, RolloutSource
 from trainer.weight_sync.sinks import full_weights
 
 _CHECKPOINTING: Final = next(
@@ -103,79 +115,13 @@ def _reporters(config: TrainConfig) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """The tensors of one forward pass: B rows of prompt and response, padded on the right to T tokens."""
-
-    input_ids: Tensor
-    """[B, T] int64."""
-    attention_mask: Tensor
-    """[B, T] int64; 0 on padding."""
-    targets: Tensor
-    """[B, T] bool; True on tokens that count in the loss."""
-    old_log_probs: Tensor
-    """[B, T] float32; the engine's log-probabilities at sampling time."""
-    advantages: Tensor
-    """[B] float32."""
-
-    @property
-    def num_targets(self) -> int:
-        return int(self.targets.sum())
-
-
-def make_micro_batch(rows: Sequence[Row], size: int, pad_id: int) -> MicroBatch:
-    """Pad ``rows`` to one length, and add empty rows without targets up to ``size`` rows.
-
-    Raises:
-        ValueError: there are more than ``size`` rows.
-    """
-    if len(rows) > size:
-        raise ValueError(f"{len(rows)} rows do not fit a micro-batch of {size}")
-    width = max((row.length for row in rows), default=2)
-    input_ids = torch.full((size, width), pad_id)
-    attention_mask = torch.zeros(size, width, dtype=torch.int64)
-    attention_mask[:, 0] = 1  # so that an empty row attends to something: a softmax over nothing is NaN
-    targets = torch.zeros(size, width, dtype=torch.bool)
-    old_log_probs = torch.zeros(size, width)
-    advantages = torch.zeros(size)
-    for index, row in enumerate(rows):
-        sample, start, end = row.sample, len(row.sample.prompt_ids), row.length
-        input_ids[index, :end] = torch.tensor([*sample.prompt_ids, *sample.ids])
-        attention_mask[index, :end] = 1
-        targets[index, start:end] = torch.tensor(sample.mask, dtype=torch.bool)
-        old_log_probs[index, start:end] = torch.tensor(sample.logprobs)
-        advantages[index] = row.advantage
-    return MicroBatch(input_ids, attention_mask, targets, old_log_probs, advantages)
-
-
-def split_rows(
-    rows: Sequence[Row], *, updates: int, micro_batches: int, size: int, seed: int
-) -> list[list[Row]]:
-    """Split ``rows`` into ``updates`` optimiser steps of ``micro_batches`` micro-batches each, in that order.
-
-    Every process must run the same number of forward passes, so micro-batches may be short or empty. Each
-    step gets an equal share of random rows. Within a step, rows of similar length are grouped, which saves
-    padding.
-
-    Raises:
-        ValueError: there are more rows than fit.
-    """
-    if len(rows) > updates * micro_batches * size:
-        raise ValueError(f"{len(rows)} rows do not fit {updates} x {micro_batches} micro-batches of {size}")
-    order = list(rows)
-    if updates > 1:
-        Random(seed).shuffle(order)  # noqa: S311
-    split = []
-    for update in range(updates):
-        own = sorted(order[update::updates], key=lambda row: row.length)
-        split += [own[i * size : (i + 1) * size] for i in range(micro_batches)]
-    return split
-
-
-@dataclass(frozen=True, slots=True)
 class _ForwardPass:
     batch: MicroBatch
-    num_tokens: float
-    """Targets of the whole optimiser step, divided by the number of processes."""
+    divisor: float
+    """Divisor of the loss: targets of the whole optimiser step (or what else the aggregation counts), divided
+    by the number of processes. 0 if the step has no target."""
+    is_first_update: bool
+    """Whether the weights are still those that the rollout was sampled with."""
 
 
 class IHGRPOTrainer(GRPOTrainer):
@@ -184,7 +130,7 @@ class IHGRPOTrainer(GRPOTrainer):
     Rows come from ``source``. The old log-probs are the ones recorded at sampling time.
 
     Args:
-        model: a causal LM in float32.
+        model: a causal LM in float32, or one with an adapter, see `trainer.training.lora.attach_adapter`.
         tokenizer: saved with the weights; its pad token is used for padding.
         config: the run.
         policy: saved with the weights as ``deferral.json``; defines the execute marker.
@@ -192,6 +138,7 @@ class IHGRPOTrainer(GRPOTrainer):
         callbacks: callbacks of transformers' Trainer.
         served_config: fields of ``config.json`` to restore to their values before training, such as
             ``dtype``, the dtype for loading. The saved weights stay in float32, so that resuming is exact.
+        base_fingerprint: of the frozen weights, saved with an adapter.
 
     Raises:
         ConfigError: the tokenizer has no execute marker, or the batch is not divisible by the number of
@@ -202,7 +149,7 @@ class IHGRPOTrainer(GRPOTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         config: TrainConfig,
         policy: DeferralPolicy,
@@ -210,6 +157,7 @@ class IHGRPOTrainer(GRPOTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         *,
         served_config: Mapping[str, object] | None = None,
+        base_fingerprint: str | None = None,
     ) -> None:
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         if policy.marker not in vocabulary:
@@ -221,8 +169,11 @@ class IHGRPOTrainer(GRPOTrainer):
         self._source = source
         self._served_config = dict(served_config or {})
         self._marker_id = vocabulary[policy.marker]
+        self._base_fingerprint = base_fingerprint
         self._passes: list[_ForwardPass] = []
         self._sums = Means()
+        self._mismatch: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._reference = _make_reference(model, config)
         super().__init__(
             model=model,
             reward_funcs=[_unused_reward],
@@ -234,8 +185,29 @@ class IHGRPOTrainer(GRPOTrainer):
         # TRL replaces `forward` in the same way for its own head: DDP and FSDP wrap the model later and
         # gather the weights that `forward` needs. Must be a plain function: autocast would bind a method to
         # the wrong object.
-        head = PolicyModel(model)
-        model.forward = lambda *args, **kwargs: head(*args, **kwargs)
+        head = PolicyModel(model.get_base_model() if isinstance(model, PeftModel) else model)
+        wrapped: Any = model
+        wrapped.forward = lambda *args, **kwargs: head(*args, **kwargs)
+        if isinstance(self._reference, PolicyModel):
+            self._reference.to(self.accelerator.device)
+        if self.is_fsdp_enabled and isinstance(self._reference, ReferencePolicy):
+            raise ConfigError("kl_weight: not supported for an adapter under FSDP: set it to 0")
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create AdamW as transformers does; the marker's row of an adapter has its own learning rate."""
+        lora = self.config.lora
+        if lora is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        trained: Any = self.model if model is None else model
+        optimizer, arguments = self.get_optimizer_cls_and_kwargs(self.args, trained)
+        groups = parameter_groups(
+            trained,
+            learning_rate=self.config.learning_rate,
+            marker_lr=lora.marker_lr or self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+        )
+        self.optimizer = optimizer(groups, **arguments)
+        return self.optimizer
 
     def _send_telemetry(self) -> None:
         """Do nothing: TRL would report each run to its telemetry service."""
@@ -249,13 +221,17 @@ class IHGRPOTrainer(GRPOTrainer):
         position = self._step % (self.args.gradient_accumulation_steps * self.config.updates_per_rollout)
         if position == 0:
             self._passes = self._collect_passes()
-        current, device = self._passes[position], self.accelerator.device
-        tensors = [getattr(current.batch, field.name).to(device) for field in fields(MicroBatch)]
-        return {"batch": MicroBatch(*tensors), "num_tokens": current.num_tokens}
+        current = self._passes[position]
+        return {
+            "batch": current.batch.to(self.accelerator.device),
+            "divisor": current.divisor,
+            "is_first_update": current.is_first_update,
+        }
 
     def _collect_passes(self) -> list[_ForwardPass]:
         index = self.state.global_step // self.config.updates_per_rollout
-        weights = full_weights(self.accelerator.unwrap_model(self.model_wrapped))
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        weights = merged_weights(model) if isinstance(model, PeftModel) else full_weights(model)
         collected = self._source.collect(index, weights)
         self._log_means(collected.metrics)
         passes, size = self.args.gradient_accumulation_steps, self.args.per_device_train_batch_size
@@ -266,17 +242,58 @@ class IHGRPOTrainer(GRPOTrainer):
             size=size,
             seed=sample_seed(self.config.seed, index),
         )
+        del weights
         batches = [make_micro_batch(rows, size, self._tokenizer.pad_token_id) for rows in split]
+        if self._needs_proximal_pass:
+            batches = [self._corrected(batch) for batch in batches]
         result = []
         for start in range(0, len(batches), passes):
             step = batches[start : start + passes]
-            tokens = torch.tensor(float(sum(b.num_targets for b in step)), device=self.accelerator.device)
-            mean = float(self.accelerator.reduce(tokens, reduction="mean"))
-            result += [_ForwardPass(batch, mean) for batch in step]
+            counts = torch.tensor(
+                [float(sum(b.num_targets for b in step)), float(sum(b.num_rows for b in step))],
+                device=self.accelerator.device,
+            )
+            tokens, rows = self.accelerator.reduce(counts, reduction="mean").tolist()
+            divisor = tokens
+            if tokens and self.config.aggregation == "sample-mean":
+                divisor = rows
+            elif tokens and self.config.aggregation == "constant":
+                divisor = rows * self._policy.max_episode_tokens
+            result += [_ForwardPass(batch, divisor, start == 0) for batch in step]
         return result
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        batch: MicroBatch = inputs["batch"]
+    @property
+    def _needs_proximal_pass(self) -> bool:
+        """Whether the trainer's log-probs from before the update need a separate forward pass.
+
+        False if weights are only truncated and each rollout has one update, whose own log-probs then suffice.
+        """
+        settings = self.config.off_policy
+        return settings.removes_tokens or (settings.is_on and self.config.updates_per_rollout > 1)
+
+    def _corrected(self, batch: MicroBatch) -> MicroBatch:
+        """Add the trainer's log-probs and the importance weights, and remove rejected tokens."""
+        targets, device = batch.targets, self.accelerator.device
+        log_probs = self._log_probs_without_gradient(self.model_wrapped, batch.to(device)).cpu()
+        sampler = batch.old_log_probs[targets]
+        found = correct(self.config.off_policy, log_probs, sampler, batch.sample_index)
+        self._sums.add("samples/rejected_tokens", int((~found.keep).sum()), len(log_probs))
+        proximal, weights = torch.zeros_like(batch.old_log_probs), torch.ones_like(batch.old_log_probs)
+        proximal[targets], weights[targets] = log_probs, found.weights
+        kept = torch.zeros_like(targets)
+        kept[targets] = found.keep
+        return replace(batch, targets=kept, proximal_log_probs=proximal, weights=weights)
+
+    @torch.no_grad()
+    def _log_probs_without_gradient(self, model: nn.Module, batch: MicroBatch) -> Tensor:
+        was_training = model.training
+        model.eval()  # no dropout
+        try:
+            return self._forward(model, batch).log_probs
+        finally:
+            model.train(was_training)
+
+    def _forward(self, model: nn.Module, batch: MicroBatch) -> HeadOutput:
         output: HeadOutput = model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -284,7 +301,27 @@ class IHGRPOTrainer(GRPOTrainer):
             marker_id=self._marker_id,
             temperature=self.config.temperature,
         )
-        old_log_probs = batch.old_log_probs[batch.targets]
+        return output
+
+    def _reference_log_probs(self, model: nn.Module, batch: MicroBatch) -> Tensor | None:
+        """Log-probs under the policy at the start of the run; None if they are not needed."""
+        if self._reference is None:
+            return None
+        if isinstance(self._reference, ReferencePolicy):
+            with self._reference.in_place():
+                return self._log_probs_without_gradient(model, batch)
+        with self.accelerator.autocast():
+            return self._log_probs_without_gradient(self._reference, batch)
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        batch: MicroBatch = inputs["batch"]
+        divisor = max(inputs["divisor"], 1.0)
+        reference = self._reference_log_probs(model, batch)  # before the policy's own pass
+        output = self._forward(model, batch)
+        sampler, sample = batch.old_log_probs[batch.targets], batch.sample_index
+        old_log_probs, weights = self._off_policy(batch, output, sampler, sample)
+        if self.config.aggregation == "sample-mean":
+            weights = weights / sample.bincount(minlength=1).clamp(min=1)[sample]
         advantages = batch.advantages[:, None].expand_as(batch.targets)[batch.targets]
         # The loss is a sum over tokens, so all rows can be concatenated: [1, N].
         loss = ih_grpo_loss(
@@ -297,26 +334,63 @@ class IHGRPOTrainer(GRPOTrainer):
             mask=torch.ones_like(old_log_probs, dtype=torch.bool)[None],
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
-            dual_clip=self.config.dual_clip,
+            dual_clip=self.config.dual_clip or math.inf,
             hierarchy_weight=self.config.effective_hierarchy_weight,
-            num_tokens=max(inputs["num_tokens"], 1.0),
+            num_tokens=divisor,
+            weights=weights[None],
+            explicit=self.config.method == "eh-grpo",
         )
-        self._record_metrics(loss, output, old_log_probs, inputs["num_tokens"])
-        return loss.loss
+        if inputs["is_first_update"]:
+            proximal = output.log_probs if batch.proximal_log_probs is None else old_log_probs
+            self._mismatch.append((proximal.detach(), sampler, sample))
+        total = loss.loss
+        if reference is not None:
+            divergence = reference_kl(output.log_probs, reference)
+            total = total + self.config.kl_weight * (divergence * weights).sum() / divisor
+            self._sums.add("reference_kl", float(divergence.detach().sum()), len(sampler))
+        self._record_metrics(loss, output, sampler, divisor)
+        return total
+
+    def _off_policy(
+        self, batch: MicroBatch, output: HeadOutput, sampler: Tensor, sample: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the log-probs that the ratio is taken to, and the importance weights; [N] each."""
+        if batch.proximal_log_probs is not None and batch.weights is not None:
+            return batch.proximal_log_probs[batch.targets], batch.weights[batch.targets]
+        if not self.config.off_policy.is_on:
+            return sampler, torch.ones_like(sampler)
+        proximal = output.log_probs.detach()
+        return proximal, correct(self.config.off_policy, proximal, sampler, sample).weights
 
     @torch.no_grad()
-    def _record_metrics(
-        self, loss: IHGRPOLoss, output: HeadOutput, old_log_probs: Tensor, num_tokens: float
-    ) -> None:
-        tokens = len(old_log_probs)
+    def _record_metrics(self, loss: IHGRPOLoss, output: HeadOutput, sampler: Tensor, divisor: float) -> None:
+        tokens = len(sampler)
         self._sums.add("entropy", float(output.entropy.sum()), tokens)
-        self._sums.add("logprob_gap", float((output.log_probs - old_log_probs).abs().sum()), tokens)
-        for name in ("policy_loss", "hierarchy_loss", "clip_fraction", "dual_clip_fraction", "approx_kl"):
-            # Each is a part of the step's mean; multiplied by the step's tokens it is a sum.
-            self._sums.add(name, float(getattr(loss, name)) * num_tokens, tokens)
+        self._sums.add("logprob_gap", float((output.log_probs - sampler).abs().sum()), tokens)
+        for name in ("clip_fraction", "dual_clip_fraction", "approx_kl"):
+            # Each is a sum over tokens, divided; multiplied by the divisor it is a sum again.
+            self._sums.add(name, float(getattr(loss, name)) * divisor, tokens)
+        for name in ("policy_loss", "hierarchy_loss"):
+            # Micro-batches add up to the step's loss.
+            self._sums.add(name, float(getattr(loss, name)) * self.args.gradient_accumulation_steps)
         if self.accelerator.sync_gradients:
+            self._add_mismatch()
             self._log_means(self._sums)
             self._sums = Means()
+
+    def _add_mismatch(self) -> None:
+        """Add the mismatch of sampler and trainer over the step's tokens of this process."""
+        if not self._mismatch:
+            return
+        shift, samples = 0, []
+        for _, _, sample in self._mismatch:
+            samples.append(sample + shift)
+            shift += self.args.per_device_train_batch_size
+        trainer, sampler = (torch.cat([part[i] for part in self._mismatch]) for i in (0, 1))
+        found = mismatch_metrics(trainer, sampler, torch.cat(samples))
+        for name in MISMATCH_METRICS:  # the same names on all processes, also on one without a token
+            self._sums.add(f"mismatch/{name}", found.get(name, 0.0), float(bool(found)))
+        self._mismatch.clear()
 
     def _log_means(self, means: Means) -> None:
         for name, value in means.reduced(self.accelerator).items():
@@ -324,8 +398,8 @@ class IHGRPOTrainer(GRPOTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        num_tokens = self._passes[(self._step - 1) % len(self._passes)].num_tokens
-        if num_tokens == 0 or not bool(torch.isfinite(torch.as_tensor(norm)).all()):
+        divisor = self._passes[(self._step - 1) % len(self._passes)].divisor
+        if divisor == 0 or not bool(torch.isfinite(torch.as_tensor(norm)).all()):
             # With gradients of None, AdamW skips weights and moments; with zeros it would update them.
             model.zero_grad(set_to_none=True)
             self.skipped_steps += 1
@@ -364,8 +438,47 @@ class IHGRPOTrainer(GRPOTrainer):
             if main:
                 _move_up(staging / final.name, staging)
                 self._policy.save(staging)
-                _update_json(staging / "config.json", self._served_config)
+                if self.config.lora is None:
+                    _update_json(staging / "config.json", self._served_config)
                 write_run_state(staging, self.config, self._source.fingerprint, self.skipped_steps)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.config.lora is None:
+            super()._save(output_dir, state_dict)
+            return
+        directory = Path(output_dir or str(self.args.output_dir))
+        if not self.args.should_save:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        save_adapter(
+            model,
+            directory,
+            base_name=base_name(self.config.lora, self.config.model),
+            fingerprint=self._base_fingerprint,
+            state=state_dict,
+        )
+        self._tokenizer.save_pretrained(str(directory))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.config.lora is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        adapted: Any = self.accelerator.unwrap_model(self.model if model is None else model)
+        load_adapter(adapted, Path(resume_from_checkpoint))
+
+
+def _make_reference(
+    model: PreTrainedModel | PeftModel, config: TrainConfig
+) -> ReferencePolicy | PolicyModel | None:
+    """Return the policy at the start of the run, if the loss has a KL term."""
+    if not config.kl_weight:
+        return None
+    if isinstance(model, PeftModel):
+        return ReferencePolicy(model)
+    frozen: Any = copy.deepcopy(model)
+    frozen.to(torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+    return PolicyModel(frozen.requires_grad_(False)).eval()
 
 
 def _is_write_error(error: Exception) -> bool:

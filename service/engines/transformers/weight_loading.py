@@ -151,11 +151,12 @@ class Weights:
     def __init__(self, model: nn.Module) -> None:
         state: dict[str, Tensor] = model.state_dict()
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
+        self._dtypes = {name: tensor.dtype for name, tensor in state.items()}
         self._storage = {name: tensor.data_ptr() for name, tensor in state.items()}
         self._model = model
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Replace all weights, or none. A tied weight may be given under any of its names.
+        """Replace all weights, or none. A tied weight may be given under any of its names, and in any dtype.
 
         Raises:
             EngineError: names or shapes differ from the model's.
@@ -181,7 +182,7 @@ class Weights:
         if isinstance(module, AdapterLinear):
             module = module.base
         if isinstance(module, PackedLinear) and attribute == "weight":
-            module.pack(tensor)
+            module.pack(tensor.to(self._dtypes[name]))
         else:
             getattr(module, attribute).copy_(tensor)
 

@@ -468,6 +468,21 @@ async def test_architectures(
     await engine.stop()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_loads_weights_of_another_dtype(tmp_path: Path, dtype: str) -> None:
+    """A trainer keeps its weights in float32, regardless of the engine's dtype."""
+    models = [make_model(make_tokenizer(), seed=seed) for seed in (0, 1)]
+    other = torch.float32 if dtype == "bfloat16" else torch.bfloat16
+    engine = TransformersEngine(
+        TransformersSettings(model=str(save(models[0], tmp_path)), dtype=dtype, prefill_chunk=24)
+    )
+    await engine.start()
+    await engine.load_weights({name: tensor.to(other) for name, tensor in models[1].state_dict().items()})
+    chunks = await collect(engine, prompt(70), Sampling(temperature=0, max_tokens=12, top_logprobs=1))
+    await engine.stop()
+    assert_close(models[1], prompt(70), chunks)
+
+
 @torch.inference_mode()
 def assert_close(model: torch.nn.Module, ids: Sequence[int], chunks: Sequence[TokenChunk]) -> None:
     """Compare logprobs in bfloat16 with float32: close for equal weights, far for other weights."""

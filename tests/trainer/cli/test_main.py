@@ -6,6 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.main import app
+from service.deferral.policy import DeferralPolicy
+from tests.support.tiny_qwen3 import make_checkpoint
 
 RUN = CliRunner()
 
@@ -27,7 +29,34 @@ def test_dry_run_prints_summary(recipe: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_checkpoint_is_taught_from_the_command_line(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base", max_position_embeddings=2048)
+    out = tmp_path / "out"
+    command = ["train", "warm-start", "--model", str(base), "--out", str(out), "--steps", "1",
+               "--threads", "1", "--set", "chat_share=0", "--set", "dtype=float32", "--set", "lora.rank=2",
+               "--set", "held_out_texts=2", "--set", "max_tokens=1500"]  # fmt: skip
+    plan = RUN.invoke(app, [*command, "--dry-run"])
+    assert plan.exit_code == 0, plan.stderr
+    assert "1 steps of 6 texts" in plan.stderr
+    assert "You are a helpful assistant" in plan.stderr
+    assert not out.exists()
+    result = RUN.invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    checkpoint = out / "checkpoints" / "checkpoint-1"
+    assert f"done: ih-grpo serve --model {checkpoint} --base {base}" in result.stderr
+    assert (checkpoint / "adapter_model.safetensors").is_file()
+    assert DeferralPolicy.load(checkpoint).mode == "deferred"
+
+
+def test_overrides_need_a_checkpoint_to_teach() -> None:
+    result = RUN.invoke(app, ["train", "warm-start", "--set", "steps=1"])
+    assert result.exit_code == 2
+    assert "--set needs --model" in result.stderr
+
+
 @pytest.mark.parametrize(("args", "message"), [
+    (["train", "warm-start", "--model", "nowhere"], "'nowhere' is not a checkpoint"),
+    (["train", "warm-start", "--model", "m", "--set", "weights=half"], "weights: "),
     (["train", "--dry-run"], "--recipe is missing"),
     (["train", "--recipe", "nowhere.toml"], "cannot read recipe nowhere.toml"),
     (["train", "--recipe", "RECIPE", "--set", "steps=0"], "steps: Input should be greater"),

@@ -294,3 +294,51 @@ def test_bfloat16_on_cuda() -> None:
     out.log_probs.sum().backward()
     assert hidden.grad is not None
     assert hidden.grad.isfinite().all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tile=st.integers(1, 2 * N * V),
+    row_ids=st.lists(st.integers(0, V - 1), min_size=1, max_size=4, unique=True),
+    seed=st.integers(0, 2**31),
+)
+def test_replaced_rows_have_the_values_and_gradients_of_a_changed_weight(
+    tile: int, row_ids: list[int], seed: int
+) -> None:
+    hidden, weight, ids = operands(seed=seed)
+    rows = torch.randn(
+        len(row_ids), H, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1)
+    )
+    hidden.requires_grad_()
+    rows.requires_grad_()
+    out = token_statistics(
+        hidden, weight, ids, MARKER, max_tile_elements=tile, temperature=0.7, row_ids=row_ids, rows=rows
+    )
+    changed = weight.index_copy(0, torch.tensor(row_ids), rows)
+    expected = naive(hidden, changed, ids, 0.7)
+    upstream = torch.linspace(-1, 1, N, dtype=torch.float64)
+    for ours, theirs in zip(out, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+        for a, b in zip(
+            torch.autograd.grad(ours, (hidden, rows), upstream, retain_graph=True),
+            torch.autograd.grad(theirs, (hidden, rows), upstream, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+def test_a_replaced_row_of_a_trained_weight_gets_no_gradient_there() -> None:
+    hidden, weight, ids = operands()
+    weight.requires_grad_()
+    rows = torch.ones(1, H, dtype=torch.float64, requires_grad=True)
+    out = token_statistics(hidden, weight, ids, MARKER, row_ids=[MARKER], rows=rows)
+    weight_grad, rows_grad = torch.autograd.grad(out.log_probs.sum(), (weight, rows))
+    assert weight_grad[MARKER].abs().max() == 0
+    assert weight_grad.abs().max() > 0
+    assert rows_grad.abs().max() > 0
+
+
+def test_rejects_rows_without_ids() -> None:
+    hidden, weight, ids = operands()
+    with pytest.raises(ValueError, match="row_ids"):
+        token_statistics(hidden, weight, ids, MARKER, row_ids=[1, 2], rows=weight[:1])

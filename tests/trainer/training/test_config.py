@@ -66,7 +66,7 @@ def test_policy_starts_from_checkpoint(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("colour=1", "colour: unknown field$"),
+    ("xyzzy=1", "xyzzy: unknown field$"),
     ("stepz=3", "stepz: unknown field. Did you mean steps"),
     ("ray.adress=x", "ray.adress: unknown field. Did you mean address"),
     ("device=tpu", "device: unknown device 'tpu': use auto, cpu, cuda"),
@@ -74,7 +74,7 @@ def test_policy_starts_from_checkpoint(recipe: Path, tmp_path: Path) -> None:
     ("method=ppo", "method: .* got 'ppo'"),
     ("policy.max_turns=0", "policy: max_turns: .* got 0"),
     ("policy.turns=1", "policy: turns: unknown field. Did you mean max_turns"),
-    ("policy.mode=immediate", "policy: mode is set by method"),
+    ("policy.mode=immediate", "policy: mode is set by execution"),
     ("min_valid_samples=9", "min_valid_samples is 9, more than group_size 8"),
     ("mini_batch_samples=48", "mini_batch_samples is 48: it must divide the 128"),
     ("micro_batch_samples=3", "micro_batch_samples is 3: it must divide the 128"),
@@ -180,3 +180,52 @@ def test_existing_file_has_priority_and_unknown_path_is_unchanged(
 def test_warm_start_hint_uses_existing_fields() -> None:
     fields = WarmStartConfig.model_fields.keys() - TrainConfig.model_fields.keys()
     assert fields >= _WARM_START_FIELDS
+
+
+@pytest.mark.parametrize(("method", "expected"), [
+    ("ih-grpo", (0.001, 0.28, 3.0, "token-mean", True, True, "deferred")),
+    ("eh-grpo", (0.0, 0.28, 3.0, "token-mean", True, True, "deferred")),
+    ("grpo", (0.0, 0.2, 0.0, "sample-mean", True, False, "deferred")),
+    ("dapo", (0.0, 0.28, 0.0, "token-mean", True, False, "deferred")),
+    ("dr-grpo", (0.0, 0.2, 0.0, "constant", False, False, "deferred")),
+    ("simpletir", (0.0, 0.28, 0.0, "token-mean", True, True, "deferred")),
+    ("grpo-delayed", (0.0, 0.28, 3.0, "token-mean", True, True, "deferred")),
+    ("grpo-immediate", (0.0, 0.28, 3.0, "token-mean", True, True, "immediate")),
+])  # fmt: skip
+def test_a_method_sets_what_the_recipe_leaves_out(
+    recipe: Path, tmp_path: Path, method: str, expected: tuple[object, ...]
+) -> None:
+    found = load_config(recipe, [f"method={method}"])
+    mode = found.resolve_policy(tmp_path).mode
+    assert (
+        found.effective_hierarchy_weight, found.clip_high, found.dual_clip, found.aggregation,
+        found.scale_advantages, found.mask_void, mode,
+    ) == expected  # fmt: skip
+    assert load_config(recipe, [f"method={method}", "clip_high=0.3"]).clip_high == 0.3
+
+
+def test_methods_are_immediate_or_delayed(recipe: Path, tmp_path: Path) -> None:
+    for method in ("ih-grpo", "grpo", "dapo", "dr-grpo", "simpletir"):
+        found = load_config(recipe, [f"method={method}", "execution=immediate"])
+        assert found.resolve_policy(tmp_path).mode == "immediate"
+    with pytest.raises(ConfigError, match="names the other"):
+        load_config(recipe, ["method=grpo-delayed", "execution=immediate"])
+
+
+def test_tables_of_a_recipe_are_checked(recipe: Path) -> None:
+    found = load_config(recipe, ["lora.rank=8", "off_policy.weights=token_mask"])
+    assert found.lora is not None
+    assert (found.lora.rank, found.lora.effective_alpha) == (8, 16)
+    assert found.off_policy.bounds == (0.5, 5.0)
+    for override in ("lora.rank=0", "off_policy.weights=all", "off_policy.veto_below=2", "dual_clip=0.5"):
+        with pytest.raises(ConfigError, match=override.split("=")[0].split(".")[0]):
+            load_config(recipe, [override])
+
+
+def test_an_adapter_that_is_continued_has_its_own_policy(recipe: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    assert load_config(recipe, [f"lora.adapter={adapter}"]).resolve_policy(tmp_path).answer == "boxed"
+    DeferralPolicy(answer="any", max_turns=9, mode="immediate").save(adapter)
+    policy = load_config(recipe, [f"lora.adapter={adapter}", "policy.max_turns=4"]).resolve_policy(tmp_path)
+    assert (policy.answer, policy.max_turns, policy.mode) == ("any", 4, "deferred")

@@ -9,10 +9,18 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from service.deferral.policy import DeferralPolicy
+from tests.support.tiny_qwen3 import make_model, make_tokenizer
 from trainer.data.problems import DataError
 from trainer.training.checkpoints import staged, write_run_state
 from trainer.training.config import ConfigError, TrainConfig
-from trainer.training.dry_run import count_parameters, describe_run, estimate_memory
+from trainer.training.dry_run import (
+    count_adapter_parameters,
+    count_parameters,
+    describe_run,
+    estimate_memory,
+)
+from trainer.training.lora import attach_adapter
+from trainer.training.recipe_tables import LoraSettings
 
 
 def config(tmp_path: Path, **changes: object) -> TrainConfig:
@@ -116,3 +124,25 @@ def test_rewards_are_loaded_and_listed(tmp_path: Path, tiny_checkpoint: Path) ->
     assert "1 x math, 0.5 x length" in console.file.getvalue()  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"rewards\.0\.name: cannot import module 'no_such_module'"):
         describe_run(config(tmp_path, rewards=[{"name": "no_such_module:f"}]), console)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_are_counted_without_making_them(tied: bool) -> None:
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, tie_word_embeddings=tied)
+    for settings in (LoraSettings(rank=4), LoraSettings(rank=2, targets=("q_proj",), train_marker=False)):
+        counted = count_adapter_parameters(model.config, settings)
+        adapted = attach_adapter(make_model(tokenizer, tie_word_embeddings=tied), settings, 5)
+        assert counted == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_an_adapter_needs_less_memory_and_kl_of_all_weights_more(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    model = AutoConfig.from_pretrained(tiny_checkpoint)
+    sizes = [
+        estimate_memory(config(tmp_path, **fields), model, DeferralPolicy(), gpu=True)
+        for fields in ({"lora": {"rank": 4}}, {}, {"kl_weight": 0.1})
+    ]
+    adapter, whole, with_copy = (size.weights_and_optimizer for size in sizes)
+    assert adapter < whole < with_copy

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.training.advantage import group_advantages
-from trainer.training.filtering import FilterCounts, GroupSample, filter_group
+from trainer.training.filtering import FilterCounts, GroupSample, filter_group, overlong_penalty
 
 RIGHT, WRONG = GroupSample(1.0), GroupSample(0.0)
 CUT, VOID = GroupSample(0.0, over_long=True), GroupSample(0.0, void=True)
@@ -84,3 +84,21 @@ def test_kept_groups_have_learning_signal(outcomes: list[GroupSample]) -> None:
     assert not any(outcomes[i].over_long for i in group.indices)
     for i, advantage in zip(group.indices, group.advantages, strict=True):
         assert (advantage > 0) == (outcomes[i].reward == 1.0)
+
+
+def test_void_samples_are_not_masked_on_request() -> None:
+    samples = [GroupSample(1.0), *[GroupSample(0.0, void=True)] * 3]
+    group = filter_group(samples, mask_void=False)
+    assert group.verdict == "kept"
+    assert group.masked == (False,) * 4
+
+
+def test_advantages_are_centred_only_on_request() -> None:
+    group = filter_group([GroupSample(1.0), *[GroupSample(0.0)] * 3], scale=False)
+    assert group.advantages == pytest.approx((0.75, -0.25, -0.25, -0.25))
+
+
+def test_the_overlong_penalty_grows_in_the_buffer() -> None:
+    found = [overlong_penalty(tokens, 100, 0.2) for tokens in (0, 80, 85, 90, 100, 150)]
+    assert found == pytest.approx([0.0, 0.0, -0.25, -0.5, -1.0, -1.0])
+    assert overlong_penalty(100, 100, 0.0) == 0.0

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from trainer.training import loss as loss_module
 from trainer.training.loss import IHGRPOLoss, ih_grpo_loss
 
 VOCAB, MARKER = 17, 5
@@ -355,3 +356,57 @@ def test_any_logits_give_finite_results(seed: int, scale: float, weight: float, 
 def test_rejects_invalid_arguments(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ih_grpo_loss(**{**inputs(batch()), name: value})
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("scale", [2.0, 12.0])
+def test_explicit_log_probs_have_the_values_of_the_softmax_and_the_two_levels_gradient(
+    seed: int, scale: float
+) -> None:
+    b = batch(seed, scale=scale)
+    gradients = []
+    for ours in (True, False):
+        logits = b["logits"].detach().requires_grad_()
+        given = inputs({**b, "logits": logits})
+        if ours:
+            names = ("log_probs", "execute_log_probs", "execute_logits", "is_execute")
+            found = loss_module.explicit_log_probs(*(given[name] for name in names))
+            torch.testing.assert_close(found, given["log_probs"], atol=1e-9, rtol=0)
+        else:
+            found = explicit_log_probs(logits, b["ids"])
+        gradients.append(torch.autograd.grad((found * b["advantages"][:, None]).sum(), logits)[0])
+    torch.testing.assert_close(*gradients, atol=1e-8, rtol=1e-6)
+
+
+def test_the_explicit_policy_is_the_hierarchy_terms_limit_until_the_ratio_is_clipped() -> None:
+    b = batch(2)
+    gradients = []
+    for fields in ({"hierarchy_weight": 1.0}, {"hierarchy_weight": 0.0, "explicit": True}):
+        logits = b["logits"].detach().requires_grad_()
+        old = inputs(b)["log_probs"].detach() - 0.1
+        ih_grpo_loss(**inputs({**b, "logits": logits}, old), **fields).loss.backward()  # type: ignore[arg-type]
+        gradients.append(logits.grad)
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=0)
+    logits = b["logits"].detach().requires_grad_()
+    far = inputs(b)["log_probs"].detach() - 2.0
+    b["advantages"].fill_(1.0)
+    ih_grpo_loss(
+        **inputs({**b, "logits": logits}, far), hierarchy_weight=0.0, explicit=True
+    ).loss.backward()  # fmt: skip
+    assert logits.grad is not None
+    assert logits.grad.abs().max() == 0
+
+
+def test_the_explicit_policy_has_no_hierarchy_term() -> None:
+    with pytest.raises(ValueError, match="hierarchy_weight must be 0"):
+        ih_grpo_loss(**inputs(batch()), explicit=True)
+
+
+def test_weights_scale_each_tokens_loss() -> None:
+    b = batch(5)
+    weights = torch.rand(b["ids"].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = ih_grpo_loss(**inputs(b), weights=weights, hierarchy_weight=0.0)
+    expected = -(weights * b["advantages"][:, None])[b["mask"]].sum() / b["mask"].sum()
+    torch.testing.assert_close(found.loss, expected)
+    with pytest.raises(ValueError, match="weights must be"):
+        ih_grpo_loss(**inputs(b), weights=weights[:1])

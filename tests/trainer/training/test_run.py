@@ -49,6 +49,43 @@ def run(settings: TrainConfig) -> tuple[Path, str]:
     return train(settings, console, sandbox=toy_sandbox()), console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_an_adapter_learns_and_its_samples_are_the_trainers(tmp_path: Path, toy_checkpoint: Path) -> None:
+    """The engine samples with merged weights, the trainer computes with the adapter."""
+    settings = config(
+        tmp_path / "run", toy_checkpoint, steps=12, save_every=12, group_size=8, engine_slots=32,
+        learning_rate=1e-2, lora={"rank": 8, "marker_lr": 1e-3},
+    )  # fmt: skip
+    checkpoint, text = run(settings)
+    assert "row of <tool_call>" in text
+    curve = rewards(settings.run_dir)
+    first, last = sum(curve[:3]) / 3, sum(curve[-3:]) / 3
+    assert last > first + 0.15
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    assert max(entry["logprob_gap"] for entry in history) < 1e-4
+    assert max(entry["mismatch/k3"] for entry in history) < 1e-6
+    assert not (checkpoint / "model.safetensors").exists()
+    assert (checkpoint / "adapter_model.safetensors").stat().st_size < 200_000
+    assert DeferralPolicy.load(checkpoint) == POLICY
+
+
+def test_an_adapter_resumes_exactly(tmp_path: Path, toy_checkpoint: Path) -> None:
+    short = config(tmp_path / "run", toy_checkpoint, steps=2, lora={"rank": 4})
+    run(short)
+    longer = short.model_copy(update={"steps": 4})
+    checkpoint, _ = run(longer)
+    whole = config(tmp_path / "other", toy_checkpoint, steps=4, lora={"rank": 4})
+    assert_same_run(whole, longer, run(whole)[0], checkpoint)
+
+
+@pytest.mark.parametrize("method", ["eh-grpo", "grpo", "dapo", "dr-grpo", "simpletir"])
+def test_every_baseline_trains(tmp_path: Path, toy_checkpoint: Path, method: str) -> None:
+    settings = config(tmp_path / "run", toy_checkpoint, steps=2, method=method)
+    checkpoint, _ = run(settings)
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    assert [entry["skipped_steps"] for entry in history if "skipped_steps" in entry] == [0.0, 0.0]
+    assert any(entry.get("grad_norm", 0) > 0 for entry in history)
+
+
 @pytest.mark.parametrize("method", ["ih-grpo", "grpo-immediate"])
 def test_training_raises_reward(tmp_path: Path, toy_checkpoint: Path, method: str) -> None:
     settings = config(
@@ -182,5 +219,6 @@ def assert_same_run(
         columns = ["seed", "ids", "reward", "advantage"]
         tables = [pq.read_table(c.run_dir / "rollouts" / name, columns=columns) for c in (one, other)]
         assert tables[0].to_pydict() == tables[1].to_pydict(), name
-    weights = [load_file(path / "model.safetensors") for path in (checkpoint_one, checkpoint_other)]
+    name = "model.safetensors" if one.lora is None else "adapter_model.safetensors"
+    weights = [load_file(path / name) for path in (checkpoint_one, checkpoint_other)]
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.evaluation.fingerprint import checkpoint_fingerprint
+from trainer.evaluation.results import checkpoint_fingerprint
 
 
 def test_depends_on_the_content_alone(tmp_path: Path, tiny_checkpoint: Path) -> None:
