@@ -46,7 +46,7 @@ from trainer.training.chunked_lm_head import HeadOutput, token_statistics
 from trainer.training.config import TrainConfig
 from trainer.training.episodes import Sample
 from trainer.training.lora import attach_adapter
-from trainer.training.off_policy import mismatch_metrics
+from trainer.training.loss import mismatch_metrics
 from trainer.training.rollouts import BackgroundLoop, Means, RolloutBatch, Row
 from trainer.training.trainer import IHGRPOTrainer
 

@@ -78,6 +78,12 @@ def show(ctx: typer.Context) -> None:
     _trainer("trainer.cli.show", "ih-grpo show", ctx.args)
 
 
+@app.command(add_help_option=False, context_settings=_PASS_ARGUMENTS_ON)
+def runs(ctx: typer.Context) -> None:
+    """List training runs and compare their curves."""
+    _trainer("trainer.cli.runs", "ih-grpo runs", ctx.args)
+
+
 def _trainer(module: str, name: str, args: list[str]) -> None:
     """Run a command of the trainer package."""
     try:

@@ -55,13 +55,14 @@ from service.deferral.scanner import BlockClosed, FenceScanner
 class Transcript:
     """Tokens of one episode, exactly as they were sampled or inserted. The input of the loss.
 
-    ``ids``, ``mask`` and ``logprobs`` are aligned, with one item per token of the response.
+    ``ids``, ``mask``, ``logprobs`` and ``versions`` are aligned, with one item per token of the response.
 
     Attributes:
         prompt_ids: the prompt.
         ids: the response: sampled tokens and observations.
         mask: 1 for sampled tokens, 0 for inserted ones.
         logprobs: the engine's log-probability of each sampled token; 0.0 for inserted ones.
+        versions: version of the weights that sampled each token; 0 for inserted ones.
         text: text of the response.
         dropped_ends: sampled end-of-turn tokens that were removed from the context because the server then
             ran pending code, as (position in ``ids``, token id, log-probability).
@@ -72,6 +73,7 @@ class Transcript:
         self.ids: list[int] = []
         self.mask: list[int] = []
         self.logprobs: list[float] = []
+        self.versions: list[int] = []
         self.dropped_ends: list[tuple[int, int, float]] = []
         self._texts: list[str] = []
 
@@ -91,11 +93,11 @@ class Transcript:
     def observation_tokens(self) -> int:
         return len(self.mask) - sum(self.mask)
 
-    def add_sampled(self, ids: Sequence[int], text: str, logprobs: Sequence[float]) -> None:
-        self._add(ids, text, 1, logprobs)
+    def add_sampled(self, ids: Sequence[int], text: str, logprobs: Sequence[float], version: int = 0) -> None:
+        self._add(ids, text, 1, logprobs, version)
 
     def add_observation(self, ids: Sequence[int], text: str) -> None:
-        self._add(ids, text, 0, [0.0] * len(ids))
+        self._add(ids, text, 0, [0.0] * len(ids), 0)
 
     def drop_end(self, endings: Mapping[int, str]) -> None:
         """Remove a sampled end-of-turn token from the end of the response, if there is one.
@@ -107,15 +109,17 @@ class Transcript:
             return
         token, logprob = self.ids.pop(), self.logprobs.pop()
         self.mask.pop()
+        self.versions.pop()
         self.dropped_ends.append((len(self.ids), token, logprob))
         self._texts[-1] = self._texts[-1].removesuffix(endings[token])
 
-    def _add(self, ids: Sequence[int], text: str, mask: int, logprobs: Sequence[float]) -> None:
+    def _add(self, ids: Sequence[int], text: str, mask: int, logprobs: Sequence[float], version: int) -> None:
         if len(logprobs) != len(ids):
             raise ValueError(f"{len(ids)} ids but {len(logprobs)} logprobs")
         self.ids.extend(ids)
         self.mask.extend([mask] * len(ids))
         self.logprobs.extend(logprobs)
+        self.versions.extend([version] * len(ids))
         self._texts.append(text)
 
 
@@ -291,9 +295,14 @@ class Episode:
             self.outcome = Outcome.LENGTH
         return self.outcome
 
-    def feed(self, ids: Sequence[int], text: str, logprobs: Sequence[float]) -> list[Invocation]:
-        """Add sampled tokens and return the blocks that they close. Sets `turn_over` if the turn must end."""
-        self.transcript.add_sampled(ids, text, logprobs)
+    def feed(
+        self, ids: Sequence[int], text: str, logprobs: Sequence[float], version: int = 0
+    ) -> list[Invocation]:
+        """Add tokens sampled with one version of the weights. Return the blocks that they close.
+
+        Sets `turn_over` if the turn must end.
+        """
+        self.transcript.add_sampled(ids, text, logprobs, version)
         self._texts.append(text)
         invocations = []
         for event in self._scanner.feed(text):

@@ -104,6 +104,9 @@ class TokenChunk(NamedTuple):  # created for every token: a frozen dataclass tak
     finish_reason: FinishReason | None = None
     """Set on the last chunk: ``stop`` if the last id is a stop token, ``length`` at ``max_tokens`` or at the
     end of the model's context."""
+    weights_version: int = 0
+    """Version of the weights that sampled these ids, as given when they were loaded. Engines that cannot
+    replace their weights between two tokens report 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,9 @@ class EpisodeRunner:
                             continue
                         yield Sampled(chunk)
                         tokens_left -= len(chunk.ids)
-                        for invocation in episode.feed(chunk.ids, chunk.text, chunk.logprobs):
+                        for invocation in episode.feed(
+                            chunk.ids, chunk.text, chunk.logprobs, chunk.weights_version
+                        ):
                             block = InvokedBlock(invocation.code, invocation.at_token, clock())
                             # A block that may never run is not started early, nor are the blocks after it.
                             if waiting or invocation.only_at_flush:

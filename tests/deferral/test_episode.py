@@ -368,11 +368,12 @@ def test_run_equals_drop_for_a_model_that_flushes(pieces: list[str]) -> None:
 
 def test_transcript_lists_stay_aligned() -> None:
     transcript = Transcript([1, 2])
-    transcript.add_sampled([3, 4], "ab", [-0.1, -0.2])
+    transcript.add_sampled([3, 4], "ab", [-0.1, -0.2], version=7)
     transcript.add_observation([5], "c")
     assert transcript.context_ids == [1, 2, 3, 4, 5]
     assert transcript.mask == [1, 1, 0]
     assert transcript.logprobs == [-0.1, -0.2, 0.0]
+    assert transcript.versions == [7, 7, 0]
     assert transcript.text == "abc"
     assert (transcript.sampled_tokens, transcript.observation_tokens) == (2, 1)
 

@@ -1,7 +1,8 @@
-"""A fake Hugging Face hub on a loopback address, with the routes needed to download a model."""
+"""A fake Hugging Face hub on a loopback address, with the routes needed to download and upload a model."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -22,6 +23,10 @@ class FakeHub:
     gated: frozenset[str] = frozenset()
     url: str = ""
     requests: list[str] = field(default_factory=list)
+    writable: bool = True
+    """Whether the caller's token has write access."""
+    private: dict[str, bool] = field(default_factory=dict)
+    """Visibility of the repositories that were created."""
 
     def downloads(self) -> list[str]:
         """Names of the downloaded files, in order."""
@@ -64,6 +69,33 @@ def serve_hub(hub: FakeHub) -> Iterator[FakeHub]:
             else:
                 self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
 
+        def do_POST(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            hub.requests.append(f"POST {path}")
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if not hub.writable and path != "/api/validate-yaml":
+                self._send(403, b"{}", {"X-Error-Message": "no write access"})
+            elif path == "/api/repos/create":
+                wanted = json.loads(body)
+                name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
+                known = name in hub.models
+                hub.models.setdefault(name, {})
+                hub.private.setdefault(name, _is_private(wanted))
+                self._send(409 if known else 200, json.dumps({"url": f"{hub.url}/{name}"}).encode())
+            elif path == "/api/validate-yaml":
+                self._send(200, b'{"errors": [], "warnings": []}')
+            elif "/preupload/" in path:
+                files = [{"path": item["path"], "uploadMode": "regular", "shouldIgnore": False}
+                         for item in json.loads(body)["files"]]  # fmt: skip
+                self._send(200, json.dumps({"files": files}).encode())
+            elif "/commit/" in path:
+                name = "/".join(path.removeprefix("/api/models/").split("/")[:2])
+                hub.models[name] = {**hub.models[name], **_committed(body)}
+                answer = {"commitUrl": f"{hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
+                self._send(200, json.dumps(answer).encode())
+            else:
+                self._send(404, b"{}")
+
         def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
             self.send_response(status)
             for name, value in (headers or {}).items():
@@ -91,3 +123,17 @@ def serve_hub(hub: FakeHub) -> Iterator[FakeHub]:
 
 def _entry(name: str, content: bytes) -> dict[str, object]:
     return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+
+
+def _is_private(wanted: Mapping[str, object]) -> bool:
+    return wanted.get("private") is True or wanted.get("visibility") == "private"
+
+
+def _committed(body: bytes) -> dict[str, bytes]:
+    """The files of a commit, which is one JSON object a line."""
+    lines = [json.loads(line) for line in body.splitlines()]
+    return {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"])
+        for line in lines
+        if line["key"] == "file"
+    }

@@ -24,12 +24,13 @@ def assert_learns_on_vllm(folder: Path, checkpoint: Path, **fields: Any) -> None
     """
     data = folder / "problems.jsonl"
     data.write_text(json.dumps({"question": QUESTION, "answer": GOLD}) + "\n")
-    config = TrainConfig(
-        model=str(checkpoint), data=(str(data),), run_dir=folder / "run", steps=8, prompts_per_step=4,
-        group_size=8, min_valid_samples=2, min_group_std=0.0, oversample=1.0, micro_batch_samples=16,
-        learning_rate=1e-3, dtype="float32", device="cpu", threads=1, save_every=8, tensorboard=False,
-        generation="vllm", **fields,
-    )  # fmt: skip
+    values: dict[str, Any] = {
+        "model": str(checkpoint), "data": (str(data),), "run_dir": folder / "run", "steps": 8,
+        "prompts_per_step": 4, "group_size": 8, "min_valid_samples": 2, "min_group_std": 0.0,
+        "oversample": 1.0, "micro_batch_samples": 16, "learning_rate": 1e-3, "dtype": "float32",
+        "device": "cpu", "threads": 1, "save_every": 8, "tensorboard": False, "generation": "vllm",
+    }  # fmt: skip
+    config = TrainConfig.model_validate({**values, **fields})
     last = train(config, Console(file=io.StringIO()), sandbox=toy_sandbox())
     history = json.loads((last / "trainer_state.json").read_text())["log_history"]
     # At every step, vLLM's logprobs must match those of the trainer's model.

@@ -1,1 +1,1 @@
-"""The commands ``train``, ``eval`` and ``show``."""
+"""The commands ``train``, ``eval``, ``show`` and ``runs``."""

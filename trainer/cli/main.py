@@ -65,6 +65,7 @@ def _root(
     from service.sandbox.base import SandboxError
     from trainer.data.problems import DataError
     from trainer.training.config import load_config
+    from trainer.training.hub_push import PushError
     from trainer.training.run_files import DirectoryError
     from trainer.weight_sync.senders import WeightSyncError
 
@@ -77,13 +78,18 @@ def _root(
         else:
             from trainer.training.run import train
 
-            checkpoint = train(config, _console)
+            checkpoint = train(config, _console, recipe_name=recipe.stem)
             base = "" if config.lora is None else f" --base {config.model}"
             _console.print(
                 f"checkpoint: {checkpoint}\nserve it with: ih-grpo serve --model {checkpoint}{base}",
                 highlight=False,
                 soft_wrap=True,
             )
+    except PushError as error:
+        abort(
+            f"the run is finished, but {error}",
+            f"to retry: ih-grpo runs push {config.run_dir} {config.push_to}",
+        )
     except KeyboardInterrupt:
         abort("interrupted: rerun the same command to resume from the last checkpoint")
     except (
@@ -175,8 +181,8 @@ def warm_start(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Stop after this many steps: a weaker model. Without --model, the learning rate still "
-            "follows the whole schedule of the recipe."
+            help="Stop after this many steps. Without --model, the recipe's learning-rate schedule is kept, "
+            "which gives a weaker model."
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: the number of cores.")] = None,

@@ -38,7 +38,7 @@ class ProblemResult:
 
     @property
     def is_correct(self) -> bool:
-        """Whether the episode ended with the boxed answer, written as the plain number."""
+        """True if the episode ended with the boxed answer, written as the plain number."""
         return not self.sample.outcome.is_void and self.sample.answer == self.problem.boxed
 
 
@@ -62,7 +62,7 @@ class QuestionResult:
 
     @property
     def is_correct(self) -> bool:
-        """Whether the boxed answer is correct. Without one: whether the reply is honest and no code ran."""
+        """True if the boxed answer is correct; without one, if the reply is honest and no code ran."""
         if self.question.answer is None:
             return self.sample.text.removesuffix("<|im_end|>") == HONEST_REPLY and not self.sample.tools
         return self.sample.answer == self.question.answer

@@ -123,7 +123,7 @@ class Writer:
         self.pending.append(code)
 
     def step(self, block: PlanBlock, marker: str) -> str:
-        """Add a block of the plan and flush if it is to be run. Returns the output, or an empty string."""
+        """Add a block of the plan, and flush if it has to run. Return the output, or an empty string."""
         self.block(block.reason, block.code, marker if block.run else "")
         if block.times_out:
             self.observe(TIMEOUT_TEXT)

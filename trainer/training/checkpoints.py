@@ -9,17 +9,21 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from service.engines.checkpoint import MANIFEST, CheckpointError, verify
 from trainer.training.config import ConfigError, TrainConfig
-from trainer.training.recipe_tables import with_preset
+from trainer.training.recipe_tables import ValidationSettings, with_preset
 from trainer.training.run_files import sync_to_disk
+from trainer.training.run_info import EVAL_ACCURACY, log_history
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
 _STAGING: Final = ".staging-"
+STATE_FILE: Final = "run_state.json"
+BEST_LINK: Final = "best"
 
 
 def staging_path(final: Path) -> Path:
@@ -69,13 +73,76 @@ def latest(directory: Path) -> Path | None:
     return checkpoints[-1]
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints, and the unfinished ones of killed processes."""
+def prune(directory: Path, keep: int, best: Path | None = None) -> None:
+    """Remove all but the ``keep`` newest checkpoints and ``best``, and the unfinished ones of killed
+    processes."""
     for checkpoint in _checkpoints(directory)[:-keep]:
+        if checkpoint == best:
+            continue
         # Renamed first, so that a partly removed checkpoint is never taken for a complete one.
         checkpoint.rename(staging_path(checkpoint))
     for leftover in directory.glob(f"{_STAGING}*"):
         _remove(leftover)
+
+
+@dataclass(frozen=True, slots=True)
+class BestCheckpoint:
+    """The best of the checkpoints of a run."""
+
+    path: Path
+    metric: str
+    """``eval_accuracy``, or ``reward`` in a run without validation."""
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.path.name}, {self.metric} {self.value:.3f}"
+
+
+def find_best(directory: Path, config: TrainConfig) -> BestCheckpoint | None:
+    """Return the best checkpoint in ``directory``, the earliest one of equals.
+
+    With ``[validation]`` the one with the highest accuracy, among those that were validated with the same
+    problems and samples; else the one with the highest mean reward of the ``save_every`` steps before it.
+    None if no checkpoint has a value.
+    """
+    best: BestCheckpoint | None = None
+    for checkpoint in _checkpoints(directory):
+        value = _score(checkpoint, config)
+        if value is not None and (best is None or value > best.value):
+            best = BestCheckpoint(checkpoint, "reward" if config.validation is None else EVAL_ACCURACY, value)
+    return best
+
+
+def link_best(best: Path) -> None:
+    """Let the link ``best`` beside the checkpoint point to it. Does nothing on file systems without links."""
+    temporary = best.parent / f"{_STAGING}{BEST_LINK}"
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(best.name)
+        temporary.replace(best.parent / BEST_LINK)
+
+
+def _score(checkpoint: Path, config: TrainConfig) -> float | None:
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    history = log_history(checkpoint)
+    if config.validation is None:
+        rewards = [
+            record["reward"]
+            for record in history
+            if "reward" in record and step - config.save_every < record["step"] <= step
+        ]
+        return sum(rewards) / len(rewards) if rewards else None
+    try:
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        validated = ValidationSettings.model_validate(state["config"]["validation"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if validated.model_copy(update={"every": config.validation.every}) != config.validation:
+        return None
+    found = (
+        record[EVAL_ACCURACY] for record in history if record["step"] == step and EVAL_ACCURACY in record
+    )
+    return next(found, None)
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -88,8 +155,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-STATE_FILE: Final = "run_state.json"
-
 MAY_CHANGE: Final = frozenset(
     {
         "run_dir", "steps", "micro_batch_samples", "gradient_checkpointing", "device", "engine_slots",
@@ -98,7 +163,7 @@ MAY_CHANGE: Final = frozenset(
         "tensorboard", "wandb_project", "data", "model", "generation", "generation_urls",
         "generation_key_file", "follower_urls", "follower_key_file", "weights_dir", "ray",
         "weight_transfer", "weight_transfer_port", "vllm_args", "decontaminate", "decontaminate_ngram",
-        "decontaminate_share",
+        "decontaminate_share", "validation", "push_to", "push_private",
     }
 )  # fmt: skip
 """Fields that may differ when a run resumes: they do not affect the result.
@@ -107,9 +172,16 @@ MAY_CHANGE: Final = frozenset(
 the weights come from the checkpoint."""
 
 
-def write_run_state(directory: Path, config: TrainConfig, problems: str, skipped_steps: int) -> None:
+def write_run_state(
+    directory: Path, config: TrainConfig, problems: str, skipped_steps: int, processes: int = 1
+) -> None:
     """Save the state that `check_resumable` compares beside a checkpoint."""
-    state = {"skipped_steps": skipped_steps, "problems": problems, "config": config.model_dump(mode="json")}
+    state = {
+        "skipped_steps": skipped_steps,
+        "problems": problems,
+        "processes": processes,
+        "config": config.model_dump(mode="json"),
+    }
     (directory / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
@@ -151,3 +223,28 @@ def _defaults() -> dict[str, Any]:
     """Return the defaults of all fields: the values of fields that the checkpoint's version did not have."""
     required = {"model": "", "data": ("",), "run_dir": ""}
     return TrainConfig.model_validate(required).model_dump(mode="json")
+
+
+def resume_notices(checkpoint: Path, config: TrainConfig, processes: int) -> list[str]:
+    """Return what a run does differently after ``checkpoint`` than an uninterrupted one; one line each.
+
+    Args:
+        checkpoint: checked with `check_resumable`.
+        config: the run to resume.
+        processes: training processes.
+    """
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    notices = []
+    before = state.get("processes", processes)
+    if before != processes:
+        notices.append(
+            f"the run used {before} training processes and resumes on {processes}: from here on the problems "
+            f"are divided differently, so its rollouts differ from those of an uninterrupted run"
+        )
+    steps = state["config"]["steps"]
+    if steps != config.steps and config.lr_schedule in ("linear", "cosine"):
+        notices.append(
+            f"steps is {config.steps}, before it was {steps}: from here on the learning rate follows the "
+            f"{config.lr_schedule} schedule of {config.steps} steps"
+        )
+    return notices

@@ -6,6 +6,7 @@ Cheap to import: no torch.
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from trainer.training.recipe_tables import (
     LoraSettings,
     Method,
     OffPolicySettings,
+    ValidationSettings,
     with_preset,
 )
 from trainer.training.runtime_config import RuntimeConfig
@@ -119,6 +121,10 @@ class TrainConfig(RuntimeConfig):
     """Sampling temperature. The loss divides the logits by it as well."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling. Below 1 the sampling distribution differs slightly from the one in the loss."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Rollouts that may run ahead of the one that is trained on, so that sampling and training overlap;
+    no token is sampled with weights that are more than this many rollouts old. 0: sampling and training
+    alternate, and the result does not depend on timing."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Problems with longer prompts are skipped and counted."""
     thinking: bool = False
@@ -222,18 +228,27 @@ class TrainConfig(RuntimeConfig):
     """Dtype of the forward pass, and of frozen weights. Trained weights and optimiser state stay in
     float32."""
 
-    # Output
+    # Validation and output
+    validation: ValidationSettings | None = None
+    """Validate on held-out problems during training; see `ValidationSettings`."""
     save_every: int = Field(default=10, ge=1)
     """Steps between checkpoints. The last step always writes one."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Number of checkpoints to keep. Older ones are removed."""
+    """Number of newest checkpoints to keep. Of the older ones only the best is kept: the one with the highest
+    accuracy in validation, or without ``[validation]`` with the highest mean reward of the ``save_every``
+    steps before it. ``checkpoints/best`` is a link to it."""
     save_rollouts: bool = True
     """Write the episodes of every rollout to ``rollouts/`` as parquet."""
     tensorboard: bool = True
     """Write curves to ``tensorboard/``."""
     wandb_project: str | None = None
     """Weights & Biases project to log to. Needs the extra ``wandb``. With ``WANDB_MODE=offline`` in the
-    environment the logs stay in ``run_dir``, ready for ``wandb sync``."""
+    environment the logs stay in ``run_dir``, ready for ``wandb sync``. A resumed run continues its curves."""
+    push_to: str | None = None
+    """Repository on the Hugging Face hub, such as ``org/name``. The best checkpoint is uploaded to it at the
+    end of the run, with a model card. Needs a token with write access (``hf auth login`` or ``HF_TOKEN``)."""
+    push_private: bool = True
+    """Create the repository as a private one, if it does not exist."""
 
     @model_validator(mode="before")
     @classmethod
@@ -251,6 +266,13 @@ class TrainConfig(RuntimeConfig):
     @classmethod
     def _one_source(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("push_to")
+    @classmethod
+    def _is_repository(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+            raise ValueError(f"{value!r} is not a repository: use a name such as org/name")
+        return value
 
     @field_validator("policy")
     @classmethod
@@ -294,6 +316,16 @@ class TrainConfig(RuntimeConfig):
                     f"{name} is {value}: it must be a multiple of the {self.updates_per_rollout} optimiser "
                     f"steps that share a rollout, or a resumed run would differ"
                 )
+        if self.max_staleness and (self.ray is not None or self.generation != "embedded"):
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}: it needs generation 'embedded' and no [ray]: only "
+                f"the embedded engine replaces its weights between two tokens of running episodes"
+            )
+        if self.max_staleness >= (rollouts := self.steps // self.updates_per_rollout) > 1:
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}, but the run has only {rollouts} rollouts: all of "
+                f"them would be sampled with the weights of the start"
+            )
         if self.generation_urls and self.generation != "vllm":
             raise ValueError("generation_urls needs generation 'vllm': set it, or remove generation_urls")
         by_file = bool(self.generation_urls) and self.weight_transfer == "files"
@@ -306,7 +338,21 @@ class TrainConfig(RuntimeConfig):
             )
         if self.warmup_steps and self.lr_schedule == "constant":
             raise ValueError("warmup_steps needs lr_schedule 'constant_with_warmup', 'linear' or 'cosine'")
+        if self.validation is not None:
+            self._check_validation(self.validation.every)
         return self
+
+    def _check_validation(self, every: int) -> None:
+        if every % self.updates_per_rollout:
+            raise ValueError(
+                f"validation.every is {every}: it must be a multiple of the {self.updates_per_rollout} "
+                f"optimiser steps that share a rollout"
+            )
+        if every % self.save_every and self.save_every % every:
+            raise ValueError(
+                f"validation.every is {every} and save_every is {self.save_every}: one must be a multiple of "
+                f"the other, or checkpoints would have no validation result"
+            )
 
     def _largest_group_std(self) -> float | None:
         """Return the largest standard deviation that a group can have, or None if rewards have no range."""
@@ -389,7 +435,9 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        lines = explain(error, TrainConfig, RayConfig, RewardSpec, LoraSettings, OffPolicySettings)
+        lines = explain(
+            error, TrainConfig, RayConfig, RewardSpec, LoraSettings, OffPolicySettings, ValidationSettings
+        )
         if values.keys() & _WARM_START_FIELDS:
             lines.append("hint: this looks like a recipe for `ih-grpo train warm-start`")
         raise ConfigError(f"recipe {recipe}:\n" + "\n".join(f"  {line}" for line in lines)) from None

@@ -58,6 +58,9 @@ class Sample:
     dropped_ends: tuple[tuple[int, int, float], ...] = ()
     """Sampled end-of-turn tokens that a flush of the server replaced: (position in ``ids``, token id,
     log-probability). They are not in ``ids`` and have no loss."""
+    versions: tuple[int, ...] = ()
+    """Version of the weights that sampled each token of ``ids``: the number of the rollout whose weights they
+    are. 0 for observations."""
     pending_blocks: int = 0
     """Closed blocks that never ran."""
     open_fence: bool = False
@@ -161,6 +164,7 @@ async def rollout(
     settings: RolloutSettings,
     *,
     seeds: Sequence[Sequence[int]],
+    slots: asyncio.Semaphore | None = None,
 ) -> AsyncGenerator[tuple[Sample, ...], None]:
     """Sample ``group_size`` episodes per prompt concurrently, and yield the groups in the prompts' order.
 
@@ -172,6 +176,8 @@ async def rollout(
         worker: runs the episodes; already started.
         settings: group size and concurrency.
         seeds: one per sample: ``len(prompts)`` rows of ``group_size`` seeds.
+        slots: one for each episode in flight, shared with other rollouts. Default: ``max_concurrent`` of its
+            own.
 
     Raises:
         ValueError: ``seeds`` has the wrong shape, or the tokenizer has no execute marker.
@@ -179,11 +185,11 @@ async def rollout(
     """
     if [len(row) for row in seeds] != [settings.group_size] * len(prompts):
         raise ValueError(f"seeds must be [{len(prompts)}][{settings.group_size}]")
-    slots = asyncio.Semaphore(settings.max_concurrent)
+    in_flight = asyncio.Semaphore(settings.max_concurrent) if slots is None else slots
     numbers = itertools.count()
 
     async def run(prompt: Sequence[int], seed: int, number: int) -> Sample | None:
-        async with slots:
+        async with in_flight:
             try:
                 return await worker.run_episode(prompt, seed=seed, episode_id=f"s{number}")
             except EpisodeLostError:
@@ -240,6 +246,7 @@ async def sample_episode(
         seed=seed,
         began_at=began_at,
         dropped_ends=tuple(transcript.dropped_ends),
+        versions=tuple(transcript.versions),
         pending_blocks=pending,
         open_fence=scanner.in_code,
     )

@@ -10,7 +10,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainer.training.live_view import HISTORY, LiveView
 
 LINE_EVERY_S: Final = 60.0
 """Seconds between two lines of an evaluation's progress outside a terminal."""
@@ -46,23 +49,32 @@ def _metrics_bar(console: Console, *, elapsed_when_finished: bool = False) -> Pr
 
 
 class RunProgress(TrainerCallback):
-    """Callback that shows steps, reward, delay rate, tokens per second and the remaining time."""
+    """Callback that shows the progress of a run. A context manager.
+
+    In a terminal: a bar and the `LiveView`. Elsewhere: one line per step.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = _metrics_bar(console, elapsed_when_finished=True)
         self._task = self._bar.add_task("start", total=None, metrics="")
+        self._view = LiveView()
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
     def on_group(self, kept: int, wanted: int) -> None:
         """Report a finished group: groups kept so far, and groups wanted."""
-        phase = "train" if kept == wanted else f"rollout {kept}/{wanted}"
-        self._bar.update(self._task, description=phase)
+        self._show_phase("train" if kept == wanted else f"rollout {kept}/{wanted}")
+
+    def on_validation(self, step: int) -> None:
+        """Report that the validation of ``step`` starts."""
+        self._show_phase(f"validation of step {step}")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
-        self._bar.start()
+        for record in state.log_history[-HISTORY:]:
+            self._view.add(record)
 
     def on_log(
         self,
@@ -72,21 +84,42 @@ class RunProgress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        metrics = summary(logs or {})
-        if not metrics:
+        text = summary(logs or {})
+        if not text:
             return
-        self._bar.update(self._task, completed=state.global_step, metrics=metrics)
+        self._view.add(logs or {})
+        self._bar.update(self._task, completed=state.global_step)
         if not self._console.is_terminal:
-            self._console.print(f"step {state.global_step}/{state.max_steps}  {metrics}", highlight=False)
+            self._console.print(f"step {state.global_step}/{state.max_steps}  {text}", highlight=False)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._bar.update(self._task, description="done")
-        self._bar.stop()
+        self._show_phase("done")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def _show_phase(self, phase: str) -> None:
+        self._bar.update(self._task, description=phase)
+
+    def _render(self) -> RenderableType:
+        return Group(self._bar.get_renderable(), self._view())
 
 
 _SHOWN_METRICS = (
+    ("eval_accuracy", "validation {:.1%}"),
+    ("eval_delay_rate", "delay {:.0%}"),
     ("reward", "reward {:.3f}"),
     ("delay_rate", "delay {:.0%}"),
     ("groups/kept", "kept {:.0%}"),

@@ -1,11 +1,11 @@
-"""Tables and presets of a training recipe: ``[lora]``, ``[off_policy]`` and the methods. Imports no torch."""
+"""Tables of a training recipe (``[lora]``, ``[off_policy]``, ``[validation]``) and its methods."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class LoraSettings(BaseModel):
@@ -108,6 +108,26 @@ class OffPolicySettings(BaseModel):
     @property
     def is_on(self) -> bool:
         return self.weights != "none" or self.removes_tokens
+
+
+class ValidationSettings(BaseModel):
+    """Episodes on held-out problems during training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: tuple[str, ...] = Field(min_length=1)
+    """Validation problems; sources as in ``data`` of the recipe."""
+    every: int = Field(default=10, ge=1)
+    """Steps between validations. The model is also validated before the first step and after the last."""
+    samples: int = Field(default=1, ge=1)
+    """Samples per problem, with the recipe's ``temperature`` and ``top_p``."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first problems, up to this number."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_source(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 Method = Literal[

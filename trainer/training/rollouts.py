@@ -8,8 +8,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from random import Random
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -26,6 +27,7 @@ from trainer.rewards.registry import RewardConfigError, RewardSet
 from trainer.training.config import TrainConfig
 from trainer.training.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
 from trainer.training.filtering import FilterCounts, GroupSample, filter_group, overlong_penalty
+from trainer.training.rollout_queue import EpisodeLog, QueueState, RolloutQueue, StartCounter, Taken
 from trainer.training.run_files import ScoredSample, write_rollout
 from trainer.weight_sync.sinks import WeightSink
 
@@ -53,18 +55,27 @@ class Row:
 
 
 class Means:
-    """Running means by name, kept as (sum, count) pairs. Not thread-safe.
+    """Running means by name, kept as (sum, count) pairs, and maxima. Not thread-safe.
 
     Adding up the pairs of several processes gives the exact mean over all of them.
     """
 
     def __init__(self) -> None:
         self._pairs: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        self._maxima: dict[str, float] = {}
 
     def add(self, name: str, total: float, count: float = 1.0) -> None:
         """Add ``count`` items that sum to ``total``."""
         old_total, old_count = self._pairs[name]
         self._pairs[name] = (old_total + float(total), old_count + float(count))
+
+    def set_count(self, name: str, count: float) -> None:
+        """Replace the number of items of ``name``."""
+        self._pairs[name] = (self._pairs[name][0], float(count))
+
+    def add_maximum(self, name: str, value: float) -> None:
+        """Add a value of which the maximum is reported. All processes must add the same names."""
+        self._maxima[name] = max(value, self._maxima.get(name, value))
 
     def reduced(self, accelerator: Accelerator) -> Mapping[str, float]:
         """Return the means over all processes. Omits names with count 0."""
@@ -74,11 +85,19 @@ class Means:
         pairs = torch.tensor([self._pairs[name] for name in names], dtype=torch.float64, device="cpu")
         if accelerator.num_processes > 1:
             pairs = accelerator.reduce(pairs.to(accelerator.device, torch.float32)).cpu()
-        return {
+        means = {
             name: total / count
             for name, (total, count) in zip(names, pairs.reshape(-1, 2).tolist(), strict=True)
             if count
         }
+        return {**means, **self._reduced_maxima(accelerator)}
+
+    def _reduced_maxima(self, accelerator: Accelerator) -> Mapping[str, float]:
+        if not self._maxima or accelerator.num_processes == 1:
+            return self._maxima
+        names = sorted(self._maxima)
+        values = torch.tensor([[self._maxima[name] for name in names]], device=accelerator.device)
+        return dict(zip(names, accelerator.gather(values).amax(0).tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +118,102 @@ class RolloutSource(Protocol):
         ...
 
     def collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
-        """Collect rollout number ``index`` under ``weights``. The same arguments give the same rows."""
+        """Collect rollout number ``index`` under ``weights``.
+
+        In synchronous training the same arguments give the same rows. In asynchronous training they give the
+        same problems and seeds, sampled with these weights or earlier ones.
+        """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """The tensors of one forward pass: B rows of prompt and response, padded on the right to T tokens."""
+
+    input_ids: Tensor
+    """[B, T] int64."""
+    attention_mask: Tensor
+    """[B, T] int64; 0 on padding."""
+    targets: Tensor
+    """[B, T] bool; True on tokens that count in the loss."""
+    old_log_probs: Tensor
+    """[B, T] float32; the engine's log-probabilities at sampling time."""
+    advantages: Tensor
+    """[B] float32."""
+    proximal_log_probs: Tensor | None = None
+    """[B, T] float32; the trainer's own log-probabilities before the first update. None unless needed."""
+    weights: Tensor | None = None
+    """[B, T] float32; importance weights. None for 1, or if the loss computes them."""
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.targets.sum())
+
+    @property
+    def num_rows(self) -> int:
+        """Rows with a target."""
+        return int(self.targets.any(1).sum())
+
+    @property
+    def sample_index(self) -> Tensor:
+        """[N] int64; the row of each target."""
+        return self.targets.nonzero()[:, 0]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            moved[field.name] = None if value is None else value.to(device)
+        return replace(self, **moved)
+
+
+def make_micro_batch(rows: Sequence[Row], size: int, pad_id: int) -> MicroBatch:
+    """Pad ``rows`` to one length, and add empty rows without targets up to ``size`` rows.
+
+    Raises:
+        ValueError: there are more than ``size`` rows.
+    """
+    if len(rows) > size:
+        raise ValueError(f"{len(rows)} rows do not fit a micro-batch of {size}")
+    width = max((row.length for row in rows), default=2)
+    input_ids = torch.full((size, width), pad_id)
+    attention_mask = torch.zeros(size, width, dtype=torch.int64)
+    attention_mask[:, 0] = 1  # so that an empty row attends to something: a softmax over nothing is NaN
+    targets = torch.zeros(size, width, dtype=torch.bool)
+    old_log_probs = torch.zeros(size, width)
+    advantages = torch.zeros(size)
+    for index, row in enumerate(rows):
+        sample, start, end = row.sample, len(row.sample.prompt_ids), row.length
+        input_ids[index, :end] = torch.tensor([*sample.prompt_ids, *sample.ids])
+        attention_mask[index, :end] = 1
+        targets[index, start:end] = torch.tensor(row.mask, dtype=torch.bool)
+        old_log_probs[index, start:end] = torch.tensor(sample.logprobs)
+        advantages[index] = row.advantage
+    return MicroBatch(input_ids, attention_mask, targets, old_log_probs, advantages)
+
+
+def split_rows(
+    rows: Sequence[Row], *, updates: int, micro_batches: int, size: int, seed: int
+) -> list[list[Row]]:
+    """Split ``rows`` into ``updates`` optimiser steps of ``micro_batches`` micro-batches each, in that order.
+
+    Every process must run the same number of forward passes, so micro-batches may be short or empty. Each
+    step gets an equal share of random rows. Within a step, rows of similar length are grouped, which saves
+    padding.
+
+    Raises:
+        ValueError: there are more rows than fit.
+    """
+    if len(rows) > updates * micro_batches * size:
+        raise ValueError(f"{len(rows)} rows do not fit {updates} x {micro_batches} micro-batches of {size}")
+    order = list(rows)
+    if updates > 1:
+        Random(seed).shuffle(order)  # noqa: S311
+    split = []
+    for update in range(updates):
+        own = sorted(order[update::updates], key=lambda row: row.length)
+        split += [own[i * size : (i + 1) * size] for i in range(micro_batches)]
+    return split
 
 
 class BackgroundLoop:
@@ -157,6 +270,8 @@ class Shard:
 class RolloutCollector:
     """The `RolloutSource` of a training run. Draws depend only on the run's seed and the rollout's number.
 
+    With ``config.max_staleness`` rollouts of later steps run in the background; call `close` at the end.
+
     Args:
         config: the run.
         settings: how episodes are run.
@@ -195,6 +310,19 @@ class RolloutCollector:
         self._loop = loop
         self._shard = shard
         self._on_group = on_group
+        self._log = EpisodeLog(worker)
+        self._queue: RolloutQueue[RolloutBatch] | None = None
+        if config.max_staleness:
+            # Shared by all rollouts. The earlier ones are served first.
+            self._slots = asyncio.Semaphore(config.max_concurrent_episodes)
+            self._queue = RolloutQueue(
+                self._run_ahead,
+                max_staleness=config.max_staleness,
+                rollouts=config.steps // config.updates_per_rollout,
+                episodes=len(self.draw(0)) * config.group_size,
+            )
+        self._awaited = -1
+        self._taken_at = time.monotonic()  # of the last rollout
 
     @property
     def fingerprint(self) -> str:
@@ -211,6 +339,32 @@ class RolloutCollector:
         """
         return self._loop.run(self._collect(index, weights))
 
+    def save(self, directory: Path) -> None:
+        """Write the finished episodes of later rollouts, and the seeds of the running ones, to a checkpoint.
+
+        Writes nothing in synchronous training. Every process calls this.
+        """
+        if self._queue is not None:
+            self._loop.run(self._snapshot()).save(directory, self._shard.process)
+
+    def restore(self, checkpoint: Path) -> QueueState:
+        """Take over the episodes that `save` wrote. The running ones start again with the new weights.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        state = QueueState.load(checkpoint) if self._queue is not None else QueueState((), ())
+        self._log.restore(state.finished)
+        return state
+
+    async def close(self) -> None:
+        """Cancel rollouts in the background and wait for their clean-up. Call it in the loop."""
+        if self._queue is not None:
+            await self._queue.close()
+
+    async def _snapshot(self) -> QueueState:
+        return self._log.snapshot()
+
     def draw(self, index: int) -> list[tuple[int, Problem]]:
         """Return this process's problems for a rollout, each with its number among all draws of the run."""
         draws = self._config.draws_per_rollout
@@ -221,17 +375,33 @@ class RolloutCollector:
 
     async def _collect(self, index: int, weights: Mapping[str, Tensor]) -> RolloutBatch:
         await self._sink.push(index, weights)
+        self._awaited = index
+        if self._queue is None:
+            return await self._roll_out(index, self._worker)
+        taken = await self._queue.take(index)
+        self._log.forget(seed for number, _ in self.draw(index) for seed in self._seeds(number))
+        self._add_async_metrics(index, taken)
+        return taken.result
+
+    async def _run_ahead(self, index: int, on_start: Callable[[], None]) -> RolloutBatch:
+        return await self._roll_out(index, StartCounter(self._log, on_start), self._slots)
+
+    def _seeds(self, number: int) -> list[int]:
+        """Return the seeds of the group with this number among all draws of the run."""
+        return [sample_seed(self._config.seed, number, place) for place in range(self._config.group_size)]
+
+    async def _roll_out(
+        self, index: int, worker: RolloutWorker, slots: asyncio.Semaphore | None = None
+    ) -> RolloutBatch:
         began = time.monotonic()
         drawn = self.draw(index)
         wanted = self._config.prompts_per_step // self._shard.processes
         groups = rollout(
             [self._render(problem) for _, problem in drawn],
-            self._worker,
+            worker,
             self._settings,
-            seeds=[
-                [sample_seed(self._config.seed, number, place) for place in range(self._config.group_size)]
-                for number, _ in drawn
-            ],
+            seeds=[self._seeds(number) for number, _ in drawn],
+            slots=slots,
         )
         scored: list[ScoredSample] = []
         counts = FilterCounts()
@@ -243,7 +413,8 @@ class RolloutCollector:
                 lost += self._config.group_size - len(samples)
                 group = await asyncio.gather(*(self._score(problem, sample) for sample in samples))
                 scored += self._filter(group, counts)
-                self._on_group(counts.groups["kept"], wanted)
+                if index == self._awaited:
+                    self._on_group(counts.groups["kept"], wanted)
                 if counts.groups["kept"] == wanted:
                     break
         if lost and not scored:
@@ -256,6 +427,24 @@ class RolloutCollector:
         return RolloutBatch(
             rows, _metrics(scored, lost, counts, time.monotonic() - began, self._shard.processes)
         )
+
+    def _add_async_metrics(self, index: int, taken: Taken[RolloutBatch]) -> None:
+        metrics = taken.result.metrics
+        ages = [
+            index - version
+            for row in taken.result.rows
+            for version, counts in zip(row.sample.versions, row.mask, strict=True)
+            if counts
+        ]
+        metrics.add("async/staleness", sum(ages), len(ages))
+        metrics.add_maximum("async/staleness_max", max(ages, default=0))
+        # Rollouts overlap, so throughput counts the tokens that training consumes, not those of one rollout.
+        now = time.monotonic()
+        metrics.set_count("tokens_per_second", (now - self._taken_at) / self._shard.processes)
+        self._taken_at = now
+        metrics.add("async/queued_rollouts", taken.queued)
+        metrics.add("async/trainer_wait_seconds", taken.trainer_wait_s)
+        metrics.add("async/room_wait_seconds", taken.room_wait_s)
 
     def _render(self, problem: Problem) -> list[int]:
         turns = with_instruction(problem.messages, self._settings.policy.prompt)

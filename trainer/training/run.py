@@ -10,15 +10,12 @@ from typing import Any, Final
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PrinterCallback,
-    TrainerCallback,
 )
-from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils import logging as transformers_logging
 
 from service.deferral.policy import DeferralPolicy
@@ -26,7 +23,7 @@ from service.engines.adapters import fingerprint
 from service.engines.base import Tokenizer
 from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
-from trainer.training.checkpoints import check_resumable, latest
+from trainer.training.checkpoints import check_resumable, find_best, latest, resume_notices
 from trainer.training.config import TrainConfig
 from trainer.training.generation import (
     make_generation,
@@ -34,12 +31,16 @@ from trainer.training.generation import (
     ray_connection,
     rollout_settings,
 )
+from trainer.training.hub_push import prepare_push, push
 from trainer.training.lora import attach_adapter, inspect_marker_row
 from trainer.training.progress import RunProgress
+from trainer.training.reporters import check_reporters, make_reporters
 from trainer.training.rollouts import BackgroundLoop, RolloutCollector, Shard
 from trainer.training.run_files import run_lock, write_atomically
+from trainer.training.run_info import write_info
 from trainer.training.setup import load_training_set, start_all
 from trainer.training.trainer import IHGRPOTrainer
+from trainer.training.validation import ValidationCallback, Validator, load_validation_set
 
 PROCESS_TIMEOUT: Final = timedelta(hours=2)
 """Time that a process waits for another one, whose rollout may take longer."""
@@ -51,6 +52,7 @@ def train(
     *,
     sandbox: Sandbox | None = None,
     trainer_class: type[IHGRPOTrainer] = IHGRPOTrainer,
+    recipe_name: str | None = None,
 ) -> Path:
     """Train to ``config.steps``, resuming from the last checkpoint in ``config.run_dir`` if there is one.
 
@@ -59,6 +61,7 @@ def train(
         console: output for progress.
         sandbox: replaces the recipe's sandbox; not started. Unused with Ray.
         trainer_class: a subclass, to observe the training.
+        recipe_name: name of the recipe's file, for lists of runs.
 
     Returns:
         The last checkpoint, ready to be served.
@@ -68,11 +71,19 @@ def train(
             message gives the reason.
         EngineError, SandboxError, WeightSyncError: the engine or sandbox failed, or a server did not accept
             new weights.
+        PushError: the run is finished, but the upload to the hub failed.
     """
     processes = PartialState(cpu=config.device == "cpu", timeout=PROCESS_TIMEOUT)
     # Two runs in one directory would remove each other's checkpoints.
     with run_lock(config.run_dir) if processes.is_main_process else nullcontext():
-        return _train(config, console, processes, sandbox, trainer_class)
+        final = _train(config, console, processes, sandbox, trainer_class, recipe_name)
+        best = find_best(final.parent, config)
+        if best is not None and processes.is_main_process:
+            console.print(f"best checkpoint: {best}", highlight=False)
+        if config.push_to is not None and processes.is_main_process:
+            url = push(best.path if best else final, config, config.push_to)
+            console.print(f"uploaded to {url}", highlight=False, soft_wrap=True)
+        return final
 
 
 def _train(
@@ -81,20 +92,26 @@ def _train(
     processes: PartialState,
     sandbox: Sandbox | None,
     trainer_class: type[IHGRPOTrainer],
+    recipe_name: str | None,
 ) -> Path:
+    check_reporters(config)
     rewards = make_rewards(config)  # first: a mistake in a reward is found before a model is downloaded
     model_dir = locate(config.model)
     policy = config.resolve_policy(model_dir)
     generation = make_generation(config, model_dir, policy, str(processes.device), sandbox)
     data = load_training_set(config, generation.tokenizer, policy)
+    held_out = load_validation_set(config, generation.tokenizer, policy, data)
     progress = RunProgress(console if processes.is_main_process else Console(quiet=True))
     if processes.is_main_process:
         console.print(str(data), highlight=False)
         if data.overlaps is not None:
             console.print(str(data.overlaps), highlight=False)
             write_atomically(config.run_dir / "decontamination.json", data.overlaps.to_json().encode())
+        if held_out is not None:
+            console.print(str(held_out), highlight=False)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with ray_connection(config), BackgroundLoop() as loop:
+    with ray_connection(config), BackgroundLoop() as loop, progress:
+        shard = Shard(processes.process_index, processes.num_processes)
         source = RolloutCollector(
             config,
             rollout_settings(config, policy),
@@ -104,29 +121,61 @@ def _train(
             generation.sink,
             rewards,
             loop,
-            shard=Shard(processes.process_index, processes.num_processes),
+            shard=shard,
             on_group=progress.on_group,
         )
         checkpoint = latest(config.run_dir / "checkpoints")
-        skipped = check_resumable(checkpoint, config, source.fingerprint) if checkpoint else 0
+        skipped = 0
+        if checkpoint is not None:
+            skipped = check_resumable(checkpoint, config, source.fingerprint)
+            if processes.is_main_process:
+                for notice in resume_notices(checkpoint, config, processes.num_processes):
+                    console.print(f"note: {notice}", highlight=False, soft_wrap=True)
+            if config.max_staleness:
+                queue = source.restore(checkpoint)
+                console.print(
+                    f"asynchronous rollouts: {len(queue.finished)} finished episodes kept, "
+                    f"{len(queue.running)} running ones started again",
+                    highlight=False,
+                )
+        prepare_push(config)
         stack = AsyncExitStack()
         try:
             loop.run(stack.enter_async_context(rewards))
             loop.run(start_all(stack, *generation.parts))
+            stack.push_async_callback(source.close)  # first: episodes use all other parts
             model, marker_row = _load_model(config, model_dir, policy, generation.tokenizer)
             if processes.is_main_process:
                 console.print(marker_row, highlight=False, soft_wrap=True)
+            reporters = []
+            if processes.is_main_process:
+                info = write_info(config, processes.num_processes, recipe_name)
+                reporters = make_reporters(config, info)
             trainer = trainer_class(
                 model,
                 AutoTokenizer.from_pretrained(model_dir),
                 config,
                 policy,
                 source,
-                [progress, *(_curves(config) if processes.is_main_process else ())],
+                [progress, *reporters],
                 served_config=_served_config(model_dir),
+                save_rollouts_to=source.save,
                 base_fingerprint=fingerprint(model_dir) if config.lora else None,
             )
             trainer.skipped_steps = skipped
+            if held_out is not None:
+                validator = Validator(
+                    config,
+                    rollout_settings(config, policy),
+                    held_out.problems,
+                    generation.tokenizer,
+                    generation.worker,
+                    generation.sink,
+                    rewards,
+                    loop,
+                    shard=shard,
+                )
+                trainer.add_callback(ValidationCallback(trainer, validator, progress.on_validation))
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
@@ -158,10 +207,3 @@ def _served_config(model_dir: Path) -> dict[str, object]:
     model = AutoConfig.from_pretrained(model_dir)
     dtype = {} if model.dtype is None else {"dtype": str(model.dtype).removeprefix("torch.")}
     return {**dtype, "use_cache": getattr(model, "use_cache", True)}
-
-
-def _curves(config: TrainConfig) -> list[TrainerCallback]:
-    """Return the TensorBoard callback if enabled. Its directory is the run's, not one named by date."""
-    if not config.tensorboard:
-        return []
-    return [TensorBoardCallback(SummaryWriter(str(config.run_dir / "tensorboard")))]  # type: ignore[no-untyped-call]

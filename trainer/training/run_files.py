@@ -98,6 +98,7 @@ SCHEMA = pa.schema(
         ("ids", pa.list_(pa.int32())),
         ("mask", pa.list_(pa.int8())),
         ("logprobs", pa.list_(pa.float32())),
+        ("versions", pa.list_(pa.int32())),  # of the weights that sampled each token; 0 for observations
         ("dropped_ends", pa.string()),  # JSON: a list of [position in ids, token id, log-probability]
     ]
 )
@@ -208,5 +209,6 @@ def _to_row(index: int, item: ScoredSample) -> dict[str, object]:
         "ids": sample.ids,
         "mask": sample.mask,
         "logprobs": sample.logprobs,
+        "versions": sample.versions,
         "dropped_ends": json.dumps(sample.dropped_ends),
     }

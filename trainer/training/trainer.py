@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
@@ -26,7 +25,14 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import CheckpointError
-from trainer.training.checkpoints import prune, staged, staging_path, write_run_state
+from trainer.training.checkpoints import (
+    find_best,
+    link_best,
+    prune,
+    staged,
+    staging_path,
+    write_run_state,
+)
 from trainer.training.chunked_lm_head import HeadOutput, PolicyModel
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.episodes import sample_seed
@@ -38,10 +44,16 @@ from trainer.training.lora import (
     parameter_groups,
     save_adapter,
 )
-from trainer.training.loss import IHGRPOLoss, ih_grpo_loss
-from trainer.training.micro_batches import MicroBatch, make_micro_batch, split_rows
-from trainer.training.off_policy import MISMATCH_METRICS, correct, mismatch_metrics, reference_kl
-from trainer.training.rollouts import Means, RolloutSource
+from trainer.training.loss import (
+    MISMATCH_METRICS,
+    IHGRPOLoss,
+    correct,
+    ih_grpo_loss,
+    mismatch_metrics,
+    reference_kl,
+)
+from trainer.training.rollouts import Means, MicroBatch, RolloutSource, make_micro_batch, split_rows
+from trainer.training.schedule import apply_current_rates, make_scheduler
 from trainer.weight_sync.sinks import full_weights
 
 _CHECKPOINTING: Final = next(
@@ -58,7 +70,7 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
     TRL's options for sampling, rewards and loss are unused: the trainer replaces these parts.
 
     Raises:
-        ConfigError: the batch is not divisible by the number of processes, or wandb is not installed.
+        ConfigError: the batch is not divisible by the number of processes.
     """
     processes = PartialState(cpu=config.device == "cpu").num_processes
     if config.prompts_per_step % processes:
@@ -95,23 +107,12 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
         save_steps=config.save_every,
         logging_strategy="steps",
         logging_steps=1,
-        report_to=_reporters(config),
+        report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
-
-
-def _reporters(config: TrainConfig) -> list[str]:
-    if config.wandb_project is None:
-        return []
-    if importlib.util.find_spec("wandb") is None:
-        raise ConfigError("wandb_project is set but wandb is not installed: pip install 'ih-grpo[wandb]'")
-    # transformers reads these from the environment only.
-    os.environ["WANDB_PROJECT"] = config.wandb_project
-    os.environ.setdefault("WANDB_DIR", str(config.run_dir))
-    return ["wandb"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ class IHGRPOTrainer(GRPOTrainer):
         callbacks: callbacks of transformers' Trainer.
         served_config: fields of ``config.json`` to restore to their values before training, such as
             ``dtype``, the dtype for loading. The saved weights stay in float32, so that resuming is exact.
+        save_rollouts_to: adds the state of asynchronous rollouts to the directory of a checkpoint.
         base_fingerprint: of the frozen weights, saved with an adapter.
 
     Raises:
@@ -157,6 +159,7 @@ class IHGRPOTrainer(GRPOTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         *,
         served_config: Mapping[str, object] | None = None,
+        save_rollouts_to: Callable[[Path], None] | None = None,
         base_fingerprint: str | None = None,
     ) -> None:
         vocabulary: dict[str, int] = tokenizer.get_vocab()
@@ -168,6 +171,7 @@ class IHGRPOTrainer(GRPOTrainer):
         self._policy = policy
         self._source = source
         self._served_config = dict(served_config or {})
+        self._save_rollouts_to = save_rollouts_to
         self._marker_id = vocabulary[policy.marker]
         self._base_fingerprint = base_fingerprint
         self._passes: list[_ForwardPass] = []
@@ -190,8 +194,11 @@ class IHGRPOTrainer(GRPOTrainer):
         wrapped.forward = lambda *args, **kwargs: head(*args, **kwargs)
         if isinstance(self._reference, PolicyModel):
             self._reference.to(self.accelerator.device)
-        if self.is_fsdp_enabled and isinstance(self._reference, ReferencePolicy):
-            raise ConfigError("kl_weight: not supported for an adapter under FSDP: set it to 0")
+        if self.is_fsdp_enabled and config.lora is not None:
+            raise ConfigError(
+                "lora: adapters cannot be trained under FSDP, which does not support the row that embedding "
+                "and LM head share: use recipes/accelerate/ddp.yaml"
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create AdamW as transformers does; the marker's row of an adapter has its own learning rate."""
@@ -208,6 +215,24 @@ class IHGRPOTrainer(GRPOTrainer):
         )
         self.optimizer = optimizer(groups, **arguments)
         return self.optimizer
+
+    def create_scheduler(
+        self,
+        num_training_steps: int,  # noqa: ARG002 - the recipe's steps
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> LRScheduler:
+        """Create the scheduler of the recipe; see `trainer.training.schedule`."""
+        if self.lr_scheduler is None:
+            target = optimizer or self.optimizer
+            assert target is not None  # noqa: S101 - created before
+            self.lr_scheduler = make_scheduler(self.config, target)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[no-untyped-call]
+        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR) and self.optimizer is not None:
+            apply_current_rates(self.lr_scheduler, self.optimizer.param_groups)
 
     def _send_telemetry(self) -> None:
         """Do nothing: TRL would report each run to its telemetry service."""
@@ -228,10 +253,18 @@ class IHGRPOTrainer(GRPOTrainer):
             "is_first_update": current.is_first_update,
         }
 
+    def current_weights(self) -> dict[str, Tensor]:
+        """Return the full weights as the engine loads them. Every process must call this at the same time."""
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        return merged_weights(model) if isinstance(model, PeftModel) else full_weights(model)
+
+    def log_validation(self, means: Means) -> None:
+        """Log metrics of a validation, without those of the current step."""
+        Trainer.log(self, dict(means.reduced(self.accelerator)))
+
     def _collect_passes(self) -> list[_ForwardPass]:
         index = self.state.global_step // self.config.updates_per_rollout
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        weights = merged_weights(model) if isinstance(model, PeftModel) else full_weights(model)
+        weights = self.current_weights()
         collected = self._source.collect(index, weights)
         self._log_means(collected.metrics)
         passes, size = self.args.gradient_accumulation_steps, self.args.per_device_train_batch_size
@@ -427,20 +460,31 @@ class IHGRPOTrainer(GRPOTrainer):
                 f"from the last complete checkpoint"
             ) from error
         if main:
-            prune(final.parent, self.config.keep_checkpoints)
+            best = find_best(final.parent, self.config)
+            if best is not None:
+                link_best(best.path)
+            prune(final.parent, self.config.keep_checkpoints, None if best is None else best.path)
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self, final: Path, model: nn.Module, trial: Any, *, main: bool) -> None:
         with staged(final) if main else nullcontext(staging_path(final)) as staging:
             self.accelerator.wait_for_everyone()
             Trainer._save_checkpoint(self, model, trial)  # TRL's method also writes a model card
+            if self._save_rollouts_to is not None:
+                self._save_rollouts_to(staging)
             self.accelerator.wait_for_everyone()
             if main:
                 _move_up(staging / final.name, staging)
                 self._policy.save(staging)
                 if self.config.lora is None:
                     _update_json(staging / "config.json", self._served_config)
-                write_run_state(staging, self.config, self._source.fingerprint, self.skipped_steps)
+                write_run_state(
+                    staging,
+                    self.config,
+                    self._source.fingerprint,
+                    self.skipped_steps,
+                    self.accelerator.num_processes,
+                )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.config.lora is None:

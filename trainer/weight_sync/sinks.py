@@ -40,7 +40,7 @@ class WeightSink(Protocol):
 class WeightLoader(Protocol):
     """An engine that can load new weights."""
 
-    async def load_weights(self, source: Mapping[str, Tensor]) -> None: ...
+    async def load_weights(self, source: Mapping[str, Tensor], *, version: int = 0) -> None: ...
 
 
 class EngineSink:
@@ -49,8 +49,8 @@ class EngineSink:
     def __init__(self, engine: WeightLoader) -> None:
         self._engine = engine
 
-    async def push(self, index: int, weights: Mapping[str, Tensor]) -> None:  # noqa: ARG002
-        await self._engine.load_weights(weights)
+    async def push(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        await self._engine.load_weights(weights, version=index)
 
 
 class SinkChain:

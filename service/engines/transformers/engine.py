@@ -117,12 +117,18 @@ class TransformersEngine(CheckpointEngine):
         finally:
             request.cancelled = True  # no effect on a finished request
 
-    async def load_weights(self, source: str | Path | Mapping[str, torch.Tensor]) -> None:
+    async def load_weights(
+        self, source: str | Path | Mapping[str, torch.Tensor], *, version: int = 0
+    ) -> None:
         """Replace the weights by those of a checkpoint, or by tensors by parameter name, of the same
         architecture.
 
         The swap happens between two steps, for all weights or none, and drops the prefix cache. Running
         requests continue with the new weights; their tokens so far are prefilled again.
+
+        Args:
+            source: a checkpoint's directory or hub id, or tensors.
+            version: reported by `TokenChunk.weights_version` of later tokens.
 
         Raises:
             EngineError: the checkpoint can't be read or belongs to another model, or names or shapes differ.
@@ -133,7 +139,7 @@ class TransformersEngine(CheckpointEngine):
             source = await asyncio.to_thread(
                 read_weights, str(source), self._files.config, self._files.tokenizer, runner.dtype
             )
-        await asyncio.wrap_future(thread.swap_weights(source))
+        await asyncio.wrap_future(thread.swap_weights(source, version))
 
     def _started(self) -> tuple[ModelRunner, EngineThread]:
         if self._runner is None or self._thread is None:

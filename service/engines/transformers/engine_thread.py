@@ -57,6 +57,7 @@ class EngineThread:
         self._outbox: defaultdict[asyncio.AbstractEventLoop, list[Delivery]] = defaultdict(list)
         self._lock = threading.Lock()  # no request may enter the inbox after its final drain
         self.end: str | None = None
+        self._weights_version = 0
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
@@ -72,13 +73,14 @@ class EngineThread:
         """Queue a request. Raises EngineError if the thread has ended."""
         self._put(request)
 
-    def swap_weights(self, state: Mapping[str, torch.Tensor]) -> Future[None]:
+    def swap_weights(self, state: Mapping[str, torch.Tensor], version: int) -> Future[None]:
         """Replace the weights between two steps. Drops the prefix cache; running requests continue with the
-        new weights, and their tokens so far are prefilled again."""
+        new weights, and their tokens so far are prefilled again. Later tokens report ``version``."""
 
         def swap() -> None:
             self._runner.load_weights(state)
             self._scheduler.pool.forget()
+            self._weights_version = version
 
         call = _Call(swap)
         self._put(call)
@@ -167,7 +169,7 @@ class EngineThread:
             if not math.isfinite(draw.logprob):
                 self._reject(request, "the model's logits are not finite: check the weights and the dtype")
                 continue
-            chunk = request.accept(draw)
+            chunk = request.accept(draw, self._weights_version)
             self._generated_tokens += 1
             self._outbox[request.loop].append((request, chunk))
             if chunk.finish_reason is not None:

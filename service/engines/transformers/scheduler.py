@@ -150,8 +150,8 @@ class Request:
         """Return this request's next random number in [0, 1), independent of the rest of the batch."""
         return self._random.random()
 
-    def accept(self, draw: Draw) -> TokenChunk:
-        """Append a sampled token and return its chunk of the stream."""
+    def accept(self, draw: Draw, weights_version: int = 0) -> TokenChunk:
+        """Append a token sampled with this version of the weights; return its chunk of the stream."""
         first = len(self.tokens) == self._prompt_length
         self.tokens.append(draw.token_id)
         if self.history is not None:
@@ -164,7 +164,7 @@ class Request:
             text += self.detokenizer.finish()
         top = (draw.top_logprobs,) if self.sampling.top_logprobs else ()
         cached = self.cached_tokens if first else None
-        return TokenChunk((draw.token_id,), text, (draw.logprob,), top, cached, reason)
+        return TokenChunk((draw.token_id,), text, (draw.logprob,), top, cached, reason, weights_version)
 
     def _finish_reason(self, token_id: int) -> FinishReason | None:
         if token_id in self.stop_token_ids:

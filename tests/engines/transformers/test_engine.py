@@ -385,7 +385,7 @@ async def test_running_request_continues_with_new_weights(
     other = make_model(make_tokenizer(), seed=1)
     stream = engine.generate(ids, Sampling(temperature=0, max_tokens=400))
     chunks = [await anext(stream) for _ in range(5)]
-    await engine.load_weights(other.state_dict())
+    await engine.load_weights(other.state_dict(), version=7)
     chunks += [chunk async for chunk in stream]
     assert len(chunks) == 400
     # The weights changed somewhere after the fifth chunk; all later tokens come from the new ones.
@@ -396,6 +396,13 @@ async def test_running_request_continues_with_new_weights(
     changed = int((tokens != old).nonzero()[0])
     assert 5 <= changed < 400
     assert torch.equal(tokens[changed:], new[changed:])
+    # Each token reports the weights that sampled it, exactly.
+    versions = [chunk.weights_version for chunk in chunks]
+    assert sorted(set(versions)) == [0, 7]
+    swapped = versions.index(7)
+    assert versions == [0] * swapped + [7] * (400 - swapped)
+    assert torch.equal(tokens[:swapped], old[:swapped])
+    assert torch.equal(tokens[swapped:], new[swapped:])
 
 
 async def test_overwriting_the_checkpoint_does_not_change_the_model(tmp_path: Path) -> None:

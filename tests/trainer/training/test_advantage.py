@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.training.advantage import group_advantages
+from trainer.training.filtering import group_advantages
 
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=8))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,12 +11,16 @@ from pathlib import Path
 import pytest
 
 from service.engines.checkpoint import CheckpointError, verify
+from tests.support.run_dirs import write_checkpoint
 from trainer.training.checkpoints import (
     MAY_CHANGE,
     STATE_FILE,
     check_resumable,
+    find_best,
     latest,
+    link_best,
     prune,
+    resume_notices,
     staged,
     write_run_state,
 )
@@ -108,6 +113,99 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10"}
 
 
+def test_prune_keeps_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step)
+    link_best(tmp_path / "checkpoint-2")
+    prune(tmp_path, keep=1, best=tmp_path / "checkpoint-2")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-4", "best"}
+    assert latest(tmp_path) == tmp_path / "checkpoint-4"
+    assert (tmp_path / "best").resolve() == tmp_path / "checkpoint-2"
+    verify(tmp_path / "best")
+
+
+def test_link_moves_to_better_checkpoint(tmp_path: Path) -> None:
+    for step in (1, 2):
+        link_best(write(tmp_path, step))
+    assert (tmp_path / "best").readlink() == Path("checkpoint-2")
+    assert not list(tmp_path.glob(".staging*"))
+
+
+VALIDATION = {"data": ["held-out"], "every": 2, "samples": 4}
+
+
+def test_best_has_highest_accuracy_and_earliest_wins(tmp_path: Path) -> None:
+    settings = config(validation=VALIDATION, save_every=2)
+    history = [
+        {"step": step, "eval_accuracy": accuracy}
+        for step, accuracy in enumerate([0.9, 0.95, 0.25, 1.0, 0.75, 0.0, 0.75])
+    ]
+    for step in (2, 4, 6):
+        write_checkpoint(tmp_path, step, history[: step + 1], settings)
+    best = find_best(tmp_path / "checkpoints", settings)
+    assert str(best) == "checkpoint-4, eval_accuracy 0.750"
+
+
+def test_best_ignores_results_of_another_validation(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 2, [{"step": 2, "eval_accuracy": 1.0}], config(validation=VALIDATION))
+    now = config(validation={**VALIDATION, "data": ["other"]})
+    write_checkpoint(tmp_path, 4, [{"step": 2, "eval_accuracy": 1.0}, {"step": 4, "eval_accuracy": 0.5}], now)
+    best = find_best(tmp_path / "checkpoints", now)
+    assert best is not None
+    assert (best.path.name, best.value) == ("checkpoint-4", 0.5)
+    often = config(validation={**VALIDATION, "every": 10})
+    assert str(find_best(tmp_path / "checkpoints", often)).startswith("checkpoint-2")
+
+
+def test_best_without_validation_is_by_mean_reward_since_last_checkpoint(tmp_path: Path) -> None:
+    settings = config(save_every=2)
+    history = [{"step": i + 1, "reward": reward} for i, reward in enumerate([0.0, 0.9, 0.5, 0.6, 0.6])]
+    for step in (2, 4, 5):
+        write_checkpoint(tmp_path, step, history[:step], settings)
+    best = find_best(tmp_path / "checkpoints", settings)
+    assert best is not None
+    assert (best.path.name, best.metric) == ("checkpoint-5", "reward")
+    assert best.value == pytest.approx(0.6)
+
+
+def test_no_checkpoint_is_best_without_results(tmp_path: Path) -> None:
+    assert find_best(tmp_path, config()) is None
+    write_checkpoint(tmp_path, 2, [], config())
+    assert find_best(tmp_path / "checkpoints", config()) is None
+    assert find_best(tmp_path / "checkpoints", config(validation=VALIDATION)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "expected"),
+    [
+        ({}, 2, None),
+        ({}, 1, "the run used 2 training processes and resumes on 1: from here on the problems are divided"),
+        (
+            {"steps": 400, "lr_schedule": "cosine"},
+            2,
+            "steps is 400, before it was 200: .* the cosine schedule",
+        ),
+        ({"steps": 400}, 2, None),
+    ],
+    ids=["same", "processes", "schedule", "constant rate"],
+)
+def test_notices_tell_what_changes_on_resume(
+    tmp_path: Path, changes: dict[str, object], processes: int, expected: str | None
+) -> None:
+    write_run_state(tmp_path, config(lr_schedule=changes.get("lr_schedule", "constant")), "abc", 0, 2)
+    notices = resume_notices(tmp_path, config(**changes), processes)
+    assert len(notices) == (expected is not None)
+    assert expected is None or re.match(expected, notices[0])
+
+
+def test_no_notice_for_checkpoint_of_first_version(tmp_path: Path) -> None:
+    write_run_state(tmp_path, config(), "abc", 0)
+    state = json.loads((tmp_path / STATE_FILE).read_text())
+    del state["processes"]
+    (tmp_path / STATE_FILE).write_text(json.dumps(state))
+    assert resume_notices(tmp_path, config(), 8) == []
+
+
 def test_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
     write_atomically(path, b"one")
@@ -137,7 +235,8 @@ def test_same_run_resumes_with_skipped_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": 400}, {"run_dir": "elsewhere"}, {"engine_slots": 3}, {"data": ["moved"]}]
+    "changes",
+    [{"steps": 400}, {"run_dir": "elsewhere"}, {"engine_slots": 3}, {"data": ["moved"]}, {"push_to": "a/b"}],
 )
 def test_settings_without_effect_on_result_may_change(tmp_path: Path, changes: dict[str, object]) -> None:
     write_run_state(tmp_path, config(), "abc", 0)

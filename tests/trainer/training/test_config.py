@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from service.deferral.policy import DeferralPolicy
 from trainer.quickstart.config import WarmStartConfig
@@ -74,6 +75,7 @@ def test_policy_starts_from_checkpoint(recipe: Path, tmp_path: Path) -> None:
     ("method=ppo", "method: .* got 'ppo'"),
     ("policy.max_turns=0", "policy: max_turns: .* got 0"),
     ("policy.turns=1", "policy: turns: unknown field. Did you mean max_turns"),
+    ("max_staleness=-1", "max_staleness: .* got -1"),
     ("policy.mode=immediate", "policy: mode is set by execution"),
     ("min_valid_samples=9", "min_valid_samples is 9, more than group_size 8"),
     ("mini_batch_samples=48", "mini_batch_samples is 48: it must divide the 128"),
@@ -143,6 +145,18 @@ def test_names_missing_and_invalid_files(tmp_path: Path) -> None:
     broken.write_text('data = ["d"]')
     with pytest.raises(ConfigError, match="model: is missing"):
         load_config(broken)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"generation": "vllm", "weight_transfer": "gloo"}, "max_staleness is 2: it needs generation 'embedded'"),
+    ({"ray": {}}, r"max_staleness is 2: it needs generation 'embedded' and no \[ray\]"),
+    ({"steps": 2}, "max_staleness is 2, but the run has only 2 rollouts"),
+    ({"steps": 4, "save_every": 4, "mini_batch_samples": 64}, "the run has only 2 rollouts"),
+])  # fmt: skip
+def test_rejects_impossible_staleness(changes: dict[str, object], message: str) -> None:
+    values: dict[str, object] = {"model": "m", "data": ["d"], "run_dir": "r", "max_staleness": 2}
+    with pytest.raises(ValidationError, match=message):
+        TrainConfig.model_validate({**values, **changes})
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -7,8 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.training.advantage import group_advantages
-from trainer.training.filtering import FilterCounts, GroupSample, filter_group, overlong_penalty
+from trainer.training.filtering import (
+    FilterCounts,
+    GroupSample,
+    filter_group,
+    group_advantages,
+    overlong_penalty,
+)
 
 RIGHT, WRONG = GroupSample(1.0), GroupSample(0.0)
 CUT, VOID = GroupSample(0.0, over_long=True), GroupSample(0.0, void=True)

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from service.deferral.episode import Outcome
 from trainer.training.episodes import Sample
-from trainer.training.micro_batches import make_micro_batch, split_rows
-from trainer.training.rollouts import Row
+from trainer.training.rollouts import Row, make_micro_batch, split_rows
 
 PAD = 99
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.training.off_policy import correct, mismatch_metrics, reference_kl
+from trainer.training.loss import correct, mismatch_metrics, reference_kl
 from trainer.training.recipe_tables import OffPolicySettings
 
 SAMPLE = torch.tensor([0, 0, 0, 1, 1, 3])

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from service.deferral.policy import DeferralPolicy
@@ -119,6 +120,32 @@ def test_two_processes_match_one_process(
     far = sum(int(((weights[name] - own[name]).abs() > 1e-5).sum()) for name in own)
     assert far < 0.01 * sum(weight.numel() for weight in own.values())
     assert len(list((settings.run_dir / "tensorboard").iterdir())) == 2  # one file per launch
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_train_the_same_adapter(tmp_path: Path, toy_checkpoint: Path) -> None:
+    alone, settings = (
+        config(tmp_path / name, toy_checkpoint, lora={"rank": 4}, tensorboard=False)
+        for name in ("alone", "two")
+    )
+    launch([sys.executable], alone)
+    launch(DDP, settings.model_copy(update={"steps": 1}))
+    launch(DDP, settings)
+    for step in range(2):
+        ours, theirs = (torch.load(c.run_dir / f"gradients-{step}.pt") for c in (settings, alone))
+        assert ours.keys() == theirs.keys()
+        assert max(float(gradient.abs().max()) for gradient in theirs.values()) > 1e-4
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+        assert rollouts(settings, step) == rollouts(alone, step)
+    adapters = [
+        load_file(c.run_dir / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")
+        for c in (settings, alone)
+    ]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert {tensor.dtype for tensor in adapters[0].values()} == {torch.float32}
+    far = sum(int(((adapters[0][name] - own).abs() > 1e-5).sum()) for name, own in adapters[1].items())
+    assert far < 0.01 * sum(own.numel() for own in adapters[1].values())
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)

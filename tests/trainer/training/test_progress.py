@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -23,30 +24,46 @@ def test_summary_of_step() -> None:
     assert summary({"train_runtime": 3.0}) == ""
 
 
-def test_log_file_has_one_line_per_step(tmp_path_factory: object) -> None:
-    console = Console(file=io.StringIO(), width=120)
-    progress = RunProgress(console)
+def play(console: Console, *events: tuple[int, dict[str, float]], history: object = ()) -> str:
+    """Show a run that logs ``events``: step and metrics. Returns what was written."""
     args, control = TrainingArguments(output_dir="unused"), TrainerControl()
-    state = TrainerState(global_step=3, max_steps=10)
-    progress.on_train_begin(args, state, control)
-    progress.on_group(1, 4)
-    progress.on_log(args, state, control, logs=LOGS)
-    progress.on_log(args, state, control, logs={"train_loss": 1.0})
-    progress.on_train_end(args, state, control)
-    assert console.file.getvalue() == f"step 3/10  {summary(LOGS)}\n"  # type: ignore[attr-defined]
+    state = TrainerState(global_step=0, max_steps=10)
+    state.log_history = list(history)  # type: ignore[call-overload]
+    with RunProgress(console) as progress:
+        progress.on_train_begin(args, state, control)
+        progress.on_validation(0)
+        progress.on_group(2, 4)
+        for step, logs in events:
+            progress.on_log(args, TrainerState(global_step=step, max_steps=10), control, logs=logs)
+        progress.on_train_end(args, state, control)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def test_terminal_shows_bar() -> None:
+def test_log_file_has_one_line_per_step() -> None:
+    text = play(
+        Console(file=io.StringIO(), width=120),
+        (3, LOGS),
+        (3, {"train_loss": 1.0}),
+        (4, {"eval_accuracy": 0.5}),
+    )
+    assert text == f"step 3/10  {summary(LOGS)}\nstep 4/10  validation 50.0%\n"
+
+
+def test_terminal_shows_bar_and_curves() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
-    progress = RunProgress(console)
-    args, control = TrainingArguments(output_dir="unused"), TrainerControl()
-    progress.on_train_begin(args, TrainerState(global_step=0, max_steps=10), control)
-    progress.on_group(2, 4)
-    progress.on_log(args, TrainerState(global_step=1, max_steps=10), control, logs=LOGS)
-    progress.on_train_end(args, TrainerState(global_step=1, max_steps=10), control)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = play(console, (1, LOGS), history=[{"step": 0, "reward": 0.125}])
     assert "1/10" in text
-    assert "reward 0.250" in text
+    assert "done" in text
+    assert re.search(r"reward +0\.250 +▁█", text)
+
+
+def test_view_stops_after_error() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None)
+    with pytest.raises(RuntimeError, match="engine"), RunProgress(console):
+        raise RuntimeError("engine")
+    console.file.truncate(0)
+    with RunProgress(console):  # a console has at most one live view
+        pass
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -5,7 +5,8 @@ import json
 import sys
 import threading
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,10 @@ from torch import Tensor
 
 from service.deferral.answer import last_boxed
 from service.deferral.policy import DeferralPolicy
-from service.engines.base import EngineError
-from service.sandbox.base import ExecutionResult
+from service.engines.base import EngineError, Sampling, TokenChunk
+from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from tests.support.reply_engine import ReplyEngine
-from tests.support.scripted import EOS, ScriptedSandbox, printed
+from tests.support.scripted import EOS, ScriptedSandbox, ScriptedSession, printed
 from trainer.data.problems import Problem
 from trainer.rewards import FinishedEpisode, Reward, RewardError
 from trainer.rewards.registry import RewardConfigError, RewardSet, RewardSpec
@@ -58,7 +59,7 @@ class LearningEngine(ReplyEngine):
 
         super().__init__(reply)
 
-    async def load_weights(self, source: Mapping[str, Tensor]) -> None:
+    async def load_weights(self, source: Mapping[str, Tensor], *, version: int = 0) -> None:
         self.loaded.append(source)
 
 
@@ -225,6 +226,158 @@ def test_rollout_without_episodes_is_an_error(tmp_path: Path, loop: BackgroundLo
         source.collect(0, {})
 
 
+class VersionedEngine(LearningEngine):
+    """Engine whose tokens report the version of its weights."""
+
+    def __init__(self, replies: Mapping[str, list[str]]) -> None:
+        super().__init__(replies)
+        self.version = -1
+        self.changed: list[asyncio.Event] = []
+
+    async def load_weights(self, source: Mapping[str, Tensor], *, version: int = 0) -> None:
+        self.version = version
+        for event in self.changed:
+            event.set()
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
+    ) -> AsyncGenerator[TokenChunk, None]:
+        async with aclosing(super().generate(prompt_ids, sampling, stop_token_ids)) as chunks:
+            async for chunk in chunks:
+                yield chunk._replace(weights_version=self.version)
+
+
+class HeldSession(ScriptedSession):
+    """Session whose flush waits for weights of version 1, if the engine has older ones."""
+
+    def __init__(self, engine: VersionedEngine) -> None:
+        super().__init__(lambda blocks: printed("1"))
+        self._engine = engine
+
+    async def flush(self) -> ExecutionResult:
+        if "ahead" in self.pending[0] and self._engine.version < 1:
+            event = asyncio.Event()
+            self._engine.changed.append(event)
+            await event.wait()
+        return await super().flush()
+
+
+class HeldSandbox(ScriptedSandbox):
+    def __init__(self, engine: VersionedEngine) -> None:
+        super().__init__(lambda blocks: printed("1"))
+        self._engine = engine
+
+    def session(self, limits: SessionLimits) -> Session:
+        self.sessions.append(HeldSession(self._engine))
+        return self.sessions[-1]
+
+
+def ahead_of(
+    settings: TrainConfig, loop: BackgroundLoop
+) -> tuple[RolloutCollector, VersionedEngine, HeldSandbox]:
+    """A collector of asynchronous rollouts. The code of rollout 1 waits for weights of version 1."""
+    drawn = collector(settings, LearningEngine({}), loop).draw(1)
+    run = {problem.question: ["```python\n'ahead'\n```<tool_call>"] for _, problem in drawn}
+    engine = VersionedEngine(
+        {"result: 1": [boxed(1), boxed(0)], **run, "question": ["```python\n1\n```<tool_call>"]}
+    )
+    sandbox = HeldSandbox(engine)
+    worker = LocalRolloutWorker(engine, sandbox, rollout_settings(settings, DeferralPolicy()))
+    return collector(settings, engine, loop, worker=worker), engine, sandbox
+
+
+def asynchronous(run_dir: Path) -> TrainConfig:
+    """One group a rollout out of 7 problems, so that rollouts 0 and 1 have different problems."""
+    return config(run_dir, prompts_per_step=2, oversample=1.0, max_staleness=1, steps=3, save_every=3)
+
+
+def test_partial_episode_keeps_its_session_and_continues_with_new_weights(
+    tmp_path: Path, loop: BackgroundLoop
+) -> None:
+    source, engine, sandbox = ahead_of(asynchronous(tmp_path), loop)
+    first = source.collect(0, {})
+    assert {version for row in first.rows for version in row.sample.versions} == {0}
+    while len(engine.changed) < 4:  # rollout 1 runs in the background until its code waits
+        loop.run(asyncio.sleep(0))
+    sessions = list(sandbox.sessions)
+    second = source.collect(1, {})
+    assert sandbox.sessions[:8] == sessions[:8]
+    for row in second.rows:
+        sampled = [v for v, m in zip(row.sample.versions, row.sample.sampled, strict=True) if m]
+        assert sampled == sorted(sampled)
+        assert set(sampled) == {0, 1}
+        assert len(row.sample.tools) == 1
+    assert sum(not session.closed for session in sessions[4:8]) == 0
+    metrics = second.metrics.reduced(Accelerator(cpu=True))
+    assert metrics["async/staleness_max"] == 1
+    assert 0 < metrics["async/staleness"] < 1
+    assert metrics["async/queued_rollouts"] == 0
+    assert {"async/trainer_wait_seconds", "async/room_wait_seconds"} <= metrics.keys()
+    loop.run(source.close())
+
+
+def test_asynchronous_rollouts_have_the_problems_and_seeds_of_synchronous_ones(
+    tmp_path: Path, loop: BackgroundLoop
+) -> None:
+    settings = asynchronous(tmp_path / "a")
+    source, _, _ = ahead_of(settings, loop)
+    ahead = [source.collect(index, {}) for index in range(3)]
+    alternating = collector(
+        config(tmp_path / "b", prompts_per_step=2, oversample=1.0, steps=3, save_every=3),
+        LearningEngine({"result: 1": [boxed(1), boxed(0)], "question": [RUN]}),
+        loop,
+    )
+    for index, batch in enumerate(ahead):
+        rows = alternating.collect(index, {}).rows
+        assert [row.sample.seed for row in batch.rows] == [row.sample.seed for row in rows]
+        assert [row.sample.prompt_ids for row in batch.rows] == [row.sample.prompt_ids for row in rows]
+    loop.run(source.close())
+
+
+def test_resumed_queue_keeps_finished_episodes(tmp_path: Path, loop: BackgroundLoop) -> None:
+    source, engine, _ = ahead_of(asynchronous(tmp_path), loop)
+    source.collect(0, {})
+    while len(engine.changed) < 4:
+        loop.run(asyncio.sleep(0))
+    source.collect(1, {})
+    while len(loop.run(source._snapshot()).finished) < 4:  # rollout 2
+        loop.run(asyncio.sleep(0))
+    source.save(tmp_path)
+    expected = [row.sample for row in source.collect(2, {}).rows]
+    loop.run(source.close())
+
+    resumed, other, sandbox = ahead_of(asynchronous(tmp_path), loop)
+    state = resumed.restore(tmp_path)
+    assert (len(state.finished), state.running) == (4, ())
+    rows = resumed.collect(2, {}).rows
+    assert [row.sample for row in rows] == expected
+    assert (other.asked, sandbox.sessions) == ({}, [])
+    loop.run(resumed.close())
+
+
+def test_running_episodes_are_saved_as_seeds(tmp_path: Path, loop: BackgroundLoop) -> None:
+    source, engine, _ = ahead_of(asynchronous(tmp_path), loop)
+    source.collect(0, {})
+    while len(engine.changed) < 4:
+        loop.run(asyncio.sleep(0))
+    source.save(tmp_path)
+    resumed, _, sandbox = ahead_of(asynchronous(tmp_path), loop)
+    state = resumed.restore(tmp_path)
+    assert (state.finished, len(state.running)) == ((), 4)
+    rows = resumed.collect(1, {}).rows
+    assert sorted(row.sample.seed for row in rows) == sorted(state.running)
+    assert {v for row in rows for v, m in zip(row.sample.versions, row.sample.mask, strict=True) if m} == {1}
+    loop.run(resumed.close())
+    loop.run(source.close())
+    assert all(session.closed for session in sandbox.sessions)
+
+
+def test_synchronous_run_adds_nothing_to_checkpoints(tmp_path: Path, loop: BackgroundLoop) -> None:
+    source = collector(config(tmp_path), LearningEngine({}), loop)
+    source.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 async def where() -> tuple[asyncio.AbstractEventLoop, str]:
     return asyncio.get_running_loop(), threading.current_thread().name
 
@@ -285,6 +438,23 @@ def test_means_are_over_items() -> None:
     alone: Any = SimpleNamespace(num_processes=1)
     assert means.reduced(alone) == {"a": 1.0}
     assert Means().reduced(alone) == {}
+
+
+def test_maximum_is_over_processes() -> None:
+    means = Means()
+    means.add_maximum("age", 1.0)
+    means.add_maximum("age", 3.0)
+    means.add_maximum("age", 2.0)
+    alone: Any = SimpleNamespace(num_processes=1)
+    assert means.reduced(alone) == {"age": 3.0}
+    other = torch.tensor([[5.0]])
+    two: Any = SimpleNamespace(
+        num_processes=2,
+        device="cpu",
+        reduce=lambda pairs: pairs,
+        gather=lambda values: torch.cat([values, other]),
+    )
+    assert means.reduced(two) == {"age": 5.0}
 
 
 def test_means_add_up_over_processes() -> None:

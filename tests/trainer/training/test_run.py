@@ -11,18 +11,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import Tensor
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import CheckpointError
 from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
+from trainer.training.checkpoints import latest
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.rollout_queue import QueueState
 from trainer.training.run import train
+from trainer.training.trainer import IHGRPOTrainer
 
 ROOT = Path(__file__).parents[3]
 
@@ -107,6 +112,64 @@ def test_training_raises_reward(tmp_path: Path, toy_checkpoint: Path, method: st
     assert DeferralPolicy.load(checkpoint) == POLICY.model_copy(update={"mode": mode})
     assert json.loads((checkpoint / "config.json").read_text())["use_cache"] is True
     assert not (settings.run_dir / "README.md").exists()
+
+
+def test_asynchronous_training_raises_reward_within_its_staleness(
+    tmp_path: Path, toy_checkpoint: Path
+) -> None:
+    settings = config(
+        tmp_path / "run", toy_checkpoint, steps=16, save_every=16, group_size=8, engine_slots=32,
+        max_staleness=2, off_policy={"weights": "token_truncate"},
+    )  # fmt: skip
+    checkpoint, _ = run(settings)
+    curve = rewards(settings.run_dir)
+    assert len(curve) == 16
+    assert sum(curve[-3:]) / 3 > sum(curve[:3]) / 3 + 0.15
+    ages = set()
+    for index, path in enumerate(sorted((settings.run_dir / "rollouts").iterdir())):
+        table = pq.read_table(path, columns=["versions", "mask"]).to_pydict()
+        for versions, mask in zip(table["versions"], table["mask"], strict=True):
+            ages |= {index - version for version, sampled in zip(versions, mask, strict=True) if sampled}
+    assert min(ages) >= 0
+    assert max(ages) == 2  # the first three rollouts start together
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    assert max(entry.get("async/staleness_max", 0) for entry in history) <= 2
+    assert QueueState.load(checkpoint) == QueueState((), ())  # no rollout beyond the last step
+
+
+def test_asynchronous_run_resumes_with_the_episodes_of_its_queue(
+    tmp_path: Path, toy_checkpoint: Path
+) -> None:
+    class Stopped(IHGRPOTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            if self.state.global_step == 3:
+                raise RuntimeError("stopped")
+            return super().training_step(*args, **kwargs)
+
+    settings = config(tmp_path / "run", toy_checkpoint, steps=6, oversample=1.0, max_staleness=2)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(settings, Console(file=io.StringIO()), sandbox=toy_sandbox(), trainer_class=Stopped)
+    saved = latest(settings.run_dir / "checkpoints")
+    assert saved == settings.run_dir / "checkpoints" / "checkpoint-2"
+    queue = QueueState.load(saved)
+    episodes = 2 * settings.rollout_samples  # rollouts 2 and 3 had been started
+    assert len(queue.finished) + len(queue.running) == episodes
+    checkpoint, text = run(settings)
+    assert checkpoint.name == "checkpoint-6"
+    assert f"{len(queue.finished)} finished episodes kept, {len(queue.running)} running ones started" in text
+    names = sorted(path.name for path in (settings.run_dir / "rollouts").iterdir())
+    assert names == [f"rollout-{index:06}.parquet" for index in range(6)]
+    tables = [pq.read_table(settings.run_dir / "rollouts" / name).to_pydict() for name in names]
+    by_seed = {
+        seed: (ids, versions)
+        for table in tables
+        for seed, ids, versions in zip(table["seed"], table["ids"], table["versions"], strict=True)
+    }
+    assert len(by_seed) == 6 * settings.rollout_samples  # no episode is trained on twice
+    for sample in queue.finished:
+        assert by_seed[sample.seed] == (list(sample.ids), list(sample.versions))
+    for seed in queue.running:
+        assert {version for version in by_seed[seed][1] if version} <= {2, 3}
 
 
 def test_full_disk_is_reported_and_leaves_no_partial_checkpoint(tmp_path: Path, toy_checkpoint: Path) -> None:

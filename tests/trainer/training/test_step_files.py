@@ -1,9 +1,9 @@
 """Number of source files that one training step crosses.
 
 A file under ``service/`` or ``trainer/`` counts if one of its functions is called, in any thread, between the
-start of an optimiser step and its log entry: weight push, rollout, reward, filter, advantage, loss, update.
-Not counted are ``service/engines`` and ``service/sandbox`` (each is behind one interface), the reward worker
-processes, and checkpoints, which are not written in every step.
+start of an optimiser step and its log entry: weight push, rollout, filter, advantage, loss, update.
+Not counted are ``service/engines``, ``service/sandbox`` and ``trainer/rewards``, which are exchangeable parts
+behind one interface each, and checkpoints, which are not written in every step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainer.training.trainer import IHGRPOTrainer
 
 ROOT = Path(__file__).parents[3]
 MAX_FILES = 20
-NOT_COUNTED = ("service/engines/", "service/sandbox/")
+NOT_COUNTED = ("service/engines/", "service/sandbox/", "trainer/rewards/")
 
 
 class FileRecorder(TrainerCallback):

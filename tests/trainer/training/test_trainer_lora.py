@@ -57,7 +57,8 @@ class FixedRows:
 
 
 def make_trainer(settings: TrainConfig, source: FixedRows) -> IHGRPOTrainer:
-    model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
     if settings.lora is not None:
         marker_id = tokenizer.get_vocab()["<tool_call>"]
@@ -135,6 +136,23 @@ def test_a_resumed_run_ends_as_one_that_was_not_cut_off(tmp_path: Path) -> None:
     )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_checkpointed_activations_give_the_same_adapter_gradients(tmp_path: Path, tied: bool) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", tie_word_embeddings=tied)
+    norms = []
+    for checkpointing in (False, True):
+        settings = config(
+            tmp_path / str(checkpointing), checkpoint, gradient_checkpointing=checkpointing, dtype="bfloat16"
+        )
+        trainer = make_trainer(settings, FixedRows(GOOD, BAD))
+        trainer.train()
+        trained = [p for p in trainer.model.parameters() if p.requires_grad]
+        assert {p.dtype for p in trained} == {torch.float32}
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
 
 
 def test_the_markers_row_has_its_own_learning_rate(tmp_path: Path) -> None:

@@ -84,6 +84,14 @@ def test_server_samples_with_weights_of_each_step(
         assert httpx.get(f"{url}/weight_info").json() == {"weight_version": "rollout-7"}
 
 
+def test_server_samples_with_an_adapters_merged_weights(tmp_path: Path, checkpoint: Path, url: str) -> None:
+    """Embedding and LM head are separate here, so the marker has a trained row in each."""
+    assert_learns_on_vllm(
+        tmp_path, checkpoint, generation_urls=(f"{url}/v1",), weight_transfer="gloo", learning_rate=1e-2,
+        lora={"rank": 8, "marker_lr": 1e-3},
+    )  # fmt: skip
+
+
 def test_server_reports_rejected_weights(url: str) -> None:
     servers = VLLMServers([url], None)
     assert servers.world_size() == 1

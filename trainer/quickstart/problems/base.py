@@ -52,7 +52,7 @@ class PracticeProblem:
 
     @property
     def held_out(self) -> bool:
-        """Whether the problem is held out. Depends only on the text, not on the seed."""
+        """True if the problem is held out. Depends only on the text, not on the seed."""
         return zlib.crc32(self.text.encode()) % HELD_OUT_SHARE == 0
 
 

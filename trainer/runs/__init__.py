@@ -1,0 +1,1 @@
+"""Lists of training runs and comparisons of their curves."""
