@@ -176,7 +176,8 @@ def main() -> None:
         here = Path(folder)
         checkpoint = make_toy_checkpoint(here / "start")
         print(
-            "| seed | mode | steps per hour | reward, all steps | reward, last third | staleness, mean (max) |"
+            "| seed | mode | steps per hour | reward, all steps | reward, last third "
+            "| staleness, mean (max) |"
         )
         print("| --: | --- | --: | --: | --: | --: |")
         ratios, differences = [], []
