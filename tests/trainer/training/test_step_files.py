@@ -3,7 +3,8 @@
 A file under ``service/`` or ``trainer/`` counts if one of its functions is called, in any thread, between the
 start of an optimiser step and its log entry: weight push, rollout, filter, advantage, loss, update.
 Not counted are ``service/engines``, ``service/sandbox`` and ``trainer/rewards``, which are exchangeable parts
-behind one interface each, and checkpoints, which are not written in every step.
+behind one interface each, checkpoints, which are not written in every step, and the callbacks that report on
+a step after it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from trainer.training.trainer import IHGRPOTrainer
 
 ROOT = Path(__file__).parents[3]
 MAX_FILES = 20
-NOT_COUNTED = ("service/engines/", "service/sandbox/", "trainer/rewards/")
+REPORTING = tuple(
+    f"trainer/training/{name}.py" for name in ("live_view", "progress", "reporters", "run_info")
+)
+NOT_COUNTED = ("service/engines/", "service/sandbox/", "trainer/rewards/", *REPORTING)
 
 
 class FileRecorder(TrainerCallback):
