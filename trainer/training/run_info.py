@@ -1,4 +1,4 @@
-"""Files that describe a run: ``run.json`` (recipe, processes) and ``metrics.jsonl`` (curves).
+"""Description of a run in its directory: ``run.json`` (recipe, processes) and ``metrics.jsonl`` (curves).
 
 Cheap to import: no torch.
 """

@@ -117,7 +117,7 @@ async def settle() -> None:
 def test_no_rollout_starts_too_early_and_each_is_taken_once(
     order: Sequence[int], ahead: int, first: int
 ) -> None:
-    """Whatever the order in which rollouts finish, and wherever a run resumes."""
+    """In any order in which rollouts finish, and at any step at which a run resumes."""
 
     async def check() -> None:
         rollouts = Rollouts()
@@ -195,13 +195,13 @@ async def test_waits_of_trainer_and_rollouts() -> None:
 class Worker:
     """Worker that counts calls, and holds the episodes of some seeds."""
 
-    def __init__(self, *held: int) -> None:
+    def __init__(self, *blocked: int) -> None:
         self.calls: list[int] = []
-        self._held = held
+        self._blocked = blocked
 
     async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
         self.calls.append(seed)
-        if seed in self._held:
+        if seed in self._blocked:
             await asyncio.sleep(3600)
         return replace(sample(seed), prompt_ids=tuple(prompt_ids))
 
