@@ -113,7 +113,7 @@ def test_two_processes_match_one_process(
     for one, other in zip(log_history(settings), log_history(alone), strict=True):
         assert one == pytest.approx(other, abs=1e-6)
     names = [path.name for path in (settings.run_dir / "checkpoints").iterdir()]
-    assert sorted(names) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(names) == ["best", "checkpoint-1", "checkpoint-2"]
     checkpoint = settings.run_dir / "checkpoints" / "checkpoint-2"
     assert DeferralPolicy.load(checkpoint) == POLICY
     weights, own = (served_weights(c.run_dir / "checkpoints" / "checkpoint-2") for c in (settings, alone))
@@ -148,6 +148,25 @@ def test_two_processes_train_the_same_adapter(tmp_path: Path, toy_checkpoint: Pa
     assert {tensor.dtype for tensor in adapters[0].values()} == {torch.float32}
     far = sum(int(((adapters[0][name] - own).abs() > 1e-5).sum()) for name, own in adapters[1].items())
     assert far < 0.01 * sum(own.numel() for own in adapters[1].values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_other_number_of_processes_is_reported_on_resume(tmp_path: Path, toy_checkpoint: Path) -> None:
+    validation = {"data": str(tmp_path / "problems.jsonl"), "every": 1, "samples": 2}
+    settings = config(tmp_path / "run", toy_checkpoint, tensorboard=False, validation=validation)
+    launch(DDP, settings.model_copy(update={"steps": 1}))
+    output = launch([sys.executable], settings)
+    assert "note: the run used 2 training processes and resumes on 1: from here on the problems are" in output
+    # Two processes validate one half of the problems each, and both halves count.
+    for step, files in ((0, 2), (1, 2), (2, 1)):
+        paths = list((settings.run_dir / "validation").glob(f"step-{step:06}*"))
+        rows = [row for path in paths for row in pq.read_table(path, columns=["reward"]).to_pylist()]
+        assert (len(paths), len(rows)) == (files, 8)
+        mean = sum(row["reward"] for row in rows) / 8
+        records = (settings.run_dir / "metrics.jsonl").read_text().splitlines()
+        found = [record for record in map(json.loads, records) if "eval_accuracy" in record]
+        assert [r["eval_accuracy"] for r in found if r["step"] == step] == pytest.approx([mean])
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
