@@ -111,7 +111,7 @@ def test_two_processes_match_one_process(
     for one, other in zip(log_history(settings), log_history(alone), strict=True):
         assert one == pytest.approx(other, abs=1e-6)
     names = [path.name for path in (settings.run_dir / "checkpoints").iterdir()]
-    assert sorted(names) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(names) == ["best", "checkpoint-1", "checkpoint-2"]
     checkpoint = settings.run_dir / "checkpoints" / "checkpoint-2"
     assert DeferralPolicy.load(checkpoint) == POLICY
     weights, own = (served_weights(c.run_dir / "checkpoints" / "checkpoint-2") for c in (settings, alone))
