@@ -12,7 +12,8 @@ class LoraSettings(BaseModel):
     """Train a low-rank adapter (LoRA, arXiv 2106.09685) in float32 and keep the model's weights frozen.
 
     The execute marker's embedding row is part of the adapter by default. In some released models that row
-    was never trained: it equals the rows of unused ids, so no adapter of linear layers can single it out.
+    was never trained: it equals the rows of unused ids, so an adapter of linear layers alone cannot
+    distinguish it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -29,7 +30,7 @@ class LoraSettings(BaseModel):
     """Train the marker's row in the embedding and in the LM head, tied or separate."""
     marker_lr: float | None = Field(default=None, gt=0)
     """Learning rate of that row, which has no weight decay. Default: ``learning_rate`` in reinforcement
-    learning; 2e-2 in a warm start, where the row may have to be learned from nothing."""
+    learning; 2e-2 in a warm start, where the row may have to be learned from scratch."""
     adapter: Path | None = None
     """Directory of an adapter to continue training, instead of a new one. It was trained on ``model``; rank,
     alpha, dropout and targets are its own."""
@@ -56,7 +57,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
 class OffPolicySettings(BaseModel):
     """Correct for the difference between the policy that sampled and the policy that is trained.
 
-    Sampler and trainer have the same weights but not the same numbers: other kernels, other precision. With a
+    Sampler and trainer have the same weights, but their kernels and precision differ. With a
     correction, the clipped ratio is taken to the trainer's own log-probs from before the update, and each
     token's loss is weighted by ``trainer / sampler``. The bounds' defaults are those of the literature:
 
@@ -74,7 +75,7 @@ class OffPolicySettings(BaseModel):
     max_weight: float | None = Field(default=None, gt=0)
     """Upper bound. Default: by ``weights``, see above."""
     min_weight: float | None = Field(default=None, ge=0)
-    """Lower bound. Default: by ``weights``; 0 for none."""
+    """Lower bound. Default: by ``weights``; 0 disables it."""
     max_drift: float | None = Field(default=None, gt=0)
     """Reject a sample if the mean of ``log(trainer / sampler)`` over its tokens is further from 0 than this.
     verl's documentation suggests 0.0002 to 0.001 for long samples. Default: no rejection."""

@@ -85,7 +85,7 @@ class QueueState:
 
     @classmethod
     def load(cls, checkpoint: Path) -> QueueState:
-        """Read the state of all processes; it is empty if the checkpoint has none.
+        """Read the state of all processes, each episode once; it is empty if the checkpoint has none.
 
         Raises:
             CheckpointError: a file is damaged.
@@ -101,7 +101,7 @@ class QueueState:
                 raise CheckpointError(
                     f"{path} is damaged: remove it to start its episodes again ({type(error).__name__})"
                 ) from error
-        return cls(tuple(finished), tuple(running))
+        return cls(tuple({sample.seed: sample for sample in finished}.values()), tuple(running))
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,7 +322,7 @@ class RolloutCollector:
                 episodes=len(self.draw(0)) * config.group_size,
             )
         self._awaited = -1
-        self._taken_at = time.monotonic()  # of the last rollout
+        self._taken_at: float | None = None  # of the last rollout, or the start of the first one
 
     @property
     def fingerprint(self) -> str:
@@ -378,9 +378,13 @@ class RolloutCollector:
         self._awaited = index
         if self._queue is None:
             return await self._roll_out(index, self._worker)
+        taken_at = time.monotonic() if self._taken_at is None else self._taken_at
         taken = await self._queue.take(index)
-        self._log.forget(seed for number, _ in self.draw(index) for seed in self._seeds(number))
-        self._add_async_metrics(index, taken)
+        self._taken_at = time.monotonic()
+        draws = self._config.draws_per_rollout  # of all processes: a checkpoint restores their episodes too
+        for number in range(index * draws, (index + 1) * draws):
+            self._log.forget(self._seeds(number))
+        self._add_async_metrics(index, taken, self._taken_at - taken_at)
         return taken.result
 
     async def _run_ahead(self, index: int, on_start: Callable[[], None]) -> RolloutBatch:
@@ -428,7 +432,8 @@ class RolloutCollector:
             rows, _metrics(scored, lost, counts, time.monotonic() - began, self._shard.processes)
         )
 
-    def _add_async_metrics(self, index: int, taken: Taken[RolloutBatch]) -> None:
+    def _add_async_metrics(self, index: int, taken: Taken[RolloutBatch], seconds: float) -> None:
+        """Add metrics of the queue. ``seconds`` have passed since the last rollout was taken."""
         metrics = taken.result.metrics
         ages = [
             index - version
@@ -438,10 +443,8 @@ class RolloutCollector:
         ]
         metrics.add("async/staleness", sum(ages), len(ages))
         metrics.add_maximum("async/staleness_max", max(ages, default=0))
-        # Rollouts overlap: throughput is what training consumes, not tokens over the duration of one of them.
-        now = time.monotonic()
-        metrics.set_count("tokens_per_second", (now - self._taken_at) / self._shard.processes)
-        self._taken_at = now
+        # Rollouts overlap, so throughput counts the tokens that training consumes, not those of one rollout.
+        metrics.set_count("tokens_per_second", seconds / self._shard.processes)
         metrics.add("async/queued_rollouts", taken.queued)
         metrics.add("async/trainer_wait_seconds", taken.trainer_wait_s)
         metrics.add("async/room_wait_seconds", taken.room_wait_s)

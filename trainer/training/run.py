@@ -133,11 +133,12 @@ def _train(
                     console.print(f"note: {notice}", highlight=False, soft_wrap=True)
             if config.max_staleness:
                 queue = source.restore(checkpoint)
-                console.print(
-                    f"asynchronous rollouts: {len(queue.finished)} finished episodes kept, "
-                    f"{len(queue.running)} running ones started again",
-                    highlight=False,
-                )
+                if processes.is_main_process:
+                    console.print(
+                        f"asynchronous rollouts: {len(queue.finished)} finished episodes kept, "
+                        f"{len(queue.running)} running ones started again",
+                        highlight=False,
+                    )
         prepare_push(config)
         stack = AsyncExitStack()
         try:

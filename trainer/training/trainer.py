@@ -299,7 +299,7 @@ class IHGRPOTrainer(GRPOTrainer):
     def _needs_proximal_pass(self) -> bool:
         """Whether the trainer's log-probs from before the update need a separate forward pass.
 
-        Not if weights are only truncated and each rollout has one update: then the update's own do.
+        False if weights are only truncated and each rollout has one update, whose own log-probs then suffice.
         """
         settings = self.config.off_policy
         return settings.removes_tokens or (settings.is_on and self.config.updates_per_rollout > 1)

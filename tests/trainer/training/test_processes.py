@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers.weight_loading import read_weights
 from tests.support.toy_task import GOLD, POLICY, QUESTION
 from trainer.training.config import TrainConfig
+from trainer.training.rollout_queue import QueueState
 
 ROOT = Path(__file__).parents[3]
 ACCELERATE = ROOT / "recipes" / "accelerate"
@@ -157,3 +159,26 @@ def test_accelerate_configs_are_valid(path: Path) -> None:
     if raw["distributed_type"] == "FSDP":
         assert loaded.fsdp_config["fsdp_version"] == 2
         assert loaded.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_asynchronous_rollouts_on_two_processes(tmp_path: Path, toy_checkpoint: Path) -> None:
+    """Each process has its own queue. The last two steps are a separate run."""
+    settings = config(tmp_path / "run", toy_checkpoint, steps=4, save_every=2, max_staleness=1)
+    launch(DDP, settings.model_copy(update={"steps": 3, "save_every": 1}))
+    checkpoints = settings.run_dir / "checkpoints"
+    shutil.rmtree(checkpoints / "checkpoint-3")
+    names = {path.name for path in (checkpoints / "checkpoint-2").glob("rollout_queue-*")}
+    assert names == {"rollout_queue-0.json.gz", "rollout_queue-1.json.gz"}
+    queue = QueueState.load(checkpoints / "checkpoint-2")
+    seeds = {*(sample.seed for sample in queue.finished), *queue.running}
+    assert len(seeds) == 16  # rollout 2
+    output = launch(DDP, settings)
+    assert output.count("finished episodes kept") == 1
+    assert set(rollouts(settings, 2)) == seeds
+    for sample in queue.finished:
+        assert rollouts(settings, 2)[sample.seed][0] == list(sample.ids)
+    for number in range(4):
+        assert len(rollouts(settings, number)) == 16
+    assert QueueState.load(checkpoints / "checkpoint-4") == QueueState((), ())

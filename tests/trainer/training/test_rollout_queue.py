@@ -117,7 +117,7 @@ async def settle() -> None:
 def test_no_rollout_starts_too_early_and_each_is_taken_once(
     order: Sequence[int], ahead: int, first: int
 ) -> None:
-    """Whatever the order in which rollouts finish, and wherever a run resumes."""
+    """In any order in which rollouts finish, and at any step at which a run resumes."""
 
     async def check() -> None:
         rollouts = Rollouts()
@@ -195,13 +195,13 @@ async def test_waits_of_trainer_and_rollouts() -> None:
 class Worker:
     """Worker that counts calls, and holds the episodes of some seeds."""
 
-    def __init__(self, *held: int) -> None:
+    def __init__(self, *blocked: int) -> None:
         self.calls: list[int] = []
-        self._held = held
+        self._blocked = blocked
 
     async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
         self.calls.append(seed)
-        if seed in self._held:
+        if seed in self._blocked:
             await asyncio.sleep(3600)
         return replace(sample(seed), prompt_ids=tuple(prompt_ids))
 
@@ -246,7 +246,7 @@ async def test_counter_reports_start_before_the_episode_ends() -> None:
 
 def test_state_of_all_processes_is_restored_exactly(tmp_path: Path) -> None:
     QueueState((sample(1), sample(2**63 - 1)), (5, 6)).save(tmp_path, process=0)
-    QueueState((sample(3),), (7,)).save(tmp_path, process=1)
+    QueueState((sample(3), sample(1)), (7,)).save(tmp_path, process=1)
     assert QueueState.load(tmp_path) == QueueState((sample(1), sample(2**63 - 1), sample(3)), (5, 6, 7))
 
 

@@ -1,4 +1,4 @@
-"""Gradient of a step under each method and off-policy correction."""
+"""Effects of methods and off-policy correction on the gradient of a step."""
 
 from __future__ import annotations
 
