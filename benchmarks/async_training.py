@@ -1,4 +1,4 @@
-"""Asynchronous against synchronous training: steps an hour and reward, with tools of heavy-tailed latency.
+"""Asynchronous against synchronous training: steps per hour and reward, with tools of heavy-tailed latency.
 
     python benchmarks/async_training.py --seeds 0 1 2
 
@@ -175,9 +175,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         checkpoint = make_toy_checkpoint(here / "start")
-        print(
-            "| seed | mode | steps an hour | reward, all steps | reward, last third | staleness, mean (max) |"
-        )
+        print("| seed | mode | steps per hour | reward, all steps | reward, last third | staleness (max) |")
         print("| --: | --- | --: | --: | --: | --: |")
         ratios, differences = [], []
         for place, seed in enumerate(chosen.seeds):
@@ -201,8 +199,8 @@ def main() -> None:
             differences.append(mean(fast.rewards[-third:]) - mean(slow.rewards[-third:]))
             waits = [fast.mean(f"async/{who}_wait_seconds") for who in ("trainer", "room")]
             print(
-                f"seed {seed}: {ratios[-1]:.2f} times the steps an hour; reward of the last third "
-                f"{differences[-1]:+.3f}; flushes an episode {slow.mean('flushes'):.2f} and "
+                f"seed {seed}: {ratios[-1]:.2f} times the steps per hour; reward of the last third "
+                f"{differences[-1]:+.3f}; flushes per episode {slow.mean('flushes'):.2f} and "
                 f"{fast.mean('flushes'):.2f}; a step waited {waits[0]:.2f} s for its rollout, and a rollout "
                 f"{waits[1]:.2f} s for room; load {os.getloadavg()[0]:.1f}",
                 flush=True,

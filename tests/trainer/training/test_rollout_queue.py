@@ -117,7 +117,7 @@ async def settle() -> None:
 def test_no_rollout_starts_too_early_and_each_is_taken_once(
     order: Sequence[int], ahead: int, first: int
 ) -> None:
-    """Whatever the order in which rollouts finish, and wherever a run resumes."""
+    """For any order in which rollouts finish, and any rollout at which a run resumes."""
 
     async def check() -> None:
         rollouts = Rollouts()
@@ -193,15 +193,15 @@ async def test_waits_of_trainer_and_rollouts() -> None:
 
 
 class Worker:
-    """Worker that counts calls, and holds the episodes of some seeds."""
+    """Worker that records calls. The episodes of the seeds ``endless`` never end."""
 
-    def __init__(self, *held: int) -> None:
+    def __init__(self, *endless: int) -> None:
         self.calls: list[int] = []
-        self._held = held
+        self._endless = endless
 
     async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
         self.calls.append(seed)
-        if seed in self._held:
+        if seed in self._endless:
             await asyncio.sleep(3600)
         return replace(sample(seed), prompt_ids=tuple(prompt_ids))
 
@@ -226,7 +226,7 @@ async def test_finished_episodes_do_not_run_again_and_running_ones_do(tmp_path: 
     assert [kept.seed for kept in resumed.snapshot().finished] == [2]
 
 
-async def test_cancelled_episode_is_neither_running_nor_finished() -> None:
+async def test_cancelled_episode_is_in_no_snapshot() -> None:
     log = EpisodeLog(Worker(2))
     task = asyncio.create_task(log.run_episode([1], seed=2, episode_id="a"))
     await settle()
