@@ -175,7 +175,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         checkpoint = make_toy_checkpoint(here / "start")
-        print("| seed | mode | steps per hour | reward, all steps | reward, last third | staleness (max) |")
+        print(
+            "| seed | mode | steps per hour | reward, all steps | reward, last third "
+            "| staleness, mean (max) |"
+        )
         print("| --: | --- | --: | --: | --: | --: |")
         ratios, differences = [], []
         for place, seed in enumerate(chosen.seeds):

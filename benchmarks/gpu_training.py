@@ -79,7 +79,7 @@ TINY_SHAPES: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a run measures."""
+    """Sizes of the models and episodes that a run measures."""
 
     shapes: Mapping[str, Any]
     lengths: Sequence[int]

@@ -87,6 +87,8 @@ def test_wheel_has_its_data_and_no_local_files(wheel: Path) -> None:
         "service/store/migrations/versions/r0001_baseline.py",
         "service/api/swagger_ui/swagger-ui-bundle.js",
         "trainer/evaluation/templates/report.html.jinja",
+        "trainer/runs/templates/comparison.html.jinja",
+        "trainer/training/templates/model_card.md.jinja",
         "trainer/recipes/quickstart-warm-start.toml",
         "trainer/recipes/accelerate/ddp.yaml",
     ):

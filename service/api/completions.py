@@ -214,7 +214,7 @@ async def _prepare(server: Server, request: CompletionRequest) -> PreparedComple
     """
     server.check_model(request.model)
     if request.choices > server.settings.max_n:
-        message = f"'n' is at most {server.settings.max_n} here."
+        message = f"'n' must be at most {server.settings.max_n} on this server."
         raise ApiError(400, message, param="n", code="invalid_value")
     if request.best_of not in (None, request.choices):
         message = "'best_of': this server does not rank completions; request 'n' of them and choose."

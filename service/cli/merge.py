@@ -23,10 +23,11 @@ def merge(
 ) -> None:
     """Merge a PEFT adapter into its base model.
 
-    OUT then holds a checkpoint in the Hugging Face format with the adapter's deferral.json, for any program
-    that reads such checkpoints. ih-grpo serve merges adapters by itself.
+    Writes a checkpoint in the Hugging Face format to OUT, with the adapter's deferral.json, for other
+    programs that read such checkpoints. `ih-grpo serve` merges adapters itself.
 
     \b
+    Example:
       ih-grpo merge runs/warm-start/checkpoints/checkpoint-100 merged --base Qwen/Qwen2.5-Coder-0.5B-Instruct
       ih-grpo serve --model merged
     """

@@ -110,8 +110,8 @@ def memory(weights: int, containers: int) -> CheckResult:
         return CheckResult(
             "memory",
             "warn",
-            f"{found}; the model needs {weights / GIB:.1f}, {containers} containers up to "
-            f"{containers * limit / GIB:.1f}",
+            f"{found}; the model needs {weights / GIB:.1f} GiB, and {containers} containers need up to "
+            f"{containers * limit / GIB:.1f} GiB",
             "lower max_containers and max_concurrent_episodes",
         )
     return CheckResult("memory", "ok", found)

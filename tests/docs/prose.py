@@ -50,7 +50,8 @@ PHRASES: Final[dict[str, str]] = {
     r"\b(thereof|therein|wherein|whereof|whence|whither|hither|lest|ere|naught|nought)\b": "plain words",
     r"\ball the same\b": "still or anyway",
     r"\band leave\b[.,;]": "exit",
-    r"\b(a|an|one|each) [a-z]+ an? (line|step|flush|episode|turn|sample|group|block|host|process|reply|choice"
+    r"\b(a|an|one|each) (?!(as|for|from|in|of|on|to|with|without)\b)[a-z]+ an? "
+    r"(line|step|flush|episode|turn|sample|group|block|host|process|reply|choice"
     r"|row|page|problem|prompt|token|service|kind|case)\b": "per",
     r"\bnobody (in|need|may|else need|is|was|has|had|reads|would|uses|watches|listens|waits)\b": "no one",
     r"\bby (its|their) field\b": "a plain sentence",
@@ -66,7 +67,7 @@ PHRASES: Final[dict[str, str]] = {
     r"\bother [a-z`]+ than\b": "X other than Y",
     r"\bmaximum of (?!(the|all|two|both)\b)[a-z]": "maximum number of, or name the quantity",
     r"\b(requests|tokens|calls|steps|blocks|flushes|episodes) an? "
-    r"(minute|second|step|flush|token|episode)\b": "per",
+    r"(minute|second|hour|step|flush|token|episode)\b": "per",
     r", for (it|they|this|that|there|he)\b": "because",
     r"\b(nothing|none) but\b|\bno [a-z]+ but (?!(is|are|not|the)\b)": "only",
     r"\b(gives?|gave|giving) way\b": "yield, or is ignored",
@@ -210,13 +211,17 @@ def _python(text: str, *, literals: bool = True) -> Iterator[Line]:
     """Comments and docstrings of at least three words, and with ``literals`` all other string literals."""
     tree = ast.parse(text)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    in_f_string = {
+        id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values
+    }
     lines: list[list[Line]] = [
         [(token.start[0], token.string.lstrip("#! "))]
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
         if token.type == tokenize.COMMENT
     ]
     for node in ast.walk(tree):
-        literal = _literal(node) if literals or id(node) in docstrings else None
+        checked = id(node) in docstrings or (literals and id(node) not in in_f_string)
+        literal = _literal(node) if checked else None
         if literal is not None and len(literal.split()) >= 3:
             first = node.lineno  # type: ignore[attr-defined]
             parts = [re.sub(r"``?[^`]*``?", "`x`", part) for part in literal.splitlines()]
@@ -261,7 +266,8 @@ def _names(text: str) -> Iterator[tuple[int, str]]:
             name = node.arg
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             name = node.id
-        if name.lstrip("_") in WHOLE_NAMES or NAMES & set(name.lower().split("_")):
+        words = set(name.lower().split("_"))
+        if name.lstrip("_") in WHOLE_NAMES or (NAMES & words and not {"neither", "nor"} <= words):
             yield node.lineno, f"name {name!r}: name what it holds or does"  # type: ignore[attr-defined]
 
 

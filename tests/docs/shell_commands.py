@@ -16,6 +16,7 @@ _TRAINER_COMMANDS: Final = {
     "train": "trainer.cli.main",
     "eval": "trainer.cli.evaluate",
     "show": "trainer.cli.show",
+    "runs": "trainer.cli.runs",
 }
 _FOLDERS: Final = ("recipes/", "checkpoints/", "scripts/", "tests/", "benchmarks/", "deploy/")
 

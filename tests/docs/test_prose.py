@@ -125,6 +125,12 @@ def test_line_can_quote_a_phrase(tmp_path: Path) -> None:
     assert violations(module) == []
 
 
+def test_accepts_neither_nor_in_messages_and_names(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text('def is_neither_a_nor_b() -> str:\n    return f"it has neither {A} nor a file"\n')
+    assert violations(module) == []
+
+
 def test_model_texts_are_exempt_except_for_docstrings_and_comments(tmp_path: Path) -> None:
     module = tmp_path / "service/deferral/prompt.py"
     module.parent.mkdir(parents=True)

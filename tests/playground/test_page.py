@@ -156,7 +156,7 @@ async def test_errors_are_readable(open_page: OpenPage) -> None:
         problem = page.locator("#problem")
         await page.fill("[name=max_turns]", "99")
         await ask(page)
-        await expect(problem).to_contain_text("'deferral.max_turns' is at most 5 here.")
+        await expect(problem).to_contain_text("'deferral.max_turns' must be at most 5 on this server.")
         await page.fill("[name=max_turns]", "")
         await ask(page)
         await expect(problem).to_be_visible()

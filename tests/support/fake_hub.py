@@ -56,6 +56,8 @@ def serve_hub(hub: FakeHub) -> Iterator[FakeHub]:
                 self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
             elif files is None:
                 self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+            elif is_api and rest == ["auth-check", "write"]:
+                self._send(200 if hub.writable else 403, b"{}")
             elif is_api and rest[:1] == ["tree"]:
                 self._send(
                     200, json.dumps([_entry(name, content) for name, content in files.items()]).encode()

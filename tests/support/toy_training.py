@@ -15,7 +15,7 @@ from trainer.training.run import train
 
 
 def assert_learns_on_vllm(folder: Path, checkpoint: Path, **fields: Any) -> None:
-    """Eight steps: the reward rises, and vLLM samples with each step's weights.
+    """Train for some steps: the reward rises, and vLLM samples with each step's weights.
 
     Args:
         folder: for data and run.

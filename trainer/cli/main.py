@@ -196,13 +196,13 @@ def warm_start(
 ) -> None:
     """Train a checkpoint on episodes of the deferred protocol, by supervised learning.
 
-    With --model: any checkpoint whose tokenizer has the execute marker, by a LoRA adapter or all weights, on
-    generated problems with executed solutions, mixed with the checkpoint's own answers to ordinary requests.
-    The recipe's fields are documented in trainer/warm_start/recipe.py.
+    With --model, trains a LoRA adapter or all weights of any checkpoint whose tokenizer has the execute
+    marker, on generated problems with executed solutions, mixed with the checkpoint's own answers to ordinary
+    requests. The recipe's fields are documented in trainer/warm_start/recipe.py.
 
-    Without --model: a small Qwen3 model from scratch. It learns to copy numbers from a question into Python
-    code, to delay blocks, to run them with the execute marker, to read the output, and to say what it can do
-    when it cannot answer. Takes about 10 minutes on 2 idle cores. Needs no network.
+    Without --model, trains a small Qwen3 model from scratch. It learns to copy numbers from a question into
+    Python code, to delay blocks, to run them with the execute marker, to read the output, and to say what it
+    can do when it cannot answer. Takes about 10 minutes on 2 idle cores. Needs no network.
 
     \b
     Examples:

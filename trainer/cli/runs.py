@@ -73,7 +73,7 @@ def list_runs(
         _console.print(f"no training runs in {directory}")
 
 
-@app.command()
+@app.command(short_help="Compare the curves of runs.")
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Directories of the runs.")],
     metric: Annotated[
@@ -109,7 +109,7 @@ def compare(
         abort(f"--html: cannot write to {html} ({error.strerror})")
 
 
-@app.command()
+@app.command(short_help="Upload a checkpoint of a run to the Hugging Face hub.")
 def push(
     run: Annotated[Path, typer.Argument(help="Directory of the run.")],
     repo: Annotated[str, typer.Argument(help="Repository on the Hugging Face hub, such as org/name.")],

@@ -46,7 +46,7 @@ _OTHER_DOMAINS: Final = (
         Benchmark(f"bbh_{task}", f"lukaemon/bbh:{task}:test", "multiple_choice", 1)
         for task in (
             "logical_deduction_seven_objects",
-            "reasoning_about_colored_objects",
+            "date_understanding",
             "tracking_shuffled_objects_seven_objects",
         )
     ),

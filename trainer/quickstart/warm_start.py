@@ -292,7 +292,7 @@ def describe(config: WarmStartConfig, out: Path, console: Console) -> None:
         f"{parameters:,} parameters ({parameters * 4 / 1e6:.1f} MB), vocabulary {len(tokenizer)}\n"
         f"{config.steps} steps of {config.batches_per_step} x {config.batch_tokens} tokens, "
         f"{config.drill_steps} of them a copying drill\n"
-        f"traces have {sum(lengths) / len(lengths):.0f} tokens on average, at most {max(lengths)} (of 200)\n"
+        f"trace tokens: {sum(lengths) / len(lengths):.0f} on average, maximum {max(lengths)} (200 traces)\n"
         f"output: {out}",
         highlight=False,
     )

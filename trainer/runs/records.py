@@ -92,7 +92,7 @@ def read_run(path: Path) -> TrainingRun:
     info = read_info(path)
     recipe = info.recipe if info else _checkpoint_recipe(path, checkpoints)
     if recipe is None:
-        raise RunsError(f"{path} is not a training run: it has neither {INFO_FILE} nor a checkpoint")
+        raise RunsError(f"{path} is not a training run: it has no {INFO_FILE} and no checkpoint")
     return TrainingRun(
         path=path,
         recipe_name=info.recipe_name if info else None,

@@ -32,16 +32,18 @@ def prepare_push(config: TrainConfig) -> None:
     reported before the run. Does nothing if the recipe has none, and on processes other than the main one.
 
     Raises:
-        ConfigError: the repository cannot be created.
+        ConfigError: the repository cannot be created or written.
     """
     if config.push_to is None or not PartialState().is_main_process:
         return
     if constants.HF_HUB_OFFLINE:
         raise ConfigError("push_to is set, but HF_HUB_OFFLINE forbids uploads: unset one of them")
     try:
-        HfApi().create_repo(config.push_to, private=config.push_private, exist_ok=True)
+        api = HfApi()
+        api.create_repo(config.push_to, private=config.push_private, exist_ok=True)
+        api.auth_check(config.push_to, write=True)
     except Exception as error:  # the hub client's errors have no common base class
-        raise ConfigError(f"push_to: cannot create {config.push_to}: {_explain(error)}") from error
+        raise ConfigError(f"push_to: cannot write to {config.push_to}: {_explain(error)}") from error
 
 
 def push(checkpoint: Path, config: TrainConfig, repo: str) -> str:

@@ -41,7 +41,7 @@ class LoraError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class MarkerRow:
-    """How the marker's row compares with rows of ids that no token has."""
+    """Comparison of the marker's row with the rows of unused ids."""
 
     unused: int
     """Rows that were compared."""

@@ -229,7 +229,7 @@ MISMATCH_METRICS = (
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What becomes of each token. Neither tensor carries a gradient."""
+    """Weight of each token and whether it is kept. Neither tensor carries a gradient."""
 
     weights: Tensor
     """Factor of the token's loss; 1 without importance weights."""
@@ -285,7 +285,7 @@ def correct(
 def mismatch_metrics(
     trainer_log_probs: Tensor, sampler_log_probs: Tensor, sample: Tensor
 ) -> dict[str, float]:
-    """How far the sampler's policy is from the trainer's, at the tokens that were sampled; empty without any.
+    """Distance of the sampler's policy from the trainer's at the sampled tokens; empty if there are none.
 
     - ``k1``: mean of ``log(sampler / trainer)``, the plain estimator of KL(sampler || trainer); may be
       negative.

@@ -12,7 +12,8 @@ class LoraSettings(BaseModel):
     """Train a low-rank adapter (LoRA, arXiv 2106.09685) in float32 and keep the model's weights frozen.
 
     The execute marker's embedding row is part of the adapter by default. In some released models that row
-    was never trained: it equals the rows of unused ids, so no adapter of linear layers can single it out.
+    was never trained: it equals the rows of unused ids, so an adapter of linear layers alone cannot
+    distinguish it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -26,10 +27,10 @@ class LoraSettings(BaseModel):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Adapted layers: all linear layers except the LM head, or module names such as ``q_proj``."""
     train_marker: bool = True
-    """Train the marker's row in the embedding and, where it is tied or separate, in the LM head."""
+    """Train the marker's row in the embedding and in the LM head, tied or separate."""
     marker_lr: float | None = Field(default=None, gt=0)
     """Learning rate of that row, which has no weight decay. Default: ``learning_rate`` in reinforcement
-    learning; 2e-2 in a warm start, where the row may have to be learned from nothing."""
+    learning; 2e-2 in a warm start, where the row may have to be learned from scratch."""
     adapter: Path | None = None
     """Directory of an adapter to continue training, instead of a new one. It was trained on ``model``; rank,
     alpha, dropout and targets are its own."""
@@ -56,14 +57,14 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
 class OffPolicySettings(BaseModel):
     """Correct for the difference between the policy that sampled and the policy that is trained.
 
-    Sampler and trainer have the same weights but not the same numbers: other kernels, other precision. With a
+    Sampler and trainer have the same weights, but their kernels and precision differ. With a
     correction, the clipped ratio is taken to the trainer's own log-probs from before the update, and each
     token's loss is weighted by ``trainer / sampler``. The bounds' defaults are those of the literature:
 
     - ``token_truncate``: weights above 2 are cut to 2 (Yao et al. 2025, "Your efficient RL framework secretly
       brings you off-policy RL training"; also the default of verl).
     - ``token_mask``: tokens whose weight is outside 0.5 to 5 are left out (IcePop, arXiv 2510.18855).
-    - ``sequence_truncate``, ``sequence_mask``: the same with one weight a sample, the product over its
+    - ``sequence_truncate``, ``sequence_mask``: the same with one weight per sample, the product over its
       tokens, and 2 as the upper bound (Liu et al. 2025, "When speed kills stability"; verl's default).
     """
 
@@ -74,7 +75,7 @@ class OffPolicySettings(BaseModel):
     max_weight: float | None = Field(default=None, gt=0)
     """Upper bound. Default: by ``weights``, see above."""
     min_weight: float | None = Field(default=None, ge=0)
-    """Lower bound. Default: by ``weights``; 0 is no bound."""
+    """Lower bound. Default: by ``weights``; 0 disables it."""
     max_drift: float | None = Field(default=None, gt=0)
     """Reject a sample if the mean of ``log(trainer / sampler)`` over its tokens is further from 0 than this.
     verl's documentation suggests 0.0002 to 0.001 for long samples. Default: no rejection."""

@@ -443,7 +443,7 @@ class RolloutCollector:
         ]
         metrics.add("async/staleness", sum(ages), len(ages))
         metrics.add_maximum("async/staleness_max", max(ages, default=0))
-        # Rollouts overlap, so the duration of one of them does not give the throughput.
+        # Rollouts overlap, so throughput counts the tokens that training consumes, not those of one rollout.
         metrics.set_count("tokens_per_second", seconds / self._shard.processes)
         metrics.add("async/queued_rollouts", taken.queued)
         metrics.add("async/trainer_wait_seconds", taken.trainer_wait_s)

@@ -1,4 +1,4 @@
-"""What a run directory says about its run: ``run.json`` (recipe, processes) and ``metrics.jsonl`` (curves).
+"""Description of a run in its directory: ``run.json`` (recipe, processes) and ``metrics.jsonl`` (curves).
 
 Cheap to import: no torch.
 """

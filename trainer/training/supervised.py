@@ -127,7 +127,7 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutMetrics:
-    """How well a model predicts texts that it was not trained on. None without such a token."""
+    """Metrics of predictions on texts that were not trained on. None if there is no such token."""
 
     loss: float
     """Mean over the learned tokens, in nats."""

@@ -297,9 +297,9 @@ class IHGRPOTrainer(GRPOTrainer):
 
     @property
     def _needs_proximal_pass(self) -> bool:
-        """Whether the trainer's log-probs from before the update need a forward pass of their own.
+        """Whether the trainer's log-probs from before the update need a separate forward pass.
 
-        Not if weights are only truncated and each rollout has one update: then the update's own do.
+        False if weights are only truncated and each rollout has one update, whose own log-probs then suffice.
         """
         settings = self.config.off_policy
         return settings.removes_tokens or (settings.is_on and self.config.updates_per_rollout > 1)
@@ -421,7 +421,7 @@ class IHGRPOTrainer(GRPOTrainer):
             shift += self.args.per_device_train_batch_size
         trainer, sampler = (torch.cat([part[i] for part in self._mismatch]) for i in (0, 1))
         found = mismatch_metrics(trainer, sampler, torch.cat(samples))
-        for name in MISMATCH_METRICS:  # the same names on all processes, also on one without a token
+        for name in MISMATCH_METRICS:  # the same names on all processes, even without tokens
             self._sums.add(f"mismatch/{name}", found.get(name, 0.0), float(bool(found)))
         self._mismatch.clear()
 

@@ -106,7 +106,7 @@ class Exchange:
 async def sample_chat(
     engine: Engine, requests: Sequence[str], *, max_tokens: int, marker: str
 ) -> list[Exchange]:
-    """Let the checkpoint answer ``requests``, greedily and without any instruction of ours.
+    """Let the checkpoint answer ``requests``, greedily and without an added instruction.
 
     Answers that are cut at ``max_tokens``, are empty or contain the execute marker are left out.
 

@@ -65,7 +65,7 @@ class WarmStartRecipe(BaseModel):
     natural_share: float = Field(default=0.6, ge=0, le=1)
     """Share of everyday questions among the problems; the others are larger problems."""
     immediate_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of solutions that run every block at once."""
+    """Share of solutions that run every block immediately."""
     detour_share: float = Field(default=0.05, ge=0, le=1)
     """Share of solutions with an output that the code does not explain, such as a time limit."""
     policy: dict[str, Any] = Field(default_factory=dict)

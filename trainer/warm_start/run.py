@@ -266,7 +266,7 @@ def _prepare(recipe: WarmStartRecipe, model_dir: Path, tokenizer: HFTokenizer, c
             save_chat(path, asyncio.run(_sample(recipe, model_dir, policy.marker)))
         exchanges = load_chat(path)
         if not exchanges:
-            raise ConfigError("chat_max_tokens: no answer of the model ended in time: raise it")
+            raise ConfigError("chat_max_tokens: every answer of the model reached this limit: raise it")
         chat = [writer.chat(exchange) for exchange in exchanges]
         console.print(f"{len(chat)} chats from {path}", highlight=False, soft_wrap=True)
     source = held_out_texts(

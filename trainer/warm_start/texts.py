@@ -96,7 +96,7 @@ def training_texts(
 def held_out_texts(
     writer: TextWriter, *, seed: int, mix: TraceMix, marker: str, max_tokens: int
 ) -> Iterator[TrainingText]:
-    """Yield solutions of problems that are never trained on, whatever the seed."""
+    """Yield solutions of problems that no seed trains on."""
     rng = Random(f"held-out texts {seed}")  # noqa: S311 - nothing secret
     while True:
         problem = training_problem(rng, mix, marker, held_out=True)

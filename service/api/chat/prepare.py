@@ -224,4 +224,6 @@ async def render_prompt(
 
 
 def _above(param: str, ceiling: float) -> ApiError:
-    return ApiError(400, f"'{param}' is at most {ceiling} here.", param=param, code="invalid_value")
+    return ApiError(
+        400, f"'{param}' must be at most {ceiling} on this server.", param=param, code="invalid_value"
+    )

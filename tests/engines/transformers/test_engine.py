@@ -477,7 +477,7 @@ async def test_architectures(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 async def test_loads_weights_of_another_dtype(tmp_path: Path, dtype: str) -> None:
-    """A trainer keeps its weights in float32, whatever the engine's are."""
+    """A trainer keeps its weights in float32, regardless of the engine's dtype."""
     models = [make_model(make_tokenizer(), seed=seed) for seed in (0, 1)]
     other = torch.float32 if dtype == "bfloat16" else torch.bfloat16
     engine = TransformersEngine(

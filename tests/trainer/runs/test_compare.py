@@ -79,7 +79,7 @@ def test_run_without_steps(tmp_path: Path) -> None:
 
 
 class Page(HTMLParser):
-    """Collects tags and whatever a browser would load."""
+    """Collects tags, and URLs that a browser would load."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

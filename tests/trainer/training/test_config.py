@@ -90,6 +90,10 @@ def test_policy_starts_from_checkpoint(recipe: Path, tmp_path: Path) -> None:
     ('rewards=[{name="math",weight=0}]', "rewards: at least one reward needs a weight"),
     ("min_group_std=0.6", r"min_group_std is 0\.6, but .* deviation of at most 0\.577: every group would"),
     ("decontaminate_ngram=2", "decontaminate_ngram: .* got 2"),
+    ("validation.every=10", "validation.data: is missing"),
+    ('validation={data="v",evry=3}', r"validation\.evry: unknown field\. Did you mean every"),
+    ('validation={data="v",every=15}', "validation.every is 15 and save_every is 10: one must be a multiple"),
+    ("push_to=name", "push_to: 'name' is not a repository: use a name such as org/name"),
     ("seed.x=1", "seed: .* got"),
 ])  # fmt: skip
 def test_error_names_field(recipe: Path, override: str, message: str) -> None:
@@ -133,6 +137,20 @@ def test_accepts_single_source_without_list(recipe: Path) -> None:
 def test_checkpoints_are_between_rollouts(recipe: Path) -> None:
     with pytest.raises(ConfigError, match="save_every is 3: it must be a multiple of the 2"):
         load_config(recipe, ["mini_batch_samples=64", "save_every=3"])
+
+
+def test_validation_is_between_rollouts(recipe: Path) -> None:
+    overrides = ["mini_batch_samples=64", 'validation={data="v",every=5}']
+    with pytest.raises(ConfigError, match=r"validation\.every is 5: it must be a multiple of the 2"):
+        load_config(recipe, overrides)
+
+
+def test_validation_accepts_single_source(recipe: Path) -> None:
+    settings = load_config(
+        recipe, ["validation.data=quickstart-held-out:20", "validation.every=5"]
+    ).validation
+    assert settings is not None
+    assert (settings.data, settings.every, settings.samples) == (("quickstart-held-out:20",), 5, 1)
 
 
 def test_names_missing_and_invalid_files(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_missing_write_access_is_reported_before_and_after_run(
     tmp_path: Path, checkpoint: Path, hub: FakeHub
 ) -> None:
     hub.writable = False
-    with pytest.raises(ConfigError, match=r"push_to: cannot create org/trained: the hub rejected the token"):
+    with pytest.raises(
+        ConfigError, match=r"push_to: cannot write to org/trained: the hub rejected the token"
+    ):
         prepare_push(config(tmp_path, push_to="org/trained"))
     with pytest.raises(PushError, match="HF_TOKEN"):
         push(checkpoint, config(tmp_path), "org/trained")
@@ -99,6 +101,9 @@ def test_repository_is_created_before_run(tmp_path: Path, hub: FakeHub) -> None:
     assert hub.requests == []
     prepare_push(config(tmp_path, push_to="org/trained"))
     assert hub.models == {"org/trained": {}}
+    hub.writable = False  # the repository exists, but belongs to others
+    with pytest.raises(ConfigError, match="cannot write to org/trained"):
+        prepare_push(config(tmp_path, push_to="org/trained"))
 
 
 def test_rejects_push_while_offline(tmp_path: Path) -> None:

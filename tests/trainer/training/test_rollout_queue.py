@@ -117,7 +117,7 @@ async def settle() -> None:
 def test_no_rollout_starts_too_early_and_each_is_taken_once(
     order: Sequence[int], ahead: int, first: int
 ) -> None:
-    """For any order in which rollouts finish, and any rollout at which a run resumes."""
+    """In any order in which rollouts finish, and at any step at which a run resumes."""
 
     async def check() -> None:
         rollouts = Rollouts()
@@ -193,15 +193,15 @@ async def test_waits_of_trainer_and_rollouts() -> None:
 
 
 class Worker:
-    """Worker that records calls. The episodes of the seeds ``endless`` never end."""
+    """Worker that records calls. The episodes of the seeds ``blocked`` never end."""
 
-    def __init__(self, *endless: int) -> None:
+    def __init__(self, *blocked: int) -> None:
         self.calls: list[int] = []
-        self._endless = endless
+        self._blocked = blocked
 
     async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
         self.calls.append(seed)
-        if seed in self._endless:
+        if seed in self._blocked:
             await asyncio.sleep(3600)
         return replace(sample(seed), prompt_ids=tuple(prompt_ids))
 

@@ -12,21 +12,25 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import constants
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import CheckpointError
+from tests.support.fake_hub import FakeHub, serve_hub
 from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
 from trainer.training.checkpoints import latest
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.rollout_queue import QueueState
 from trainer.training.run import train
+from trainer.training.run_info import read_history, read_info
 from trainer.training.trainer import IHGRPOTrainer
 
 ROOT = Path(__file__).parents[3]
@@ -285,3 +289,96 @@ def assert_same_run(
     name = "model.safetensors" if one.lora is None else "adapter_model.safetensors"
     weights = [load_file(path / name) for path in (checkpoint_one, checkpoint_other)]
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=0)
+
+
+def log_of(checkpoint: Path, name: str) -> dict[int, float]:
+    """Values of a metric by step, as transformers saved them in a checkpoint."""
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry[name] for entry in history if name in entry}
+
+
+def test_schedule_on_resume_is_that_of_new_number_of_steps(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(tmp_path / "run", toy_checkpoint, steps=2, lr_schedule="linear", warmup_steps=1)
+    first, _ = run(settings)
+    assert log_of(first, "learning_rate") == pytest.approx({1: 5e-4, 2: 1e-3})
+    second, text = run(settings.model_copy(update={"steps": 4}))
+    whole = config(tmp_path / "whole", toy_checkpoint, steps=4, lr_schedule="linear", warmup_steps=1)
+    uninterrupted = log_of(run(whole)[0], "learning_rate")
+    assert uninterrupted == pytest.approx({1: 5e-4, 2: 1e-3, 3: 1e-3 * 2 / 3, 4: 1e-3 / 3})
+    assert {
+        step: rate for step, rate in log_of(second, "learning_rate").items() if step > 2
+    } == pytest.approx({step: rate for step, rate in uninterrupted.items() if step > 2})
+    assert "note: steps is 4, before it was 2: from here on the learning rate follows the linear" in text
+
+
+def test_first_step_of_warm_up_changes_weights(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(
+        tmp_path / "run", toy_checkpoint, steps=1, save_every=1, lr_schedule="linear", warmup_steps=1
+    )
+    trained = load_file(run(settings)[0] / "model.safetensors")
+    before = load_file(toy_checkpoint / "model.safetensors")
+    assert any(not torch.equal(trained[name], before[name]) for name in trained)
+
+
+def test_validation_and_best_checkpoint(tmp_path: Path, toy_checkpoint: Path) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text(json.dumps({"question": QUESTION, "answer": GOLD}) + "\n")
+    settings = config(
+        tmp_path / "run", toy_checkpoint, steps=6, keep_checkpoints=1,
+        validation={"data": str(held_out), "every": 2, "samples": 16},
+    )  # fmt: skip
+    last, text = run(settings)
+    accuracy = log_of(last, "eval_accuracy")
+    assert sorted(accuracy) == [0, 2, 4, 6]
+    assert sorted(log_of(last, "reward")) == [1, 2, 3, 4, 5, 6]
+    best = max((2, 4, 6), key=lambda step: accuracy[step])
+    directory = settings.run_dir / "checkpoints"
+    assert (directory / "best").resolve().name == f"checkpoint-{best}"
+    assert {path.name for path in directory.iterdir()} == {"best", f"checkpoint-{best}", "checkpoint-6"}
+    assert f"best checkpoint: checkpoint-{best}, eval_accuracy {accuracy[best]:.3f}" in text
+    for step in (0, 2, 4, 6):
+        rows = pq.read_table(settings.run_dir / "validation" / f"step-{step:06}.parquet").to_pydict()
+        assert sum(rows["reward"]) / 16 == accuracy[step]
+    # Validation does not change what is trained on.
+    without = config(tmp_path / "without", toy_checkpoint, steps=6)
+    assert_same_run(settings, without, last, run(without)[0])
+
+
+def test_metrics_file_has_each_step_once_after_resume(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(tmp_path / "run", toy_checkpoint, steps=2)
+    run(settings)
+    info = read_info(settings.run_dir)
+    with (settings.run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "reward": 9.0}\n')  # of a killed process, after its last checkpoint
+    run(settings.model_copy(update={"steps": 4}))
+    history = read_history(settings.run_dir)
+    assert [record["step"] for record in history] == [1, 2, 3, 4]
+    assert history[2]["reward"] < 9
+    again = read_info(settings.run_dir)
+    assert info is not None
+    assert again is not None
+    assert again.wandb_id == info.wandb_id
+
+
+def test_rejected_start_does_not_change_description(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(tmp_path / "run", toy_checkpoint, steps=2)
+    run(settings)
+    with pytest.raises(ConfigError, match="seed is 5"):
+        run(settings.model_copy(update={"seed": 5}))
+    info = read_info(settings.run_dir)
+    assert info is not None
+    assert info.recipe["seed"] == 0
+
+
+def test_best_checkpoint_is_uploaded_at_the_end(tmp_path: Path, toy_checkpoint: Path) -> None:
+    settings = config(tmp_path / "run", toy_checkpoint, steps=2, push_to="org/trained")
+    with serve_hub(FakeHub({})) as hub, patch.object(constants, "ENDPOINT", hub.url):
+        checkpoint, text = run(settings)
+        assert f"uploaded to {hub.url}/org/trained" in text
+        assert (
+            hub.models["org/trained"]["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
+        )
+        hub.writable = False
+        with pytest.raises(ConfigError, match="push_to: cannot write to org/trained"):
+            run(settings.model_copy(update={"steps": 4}))
+    assert latest(settings.run_dir / "checkpoints") == checkpoint

@@ -1,4 +1,4 @@
-"""What methods and off-policy correction do to the gradient of a step."""
+"""Effects of methods and off-policy correction on the gradient of a step."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_aggregations_weigh_tokens_samples_or_neither(tmp_path: Path, tiny_check
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_importance_weights_scale_the_gradient(tmp_path: Path, tiny_checkpoint: Path, updates: int) -> None:
-    """With and without a forward pass of its own for the trainer's log-probs."""
+    """With and without a separate forward pass for the trainer's log-probs."""
     sizes = {"mini_batch_samples": 4 // updates, "steps": updates, "save_every": updates}
     plain_rows = [on_policy(tiny_checkpoint, one) for one in (LONG, SHORT, LONG, SHORT)]
     rows = [on_policy(tiny_checkpoint, one, shift=-math.log(1.5)) for one in (LONG, SHORT, LONG, SHORT)]

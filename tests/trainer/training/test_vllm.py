@@ -88,7 +88,7 @@ def test_server_samples_with_an_adapters_merged_weights(tmp_path: Path, checkpoi
     """Embedding and LM head are separate here, so the marker has a trained row in each."""
     assert_learns_on_vllm(
         tmp_path, checkpoint, generation_urls=(f"{url}/v1",), weight_transfer="gloo", learning_rate=1e-2,
-        lora={"rank": 8, "marker_lr": 1e-3},
+        lora={"rank": 8, "marker_lr": 1e-3}, steps=16, save_every=16,
     )  # fmt: skip
 
 
