@@ -58,6 +58,7 @@ def train(machine: RuntimeConfig, run_dir: Path, method: str) -> Path:
         "model": str(quickstart()), "steps": 1, "prompts_per_step": 2, "oversample": 1.0, "group_size": 4,
         "min_valid_samples": 2, "min_group_std": 0.0, "micro_batch_samples": 4, "save_every": 1,
         "lr_schedule": "constant", "warmup_steps": 0, "tensorboard": "false",
+        "validation.limit": 2,
     }  # fmt: skip
     command = [sys.executable, "-m", "service", "train", "--recipe", "recipes/quickstart.toml"]
     for name, value in values.items():

@@ -20,7 +20,9 @@ from trainer.training.checkpoints import check_resumable, latest
 from trainer.training.chunked_lm_head import MAX_TILE_ELEMENTS
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.recipe_tables import LoraSettings
+from trainer.training.reporters import check_reporters
 from trainer.training.setup import TrainingSet, load_training_set
+from trainer.training.validation import ValidationSet, load_validation_set
 
 GIB = 2**30
 
@@ -124,7 +126,10 @@ def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> N
     model_dir = locate(config.model, weights=False)
     policy = config.resolve_policy(model_dir)
     model = AutoConfig.from_pretrained(model_dir)
-    data = load_training_set(config, HFTokenizer(str(model_dir)), policy)
+    check_reporters(config)
+    tokenizer = HFTokenizer(str(model_dir))
+    data = load_training_set(config, tokenizer, policy)
+    held_out = load_validation_set(config, tokenizer, policy, data)
     if config.run_dir.exists() and not config.run_dir.is_dir():
         raise ConfigError(f"run_dir: {config.run_dir} is a file: choose a directory")
     checkpoint = latest(config.run_dir / "checkpoints")
@@ -132,7 +137,7 @@ def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> N
         check_resumable(checkpoint, config, ProblemStream(data.problems, seed=config.seed).fingerprint)
     gpu = config.device != "cpu" and torch.cuda.is_available()
     memory = estimate_memory(config, model, policy, gpu=gpu, shards=shards)
-    console.print(_summary(config, model_dir, policy, model, data, checkpoint))
+    console.print(_summary(config, model_dir, policy, model, data, held_out, checkpoint))
     console.print(_memory_table(memory, shards))
 
 
@@ -142,6 +147,7 @@ def _summary(
     policy: DeferralPolicy,
     model: PretrainedConfig,
     data: TrainingSet,
+    held_out: ValidationSet | None,
     checkpoint: Path | None,
 ) -> Table:
     table = Table(title="Run", show_header=False)
@@ -153,6 +159,7 @@ def _summary(
         ("starts from", str(checkpoint or "the weights of the model")),
         ("data", str(data)),
         *([] if data.overlaps is None else [("contamination", str(data.overlaps))]),
+        ("validation", _describe_validation(config, held_out)),
         ("rewards", ", ".join(f"{spec.weight:g} x {spec.name}" for spec in config.rewards)),
         (
             "rollout",
@@ -173,11 +180,18 @@ def _summary(
         ("sandbox", config.sandbox),
         (
             "output",
-            f"{config.run_dir}: a checkpoint every {config.save_every} steps, {config.keep_checkpoints} kept",
+            f"{config.run_dir}: a checkpoint every {config.save_every} steps, {config.keep_checkpoints} and "
+            f"the best one kept",
         ),
     ):
         table.add_row(name, value)
     return table
+
+
+def _describe_validation(config: TrainConfig, held_out: ValidationSet | None) -> str:
+    if config.validation is None or held_out is None:
+        return "none"
+    return f"{held_out}, {config.validation.samples} samples each, every {config.validation.every} steps"
 
 
 def _trained(config: TrainConfig, model: PretrainedConfig) -> str:

@@ -78,10 +78,11 @@ def test_gradient_checkpointing_and_smaller_passes_reduce_memory(
 
 
 def test_prints_summary_without_side_effects(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    console = Console(file=io.StringIO(), width=120)
+    console = Console(file=io.StringIO(), width=250)
     settings = config(
-        tmp_path, model=str(tiny_checkpoint), method="grpo-immediate", policy={"prompt": "brief-v1"}
-    )
+        tmp_path, model=str(tiny_checkpoint), method="grpo-immediate", policy={"prompt": "brief-v1"},
+        validation={"data": "quickstart-held-out:3", "samples": 2},
+    )  # fmt: skip
     describe_run(settings, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for piece in (
@@ -89,6 +90,8 @@ def test_prints_summary_without_side_effects(tmp_path: Path, tiny_checkpoint: Pa
         "1 problems (skipped: 1 too long, 0 without an answer, 0 with a bad gold answer)",
         "up to 48 prompts x 8 samples, 16 groups kept",
         "code runs at every block",
+        "3 validation problems, 2 samples each, every 10 steps",
+        "a checkpoint every 10 steps, 2 and the best one kept",
         "200, each of 128 samples in passes of 4",
         "peak",
         "GiB",

@@ -37,7 +37,7 @@ class AnswerEngine(ReplyEngine):
         self.loaded: list[Mapping[str, Tensor]] = []
         super().__init__(lambda context: f"\\boxed{{{int('question 1' in context)}}}{EOS}")
 
-    async def load_weights(self, source: Mapping[str, Tensor]) -> None:
+    async def load_weights(self, source: Mapping[str, Tensor], *, version: int = 0) -> None:
         self.loaded.append(source)
 
 
