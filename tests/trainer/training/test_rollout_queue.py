@@ -193,7 +193,7 @@ async def test_waits_of_trainer_and_rollouts() -> None:
 
 
 class Worker:
-    """Worker that counts calls, and holds the episodes of some seeds."""
+    """Worker that records calls. The episodes of the seeds ``blocked`` never end."""
 
     def __init__(self, *blocked: int) -> None:
         self.calls: list[int] = []
@@ -226,7 +226,7 @@ async def test_finished_episodes_do_not_run_again_and_running_ones_do(tmp_path: 
     assert [kept.seed for kept in resumed.snapshot().finished] == [2]
 
 
-async def test_cancelled_episode_is_neither_running_nor_finished() -> None:
+async def test_cancelled_episode_is_in_no_snapshot() -> None:
     log = EpisodeLog(Worker(2))
     task = asyncio.create_task(log.run_episode([1], seed=2, episode_id="a"))
     await settle()
