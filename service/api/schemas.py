@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.deferral.episode import RequestedBy
 from service.deferral.policy import DeferralPolicy
-from service.sandbox.base import Status
+from service.sandbox.base import EagerFallback, Status
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -86,6 +86,11 @@ class FinishedTool(_Tool):
     container_wait_ms: float = Field(default=0.0, ge=0)
     """How long the first block waited for a container, from its `invoked_at`. Not part of `wall_ms`; what of
     it lies after `flushed_at` is part of `waited_ms`."""
+    eager_fallback: EagerFallback | None = None
+    """Why the blocks ran at the flush although eager execution was on: one of them means something else alone
+    (`not_separable`), code forked (`forked`), something was active between two blocks (`background_work`),
+    pipes, sockets or shared memory were open (`shared_state`), or code closed the sandbox's own descriptor
+    (`channel_closed`)."""
 
 
 def executed_tools() -> dict[str, Any]:

@@ -22,12 +22,12 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
     disk = f"rw,noexec,nosuid,nodev,size={settings.disk_mb}m,nr_inodes={settings.max_files},mode=1777"
     shared = f"rw,noexec,nosuid,nodev,size={settings.shared_memory_mb}m,nr_inodes=256,mode=1777"
     memory, pids = settings.memory_mb << 20, settings.pids
-    worker = worker_config(settings, fresh_uid())
+    worker = {**worker_config(settings, fresh_uid()), "processes": settings.pids}
     if settings.runtime == _GVISOR:
         # Exhausting the cgroup ends the whole container, so code gets lower limits of its own.
         pids += _SENTRY_THREADS
         memory += _SENTRY_MB << 20
-        worker |= {"address_space_bytes": address_space_bytes(settings), "processes": settings.pids}
+        worker |= {"address_space_bytes": address_space_bytes(settings)}
     limits = {
         "core": 0,
         "memlock": 0,

@@ -38,7 +38,7 @@ def test_gvisor_gets_an_allowance_and_code_its_own_limits() -> None:
     assert made["HostConfig"]["PidsLimit"] > 64 == config["processes"]
     assert made["HostConfig"]["Memory"] > config["address_space_bytes"] > 512 << 20
     assert "Runtime" not in ARGUMENTS["HostConfig"]
-    assert "processes" not in json.loads(ARGUMENTS["Cmd"][0])
+    assert "address_space_bytes" not in json.loads(ARGUMENTS["Cmd"][0])
 
 
 def test_the_workers_writable_folders_are_the_tmpfs_mounts() -> None:
