@@ -9,7 +9,13 @@ import json
 from typing import Any
 
 from service.sandbox.docker.settings import DockerSandboxSettings
-from service.sandbox.worker_program import address_space_bytes, fresh_uid, image_folder, worker_config
+from service.sandbox.worker_program import (
+    MASKED_PATHS,
+    address_space_bytes,
+    fresh_uid,
+    image_folder,
+    worker_config,
+)
 
 _GVISOR = "runsc"
 _SENTRY_THREADS, _SENTRY_MB = 1024, 512
@@ -53,6 +59,8 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
             "KILL",
         ],  # for the supervisor only; code loses them with the change of uid
         "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp_profile(settings.runtime)}"],
+        "MaskedPaths": list(MASKED_PATHS),
+        "ReadonlyPaths": ["/proc/sys", "/proc/fs", "/proc/irq", "/proc/bus", "/proc/sysrq-trigger"],
         "Privileged": False,
         "IpcMode": "private",
         "PidMode": "",
