@@ -607,12 +607,14 @@ SHARED_RESOURCES = [
         "locks and counters of the machine",
         tries(
             "fcntl.fcntl(file, 37, lock)",  # F_OFD_SETLK
-            "assert not open('/proc/locks').read()",
-            "open('/proc/sys/fs/file-nr').read()",
-            "assert not open('/proc/loadavg').read()",
-            prelude="import fcntl, struct\nfile = open('lock', 'w')\nlock = struct.pack('hhqqi4x', 1, 0, 0, 1, 0)",
+            "masked('/proc/locks')",
+            "masked('/proc/sys/fs/file-nr')",
+            "masked('/proc/loadavg')",
+            prelude="import fcntl, struct\nfile = open('lock', 'w')\n"
+            "lock = struct.pack('hhqqi4x', 1, 0, 0, 1, 0)\n"
+            "def masked(path):\n    try: assert not open(path).read()\n    except OSError: pass",
         ),
-        stdout="EPERM\ndone\nENOENT\ndone",
+        stdout="EPERM\ndone\ndone\ndone",
     ),
     Case(
         72,
