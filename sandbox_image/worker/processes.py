@@ -148,17 +148,17 @@ def threads(pid: int) -> int:
     return 0
 
 
-async def settle(keep: Iterable[NamespaceProcess], uid: int) -> None:
-    """Stop the processes in ``keep`` and kill all others except the supervisor.
+async def settle(keep: Iterable[NamespaceProcess], uid: int, *, stop: bool = True) -> None:
+    """Kill every process except the supervisor and those in ``keep``, which are stopped if ``stop`` is set.
 
     Raises:
         WorkerError: a process could not be killed or stopped.
     """
     processes = list(keep)
     pids = [process.pid for process in processes]
-    was_stopped = False
+    was_stopped = not stop
     for attempt in range(400):
-        stopped = [process.stop() for process in processes].count(False) == 0
+        stopped = not stop or [process.stop() for process in processes].count(False) == 0
         strays = living(pids)
         # Twice: the first time, a process that was stopped last may have resumed another one before.
         if stopped and was_stopped and not strays:
