@@ -1,9 +1,10 @@
 # `make serve` and `make test` are the main commands. Each prepares what it needs; a second run has nothing to prepare.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast test-vllm test-clients test-compose coverage check fmt lock setup stop-docker clean
+.PHONY: help serve test test-fast test-vllm test-clients test-compose fuzz coverage check fmt lock setup stop-docker clean
 
 ARGS ?=
+PROGRAMS ?= 10000
 EXTRA ?= cpu
 
 # $(call with_setup,EXTRA): Python environment, Docker daemon and sandbox image, for the command that follows.
@@ -32,6 +33,10 @@ test-clients: ## Run third-party API clients against a server (OpenAI's SDKs, La
 
 test-compose: ## Start the whole stack with Docker Compose, break it, stop it
 	@$(call with_setup,dev) && exec scripts/run-tests compose $(ARGS)
+
+fuzz: ## Compare eager execution with plain execution and a new interpreter on 10,000 random programs (PROGRAMS=n)
+	@$(call with_setup,dev) && IHGRPO_REQUIRE_DOCKER=1 IHGRPO_DIFFERENTIAL_EXAMPLES=$(PROGRAMS) \
+		exec scripts/run-tests fuzz $(ARGS)
 
 coverage: ## Measure branch coverage with the tests of test-fast; fails below the floor in pyproject.toml
 	@scripts/ensure-venv dev

@@ -12,7 +12,7 @@ import pytest
 from docker.errors import DockerException
 from hypothesis import HealthCheck, settings
 
-from service.sandbox.docker.settings import DockerSandboxSettings
+from service.sandbox.docker.settings import DEFAULT_IMAGE, DockerSandboxSettings
 
 # No deadlines: the speed of the machine must not decide a test.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,6 +24,7 @@ def docker_sandbox_settings() -> DockerSandboxSettings:
     """Settings of a small pool with long timeouts for busy machines."""
     return DockerSandboxSettings(
         instance=f"test-{os.getpid()}",
+        image=os.environ.get("IHGRPO_SANDBOX_IMAGE", DEFAULT_IMAGE),
         pool_size=1,
         max_containers=8,
         queue_timeout_s=300,

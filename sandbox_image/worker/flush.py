@@ -13,8 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .files import FileSnapshot
-from .processes import NamespaceProcess, kill_all_except, living, oom_kills, threads
-from .protocol import EXITED, FINISH, FINISHED, FINISHED_WITH_TIMERS, RAN, RUN, Config
+from .processes import NamespaceProcess, living, oom_kills, settle, threads
+from .protocol import (
+    CHANNEL_LOST_SIGNAL,
+    EXITED,
+    FINISH,
+    FINISHED,
+    FINISHED_WITH_TIMERS,
+    NOT_SEPARABLE,
+    RAN,
+    RUN,
+    Config,
+)
 
 _CHUNK_BYTES = 1 << 16
 _PIPE_CHUNKS = 64
@@ -35,6 +45,8 @@ class FlushOutcome:
     finished_at: float | None = None
     runs: list[tuple[float, float]] = field(default_factory=list)
     """Start and end of each block, in Unix seconds; one pair if the blocks ran as one script."""
+    eager_fallback: str | None = None
+    """Reason why the blocks ran at the flush although eager execution was on."""
 
 
 @dataclass
@@ -55,6 +67,8 @@ class FlushRun:
     """Timers or threads are left in the base process."""
     forked: bool = False
     """Code has forked. Run as one script, the new process would run the following blocks as well."""
+    refused: str | None = None
+    """Reason why the last block can't run alone."""
     _killed_for: str | None = None
 
     async def begin(self) -> None:
@@ -76,8 +90,13 @@ class FlushRun:
             self._killed_for = reason
             self.base.kill()
 
-    async def run(self, block: str) -> None:
-        """Run the next block until it or the whole script ends."""
+    async def run(self, block: str, *, alone: bool = False) -> None:
+        """Run the next block until it or the whole script ends.
+
+        Args:
+            alone: the block may be one of several. If it must run together with the others, ``refused`` is
+                set and nothing of it runs.
+        """
         if self.ended:
             return
         first = self.outcome.started_at is None
@@ -85,12 +104,17 @@ class FlushRun:
         if first:
             self.outcome.started_at = began
         fds = (self._stdout.writer, self._stderr.writer) if first else ()
-        reply = await self._command(RUN, json.dumps({"name": self.name, "code": block}).encode(), fds)
+        request = {"name": self.name, "code": block, "alone": alone}
+        reply = await self._command(RUN, json.dumps(request).encode(), fds)
         self.outcome.runs.append((began, self.outcome.finished_at or began))
         self._stdout.close_writer()
         self._stderr.close_writer()
         self.has_background_work = reply in (RAN[False, True], RAN[True, True])
         self.forked |= reply in (RAN[True, False], RAN[True, True])
+        if reply == NOT_SEPARABLE:
+            self.refused = "not_separable"
+        elif alone and self.outcome.signal == CHANNEL_LOST_SIGNAL:
+            self.refused = "channel_closed"
         if reply == EXITED:
             await self.finish()
             self.ended = True
@@ -105,10 +129,21 @@ class FlushRun:
             self.has_background_work = reply == FINISHED_WITH_TIMERS or threads(self.base.pid) > 1
             self.outcome.exit_code = 0
 
-    def is_idle(self) -> bool:
-        """Return whether no timer, thread or process of the script is active between two blocks."""
-        idle = self.base.pid, self.checkpoint.pid
-        return not self.has_background_work and threads(self.base.pid) <= 1 and not living(idle)
+    async def pause(self) -> bool:
+        """Stop the base process between two blocks.
+
+        Returns:
+            False if a timer, thread or process of the script is active, which can't be stopped.
+        """
+        for attempt in range(200):
+            if self.has_background_work or threads(self.base.pid) > 1:
+                return False
+            if living((self.base.pid, self.checkpoint.pid)):
+                return False
+            if self.base.stop():
+                return True
+            await asyncio.sleep(0.0005 * min(attempt, 20))
+        return False
 
     async def _command(self, command: bytes, payload: bytes = b"", fds: tuple[int, ...] = ()) -> bytes:
         """Send a command and wait for its reply, at most for the time left.
@@ -158,8 +193,9 @@ class FlushRun:
         if not self.committed:
             self.base.kill()
             await self.base.exited
-        keep = [self.base.pid, self.checkpoint.pid] if self.committed else [self.checkpoint.pid]
-        await kill_all_except(keep, self.config.uid)
+        keep = [self.base, self.checkpoint] if self.committed else [self.checkpoint]
+        # Stopped only after the next checkpoint, which is forked at once: the owner waits for this result.
+        await settle(keep, self.config.uid, stop=False)
         self.outcome.stdout = self._stdout.close()
         self.outcome.stderr = self._stderr.close()
         if not self.committed:

@@ -11,8 +11,10 @@ kernel how a process ended.
 from __future__ import annotations
 
 import builtins
+import concurrent.futures.thread  # noqa: F401  before ``register_at_fork`` is replaced: see there
 import contextlib
 import ctypes
+import fcntl
 import gc
 import importlib
 import io
@@ -23,22 +25,28 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
+from .open_files import OpenFiles
 from .protocol import (
+    CHANNEL_LOST_SIGNAL,
     EXITED,
     FINISH,
     FINISHED,
     FINISHED_WITH_TIMERS,
     HEADER,
     NO_TOKEN,
+    NOT_SEPARABLE,
+    PACKET_BYTES,
     RAN,
     RUN,
     STARTED,
+    STARTED_SHARING,
     Config,
 )
-from .script import Script
+from .script import NotSeparableError, Script
 
 PREIMPORT = ("numpy", "sympy", "mpmath", "scipy.optimize")
 ENVIRONMENT = {
@@ -51,6 +59,7 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYTHONWARNINGS": "ignore",
 }
+_RESERVED_PROCESSES = 6  # threads that code can't start, so that a checkpoint can always be forked
 _RESERVED_FILES = 16  # descriptors that code can't use, so that the next command can always be received
 _OOM_SCORE = 500  # if memory runs out, the kernel kills code before the supervisor
 
@@ -65,14 +74,10 @@ _VERSION_OFFSET = 24
 # Code may replace these functions in their modules. What runs between its blocks must not depend on them.
 _loads, _recv_fds = json.loads, socket.recv_fds
 _open, _close, _dup2, _write, _listdir = os.open, os.close, os.dup2, os.write, os.listdir
-_fork, _waitpid = os.fork, os.waitpid
+_fork, _waitpid, _kill = os.fork, os.waitpid, os.kill
+_register_at_fork = os.register_at_fork
 _getpid, _setresuid, _setsid, _exit = os.getpid, os.setresuid, os.setsid, os._exit
-_libc = ctypes.PyDLL(None, use_errno=True)  # keeps the GIL, so no other thread runs between fork and hooks
-_before_fork, _after_fork_in_child, _after_fork_in_parent = (
-    ctypes.pythonapi.PyOS_BeforeFork,
-    ctypes.pythonapi.PyOS_AfterFork_Child,
-    ctypes.pythonapi.PyOS_AfterFork_Parent,
-)
+_libc = ctypes.PyDLL(None, use_errno=True)  # keeps the GIL
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = [ctypes.c_long, ctypes.c_ulong, *([ctypes.c_void_p] * 4)]
@@ -83,8 +88,10 @@ class Namespace:
     """Serves the supervisor's commands: run a block, finish the script, fork a checkpoint."""
 
     def __init__(self, control: socket.socket, config: Config) -> None:
-        self.control = control
         self.config = config
+        self.control = self.keep_away(control)
+        self.open_files: OpenFiles | None = None
+        """Offsets of the open files, if this is a checkpoint that has not taken over yet."""
         self.token = NO_TOKEN
         # Code gets a copy of the builtins module, so that its replacements do not affect this code.
         self.builtins = ModuleType("builtins")
@@ -96,7 +103,7 @@ class Namespace:
         self.stderr: TextIO = sys.stderr
         self.forked = False
         """Code has forked a process that continues the script, like this one."""
-        os.register_at_fork(after_in_parent=self.note_fork)
+        _register_at_fork(after_in_parent=self.note_fork)
         sys.modules["__main__"] = self.main
         self.snapshots = DictSnapshot(self.builtins.__dict__), DictSnapshot(sys.modules)
 
@@ -105,12 +112,13 @@ class Namespace:
             header, fds, *_ = _recv_fds(self.control, HEADER.size, 2)
             if not header:
                 _exit(0)
-            while len(header) < HEADER.size:
-                header += self.control.recv(HEADER.size - len(header))
             command, self.token, size = HEADER.unpack(header)
             payload = b""
             while len(payload) < size:
-                payload += self.control.recv(min(size - len(payload), 1 << 20))
+                payload += self.control.recv(PACKET_BYTES)
+            if self.open_files is not None:
+                self.open_files.restore()
+                self.open_files = None
             if command == RUN:
                 self.run(_loads(payload), fds)
             elif command == FINISH:
@@ -118,7 +126,7 @@ class Namespace:
             else:
                 self.checkpoint(socket.socket(fileno=fds[0]))
 
-    def run(self, request: dict[str, str], fds: list[int]) -> None:
+    def run(self, request: dict[str, Any], fds: list[int]) -> None:
         """Run one block. The first block of a script comes with the pipes for its output."""
         if fds:
             self.prepare(fds)
@@ -127,7 +135,10 @@ class Namespace:
         self.forked = False
         reply = RAN[False, False]
         try:
-            self.script.run(request["code"])
+            self.script.run(request["code"], alone=request["alone"])
+        except NotSeparableError:
+            self.reply(NOT_SEPARABLE)
+            return
         except SystemExit as leaving:
             self.script.value = None
             code = leaving.code
@@ -144,7 +155,13 @@ class Namespace:
         self.flush_streams()
         if reply != EXITED:
             reply = RAN[self.forked, has_timers()]
-        self.reply(reply)
+        if not self.reply(reply):
+            # Code has closed the socket. What comes next can't be received.
+            if request["alone"]:
+                _kill(_getpid(), CHANNEL_LOST_SIGNAL)
+            if reply != EXITED:
+                self.finish()
+            _exit(0)
 
     def note_fork(self) -> None:
         self.forked = True
@@ -159,7 +176,8 @@ class Namespace:
         self.flush_streams()
         timers = has_timers()
         self.become_idle()
-        self.reply(FINISHED_WITH_TIMERS if timers else FINISHED)
+        if not self.reply(FINISHED_WITH_TIMERS if timers else FINISHED):
+            _exit(0)  # the script has succeeded, but the state can't be kept
 
     def prepare(self, pipes: list[int]) -> None:
         """Set up streams, builtins, modules, limits and the uid for a script."""
@@ -171,8 +189,11 @@ class Namespace:
         sys.stderr = self.stderr = text_stream(2)
         for snapshot in self.snapshots:
             snapshot.restore()
-        limit = self.config.open_files
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit - _RESERVED_FILES, limit))
+        set_limit(resource.RLIMIT_NOFILE, self.config.open_files - _RESERVED_FILES, self.config.open_files)
+        if self.config.processes:
+            set_limit(
+                resource.RLIMIT_NPROC, self.config.processes - _RESERVED_PROCESSES, self.config.processes
+            )
         if self.config.uid:
             _setresuid(self.config.uid, self.config.uid, self.config.uid + 1)
 
@@ -180,8 +201,9 @@ class Namespace:
         """Give up the script's uid and streams."""
         if self.config.uid:
             _setresuid(self.config.uid + 1, self.config.uid, self.config.uid + 1)
-        limit = self.config.open_files
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        set_limit(resource.RLIMIT_NOFILE, self.config.open_files, self.config.open_files)
+        if self.config.processes:
+            set_limit(resource.RLIMIT_NPROC, self.config.processes, self.config.processes)
         null = _open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             _dup2(null, fd)
@@ -190,13 +212,24 @@ class Namespace:
 
     def checkpoint(self, control: socket.socket) -> None:
         """Fork a copy that answers on ``control``."""
+        reap_children()
         if not fork_sibling():
             control.close()
             return
         self.control.close()
-        self.control = control
+        self.control = self.keep_away(control)
         _setsid()
-        self.reply(STARTED)
+        self.open_files = OpenFiles(except_for=self.control.fileno())
+        self.reply(STARTED_SHARING if self.open_files.shared else STARTED)
+
+    def keep_away(self, control: socket.socket) -> socket.socket:
+        """Move the socket to a high descriptor, so that code gets the numbers of a new process."""
+        try:
+            high = fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, self.config.open_files - _RESERVED_FILES // 2)
+        except OSError:  # code has lowered the limit
+            return control
+        control.close()
+        return socket.socket(fileno=high)
 
     def exit_with(self, error: BaseException) -> NoReturn:
         """Print the traceback of ``error`` and exit."""
@@ -216,17 +249,36 @@ class Namespace:
             with contextlib.suppress(BaseException):
                 stream.flush()
 
-    def reply(self, message: bytes) -> None:
+    def reply(self, message: bytes) -> bool:
+        """Answer the last command. Return whether the socket still exists."""
         try:
             self.control.sendall(self.token + message)
         except OSError:
-            _exit(0)  # code closed our descriptor: the script succeeded, but the state can't be kept
+            return False
+        return True
 
 
 def text_stream(fd: int) -> TextIO:
-    """Return a stream on ``fd`` that encodes any text and writes each line immediately."""
-    raw = open(fd, "wb", closefd=False)  # noqa: SIM115
-    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    """Return a stream on ``fd`` that encodes any text and writes it immediately, as with ``python -u``.
+
+    Then the output of a child process comes in order, and a timeout loses nothing.
+    """
+    raw = open(fd, "wb", buffering=0, closefd=False)  # noqa: SIM115
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)  # type: ignore[type-var]
+
+
+def set_limit(kind: int, soft: int, hard: int) -> None:
+    """Set a limit of this process. Code may have lowered the hard limit, which can't be raised again."""
+    highest = resource.getrlimit(kind)[1]
+    hard = hard if highest == resource.RLIM_INFINITY else min(hard, highest)
+    resource.setrlimit(kind, (min(soft, hard), hard))
+
+
+def reap_children() -> None:
+    """Collect the children that have ended. Each one counts as a process until then."""
+    with contextlib.suppress(ChildProcessError):
+        while _waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def has_timers() -> bool:
@@ -262,13 +314,12 @@ def become_namespace(control: socket.socket, config: Config) -> NoReturn:
     # Without the worker's own directory and the current one, an import finds installed packages only.
     sys.path[:] = [path for path in sys.path if path not in ("", os.path.dirname(os.path.dirname(__file__)))]
     sys.argv = [""]
+    os.register_at_fork = sys.modules["posix"].register_at_fork = register_at_fork  # type: ignore[attr-defined]
     for name in PREIMPORT:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     if config.address_space_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (config.address_space_bytes, config.address_space_bytes))
-    if config.processes:
-        resource.setrlimit(resource.RLIMIT_NPROC, (config.processes, config.processes))
     gc.collect()
     gc.freeze()
     namespace = Namespace(control, config)
@@ -291,26 +342,59 @@ def fork_sibling() -> bool:
             _fork_twice()
         )  # with threads, the C library's fork is required: it first takes all of its locks
     flags = _CLONE_PARENT | _CLONE_CHILD_CLEARTID | _CLONE_CHILD_SETTID | signal.SIGCHLD
-    _before_fork()
+    # Without the interpreter's hooks: a single thread has no locks to reset, and the hook of ``random`` would
+    # seed it again.
     pid = _syscall(_SYS_CLONE, flags, None, None, _tid_address, _tid_address)
-    if pid == 0:
-        _after_fork_in_child()
-        return True
-    _after_fork_in_parent()
     if pid < 0:
         return _fork_twice()
-    return False
+    return pid == 0
+
+
+_is_checkpoint_fork = False
 
 
 def _fork_twice() -> bool:
-    middle = _fork()
-    if middle == 0:
-        if _fork():
-            _exit(0)
-        return True
+    global _is_checkpoint_fork
+    _is_checkpoint_fork = True
+    try:
+        middle = _fork()
+        if middle == 0:
+            if _fork():
+                _exit(0)
+            return True
+    finally:
+        _is_checkpoint_fork = False
     with contextlib.suppress(ChildProcessError):
         _waitpid(middle, 0)
     return False
+
+
+def register_at_fork(
+    *,
+    before: Callable[[], object] | None = None,
+    after_in_parent: Callable[[], object] | None = None,
+    after_in_child: Callable[[], object] | None = None,
+) -> None:
+    """Replacement of ``os.register_at_fork`` for libraries and code.
+
+    Its functions run when code forks, but not at a checkpoint, which must neither run code nor seed
+    ``random`` again. The functions of ``threading``, ``logging`` and ``concurrent.futures``, which reset
+    locks, are registered before it replaces the original and always run.
+    """
+    given = {"before": before, "after_in_parent": after_in_parent, "after_in_child": after_in_child}
+    hooks = {when: _except_at_checkpoints(hook) for when, hook in given.items() if hook is not None}
+    _register_at_fork(**hooks)
+
+
+def _except_at_checkpoints(hook: Callable[[], object]) -> Callable[[], object]:
+    if not callable(hook):
+        return hook  # rejected by the original
+
+    def run() -> None:
+        if not _is_checkpoint_fork:
+            hook()
+
+    return run
 
 
 def _thread_id_address() -> int | None:

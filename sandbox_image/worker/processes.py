@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .protocol import HEADER, NO_TOKEN
+from .protocol import HEADER, NO_TOKEN, PACKET_BYTES
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -26,13 +26,15 @@ class NamespaceProcess:
 
     def __init__(self, control: socket.socket, pid: int = 0) -> None:
         self.pid = pid
-        """0 until the first message of the process; then the sender's pid as reported by the kernel."""
+        """0 until the first reply of the process; then the sender's pid as reported by the kernel."""
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """The wait status, once the process has ended."""
         self._control = control
         self.token = NO_TOKEN
-        """Token of the last command, with which the next reply must begin."""
-        self._received = bytearray()
+        """Token of the last command, with which its reply begins. Other messages are ignored."""
+        self._reply = b""
+        self.shares_state = False
+        """It holds pipes, sockets or shared memory, which a checkpoint can't restore."""
         self._changed = asyncio.Event()
         self._ended = False
         control.setblocking(False)
@@ -46,72 +48,96 @@ class NamespaceProcess:
             return
         except OSError:
             data, ancillary = b"", []
-        for level, kind, payload in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and not self.pid:
-                self.pid = _CREDENTIALS.unpack(payload[: _CREDENTIALS.size])[0]
-        self._received = (self._received + data)[:64]  # replies are shorter
         if not data:
             self._ended = True
             asyncio.get_running_loop().remove_reader(self._control)
+        elif len(data) != len(self.token) + 1 or not data.startswith(self.token):
+            return  # code has found the socket
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and not self.pid:
+                self.pid = _CREDENTIALS.unpack(payload[: _CREDENTIALS.size])[0]
+        self._reply = data[-1:]
         self._changed.set()
 
     async def command(self, name: bytes, payload: bytes = b"", fds: Iterable[int] = ()) -> bytes:
-        """Send a command and return its token. A process that has ended is noticed by its exit, not here.
+        """Resume the process, send a command and return its token.
 
-        Raises:
-            WorkerError: the process has sent a message that answers no command.
+        A process that has ended is noticed by its exit, not here.
         """
-        self._read()
-        if self._received:
-            raise WorkerError("a namespace process sent an unexpected message")
-        self.token = os.urandom(8)
+        self.token, self._reply = os.urandom(8), b""
+        self._signal(signal.SIGCONT)
         with contextlib.suppress(OSError):
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
             self._control.sendmsg(
                 [HEADER.pack(name, self.token, len(payload))], rights if rights[0][2] else []
             )
-            await asyncio.get_running_loop().sock_sendall(self._control, payload)
+            for start in range(0, len(payload), PACKET_BYTES):
+                packet = payload[start : start + PACKET_BYTES]
+                await asyncio.get_running_loop().sock_sendall(self._control, packet)
         return self.token
 
     async def reply(self) -> bytes:
-        """Return the one-byte reply to the last command, or nothing if the process closed its socket or died.
-
-        Raises:
-            WorkerError: the message is not a reply to that command.
-        """
-        size = len(self.token) + 1
-        while len(self._received) < size and not self._ended:
+        """Return the one-byte reply to the last command; nothing if the process closed its socket or died."""
+        while not self._reply and not self._ended:
             self._changed.clear()
             await self._changed.wait()
-        if len(self._received) < size:
-            return b""
-        message, self._received = bytes(self._received), bytearray()
-        if len(message) != size or not message.startswith(self.token):
-            raise WorkerError("a namespace process forged a reply")
-        return message[-1:]
+        return self._reply
 
     def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def stop(self) -> bool:
+        """Stop all threads of the process. Return whether the kernel reports it as stopped or ended.
+
+        Only ``command`` resumes it. Code can't arrange for a SIGCONT: the system-call filter denies every way
+        to have the kernel send a signal of choice, and no other process of its uid is left.
+        """
+        state = process_state(self.pid)
+        if state in ("T", "Z", "X", "") or self.exited.done():
+            # A process whose first thread has exited is reported as a zombie although others run.
+            return state != "Z" or threads(self.pid) <= 1
+        self._signal(signal.SIGSTOP)
+        return process_state(self.pid) == "T"
+
+    def _signal(self, number: int) -> None:
         if self.pid > 1 and not self.exited.done():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
 
 
+def process_state(pid: int) -> str:
+    """Return the state letter of a process; an empty string if it does not exist."""
+    with contextlib.suppress(OSError):
+        stat = Path("/proc", str(pid), "stat").read_bytes()
+        return chr(stat[stat.rindex(b")") + 2])
+    return ""
+
+
 def living(keep: Iterable[int]) -> list[int]:
     """Return the pids of all processes except the supervisor, ``keep`` and zombies."""
     excluded = {os.getpid(), *keep}
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) in excluded:
-            continue
-        with contextlib.suppress(OSError):
-            stat = Path("/proc", entry, "stat").read_bytes()
-            if stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in (b"Z", b"X"):
-                found.append(int(entry))
-    return found
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    # The first thread of a process may have exited while others run.
+    return [
+        pid
+        for pid in pids
+        if pid not in excluded
+        and ((state := process_state(pid)) not in ("Z", "X", "") or (state == "Z" and threads(pid) > 1))
+    ]
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of all processes of the sandbox so far; 0 if there is no cgroup to ask."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/sys/fs/cgroup/cpu.stat").read_text().split("usage_usec ", 1)[1].split()[0]) / 1e6
+    for folder in ("cpuacct", "cpu,cpuacct"):
+        with contextlib.suppress(OSError, ValueError):
+            return int(Path("/sys/fs/cgroup", folder, "cpuacct.usage").read_text()) / 1e9
+    return 0.0
 
 
 def threads(pid: int) -> int:
@@ -122,32 +148,39 @@ def threads(pid: int) -> int:
     return 0
 
 
-async def kill_all_except(keep: Iterable[int], uid: int) -> None:
-    """Kill every process except the supervisor and ``keep``.
+async def settle(keep: Iterable[NamespaceProcess], uid: int, *, stop: bool = True) -> None:
+    """Kill every process except the supervisor and those in ``keep``, which are stopped if ``stop`` is set.
 
     Raises:
-        WorkerError: a process could not be killed.
+        WorkerError: a process could not be killed or stopped.
     """
-    keep = list(keep)
-    for attempt in range(200):
-        strays = living(keep)
-        if not strays:
+    processes = list(keep)
+    pids = [process.pid for process in processes]
+    was_stopped = not stop
+    for attempt in range(400):
+        stopped = not stop or [process.stop() for process in processes].count(False) == 0
+        strays = living(pids)
+        # Twice: the first time, a process that was stopped last may have resumed another one before.
+        if stopped and was_stopped and not strays:
             return
-        if uid:
+        was_stopped = stopped and not strays
+        if uid and strays:
             # One system call kills all of them, so forks can't outrun it. After a fork bomb there may be no
             # process left to run it in; then the kills below make room for the next attempt.
-            with contextlib.suppress(OSError):
-                await as_user(uid, lambda: os.kill(-1, signal.SIGKILL), seconds=2)
-        for pid in living(keep):
+            await as_user(uid, lambda: os.kill(-1, signal.SIGKILL), seconds=2)
+        for pid in living(pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(0.0005 * min(attempt, 20))
-    raise WorkerError("some processes could not be killed")
+    raise WorkerError("some processes could not be killed or stopped")
 
 
 async def as_user(uid: int, action: Callable[[], object], *, seconds: float) -> bool:
     """Run ``action`` in a fork with the uid of the code. Return whether it succeeded within ``seconds``."""
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        return False  # code has used up all processes
     if pid == 0:
         status = 1
         try:

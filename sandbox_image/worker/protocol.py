@@ -1,8 +1,9 @@
 """The worker's argument, and the control protocol between the supervisor and the namespace processes.
 
-The supervisor sends a command as one ``HEADER`` (the command, a random token, the size of the payload) and
-the payload, on a Unix socket. The namespace process answers with the token and one byte. A reply with another
-token is a forgery: code that runs in the process can write to the socket as well.
+The supervisor sends a command as one packet with a ``HEADER`` (the command, a random token, the size of the
+payload) and the payload in packets of ``PACKET_BYTES``. The namespace process answers with one packet: the
+token and one byte. Any other packet is ignored, since code in the process can write to the socket as well.
+Code that finds the token can answer too early. It gains nothing: on a reply the process is stopped.
 """
 
 from __future__ import annotations
@@ -11,23 +12,31 @@ import struct
 from dataclasses import dataclass
 
 HEADER = struct.Struct("!c8sI")
+PACKET_BYTES = 1 << 15
 NO_TOKEN = bytes(8)
 """Token of the first reply of a process, which answers no command."""
 
 RUN = b"R"
-"""Run a block. Payload: JSON with ``name`` (of the script) and ``code``. The first block of a script comes
-with the descriptors of its stdout and stderr."""
+"""Run a block. Payload: JSON with ``name`` (of the script), ``code`` and ``alone`` (whether it may be one of
+several). The first block of a script comes with the descriptors of its stdout and stderr."""
 FINISH = b"F"
 """End the script: print the value of its last expression and wait for its threads."""
 CHECKPOINT = b"C"
 """Fork a copy that answers on the descriptor that comes with the command."""
 
-STARTED = b"k"
+STARTED, STARTED_SHARING = b"k", b"h"
+"""A namespace process is ready. The second one holds open pipes or shared memory, which a checkpoint can't
+restore."""
 RAN = {(False, False): b"d", (False, True): b"u", (True, False): b"p", (True, True): b"q"}
 """Replies to a block that ran to its end, by whether it has forked and whether it left timers running."""
 EXITED = b"e"
 """Reply to a block that left the script with exit code 0."""
+NOT_SEPARABLE = b"n"
+"""Reply to a block that must run together with the others. Nothing of it has run."""
 FINISHED, FINISHED_WITH_TIMERS = b"f", b"u"
+
+CHANNEL_LOST_SIGNAL = 64
+"""Signal with which a process ends itself if code has closed its socket before the end of the script."""
 
 
 @dataclass(frozen=True)
@@ -54,4 +63,5 @@ class Config:
     address_space_bytes: int = 0
     """RLIMIT_AS of code, if no cgroup limits its memory; 0 for no limit."""
     processes: int = 0
-    """RLIMIT_NPROC of code, if no cgroup limits its processes; 0 for no limit."""
+    """Processes and threads of code, including a few that are reserved for checkpoints; 0 for no limit. They
+    are counted by uid, which requires an owner that is root."""

@@ -20,22 +20,29 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn
 
 from .flush import FlushRun
-from .processes import NamespaceProcess, WorkerError, as_user, reap
-from .protocol import CHECKPOINT, STARTED, Config
-from .script import separable
+from .processes import NamespaceProcess, WorkerError, as_user, cpu_seconds, reap, settle
+from .protocol import CHECKPOINT, STARTED, STARTED_SHARING, Config
+from .script import compiles_alone
 
 _LENGTH = struct.Struct("!I")
 _IMPORT_TIMEOUT_S = 120.0  # the owner's start timeout is shorter
 _FORK_TIMEOUT_S = 10.0
-_CHECK_TIMEOUT_S = 2.0
+_FORK_CPU_S = 2.0
+_CHECK_TIMEOUT_S = 5.0
+_POLL_S = 0.2
 
 
 class Supervisor:
     """The state of one sandbox: its two namespace processes and the pending blocks.
 
     With eager execution each block runs as soon as the previous ones are done. That is given up, and all
-    blocks run as one script at the flush, if the result could differ: if the blocks are not ``separable``, if
-    code has forked, or if something keeps running between two blocks.
+    blocks run as one script at the flush, if the result could differ. The reason is ``_fallback``:
+
+    * ``not_separable``: a block must run together with the others.
+    * ``forked``: code has forked, and the new process would run the following blocks too.
+    * ``background_work``: a process, thread or timer is active between two blocks.
+    * ``shared_state``: the namespace holds pipes, sockets or shared memory. A run could not be undone.
+    * ``channel_closed``: code has closed the descriptor of its control socket.
     """
 
     def __init__(self, out: int, base: NamespaceProcess, config: Config) -> None:
@@ -50,9 +57,7 @@ class Supervisor:
         self._blocks: list[str] = []
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._eager_run: asyncio.Task[FlushRun | None] | None = None
-        self._checks: list[asyncio.Task[None]] = []
-        self._flush: FlushRun | None = None
-        self._run_as_one = False
+        self._fallback: str | None = None
 
     async def start(self) -> None:
         """Wait for the first namespace, fork its checkpoint, and report that the worker is ready."""
@@ -73,21 +78,14 @@ class Supervisor:
 
     def _add_block(self, code: str) -> None:
         self._blocks.append(code)
-        if not self._eager or self._run_as_one:
+        if not self._eager or self._fallback is not None:
             return
         if self._eager_run is None:
+            if self.checkpoint.shares_state:
+                self._fallback = "shared_state"
+                return
             self._eager_run = asyncio.create_task(self._run_eagerly())
-        else:
-            self._checks.append(asyncio.create_task(self._check_separable(list(self._blocks))))
         self._queue.put_nowait(code)
-
-    async def _check_separable(self, blocks: list[str]) -> None:
-        """Give up eager execution if running block by block differs from running the whole."""
-        same = await as_user(self.config.uid, lambda: _require(separable(blocks)), seconds=_CHECK_TIMEOUT_S)
-        if not same:
-            self._run_as_one = True
-            if self._flush is not None:
-                self._flush.kill("given_up")
 
     async def _run_eagerly(self) -> FlushRun | None:
         """Run blocks from the queue until the flush, which is None in the queue.
@@ -95,28 +93,44 @@ class Supervisor:
         Returns:
             The flush; None if its blocks must all run again as one script.
         """
-        flush = self._flush = await self._begin_flush()
-        while not self._run_as_one:
-            block = await self._queue.get()
-            if block is None:
-                await asyncio.gather(*self._checks)
-                if not self._run_as_one:
-                    await flush.finish()
-                    return flush
-                break
+        flush = await self._begin_flush()
+        never_run: list[str] = []  # because the script has ended
+        while (block := await self._queue.get()) is not None:
+            if flush.ended:
+                never_run.append(block)
+                continue
             if flush.forked:
-                self._run_as_one = True
+                self._fallback = "forked"
                 break
-            await flush.run(block)
-            await asyncio.gather(*self._checks)  # a check is a process, and would count as one of the script
-            if self._queue.empty() and not flush.ended and not flush.is_idle():
-                self._run_as_one = True  # it would keep running while the model writes
+            await flush.run(block, alone=True)
+            self._fallback = flush.refused
+            if self._fallback is None and self._queue.empty() and not flush.ended and not await flush.pause():
+                self._fallback = "background_work"  # it would keep running while the model writes
+            if self._fallback is not None:
+                break
+        else:
+            self._fallback = await self._check(never_run)
+            if self._fallback is None:
+                await flush.finish()
+                return flush
         # Undone immediately, so that the flush need not wait for it.
         flush.kill("given_up")
         flush.committed = False
         await self._end_flush(flush)
         self.checkpoint = await self._fork_checkpoint()
         return None
+
+    async def _check(self, blocks: list[str]) -> str | None:
+        """Return the reason why ``blocks``, which come after the end of the script, could change its result.
+
+        A syntax error in them means that nothing of the script runs.
+        """
+        if not blocks:
+            return None
+        fits = await as_user(
+            self.config.uid, lambda: _require(compiles_alone(blocks)), seconds=_CHECK_TIMEOUT_S
+        )
+        return None if fits else "not_separable"
 
     async def _flush_blocks(self) -> None:
         flush = None
@@ -127,10 +141,9 @@ class Supervisor:
             flush = await self._begin_flush()
             await flush.run("\n".join(self._blocks))
             await flush.finish()
-        for check in self._checks:
-            check.cancel()
-        self._eager_run, self._flush, self._run_as_one = None, None, False
-        self._blocks, self._checks, self._queue = [], [], asyncio.Queue()
+            flush.outcome.eager_fallback = self._fallback
+        self._eager_run, self._fallback = None, None
+        self._blocks, self._queue = [], asyncio.Queue()
         self._flushes += 1
         await self._end_flush(flush)
         self._send(flush.as_frame())
@@ -165,22 +178,36 @@ class Supervisor:
         self.base = self.checkpoint
 
     async def _fork_checkpoint(self) -> NamespaceProcess:
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         checkpoint = NamespaceProcess(ours)
         self.processes.append(checkpoint)
         checkpoint.token = await self.base.command(CHECKPOINT, fds=[theirs.fileno()])
         theirs.close()
-        await self._wait_until_started(checkpoint, _FORK_TIMEOUT_S)
+        await self._wait_until_started(checkpoint, _FORK_TIMEOUT_S, _FORK_CPU_S)
+        await settle([self.base, checkpoint], self.config.uid)
         return checkpoint
 
-    async def _wait_until_started(self, process: NamespaceProcess, seconds: float) -> None:
+    async def _wait_until_started(
+        self, process: NamespaceProcess, seconds: float, cpu: float = float("inf")
+    ) -> None:
+        """Wait for the first reply of a process.
+
+        Raises:
+            WorkerError: it did not come within ``seconds``, or the sandbox used more than ``cpu`` seconds of
+                CPU time.
+        """
+        cpu += cpu_seconds()
+        reply = asyncio.ensure_future(process.reply())
         try:
             async with asyncio.timeout(seconds):
-                if await process.reply() == STARTED and process.pid > 1:
-                    return
+                while not reply.done() and cpu_seconds() <= cpu:
+                    await asyncio.wait([reply], timeout=_POLL_S)
         except TimeoutError:
             pass
-        raise WorkerError("a namespace process did not start")
+        if not reply.done() or reply.result() not in (STARTED, STARTED_SHARING) or process.pid <= 1:
+            reply.cancel()
+            raise WorkerError("a namespace process did not start")
+        process.shares_state = reply.result() == STARTED_SHARING
 
     def _drop(self, process: NamespaceProcess) -> None:
         process.kill()

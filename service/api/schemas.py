@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.deferral.episode import RequestedBy
 from service.deferral.policy import DeferralPolicy
-from service.sandbox.base import Status
+from service.sandbox.base import EagerFallback, Status
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -85,6 +85,11 @@ class FinishedTool(_Tool):
     container_wait_ms: float = Field(default=0.0, ge=0)
     """Wait of the first block for a container in milliseconds, from its `invoked_at`. It is not part of
     `wall_ms`; the part after `flushed_at` is included in `waited_ms`."""
+    eager_fallback: EagerFallback | None = None
+    """Reason for running the blocks at the flush although eager execution was on: a block has another meaning
+    on its own (`not_separable`), the code forked (`forked`), something was active between two blocks
+    (`background_work`), pipes, sockets or shared memory were open (`shared_state`), or the code closed the
+    sandbox's own descriptor (`channel_closed`)."""
 
 
 def executed_tools() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
-from service.sandbox.base import Status
+from service.sandbox.base import EagerFallback, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ class ExecutedTool:
     """Wait of the first block for a container, from the moment the model closed it."""
     requested_by: RequestedBy = "model"
     """Party that requested the flush. The delay rate counts only the model's flushes."""
+    eager_fallback: EagerFallback | None = None
+    """Reason why the blocks ran at the flush although eager execution was on."""
 
     @property
     def hidden_ms(self) -> float:

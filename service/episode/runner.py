@@ -344,4 +344,5 @@ def _executed(
         runs=result.runs,
         container=result.container,
         requested_by=flush.requested_by,
+        eager_fallback=result.eager_fallback,
     )

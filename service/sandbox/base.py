@@ -10,6 +10,15 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Status = Literal["ok", "error", "timeout", "oom", "output_limit", "sandbox_error"]
+EagerFallback = Literal["not_separable", "forked", "background_work", "shared_state", "channel_closed"]
+"""Reason why blocks ran at the flush although eager execution was on:
+
+* ``not_separable``: a block means something else alone, or does not compile.
+* ``forked``: code forked, and the new process would run the following blocks too.
+* ``background_work``: a process, thread or timer was active between two blocks.
+* ``shared_state``: the namespace held pipes, sockets or shared memory. A run could not be undone.
+* ``channel_closed``: code closed the descriptor that connects it to the supervisor.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,8 @@ class ExecutionResult:
     """Start and end of each block that ran, in Unix seconds. One pair if all blocks ran as one script."""
     container: str | None = None
     """Name of the leased container; None if there was none."""
+    eager_fallback: EagerFallback | None = None
+    """Reason why the blocks ran at the flush; None if they ran eagerly, or if eager execution was off."""
 
 
 @dataclass(frozen=True, slots=True)

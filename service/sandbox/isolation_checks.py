@@ -1,7 +1,8 @@
 """Isolation checks: code that tries to break each limit, run inside a real sandbox before it is used.
 
-Covered: user id and capabilities, system call filter, read-only root, disk size, network, number of
-processes, memory, and use of the sandbox after the memory limit. A sandbox that fails a check is never used.
+Covered: user id and capabilities, system call filter, masked files, read-only root, disk size, sockets and
+network, terminals, number of processes, code between two runs, memory, and use of the sandbox after the
+memory limit. A sandbox that fails a check is never used.
 """
 
 from __future__ import annotations
@@ -51,6 +52,29 @@ def isolation_checks(settings: PoolSettings) -> list[IsolationCheck]:
             _prints("True -1 -1"),
         ),
         IsolationCheck(
+            "signals from the kernel",
+            "import ctypes, os\n"
+            "libc, timer = ctypes.CDLL(None), ctypes.c_void_p()\n"
+            "read, write = os.pipe()\n"
+            "print(libc.timer_create(0, None, ctypes.byref(timer)), libc.fcntl(read, 10, 18),"  # F_SETSIG
+            " libc.fcntl(read, 8, os.getpid()), libc.prctl(1, 18),"  # F_SETOWN, PR_SET_PDEATHSIG
+            " libc.ioctl(read, 0x5452, ctypes.byref(ctypes.c_int(1))))",  # FIOASYNC
+            _prints("-1 -1 -1 -1 -1"),
+        ),
+        IsolationCheck(
+            "masked files",
+            "import os\n"
+            "for name in ('locks', 'sys/fs/file-nr', 'keys', 'kallsyms', 'loadavg'):\n"
+            "    try:\n"
+            "        if open('/proc/' + name).read(): print('read', name)\n"
+            "    except OSError: pass\n"
+            "for path in ('/dev/pts', '/proc/sys/fs', '/sys/firmware'):\n"
+            "    if os.path.isdir(path) and os.listdir(path): print('listed', path)\n"
+            "try: os.openpty()\n"
+            "except OSError: print('checked')",
+            _prints("checked"),
+        ),
+        IsolationCheck(
             "read-only root",
             "import errno\n"
             "for path in ('/', '/usr', '/etc', '/opt/sandbox', '/var/tmp', '/root'):\n"
@@ -78,14 +102,11 @@ def isolation_checks(settings: PoolSettings) -> list[IsolationCheck]:
         IsolationCheck(
             "network",
             "import socket\n"
-            "targets = (socket.AF_INET, '192.0.2.1'), (socket.AF_INET6, '2001:db8::1')\n"
-            "for family, address in targets:\n"
-            "    with socket.socket(family) as s:\n"
-            "        s.settimeout(2)\n"
-            "        try:\n"
-            "            s.connect((address, 80))\n"
-            "            print('connected')\n"
-            "        except OSError: pass\n"
+            "for family in range(64):\n"
+            "    for kind in range(1, 7):\n"
+            "        try: socket.socket(family, kind).close()\n"
+            "        except OSError: continue\n"
+            "        print('created', family, kind)\n"
             "print([line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line])",
             _has_no_network,
         ),
@@ -117,14 +138,14 @@ def isolation_checks(settings: PoolSettings) -> list[IsolationCheck]:
 
 
 def _has_no_network(result: ExecutionResult) -> bool:
-    """Return whether no connection was made and no network interface exists.
+    """Return whether no socket was created and no network interface exists.
 
     Tunnel interfaces, which the kernel creates in every network namespace, are down and therefore accepted.
     """
     hardware = ("eth", "ens", "enp", "wlan", "veth")
     return (
         result.status == "ok"
-        and "connected" not in result.stdout
+        and "created" not in result.stdout
         and not any(name in result.stdout for name in hardware)
     )
 

@@ -17,6 +17,20 @@ from service.sandbox.settings import PoolSettings
 
 _IMPORTS_MB = 384
 """Address space that Python, numpy and sympy use before any code runs, in megabytes."""
+MASKED_PATHS = (
+    *("/proc/acpi", "/proc/asound", "/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/scsi"),
+    *("/proc/sysvipc", "/proc/tty", "/proc/pressure", "/proc/sys/fs", "/proc/sys/kernel/pty"),
+    *("/proc/buddyinfo", "/proc/cgroups", "/proc/cmdline", "/proc/config.gz", "/proc/consoles"),
+    *("/proc/diskstats", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms", "/proc/kcore"),
+    *("/proc/key-users", "/proc/keys", "/proc/kmsg", "/proc/kpagecgroup", "/proc/kpagecount"),
+    *("/proc/kpageflags", "/proc/latency_stats", "/proc/loadavg", "/proc/locks", "/proc/mdstat"),
+    *("/proc/modules", "/proc/mtrr", "/proc/pagetypeinfo", "/proc/partitions", "/proc/sched_debug"),
+    *("/proc/schedstat", "/proc/slabinfo", "/proc/softirqs", "/proc/swaps", "/proc/sysrq-trigger"),
+    *("/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo", "/proc/vmstat", "/proc/zoneinfo"),
+    *("/sys/firmware", "/sys/devices/virtual/powercap", "/dev/pts", "/dev/mqueue"),
+)
+"""Paths that code sees as empty: they describe the whole machine, or are a channel between sandboxes
+(``/proc/locks``, ``/proc/sys/fs/file-nr``), or take from what all sandboxes share (``/dev/pts``)."""
 _FIRST_UID, _LAST_UID = 200_000, 2_000_000_000
 
 

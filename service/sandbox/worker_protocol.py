@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from service.sandbox.base import ExecutionResult, SandboxError
+from service.sandbox.base import EagerFallback, ExecutionResult, SandboxError
 
 MAX_FRAME_BYTES = 1 << 20
 """Largest frame that a worker may send, in bytes."""
@@ -82,6 +82,7 @@ class Result(_Frame):
     started_at: Time | None
     finished_at: Time | None
     runs: list[Annotated[list[Time], Field(min_length=2, max_length=2)]]
+    eager_fallback: EagerFallback | None = None
 
     def execution_result(self, waited_seconds: float) -> ExecutionResult:
         return ExecutionResult(

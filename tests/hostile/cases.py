@@ -583,4 +583,71 @@ KERNEL = [
     ),
 ]
 
-CASES = [*RESOURCES, *PROCESSES, *TAMPERING, *FILES, *KERNEL]
+SHARED_RESOURCES = [
+    Case(
+        69,
+        "memory of sockets",
+        tries(
+            "socket.socket()",
+            "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)",
+            "socket.socket(socket.AF_UNIX)",
+            "socket.create_server(('127.0.0.1', 0))",
+            "socket.socketpair()",
+        ),
+        stdout="EPERM\nEPERM\nEPERM\nEPERM\ndone",
+    ),
+    Case(
+        70,
+        "terminals",
+        tries("os.openpty()", "os.open('/dev/ptmx', os.O_RDWR)", "os.open('/dev/pts/ptmx', os.O_RDWR)"),
+        stdout="ENOENT\nENOENT\nENOENT",
+    ),
+    Case(
+        71,
+        "locks and counters of the machine",
+        tries(
+            "fcntl.fcntl(file, 37, lock)",  # F_OFD_SETLK
+            "masked('/proc/locks')",
+            "masked('/proc/sys/fs/file-nr')",
+            "masked('/proc/loadavg')",
+            prelude="import fcntl, struct\nfile = open('lock', 'w')\n"
+            "lock = struct.pack('hhqqi4x', 1, 0, 0, 1, 0)\n"
+            "def masked(path):\n    try: assert not open(path).read()\n    except OSError: pass",
+        ),
+        stdout="EPERM\ndone\ndone\ndone",
+    ),
+    Case(
+        72,
+        "signals sent by the kernel",
+        tries(
+            "call(222, 0, 0, ctypes.byref(ctypes.c_void_p()))",  # timer_create
+            "call(240, b'queue', os.O_CREAT | os.O_RDWR, 0o600, 0)",  # mq_open
+            "fcntl.fcntl(read, 10, 18)",  # F_SETSIG, SIGCONT
+            "fcntl.fcntl(read, 8, os.getpid())",  # F_SETOWN
+            "fcntl.ioctl(read, 0x5452, struct.pack('i', 1))",  # FIOASYNC
+            "call(157, 1, 18, 0, 0, 0)",  # PR_SET_PDEATHSIG
+            "call(56, 18, 0, 0, 0, 0)",  # clone with SIGCONT at the child's end
+            prelude="import fcntl, struct\nread, write = os.pipe()",
+        ),
+        stdout="\n".join(["EPERM"] * 7),
+    ),
+    Case(
+        73,
+        "writes to every descriptor",
+        "import os\n"
+        "for fd in range(3, 300):\n"
+        "    for size in (1, 9, 5000):\n"
+        "        try: os.write(fd, b'x' * size)\n"
+        "        except OSError: pass\n"
+        "print('done')",
+        stdout="done",
+    ),
+    Case(
+        74,
+        "extended attributes",
+        tries("os.setxattr('.', 'user.secret', b'1')"),
+        stdout="EPERM",
+    ),
+]
+
+CASES = [*RESOURCES, *PROCESSES, *TAMPERING, *FILES, *KERNEL, *SHARED_RESOURCES]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import docker
 import pytest
@@ -120,7 +121,7 @@ async def test_h64_a_failed_call_restores_files(sandbox: DockerSandbox) -> None:
     await session.close()
 
 
-async def test_h64_a_failed_call_restores_the_content_of_an_open_file_but_not_its_offset(
+async def test_h64_a_failed_call_restores_the_content_and_the_offset_of_an_open_file(
     sandbox: DockerSandbox,
 ) -> None:
     """The offset belongs to the kernel's open file, which both copies of the namespace share."""
@@ -128,9 +129,67 @@ async def test_h64_a_failed_call_restores_the_content_of_an_open_file_but_not_it
     assert (await run(session, "log = open('log', 'w+')\nlog.write('one')\nlog.flush()")).status == "ok"
     assert (await run(session, "log.write('two')\nlog.flush()\n1 / 0")).status == "error"
     assert (await run(session, "print(open('log').read())")).stdout == "one\n"
-    after = await run(session, "log.seek(0, 2)\nlog.write('three')\nlog.seek(0)\nprint(log.read())")
+    after = await run(session, "log.write('three')\nlog.seek(0)\nprint(log.read())")
     assert after.stdout == "onethree\n"
     await session.close()
+
+
+EARLY_REPLIES = """
+import gc, os, socket
+worker = next(o for o in gc.get_objects() if type(o).__name__ == 'Namespace' and hasattr(o, 'keep_away'))
+def receive():
+    header, fds, *_ = socket.recv_fds(worker.control, 13, 2)
+    return header[1:9], fds
+worker.control.sendall(worker.token + b'd')  # the block has ended
+token, _ = receive()
+worker.control.sendall(token + b'f')  # the script has ended
+token, fds = receive()  # fork a checkpoint
+if os.fork() == 0:
+    socket.socket(fileno=fds[0]).sendall(token + b'k')
+while True: pass
+"""
+
+
+async def test_h75_code_that_answers_for_its_worker_is_stopped(
+    sandbox: DockerSandbox, client: docker.APIClient
+) -> None:
+    """Code can write any reply, but a reply stops it."""
+    session = sandbox.session(LIMITS)
+    assert (await run(session, EARLY_REPLIES)).status == "ok"
+    states = partial(processes, client, container_of(session))
+    # Stopped, or killed together with the process that it forked.
+    await until(lambda: all(state.startswith("T") for state, _ in states()[1:]))
+    used = states()[1:]
+    await asyncio.sleep(3)
+    assert states()[1:] == used
+    # The next call is that code's as well, within its limit.
+    assert (await run(session, "print('unreachable')")).status in ("timeout", "sandbox_error")
+    await session.close()
+
+
+async def test_h76_a_fork_hook_does_not_run_between_calls(
+    sandbox: DockerSandbox, client: docker.APIClient
+) -> None:
+    session = sandbox.session(LIMITS)
+    hook = (
+        "import os, posix, threading, time\n"
+        "def work():\n    while True: open('/tmp/alive', 'a').write('x'); time.sleep(0.01)\n"
+        "for register in (os.register_at_fork, posix.register_at_fork):\n"
+        "    register(after_in_child=lambda: threading.Thread(target=work, daemon=True).start())\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    )
+    assert (await run(session, hook)).status == "ok"
+    states = partial(processes, client, container_of(session))
+    await until(lambda: [state[0] for state, _ in states()[1:]] == ["T", "T"])
+    await asyncio.sleep(0.5)
+    assert (await run(session, "print(os.path.exists('/tmp/alive'))")).stdout == "False\n"
+    await session.close()
+
+
+def processes(client: docker.APIClient, container: str) -> list[tuple[str, str]]:
+    """The state and the CPU time of each process of a container; the supervisor comes first."""
+    rows = client.top(container, ps_args="-eo pid,stat,cputime")["Processes"]
+    return [(state, cpu) for _, state, cpu in sorted(rows, key=lambda row: int(row[0]))]
 
 
 async def test_h65_a_container_killed_from_outside_is_reported_once(

@@ -3,109 +3,90 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.docker.settings import DockerSandboxSettings
+from tests.support.eager_programs import FORGET, programs, reference
 
 EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "60"))
 pytestmark = [
     pytest.mark.docker,
-    pytest.mark.timeout(1500 + 3 * EXAMPLES),
+    pytest.mark.timeout(1500 + 30 * EXAMPLES),
     pytest.mark.asyncio(loop_scope="session"),
 ]
 
-STATEMENTS = [
-    "a = 3",
-    "a = a + 1",
-    "b = [a]",
-    "b.append(a)\nprint(b)",
-    "print(a, end='')",
-    "a",
-    "b",
-    "None",
-    "'text'",
-    '"""several\nlines"""',
-    "print(__doc__)",
-    "1 / 0",
-    "raise ValueError('mine')",
-    "raise SystemExit",
-    "raise SystemExit(2)",
-    "raise SystemExit('bye')",
-    "def f(n):\n    return n * a",
-    "print(f(2))",
-    "f(3)",
-    "if a == 3:\n    print('three')",
-    "else:\n    print('other')",
-    "for i in range(2):",
-    "    print('indented')",
-    "x = (1,",
-    "2)",
-    "x = 1 + \\",
-    "y = '''open",
-    "return 5",
-    "from __future__ import annotations",
-    "def g(q: undefined): pass",
-    "global a",
-    "c = 1000.5\nd = 1000.5",
-    "e = 1000.5\nprint(e is d)",
-    "import sys\nsys.stderr.write('warned\\n')",
-    "import sys\nprint('line', sys._getframe().f_lineno)",
-    "import sys, traceback\ntry: f(None, 1)\nexcept Exception: traceback.print_exc(file=sys.stdout)",
-    "print('ü\\0\\ud800')",
-    "open('file', 'a').write('z')",
-    "print(open('file').read())",
-    "import os\nprint(sorted(os.listdir('.')), os.path.exists('/tmp/deep'))",
-    "import os\nos.makedirs('/tmp/deep/er', exist_ok=True)",
-    "import os\nos.unlink('file')",
-    "import threading\nt = threading.Thread(target=print, args=('thread',))\nt.start()\nt.join()",
-    "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.5), print('late'))).start()",
-    "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
-    "import subprocess\nprint(subprocess.run(['echo', 'child'], capture_output=True, text=True).stdout)",
-    "import subprocess\nsubprocess.Popen(['sleep', '60'])\nprint('left one behind')",
-    # Not os.wait(), which may reap a killed child of an earlier block.
-    "import os\nif child := os.fork(): os.waitpid(child, 0)\nelse: print('in the fork', flush=True)",
-    "import random\nrandom.seed(1)",
-    "print(random.random())",
-    "import os\nos.environ['MINE'] = 'set'\nprint(os.environ.get('MINE'))",
-    "import sys, io\nsys.stdout = io.StringIO()",
-    "class D:\n    def __del__(self): print('gone')\n    def __repr__(self): return 'D'\nD()",
-    "# only a comment",
-    "",
-]
-FORGET = (
-    "import os, shutil\n"
-    "for _p in ('.', '/tmp'):\n"
-    "    for _n in os.listdir(_p):\n"
-    "        _q = os.path.join(_p, _n)\n"
-    "        shutil.rmtree(_q) if os.path.isdir(_q) else os.unlink(_q)\n"
-    "for _n in [n for n in globals() if not n.startswith('__')]: del globals()[_n]\n"
-    "__doc__ = None"
-)
 
-blocks = st.lists(st.sampled_from(STATEMENTS), min_size=0, max_size=3).map("\n".join)
-programs = st.lists(st.lists(blocks, min_size=1, max_size=4), min_size=1, max_size=3)
+@dataclass
+class Runs:
+    """An eager session, one that runs all blocks at the flush, and one for the reference."""
+
+    eager: Session
+    plain: Session
+    fresh: Session
+    flushes: int = 0
+    """Flushes of the first two so far: a traceback holds the number."""
+
+    async def compare(
+        self, program: list[list[str]], pause_s: float, *, with_reference: bool
+    ) -> list[str | None]:
+        """Run a program in all sessions and compare what a model would see.
+
+        Returns:
+            Of each flush, the reason why its blocks did not run eagerly.
+        """
+        committed: list[tuple[str, str]] = []
+        reasons: list[str | None] = []
+        for flush in program:
+            self.flushes += 1
+            ahead = await flushed(self.eager, flush, pause_s)
+            whole = await flushed(self.plain, flush)
+            assert seen(ahead) == seen(whole), (flush, ahead, whole)
+            assert ahead.status != "sandbox_error", ahead
+            assert whole.eager_fallback is None
+            reasons.append(ahead.eager_fallback)
+            script = (f"<call {self.flushes}>", "\n".join(flush))
+            if with_reference:
+                result = await flushed(self.fresh, [reference([*committed, script])])
+                assert result.status == "ok", result
+                exit_code, stdout, stderr = json.loads(result.stdout)
+                expected = (stdout, stderr, exit_code) if exit_code >= 0 else (stdout, stderr, None)
+                assert (whole.stdout, whole.stderr, whole.exit_code) == expected, (flush, committed, whole)
+                assert whole.signal == (-exit_code if exit_code < 0 else None)
+            if whole.status == "ok":
+                committed.append(script)
+        return reasons
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def pair(docker_sandbox_settings: DockerSandboxSettings) -> AsyncGenerator[tuple[Session, Session]]:
-    """An eager session, and one that runs all blocks at the flush."""
+async def sandbox(docker_sandbox_settings: DockerSandboxSettings) -> AsyncGenerator[DockerSandbox]:
     sandbox = DockerSandbox(docker_sandbox_settings)
     await sandbox.start()
-    eager = sandbox.session(SessionLimits(run_limit_s=30, eager=True))
-    plain = sandbox.session(SessionLimits(run_limit_s=30, eager=False))
-    yield eager, plain
-    await eager.close()
-    await plain.close()
+    yield sandbox
     await sandbox.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def runs(sandbox: DockerSandbox) -> AsyncGenerator[Runs]:
+    sessions = [sandbox.session(SessionLimits(run_limit_s=30, eager=eager)) for eager in (True, False, False)]
+    yield Runs(*sessions)
+    for session in sessions:
+        await session.close()
+
+
+@pytest.fixture
+def pair(runs: Runs) -> tuple[Session, Session]:
+    return runs.eager, runs.plain
 
 
 async def flushed(session: Session, flush: list[str], pause_s: float = 0.0) -> ExecutionResult:
@@ -117,22 +98,10 @@ async def flushed(session: Session, flush: list[str], pause_s: float = 0.0) -> E
 
 def seen(result: ExecutionResult) -> tuple[object, ...]:
     """The parts of a result that a model sees, and how the script ended."""
-    lines = result.stderr.strip().splitlines()
-    return result.stdout, lines[-1] if lines else "", result.status, result.exit_code, result.signal
+    return result.stdout, result.stderr, result.status, result.exit_code, result.signal
 
 
-@given(programs, st.sampled_from([0.0, 0.02, 0.1]))
-@example([["a = 3", "a +", "print(a)"], ["a"]], 0.1)
-@example([["open('file', 'w').write('x')", "1 / 0"], ["import os\nos.listdir('.')"]], 0.1)
-@example([['"""doc"""', "print(__doc__)"]], 0.1)
-@example([["c = 1000.5\nd = 1000.5", "e = 1000.5\nprint(e is d)"]], 0.1)
-@example([["raise SystemExit", "1 +"], ["raise SystemExit", "print('never')"]], 0.1)
-@example([["import os\nif not os.fork(): os.getpid()\nelse: os.wait()", "print('both')", "a = 1"]], 0.1)
-@example(
-    [["class D:\n  def __del__(self): print('gone')\n  def __repr__(self): return 'D'\nD()", "# c"]], 0.0
-)
-@example([["", "import traceback\ntry: f()\nexcept NameError: traceback.print_exc()"]], 0.0)
-@example([["import signal\nsignal.alarm(1)", "import time\nprint('before the alarm')"]], 1.2)
+@given(programs(), st.sampled_from([0.0, 0.02, 0.1]))
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -140,14 +109,152 @@ def seen(result: ExecutionResult) -> tuple[object, ...]:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 async def test_eager_execution_equals_running_all_blocks_at_the_flush(
-    pair: tuple[Session, Session], program: list[list[str]], pause_s: float
+    runs: Runs, drawn: tuple[bool, list[list[str]]], pause_s: float
 ) -> None:
-    eager, plain = pair
-    for flush in [*program, [FORGET]]:
-        ahead = await flushed(eager, flush, pause_s)
-        whole = await flushed(plain, flush)
-        assert seen(ahead) == seen(whole), (flush, ahead, whole)
-        assert ahead.status != "sandbox_error"
+    can_replay, program = drawn
+    await runs.compare(program, pause_s, with_reference=can_replay)
+    await runs.compare([[FORGET]], 0.0, with_reference=False)
+
+
+SEED = "import random\nrandom.seed(42)"
+TWICE = "x = f.readline()", "y = []", "print(repr(x), y)"
+FORKS = (
+    "import os, time\nfor _ in range(80):\n    try:\n        if not os.fork(): time.sleep(0.3); os._exit(0)\n"
+    "    except OSError: pass"
+)
+HOLD = (
+    "import threading\ngo = threading.Event()\ntry:\n    while True:\n"
+    "        threading.Thread(target=go.wait, daemon=True).start()\nexcept RuntimeError: print('limit')"
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "reasons"),
+    [
+        pytest.param([["a = 3", "a +", "print(a)"], ["a"]], ["not_separable", None], id="syntax error"),
+        pytest.param([["1 / 0", "a +"]], ["not_separable"], id="syntax error after the end"),
+        pytest.param([["1 / 0", "print(2)"]], [None], id="nothing wrong after the end"),
+        pytest.param([["raise SystemExit", "1 +"], ["raise SystemExit", "print('never')"]], None, id="exit"),
+        pytest.param([['"""doc"""', "print(__doc__)"]], ["not_separable"], id="docstring"),
+        pytest.param(
+            [["c = 1000.5\nd = 1000.5", "e = 1000.5\nprint(e is d)"]], ["not_separable"], id="identity"
+        ),
+        pytest.param([["print(globals().keys())", "x: int = 1"]], ["not_separable"], id="annotations"),
+        pytest.param(
+            [["import os\nif not os.fork(): os.getpid()\nelse: os.wait()", "print('both')", "a = 1"]],
+            ["forked"],
+            id="fork",
+        ),
+        pytest.param(
+            [["class D:\n  def __del__(self): print('gone')\n  def __repr__(self): return 'D'\nD()", "# c"]],
+            [None],
+            id="deleted value",
+        ),
+        pytest.param(
+            [["", "import traceback\ntry: f()\nexcept NameError: traceback.print_exc()"]], [None], id="lines"
+        ),
+        pytest.param(
+            [["import signal\nsignal.alarm(1)", "import time\nprint('x')"]], ["background_work"], id="timer"
+        ),
+        pytest.param([[SEED], ["1 / 0"], ["print(random.random())"]], [None, None, None], id="random"),
+        pytest.param(
+            [
+                [
+                    SEED,
+                    "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()",
+                ],
+                ["print(random.random())", "print(random.random())"],
+            ],
+            ["background_work", None],
+            id="random beside a thread",
+        ),
+        pytest.param(
+            [
+                ["import numpy as np\nnp.random.seed(1)"],
+                ["np.random.rand()\n1 / 0"],
+                ["print(np.random.rand())"],
+            ],
+            [None, None, None],
+            id="numpy's random",
+        ),
+        pytest.param(
+            [
+                ["open('d', 'w').write('one\\ntwo\\nthree\\n')\nf = open('d')"],
+                [*TWICE, "id(x)\nNone"],
+                [*TWICE, "1 / 0"],
+                [*TWICE],
+            ],
+            [None, "not_separable", None, None],
+            id="offset",
+        ),
+        pytest.param(
+            [
+                ["import os\nf = open('d', 'w+')\nf.write('abc')\nf.flush()"],
+                ["os.unlink('d')\nf.write('x')\nf.flush()\n1 / 0"],
+                ["f.write('d')\nf.flush()\nprint(open('d').read())"],
+            ],
+            [None, None, None],
+            id="unlinked",
+        ),
+        pytest.param(
+            [["import os\nr, w = os.pipe()"], ["os.write(w, b'x')", "print(os.read(r, 9))"]],
+            [None, "shared_state"],
+            id="pipe",
+        ),
+        pytest.param(
+            [
+                ["import multiprocessing\nv = multiprocessing.Value('i', 0)"],
+                ["v.value += 1", "print(v.value)"],
+            ],
+            [None, "shared_state"],
+            id="shared memory",
+        ),
+        pytest.param(
+            [[HOLD, "print('next')"], ["print('after')"]], ["background_work", None], id="thread limit"
+        ),
+        pytest.param([[f"a{n} = {n}" for n in range(100)] + ["print(a99)"]], [None], id="many blocks"),
+        pytest.param(
+            [["x = [" + "1," * 140_000 + "]"] * 3, ["print(len(x))"]], [None, None], id="large literals"
+        ),
+        pytest.param([[FORKS], ["print('after')"], ["print('again')"]], [None, None, None], id="zombies"),
+        pytest.param([["import os\nprint('a', end='')", "os.system('echo b')"]], [None], id="partial line"),
+        pytest.param([["print('a')", "1 / 0", "print('b')"]], [None], id="carets"),
+        pytest.param(
+            [
+                [
+                    "import os\nfor fd in range(3, 300):\n    try: os.write(fd, b'x' * 9)\n"
+                    "    except OSError: pass",
+                    "print('x')",
+                ]
+            ],
+            [None],
+            id="every descriptor",
+        ),
+        pytest.param(
+            [["import os\nos.closerange(3, 1000)", "print('x')", "5"], ["print('new')"]],
+            ["channel_closed", None],
+            id="closed channel",
+        ),
+        pytest.param(
+            [["import sys\nsys.settrace(lambda *a: print(a[1]))", "a = 1"]], ["not_separable"], id="tracing"
+        ),
+        pytest.param([["from linecache import cache\ncache.clear()"], ["1 / 0"]], None, id="source lines"),
+        pytest.param(
+            [["import resource\nresource.setrlimit(7, (99, 99))"], ["print('ok')"]], [None, None], id="limits"
+        ),
+    ],
+)
+async def test_programs_that_eager_execution_could_change(
+    sandbox: DockerSandbox, program: list[list[str]], reasons: list[str | None] | None
+) -> None:
+    limits = SessionLimits(run_limit_s=30, eager=True), SessionLimits(run_limit_s=30, eager=False)
+    eager, plain = map(sandbox.session, limits)
+    try:
+        seen_reasons = await Runs(eager, plain, plain).compare(program, 0.3, with_reference=False)
+    finally:
+        await eager.close()
+        await plain.close()
+    assert reasons in (None, seen_reasons)
 
 
 async def test_a_block_runs_before_the_flush(pair: tuple[Session, Session]) -> None:

@@ -12,6 +12,8 @@ GOOD = ExecutionResult("", "", "ok", 0.0, 0.0)
 PASSING = {
     "uid": replace(GOOD, stdout="True 0000000000000000 0000000000000000 1\n"),
     "seccomp": replace(GOOD, stdout="True -1 -1\n"),
+    "signals from the kernel": replace(GOOD, stdout="-1 -1 -1 -1 -1\n"),
+    "masked files": replace(GOOD, stdout="checked\n"),
     "read-only root": replace(GOOD, stdout="checked\n"),
     "disk": replace(GOOD, stdout="True\n"),
     "network": replace(GOOD, stdout="['lo', 'sit0']\n"),
@@ -22,9 +24,11 @@ PASSING = {
 FAILING = {
     "uid": "False 00000000000000e0 0000000000000000 1\n",
     "seccomp": "False 0\n",
+    "signals from the kernel": "0 -1 -1 -1 -1\n",
+    "masked files": "read /proc/locks\nchecked\n",
     "read-only root": "wrote /usr\nchecked\n",
     "disk": "",
-    "network": "connected\n['lo']\n",
+    "network": "created 2 1\n['lo']\n",
     "pids": "no limit\n",
     "memory": "",
     "life after the memory limit": "",

@@ -216,6 +216,7 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "waited_ms": round(tool.waited_ms, 3),
         "hidden_ms": round(tool.hidden_ms, 3),
         "container_wait_ms": round(tool.container_wait_ms, 3),
+        "eager_fallback": tool.eager_fallback,
     }
 
 

@@ -28,6 +28,7 @@ from service.sandbox.isolation_checks import isolation_checks
 from service.sandbox.session import PooledSandbox
 from service.sandbox.settings import PoolSettings
 from service.sandbox.worker_program import (
+    MASKED_PATHS,
     address_space_bytes,
     compile_profile,
     fresh_uid,
@@ -142,6 +143,11 @@ def command(settings: ProcessSandboxSettings, seccomp: int, uid: int) -> list[st
     for target, source in sources.items():
         arguments += ["--ro-bind-try", source, target]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
+    for path in MASKED_PATHS:
+        if Path(path).is_dir():
+            arguments += ["--tmpfs", path, "--remount-ro", path]
+        elif Path(path).exists() and path.startswith("/proc/"):
+            arguments += ["--ro-bind", "/dev/null", path]
     for folder in ("/tmp", "/sandbox", "/dev/shm"):  # noqa: S108
         arguments += ["--perms", "1777", "--size", disk, "--tmpfs", folder]
     arguments += ["--remount-ro", "/", "--chdir", "/opt/sandbox"]

@@ -9,7 +9,13 @@ import json
 from typing import Any
 
 from service.sandbox.docker.settings import DockerSandboxSettings
-from service.sandbox.worker_program import address_space_bytes, fresh_uid, image_folder, worker_config
+from service.sandbox.worker_program import (
+    MASKED_PATHS,
+    address_space_bytes,
+    fresh_uid,
+    image_folder,
+    worker_config,
+)
 
 _GVISOR = "runsc"
 _SENTRY_THREADS, _SENTRY_MB = 1024, 512
@@ -22,12 +28,12 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
     disk = f"rw,noexec,nosuid,nodev,size={settings.disk_mb}m,nr_inodes={settings.max_files},mode=1777"
     shared = f"rw,noexec,nosuid,nodev,size={settings.shared_memory_mb}m,nr_inodes=256,mode=1777"
     memory, pids = settings.memory_mb << 20, settings.pids
-    worker = worker_config(settings, fresh_uid())
+    worker = {**worker_config(settings, fresh_uid()), "processes": settings.pids}
     if settings.runtime == _GVISOR:
         # Exhausting the cgroup ends the whole container, so code gets lower limits of its own.
         pids += _SENTRY_THREADS
         memory += _SENTRY_MB << 20
-        worker |= {"address_space_bytes": address_space_bytes(settings), "processes": settings.pids}
+        worker |= {"address_space_bytes": address_space_bytes(settings)}
     limits = {
         "core": 0,
         "memlock": 0,
@@ -53,6 +59,8 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
             "KILL",
         ],  # for the supervisor only; code loses them with the change of uid
         "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp_profile(settings.runtime)}"],
+        "MaskedPaths": list(MASKED_PATHS),
+        "ReadonlyPaths": ["/proc/sys", "/proc/fs", "/proc/irq", "/proc/bus", "/proc/sysrq-trigger"],
         "Privileged": False,
         "IpcMode": "private",
         "PidMode": "",

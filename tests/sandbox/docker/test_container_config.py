@@ -38,7 +38,7 @@ def test_gvisor_gets_an_allowance_and_code_its_own_limits() -> None:
     assert made["HostConfig"]["PidsLimit"] > 64 == config["processes"]
     assert made["HostConfig"]["Memory"] > config["address_space_bytes"] > 512 << 20
     assert "Runtime" not in ARGUMENTS["HostConfig"]
-    assert "processes" not in json.loads(ARGUMENTS["Cmd"][0])
+    assert "address_space_bytes" not in json.loads(ARGUMENTS["Cmd"][0])
 
 
 def test_the_workers_writable_folders_are_the_tmpfs_mounts() -> None:
@@ -59,7 +59,14 @@ def test_uses_the_bundled_seccomp_profile() -> None:
         "ptrace process_vm_readv io_uring_setup bpf perf_event_open userfaultfd keyctl add_key mount unshare"
     )
     denied += " setns pivot_root chroot kexec_load init_module open_by_handle_at shmget vmsplice clone3"
+    denied += " socket bind connect listen accept timer_create timer_settime mq_open setxattr inotify_init1"
     assert not allowed & set(denied.split())
+
+
+def test_masks_files_that_all_containers_share() -> None:
+    masked = ARGUMENTS["HostConfig"]["MaskedPaths"]
+    docker = "/proc/kcore /proc/keys /proc/latency_stats /proc/timer_list /proc/sched_debug /sys/firmware"
+    assert {*docker.split(), "/proc/locks", "/proc/sys/fs", "/dev/pts"} <= set(masked)
 
 
 def test_clone3_is_allowed_only_under_gvisor() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_image.worker.script import Script, separable
+from sandbox_image.worker.script import NotSeparableError, Script, compiles_alone
 
 
 def run(*blocks: str) -> tuple[dict[str, Any], object]:
@@ -17,6 +17,17 @@ def run(*blocks: str) -> tuple[dict[str, Any], object]:
     for block in blocks:
         script.run(block)
     return namespace, script.value
+
+
+def separable(blocks: list[str]) -> bool:
+    """Return whether the checks of ``Script`` let all blocks run alone, without running them."""
+    script = Script("<call 1>", {})
+    try:
+        for block in blocks:
+            script._compile(block, alone=True)
+    except NotSeparableError:
+        return False
+    return compiles_alone(blocks)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +108,10 @@ def test_line_numbers_continue_and_tracebacks_show_the_source() -> None:
         ["", "1"],
         ["x is None", "y is not True"],
         ["# é\\", "1"],
+        ["x: int = 1", "y: int = 2"],
+        ["def f():\n    global a\n    a = 1", "f()"],
+        ["'text'"],
+        ["# is id global", "print('is id global')"],
     ],
 )
 def test_separable_blocks(blocks: list[str]) -> None:
@@ -124,10 +139,36 @@ def test_separable_blocks(blocks: list[str]) -> None:
         ["a", "b\0"],
         ["a", "(" * 3000],
         ["'\ud800'", "a"],
+        ["if True:\n    global x", "x"],
+        ["print(dir())", "x: int = 1"],
+        ["import sys\nsys._getframe().f_code", "1"],
+        ["from inspect import getsource", "1"],
+        ["sys.settrace(print)", "1"],
     ],
 )
 def test_inseparable_blocks(blocks: list[str]) -> None:
     assert not separable(blocks)
+
+
+@pytest.mark.parametrize(
+    "blocks", [["a +"], ["a", "b +"], ["global x"], ["\ufeffb"], ["from __future__ import annotations"]]
+)
+def test_blocks_that_never_ran_must_not_change_the_script(blocks: list[str]) -> None:
+    assert not compiles_alone(blocks)
+
+
+def test_code_is_compiled_without_the_future_imports_of_this_program() -> None:
+    assert run("def f(x: int): pass")[0]["f"].__annotations__ == {"x": int}
+
+
+def test_replacing_the_cache_of_source_lines_breaks_nothing() -> None:
+    script, cache = Script("<call 1>", {}), linecache.cache
+    try:
+        script.run("import linecache\nlinecache.cache = None")
+        script.run("1")
+    finally:
+        linecache.cache = cache
+    assert script.value == 1
 
 
 LINES = st.sampled_from(
