@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.reporters import check_reporters
 from trainer.training.trainer import grpo_arguments
 
 
@@ -23,19 +24,22 @@ def test_recipe_maps_to_trl_arguments(tmp_path: Path) -> None:
     assert (arguments.beta, arguments.learning_rate, arguments.report_to) == (0.0, 1e-6, [])
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_wandb_needs_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+def test_wandb_is_not_left_to_transformers(tmp_path: Path) -> None:
+    assert grpo_arguments(config(tmp_path, wandb_project="p")).report_to == []
+
+
+def test_wandb_needs_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
+    installed: set[str] = set()
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
-        lambda name, *rest: (object() if installed else None) if name == "wandb" else find(name, *rest),
+        lambda name, *rest: (
+            (object() if name in installed else None) if name == "wandb" else find(name, *rest)
+        ),
     )
-    monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    monkeypatch.delenv("WANDB_DIR", raising=False)
     settings = config(tmp_path, wandb_project="p")
-    if installed:
-        assert grpo_arguments(settings).report_to == ["wandb"]
-    else:
-        with pytest.raises(ConfigError, match=r"pip install 'ih-grpo\[wandb\]'"):
-            grpo_arguments(settings)
+    with pytest.raises(ConfigError, match=r"pip install 'ih-grpo\[wandb\]'"):
+        check_reporters(settings)
+    installed.add("wandb")
+    check_reporters(settings)
