@@ -26,11 +26,6 @@ SIZE_EXCEPTIONS = {
 }
 """Modules outside of the size limits, and the reasons."""
 
-UNFINISHED_SIZES: set[str] = set()
-"""Modules that are still to be split or merged."""
-UNFINISHED_CLASS_NAMES = {"FunctionTool", "Message", "StreamOptions"}
-"""Class names that are still used more than once."""
-
 
 def modules() -> Iterator[Path]:
     for package in PACKAGES:
@@ -53,7 +48,7 @@ def test_class_names_are_unique() -> None:
             if isinstance(node, ast.ClassDef):
                 places[node.name].add(name(path))
     repeated = {cls: sorted(where) for cls, where in places.items() if len(where) > 1}
-    assert {cls: where for cls, where in repeated.items() if cls not in UNFINISHED_CLASS_NAMES} == {}
+    assert repeated == {}
 
 
 def test_module_sizes() -> None:
@@ -62,9 +57,8 @@ def test_module_sizes() -> None:
         for path in modules()
         if path.name not in ("__init__.py", "__main__.py")
     }
-    allowed = SIZE_EXCEPTIONS.keys() | UNFINISHED_SIZES
     outside = {path: count for path, count in lines.items() if not SMALLEST <= count <= LARGEST}
-    assert {path: count for path, count in outside.items() if path not in allowed} == {}
+    assert {path: count for path, count in outside.items() if path not in SIZE_EXCEPTIONS} == {}
 
 
 def test_size_exceptions_are_needed() -> None:
