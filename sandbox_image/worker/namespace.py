@@ -156,7 +156,7 @@ class Namespace:
         if reply != EXITED:
             reply = RAN[self.forked, has_timers()]
         if not self.reply(reply):
-            # Code has closed the socket. What comes next can't be received.
+            # Code has closed the socket. The next request cannot be received.
             if request["alone"]:
                 _kill(_getpid(), CHANNEL_LOST_SIGNAL)
             if reply != EXITED:
