@@ -194,7 +194,7 @@ class FlushRun:
             self.base.kill()
             await self.base.exited
         keep = [self.base, self.checkpoint] if self.committed else [self.checkpoint]
-        # Stopped only after the next checkpoint, which is forked immediately: the owner waits for this result.
+        # Stopped only after the next checkpoint, which is forked right away: the owner waits for this result.
         await settle(keep, self.config.uid, stop=False)
         self.outcome.stdout = self._stdout.close()
         self.outcome.stderr = self._stderr.close()
