@@ -61,7 +61,7 @@ def prepare(folder: Path, given: Path, publish: str) -> None:
     keys = given_keys(given / "api-keys")
     if not keys and not is_loopback(publish):
         raise SystemExit(
-            f"PUBLISH_ADDRESS is {publish}, which others can reach, but there is no API key.\n"
+            f"PUBLISH_ADDRESS is {publish}, which other machines can reach, but no API key is set.\n"
             "Create one (see secrets/README.md) or set PUBLISH_ADDRESS to 127.0.0.1."
         )
     make_once(folder / "runner-token")

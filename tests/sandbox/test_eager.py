@@ -216,7 +216,7 @@ HOLD = (
         pytest.param(
             [["x = [" + "1," * 140_000 + "]"] * 3, ["print(len(x))"]], [None, None], id="large literals"
         ),
-        pytest.param([[FORKS], ["print('after')"], ["print('again')"]], None, id="zombies"),
+        pytest.param([[FORKS], ["print('after')"], ["print('again')"]], [None, None, None], id="zombies"),
         pytest.param([["import os\nprint('a', end='')", "os.system('echo b')"]], [None], id="partial line"),
         pytest.param([["print('a')", "1 / 0", "print('b')"]], [None], id="carets"),
         pytest.param(

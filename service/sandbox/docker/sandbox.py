@@ -76,7 +76,7 @@ class DockerSandbox(PooledSandbox):
     def __init__(self, settings: DockerSandboxSettings | None = None) -> None:
         self.settings = settings or DockerSandboxSettings()
         self._daemon = Daemon(self.settings)
-        # gVisor has files of its own in /proc and /dev, which say nothing about the machine.
+        # gVisor provides its own files in /proc and /dev, which say nothing about the machine.
         is_gvisor = self.settings.runtime == "runsc"
         checks = [c for c in isolation_checks(self.settings) if not is_gvisor or c.name != "masked files"]
         super().__init__(self.settings, self._create, checks)

@@ -58,6 +58,11 @@ def run(settings: TrainConfig) -> tuple[Path, str]:
     return train(settings, console, sandbox=toy_sandbox()), console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def moving_averages(curve: list[float]) -> list[float]:
+    """Average each reward with the two after it."""
+    return [sum(curve[step : step + 3]) / 3 for step in range(len(curve) - 2)]
+
+
 def test_an_adapter_learns_and_its_samples_are_the_trainers(tmp_path: Path, toy_checkpoint: Path) -> None:
     """The engine samples with merged weights, the trainer computes with the adapter."""
     settings = config(
@@ -67,7 +72,7 @@ def test_an_adapter_learns_and_its_samples_are_the_trainers(tmp_path: Path, toy_
     checkpoint, text = run(settings)
     assert "row of <tool_call>" in text
     curve = rewards(settings.run_dir)
-    averages = [sum(curve[step : step + 3]) / 3 for step in range(len(curve) - 2)]
+    averages = moving_averages(curve)
     assert max(averages) > averages[0] + 0.15
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     assert max(entry["logprob_gap"] for entry in history) < 1e-4
@@ -128,7 +133,7 @@ def test_asynchronous_training_raises_reward_within_its_staleness(
     checkpoint, _ = run(settings)
     curve = rewards(settings.run_dir)
     assert len(curve) == 24
-    averages = [sum(curve[step : step + 3]) / 3 for step in range(len(curve) - 2)]
+    averages = moving_averages(curve)
     assert max(averages) > averages[0] + 0.15
     ages = set()
     for index, path in enumerate(sorted((settings.run_dir / "rollouts").iterdir())):
