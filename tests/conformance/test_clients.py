@@ -29,7 +29,7 @@ CLIENTS = {
     "anthropic_python.py": "Anthropic SDK for Python",
     "anthropic_javascript.mjs": "Anthropic SDK for JavaScript",
     "ai_sdk.mjs": "Vercel AI SDK",
-    "langchain.py": "LangChain, `ChatOpenAI`",
+    "langchain.py": "LangChain, `ChatOpenAI` and `ChatAnthropic`",
     "langgraph_client.py": "LangGraph",
     "pydantic_ai_client.py": "Pydantic AI",
     "autogen_client.py": "AutoGen",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.api.chat.prepare import prepare
 from service.api.chat.request import ChatRequest
+from service.api.errors import ApiError
 from service.api.messages.prepare import count_tokens, prepare_message
 from service.api.messages.request import CountTokensRequest, MessagesRequest
 from service.api.state import Server
@@ -341,6 +342,20 @@ async def test_outputs_of_code_inside_a_thought_belong_to_it(parts: tuple[Server
     message = prepared.chat.request.messages[1]
     assert message.content == "One."
     assert message.reasoning_content == "Hm.<tool_call>\nCode execution result: 1\n</tool_call>\nSo."
+
+
+async def test_deep_nesting_is_rejected(parts: tuple[Server, ReplyStore]) -> None:
+    server, store = parts
+    value: Any = {}
+    for _ in range(900):
+        value = {"a": value}
+    call = {"type": "tool_use", "id": "t", "name": "weather", "input": value}
+    turns = messages(
+        ("user", "a"), ("assistant", [call]), ("user", [{"type": "tool_result", "tool_use_id": "t"}])
+    )
+    body = {"model": "scripted", "max_tokens": 9, "messages": turns}
+    with pytest.raises(ApiError, match="nested too deeply"):
+        await prepare_message(server, store, MessagesRequest.model_validate(body), owner="")
 
 
 async def test_adapter_is_used(parts: tuple[Server, ReplyStore]) -> None:

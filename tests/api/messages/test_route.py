@@ -385,7 +385,6 @@ async def test_input_in_the_history_may_be_text(written: Any, read: Any) -> None
         ({"stop_sequences": ["x" * 300]}, 400, "stop_sequences[0]"),
         ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, 400, "output_config.format"),
         ({"n": 2}, 400, "n"),
-        ({"messages": called(nested(600))}, 400, "messages"),
         ({"tools": [{"name": "f", "input_schema": nested(600)}]}, 400, "tools[0].input_schema"),
         ({"thread": {"type": "create"}}, 400, "thread"),
         ({"compaction": {"type": "summarize"}}, 400, "compaction"),
