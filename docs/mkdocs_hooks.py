@@ -14,8 +14,8 @@ HTTP_PAGE = "reference/http.md"
 INTRO = """# HTTP routes
 
 Generated from the server's OpenAPI document, which a running server returns at `/openapi.json`.
-Errors have OpenAI's format: `{"error": {"message", "type", "param", "code"}}`. Routes below `/v1/messages` have
-Anthropic's, see [the Messages API](messages.md#errors).
+Errors have OpenAI's format: `{"error": {"message", "type", "param", "code"}}`.
+Below `/v1/messages` they have Anthropic's, see [the Messages API](messages.md#errors).
 """
 
 
