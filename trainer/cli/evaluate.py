@@ -86,6 +86,13 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option(help="Device of the model: auto, cpu or cuda. Default: auto.")
     ] = None,
+    engine_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Dtype of the model here: auto, float32 or bfloat16. Default: auto, float32 on a CPU. "
+            "bfloat16 is faster if the CPU supports it."
+        ),
+    ] = None,
     engine_slots: Annotated[
         int | None, typer.Option(help="Maximum number of sequences in one decoding batch. Default: 64.")
     ] = None,
