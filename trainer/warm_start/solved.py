@@ -22,6 +22,7 @@ from service.deferral.policy import DeferralPolicy
 from service.engines.adapters import merged
 from service.engines.base import EngineError, Sampling, Tokenizer
 from service.episode.runner import EpisodeRunner
+from service.sandbox.base import Sandbox
 from trainer.data.decontamination import find_overlaps
 from trainer.data.problems import Problem
 from trainer.data.sources import load_benchmarks, load_source
@@ -135,6 +136,7 @@ async def sample_solutions(
     *,
     seed: int,
     on_solution: Callable[[Solution], None] = lambda solution: None,  # noqa: ARG005
+    sandbox: Sandbox | None = None,
 ) -> None:
     """Sample what is missing in ``path`` and append every result to it.
 
@@ -145,6 +147,7 @@ async def sample_solutions(
         path: JSON Lines of `Solution`. Results in it are not sampled again.
         seed: of the run.
         on_solution: called with each new result.
+        sandbox: replaces the sandbox of the settings; not started.
 
     Raises:
         DataError, EngineError, SandboxError, ValueError: the sampling can't start or failed; finished results
@@ -164,7 +167,7 @@ async def sample_solutions(
     slots = asyncio.Semaphore(settings.max_concurrent_episodes)
     async with AsyncExitStack() as stack:
         engine = make_engine(settings, directory, own, settings.device)
-        sandbox = make_sandbox(settings, own)
+        sandbox = sandbox or make_sandbox(settings, own)
         await start_all(stack, sandbox, engine)
         reward = await stack.enter_async_context(RewardSet([RewardSpec(name=settings.reward)]))
         file = stack.enter_context(path.open("a", encoding="utf-8"))
