@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from trainer.data.problems import Problem, ProblemSet, load_problems
+from trainer.data.problems import DataError, Problem, ProblemSet, load_problems
 from trainer.data.suites import EVAL_SPLITS, SUITES, parse_benchmark, suite
 from trainer.quickstart.problems import FAMILIES
 
