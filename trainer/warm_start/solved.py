@@ -68,7 +68,7 @@ class SolvedSettings(RuntimeConfig):
     max_errors: int = Field(default=1, ge=0)
     """A solution is kept only if at most this many of its flushes failed."""
     delayed_weight: int = Field(default=2, ge=1)
-    """How often a solution with delayed blocks is drawn, compared with one without."""
+    """Weight of a solution with delayed blocks in the draw; others have 1."""
     share: float = Field(default=0.5, ge=0, le=1)
     """Share of these solutions among the problems that are trained on."""
 

@@ -40,7 +40,7 @@ def shopping(rng: Random) -> Draft:
         (f"Then the cost of the {two}.", f"second = {b} * {q}", "second"),
     ]
     if change:
-        plan.append(("The change is what is left of the money.", f"print({paid} - (first + second))", ""))
+        plan.append(("The rest of the money is the change.", f"print({paid} - (first + second))", ""))
         return question, paid - a * p - b * q, plan, f"{who} gets ${{}} back."
     plan.append(("I add both.", "print(first + second)", ""))
     return question, a * p + b * q, plan, "The total is {} dollars."
