@@ -121,6 +121,7 @@ def evaluate(
 
     Results are saved as they arrive. Rerun the same command to resume an interrupted evaluation. The report
     is written to OUT/report.html and OUT/report.json. Compare two evaluations with `ih-grpo eval compare`.
+    `ih-grpo eval select` writes the problems that the model solves sometimes, to train on.
 
     \b
     Examples:
