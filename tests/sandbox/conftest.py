@@ -37,7 +37,7 @@ async def served(sandbox: Sandbox, bind: str, **options: Any) -> AsyncGenerator[
     settings = RunnerSettings(bind=bind, token=TOKEN, **options)
     listener = Address.parse(bind).listen(settings.socket_mode)
     server = RunnerServer(sandbox, settings)
-    client = RunnerClient(RunnerClientSettings(bind, TOKEN, connect_timeout_s=400.0))
+    client = RunnerClient(RunnerClientSettings((bind,), TOKEN, connect_timeout_s=400.0))
     with server.capture_signals():
         task = asyncio.create_task(server._serve([listener]))
         try:
