@@ -107,10 +107,23 @@ def evaluate(
         ),
     ] = None,
     runner_address: Annotated[
-        str | None, typer.Option(help="Address of the runner service: host:port or unix:/path.")
+        str | None,
+        typer.Option(
+            help="Comma-separated addresses of runner services: host:port, wss://host:port (TLS) or "
+            "unix:/path."
+        ),
     ] = None,
     runner_token_file: Annotated[
-        Path | None, typer.Option(help="File with the secret that is shared with the runner.")
+        Path | None, typer.Option(help="File with the secret that is shared with the runners.")
+    ] = None,
+    runner_ca_file: Annotated[
+        Path | None, typer.Option(help="Certificate authorities of the runners. Implies TLS.")
+    ] = None,
+    runner_cert_file: Annotated[
+        Path | None, typer.Option(help="This client's certificate, if the runners require one.")
+    ] = None,
+    runner_key_file: Annotated[
+        Path | None, typer.Option(help="Private key of this certificate. Default: in the same file.")
     ] = None,
     sandbox_image: Annotated[str | None, typer.Option(help="Image of the containers (in-process).")] = None,
     max_containers: Annotated[
