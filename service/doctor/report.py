@@ -24,7 +24,7 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]
     engine = settings.engine_kind
     yield machine.packages(engine)
     yield machine.gpu(settings)
-    folder, found = model.find(settings.model)
+    folder, found = model.find(settings.model, settings.base)
     yield found
     if engine == "remote":
         yield from (_server(url) for url in settings.engine_url)

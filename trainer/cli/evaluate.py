@@ -19,9 +19,15 @@ _console = Console(stderr=True)
 def evaluate(
     model: Annotated[
         str,
-        typer.Option(help="Checkpoint directory or hub id. With --url: the model's name on the server."),
+        typer.Option(
+            help="Checkpoint or PEFT adapter: a directory or a hub id. With --url: the model's name on the "
+            "server."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Output directory for results and report. Rerun to resume.")],
+    base: Annotated[
+        str | None, typer.Option(help="Base model of an adapter. Default: the one that the adapter names.")
+    ] = None,
     benchmarks: Annotated[
         list[str] | None,
         typer.Argument(
@@ -140,6 +146,7 @@ def evaluate(
     Examples:
       ih-grpo eval aime24.parquet math500.parquet --model checkpoints/quickstart --out runs/eval
       ih-grpo eval --suite paper --model Qwen/Qwen3-4B --out runs/eval-paper
+      ih-grpo eval math500.parquet --model my-adapter --base /models/Qwen3-4B --out runs/eval-adapter
       ih-grpo eval TIGER-Lab/MMLU-Pro --reward multiple_choice --model Qwen/Qwen3-4B --out runs/eval-mmlu
       ih-grpo eval compare runs/eval-base runs/eval-trained
       ih-grpo eval aime24.parquet --url http://127.0.0.1:8000 --model quickstart --out runs/eval-served

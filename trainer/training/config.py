@@ -90,7 +90,11 @@ class TrainConfig(RuntimeConfig):
     """``delayed``: code runs at the execute marker. ``immediate``: every block runs as soon as it is
     closed."""
     model: str
-    """Checkpoint directory in the Hugging Face format, or a hub id."""
+    """Checkpoint directory in the Hugging Face format, or a hub id. A PEFT adapter is merged into its base
+    model, and all weights are trained; to continue the adapter itself, see `LoraSettings`."""
+    base: str | None = None
+    """Base model if ``model`` is an adapter: a directory or a hub id. Default: the one that the adapter
+    names."""
     data: tuple[str, ...] = Field(min_length=1)
     """Training problems: parquet or JSON files, folders of them, hub ids such as ``org/name:config:split``,
     or ``quickstart:2000`` for 2,000 synthetic ones."""

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from service.deferral.policy import DeferralPolicy
-from service.engines.adapters import fingerprint
+from service.engines.adapters import check_base, fingerprint
 from service.engines.base import Tokenizer
 from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
@@ -96,7 +96,9 @@ def _train(
 ) -> Path:
     check_reporters(config)
     rewards = make_rewards(config)  # first: a mistake in a reward is found before a model is downloaded
-    model_dir = locate(config.model)
+    model_dir = locate(config.model, base=config.base)
+    if config.lora is not None and config.lora.adapter is not None:
+        check_base(config.lora.adapter, model_dir)
     policy = config.resolve_policy(model_dir)
     generation = make_generation(config, model_dir, policy, str(processes.device), sandbox)
     data = load_training_set(config, generation.tokenizer, policy)
