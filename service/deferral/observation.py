@@ -65,6 +65,15 @@ def result_text(result: FlushResult, policy: DeferralPolicy = PAPER_POLICY) -> s
     return result.stdout.rstrip("\n")
 
 
+def executed_text(output: str, tokenizer: ObservationTokenizer, policy: DeferralPolicy = PAPER_POLICY) -> str:
+    """Return the text that follows executed code in a reply: marker and observation.
+
+    The marker is omitted for an ``output_block``, because the server runs such blocks without one.
+    """
+    shown = tokenizer.decode(observation_ids(output, tokenizer, policy))
+    return shown if policy.observation == "output_block" else policy.marker + shown
+
+
 def cut_middle(text: str, limit: int, gap: str = "") -> str:
     """Replace the middle of ``text`` by ``gap`` so that ``limit`` characters remain, half at each end."""
     if len(text) <= limit:

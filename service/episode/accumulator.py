@@ -126,6 +126,8 @@ class ReplyAccumulator:
         """Complete calls of the client's functions."""
         self.outcome: Outcome | None = None
         """Set at the end."""
+        self.stop_string: str | None = None
+        """The stop string that ended the reply."""
         self.final_answer: str | None = None
         """Set at the end; see `FinalAnswer`."""
         self._endings = endings
@@ -155,8 +157,9 @@ class ReplyAccumulator:
         match event:
             case Sampled(chunk):
                 return self._add_sampled(chunk)
-            case StopStringHit(ids):
+            case StopStringHit(ids, text):
                 self.sampled_tokens += len(ids)
+                self.stop_string = text
             case Observed(ids, text):
                 return self._add_observation(ids, text)
             case Invoked(_, _, block):

@@ -17,6 +17,7 @@ from service.api.auth import BEARER, ApiKeys
 from service.api.chat import route as chat
 from service.api.health import ApiDocs
 from service.api.limits import Admission, Drain, Draining, KeyLimits
+from service.api.messages import route as messages
 from service.api.middleware import (
     EXPOSED_HEADERS,
     BodyLimit,
@@ -159,6 +160,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     for router in (
         chat.router,
         completions.router,
+        messages.router,
         responses_api.router,
         responses_api.stored_router,
         tokenize.router,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from service.api.chat.request import ChatRequest
+from service.api.chat.request import ChatRequest, DeferralOptions
 from service.api.errors import ApiError
 from service.api.sampling import end_token_ids, sampling_of
 from service.api.state import EpisodeStream, Server
@@ -114,7 +114,7 @@ async def prepare(
     if (conflict := request.conflict) is not None:
         param, why = conflict
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
-    policy = _policy(server, request)
+    policy = effective_policy(server, request.deferral)
     forced = force_call(request.tool_choice, request.callable_tools) if request.forces_call else None
     prompt_ids = await render_prompt(server, request, proven)
     prompt_end = server.engine.tokenizer.decode(prompt_ids[-8:])
@@ -161,9 +161,13 @@ def _constrained(sampling: Sampling, forced: ForcedCall | None, server: Server) 
     return replace(sampling, json_schema=forced.schema)
 
 
-def _policy(server: Server, request: ChatRequest) -> DeferralPolicy:
-    """Return the checkpoint's policy with the client's options, up to the operator's limits."""
-    own, options = server.runner.policy, request.deferral
+def effective_policy(server: Server, options: DeferralOptions) -> DeferralPolicy:
+    """Return the checkpoint's policy with the client's options, up to the operator's limits.
+
+    Raises:
+        ApiError: 400 for an option above its limit.
+    """
+    own = server.runner.policy
     changed: dict[str, object] = {}
     for name in ("max_turns", "run_limit_s", "max_output_tokens"):
         default, asked = getattr(own, name), getattr(options, name)

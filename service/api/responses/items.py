@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from service.api.validation import Ignored, RequestModel, ResponseContent, Skipped, in_union, invalid
 from service.common.json import Json
-from service.deferral.observation import observation_ids
+from service.deferral.observation import executed_text
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Tokenizer
 from service.episode.reasoning_parser import without_thought
@@ -275,9 +275,7 @@ class Conversation:
             case CodeInterpreterCall():
                 if item.outputs is not None:  # without them the model was shown nothing
                     logs = "".join(output.logs for output in item.outputs)
-                    shown = self._tokenizer.decode(observation_ids(logs, self._tokenizer, self._policy))
-                    in_block = self._policy.observation == "output_block"
-                    self._text.append(shown if in_block else self._policy.marker + shown)
+                    self._text.append(executed_text(logs, self._tokenizer, self._policy))
             case FunctionCall():
                 function = {"name": item.name, "arguments": item.arguments}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})

@@ -37,7 +37,7 @@ def first_error(validator: jsonschema_rs.Validator, instance: object) -> str | N
     return None
 
 
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 class Function(RequestModel):
