@@ -41,6 +41,13 @@ def runner(
             help="Upper limit of a flush's run time in seconds.", envvar="IHGRPO_RUNNER_MAX_RUN_LIMIT_S"
         ),
     ] = 60.0,
+    max_tool_wait_s: Annotated[
+        float,
+        typer.Option(
+            help="Upper limit of the time that a flush waits for tools, in seconds.",
+            envvar="IHGRPO_RUNNER_MAX_TOOL_WAIT_S",
+        ),
+    ] = 300.0,
     log_level: Annotated[
         str, typer.Option(help="debug, info, warning or error.", envvar="IHGRPO_LOG_LEVEL")
     ] = "info",
@@ -69,6 +76,7 @@ def runner(
             bind=bind,
             max_sessions=max_sessions,
             max_run_limit_s=max_run_limit_s,
+            max_tool_wait_s=max_tool_wait_s,
         )
         options = SandboxOptions(
             kind="in-process",

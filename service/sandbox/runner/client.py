@@ -16,6 +16,7 @@ from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.connection import ConnectionLostError, RunnerConnection
 from service.sandbox.runner.protocol import Address
+from service.tools.base import ToolHost
 
 _READY_TIMEOUT_S = 2.0
 R = TypeVar("R", bound=protocol.RunnerReply)
@@ -65,9 +66,9 @@ class RunnerClient:
         except TimeoutError:
             raise SandboxError(f"the runner at {self._address} is not ready: {problem}") from None
 
-    def session(self, limits: SessionLimits) -> RunnerSession:
-        """Return a session that leases its container at the first ``invoke``."""
-        return RunnerSession(self._address, limits, self._settings, self._connected)
+    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> RunnerSession:
+        """Return a session that leases its container at the first ``invoke``. This process runs the tools."""
+        return RunnerSession(self._address, limits, self._settings, self._connected, tools)
 
     async def ready(self) -> bool:
         """Return whether the runner has containers. Answers within two seconds and never raises."""
@@ -111,12 +112,14 @@ class RunnerSession:
         limits: SessionLimits,
         settings: RunnerClientSettings,
         connected: set[RunnerSession],
+        tools: ToolHost | None = None,
     ) -> None:
         self._address = address
         self._limits = limits
         self._settings = settings
         self._connected = connected
         """The client's sessions that may have a container. The client closes them when it stops."""
+        self._tools = tools
         self._run_limit_s = limits.run_limit_s
         self._connection: RunnerConnection | None = None
         self._lost: str | None = None
@@ -169,6 +172,8 @@ class RunnerSession:
             if connection is None or self._lost is not None:
                 raise ConnectionLostError(self._lost or "the session is closed")
             timeout_s = self._run_limit_s + self._settings.flush_margin_s
+            if self._tools is not None:
+                timeout_s += self._limits.tool_wait_s
             result = (
                 await self._request(connection, protocol.FlushRequest(), protocol.FlushedReply, timeout_s)
             ).result
@@ -194,6 +199,7 @@ class RunnerSession:
             self._settings.token.get_secret_value(),
             self._limits,
             timeout_s=self._settings.connect_timeout_s,
+            tools=self._tools,
         )
         if self._closed:  # by another task in the meantime
             connection.drop()
