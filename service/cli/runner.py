@@ -79,6 +79,13 @@ def runner(
             "--resume", help="Start no runner. Tell the one at --bind to take sessions again after --drain."
         ),
     ] = False,
+    max_tool_wait_s: Annotated[
+        float,
+        typer.Option(
+            help="Upper limit of the time that a flush waits for tools, in seconds.",
+            envvar="IHGRPO_RUNNER_MAX_TOOL_WAIT_S",
+        ),
+    ] = 300.0,
     log_level: Annotated[
         str, typer.Option(help="debug, info, warning or error.", envvar="IHGRPO_LOG_LEVEL")
     ] = "info",
@@ -111,6 +118,7 @@ def runner(
             tls_certificate=tls_cert_file,
             tls_key=tls_key_file,
             tls_client_ca=tls_client_ca_file,
+            max_tool_wait_s=max_tool_wait_s,
         )
         if drain or resume:
             _control(settings, drain=drain)

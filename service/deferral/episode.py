@@ -45,6 +45,7 @@ from service.deferral.observation import (
     NOTHING_PENDING,
     FlushResult,
     ObservationTokenizer,
+    effects_note,
     observation_ids,
     result_text,
 )
@@ -366,7 +367,13 @@ class Episode:
         text = self._earlier_text + "".join(self._texts)[:offset]
         return ends_in_thought(text)
 
-    def observe(self, result: FlushResult | None, *, requested_by: RequestedBy = "model") -> Observation:
+    def observe(
+        self,
+        result: FlushResult | None,
+        *,
+        requested_by: RequestedBy = "model",
+        effects: Sequence[str] = (),
+    ) -> Observation:
         """Append the observation and begin the next turn.
 
         If the server requested the flush in deferred mode, the marker that the model did not write is
@@ -376,10 +383,13 @@ class Episode:
         Args:
             result: result of the flush; None for an empty flush.
             requested_by: `Flush.requested_by`.
+            effects: calls of tools that took effect, listed if the flush failed.
         """
         if result is None or result.status != "ok" or requested_by == "model":
             self._just_ran = set()  # the model may run the same code again
         output = NOTHING_PENDING if result is None else result_text(result, self.policy)
+        if result is not None and result.status != "ok":
+            output += effects_note(effects)
         ids = observation_ids(output, self._tokenizer, self.policy)
         if (
             requested_by == "server"

@@ -28,7 +28,10 @@ from service.episode.events import (
     Sampled,
 )
 from service.episode.stop_strings import StopStringHit, until_stop
+from service.episode.tool_calls import RecordedTools, call_text
 from service.sandbox.base import ExecutionResult, Sandbox, SandboxError, Session, SessionLimits
+from service.tools.base import ToolHost, ToolSpec
+from service.tools.stubs import listing
 
 Messages = Sequence[dict[str, object]]
 
@@ -123,6 +126,7 @@ class EpisodeRunner:
         thinking: bool = False,
         continue_final: bool = False,
         tools: Sequence[dict[str, object]] = (),
+        code_tools: Sequence[ToolSpec] = (),
     ) -> list[int]:
         """Return the prompt ids of ``messages``.
 
@@ -132,12 +136,14 @@ class EpisodeRunner:
             thinking: let the model think first.
             continue_final: leave the last message open, for the model to continue it.
             tools: functions of the client, in OpenAI's form, that the model may call.
+            code_tools: tools that code may call. With deferral they are listed beside the instruction.
 
         Raises:
             ValueError: there is no user turn to carry the instruction.
             EngineError: the template rejected the messages.
         """
-        turns = with_instruction(messages, self.policy.prompt) if deferral else list(messages)
+        listed = listing(code_tools) if code_tools else ""
+        turns = with_instruction(messages, self.policy.prompt, listed) if deferral else list(messages)
         options: dict[str, object] = {"enable_thinking": thinking}
         if tools:
             options["tools"] = list(tools)
@@ -199,6 +205,8 @@ class EpisodeRunner:
         eager: bool = True,
         prewarm: bool = False,
         stop: Sequence[str] = (),
+        tools: ToolHost | None = None,
+        tool_wait_s: float = SessionLimits().tool_wait_s,
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """Run ``episode`` to its end. Closing the generator cancels the engine and closes the session.
 
@@ -210,6 +218,8 @@ class EpisodeRunner:
             eager: start blocks in the background as soon as they are closed.
             prewarm: request a container immediately, because blocks are likely.
             stop: strings that end the episode where the model writes them. Pending blocks then never run.
+            tools: tools that code may call.
+            tool_wait_s: time that a flush may wait for them, in seconds.
 
         Raises:
             EngineError: the engine failed. A failed sandbox raises nothing: the model reads an error result.
@@ -217,8 +227,9 @@ class EpisodeRunner:
         clock = self.clock
         endings = self.endings
         stop_ids = endings.keys() | {episode.marker_id}
-        limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager)
-        queue = BlockQueue(self.sandbox.session(limits))
+        limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager, tool_wait_s=tool_wait_s)
+        calls = None if tools is None else RecordedTools(tools, clock)
+        queue = BlockQueue(self.sandbox.session(limits, *(() if calls is None else (calls,))))
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
         tokens_left = sampling.max_tokens
@@ -251,6 +262,9 @@ class EpisodeRunner:
                             queue.add(block.code)
                             blocks.append(block)
                             yield Invoked(tool_id, len(blocks) - 1, block)
+                        if calls is not None:
+                            for called in calls.new_events():
+                                yield called
                         hit_length = chunk.finish_reason == "length"
                         if episode.turn_over:
                             break
@@ -270,11 +284,28 @@ class EpisodeRunner:
                 if flush.blocks:
                     yield FlushStarted(tool_id, tuple(blocks), flush.requested_by)
                     flushed_at = clock()
-                    result = await queue.flush()
+                    if calls is None:
+                        result = await queue.flush()
+                    else:
+                        flushing = asyncio.ensure_future(queue.flush())
+                        try:
+                            async with aclosing(calls.events_until(flushing)) as during:
+                                async for called in during:
+                                    yield called
+                            result = await flushing
+                        finally:
+                            flushing.cancel()
+                            await asyncio.gather(flushing, return_exceptions=True)
                     flushes += 1
-                observation = episode.observe(result, requested_by=flush.requested_by)
+                made = () if calls is None or result is None else calls.take()
+                observation = episode.observe(
+                    result,
+                    requested_by=flush.requested_by,
+                    effects=[call_text(call) for call in made if call.took_effect],
+                )
                 if result is not None:
                     tool = _executed(tool_id, blocks, flush, observation.output, result, flushed_at)
+                    tool = replace(tool, calls=made)
                     yield FlushFinished(replace(tool, container_wait_ms=queue.container_wait_s * 1000))
                 if observation.ids:
                     yield Observed(observation.ids, observation.text)

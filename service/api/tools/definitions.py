@@ -1,7 +1,4 @@
-"""The client's functions, the validation of calls against them, and ``response_format``.
-
-JSON schemas are compiled once, offline, and their patterns run in linear time.
-"""
+"""The client's functions, the validation of calls against them, and ``response_format``."""
 
 from __future__ import annotations
 
@@ -13,29 +10,7 @@ import jsonschema_rs
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from service.api.validation import RequestModel, Skipped, Strict, in_union, invalid
-
-
-def compile_schema(schema: dict[str, object]) -> jsonschema_rs.Validator:
-    """Compile ``schema``, of draft 2020-12 unless it names another.
-
-    Raises:
-        ValueError: ``schema`` is not a valid JSON schema, or refers to another document.
-    """
-    try:
-        return jsonschema_rs.validator_for(schema, offline=True)
-    except jsonschema_rs.ReferencingError as error:
-        raise ValueError(str(error)) from None
-    except jsonschema_rs.ValidationError as error:
-        raise ValueError(error.message) from None
-
-
-def first_error(validator: jsonschema_rs.Validator, instance: object) -> str | None:
-    """Return the first error in ``instance`` with its path; None if it is valid."""
-    for error in validator.iter_errors(instance):
-        path = "".join(f"[{json.dumps(part)}]" for part in error.instance_path)
-        return f"{error.message} at {path}" if path else error.message
-    return None
-
+from service.common.json_schema import compile_schema, first_error
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 

@@ -19,7 +19,7 @@ from requests.exceptions import RequestException
 from service.sandbox.base import SandboxError
 from service.sandbox.docker.container_config import create_arguments
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
-from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Result
+from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Result, ToolCall
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -150,7 +150,7 @@ class Container(Channel):
         await daemon.remove_leftovers()  # the daemon works, so earlier removals can be retried
         return container
 
-    async def receive(self) -> Ready | Result:
+    async def receive(self) -> Ready | Result | ToolCall:
         try:
             return await super().receive()
         except SandboxError as error:

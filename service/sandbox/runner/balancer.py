@@ -20,6 +20,7 @@ from service.sandbox.runner.connection import (
     UnreachableError,
 )
 from service.sandbox.runner.hosts import RunnerHost, choose
+from service.tools.base import ToolHost
 
 _READY_TIMEOUT_S = 2.0
 _TICK_S = 0.25
@@ -70,7 +71,11 @@ class RunnerBalancer:
         await asyncio.gather(*(self._check(host) for host in self.hosts))
 
     async def open(
-        self, limits: SessionLimits, *, avoid: Collection[RunnerHost] = ()
+        self,
+        limits: SessionLimits,
+        tools: ToolHost | None = None,
+        *,
+        avoid: Collection[RunnerHost] = (),
     ) -> tuple[RunnerHost, RunnerConnection, SessionLimits]:
         """Open a session on the least loaded runner, or on the next one if it does not answer.
 
@@ -78,6 +83,7 @@ class RunnerBalancer:
 
         Args:
             limits: requested limits; the runner returns those that it grants.
+            tools: tools that the code may call; run by this process.
             avoid: runners not to use. If there are any, each of the others is tried once.
 
         Raises:
@@ -90,11 +96,11 @@ class RunnerBalancer:
             reraise=True,
         ):
             with attempt:
-                return await self._open_once(limits, avoid)
+                return await self._open_once(limits, tools, avoid)
         raise AssertionError("tenacity either returns or raises")
 
     async def _open_once(
-        self, limits: SessionLimits, avoid: Collection[RunnerHost]
+        self, limits: SessionLimits, tools: ToolHost | None, avoid: Collection[RunnerHost]
     ) -> tuple[RunnerHost, RunnerConnection, SessionLimits]:
         """Try each runner once."""
         tried = set(avoid)
@@ -104,7 +110,7 @@ class RunnerBalancer:
             tried.add(host)
             host.opening()  # counted now, so that sessions that start at the same time choose another one
             try:
-                connection, granted = await RunnerConnection.open(self._endpoints[host], limits)
+                connection, granted = await RunnerConnection.open(self._endpoints[host], limits, tools)
             except BaseException as error:
                 host.closed()
                 if not isinstance(error, SandboxError):

@@ -24,6 +24,7 @@ from service.sandbox.runner.connection import ConnectionLostError, Endpoint, Run
 from service.sandbox.runner.hosts import RunnerHost, RunnerStatus
 from service.sandbox.runner.protocol import Address
 from service.sandbox.runner.tls import client_context
+from service.tools.base import ToolHost
 
 R = TypeVar("R", bound=protocol.RunnerReply)
 T = TypeVar("T")
@@ -95,9 +96,9 @@ class RunnerClient:
             raise SandboxError(problems) from None
         self._balancer.start()
 
-    def session(self, limits: SessionLimits) -> RunnerSession:
-        """Return a session that leases its container at the first ``invoke``."""
-        return RunnerSession(self._balancer, limits, self._settings, self._connected)
+    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> RunnerSession:
+        """Return a session that leases its container at the first ``invoke``. This process runs the tools."""
+        return RunnerSession(self._balancer, limits, self._settings, self._connected, tools)
 
     async def ready(self) -> bool:
         """Return whether a runner has containers. Answers within two seconds and never raises."""
@@ -156,12 +157,14 @@ class RunnerSession:
         limits: SessionLimits,
         settings: RunnerClientSettings,
         connected: set[RunnerSession],
+        tools: ToolHost | None = None,
     ) -> None:
         self._balancer = balancer
         self._limits = limits
         self._settings = settings
         self._connected = connected
         """The client's sessions that may have a container. The client closes them when it stops."""
+        self._tools = tools
         self._run_limit_s = limits.run_limit_s
         self._connection: RunnerConnection | None = None
         self._host: RunnerHost | None = None
@@ -235,7 +238,7 @@ class RunnerSession:
         if len(avoid) == len(self._balancer.hosts):
             return False
         try:
-            host, connection, granted = await self._balancer.open(self._limits, avoid=avoid)
+            host, connection, granted = await self._balancer.open(self._limits, self._tools, avoid=avoid)
         except SandboxError:
             return False
         former = self._connection
@@ -255,6 +258,8 @@ class RunnerSession:
             if connection is None or self._lost is not None:
                 raise ConnectionLostError(self._lost or "the session is closed")
             timeout_s = self._run_limit_s + self._settings.flush_margin_s
+            if self._tools is not None:
+                timeout_s += self._limits.tool_wait_s
             result = (
                 await self._request(connection, protocol.FlushRequest(), protocol.FlushedReply, timeout_s)
             ).result
@@ -278,7 +283,7 @@ class RunnerSession:
         self._disconnected()
 
     async def _connect(self) -> RunnerConnection:
-        host, connection, granted = await self._balancer.open(self._limits)
+        host, connection, granted = await self._balancer.open(self._limits, self._tools)
         return self._adopt(host, connection, granted)
 
     def _adopt(

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import SecretStr
@@ -17,6 +17,8 @@ from websockets.protocol import State
 from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.protocol import Address
+from service.sandbox.tool_calls import encode_result, log_failure, parse_arguments
+from service.tools.base import MAX_ERROR_CHARS, ToolError, ToolHost
 
 _HANDSHAKE_TIMEOUT_S = 5.0
 
@@ -56,12 +58,15 @@ class Endpoint:
 class RunnerConnection:
     """Connection that holds one session. Replies come in order, and no request is sent twice."""
 
-    def __init__(self, websocket: ClientConnection) -> None:
+    def __init__(self, websocket: ClientConnection, tools: ToolHost | None = None) -> None:
         self._websocket = websocket
         self._unanswered = 0
+        self._tools = None if tools is None else ToolRelay(websocket, tools)
 
     @classmethod
-    async def open(cls, endpoint: Endpoint, limits: SessionLimits) -> tuple[RunnerConnection, SessionLimits]:
+    async def open(
+        cls, endpoint: Endpoint, limits: SessionLimits, tools: ToolHost | None = None
+    ) -> tuple[RunnerConnection, SessionLimits]:
         """Connect, open a session, and return the connection and the limits that the runner grants.
 
         Raises:
@@ -69,10 +74,16 @@ class RunnerConnection:
                 sent.
             SandboxError: the runner rejects the token, or its certificate can't be verified.
         """
-        connection = cls(await _connect(endpoint))
-        request = protocol.OpenRequest(run_limit_s=limits.run_limit_s, eager=limits.eager)
+        connection = cls(await _connect(endpoint), tools)
+        request = protocol.OpenRequest(
+            run_limit_s=limits.run_limit_s,
+            eager=limits.eager,
+            tool_wait_s=limits.tool_wait_s,
+            tool_calls=limits.tool_calls,
+            tools=() if tools is None else tuple(tools.specs),
+        )
         opened = await connection.request(request, protocol.OpenedReply, timeout_s=_HANDSHAKE_TIMEOUT_S)
-        return connection, SessionLimits(opened.run_limit_s, opened.eager)
+        return connection, replace(limits, run_limit_s=opened.run_limit_s, eager=opened.eager)
 
     @property
     def is_open(self) -> bool:
@@ -120,7 +131,10 @@ class RunnerConnection:
         self._unanswered += 1
 
     async def _receive(self) -> protocol.RunnerReply:
-        reply = protocol.decode_reply(await self._websocket.recv())
+        if self._tools is None:
+            reply = protocol.decode_reply(await self._websocket.recv())
+        else:
+            reply = await self._tools.receive()
         self._unanswered -= 1
         return reply
 
@@ -157,6 +171,8 @@ class RunnerConnection:
 
     def drop(self) -> None:
         """Break the connection immediately. The runner then kills the running code."""
+        if self._tools is not None:
+            self._tools.close()
         self._websocket.transport.abort()
 
     async def close(self, *, timeout_s: float) -> None:
@@ -168,6 +184,70 @@ class RunnerConnection:
                     await self._websocket.wait_closed()
         finally:
             self.drop()
+
+
+class ToolRelay:
+    """Reads the messages of a session with tools, and answers calls of tools in the background."""
+
+    def __init__(self, websocket: ClientConnection, host: ToolHost) -> None:
+        self._websocket = websocket
+        self._host = host
+        self._names = {spec.name for spec in host.specs}
+        self._replies: asyncio.Queue[protocol.RunnerReply | Exception] = asyncio.Queue()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = protocol.decode_reply(await self._websocket.recv())
+                if isinstance(message, protocol.ToolCallMessage):
+                    task = asyncio.create_task(self._answer(message))
+                    self._calls.add(task)
+                    task.add_done_callback(self._calls.discard)
+                    continue
+                if isinstance(message, protocol.FlushedReply):
+                    self._cancel_calls()  # the code has ended, so nobody waits for them
+                self._replies.put_nowait(message)
+        except (ConnectionClosed, protocol.MessageError) as error:
+            self._replies.put_nowait(error)
+
+    async def receive(self) -> protocol.RunnerReply:
+        """Return the next message that is not a call of a tool.
+
+        Raises:
+            ConnectionClosed, MessageError: the connection broke, or a message was malformed.
+        """
+        reply = await self._replies.get()
+        if isinstance(reply, Exception):
+            self._replies.put_nowait(reply)
+            raise reply
+        return reply
+
+    async def _answer(self, call: protocol.ToolCallMessage) -> None:
+        try:
+            if call.name not in self._names:
+                raise ToolError(f"there is no tool {call.name[:64]!r}")
+            result = await self._host.call(call.name, parse_arguments(call.arguments), call.call_id)
+            ok, value = True, encode_result(result)
+        except ToolError as error:
+            text = str(error)[:MAX_ERROR_CHARS]
+            ok, value = False, text.encode("utf-8", "backslashreplace").decode("utf-8")
+        except Exception as error:  # a bug in a host must not end the episode
+            log_failure(call.name, error)
+            ok, value = False, f"the tool failed: {type(error).__name__}"
+        with contextlib.suppress(ConnectionClosed):
+            message = protocol.ToolResultMessage(call_id=call.call_id, ok=ok, value=value)
+            await self._websocket.send(protocol.encode(message))
+
+    def close(self) -> None:
+        """Stop reading, and cancel the calls."""
+        self._reading.cancel()
+        self._cancel_calls()
+
+    def _cancel_calls(self) -> None:
+        for task in self._calls:
+            task.cancel()
 
 
 async def _connect(endpoint: Endpoint) -> ClientConnection:

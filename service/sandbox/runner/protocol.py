@@ -7,6 +7,8 @@ connection is one session and one lease:
 2. It then sends ``InvokeRequest`` and ``FlushRequest`` in any order. Each request has one reply, in order. At
    most ``MAX_AHEAD`` requests may wait for their replies.
 3. ``CloseRequest`` is valid at any time. A dropped connection has the same effect.
+4. If the session has tools, the runner sends a ``ToolCallMessage`` whenever code calls one. The client
+   answers each with a ``ToolResultMessage``, in any order and at any time. Neither counts as a request.
 
 The runner listens on a Unix socket or on a TCP port, see ``Address``. Its load is a ``LoadReport``.
 """
@@ -21,7 +23,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from service.sandbox.base import ExecutionResult, QueueTimeoutError, SandboxError
+from service.sandbox.base import ExecutionResult, QueueTimeoutError, SandboxError, SessionLimits
+from service.tools.base import MAX_ARGUMENT_BYTES, MAX_RESULT_BYTES, ToolSpec
 
 SESSION_PATH = "/session"
 READY_PATH = "/ready"
@@ -36,6 +39,8 @@ MAX_AHEAD = 8
 """Highest number of requests that may wait for their replies."""
 MAX_TEXT_CHARS = 2000
 """Longest error text."""
+MAX_TOOLS = 128
+"""Highest number of tools of a session."""
 
 MAX_CLOSE_REASON_BYTES = 123
 """Longest reason in a close frame (RFC 6455)."""
@@ -79,6 +84,9 @@ class OpenRequest(_Message):
     type: Literal["open"] = "open"
     run_limit_s: float = Field(gt=0, allow_inf_nan=False)
     eager: bool
+    tool_wait_s: float = Field(default=SessionLimits().tool_wait_s, ge=0, allow_inf_nan=False)
+    tool_calls: int = Field(default=SessionLimits().tool_calls, ge=0)
+    tools: tuple[ToolSpec, ...] = Field(default=(), max_length=MAX_TOOLS)
 
 
 class InvokeRequest(_Message):
@@ -98,6 +106,26 @@ class CloseRequest(_Message):
     """End the session. The runner closes the connection once the container is removed."""
 
     type: Literal["close"] = "close"
+
+
+class ToolResultMessage(_Message):
+    """The result of a call, or its error message."""
+
+    type: Literal["tool_result"] = "tool_result"
+    call_id: str = Field(max_length=64)
+    ok: bool
+    value: str = Field(max_length=MAX_RESULT_BYTES)
+    """JSON if ``ok``, otherwise the message."""
+
+
+class ToolCallMessage(_Message):
+    """Code called a tool. The arguments are not validated."""
+
+    type: Literal["tool_call"] = "tool_call"
+    call_id: str = Field(max_length=64)
+    name: str = Field(max_length=256)
+    arguments: str = Field(max_length=6 * MAX_ARGUMENT_BYTES)
+    """A JSON object."""
 
 
 class OpenedReply(_Message):
@@ -143,8 +171,8 @@ class LoadReport(_Message):
     """Sessions that wait for a container."""
 
 
-RunnerRequest = OpenRequest | InvokeRequest | FlushRequest | CloseRequest
-RunnerReply = OpenedReply | InvokedReply | FlushedReply | FailedReply
+RunnerRequest = OpenRequest | InvokeRequest | FlushRequest | CloseRequest | ToolResultMessage
+RunnerReply = OpenedReply | InvokedReply | FlushedReply | FailedReply | ToolCallMessage
 
 _requests: TypeAdapter[RunnerRequest] = TypeAdapter(Annotated[RunnerRequest, Field(discriminator="type")])
 _replies: TypeAdapter[RunnerReply] = TypeAdapter(Annotated[RunnerReply, Field(discriminator="type")])

@@ -41,6 +41,8 @@ class RunnerSettings(BaseModel):
     """Permissions of the Unix socket."""
     max_run_limit_s: float = Field(default=60.0, gt=0)
     """Ceiling of a session's ``run_limit_s``, in seconds; higher values are clipped."""
+    max_tool_wait_s: float = Field(default=300.0, gt=0)
+    """Ceiling of a session's ``tool_wait_s``, in seconds; higher values are clipped."""
     max_sessions: int = Field(default=32, ge=1)
     """Sessions that hold a container at the same time."""
     max_waiting: int = Field(default=128, ge=0)
