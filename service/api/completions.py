@@ -21,7 +21,6 @@ from service.api.sampling import SamplingRequest, TokenId, end_token_ids, outsid
 from service.api.schemas import TEXT_COMPLETION
 from service.api.sse import until_disconnect
 from service.api.state import CurrentServer, EpisodeStream, Server
-from service.api.tools.definitions import ResponseFormat
 from service.api.validation import Ignored, only
 from service.common.json import Json, JsonResponse
 from service.engines.base import Sampling, TokenChunk
@@ -65,7 +64,6 @@ class CompletionRequest(SamplingRequest):
     """Number of alternatives to report per sampled token, beside its own log-probability."""
     best_of: int | None = Field(default=None, ge=1)
     """Must equal ``n``: this server does not rank completions."""
-    response_format: ResponseFormat | None = None
     add_special_tokens: Annotated[object, Ignored(True)] = None
     suffix: Annotated[object, only("")] = None
 
@@ -73,11 +71,6 @@ class CompletionRequest(SamplingRequest):
     def token_limit(self) -> int | None:
         limit = self.max_tokens if self.max_tokens is not None else super().token_limit
         return _MAX_TOKENS if limit is None else limit
-
-    @property
-    def json_schema(self) -> str | None:
-        """JSON schema of each completion, as text, if the client gave one."""
-        return None if self.response_format is None else self.response_format.schema_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +254,7 @@ async def _prepare_prompt(
         model=request.model,
         logprobs=request.logprobs is not None,
         top_logprobs=request.logprobs or 0,
-        json_schema=request.json_schema,
+        structure=request.structure,
     )
     text = prompt if isinstance(prompt, str) else tokenizer.decode(ids) if request.echo else ""
     return _PreparedPrompt(ids, text, sampling)
@@ -286,7 +279,7 @@ async def _deltas(
         model=request.model,
         prompt_tokens=completion.prompt_tokens,
         attributes={"ih_grpo.request.id": completion.id, "ih_grpo.deferred": False},
-        schema_param=None if request.json_schema is None else "response_format",
+        schema_param=None if request.structure is None else request.structure.param,
     )
     async with running as events:
         async for index, event in events:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
 
 FinishReason = Literal["stop", "length"]
+StructureKind = Literal["json_schema", "regex", "grammar"]
+STRUCTURE_KINDS: Final[tuple[StructureKind, ...]] = get_args(StructureKind)
+"""Fields of `Sampling` that constrain the text. At most one of them is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,25 @@ class Sampling:
     """Added to the logits of these token ids."""
     json_schema: str | None = None
     """JSON schema, as text, that the sampled text must match. ``{"type": "object"}``: any JSON object."""
+    regex: str | None = None
+    """Regular expression that the whole sampled text must match."""
+    grammar: str | None = None
+    """Context-free grammar that the sampled text must match, in llama.cpp's GBNF or in Lark."""
     adapter: str | None = None
     """One of the engine's ``adapters``; None is the model itself."""
+
+    @property
+    def structure(self) -> tuple[StructureKind, str] | None:
+        """The constraint on the sampled text: its kind and its definition. None if the text is free."""
+        for kind in STRUCTURE_KINDS:
+            text: str | None = getattr(self, kind)
+            if text is not None:
+                return kind, text
+        return None
+
+    def without_structure(self) -> Sampling:
+        """Return the same parameters for free text."""
+        return replace(self, json_schema=None, regex=None, grammar=None)
 
     @property
     def has_penalties(self) -> bool:
@@ -61,7 +81,7 @@ OPTIONAL_SAMPLING: Final = (
     "frequency_penalty",
     "repetition_penalty",
     "logit_bias",
-    "json_schema",
+    *STRUCTURE_KINDS,
 )
 """Fields of ``Sampling`` that are optional for an engine; ``Engine.capabilities`` lists the supported
 ones."""
@@ -107,6 +127,8 @@ class TokenChunk(NamedTuple):  # created for every token: a frozen dataclass tak
     weights_version: int = 0
     """Version of the weights that sampled these ids, as given when they were loaded. Engines that cannot
     replace their weights between two tokens report 0."""
+    is_forced: bool = False
+    """The server wrote these ids; the model did not sample them. Engines never set it."""
 
 
 @dataclass(frozen=True, slots=True)

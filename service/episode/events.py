@@ -71,7 +71,7 @@ class ExecutedTool:
 
 
 class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`
-    """Tokens that the model sampled."""
+    """Tokens that the model sampled, or that were forced in its place (`TokenChunk.is_forced`)."""
 
     chunk: TokenChunk
 
@@ -110,6 +110,14 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerStarted:
+    """The turns with code are over. Tokens were appended, and the final answer follows them."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The episode ended."""
 
@@ -118,4 +126,6 @@ class Finished:
     """Pending blocks that never ran, except code that is itself the answer."""
 
 
-EpisodeEvent = Sampled | StopStringHit | Invoked | FlushStarted | FlushFinished | Observed | Finished
+EpisodeEvent = (
+    Sampled | StopStringHit | Invoked | FlushStarted | FlushFinished | Observed | AnswerStarted | Finished
+)

@@ -70,7 +70,7 @@ class WarmStartRecipe(BaseModel):
     """Share of solutions with an output that the code does not explain, such as a time limit."""
     policy: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``deferral.json`` to change. Default: the policy of a general assistant, with ``mode``
-    ``deferred``."""
+    ``deferred`` and without ``thinking``."""
 
     # Measuring and saving
     held_out_texts: int = Field(default=16, ge=2)
@@ -131,7 +131,7 @@ class WarmStartRecipe(BaseModel):
 
 
 def _default_policy() -> dict[str, Any]:
-    return {**ASSISTANT_POLICY.model_dump(), "mode": "deferred"}
+    return {**ASSISTANT_POLICY.model_dump(), "mode": "deferred", "thinking": False}
 
 
 def load_warm_start(path: Path, overrides: Sequence[str] = ()) -> WarmStartRecipe:

@@ -15,7 +15,7 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 from service.api.validation import RequestModel, Skipped, Strict, in_union, invalid
 
 
-def compile_schema(schema: dict[str, object]) -> jsonschema_rs.Validator:
+def compile_schema(schema: dict[str, object] | bool) -> jsonschema_rs.Validator:
     """Compile ``schema``, of draft 2020-12 unless it names another.
 
     Raises:

@@ -40,6 +40,9 @@ def request_fields(sampling: Sampling, *, max_tokens: int, stop_token_ids: Colle
         fields["structured_outputs"] = {
             "json": {**json.loads(sampling.json_schema), "x-guidance": JSON_SPACING}
         }
+    elif (structure := sampling.structure) is not None:
+        kind, text = structure
+        fields["structured_outputs"] = {kind: text}
     return fields
 
 
