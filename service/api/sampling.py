@@ -146,6 +146,7 @@ def sampling_of(
     model: str,
     logprobs: bool,
     top_logprobs: int,
+    prompt_logprobs: int | None = None,
     structure: Structure | None = None,
 ) -> Sampling:
     """Return the sampling of one choice.
@@ -158,6 +159,8 @@ def sampling_of(
         model: the model in the request: the engine's own or one of its adapters.
         logprobs: report log-probabilities.
         top_logprobs: number of alternatives to report for each token.
+        prompt_logprobs: number of alternatives to report for each token of the prompt; None for no
+            log-probabilities of the prompt.
         structure: constraint on the text of the reply.
 
     Raises:
@@ -177,6 +180,7 @@ def sampling_of(
         min_tokens=request.min_tokens or 0,
         logprobs=logprobs,
         top_logprobs=top_logprobs,
+        prompt_logprobs=prompt_logprobs,
         presence_penalty=_given(request.presence_penalty, default.presence_penalty),
         frequency_penalty=_given(request.frequency_penalty, default.frequency_penalty),
         repetition_penalty=_given(request.repetition_penalty, default.repetition_penalty),
@@ -188,7 +192,9 @@ def sampling_of(
         message = f"'min_tokens': this request samples at most {sampling.max_tokens} tokens."
         raise ApiError(400, message, param="min_tokens", code="invalid_value")
     if missing := unsupported(engine, sampling):
-        param = structure.param if structure is not None and structure.kind == missing[0] else missing[0]
+        param = {"prompt_logprobs": "echo"}.get(missing[0], missing[0])
+        if structure is not None and structure.kind == missing[0]:
+            param = structure.param
         raise ApiError(
             400,
             f"'{param}': not supported by this server's engine; remove it.",

@@ -32,6 +32,9 @@ class Sampling:
     """False: the engine may skip them and report NaN."""
     top_logprobs: int = 0
     """Number of alternatives to report for each sampled token."""
+    prompt_logprobs: int | None = None
+    """Report the log-probabilities of the prompt's tokens, with this number of alternatives. They don't
+    depend on the other fields."""
     presence_penalty: float = 0.0
     """Subtracted from the logit of every token that this call has already sampled."""
     frequency_penalty: float = 0.0
@@ -77,6 +80,7 @@ class Sampling:
 OPTIONAL_SAMPLING: Final = (
     "min_tokens",
     "top_logprobs",
+    "prompt_logprobs",
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",
@@ -105,6 +109,14 @@ class TopLogprob:
     logprob: float
 
 
+@dataclass(frozen=True, slots=True)
+class PromptLogprob:
+    """Log-probability of one token of a prompt, given those before it, and the most likely alternatives."""
+
+    logprob: float
+    top_logprobs: tuple[TopLogprob, ...] = ()
+
+
 class TokenChunk(NamedTuple):  # created for every token: a frozen dataclass takes three times as long
     """One or more sampled tokens, in order.
 
@@ -127,6 +139,9 @@ class TokenChunk(NamedTuple):  # created for every token: a frozen dataclass tak
     weights_version: int = 0
     """Version of the weights that sampled these ids, as given when they were loaded. Engines that cannot
     replace their weights between two tokens report 0."""
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
+    """On the first chunk of a call with ``Sampling.prompt_logprobs``: those of the prompt's tokens from the
+    second one on."""
     is_forced: bool = False
     """The server wrote these ids; the model did not sample them. Engines never set it."""
 
@@ -290,6 +305,7 @@ def _check_ranges(sampling: Sampling, vocab_size: int) -> None:
         ("max_tokens", sampling.max_tokens >= 1, "1 or more"),
         ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "0 or more, and at most max_tokens"),
         ("top_logprobs", sampling.top_logprobs >= 0, "0 or more"),
+        ("prompt_logprobs", (sampling.prompt_logprobs or 0) >= 0, "0 or more"),
         ("presence_penalty", isfinite(sampling.presence_penalty), "a number"),
         ("frequency_penalty", isfinite(sampling.frequency_penalty), "a number"),
         ("repetition_penalty", 0 < sampling.repetition_penalty < float("inf"), "above 0"),
