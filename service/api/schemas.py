@@ -218,8 +218,9 @@ class ChatCompletionObject(_Documented):
 
 class TextLogprobsObject(_Documented):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """Null for the first token of an echoed prompt."""
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -99,7 +99,7 @@ class ExecutedTool:
 
 
 class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`
-    """Tokens that the model sampled."""
+    """Tokens that the model sampled, or that were forced in its place (`TokenChunk.is_forced`)."""
 
     chunk: TokenChunk
 
@@ -145,6 +145,14 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerStarted:
+    """The turns with code are over. Tokens were appended, and the final answer follows them."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The episode ended."""
 
@@ -154,5 +162,13 @@ class Finished:
 
 
 EpisodeEvent = (
-    Sampled | StopStringHit | Invoked | FlushStarted | ToolCalled | FlushFinished | Observed | Finished
+    Sampled
+    | StopStringHit
+    | Invoked
+    | FlushStarted
+    | ToolCalled
+    | FlushFinished
+    | Observed
+    | AnswerStarted
+    | Finished
 )

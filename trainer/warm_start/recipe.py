@@ -75,7 +75,7 @@ class WarmStartRecipe(BaseModel):
     """Rejection sampling: solutions of any problem file, sampled before the training and kept if right."""
     policy: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``deferral.json`` to change. Default: the policy of a general assistant, with ``mode``
-    ``deferred``."""
+    ``deferred`` and without ``thinking``."""
 
     # Measuring and saving
     held_out_texts: int = Field(default=16, ge=2)
@@ -136,7 +136,7 @@ class WarmStartRecipe(BaseModel):
 
 
 def _default_policy() -> dict[str, Any]:
-    return {**ASSISTANT_POLICY.model_dump(), "mode": "deferred"}
+    return {**ASSISTANT_POLICY.model_dump(), "mode": "deferred", "thinking": False}
 
 
 def load_warm_start(path: Path, overrides: Sequence[str] = ()) -> WarmStartRecipe:

@@ -34,6 +34,8 @@ _PARAMS = {
     "deferral": "tools",
     "json_schema": "text.format",
     "logprobs": "include",
+    "reasoning_effort": "reasoning.effort",
+    "thinking_budget": "reasoning.max_tokens",
 }
 """Names of a chat request's fields in the Responses API."""
 _WHOLE = ("messages", "response_format")
@@ -76,7 +78,7 @@ class PreparedResponse:
         )
 
     def _seal(self, text: str) -> str:
-        return self.chat.server.seal.close(text, self.owner)
+        return self.chat.server.seal.close(text, owner=self.owner, model=self.request.model)
 
 
 async def prepare_response(
@@ -92,18 +94,23 @@ async def prepare_response(
     conversation = Conversation(server.engine.tokenizer, server.runner.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
-    items = [_opened(item, server.seal, owner) for item in await resolved(request.input, store, owner)]
+    items = [
+        _opened(item, server.seal, owner, request.model)
+        for item in await resolved(request.input, store, owner)
+    ]
     conversation.add(await with_stored_replies(items, store, owner))
     chat = await _fitting(server, request, conversation)
+    for name in chat.ignored:
+        report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
     return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id))
 
 
-def _opened(item: InputItem, seal: Seal, owner: str) -> InputItem:
+def _opened(item: InputItem, seal: Seal, owner: str, model: str) -> InputItem:
     """Open a sealed thought. One that can't be opened keeps the text that the client sent."""
     if not isinstance(item, Reasoning) or not item.encrypted_content:
         return item
-    if (text := seal.open(item.encrypted_content, owner)) is None:
+    if (text := seal.open(item.encrypted_content, owner=owner, model=model)) is None:
         report_ignored("input.encrypted_content")
         return item
     return item.model_copy(update={"content": [ReasoningText(text=text)]})
@@ -215,8 +222,11 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     if request.reasoning is not None:
         fields["reasoning_effort"] = request.reasoning.effort
+        fields["thinking_budget"] = request.reasoning.max_tokens
     if request.form.to_response() != TextOptions().to_response():
         fields["response_format"] = request.form.as_response_format()
+    if request.structured_outputs is not None:
+        fields["structured_outputs"] = request.structured_outputs.model_dump(exclude_none=True, by_alias=True)
     if request.functions and request.tool_choice != "none":
         keep = {"name", "description", "parameters", "strict"}
         fields["tools"] = [

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from service.api.responses.items import Input
-from service.api.sampling import enables_thinking
+from service.api.sampling import TokenBudget, enables_thinking
+from service.api.structured_outputs import StructuredOutputs
 from service.api.tools.definitions import (
     Function,
     FunctionName,
@@ -164,10 +165,13 @@ class ResponseStreamOptions(RequestModel):
 
 
 class ReasoningOptions(RequestModel):
-    """Options for thinking. The model has no degrees of it."""
+    """Options for thinking."""
 
     effort: Annotated[str, Field(max_length=32)] | None = None
-    """``none`` and ``minimal`` turn thinking off, any other value on."""
+    """``none`` and ``minimal`` turn thinking off, any other value on. ``low`` and ``medium`` limit it to 1024
+    and 8192 tokens."""
+    max_tokens: TokenBudget | None = None
+    """Most tokens of the thought: 0 for none, -1 for no limit. At the limit the server closes the thought."""
     summary: Annotated[object, Ignored("auto")] = None
     """``auto`` returns the thoughts themselves as the item's content."""
     generate_summary: Annotated[object, Ignored("auto")] = None
@@ -188,7 +192,7 @@ class CodeOptions(Strict):
 
 
 class ResponseRequest(RequestBody):
-    """OpenAI's fields, three sampling extras of vLLM, and ``deferral``."""
+    """OpenAI's fields, extras of vLLM, and ``deferral``."""
 
     model: str
     input: Input
@@ -224,6 +228,8 @@ class ResponseRequest(RequestBody):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    structured_outputs: StructuredOutputs | None = None
+    """vLLM's constraints on the reply, such as ``{"regex": "[0-9]{4}"}``."""
     deferral: CodeOptions | None = None
 
     access_programs: NoEffect = None
@@ -254,15 +260,17 @@ class ResponseRequest(RequestBody):
             yield "stream_options"
         if self.max_tool_calls is not None and not self.runs_code:
             yield "max_tool_calls"
-        has_form = self.form.to_response() != TextOptions().to_response()
         is_forced = self.tool_choice == "required" or isinstance(self.tool_choice, FunctionChoice)
-        if self.thinks and (has_form or is_forced):
+        if self.thinks and is_forced:
             yield "reasoning.effort"
 
     @property
     def thinks(self) -> bool:
         """Whether the model is asked to think first."""
-        return self.reasoning is not None and enables_thinking(self.reasoning.effort) is True
+        options = self.reasoning
+        if options is None or options.max_tokens == 0:
+            return False
+        return enables_thinking(options.effort) is True
 
     @property
     def stored(self) -> bool:

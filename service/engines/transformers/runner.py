@@ -22,7 +22,7 @@ from service.engines.model_config import count_parameters
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.attention import NAME, Chunk, DecodeBatch, KVCache, Step, attend
 from service.engines.transformers.lora import AdapterRows, attach, read_adapters
-from service.engines.transformers.scheduler import Work
+from service.engines.transformers.scheduler import Request, Work
 from service.engines.transformers.weight_loading import (
     Weights,
     can_pack,
@@ -166,18 +166,23 @@ class ModelRunner:
         self._groups = heads // (getattr(text_config, "num_key_value_heads", None) or heads)
         self.cache = KVCache(settings.max_slots, max_length)
 
-    def forward(self, plan: Sequence[Work]) -> tuple[list[Work], Tensor]:
+    def forward(self, plan: Sequence[Work]) -> tuple[list[Work], Tensor, list[tuple[Request, range, Tensor]]]:
         """Run one step.
 
         Returns:
             The work items whose requests get a token in this step, and their logits [len(works), V], float32.
+            Then for each request that wants log-probabilities of its prompt: the positions, and their logits
+            [positions, V], float32.
         """
         works = sorted(plan, key=lambda work: (work.stop - work.start > 1, work.slot.index))
         ids: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
         ends: list[int] = []
+        scored: list[tuple[Request, range, int]] = []
         for work in works:
+            if wanted := work.request.scored_positions(work.start, work.stop):
+                scored.append((work.request, wanted, len(ids)))
             ids += work.request.tokens[work.start : work.stop]
             slots += [work.slot.index] * (work.stop - work.start)
             positions += range(work.start, work.stop)
@@ -192,8 +197,14 @@ class ModelRunner:
             self._singles(works),
             self._chunks(works),
         )
-        logits = self._logits(self._tensor(ids), step, self._tensor([end for _, end in sampling]))
-        return [work for work, _ in sampling], logits.float()
+        keep = [end for _, end in sampling]
+        for _, wanted, first in scored:
+            keep += range(first, first + len(wanted))
+        logits = self._logits(self._tensor(ids), step, self._tensor(keep)).float()
+        sizes = [len(sampling), *(len(wanted) for _, wanted, _ in scored)]
+        own, *others = torch.split(logits, sizes)
+        scores = [(request, wanted, rows) for (request, wanted, _), rows in zip(scored, others, strict=True)]
+        return [work for work, _ in sampling], own, scores
 
     def _logits(self, ids: Tensor, step: Step, keep: Tensor) -> Tensor:
         """Logits [S, V] of the tokens ``keep`` [S] among ``ids`` [T]."""
