@@ -88,14 +88,16 @@ class ApiError(Exception):
         return headers
 
     def anthropic_body(self, request_id: str | None = None) -> dict[str, object]:
-        """Return the body in the form of Anthropic's API, with ``param`` and ``code`` beside its fields."""
-        more = {"param": self.param, "code": self.code, **self.details}
+        """Return the body in the form of Anthropic's API, with ``param`` beside its fields."""
         kind = _ANTHROPIC_TYPES.get(self.status)
-        error = {
+        error: dict[str, object] = {
             "type": kind or ("api_error" if self.status >= 500 else "invalid_request_error"),
             "message": self.message,
-            **{name: value for name, value in more.items() if value is not None},
         }
+        if self.param is not None:
+            error["param"] = self.param
+        if self.code is not None:
+            error["details"] = {"error_code": self.code, **self.details}
         return {"type": "error", "error": error, "request_id": request_id}
 
     def response(self, headers: Mapping[str, str] | None = None) -> ErrorResponse:
@@ -245,7 +247,7 @@ def api_error_of(error: Mapping[str, Any], where: Sequence[int | str], raw: obje
             400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
         )
     message = error["msg"].removeprefix("Value error, ")
-    code = kind if kind == "unsupported_parameter" else "invalid_value"
+    code = context.get("code") or (kind if kind == "unsupported_parameter" else "invalid_value")
     return ApiError(400, f"'{param}': {message}" if param else message, param=param, code=code)
 
 

@@ -119,7 +119,7 @@ class MessageBuilder:
             case Finished():
                 events += self._close()
                 if self._call is not None:  # cut off by a limit
-                    events += self._client_call(_partial("".join(self._arguments)))
+                    events += self._client_call(_partial_input("".join(self._arguments)))
         return events
 
     def end(self) -> Events:
@@ -183,8 +183,7 @@ class MessageBuilder:
             case ArgumentsDelta(_, text):
                 self._arguments.append(text)
             case ToolCallEnd():
-                written = "".join(self._arguments)
-                return self._client_call(json.loads(written, parse_float=_finite), written)
+                return self._client_call(_whole_input("".join(self._arguments)))
             case CallFailed():
                 self._call = None
         return []
@@ -213,15 +212,14 @@ class MessageBuilder:
         shown = "" if self._omits_thoughts else text
         return [signed, *self._stopped({"type": "thinking", "thinking": shown, "signature": signature})]
 
-    def _client_call(self, arguments: object, written: str | None = None) -> Events:
+    def _client_call(self, arguments: object) -> Events:
         block: Json = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": self._call}
         self._call = None
-        return [*self._close(), *self._tool_use(block, arguments, written)]
+        return [*self._close(), *self._tool_use(block, arguments)]
 
-    def _tool_use(self, block: Json, arguments: object, written: str | None = None) -> Events:
-        """Return the events of a call. ``written`` is its input as the model wrote it, if it did."""
-        text = dumps(arguments).decode() if written is None else written
-        delta: Json = {"type": "input_json_delta", "partial_json": text}
+    def _tool_use(self, block: Json, arguments: object) -> Events:
+        """Return the events of a call with the input ``arguments``."""
+        delta: Json = {"type": "input_json_delta", "partial_json": dumps(arguments).decode()}
         return self._whole({**block, "input": {}}, {**block, "input": arguments}, delta)
 
     def _whole(self, first: Json, last: Json, *deltas: Json) -> Events:
@@ -240,20 +238,27 @@ class MessageBuilder:
         return [{"type": "content_block_stop", "index": index}]
 
 
+def _whole_input(written: str) -> object:
+    """Return the input that the model wrote, without the values that clients can't parse.
+
+    A number outside of the range of floats becomes the nearest one, and a lone surrogate a question mark.
+    """
+    text = json.dumps(json.loads(written, parse_float=_finite), ensure_ascii=False)
+    return json.loads(text.encode("utf-8", "replace"))
+
+
 def _finite(number: str) -> float:
-    """Return the finite number nearest to ``number``, as JSON has no infinity."""
     value = float(number)
     return value if math.isfinite(value) else math.copysign(sys.float_info.max, value)
 
 
-def _partial(written: str) -> object:
+def _partial_input(written: str) -> object:
     """Return the complete part of an input that a limit cut off; empty if its beginning is not JSON."""
     try:
         value = from_json(written or "{}", allow_partial=True, allow_inf_nan=False)
-        dumps(value)
+        return _whole_input(json.dumps(value, allow_nan=False))
     except ValueError:
         return {}
-    return value
 
 
 def _result(tool: ExecutedTool) -> Json:

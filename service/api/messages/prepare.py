@@ -242,7 +242,13 @@ class MessageConverter:
 
     def add(self, messages: Sequence[InputMessage]) -> None:
         """Add all ``messages`` in order."""
-        for role, turns in groupby(messages, key=lambda message: message.role):
+        last = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)
+        shown = [
+            message
+            for index, message in enumerate(messages)
+            if index > last or message.role != "system" or message.clear_at != "next_user_message"
+        ]
+        for role, turns in groupby(shown, key=lambda message: message.role):
             blocks: list[InputBlock] = []
             for turn in turns:
                 if blocks and turn.content and _is_text(blocks[-1]) and _is_text(turn.content[0]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from service.api.responses.request import CodeOptions
 from service.api.sampling import Stops
@@ -173,6 +174,8 @@ def _as_blocks(value: object) -> object:
 class InputMessage(RequestModel):
     """One turn. Consecutive turns of one role are combined."""
 
+    clear_at: Literal["next_user_message", "never"] | None = None
+    """``next_user_message``: the model reads a system message only until a later user message."""
     role: Literal["user", "assistant", "system"]
     content: Annotated[
         list[InputBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[InputBlock])
@@ -326,9 +329,19 @@ class MessagesMetadata(RequestModel):
     user_id: str | None = None
 
 
+def _reject_thread(value: object) -> object:
+    """Reject threads with the code that makes the official clients send whole conversations instead."""
+    if value is not None:
+        message = "this server keeps no conversations: send all messages instead"
+        context = {"message": message, "at": "", "code": "thread_unsupported_request"}
+        raise PydanticCustomError("unsupported_parameter", "{message}", context)
+    return value
+
+
 class CountTokensRequest(RequestBody):
     """The fields that determine the prompt."""
 
+    thread: Annotated[object, AfterValidator(_reject_thread)] = None
     model: str
     messages: Annotated[list[InputMessage], Field(min_length=1), AfterValidator(_check_results)]
     system: OptionalContent = None
@@ -343,6 +356,8 @@ class CountTokensRequest(RequestBody):
     cache_control: NoEffectOption = None
     container: Annotated[object, only({}, {"id": None})] = None
     """Every reply has a new container, so none can be named."""
+    billing_policy: NoEffectOption = None
+    compaction: Annotated[object, only()] = None
     context_management: NoEffectOption = None
     mcp_servers: Annotated[object, Ignored([])] = None
     speed: Annotated[object, Ignored("standard")] = None
@@ -412,6 +427,8 @@ class MessagesRequest(CountTokensRequest):
     n: Annotated[object, only(1)] = None
 
     diagnostics: NoEffectOption = None
+    fallback_credit_token: NoEffectOption = None
+    fallbacks: NoEffectOption = None
     inference_geo: NoEffectOption = None
     service_tier: Annotated[object, Ignored("auto", "standard_only")] = None
     workspace_id: NoEffectOption = None

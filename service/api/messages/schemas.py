@@ -11,6 +11,11 @@ class _AnthropicObject(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
+class AnthropicErrorDetails(_AnthropicObject):
+    error_code: str
+    """The code of the same error in OpenAI's form."""
+
+
 class AnthropicErrorObject(_AnthropicObject):
     type: Literal[
         "invalid_request_error",
@@ -25,7 +30,7 @@ class AnthropicErrorObject(_AnthropicObject):
     message: str
     param: str | None = None
     """Path of the invalid field, such as ``messages[0].content``."""
-    code: str | None = None
+    details: AnthropicErrorDetails | None = None
 
 
 class AnthropicErrorBody(_AnthropicObject):
