@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--details", action="store_true", help="print the replies that failed")
     parser.add_argument("--problems", type=Path, help="parquet file of problems")
     parser.add_argument("--count", type=int, default=200, help="number of problems")
-    parser.add_argument("--only", help="only prompts whose name contains this text (for requests: served or plain)")
+    parser.add_argument("--only", help="only prompts whose name contains this; requests: served, plain")
     args = parser.parse_args()
     describe(args)
     asyncio.run({"requests": ordinary, "math": mathematics}[args.what](args))
