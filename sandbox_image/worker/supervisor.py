@@ -53,6 +53,8 @@ class Supervisor:
         self._out = out
         self._run_limit_s = 0.0
         self._eager = False
+        self._report_settled = False
+        """Send a frame when all is stopped after a flush. An owner may freeze the sandbox then."""
         self._flushes = 0
         self._blocks: list[str] = []
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
@@ -69,6 +71,7 @@ class Supervisor:
         operation = frame["op"]
         if operation == "open":
             self._run_limit_s, self._eager = float(frame["run_limit_s"]), bool(frame["eager"])
+            self._report_settled = bool(frame.get("report_settled"))
         elif operation == "invoke":
             self._add_block(frame["code"])
         elif operation == "flush":
@@ -148,6 +151,8 @@ class Supervisor:
         await self._end_flush(flush)
         self._send(flush.as_frame())
         await self._update_checkpoint(flush)
+        if self._report_settled:
+            self._send({"op": "settled"})
 
     async def _begin_flush(self) -> FlushRun:
         name = f"<call {self._flushes + 1}>"

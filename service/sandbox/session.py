@@ -11,7 +11,7 @@ from service.sandbox.base import ExecutionResult, SandboxError, Session, Session
 from service.sandbox.isolation_checks import IsolationCheck, check_isolation
 from service.sandbox.pool import Pool, PoolStats
 from service.sandbox.settings import PoolSettings
-from service.sandbox.worker_protocol import MAX_CODE_BYTES, Result, SandboxWorker
+from service.sandbox.worker_protocol import MAX_CODE_BYTES, Result, SandboxWorker, Settled
 
 
 class PooledSession:
@@ -29,6 +29,8 @@ class PooledSession:
         self._closed = False
         self._lock = asyncio.Lock()
         self._announced = False
+        self._settling: asyncio.Task[SandboxError | None] | None = None
+        """Reads the frame that follows a result, and then freezes the worker."""
 
     async def prepare(self) -> None:
         if self._worker is None and not self._announced and not self._closed:
@@ -53,9 +55,7 @@ class PooledSession:
                 if self._worker is None:
                     self._withdraw()
                     self._worker = await self._pool.lease()
-                    await self._worker.send(
-                        {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
-                    )
+                    await self._worker.send(self._opening(self._worker))
                 await self._worker.send({"op": "invoke", "code": code})
             except SandboxError as error:
                 if self._worker is None:
@@ -65,6 +65,10 @@ class PooledSession:
             except asyncio.CancelledError:
                 self._drop_worker("cancelled")
                 raise
+
+    def _opening(self, worker: SandboxWorker) -> dict[str, object]:
+        frame = {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
+        return {**frame, "report_settled": True} if worker.freezable else frame
 
     async def flush(self) -> ExecutionResult:
         async with self._lock:
@@ -96,6 +100,8 @@ class PooledSession:
         try:
             async with asyncio.timeout(self._answer_within_s):
                 await self._worker.send({"op": "flush"})
+                if self._settling is not None and (error := await self._settling) is not None:
+                    raise error
                 frame = await self._worker.receive()
         except TimeoutError:
             self._fail("the worker did not answer in time")
@@ -106,8 +112,26 @@ class PooledSession:
             raise
         else:
             if isinstance(frame, Result):
+                if self._worker.freezable:
+                    self._settling = asyncio.create_task(self._settle(self._worker))
                 return frame
             self._fail(f"the worker replied {frame.op!r} to a flush")
+        return None
+
+    async def _settle(self, worker: SandboxWorker) -> SandboxError | None:
+        """Freeze the worker once its supervisor is done with the flush, unless new blocks are pending.
+
+        Returns:
+            The error if the worker failed. The next flush reports it.
+        """
+        try:
+            frame = await worker.receive()
+        except SandboxError as error:
+            return error
+        if not isinstance(frame, Settled):
+            return SandboxError(f"the worker sent {frame.op!r} instead of 'settled'")
+        if not self._pending_blocks and not self._lock.locked():
+            worker.freeze()  # the next ``send`` ends it
         return None
 
     def _fail(self, reason: str) -> None:
@@ -115,6 +139,9 @@ class PooledSession:
         self._drop_worker("sandbox_error")
 
     def _drop_worker(self, reason: str | None) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
         if self._worker is not None:
             self._pool.discard(self._worker, reason)
             self._worker = None

@@ -5,7 +5,8 @@ untrusted: sizes are bounded before anything is read, only JSON is parsed, and a
 schema is a ``FrameError``, after which the worker is destroyed.
 
 The pool sends ``open`` (with the session's limits), ``invoke`` (with a block) and ``flush``. The worker sends
-``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits.
+``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If ``open`` asks for
+it, ``Settled`` follows each result.
 """
 
 from __future__ import annotations
@@ -92,8 +93,14 @@ class Result(_Frame):
         )
 
 
-WorkerFrame = Annotated[Ready | Fatal | Result, Field(discriminator="op")]
-_worker_frame: TypeAdapter[Ready | Fatal | Result] = TypeAdapter(WorkerFrame)
+class Settled(_Frame):
+    """After a result: the next checkpoint exists and all processes of the code are stopped."""
+
+    op: Literal["settled"]
+
+
+WorkerFrame = Annotated[Ready | Fatal | Result | Settled, Field(discriminator="op")]
+_worker_frame: TypeAdapter[Ready | Fatal | Result | Settled] = TypeAdapter(WorkerFrame)
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -102,7 +109,7 @@ def encode(message: dict[str, Any]) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-async def read_frame(reader: ByteReader) -> Ready | Fatal | Result:
+async def read_frame(reader: ByteReader) -> Ready | Fatal | Result | Settled:
     """Read and validate the next frame.
 
     Raises:
@@ -161,20 +168,29 @@ class SandboxWorker(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def freezable(self) -> bool:
+        """Whether ``freeze`` has an effect."""
+        ...
+
     async def send(self, message: dict[str, Any]) -> None:
-        """Send a frame.
+        """Send a frame. A frozen worker continues.
 
         Raises:
             SandboxError: the worker is gone.
         """
         ...
 
-    async def receive(self) -> Ready | Result:
+    async def receive(self) -> Ready | Result | Settled:
         """Receive the next frame.
 
         Raises:
             SandboxError: the worker is gone, reported a fatal error, or sent an invalid frame.
         """
+        ...
+
+    def freeze(self) -> None:
+        """Stop all processes until the next ``send``. Never raises."""
         ...
 
     def close(self) -> None:
@@ -187,7 +203,9 @@ class SandboxWorker(Protocol):
 
 
 class Channel:
-    """Base of all workers: frames over a pair of asyncio streams."""
+    """Base of all workers: frames over a pair of asyncio streams. It can't be frozen."""
+
+    freezable = False
 
     def __init__(self, name: str, reader: ByteReader, writer: asyncio.StreamWriter) -> None:
         self.name = name
@@ -201,7 +219,7 @@ class Channel:
         except (OSError, RuntimeError) as error:
             raise SandboxError(f"worker {self.name} is gone: {error}") from error
 
-    async def receive(self) -> Ready | Result:
+    async def receive(self) -> Ready | Result | Settled:
         try:
             frame = await read_frame(self._reader)
         except (FrameError, EOFError, OSError) as error:
@@ -209,6 +227,9 @@ class Channel:
         if isinstance(frame, Fatal):
             raise SandboxError(f"worker {self.name} failed: {frame.reason}")
         return frame
+
+    def freeze(self) -> None:
+        pass
 
     def close(self) -> None:
         self._writer.close()

@@ -93,6 +93,7 @@ class RunnerClient:
                 for host in self._balancer.hosts
             )
             raise SandboxError(problems) from None
+        await self._balancer.check_all()  # the first sessions need the loads of all
         self._balancer.start()
 
     def session(self, limits: SessionLimits) -> RunnerSession:
