@@ -47,6 +47,14 @@ def runner(
             help="Upper limit of a flush's run time in seconds.", envvar="IHGRPO_RUNNER_MAX_RUN_LIMIT_S"
         ),
     ] = 60.0,
+    cgroup_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of the Docker daemon's cgroups, through which containers are frozen between two "
+            "runs. Default: /sys/fs/cgroup.",
+            envvar="IHGRPO_RUNNER_CGROUP_ROOT",
+        ),
+    ] = None,
     tls_cert_file: Annotated[
         Path | None,
         typer.Option(
@@ -127,6 +135,7 @@ def runner(
             kind="in-process",
             image=image,
             runtime=runtime,
+            cgroup_root=cgroup_root,
             pool_size=min(warm_containers, max_sessions),
             # A container that is being removed still counts.
             max_containers=2 * max_sessions,

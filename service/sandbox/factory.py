@@ -58,6 +58,8 @@ class SandboxOptions:
     """``in-process``: the OCI runtime; None for the daemon's default."""
     instance: str | None = None
     """``in-process``: the owner in the containers' labels, see ``instance_name``; None for the host name."""
+    cgroup_root: Path | None = None
+    """``in-process``: directory of the daemon's cgroups; None for ``/sys/fs/cgroup``."""
 
     python: str | None = None
     """``process``: the interpreter that runs the code; None for the current one."""
@@ -113,7 +115,12 @@ def create_sandbox(options: SandboxOptions) -> Sandbox:
     from service.sandbox.docker.sandbox import DockerSandbox
     from service.sandbox.docker.settings import DockerSandboxSettings
 
-    chosen = {"image": options.image, "runtime": options.runtime, "instance": options.instance}
+    chosen = {
+        "image": options.image,
+        "runtime": options.runtime,
+        "instance": options.instance,
+        "cgroup_root": options.cgroup_root,
+    }
     settings |= {name: value for name, value in chosen.items() if value is not None}
     return DockerSandbox(DockerSandboxSettings(**settings))
 

@@ -94,6 +94,7 @@ class RunnerClient:
                 for host in self._balancer.hosts
             )
             raise SandboxError(problems) from None
+        await self._balancer.check_all()  # the first sessions need the loads of all
         self._balancer.start()
 
     def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> RunnerSession:
