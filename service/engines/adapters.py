@@ -49,6 +49,7 @@ _OF_ADAPTER: Final = (
     "chat_template.json",
     "generation_config.json",
     "deferral.json",
+    "execute_head.json",
 )
 """Files of an adapter's directory that replace the base's."""
 

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file, save_file
 
 from service.deferral.policy import FILE_NAME, DeferralPolicy
-from service.engines import adapters
+from service.engines import adapters, execute_head
 from service.engines.model_lookup import base_of
 from service.engines.tokenizer import HFTokenizer
 from service.engines.weight_sample import sample_weights
@@ -124,15 +124,16 @@ def _base_identity(checkpoint: Path, base_dir: Path) -> dict[str, object]:
 
 def _files_to_keep(checkpoint: Path, base_dir: Path) -> Iterator[Path]:
     yield checkpoint / FILE_NAME
-    if (checkpoint / "generation_config.json").is_file():
-        yield checkpoint / "generation_config.json"
+    for name in ("generation_config.json", execute_head.FILE_NAME):
+        if (checkpoint / name).is_file():
+            yield checkpoint / name
     if (checkpoint / "tokenizer.json").is_file() and not _same_tokenizer(checkpoint, base_dir):
         yield from (checkpoint / name for name in _TOKENIZER_FILES if (checkpoint / name).is_file())
 
 
 def _same_tokenizer(one: Path, other: Path) -> bool:
     """Whether two directories have the same tokens and chat template, however their files are written."""
-    sample = [
+    sample: list[dict[str, object]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "  How much is 12 * 3.5?\n\n\tÄ中<tool_call>"},
         {"role": "assistant", "content": "42"},

@@ -25,6 +25,7 @@ from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
 from trainer.training.checkpoints import check_resumable, find_best, latest, resume_notices
 from trainer.training.config import TrainConfig
+from trainer.training.execute_head import EPISODES, attach_execute_head, has_saved_head
 from trainer.training.generation import (
     make_generation,
     make_rewards,
@@ -150,6 +151,16 @@ def _train(
             model, marker_row = _load_model(config, model_dir, policy, generation.tokenizer)
             if processes.is_main_process:
                 console.print(marker_row, highlight=False, soft_wrap=True)
+            if config.has_execute_head:
+                start = config.lora.adapter if config.lora and config.lora.adapter else model_dir
+                episodes = (
+                    [] if checkpoint or has_saved_head(start) else loop.run(source.sample_plainly(EPISODES))
+                )
+                line = attach_execute_head(
+                    model, policy.marker, generation.tokenizer, start, episodes, config
+                )
+                if processes.is_main_process:
+                    console.print(line, highlight=False, soft_wrap=True)
             reporters = []
             if processes.is_main_process:
                 info = write_info(config, processes.num_processes, recipe_name)
