@@ -11,7 +11,6 @@ from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
 from service.sandbox.base import EagerFallback, Status
 
-
 CallStatus = Literal["running", "ok", "error"]
 
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from service.api.sampling import SamplingRequest, enables_thinking
 from service.api.tools.definitions import FunctionTool, NamedChoice, ResponseFormat, Tool, ToolChoice
+from service.api.tools.mcp import McpTool, check_labels
 from service.api.validation import Ignored, OptionalContent, RequestModel, Strict, invalid, only
 from service.episode.tool_parser import loads
 
@@ -244,6 +245,7 @@ class ChatRequest(SamplingRequest):
     def _together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise invalid("it needs 'logprobs' to be true", ".top_logprobs")
+        check_labels(self.tools or ())
         names = [tool.function.name for tool in self.functions_offered]
         if len(names) != len(set(names)):
             raise invalid("two functions have the same name", ".tools")
@@ -268,6 +270,12 @@ class ChatRequest(SamplingRequest):
     def functions_offered(self) -> list[FunctionTool]:
         """The client's functions, without tools of other kinds."""
         return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
+
+    @property
+    def mcp_tools(self) -> list[McpTool]:
+        """MCP servers whose tools code in the reply may call."""
+        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        return [] if self.tool_choice == "none" else found
 
     @property
     def forces_call(self) -> bool:
@@ -315,13 +323,17 @@ class ChatRequest(SamplingRequest):
         """Whether code runs: by default in every request whose replies can contain code."""
         if self.deferral.enabled is not None:
             return self.deferral.enabled
-        return not self.functions_offered and self.json_schema is None
+        return bool(self.mcp_tools) or (not self.functions_offered and self.json_schema is None)
 
     @property
     def conflict(self) -> tuple[Literal["deferral", "response_format", "tool_choice"], str] | None:
         """A field that can't be combined with another one, and the reason; None if there is none."""
         forced, thinking = self.forces_call, self.thinks
+        if self.mcp_tools and not self.deferred:
+            return "deferral", "tools of MCP servers are called from code, which must be able to run"
         options = self.deferral.model_dump(exclude_none=True)
+        if self.mcp_tools and (self.functions_offered or self.json_schema):
+            return "deferral", "'mcp' tools can't be combined with functions or a JSON 'response_format'"
         if options and self.deferral.enabled is not False and (self.functions_offered or self.json_schema):
             return "deferral", "code can't run in a request with 'tools' or a JSON 'response_format'"
         if self.json_schema and self.callable_tools:
