@@ -64,23 +64,20 @@ class ToolsModule:
 
     def __init__(self, control: Callable[[], socket.socket]) -> None:
         self._control = control
-        self._built: tuple[list[dict[str, Any]], ModuleType] | None = None
+        self._built: tuple[list[dict[str, Any]], dict[str, Any]] | None = None
+        self._module = ModuleType("tools")
 
     def install(self, stubs: list[dict[str, Any]]) -> None:
         """Make ``stubs`` importable. See ``service.tools.stubs`` for their form."""
         if not stubs:
             return
         if self._built is None or self._built[0] != stubs:
-            self._built = stubs, self._build(stubs)
-        sys.modules["tools"] = self._built[1]
-
-    def _build(self, stubs: list[dict[str, Any]]) -> ModuleType:
-        module = ModuleType("tools", "Functions that are available to this code.")
-        module.__dict__.update(ToolError=ToolError, gather=self._gather)
-        for stub in stubs:
-            module.__dict__[stub["name"]] = self._function(stub)
-        module.__dict__["__all__"] = [*(stub["name"] for stub in stubs), "gather", "ToolError"]
-        return module
+            functions = {stub["name"]: self._function(stub) for stub in stubs}
+            content = {**functions, "gather": self._gather, "ToolError": ToolError}
+            self._built = stubs, {**content, "__all__": list(content)}
+            self._module = ModuleType("tools", "Functions that are available to this code.")
+        self._module.__dict__.update(self._built[1])  # code may have replaced some
+        sys.modules["tools"] = self._module
 
     def _function(self, stub: dict[str, Any]) -> Callable[..., Any]:
         name = stub["name"]

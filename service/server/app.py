@@ -116,6 +116,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         drain=drain,
     )
     seal = Seal(settings.seals())
+    mcp = settings.mcp_hub()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -136,6 +137,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             tracer=tracer,
             drain=drain,
             seal=seal,
+            mcp=mcp,
         )
         if is_demo(settings.model):
             app.state.server.notice = DEMO_NOTICE
@@ -143,6 +145,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             yield
         finally:
             await _stop(responses, runner)
+            await mcp.stop()
             await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
     app = FastAPI(

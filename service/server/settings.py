@@ -25,6 +25,9 @@ from service.engines.settings import EngineSettings, RemoteSettings, Transformer
 from service.sandbox.factory import RunnerTlsFiles, SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
 from service.store.database import default_url
+from service.tools.mcp.connection import McpServer
+from service.tools.mcp.egress import EgressPolicy
+from service.tools.mcp.hub import McpHub, read_servers
 
 
 class Settings(BaseSettings):
@@ -157,6 +160,19 @@ class Settings(BaseSettings):
     """Serve without keys on addresses other than loopback: anyone who reaches the port can use the model and
     run code."""
 
+    mcp_servers_file: Path | None = None
+    """JSON file with MCP servers of the operator, ``{"mcpServers": {LABEL: {"url": ...}}}``, whose tools code
+    can call. Requests name them by label; see the guide on deferred tools."""
+    mcp_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated hosts of MCP servers that requests may name by URL, such as ``mcp.example.com`` or
+    ``*.example.com:8443``; ``*`` for any. Only HTTPS and public addresses. Default: none."""
+    mcp_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts in the same form that may have private addresses and may be reached over plain HTTP."""
+    tool_call_timeout_s: float = Field(default=30.0, gt=0, le=600)
+    """Maximum time of one call of a tool by code, in seconds."""
+    tool_wait_s: float = Field(default=60.0, gt=0, le=600)
+    """Maximum time that one flush may wait for tools, in seconds, beside its run time."""
+
     reload_root: Path | None = None
     """Directory that ``POST /admin/reload`` may load checkpoints from; unset disables reloading. Requires an
     admin API key (``ih-grpo key --admin``)."""
@@ -170,7 +186,9 @@ class Settings(BaseSettings):
     """Log format: human-readable lines, or JSON for a log collector."""
 
     @field_validator(
-        *("api_keys", "engine_url", "runner_url", "cors_origins", "allowed_hosts", "seal_keys"), mode="before"
+        *("api_keys", "engine_url", "runner_url", "cors_origins", "allowed_hosts", "seal_keys"),
+        *("mcp_allowed_hosts", "mcp_private_hosts"),
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:
@@ -293,6 +311,27 @@ class Settings(BaseSettings):
             max_concurrent_episodes=self.max_concurrent_episodes,
             keep_alive_s=self.keep_alive_s,
             reload_root=self.reload_root,
+            tool_wait_s=self.tool_wait_s,
+        )
+
+    def mcp_hub(self) -> McpHub:
+        """The MCP servers of the operator, and the rules for those that requests name.
+
+        Raises:
+            ValueError: the file with servers can't be read or is invalid.
+        """
+        servers: list[McpServer] = []
+        always: list[str] = []
+        if self.mcp_servers_file is not None:
+            try:
+                servers, always = read_servers(self.mcp_servers_file)
+            except ValueError as error:
+                raise ValueError(f"mcp_servers_file {error}") from None
+        return McpHub(
+            servers,
+            always=always,
+            policy=EgressPolicy(self.mcp_allowed_hosts, self.mcp_private_hosts),
+            call_timeout_s=self.tool_call_timeout_s,
         )
 
     def seals(self) -> tuple[SealKey, ...]:

@@ -15,6 +15,7 @@ from service.api.sampling import end_token_ids, sampling_of
 from service.api.state import EpisodeStream, Server
 from service.api.tools.choice import ForcedCall, force_call
 from service.api.tools.definitions import Functions
+from service.api.tools.mcp import open_tools
 from service.deferral.code_request import asks_for_code
 from service.deferral.observation import OBSERVATION_SIGNS
 from service.deferral.policy import DeferralPolicy
@@ -26,6 +27,7 @@ from service.episode.reasoning_parser import THINK_CLOSE, ReasoningParser, opens
 from service.episode.runner import EpisodeRunner
 from service.episode.thought_limit import ThoughtLimit, supports_thought_limit
 from service.episode.tool_parser import CALL_CLOSE, ToolCallParser
+from service.tools.mcp.hub import SessionTools
 
 SHORT_CHARS: Final = 4000
 """Longest request that is tokenized on the event loop, in characters. It takes a millisecond or two, less
@@ -58,6 +60,8 @@ class PreparedChat:
     """The reply may begin with a thought."""
     ignored: tuple[str, ...] = ()
     """Fields of the request without effect on this model."""
+    code_tools: SessionTools | None = None
+    """Tools that code may call."""
 
     @property
     def schema_param(self) -> str | None:
@@ -79,6 +83,11 @@ class PreparedChat:
             hidden_marker=hidden_marker,
             separate_answer=self._answer_lead is not None,
         )
+
+    async def close(self) -> None:
+        """Close the connections to tools."""
+        if self.code_tools is not None:
+            await self.code_tools.close()
 
     def episodes(self) -> list[EpisodeStream]:
         """Return one stream of events per choice, each with its own seed."""
@@ -102,6 +111,8 @@ class PreparedChat:
             stop=stops,
             thought=self._thought_limit(),
             answer=self._answer_lead,
+            tools=self.code_tools,
+            tool_wait_s=self.server.settings.tool_wait_s,
         )
 
     def _thought_limit(self) -> ThoughtLimit | None:
@@ -127,11 +138,36 @@ class PreparedChat:
 async def prepare(
     server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
 ) -> PreparedChat:
-    """Prepare ``request`` to run on ``server``.
+    """Prepare ``request`` to run on ``server``, and connect to its MCP servers.
+
+    Raises:
+        ApiError: as `prepare_with`; 400 or 424 for an MCP server that can't be used.
+    """
+    server.check_model(request.model)
+    if (conflict := request.conflict) is not None:
+        param, why = conflict
+        raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
+    tools = await open_tools(server.mcp, request.mcp_tools) if request.deferred else None
+    try:
+        return await prepare_with(server, request, tools, proven)
+    except BaseException:
+        if tools is not None:
+            await tools.close()
+        raise
+
+
+async def prepare_with(
+    server: Server,
+    request: ChatRequest,
+    tools: SessionTools | None,
+    proven: Mapping[int, Sequence[int]] | None = None,
+) -> PreparedChat:
+    """Prepare ``request`` to run on ``server`` with ``tools`` for its code.
 
     Args:
         server: the running server.
         request: the request as it was sent.
+        tools: tools that code may call. The caller closes them if this fails.
         proven: token ids of the messages that are replies of this server, by index; see
             `service.store.replies`. All other messages are encoded as plain text.
 
@@ -147,7 +183,7 @@ async def prepare(
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
     policy = effective_policy(server, request.deferral)
     forced = force_call(request.tool_choice, request.callable_tools) if request.forces_call else None
-    prompt_ids = await render_prompt(server, request, proven)
+    prompt_ids = await render_prompt(server, request, proven, tools)
     prompt_end = server.engine.tokenizer.decode(prompt_ids[-8:])
     thinks = _thinks(server, request) or opens_thought(prompt_end)
     _check_thought(server, request, prompt_end, thinks=thinks)
@@ -180,6 +216,7 @@ async def prepare(
         code_is_answer=policy.unflushed == "run" and _code_is_answer(request),
         thinks=thinks,
         ignored=tuple(_ignored(server, request, thinks=thinks)),
+        code_tools=tools,
     )
 
 
@@ -267,7 +304,10 @@ def _is_current(ids: Sequence[int], content: str, tokenizer: Tokenizer) -> bool:
 
 
 async def render_prompt(
-    server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
+    server: Server,
+    request: ChatRequest,
+    proven: Mapping[int, Sequence[int]] | None = None,
+    code_tools: SessionTools | None = None,
 ) -> list[int]:
     """Return the prompt ids of ``request``; for ``proven`` see `prepare`.
 
@@ -286,6 +326,7 @@ async def render_prompt(
         thinking=_thinks(server, request),
         tools=tools,
         continue_final=bool(request.continue_final_message),
+        code_tools=() if code_tools is None else code_tools.specs,
     )
     size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
     try:

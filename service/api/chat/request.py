@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from service.api.sampling import EFFORT_TOKENS, SamplingRequest, TokenBudget, enables_thinking
 from service.api.tools.definitions import FunctionTool, NamedChoice, Tool, ToolChoice
+from service.api.tools.mcp import McpTool, check_labels
 from service.api.validation import Ignored, OptionalContent, RequestModel, Strict, invalid, only
 from service.episode.tool_parser import loads
 
@@ -260,6 +261,7 @@ class ChatRequest(SamplingRequest):
     def _together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise invalid("it needs 'logprobs' to be true", ".top_logprobs")
+        check_labels(self.tools or ())
         names = [tool.function.name for tool in self.functions_offered]
         if len(names) != len(set(names)):
             raise invalid("two functions have the same name", ".tools")
@@ -284,6 +286,12 @@ class ChatRequest(SamplingRequest):
     def functions_offered(self) -> list[FunctionTool]:
         """The client's functions, without tools of other kinds."""
         return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
+
+    @property
+    def mcp_tools(self) -> list[McpTool]:
+        """MCP servers whose tools code in the reply may call."""
+        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        return [] if self.tool_choice == "none" else found
 
     @property
     def forces_call(self) -> bool:
@@ -349,6 +357,8 @@ class ChatRequest(SamplingRequest):
         """Whether code runs: by default in every request whose replies can contain code."""
         if self.deferral.enabled is not None:
             return self.deferral.enabled
+        if self.mcp_tools:
+            return True
         if self.structure is not None:
             return bool(self.deferral.model_dump(exclude_none=True))
         return not self.functions_offered
@@ -357,7 +367,11 @@ class ChatRequest(SamplingRequest):
     def conflict(self) -> tuple[str, str] | None:
         """A field that can't be combined with another one, and the reason; None if there is none."""
         forced, thinking = self.forces_call, self.thinks
+        if self.mcp_tools and not self.deferred:
+            return "deferral", "tools of MCP servers are called from code, which must be able to run"
         options = self.deferral.model_dump(exclude_none=True)
+        if self.mcp_tools and self.functions_offered:
+            return "tools", "'mcp' tools can't be combined with functions"
         if options and self.deferral.enabled is not False and self.functions_offered:
             return "deferral", "code can't run in a request with 'tools'"
         if self.structure and self.callable_tools:

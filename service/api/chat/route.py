@@ -106,6 +106,7 @@ async def _deltas(
         prompt_tokens=len(chat.prompt_ids),
         attributes=_attributes(chat),
         schema_param=chat.schema_param,
+        cleanup=chat.close,
     )
     async with running as events:
         roles = [(choice, ChoiceDelta({"role": "assistant", "content": ""})) for choice in choices]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from service.api.chat.prepare import PreparedChat, prepare
+from service.api.chat.prepare import PreparedChat, prepare_with
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError, api_error_of
 from service.api.responses.history import recall, resolved, with_stored_replies
@@ -24,9 +24,11 @@ from service.api.responses.output import OutputBuilder
 from service.api.responses.request import LOGPROBS, SEALED, FunctionChoice, ResponseRequest, TextOptions
 from service.api.seal import Seal
 from service.api.state import Server
+from service.api.tools.mcp import open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.store.responses import ResponseStore
+from service.tools.mcp.hub import SessionTools
 
 _PARAMS = {
     "messages": "input",
@@ -75,6 +77,7 @@ class PreparedResponse:
             chat.reply(strict_calls=self.request.strict_tool_calls, hidden_marker=marker),
             tokenizer=chat.runner.engine.tokenizer if LOGPROBS in include else None,
             seal=self._seal if SEALED in include else None,
+            tools=chat.code_tools,
         )
 
     def _seal(self, text: str) -> str:
@@ -99,7 +102,14 @@ async def prepare_response(
         for item in await resolved(request.input, store, owner)
     ]
     conversation.add(await with_stored_replies(items, store, owner))
-    chat = await _fitting(server, request, conversation)
+    server.check_model(request.model)
+    tools = await open_tools(server.mcp, request.mcp_tools) if request.runs_code else None
+    try:
+        chat = await _fitting(server, request, conversation, tools)
+    except BaseException:
+        if tools is not None:
+            await tools.close()
+        raise
     for name in chat.ignored:
         report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
@@ -138,11 +148,13 @@ def _unsupported(param: str, why: str) -> ApiError:
     return ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
 
 
-async def _fitting(server: Server, request: ResponseRequest, conversation: Conversation) -> PreparedChat:
+async def _fitting(
+    server: Server, request: ResponseRequest, conversation: Conversation, tools: SessionTools | None
+) -> PreparedChat:
     """Prepare the chat request; with ``truncation: auto``, of the longest fitting end of the conversation."""
     messages = conversation.messages
     try:
-        return await _prepare_chat(server, request, conversation, 0)
+        return await _prepare_chat(server, request, conversation, 0, tools)
     except ApiError as error:
         if request.truncation != "auto" or error.code != "context_length_exceeded":
             raise
@@ -153,7 +165,7 @@ async def _fitting(server: Server, request: ResponseRequest, conversation: Conve
     while few <= many:
         half = (few + many) // 2
         try:
-            chat = await _prepare_chat(server, request, conversation, _whole_from(messages, half))
+            chat = await _prepare_chat(server, request, conversation, _whole_from(messages, half), tools)
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
@@ -172,7 +184,11 @@ def _whole_from(messages: list[Json], start: int) -> int:
 
 
 async def _prepare_chat(
-    server: Server, request: ResponseRequest, conversation: Conversation, start: int
+    server: Server,
+    request: ResponseRequest,
+    conversation: Conversation,
+    start: int,
+    tools: SessionTools | None,
 ) -> PreparedChat:
     """Prepare the chat request for the conversation from message ``start`` on."""
     messages = conversation.messages[start:]
@@ -188,7 +204,7 @@ async def _prepare_chat(
         detail = error.errors()[0]
         raise _renamed(api_error_of(detail, detail["loc"], fields)) from None
     try:
-        return await prepare(server, chat, proven)
+        return await prepare_with(server, chat, tools, proven)
     except ApiError as error:
         raise _renamed(error) from None
 

@@ -18,6 +18,7 @@ from service.api.tools.definitions import (
     SkippedTool,
     TextFormat,
 )
+from service.api.tools.mcp import McpTool, check_labels
 from service.api.validation import (
     Ignored,
     Lenient,
@@ -79,11 +80,12 @@ def by_type(value: object) -> str | None:
 Tool = Annotated[
     Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
     | Annotated[ResponseFunctionTool, Tag("<function>")]
+    | Annotated[McpTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"code_interpreter", "function"})),
+        in_union(frozenset({"code_interpreter", "function", "mcp"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports tools of type 'code_interpreter' and 'function' only",
+        custom_error_message="this server supports the tools 'code_interpreter', 'function' and 'mcp' only",
     ),
 ]
 
@@ -247,6 +249,7 @@ class ResponseRequest(RequestBody):
     def _together(self) -> Self:
         if self.background and self.store is False:
             raise invalid("it requires 'store', so that clients can retrieve the response", ".background")
+        check_labels(self.tools or ())
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
             raise invalid(f"it requires 'include' to contain '{LOGPROBS}'", ".top_logprobs")
         if is_strict() and (
@@ -282,15 +285,20 @@ class ResponseRequest(RequestBody):
         return self.text or TextOptions()
 
     @property
-    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool]:
+    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool | McpTool]:
         """Tools of the types that this server supports."""
         return [tool for tool in self.tools or () if not isinstance(tool, SkippedTool)]
 
     @property
     def runs_code(self) -> bool:
-        """Whether the model may run code: only if the request has the tool for it."""
-        asked = any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
+        """Whether the model may run code: only if the request has the tool for it, or tools for code."""
+        asked = any(isinstance(tool, CodeInterpreterTool | McpTool) for tool in self.tools or ())
         return asked and self.tool_choice != "none"
+
+    @property
+    def mcp_tools(self) -> list[McpTool]:
+        """MCP servers whose tools code may call."""
+        return [tool for tool in self.tools or () if isinstance(tool, McpTool)]
 
     @property
     def functions(self) -> list[ResponseFunctionTool]:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 import jsonschema_rs
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
+from service.api.tools.mcp import McpTool
 from service.api.validation import RequestModel, Skipped, Strict, in_union, invalid
 from service.common.json_schema import compile_schema, first_error
 
@@ -54,11 +55,13 @@ class SkippedTool(Skipped):
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, Tag("<function>")] | Annotated[SkippedTool, Tag("<skipped>")],
+    Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[McpTool, Tag("<mcp>")]
+    | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"function"})),
+        in_union(frozenset({"function", "mcp"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports tools of type 'function' only",
+        custom_error_message="this server supports tools of type 'function' and 'mcp' only",
     ),
 ]
 

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import httpx2
@@ -87,7 +88,7 @@ class McpTool:
             return self.output_schema
         value = self.output_schema["properties"]["result"]
         # References in it are relative to the whole schema.
-        definitions = {
+        definitions: dict[str, Any] = {
             key: self.output_schema[key] for key in ("$defs", "definitions") if key in self.output_schema
         }
         return {**value, **definitions} if isinstance(value, dict) else {}
@@ -225,7 +226,7 @@ class McpConnection:
                         args=list(self.server.command[1:]),
                         env=dict(self.server.env) or None,
                     ),
-                    errlog=stack.enter_context(open(os.devnull, "w")),  # noqa: PTH123
+                    errlog=stack.enter_context(Path(os.devnull).open("w")),  # noqa: ASYNC230, SIM115
                 )
             else:
                 assert self.server.url is not None  # noqa: S101
@@ -279,13 +280,12 @@ async def _listed(client: Connection, server: McpServer) -> list[McpTool]:
     cursor: str | None = None
     for _ in range(_MAX_PAGES):
         page = await client.list_tools(cursor=cursor)
-        for tool in page.tools:
-            if server.offers(tool.name) and (usable := _usable(tool, server.label)) is not None:
-                tools.append(usable)
+        offered = [tool for tool in page.tools if server.offers(tool.name)][: MAX_TOOLS - len(tools)]
+        tools += [usable for tool in offered if (usable := _usable(tool, server.label)) is not None]
         cursor = page.next_cursor
         if cursor is None or len(tools) >= MAX_TOOLS:
             break
-    return tools[:MAX_TOOLS]
+    return tools
 
 
 def _usable(tool: types.Tool, label: str) -> McpTool | None:

@@ -12,7 +12,7 @@ import ipaddress
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import httpx2
 
@@ -151,7 +151,7 @@ def bounded(response: httpx2.Response) -> httpx2.Response:
     return httpx2.Response(
         status_code=response.status_code,
         headers=response.headers,
-        stream=_BoundedStream(response.stream),  # type: ignore[arg-type]  a transport for asyncio
+        stream=_BoundedStream(cast("httpx2.AsyncByteStream", response.stream)),
         extensions=response.extensions,
     )
 
