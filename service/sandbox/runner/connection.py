@@ -57,6 +57,8 @@ class RunnerConnection:
     """Connection that holds one session. Replies come in order, and no request is sent twice."""
 
     def __init__(self, websocket: ClientConnection) -> None:
+        self.queue_timeout_s = 0.0
+        """Time that the session may wait for its container, as granted by the runner."""
         self._websocket = websocket
         self._unanswered = 0
 
@@ -72,6 +74,7 @@ class RunnerConnection:
         connection = cls(await _connect(endpoint))
         request = protocol.OpenRequest(run_limit_s=limits.run_limit_s, eager=limits.eager)
         opened = await connection.request(request, protocol.OpenedReply, timeout_s=_HANDSHAKE_TIMEOUT_S)
+        connection.queue_timeout_s = opened.queue_timeout_s
         return connection, SessionLimits(opened.run_limit_s, opened.eager)
 
     @property

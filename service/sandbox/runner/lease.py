@@ -60,7 +60,13 @@ class Lease:
         limits = SessionLimits(min(message.run_limit_s, self._settings.max_run_limit_s), message.eager)
         session = self._sandbox.session(limits)
         try:
-            await self._send(protocol.OpenedReply(run_limit_s=limits.run_limit_s, eager=limits.eager))
+            await self._send(
+                protocol.OpenedReply(
+                    run_limit_s=limits.run_limit_s,
+                    eager=limits.eager,
+                    queue_timeout_s=self._settings.queue_timeout_s,
+                )
+            )
             await session.prepare()  # a client that opens a session is about to send blocks
             await self._answer_requests(session)
         finally:
