@@ -38,6 +38,19 @@ def runner(
     max_sessions: Annotated[
         int, typer.Option(help="Maximum number of concurrent sessions.", envvar="IHGRPO_RUNNER_MAX_SESSIONS")
     ] = 32,
+    max_waiting: Annotated[
+        int,
+        typer.Option(
+            help="Sessions that may wait for a container. Further ones fail immediately.",
+            envvar="IHGRPO_RUNNER_MAX_WAITING",
+        ),
+    ] = 128,
+    queue_timeout_s: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that a session waits for a container.", envvar="IHGRPO_RUNNER_QUEUE_TIMEOUT_S"
+        ),
+    ] = 30.0,
     warm_containers: Annotated[
         int, typer.Option(help="Idle containers to keep ready.", envvar="IHGRPO_RUNNER_WARM_CONTAINERS")
     ] = 4,
@@ -116,12 +129,17 @@ def runner(
     from service.sandbox.runner.server import serve_runner
     from service.sandbox.runner.settings import RunnerSettings, read_token
 
+    if drain and resume:
+        abort("--drain and --resume exclude each other")
     logs.configure(log_level, "json" if log_format == "json" else "console")
     try:
         settings = RunnerSettings(
             token=read_token(token_file),
             bind=bind,
             max_sessions=max_sessions,
+            max_waiting=max_waiting,
+            max_connections=max(512, 2 * (max_sessions + max_waiting)),
+            queue_timeout_s=queue_timeout_s,
             max_run_limit_s=max_run_limit_s,
             tls_certificate=tls_cert_file,
             tls_key=tls_key_file,

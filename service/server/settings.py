@@ -398,7 +398,7 @@ def is_loopback(host: str) -> bool:
 _PREFIX: Final = "IHGRPO_"
 _OTHERS: Final = frozenset(
     {
-        *("api_key", "runner_token", "runner_warm_containers"),
+        *("api_key", "runner_token", "runner_warm_containers", "runner_queue_timeout_s"),
         *("runner_tls_cert_file", "runner_tls_key_file", "runner_tls_client_ca_file"),
     }
 )

@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 from service.sandbox.bubblewrap.sandbox import ProcessSandbox
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.docker.settings import DEFAULT_IMAGE
-from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
+from service.sandbox.factory import RunnerTlsFiles, SandboxOptions, create_sandbox, instance_name
 from service.sandbox.runner.client import RunnerClient
 from service.sandbox.runner.settings import TOKEN_ENV, TokenError
 
@@ -74,3 +74,16 @@ def test_runner_address_is_validated() -> None:
 def test_instance_names_differ_by_purpose_and_process() -> None:
     assert instance_name("api", 8000) == f"{os.uname().nodename}-api-8000"
     assert instance_name("train").endswith(f"-train-{os.getpid()}")
+
+
+def test_runner_options_reach_the_client(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent\.pem can't be read"):
+        create(
+            kind="runner",
+            runner_addresses=("a:1", "b:2"),
+            runner_token=SecretStr(TOKEN),
+            runner_tls=RunnerTlsFiles(ca=tmp_path / "absent.pem"),
+        )
+    client = create(kind="runner", runner_addresses=("a:1", "b:2", "a:1"), runner_token=SecretStr(TOKEN))
+    assert isinstance(client, RunnerClient)
+    assert [status.address for status in client.runners()] == ["a:1", "b:2"]

@@ -49,8 +49,9 @@ class RunnerClientSettings:
     """Time to retry while no runner is reachable, for example while it restarts."""
     start_timeout_s: float | None = None
     """Time that ``start`` waits for a runner to be ready; None for ``connect_timeout_s``."""
-    invoke_timeout_s: float = 90.0
-    """Time that a block may wait for a container: more than the queues of runner and pool take together."""
+    invoke_timeout_s: float = 60.0
+    """Time after the runner's queue timeout within which the reply to a first block must arrive: more than
+    the queue of the runner's pool takes."""
     flush_margin_s: float = 10.0
     """Time after the run limit within which the reply to a flush must arrive."""
     close_timeout_s: float = 10.0
@@ -219,9 +220,8 @@ class RunnerSession:
                 self._disconnected()
             connection = self._connection or await self._connect()
             try:
-                await self._request(
-                    connection, request, protocol.InvokedReply, self._settings.invoke_timeout_s
-                )
+                timeout_s = connection.queue_timeout_s + self._settings.invoke_timeout_s
+                await self._request(connection, request, protocol.InvokedReply, timeout_s)
             except ConnectionLostError:
                 raise
             except SandboxError as error:

@@ -59,6 +59,8 @@ class RunnerConnection:
     """Connection that holds one session. Replies come in order, and no request is sent twice."""
 
     def __init__(self, websocket: ClientConnection, tools: ToolHost | None = None) -> None:
+        self.queue_timeout_s = 0.0
+        """Time that the session may wait for its container, as granted by the runner."""
         self._websocket = websocket
         self._unanswered = 0
         self._tools = None if tools is None else ToolRelay(websocket, tools)
@@ -83,6 +85,7 @@ class RunnerConnection:
             tools=() if tools is None else tuple(tools.specs),
         )
         opened = await connection.request(request, protocol.OpenedReply, timeout_s=_HANDSHAKE_TIMEOUT_S)
+        connection.queue_timeout_s = opened.queue_timeout_s
         return connection, replace(limits, run_limit_s=opened.run_limit_s, eager=opened.eager)
 
     @property

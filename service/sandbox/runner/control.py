@@ -27,6 +27,8 @@ def set_draining(settings: RunnerSettings, *, on: bool) -> protocol.LoadReport:
     address = Address.parse(settings.bind)
     host = _ANY_ADDRESS.get(address.host, address.host)
     authority = Address(path=address.path, host=host, port=address.port).authority
+    if address.path is not None and not address.path.is_socket():
+        raise SandboxError(f"no runner answers at {settings.bind}: there is no socket")
     context = _own_context(settings)
     path = None if address.path is None else str(address.path)
     url = f"{'http' if context is None else 'https'}://{authority}{protocol.DRAIN_PATH}"

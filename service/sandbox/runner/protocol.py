@@ -134,6 +134,8 @@ class OpenedReply(_Message):
     type: Literal["opened"] = "opened"
     run_limit_s: float
     eager: bool
+    queue_timeout_s: float = Field(gt=0)
+    """Time that the session may wait for its container."""
 
 
 class InvokedReply(_Message):

@@ -122,7 +122,8 @@ async def test_clips_limits_to_the_ceiling(serve_fake: ServeFake) -> None:
                 reply = await request(
                     socket, json.dumps({"type": "open", "run_limit_s": asked, "eager": False})
                 )
-                assert reply == {"type": "opened", "run_limit_s": granted, "eager": False}
+                limits = {"run_limit_s": granted, "eager": False, "queue_timeout_s": 30.0}
+                assert reply == {"type": "opened", **limits}
             assert runner.sandbox.sessions[-1].limits == SessionLimits(granted, eager=False)
 
 
