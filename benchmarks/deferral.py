@@ -14,7 +14,7 @@ time is drawn from the block's text, log-uniformly, so the same block takes the 
 sleeping tool needs no CPU; tools that compute would compete with the engine if they share its cores.
 
 The ways take turns problem by problem ("alone": one request at a time) or round by round ("together":
-up to ``--concurrency`` requests concurrently), so that other load on the machine affects all of them. Wall time includes
+up to ``--concurrency`` requests), so that other load on the machine affects all of them. Wall time includes
 the wait for a container, which is also shown: on a machine that is busy otherwise, it is most of the noise.
 Ratios are of the sums over problems, with 95 % bootstrap intervals over problems.
 """
@@ -271,7 +271,7 @@ async def measure_together(
     client: httpx.AsyncClient, scorer: RewardScorer, ways: Sequence[Way], problems: Sequence[Problem],
     args: argparse.Namespace,
 ) -> tuple[dict[str, list[Measured]], dict[str, float]]:  # fmt: skip
-    """Run all episodes of a round concurrently, up to ``--concurrency``; return them and the seconds by way."""
+    """Run the episodes of each round concurrently; return them and the seconds by way."""
     found: dict[str, list[Measured]] = {way.name: [] for way in ways}
     seconds = dict.fromkeys(found, 0.0)
     slots = asyncio.Semaphore(args.concurrency)
@@ -379,7 +379,8 @@ async def measure(args: argparse.Namespace) -> None:
         if args.concurrency > 1:
             found, seconds = await measure_together(client, scorer, ways, problems, args)
             results["together"] = found
-            print(f"{args.concurrency} episodes concurrently:\n\n{table(found, seconds)}\n\n{comparison(found)}")
+            heading = f"{args.concurrency} episodes concurrently"
+            print(f"{heading}:\n\n{table(found, seconds)}\n\n{comparison(found)}")
     if args.json is not None:
         values = {
             kind: {name: [_as_json(one) for one in episodes] for name, episodes in found.items()}
