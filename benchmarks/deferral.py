@@ -14,8 +14,9 @@ time is drawn from the block's text, log-uniformly, so the same block takes the 
 sleeping tool needs no CPU; tools that compute would compete with the engine if they share its cores.
 
 The ways take turns problem by problem ("alone": one request at a time) or round by round ("together":
-``--concurrency`` requests at once), so that other load on the machine affects all of them. Ratios are of the
-sums over problems, with 95 % bootstrap intervals over problems.
+up to ``--concurrency`` requests), so that other load on the machine affects all of them. Wall time includes
+the wait for a container, which is also shown: on a machine that is busy otherwise, it is most of the noise.
+Ratios are of the sums over problems, with 95 % bootstrap intervals over problems.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from trainer.training.episodes import sample_seed
 
 SHORTEST_MS: Final = 50
 LONGEST_MS: Final = 2000
+TRIES: Final = 3
 RUN_LIMIT_S: Final = 120.0
 """Per flush: many blocks of two seconds must fit."""
 
@@ -137,6 +139,8 @@ class Measured:
     tool_seconds: float
     waited: float
     """Seconds that the model waited for code."""
+    container: float
+    """Seconds that the model waited for a container."""
     hidden: float
     """Seconds of running code that overlapped with generation."""
     errors: tuple[str, ...]
@@ -166,7 +170,7 @@ async def served(args: argparse.Namespace, model: str, mode: str) -> AsyncGenera
     containers = create_sandbox(
         SandboxOptions(
             kind="in-process", pool_size=min(2, args.concurrency), max_containers=args.concurrency + 2,
-            run_limit_s=RUN_LIMIT_S, instance=instance_name(f"deferral-{mode}"),
+            queue_timeout_s=600.0, run_limit_s=RUN_LIMIT_S, instance=instance_name(f"deferral-{mode}"),
         )
     )  # fmt: skip
     sandbox = SlowBlocks(containers, shortest=args.shortest / 1000, longest=args.longest / 1000)
@@ -189,7 +193,27 @@ async def ask(
     args: argparse.Namespace,
     sample: int,
 ) -> Measured:
-    """Run one episode and measure it."""
+    """Run one episode and measure it. Repeat it if the sandbox fails, up to `TRIES` times in all.
+
+    Raises:
+        SystemExit: the server or the sandbox failed.
+    """
+    for _ in range(TRIES):
+        measured = await _ask_once(client, scorer, way, index, problem, args, sample)
+        if "sandbox_error" not in measured.errors:
+            return measured
+    raise SystemExit(f"the sandbox failed {TRIES} times in a row: is the machine overloaded?")
+
+
+async def _ask_once(
+    client: httpx.AsyncClient,
+    scorer: RewardScorer,
+    way: Way,
+    index: int,
+    problem: Problem,
+    args: argparse.Namespace,
+    sample: int,
+) -> Measured:
     body: dict[str, Any] = {
         "model": "measured", "messages": problem.messages, "seed": sample_seed(args.seed, index, sample),
         "temperature": args.temperature, "top_p": args.top_p,
@@ -217,6 +241,7 @@ async def ask(
         by_model=sum(len(tool["blocks"]) for tool in tools if tool["requested_by"] == "model"),
         tool_seconds=sum(tool["wall_ms"] for tool in tools) / 1000,
         waited=sum(max(tool["waited_ms"] - tool["container_wait_ms"], 0) for tool in tools) / 1000,
+        container=sum(tool["container_wait_ms"] for tool in tools) / 1000,
         hidden=sum(tool["hidden_ms"] for tool in tools) / 1000,
         errors=tuple(tool["status"] for tool in tools if tool["status"] != "ok"),
         right=reward.value >= 1,
@@ -246,7 +271,7 @@ async def measure_together(
     client: httpx.AsyncClient, scorer: RewardScorer, ways: Sequence[Way], problems: Sequence[Problem],
     args: argparse.Namespace,
 ) -> tuple[dict[str, list[Measured]], dict[str, float]]:  # fmt: skip
-    """Run all episodes of a round at once, up to ``--concurrency``; return them and the seconds by way."""
+    """Run the episodes of each round concurrently; return them and the seconds by way."""
     found: dict[str, list[Measured]] = {way.name: [] for way in ways}
     seconds = dict.fromkeys(found, 0.0)
     slots = asyncio.Semaphore(args.concurrency)
@@ -269,7 +294,7 @@ async def measure_together(
 def table(found: dict[str, list[Measured]], seconds: dict[str, float] | None = None) -> str:
     """Return the means per episode in Markdown, one row per way."""
     head = ["", "wall s", "tokens", "flushes", "blocks", "delay rate", "code s", "waited s", "hidden s"]
-    head += ["errors", "right", *(["episodes/min"] if seconds else [])]
+    head += ["container s", "errors", "right", *(["episodes/min"] if seconds else [])]
     lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
     for name, episodes in found.items():
         n = len(episodes)
@@ -284,6 +309,7 @@ def table(found: dict[str, list[Measured]], seconds: dict[str, float] | None = N
             f"{sum(one.tool_seconds for one in episodes) / n:.2f}",
             f"{sum(one.waited for one in episodes) / n:.2f}",
             f"{sum(one.hidden for one in episodes) / n:.2f}",
+            f"{sum(one.container for one in episodes) / n:.2f}",
             f"{sum(len(one.errors) for one in episodes)}",
             f"{sum(one.right for one in episodes)} of {n}",
         ]
@@ -353,7 +379,8 @@ async def measure(args: argparse.Namespace) -> None:
         if args.concurrency > 1:
             found, seconds = await measure_together(client, scorer, ways, problems, args)
             results["together"] = found
-            print(f"{args.concurrency} episodes at once:\n\n{table(found, seconds)}\n\n{comparison(found)}")
+            heading = f"{args.concurrency} episodes concurrently"
+            print(f"{heading}:\n\n{table(found, seconds)}\n\n{comparison(found)}")
     if args.json is not None:
         values = {
             kind: {name: [_as_json(one) for one in episodes] for name, episodes in found.items()}
@@ -378,7 +405,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="use only the first problems")
     parser.add_argument("--samples", type=int, default=1, help="samples of a problem (and round)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of episodes that run together")
-    parser.add_argument("--concurrency", type=int, default=16, help="episodes at once; 1: only alone")
+    parser.add_argument("--concurrency", type=int, default=16, help="concurrent episodes; 1: only alone")
     parser.add_argument("--shortest", type=int, default=SHORTEST_MS, help="shortest block, in ms")
     parser.add_argument("--longest", type=int, default=LONGEST_MS, help="longest block, in ms")
     parser.add_argument("--engine", default="transformers", choices=["transformers", "vllm"])

@@ -201,11 +201,6 @@ class IHGRPOTrainer(GRPOTrainer):
                 "execute_head: a second head cannot be trained under FSDP: set execute_head = 'marker', or "
                 "use recipes/accelerate/ddp.yaml"
             )
-        if self.is_fsdp_enabled and config.lora is not None:
-            raise ConfigError(
-                "lora: adapters cannot be trained under FSDP, which does not support the row that embedding "
-                "and LM head share: use recipes/accelerate/ddp.yaml"
-            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create AdamW as transformers does; the marker's row of an adapter has its own learning rate."""
