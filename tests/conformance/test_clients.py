@@ -21,11 +21,13 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).with_name("clients")
 FEATURES = (
     *("chat", "streaming", "deferred code", "own functions", "JSON by schema"),
-    *("thinking", "log-probabilities", "errors", "Responses API"),
+    *("thinking", "log-probabilities", "errors", "Responses API", "Messages API"),
 )
 CLIENTS = {
     "openai_python.py": "OpenAI SDK for Python",
     "openai_javascript.mjs": "OpenAI SDK for JavaScript",
+    "anthropic_python.py": "Anthropic SDK for Python",
+    "anthropic_javascript.mjs": "Anthropic SDK for JavaScript",
     "ai_sdk.mjs": "Vercel AI SDK",
     "langchain.py": "LangChain, `ChatOpenAI`",
     "langgraph_client.py": "LangGraph",

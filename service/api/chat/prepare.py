@@ -328,11 +328,14 @@ async def render_prompt(
         continue_final=bool(request.continue_final_message),
         code_tools=() if code_tools is None else code_tools.specs,
     )
-    size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
     try:
+        size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
         return render() if size <= SHORT_CHARS else await asyncio.to_thread(render)
     except (ValueError, EngineError) as error:
         raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
+    except RecursionError:
+        message = "'messages': a tool or the arguments of a call are nested too deeply."
+        raise ApiError(400, message, param="messages", code="invalid_value") from None
 
 
 def _above(param: str, ceiling: float) -> ApiError:

@@ -60,7 +60,8 @@ class ToolUseBlock(RequestModel):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: dict[str, object] = Field(default_factory=dict)
+    input: dict[str, object] | str = Field(default_factory=dict)
+    """Text is read as JSON. If it is not, the model reads it unchanged."""
     cache_control: NoEffectOption = None
     caller: Annotated[object, Ignored({"type": "direct"})] = None
 

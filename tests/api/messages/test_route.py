@@ -299,6 +299,37 @@ async def test_leaving_client_ends_the_episode() -> None:
         assert served.app.state.server.admission.running == 0
 
 
+def nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth):
+        value = {"not": value}
+    return value
+
+
+def called(arguments: Any) -> Any:
+    """A conversation with one call of a tool."""
+    use = {"type": "tool_use", "id": "1", "name": "weather", "input": arguments}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": "x"}
+    turns = [{"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
+    return [*QUESTION, *turns]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("", {}),
+        ('{"city": "Ulm"}', {"city": "Ulm"}),
+        ('{"city', '{"city'),
+        ({"city": "Ulm"}, {"city": "Ulm"}),
+    ],
+)
+async def test_input_in_the_history_may_be_text(written: Any, read: Any) -> None:
+    scripted = ScriptedEngine("Hi." + EOS)
+    async with serving(scripted) as (_, client):
+        await ask(client, called(written), tools=[WEATHER])
+    assert f'"arguments": {json.dumps(read)}' in prompt(scripted)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "param"),
     [
@@ -354,6 +385,8 @@ async def test_leaving_client_ends_the_episode() -> None:
         ({"stop_sequences": ["x" * 300]}, 400, "stop_sequences[0]"),
         ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, 400, "output_config.format"),
         ({"n": 2}, 400, "n"),
+        ({"messages": called(nested(600))}, 400, "messages"),
+        ({"tools": [{"name": "f", "input_schema": nested(600)}]}, 400, "tools[0].input_schema"),
         ({"thread": {"type": "create"}}, 400, "thread"),
         ({"compaction": {"type": "summarize"}}, 400, "compaction"),
     ],

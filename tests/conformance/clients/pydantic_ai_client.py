@@ -5,7 +5,9 @@ from __future__ import annotations
 from harness import BASE_URL, HELLO, KEY, MODEL, feature, run
 from pydantic import BaseModel
 from pydantic_ai import Agent, NativeOutput
+from pydantic_ai.models.anthropic import AnthropicModel, AnthropicModelSettings
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel, OpenAIResponsesModelSettings
+from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
 PROVIDER = OpenAIProvider(base_url=BASE_URL, api_key=KEY)
@@ -50,6 +52,16 @@ def responses() -> None:
     )
     agent = Agent(OpenAIResponsesModel(MODEL, provider=PROVIDER), model_settings=settings)
     assert converse(agent) == HELLO
+
+
+@feature("Messages API")
+def messages() -> None:
+    model = AnthropicModel(
+        MODEL, provider=AnthropicProvider(base_url=BASE_URL.removesuffix("/v1"), api_key=KEY)
+    )
+    assert converse(Agent(model)) == HELLO
+    settings = AnthropicModelSettings(anthropic_thinking={"type": "enabled", "budget_tokens": 1024})
+    assert converse(Agent(model, model_settings=settings)) == HELLO
 
 
 run()
