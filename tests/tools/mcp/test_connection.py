@@ -255,7 +255,7 @@ def test_the_file_of_the_operator(tmp_path: Path) -> None:
         json.dumps(
             {
                 "mcpServers": {
-                    "web": {"type": "http", "url": "https://a/mcp", "headers": {"K": "s3cret"}, "readOnly": True},
+                    "web": {"url": "https://a/mcp", "headers": {"K": "s3cret"}, "readOnly": True},
                     "own": {"command": "python", "args": ["-m", "own"], "env": {"A": "b"}, "always": True},
                 }
             }
