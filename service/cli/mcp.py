@@ -106,7 +106,7 @@ def _read_token(path: Path | None) -> str | None:
 async def _serve_stdio(sandbox: Sandbox, namespaces: Namespaces) -> None:
     from service.server.sandbox_mcp import make_server, running
 
-    async with running(sandbox, namespaces):
+    async with running(sandbox, namespaces, in_background=True):
         await make_server(namespaces).run_stdio_async()
 
 

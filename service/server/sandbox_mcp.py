@@ -85,28 +85,35 @@ class Namespaces:
         self._idle_s = idle_s
         self._maximum = maximum
         self._open: dict[str, _Namespace] = {}
+        self.starting: asyncio.Future[None] | None = None
+        """Start of the sandbox, which the first calls wait for."""
 
     async def invoke(self, code: str, session_id: str | None) -> Pending:
         """Add a block to a namespace."""
-        namespace = self._find(session_id)
+        namespace = await self._find(session_id)
         async with namespace.lock:
             await self._add(namespace, code)
         return Pending(session_id=namespace.id, pending_blocks=namespace.pending)
 
     async def flush(self, session_id: str) -> Output:
         """Return the output of the pending blocks."""
-        namespace = self._find(session_id)
+        namespace = await self._find(session_id)
         async with namespace.lock:
             return await self._flush(namespace)
 
     async def run(self, code: str, session_id: str | None) -> Output:
         """Add a block and return the output of all pending blocks."""
-        namespace = self._find(session_id)
+        namespace = await self._find(session_id)
         async with namespace.lock:
             await self._add(namespace, code)
             return await self._flush(namespace)
 
-    def _find(self, session_id: str | None) -> _Namespace:
+    async def _find(self, session_id: str | None) -> _Namespace:
+        if self.starting is not None:
+            try:
+                await asyncio.shield(self.starting)
+            except SandboxError as error:
+                raise ToolError(f"the sandbox did not start: {error}") from None
         if session_id is None:
             if len(self._open) >= self._maximum:
                 raise ToolError(f"all {self._maximum} namespaces are in use; try again later")
@@ -187,18 +194,30 @@ def make_server(namespaces: Namespaces) -> MCPServer[Any]:
 
 
 @asynccontextmanager
-async def running(sandbox: Sandbox, namespaces: Namespaces) -> AsyncIterator[None]:
+async def running(
+    sandbox: Sandbox, namespaces: Namespaces, *, in_background: bool = False
+) -> AsyncIterator[None]:
     """Start the sandbox, and stop it at the end with all sessions.
+
+    Args:
+        sandbox: runs the code.
+        namespaces: its sessions.
+        in_background: do not wait for the start, which may take longer than a client waits for the server.
+            If it fails, every call reports it.
 
     Raises:
         SandboxError: the sandbox did not start.
     """
-    await sandbox.start()
+    namespaces.starting = asyncio.ensure_future(sandbox.start())
     sweeping = asyncio.create_task(namespaces.sweep())
     try:
+        if not in_background:
+            await namespaces.starting
         yield
     finally:
         sweeping.cancel()
+        namespaces.starting.cancel()
+        await asyncio.gather(sweeping, namespaces.starting, return_exceptions=True)
         await namespaces.close()
         await sandbox.stop()
 
