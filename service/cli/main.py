@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import chat, doctor, keys, merge, runner, sandbox, serve
+from service.cli import chat, doctor, keys, mcp, merge, runner, sandbox, serve
 from service.cli.output import abort
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.command("key")(keys.key)
 app.command("runner")(runner.runner)
+app.command("mcp")(mcp.mcp)
 app.command("doctor")(doctor.doctor)
 app.command("merge")(merge.merge)
 app.add_typer(sandbox.app, name="sandbox")

@@ -157,10 +157,10 @@ def _resolved(schema: object, root: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(schema, dict):
             return {}
         reference = schema.get("$ref")
-        if not isinstance(reference, str) or not reference.startswith("#/"):
+        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             return schema
         target: object = root
-        for part in reference[2:].split("/"):
+        for part in reference.split("/")[1:]:
             target = (
                 target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
             )
