@@ -93,10 +93,14 @@ def instruct(problem: str, version: str = DEFAULT_PROMPT) -> str:
     return _prompt(version) + problem
 
 
-def with_instruction(messages: Sequence[dict[str, object]], version: str) -> list[dict[str, object]]:
+def with_instruction(
+    messages: Sequence[dict[str, object]], version: str, tools: str = ""
+) -> list[dict[str, object]]:
     """Return ``messages`` with the instruction, in the system message or before the last user message.
 
-    If the client sent a system message, it follows the instruction.
+    If the client sent a system message, it follows the instruction. So does ``tools``, a list of functions
+    that code can call; before a user message it precedes the instruction. It comes from other parties, so
+    the spelling of a control token in it is ordinary text.
 
     Raises:
         ValueError: unknown version, or no user message to carry the instruction.
@@ -104,12 +108,14 @@ def with_instruction(messages: Sequence[dict[str, object]], version: str) -> lis
     turns = list(messages)
     if version in SYSTEM_PROMPTS:
         own = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else ""
-        content = [ControlText(_prompt(version)), *(["\n\n", *_parts(own)] if own else [])]
+        listed = [f"\n\n{tools}"] if tools else []
+        content = [ControlText(_prompt(version)), *listed, *(["\n\n", *_parts(own)] if own else [])]
         return [{"role": "system", "content": content}, *turns]
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
     if last is None:
         raise ValueError("there is no user message to answer")
-    turns[last] = {**turns[last], "content": [ControlText(_prompt(version)), *_parts(turns[last]["content"])]}
+    instruction = [*([f"{tools}\n\n"] if tools else []), ControlText(_prompt(version))]
+    turns[last] = {**turns[last], "content": [*instruction, *_parts(turns[last]["content"])]}
     return turns
 
 

@@ -9,8 +9,9 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from service.api.sampling import SamplingRequest, enables_thinking
-from service.api.tools.definitions import FunctionTool, NamedChoice, ResponseFormat, Tool, ToolChoice
+from service.api.sampling import EFFORT_TOKENS, SamplingRequest, TokenBudget, enables_thinking
+from service.api.tools.definitions import FunctionTool, NamedChoice, Tool, ToolChoice
+from service.api.tools.mcp import McpTool, check_labels
 from service.api.validation import Ignored, OptionalContent, RequestModel, Strict, invalid, only
 from service.episode.tool_parser import loads
 
@@ -149,6 +150,7 @@ class ChatTemplateKwargs(RequestModel):
     enable_thinking: bool | None = None
     thinking: bool | None = None
     """Name of ``enable_thinking`` in other templates."""
+    thinking_budget: TokenBudget | None = None
 
 
 class ReasoningSwitch(RequestModel):
@@ -157,13 +159,23 @@ class ReasoningSwitch(RequestModel):
     type: Literal["enabled", "disabled", "adaptive", "auto"] | None = None
     enabled: bool | None = None
     effort: Effort | None = None
+    budget_tokens: TokenBudget | None = None
+    max_tokens: TokenBudget | None = None
+    """Name of ``budget_tokens`` in ``reasoning``."""
+
+    @property
+    def budget(self) -> int | None:
+        """Most tokens of the thought, if the client set them."""
+        return self.max_tokens if self.budget_tokens is None else self.budget_tokens
 
     @property
     def on(self) -> bool | None:
         """Whether thinking is on; None if unset."""
         if self.type is not None:
             return self.type == "enabled"
-        return self.enabled if self.enabled is not None else enables_thinking(self.effort)
+        if self.enabled is not None or self.effort is not None:
+            return self.enabled if self.enabled is not None else enables_thinking(self.effort)
+        return None if self.budget is None else self.budget != 0
 
 
 class DeferralOptions(Strict):
@@ -171,7 +183,8 @@ class DeferralOptions(Strict):
 
     enabled: bool | None = None
     """False for generation without code execution: the marker is a token like any other. Default: true,
-    except in requests with ``tools`` or a JSON ``response_format``, whose replies can't contain code."""
+    except in requests with ``tools`` or with a constraint on the reply such as ``response_format``. With
+    true and a constraint, the constraint applies to a final answer after the code has run."""
     eager: bool | None = None
     """Start a block in the background as soon as it is written; its output still waits for the marker.
     Default: true."""
@@ -202,7 +215,6 @@ class ChatRequest(SamplingRequest):
     """Limit on the tokens that the model samples in the whole episode, without observations."""
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -215,9 +227,14 @@ class ChatRequest(SamplingRequest):
     continue_final_message: bool | None = None
     """Continue the last message, an assistant's, instead of beginning a new one."""
     reasoning_effort: Effort | None = None
-    """``none`` and ``minimal`` turn thinking off, any other value on. The model has no degrees of it."""
+    """``none`` and ``minimal`` turn thinking off, any other value on. ``low`` and ``medium`` limit it to 1024
+    and 8192 tokens."""
     reasoning: ReasoningSwitch | None = None
     thinking: ReasoningSwitch | None = None
+    thinking_budget: TokenBudget | None = None
+    """Most tokens of the thought: 0 for none, -1 for no limit. At the limit the server closes the thought."""
+    thinking_token_budget: TokenBudget | None = None
+    """vLLM's name of ``thinking_budget``."""
     enable_thinking: bool | None = None
     deferral: DeferralOptions = DeferralOptions()
 
@@ -244,6 +261,7 @@ class ChatRequest(SamplingRequest):
     def _together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise invalid("it needs 'logprobs' to be true", ".top_logprobs")
+        check_labels(self.tools or ())
         names = [tool.function.name for tool in self.functions_offered]
         if len(names) != len(set(names)):
             raise invalid("two functions have the same name", ".tools")
@@ -270,6 +288,12 @@ class ChatRequest(SamplingRequest):
         return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
 
     @property
+    def mcp_tools(self) -> list[McpTool]:
+        """MCP servers whose tools code in the reply may call."""
+        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        return [] if self.tool_choice == "none" else found
+
+    @property
     def forces_call(self) -> bool:
         """Whether the reply must call a function."""
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedChoice)
@@ -285,20 +309,37 @@ class ChatRequest(SamplingRequest):
 
     @property
     def thinks(self) -> bool:
-        """Whether the model thinks first. An effort has no effect if the reply's form is fixed."""
+        """Whether the request turns thinking on. An effort has no effect if a call is forced."""
         if self.explicit_thinking is not None:
             return self.explicit_thinking
-        return self._effort is True and not (self.json_schema or self.forces_call)
+        return self._effort is True and not self.forces_call
 
     @property
     def _effort(self) -> bool | None:
+        if self.explicit_budget == 0:
+            return False
         switches = [switch.on for switch in (self.thinking, self.reasoning) if switch is not None]
         return next((on for on in switches if on is not None), enables_thinking(self.reasoning_effort))
+
+    @property
+    def explicit_budget(self) -> int | None:
+        """Most tokens of the thought that the client set as a number, -1 for no limit; None if unset."""
+        switches = [switch.budget for switch in (self.thinking, self.reasoning) if switch is not None]
+        others = (self.thinking_budget, self.thinking_token_budget, self.chat_template_kwargs.thinking_budget)
+        return next((tokens for tokens in (*others, *switches) if tokens is not None), None)
+
+    @property
+    def thinking_tokens(self) -> int | None:
+        """Most tokens of the thought, set as a number or by an effort; None for no limit."""
+        if self.explicit_budget is not None:
+            return None if self.explicit_budget < 0 else self.explicit_budget
+        efforts = (self.reasoning.effort if self.reasoning else None, self.reasoning_effort)
+        return next((EFFORT_TOKENS.get(effort) for effort in efforts if effort is not None), None)
 
     def without_effect(self) -> Iterator[str]:
         yield from super().without_effect()
         if self._effort and not self.thinks:
-            yield "reasoning_effort"
+            yield self.effort_param
 
     @property
     def callable_tools(self) -> list[FunctionTool]:
@@ -306,28 +347,35 @@ class ChatRequest(SamplingRequest):
         return [] if self.tool_choice == "none" else self.functions_offered
 
     @property
-    def json_schema(self) -> str | None:
-        """JSON schema of the whole reply, as text, if the client set one."""
-        return None if self.response_format is None else self.response_format.schema_text
+    def effort_param(self) -> str:
+        """Name of the field that sets the reasoning effort."""
+        names = ("thinking", "reasoning", "reasoning_effort")
+        return next((name for name in names if getattr(self, name) is not None), names[-1])
 
     @property
     def deferred(self) -> bool:
         """Whether code runs: by default in every request whose replies can contain code."""
         if self.deferral.enabled is not None:
             return self.deferral.enabled
-        return not self.functions_offered and self.json_schema is None
+        if self.mcp_tools:
+            return True
+        if self.structure is not None:
+            return bool(self.deferral.model_dump(exclude_none=True))
+        return not self.functions_offered
 
     @property
-    def conflict(self) -> tuple[Literal["deferral", "response_format", "tool_choice"], str] | None:
+    def conflict(self) -> tuple[str, str] | None:
         """A field that can't be combined with another one, and the reason; None if there is none."""
         forced, thinking = self.forces_call, self.thinks
+        if self.mcp_tools and not self.deferred:
+            return "deferral", "tools of MCP servers are called from code, which must be able to run"
         options = self.deferral.model_dump(exclude_none=True)
-        if options and self.deferral.enabled is not False and (self.functions_offered or self.json_schema):
-            return "deferral", "code can't run in a request with 'tools' or a JSON 'response_format'"
-        if self.json_schema and self.callable_tools:
-            return "response_format", "JSON replies can't be combined with 'tools'"
-        if self.json_schema and thinking:
-            return "response_format", "a JSON reply can't be combined with 'enable_thinking'"
+        if self.mcp_tools and self.functions_offered:
+            return "tools", "'mcp' tools can't be combined with functions"
+        if options and self.deferral.enabled is not False and self.functions_offered:
+            return "deferral", "code can't run in a request with 'tools'"
+        if self.structure and self.callable_tools:
+            return self.structure.param, "a constraint on the reply can't be combined with 'tools'"
         if forced and thinking:
             return "tool_choice", "a forced call can't be combined with 'enable_thinking'"
         return None

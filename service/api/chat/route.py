@@ -19,6 +19,7 @@ from service.api.schemas import COMPLETION
 from service.api.sse import until_disconnect
 from service.api.state import CurrentReplies, CurrentServer, Owner
 from service.api.telemetry.tracing import Attributes
+from service.api.validation import report_ignored
 from service.common.json import Json, JsonResponse, dumps
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
 from service.episode.accumulator import usage_of
@@ -35,6 +36,8 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation. Code that the model writes runs in a sandbox when the model asks for it."""
     chat = await prepare(server, body, await find_replies(replies, owner, body))
+    for name in chat.ignored:
+        report_ignored(name)
     store = partial(_store_choices, replies, owner)
     if body.stream:
         return sse.EventStream(_stream(chat, store), server.settings.keep_alive_s)
@@ -103,6 +106,7 @@ async def _deltas(
         prompt_tokens=len(chat.prompt_ids),
         attributes=_attributes(chat),
         schema_param=chat.schema_param,
+        cleanup=chat.close,
     )
     async with running as events:
         roles = [(choice, ChoiceDelta({"role": "assistant", "content": ""})) for choice in choices]

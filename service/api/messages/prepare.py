@@ -70,7 +70,7 @@ class PreparedMessage:
             request.model,
             len(chat.prompt_ids),
             chat.reply(strict_calls=False, hidden_marker=marker),
-            seal=lambda text: chat.server.seal.close(text, self.owner),
+            seal=lambda text: chat.server.seal.close(text, owner=self.owner, model=request.model),
             max_tokens=request.max_tokens,
             omits_thoughts=request.thinking is not None and request.thinking.display == "omitted",
             stops=request.stop_sequences or (),
@@ -79,7 +79,13 @@ class PreparedMessage:
     def reply_text(self, content: Sequence[Json]) -> str:
         """Return the text of the reply with the blocks ``content``, as `MessageConverter` builds it."""
         chat = self.chat
-        converter = MessageConverter(chat.server.engine.tokenizer, chat.policy, chat.server.seal, self.owner)
+        converter = MessageConverter(
+            chat.server.engine.tokenizer,
+            chat.policy,
+            chat.server.seal,
+            owner=self.owner,
+            model=self.request.model,
+        )
         message = InputMessage.model_validate({"role": "assistant", "content": content})
         converter.add([message])
         return str(converter.messages[0]["content"])
@@ -132,7 +138,7 @@ def _chat_request(server: Server, request: CountTokensRequest, owner: str) -> Ch
     """
     options = {} if request.deferral is None else request.deferral.model_dump(exclude_none=True)
     policy = effective_policy(server, DeferralOptions(**options))
-    turns = MessageConverter(server.engine.tokenizer, policy, server.seal, owner)
+    turns = MessageConverter(server.engine.tokenizer, policy, server.seal, owner=owner, model=request.model)
     if request.system:
         turns.messages.append({"role": "system", "content": request.system})
     turns.add(request.messages)
@@ -221,14 +227,18 @@ class MessageConverter:
         policy: sets the form in which the model reads outputs of code.
         seal: opens thoughts that this server sealed.
         owner: owner of the thoughts.
+        model: name of the model that had them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, policy: DeferralPolicy, seal: Seal, owner: str) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, policy: DeferralPolicy, seal: Seal, *, owner: str, model: str
+    ) -> None:
         self.messages: list[Json] = []
         self._tokenizer = tokenizer
         self._policy = policy
         self._seal = seal
         self._owner = owner
+        self._model = model
 
     def add(self, messages: Sequence[InputMessage]) -> None:
         """Add all ``messages`` in order."""
@@ -295,7 +305,7 @@ class MessageConverter:
         sealed = block.data if isinstance(block, RedactedThinkingBlock) else block.signature
         if not sealed:
             return ""
-        if (text := self._seal.open(sealed, self._owner)) is None:
+        if (text := self._seal.open(sealed, owner=self._owner, model=self._model)) is None:
             report_ignored(f"messages.{block.type}")
             return ""
         return text

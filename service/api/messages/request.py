@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from service.api.responses.request import CodeOptions
 from service.api.sampling import Stops
-from service.api.tools.definitions import SkippedTool, compile_schema
+from service.api.tools.definitions import SkippedTool
 from service.api.validation import (
     Ignored,
     OptionalContent,
@@ -22,6 +22,7 @@ from service.api.validation import (
     only,
     unsupported,
 )
+from service.common.json_schema import compile_schema
 from service.deferral.observation import TIMEOUT_TEXT
 
 NoEffectOption = Annotated[object, Ignored()]

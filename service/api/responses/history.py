@@ -12,6 +12,8 @@ from service.api.responses.items import (
     Conversation,
     InputItem,
     ItemReference,
+    McpCall,
+    McpListTools,
     MessageItem,
     Reasoning,
     SkippedItem,
@@ -106,7 +108,7 @@ async def with_stored_replies(
 
 
 def _is_output(item: InputItem) -> bool:
-    return isinstance(item, Reasoning | CodeInterpreterCall) or (
+    return isinstance(item, Reasoning | CodeInterpreterCall | McpListTools | McpCall) or (
         isinstance(item, MessageItem) and item.role == "assistant"
     )
 
@@ -119,9 +121,14 @@ async def _stored_reply(items: Sequence[InputItem], look_up: _ItemLookup) -> Sto
     if response is None or response.ids is None:
         return None
     stored = _items.validate_python(_output(response))
-    if [_comparable(item) for item in items] != [_comparable(item) for item in stored]:
+    if _compared(items) != _compared(stored):
         return None
     return StoredReply(tuple(response.ids), response.text)
+
+
+def _compared(items: Sequence[InputItem]) -> list[object]:
+    """Return what must be equal. Calls of tools say nothing to the model, so clients may leave them out."""
+    return [_comparable(item) for item in items if not isinstance(item, McpListTools | McpCall)]
 
 
 def _comparable(item: InputItem) -> object:

@@ -1,7 +1,4 @@
-"""The client's functions, the validation of calls against them, and ``response_format``.
-
-JSON schemas are compiled once, offline, and their patterns run in linear time.
-"""
+"""The client's functions, the validation of calls against them, and ``response_format``."""
 
 from __future__ import annotations
 
@@ -12,30 +9,9 @@ from typing import Annotated, Literal, Self
 import jsonschema_rs
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
+from service.api.tools.mcp import McpTool
 from service.api.validation import RequestModel, Skipped, Strict, in_union, invalid
-
-
-def compile_schema(schema: dict[str, object]) -> jsonschema_rs.Validator:
-    """Compile ``schema``, of draft 2020-12 unless it names another.
-
-    Raises:
-        ValueError: ``schema`` is not a valid JSON schema, or refers to another document.
-    """
-    try:
-        return jsonschema_rs.validator_for(schema, offline=True)
-    except jsonschema_rs.ReferencingError as error:
-        raise ValueError(str(error)) from None
-    except jsonschema_rs.ValidationError as error:
-        raise ValueError(error.message) from None
-
-
-def first_error(validator: jsonschema_rs.Validator, instance: object) -> str | None:
-    """Return the first error in ``instance`` with its path; None if it is valid."""
-    for error in validator.iter_errors(instance):
-        path = "".join(f"[{json.dumps(part)}]" for part in error.instance_path)
-        return f"{error.message} at {path}" if path else error.message
-    return None
-
+from service.common.json_schema import compile_schema, first_error
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
@@ -79,11 +55,13 @@ class SkippedTool(Skipped):
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, Tag("<function>")] | Annotated[SkippedTool, Tag("<skipped>")],
+    Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[McpTool, Tag("<mcp>")]
+    | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"function"})),
+        in_union(frozenset({"function", "mcp"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports tools of type 'function' only",
+        custom_error_message="this server supports tools of type 'function' and 'mcp' only",
     ),
 ]
 
