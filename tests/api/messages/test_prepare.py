@@ -118,7 +118,7 @@ def turns(draw: st.DrawFn) -> Pair:
     ours.append({"role": "user", "content": question})
     chat.append({"role": "user", "content": question})
     if draw(st.booleans()):
-        beginning = draw(TEXT)
+        beginning = f"{draw(TEXT)}."  # a prompt that ends with "<think>" can't force a call
         ours.append({"role": "assistant", "content": beginning})
         chat.append({"role": "assistant", "content": beginning})
         more[1]["continue_final_message"] = True
@@ -139,7 +139,7 @@ MODES: list[Pair] = [
         {"tools": [FUNCTION], "tool_choice": "required", "parallel_tool_calls": False},
     ),
     (
-        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+        {"output_format": {"type": "json_schema", "schema": {"type": "object"}}},
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}},
     ),
 ]
@@ -151,7 +151,11 @@ SAMPLING: list[Pair] = [
 ]
 THINKING: list[Pair] = [
     ({}, {}),
-    ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"reasoning_effort": "high"}),
+    (
+        {"thinking": {"type": "enabled", "budget_tokens": 2048}},
+        {"reasoning_effort": "high", "thinking_budget": 2048},
+    ),
+    ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
     ({"thinking": {"type": "adaptive"}}, {"reasoning_effort": "high"}),
     ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
 ]
@@ -177,6 +181,8 @@ async def test_same_tokens_and_sampling_as_chat(
     assert prepared.chat.request.stop == expected.request.stop
     assert prepared.chat.request.parallel_tool_calls == expected.request.parallel_tool_calls
     assert prepared.chat.request.deferred == expected.request.deferred
+    assert prepared.chat.request.thinking_tokens == expected.request.thinking_tokens
+    assert prepared.chat.thinks == expected.thinks
     counted = {name: value for name, value in ours.items() if name in CountTokensRequest.model_fields}
     count = await count_tokens(server, store, CountTokensRequest.model_validate(counted), owner="")
     assert count == len(expected.prompt_ids)

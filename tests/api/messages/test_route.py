@@ -433,6 +433,7 @@ async def test_prompt_that_is_too_long() -> None:
         ({"output_config": {"effort": "high"}}, "output_config.effort"),
         ({"thinking": {"type": "adaptive"}, "tools": [WEATHER], "tool_choice": {"type": "any"}}, "thinking"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "adaptive"}, "tools": CODE_TOOL}, "thinking"),
         ({"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, "mcp_servers"),
         ({"service_tier": "auto", "metadata": {"user_id": "u"}, "betas": None}, None),
         (
