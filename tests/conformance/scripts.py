@@ -6,6 +6,7 @@ from tests.support.scripted import EOS
 
 CODE = "I compute it.\n```python\nx = 6 * 7\n```\nThen\n```python\nprint(x)\n```<tool_call>"
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+SHELL_CALL = '<tool_call>\n{"name": "exec_command", "arguments": {"cmd": "echo sunny"}}\n</tool_call>'
 SUNNY = "It is sunny in Paris."
 ANSWER = "The answer is \\boxed{42}."
 JSON_ANSWER = '{"city": "Paris", "degrees": 21}'
@@ -15,10 +16,14 @@ THOUGHT = "<think>\nLet me see.\n</think>\n\n"
 def reply(context: str) -> str:
     """The next turn after ``context``."""
     question = context.rsplit("user: ", 1)[-1]
+    if context.endswith(":\n") and "The final answer" in question:
+        return JSON_ANSWER + EOS
     if "Code execution result" in question:
         return ANSWER + EOS
     if "tool: " in question:
         return SUNNY + EOS
+    if '"exec_command"' in context and "shell" in question:
+        return SHELL_CALL + EOS
     if '"get_weather"' in context and "weather" in question:
         # Continue a call that was begun for the model.
         return (' {"city": "Paris"}}' if context.endswith('"arguments":') else CALL) + EOS

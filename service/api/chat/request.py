@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from service.api.sampling import EFFORT_TOKENS, SamplingRequest, TokenBudget, enables_thinking
 from service.api.tools.definitions import FunctionTool, NamedChoice, Tool, ToolChoice
 from service.api.tools.mcp import McpTool, check_labels
-from service.api.validation import Ignored, OptionalContent, RequestModel, Strict, invalid, only
+from service.api.validation import Ignored, Label, OptionalContent, RequestModel, Strict, invalid, only
 from service.episode.tool_parser import loads
 
 _THOUGHT: Final = re.compile(r"\s*<think>\n*(.*?)\n*</think>\s*(.*)", re.DOTALL)
@@ -220,9 +220,9 @@ class ChatRequest(SamplingRequest):
     parallel_tool_calls: bool | None = None
     strict_tool_calls: bool = False
     """Fail if the model writes an invalid call, instead of passing it on unchanged."""
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    metadata: dict[str, Label] | None = Field(default=None, max_length=16)
     chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs()
     continue_final_message: bool | None = None
     """Continue the last message, an assistant's, instead of beginning a new one."""

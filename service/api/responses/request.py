@@ -21,6 +21,7 @@ from service.api.tools.definitions import (
 from service.api.tools.mcp import McpTool, check_labels
 from service.api.validation import (
     Ignored,
+    Label,
     Lenient,
     RequestBody,
     RequestModel,
@@ -219,9 +220,9 @@ class ResponseRequest(RequestBody):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
     strict_tool_calls: bool = False
     """Fail if the model writes an invalid call, instead of passing it on unchanged."""
 

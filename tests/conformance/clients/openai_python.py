@@ -62,6 +62,19 @@ def structured() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "place", "schema": PLACE_SCHEMA, "strict": True}}
     reply = create(model=MODEL, messages=user("JSON please"), response_format=form)
     assert json.loads(reply.choices[0].message.content)["degrees"] == 21
+    extra = {"deferral": {"enabled": True}}
+    message = (
+        create(model=MODEL, messages=user("6 * 7?"), response_format=form, extra_body=extra)
+        .choices[0]
+        .message
+    )
+    assert json.loads(message.content)["degrees"] == 21
+    assert message.executed_tools[0]["status"] == "ok"
+    code = [{"type": "code_interpreter", "container": {"type": "auto"}}]
+    text = {"format": {"type": "json_schema", "name": "place", "schema": PLACE_SCHEMA, "strict": True}}
+    reply = client.responses.create(model=MODEL, input="6 * 7?", tools=code, text=text)
+    assert json.loads(reply.output_text)["degrees"] == 21
+    assert "code_interpreter_call" in [item.type for item in reply.output]
 
 
 @feature("thinking")
@@ -75,6 +88,16 @@ def thinking() -> None:
 def logprobs() -> None:
     choice = create(model=MODEL, messages=user("Hi"), logprobs=True, top_logprobs=1).choices[0]
     assert "".join(item.token for item in choice.logprobs.content) == HELLO
+
+
+@feature("text completions")
+def completions() -> None:
+    [choice] = client.completions.create(model=MODEL, prompt="Hi", max_tokens=100).choices
+    assert choice.text == HELLO
+    [choice] = client.completions.create(
+        model=MODEL, prompt="Hi", max_tokens=0, echo=True, logprobs=1
+    ).choices
+    assert (choice.text, choice.logprobs.tokens) == ("Hi", ["H", "i"])
 
 
 @feature("errors")
