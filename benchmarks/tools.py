@@ -199,7 +199,7 @@ async def main(options: argparse.Namespace) -> None:
                 writes_s = options.writes_on * delay_ms / 1000 + 0.5
                 shares, waits = [], []
                 for _ in range(options.episodes):
-                    while not sandbox.stats().idle:  # a cold container is not what is measured
+                    while not sandbox.stats().idle:  # noqa: ASYNC110  a cold container is not what is measured
                         await asyncio.sleep(0.1)
                     flush = await episode(sandbox, tools, delay_ms, writes_s)
                     if flush.status != "ok" or len(flush.calls) != 1:
