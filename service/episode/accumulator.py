@@ -12,6 +12,8 @@ from service.deferral.answer import last_boxed
 from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.events import (
+    CallClosed,
+    CallOpened,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -161,9 +163,15 @@ class ReplyAccumulator:
                 return self._add_observation(ids, text)
             case Invoked(_, _, block):
                 self.pending.append(block)
+            case CallOpened():
+                return self._open_call()
+            case CallClosed():
+                return [] if self._tools is None else self._note(self._tools.close_call())
             case FlushStarted():
                 self.pending = []
                 self._held_marker = ""
+                if self._tools is not None and self._hidden_marker is not None:
+                    self._tools.drop_tag()
                 return self._end_reasoning()
             case FlushFinished(tool):
                 self.executed.append(tool)
@@ -236,6 +244,12 @@ class ReplyAccumulator:
         """Show a marker that ran nothing as text, unless pending blocks stand for it."""
         marker, self._held_marker = self._held_marker, ""
         return self._insert(marker) if marker and not self.pending else []
+
+    def _open_call(self) -> list[ReplyPart]:
+        """Begin a call after its opening tag, which may have been held back as a marker."""
+        marker, self._held_marker = self._held_marker, ""
+        parts = self._insert(marker) if marker else []
+        return parts if self._tools is None else [*parts, *self._note(self._tools.open_call())]
 
     def _insert(self, text: str) -> list[ReplyPart]:
         if self._reasoning is None:

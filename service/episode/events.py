@@ -77,6 +77,16 @@ class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`
 
 
 @dataclass(frozen=True, slots=True)
+class CallOpened:
+    """The text so far ends with the opening tag of a call of the client's functions. The call follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallClosed:
+    """The call ends here. Its text may turn out to be invalid."""
+
+
+@dataclass(frozen=True, slots=True)
 class Invoked:
     """A block became pending. It belongs to the upcoming flush ``tool_id``."""
 
@@ -118,4 +128,14 @@ class Finished:
     """Pending blocks that never ran, except code that is itself the answer."""
 
 
-EpisodeEvent = Sampled | StopStringHit | Invoked | FlushStarted | FlushFinished | Observed | Finished
+EpisodeEvent = (
+    Sampled
+    | StopStringHit
+    | CallOpened
+    | CallClosed
+    | Invoked
+    | FlushStarted
+    | FlushFinished
+    | Observed
+    | Finished
+)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import count
 
-from service.deferral.episode import Episode, Flush, Invocation, Outcome, ends_in_thought
+from service.deferral.episode import CallEdge, Episode, Flush, Invocation, Outcome, ends_in_thought
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Engine, Sampling, TokenChunk
 from service.episode.events import (
+    CallClosed,
+    CallOpened,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -158,6 +161,8 @@ class EpisodeRunner:
         policy: DeferralPolicy | None = None,
         *,
         code_is_answer: bool = False,
+        functions: Collection[str] = (),
+        parallel_calls: bool = True,
     ) -> Episode:
         """Return a new episode, ready for `run`.
 
@@ -165,6 +170,8 @@ class EpisodeRunner:
             prompt_ids: the rendered prompt.
             policy: limits and marker; None for the runner's own.
             code_is_answer: the request asks for code; see `service.deferral.code_request`.
+            functions: names of the client's functions that the model may call.
+            parallel_calls: False ends the episode after the first call.
 
         Raises:
             ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
@@ -188,6 +195,8 @@ class EpisodeRunner:
             endings=self.endings,
             code_is_answer=code_is_answer,
             in_thought=in_thought,
+            functions=functions,
+            parallel_calls=parallel_calls,
         )
 
     async def run(
@@ -216,12 +225,13 @@ class EpisodeRunner:
         """
         clock = self.clock
         endings = self.endings
-        stop_ids = endings.keys() | {episode.marker_id}
+        stop_ids = endings.keys() | ({episode.marker_id} if episode.marker_flushes else set())
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager)
         queue = BlockQueue(self.sandbox.session(limits))
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
         tokens_left = sampling.max_tokens
+        engine_calls = count()
         try:
             if prewarm:
                 queue.prewarm()
@@ -230,19 +240,23 @@ class EpisodeRunner:
                 blocks: list[InvokedBlock] = []
                 waiting: list[tuple[Invocation, InvokedBlock]] = []
                 hit_length = stopped = False
-                turn_sampling = _for_turn(sampling, episode.turn, budget)
-                stream = self._generate(episode.context_ids, turn_sampling, stop_ids, stop, endings)
+                stream = self._sample_turn(episode, sampling, engine_calls, budget, stop_ids, stop, endings)
                 async with aclosing(stream) as chunks:
                     async for chunk in chunks:
                         if isinstance(chunk, StopStringHit):
                             stopped = True
                             yield chunk
                             continue
-                        yield Sampled(chunk)
-                        tokens_left -= len(chunk.ids)
-                        for invocation in episode.feed(
+                        invocations = episode.feed(
                             chunk.ids, chunk.text, chunk.logprobs, chunk.weights_version
-                        ):
+                        )
+                        if episode.call_edges:
+                            for event in _cut_at_calls(chunk, episode.call_edges):
+                                yield event
+                        else:
+                            yield Sampled(chunk)
+                        tokens_left -= len(chunk.ids)
+                        for invocation in invocations:
                             block = InvokedBlock(invocation.code, invocation.at_token, clock())
                             # A block that may never run is not started early, nor are the blocks after it.
                             if waiting or invocation.only_at_flush:
@@ -304,6 +318,55 @@ class EpisodeRunner:
                     outcome = Outcome.LENGTH
         yield Finished(outcome)
 
+    def _sample_turn(
+        self,
+        episode: Episode,
+        sampling: Sampling,
+        engine_calls: Iterator[int],
+        budget: int,
+        stop_ids: Collection[int],
+        stop: Sequence[str],
+        endings: Mapping[int, str],
+    ) -> AsyncGenerator[TokenChunk | StopStringHit, None]:
+        """Sample one turn of at most ``budget`` tokens. ``engine_calls`` numbers the calls of the engine."""
+        if episode.has_functions:
+            return self._sample_with_calls(episode, sampling, engine_calls, budget, stop_ids, stop, endings)
+        call_sampling = _for_engine_call(sampling, next(engine_calls), budget)
+        return self._generate(episode.context_ids, call_sampling, stop_ids, stop, endings)
+
+    async def _sample_with_calls(
+        self,
+        episode: Episode,
+        sampling: Sampling,
+        engine_calls: Iterator[int],
+        budget: int,
+        stop_ids: Collection[int],
+        stop: Sequence[str],
+        endings: Mapping[int, str],
+    ) -> AsyncGenerator[TokenChunk | StopStringHit, None]:
+        """Sample one turn as `_sample_turn`. A marker that begins a call stops the engine, but not the turn.
+
+        The caller feeds each chunk to ``episode`` and closes the generator when the turn is over.
+        """
+        is_stopped = False
+        while True:
+            call_sampling = _for_engine_call(sampling, next(engine_calls), budget)
+            stream = self._generate(episode.context_ids, call_sampling, stop_ids, stop, endings)
+            at_marker = False
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    if isinstance(chunk, StopStringHit):
+                        is_stopped = True
+                        yield chunk
+                        continue
+                    budget -= len(chunk.ids)
+                    at_marker = chunk.ids[-1:] == (episode.marker_id,)
+                    if at_marker and budget <= 0:
+                        chunk = chunk._replace(finish_reason="length")
+                    yield chunk
+            if is_stopped or not at_marker or budget <= 0:
+                return
+
     def _generate(
         self,
         ids: Sequence[int],
@@ -316,9 +379,24 @@ class EpisodeRunner:
         return until_stop(chunks, stop, endings) if stop else chunks
 
 
-def _for_turn(sampling: Sampling, turn: int, budget: int) -> Sampling:
-    # The same seed in every turn would draw the same random numbers again.
-    seed = None if sampling.seed is None else (sampling.seed * 1_000_003 + turn - 1) % 2**63
+def _cut_at_calls(chunk: TokenChunk, edges: Sequence[CallEdge]) -> Iterator[EpisodeEvent]:
+    """Yield the events of a chunk in which calls begin or end. The last part of its text has the ids."""
+    at = 0
+    has_ids = False
+    for edge in edges:
+        if edge.at > at:
+            has_ids = edge.at == len(chunk.text)
+            part = chunk if has_ids else TokenChunk((), "", ())
+            yield Sampled(part._replace(text=chunk.text[at : edge.at]))
+            at = edge.at
+        yield CallOpened() if edge.opens else CallClosed()
+    if not has_ids:
+        yield Sampled(chunk._replace(text=chunk.text[at:]))
+
+
+def _for_engine_call(sampling: Sampling, number: int, budget: int) -> Sampling:
+    # The same seed in every call would draw the same random numbers again.
+    seed = None if sampling.seed is None else (sampling.seed * 1_000_003 + number) % 2**63
     return replace(sampling, max_tokens=budget, seed=seed)
 
 
