@@ -9,9 +9,9 @@ CALL_OPEN: Final = "<tool_call>"
 CALL_CLOSE: Final = "</tool_call>"
 
 _SPACE: Final = frozenset(" \t\r\n")
-_OUTSIDE_STRINGS: Final = frozenset(
-    '{}[]:,"+-.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ'
-) | _SPACE
+_OUTSIDE_STRINGS: Final = (
+    frozenset('{}[]:,"+-.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ') | _SPACE
+)
 """Characters that JSON may contain outside of strings, and words such as NaN that only resemble JSON."""
 
 
@@ -23,7 +23,7 @@ class SpanState(Enum):
     BROKEN = auto()  # this character does not belong to the call
 
 
-class _Part(Enum):
+class _SpanPart(Enum):
     START = auto()
     OBJECT = auto()
     TAIL = auto()  # the object is complete
@@ -43,7 +43,7 @@ class CallSpan:
 
     def __init__(self) -> None:
         self.is_complete = False
-        self._part = _Part.START
+        self._part = _SpanPart.START
         self._depth = 0
         self._in_string = False
         self._escaped = False
@@ -70,19 +70,19 @@ class CallSpan:
         return state
 
     def _next(self, char: str) -> SpanState:
-        if self._part is _Part.TAG:
+        if self._part is _SpanPart.TAG:
             return self._add_to_tag(char)
         if self._in_string:
             return self._add_to_string(char)
-        if char == "<" and self._part is not _Part.START:
-            self._part, self._tag = _Part.TAG, char
+        if char == "<" and self._part is not _SpanPart.START:
+            self._part, self._tag = _SpanPart.TAG, char
             return SpanState.OPEN
-        if self._part is _Part.OBJECT:
+        if self._part is _SpanPart.OBJECT:
             return self._add_to_object(char)
-        if char in _SPACE or (char == "}" and self._part is _Part.TAIL):
+        if char in _SPACE or (char == "}" and self._part is _SpanPart.TAIL):
             return SpanState.OPEN
-        if char == "{" and self._part is _Part.START:
-            self._part = _Part.OBJECT
+        if char == "{" and self._part is _SpanPart.START:
+            self._part = _SpanPart.OBJECT
             return self._add_to_object(char)
         return SpanState.BROKEN
 
@@ -96,7 +96,7 @@ class CallSpan:
         elif char in "}]":
             self._depth -= 1
             if self._depth <= 0:
-                self._part, self.is_complete = _Part.TAIL, True
+                self._part, self.is_complete = _SpanPart.TAIL, True
         return SpanState.OPEN
 
     def _add_to_string(self, char: str) -> SpanState:

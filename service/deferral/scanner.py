@@ -170,9 +170,9 @@ class FenceScanner:
 
     def _match(self) -> ScanEvent | None:
         """Return the event that the current, unfinished line completes, if any."""
-        in_fence = self._state is _FenceState.OTHER
-        if self._call_tag is not None and (in_fence or self._state is _FenceState.TEXT):
-            if self._tail.endswith(self._call_tag):
+        if self._call_tag is not None and self._tail.endswith(self._call_tag):
+            in_fence = self._state is _FenceState.OTHER
+            if in_fence or self._state is _FenceState.TEXT:
                 return CallTagSeen(self._offset, in_fence)
         if self._state is _FenceState.TEXT:
             return MarkerSeen(self._offset) if self._tail.endswith(self._marker) else None

@@ -131,7 +131,7 @@ class EpisodeRunner:
 
         Args:
             messages: turns in the chat template's form.
-            deferral: code in the reply will run: the policy's instruction is added to the last user turn.
+            deferral: code in the reply will run: the policy's instruction is added.
             thinking: let the model think first.
             continue_final: leave the last message open, for the model to continue it.
             tools: functions of the client, in OpenAI's form, that the model may call.
@@ -140,7 +140,9 @@ class EpisodeRunner:
             ValueError: there is no user turn to carry the instruction.
             EngineError: the template rejected the messages.
         """
-        turns = with_instruction(messages, self.policy.prompt) if deferral else list(messages)
+        turns = list(messages)
+        if deferral:
+            turns = with_instruction(messages, self.policy.prompt, functions=bool(tools))
         options: dict[str, object] = {"enable_thinking": thinking}
         if tools:
             options["tools"] = list(tools)

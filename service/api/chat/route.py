@@ -20,6 +20,7 @@ from service.api.schemas import COMPLETION
 from service.api.sse import until_disconnect
 from service.api.state import CurrentReplies, CurrentServer, Owner
 from service.api.telemetry.tracing import Attributes
+from service.api.tools.history import reply_key
 from service.common.json import Json, JsonResponse, dumps
 from service.deferral.scanner import FENCE
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
@@ -50,34 +51,35 @@ async def _proven(store: ReplyStore, owner: str, request: ChatRequest) -> dict[i
 
     If the store fails, no message counts as a reply of this server.
     """
-    if not request.deferred:
+    if not (request.runs_code or request.offers_code):
         return {}
-    contents = {
-        index: message.content
+    keys = {
+        index: reply_key(message.content or "", message.earlier_calls())
         for index, message in enumerate(request.messages)
-        if message.role == "assistant" and message.content and FENCE in message.content
+        if message.role == "assistant" and (message.tool_calls or FENCE in (message.content or ""))
     }
     try:
-        found = await store.find(owner, set(contents.values()))
+        found = await store.find(owner, set(keys.values()))
     except (SQLAlchemyError, OSError):  # a driver raises OSError if it can't connect
         _log.exception("replies_not_found")
         return {}
-    return {index: found[content] for index, content in contents.items() if content in found}
+    return {index: found[key] for index, key in keys.items() if key in found}
 
 
 async def _store_replies(
     store: ReplyStore, owner: str, chat: PreparedChat, choices: Sequence[ChoiceBuilder]
 ) -> None:
-    """Store the token ids of replies in which code ran, so that later turns can send them back.
+    """Store the token ids of replies with code that ran, or with calls beside code, for later turns.
 
     If the store fails, later turns encode these replies as plain text.
     """
     for choice in choices:
-        if not (choice.reply.executed and (content := choice.message()["content"])):
+        calls = choice.calls if chat.request.deferred else []
+        if not (choice.reply.executed or calls):
             continue
         try:
             ids = without_thought(choice.reply.ids, chat.server.engine.tokenizer)
-            await store.put(owner, str(content), ids)
+            await store.put(owner, reply_key(choice.content, calls), ids)
         except (SQLAlchemyError, OSError):
             _log.exception("reply_not_kept")
 

@@ -21,7 +21,14 @@ from service.api.responses.items import (
     input_item_id,
 )
 from service.api.responses.output import OutputBuilder
-from service.api.responses.request import LOGPROBS, SEALED, FunctionChoice, ResponseRequest, TextOptions
+from service.api.responses.request import (
+    LOGPROBS,
+    SEALED,
+    ResponseAllowedTools,
+    FunctionChoice,
+    ResponseRequest,
+    TextOptions,
+)
 from service.api.seal import Seal
 from service.api.state import Server
 from service.api.validation import report_ignored, unreported
@@ -67,7 +74,7 @@ class PreparedResponse:
     def output(self) -> OutputBuilder:
         """Return an empty output for this response."""
         chat, include = self.chat, self.request.include or ()
-        marker = chat.policy.marker if self.request.runs_code else None
+        marker = chat.policy.marker if chat.request.deferred else None
         return OutputBuilder(
             self.id,
             chat.reply(strict_calls=self.request.strict_tool_calls, hidden_marker=marker),
@@ -110,11 +117,11 @@ def _opened(item: InputItem, seal: Seal, owner: str) -> InputItem:
 
 
 def _check(request: ResponseRequest) -> None:
-    if request.runs_code and request.functions:
-        raise _unsupported(
-            "tools", "code_interpreter and functions can't be combined: their calls begin with the same token"
-        )
-    if request.tool_choice == "required" and not request.functions:
+    if (
+        request.forces_call
+        and not request.callable_functions
+        and not isinstance(request.tool_choice, FunctionChoice)
+    ):
         if not request.runs_code:
             raise _unsupported("tool_choice", "'tools' contains no tool to call")
         raise _unsupported("tool_choice", "the model decides when code runs, so a run can't be required")
@@ -122,9 +129,18 @@ def _check(request: ResponseRequest) -> None:
         raise _unsupported(
             "deferral", "it configures code execution, but 'tools' contains no usable code_interpreter"
         )
+    names = {tool.name for tool in request.functions}
     choice = request.tool_choice
-    if isinstance(choice, FunctionChoice) and choice.name not in {tool.name for tool in request.functions}:
+    if isinstance(choice, FunctionChoice) and choice.name not in names:
         raise _unsupported("tool_choice.name", f"'tools' contains no function {choice.name!r}")
+    if not isinstance(choice, ResponseAllowedTools):
+        return
+    for index, tool in enumerate(choice.tools):
+        at = f"tool_choice.tools[{index}]"
+        if isinstance(tool, FunctionChoice) and tool.name not in names:
+            raise _unsupported(f"{at}.name", f"'tools' contains no function {tool.name!r}")
+        if not isinstance(tool, FunctionChoice) and not request.offers_code:
+            raise _unsupported(at, "'tools' contains no code_interpreter")
 
 
 def _unsupported(param: str, why: str) -> ApiError:
@@ -217,17 +233,17 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
         fields["reasoning_effort"] = request.reasoning.effort
     if request.form.to_response() != TextOptions().to_response():
         fields["response_format"] = request.form.as_response_format()
-    if request.functions and request.tool_choice != "none":
+    if functions := request.callable_functions:
         keep = {"name", "description", "parameters", "strict"}
         fields["tools"] = [
             {"type": "function", "function": tool.model_dump(include=keep, exclude_none=True)}
-            for tool in request.functions
+            for tool in functions
         ]
         choice = request.tool_choice
         if isinstance(choice, FunctionChoice):
             fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
-        else:
-            fields["tool_choice"] = choice
+        else:  # the tools that are not allowed were left out
+            fields["tool_choice"] = choice.mode if isinstance(choice, ResponseAllowedTools) else choice
     return fields
 
 

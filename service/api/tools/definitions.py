@@ -1,4 +1,4 @@
-"""The client's functions, the validation of calls against them, and ``response_format``.
+"""The tools of requests: the client's functions, calls of them, and code; and ``response_format``.
 
 JSON schemas are compiled once, offline, and their patterns run in linear time.
 """
@@ -12,7 +12,8 @@ from typing import Annotated, Literal, Self
 import jsonschema_rs
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
-from service.api.validation import RequestModel, Skipped, Strict, in_union, invalid
+from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid, only
+from service.common.json import Json
 
 
 def compile_schema(schema: dict[str, object]) -> jsonschema_rs.Validator:
@@ -74,16 +75,39 @@ class FunctionTool(RequestModel):
     function: Function
 
 
+class AutoContainer(Strict):
+    """A container that is assigned when code first runs and removed after the response."""
+
+    type: Literal["auto"] = "auto"
+    file_ids: Annotated[object, only([])] = None
+    memory_limit: Annotated[object, only()] = None
+    network_policy: Annotated[object, only({"type": "disabled"})] = None
+
+
+class CodeInterpreterTool(RequestModel):
+    """The tool that lets the model run code."""
+
+    type: Literal["code_interpreter"]
+    container: AutoContainer = AutoContainer()
+    allowed_callers: Annotated[object, Ignored(["direct"])] = None
+
+    def to_response(self) -> Json:
+        """Return the value in the response object."""
+        return {"type": self.type, "container": {"type": "auto"}}
+
+
 class SkippedTool(Skipped):
     """A tool of an unsupported type. It is not offered to the model."""
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, Tag("<function>")] | Annotated[SkippedTool, Tag("<skipped>")],
+    Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
+    | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"function"})),
+        in_union(frozenset({"function", "code_interpreter"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports tools of type 'function' only",
+        custom_error_message="this server supports tools of type 'function' and 'code_interpreter' only",
     ),
 ]
 
@@ -99,18 +123,54 @@ class NamedChoice(Strict):
     function: NamedFunction
 
 
-def _choice_tag(value: object) -> str | None:
-    if isinstance(value, dict):
-        return "<function>" if value.get("type", "function") == "function" else None
-    return "<function>" if isinstance(value, NamedChoice) else "<mode>"
+class AllowedCode(Strict):
+    """The code interpreter, in a list of allowed tools."""
+
+    type: Literal["code_interpreter"]
+
+
+def choice_tag(value: object) -> str:
+    """Return the union tag of a ``tool_choice``, or of an allowed tool."""
+    if isinstance(value, str):
+        return "<mode>"
+    kind = value.get("type", "function") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"<{kind}>"
+
+
+AllowedTool = Annotated[
+    Annotated[NamedChoice, Tag("<function>")] | Annotated[AllowedCode, Tag("<code_interpreter>")],
+    Discriminator(
+        choice_tag,
+        custom_error_type="unsupported_parameter",
+        custom_error_message="this server accepts tools of type 'function' and 'code_interpreter' only",
+    ),
+]
+
+
+class AllowedToolList(Strict):
+    """Part of the request's tools, and whether one of its functions must be called."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[AllowedTool] = Field(max_length=129)
+
+
+class AllowedChoice(Strict):
+    """The model may use only these tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedToolList
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<mode>")] | Annotated[NamedChoice, Tag("<function>")],
+    Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
+    | Annotated[NamedChoice, Tag("<function>")]
+    | Annotated[AllowedChoice, Tag("<allowed_tools>")],
     Discriminator(
-        _choice_tag,
+        choice_tag,
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server accepts 'none', 'auto', 'required' or a function by name",
+        custom_error_message=(
+            "this server accepts 'none', 'auto', 'required', a function by name, or 'allowed_tools'"
+        ),
     ),
 ]
 
