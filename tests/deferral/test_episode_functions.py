@@ -27,9 +27,7 @@ CALL = f"{MARKER}\n{json.dumps({'name': 'f', 'arguments': ARGUMENTS})}\n</tool_c
 IMMEDIATE = DeferralPolicy(mode="immediate", unflushed="run", answer="any")
 
 
-def make(
-    policy: DeferralPolicy | None = None, *, functions: Any = ("f", "g"), **options: Any
-) -> Episode:
+def make(policy: DeferralPolicy | None = None, *, functions: Any = ("f", "g"), **options: Any) -> Episode:
     return Episode(
         [1, 2], policy or DeferralPolicy(), TOKENIZER, MARKER_ID or 0, endings=ENDINGS,
         functions=functions, **options,
