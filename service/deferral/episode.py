@@ -53,6 +53,7 @@ from service.deferral.observation import (
     NOTHING_PENDING,
     FlushResult,
     ObservationTokenizer,
+    effects_note,
     observation_ids,
     result_text,
 )
@@ -68,7 +69,7 @@ class Transcript:
     Attributes:
         prompt_ids: the prompt.
         ids: the response: sampled tokens and observations.
-        mask: 1 for sampled tokens, 0 for inserted ones.
+        mask: 1 for sampled tokens, 0 for inserted ones: observations and forced tokens.
         logprobs: the engine's log-probability of each sampled token; 0.0 for inserted ones.
         versions: version of the weights that sampled each token; 0 for inserted ones.
         text: text of the response.
@@ -105,6 +106,10 @@ class Transcript:
         self._add(ids, text, 1, logprobs, version)
 
     def add_observation(self, ids: Sequence[int], text: str) -> None:
+        self._add(ids, text, 0, [0.0] * len(ids), 0)
+
+    def add_forced(self, ids: Sequence[int], text: str) -> None:
+        """Add tokens that the server wrote in the model's place. Like observations, they aren't trained."""
         self._add(ids, text, 0, [0.0] * len(ids), 0)
 
     def drop_end(self, endings: Mapping[int, str]) -> None:
@@ -402,6 +407,50 @@ class Episode:
                     self._has_called = True
                     self.turn_over |= not self._parallel_calls
 
+    def force(self, ids: Sequence[int], text: str) -> None:
+        """Add tokens that the server writes in the model's place, such as the end of a thought.
+
+        An open code block is abandoned: the model did not finish it.
+        """
+        self.transcript.add_forced(ids, text)
+        self._texts.append(text)
+        self._scanner.abandon_block()
+        self._scanner.feed(text)
+
+    def begin_answer(self, ids: Sequence[int], text: str) -> bool:
+        """Append ``text``, after which the model writes its final answer. Call it after the last turn.
+
+        Return False if an answer doesn't fit the episode's token budget; `outcome` is then set.
+        """
+        self.transcript.drop_end(self._endings)
+        if len(self.context_ids) + len(ids) >= self.policy.max_episode_tokens:
+            self.outcome = Outcome.LENGTH
+            return False
+        self.transcript.add_forced(ids, text)
+        self.outcome = None
+        return True
+
+    def add_answer(
+        self, ids: Sequence[int], text: str, logprobs: Sequence[float], version: int, finish: str | None
+    ) -> None:
+        """Add sampled tokens of the final answer. Code in it never runs.
+
+        Args:
+            ids: the tokens.
+            text: their text.
+            logprobs: their log-probabilities.
+            version: version of the weights.
+            finish: ``stop`` or ``length`` with the last tokens, which sets `outcome`.
+        """
+        self.transcript.add_sampled(ids, text, logprobs, version)
+        if finish is not None:
+            self.outcome = Outcome.ANSWER if finish == "stop" else Outcome.LENGTH
+
+    @property
+    def in_thought(self) -> bool:
+        """Whether the response so far ends inside ``<think>``."""
+        return ends_in_thought(self._earlier_text + "".join(self._texts))
+
     def end_turn(self, *, hit_length: bool = False, stopped: bool = False) -> Flush | None:
         """End the turn. Return the flush to run, or None if the episode is over and `outcome` is set.
 
@@ -447,7 +496,13 @@ class Episode:
         text = self._earlier_text + "".join(self._texts)[:offset]
         return ends_in_thought(text)
 
-    def observe(self, result: FlushResult | None, *, requested_by: RequestedBy = "model") -> Observation:
+    def observe(
+        self,
+        result: FlushResult | None,
+        *,
+        requested_by: RequestedBy = "model",
+        effects: Sequence[str] = (),
+    ) -> Observation:
         """Append the observation and begin the next turn.
 
         If the server requested the flush in deferred mode, the marker that the model did not write is
@@ -457,10 +512,13 @@ class Episode:
         Args:
             result: result of the flush; None for an empty flush.
             requested_by: `Flush.requested_by`.
+            effects: calls of tools that took effect, listed if the flush failed.
         """
         if result is None or result.status != "ok" or requested_by == "model":
             self._just_ran = set()  # the model may run the same code again
         output = NOTHING_PENDING if result is None else result_text(result, self.policy)
+        if result is not None and result.status != "ok":
+            output += effects_note(effects)
         ids = observation_ids(output, self._tokenizer, self.policy)
         if (
             requested_by == "server"

@@ -118,7 +118,7 @@ def instruct(problem: str, version: str = DEFAULT_PROMPT) -> str:
 
 
 def with_instruction(
-    messages: Sequence[dict[str, object]], version: str, *, functions: bool = False
+    messages: Sequence[dict[str, object]], version: str, tools: str = "", *, functions: bool = False
 ) -> list[dict[str, object]]:
     """Return ``messages`` with the instruction, in the system message or before the last user message.
 
@@ -127,6 +127,9 @@ def with_instruction(
     Args:
         messages: turns in the chat template's form.
         version: of the instruction.
+        tools: list of functions that code can call. It follows the instruction in a system message and
+            precedes it before a user message. It comes from other parties, so the spelling of a control
+            token in it is ordinary text.
         functions: the model may also call functions; the system message explains both.
 
     Raises:
@@ -135,18 +138,20 @@ def with_instruction(
     turns = list(messages)
     if version in SYSTEM_PROMPTS:
         text = WITH_FUNCTIONS[version] if functions else _prompt(version)
-        return _with_system(turns, text)
+        return _with_system(turns, text, tools)
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
     if last is None:
         raise ValueError("there is no user message to answer")
-    turns[last] = {**turns[last], "content": [ControlText(_prompt(version)), *_parts(turns[last]["content"])]}
+    instruction = [*([f"{tools}\n\n"] if tools else []), ControlText(_prompt(version))]
+    turns[last] = {**turns[last], "content": [*instruction, *_parts(turns[last]["content"])]}
     return _with_system(turns, _FUNCTIONS_BESIDE_CODE) if functions else turns
 
 
-def _with_system(turns: list[dict[str, object]], text: str) -> list[dict[str, object]]:
-    """Return ``turns`` with ``text`` at the beginning of the system message."""
+def _with_system(turns: list[dict[str, object]], text: str, tools: str = "") -> list[dict[str, object]]:
+    """Return ``turns`` with ``text`` and ``tools`` at the beginning of the system message."""
     own = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else ""
-    content = [ControlText(text), *(["\n\n", *_parts(own)] if own else [])]
+    listed = [f"\n\n{tools}"] if tools else []
+    content = [ControlText(text), *listed, *(["\n\n", *_parts(own)] if own else [])]
     return [{"role": "system", "content": content}, *turns]
 
 

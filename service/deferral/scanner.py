@@ -159,6 +159,10 @@ class FenceScanner:
         self._append(char)
         return CallEnded(call.text, self._offset + 1, call.is_complete)
 
+    def abandon_block(self) -> None:
+        """Close an open fence without a block. Its text is ignored."""
+        self._state, self._code = _FenceState.TEXT, []
+
     def _append(self, text: str) -> None:
         """Add ``text`` to the line. It is a single backtick or contains none."""
         self._line.append(text)

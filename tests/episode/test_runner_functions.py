@@ -29,7 +29,7 @@ def check(name: str, arguments: dict[str, object] | None) -> str | None:
 
 
 def accumulator(engine: ScriptedEngine, hidden_marker: str | None = None) -> ReplyAccumulator:
-    endings = {token: EOS for token in engine.eos_token_ids}
+    endings = dict.fromkeys(engine.eos_token_ids, EOS)
     parser = ToolCallParser(check, strict=False, marked=True)
     return ReplyAccumulator(engine.tokenizer, endings, tools=parser, hidden_marker=hidden_marker)
 

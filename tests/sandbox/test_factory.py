@@ -54,7 +54,7 @@ def test_runner_token_comes_from_the_options_the_file_or_the_environment(
 ) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN)
-    address = {"kind": "runner", "runner_address": "127.0.0.1:9"}
+    address = {"kind": "runner", "runner_addresses": ("127.0.0.1:9",)}
     given = create(**address, runner_token=SecretStr("x"), runner_token_file=file)
     assert isinstance(given, RunnerClient)
     assert given._settings.token == SecretStr("x")
@@ -68,7 +68,7 @@ def test_runner_token_comes_from_the_options_the_file_or_the_environment(
 
 def test_runner_address_is_validated() -> None:
     with pytest.raises(ValueError, match="nowhere"):
-        create(kind="runner", runner_address="nowhere", runner_token=SecretStr(TOKEN))
+        create(kind="runner", runner_addresses=("nowhere",), runner_token=SecretStr(TOKEN))
 
 
 def test_instance_names_differ_by_purpose_and_process() -> None:

@@ -6,11 +6,23 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 
-from service.engines.base import EngineStats, InvalidRequestError, Sampling, TokenChunk
+from service.engines.base import (
+    EngineStats,
+    InvalidRequestError,
+    PromptLogprob,
+    Sampling,
+    TokenChunk,
+    TopLogprob,
+)
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from tests.support.char_tokenizer import CharTokenizer
 
 EOS = "<|im_end|>"
+
+
+def prompt_logprobs(length: int) -> tuple[PromptLogprob, ...]:
+    """Made-up log-probabilities of a prompt: -1, -2 and so on, with ``x`` as the alternative."""
+    return tuple(PromptLogprob(-float(place), (TopLogprob(ord("x"), -0.25),)) for place in range(1, length))
 
 
 class ScriptedEngine:
@@ -46,9 +58,12 @@ class ScriptedEngine:
                 stops = token in stop_token_ids
                 cut = count == sampling.max_tokens
                 text = self.tokenizer.decode([token])
-                yield TokenChunk(
+                chunk = TokenChunk(
                     (token,), text, (-0.5,), finish_reason="stop" if stops else "length" if cut else None
                 )
+                if sampling.prompt_logprobs is not None and count == 1:
+                    chunk = chunk._replace(prompt_logprobs=prompt_logprobs(len(prompt_ids)))
+                yield chunk
                 if stops or cut:
                     return
         finally:

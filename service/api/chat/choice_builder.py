@@ -16,6 +16,7 @@ from service.common.json import Json
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
+    CodeToolCall,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -231,6 +232,22 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "hidden_ms": round(tool.hidden_ms, 3),
         "container_wait_ms": round(tool.container_wait_ms, 3),
         "eager_fallback": tool.eager_fallback,
+        **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),
+    }
+
+
+def called_tool(call: CodeToolCall) -> Json:
+    """Return a call of a tool by code. Its result is what the code got, which the model may not have seen."""
+    return {
+        "id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": call.status,
+        "read_only": call.read_only,
+        "started_at": call.started_at,
+        "finished_at": call.finished_at,
+        "output": call.output,
+        "error": call.error,
     }
 
 

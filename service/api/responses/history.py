@@ -13,6 +13,8 @@ from service.api.responses.items import (
     FunctionCall,
     InputItem,
     ItemReference,
+    McpCall,
+    McpListTools,
     MessageItem,
     Reasoning,
     SkippedItem,
@@ -108,7 +110,7 @@ async def with_stored_replies(
 
 
 def _is_output(item: InputItem) -> bool:
-    return isinstance(item, Reasoning | CodeInterpreterCall | FunctionCall) or (
+    return isinstance(item, Reasoning | CodeInterpreterCall | FunctionCall | McpListTools | McpCall) or (
         isinstance(item, MessageItem) and item.role == "assistant"
     )
 
@@ -121,7 +123,7 @@ async def _stored_reply(items: Sequence[InputItem], look_up: _ItemLookup) -> Sto
     if response is None or response.ids is None:
         return None
     stored = _items.validate_python(_output(response))
-    if [_comparable(item) for item in items] != [_comparable(item) for item in stored]:
+    if _compared(items) != _compared(stored):
         return None
     return _reply_of(response, response.ids, stored)
 
@@ -129,6 +131,11 @@ async def _stored_reply(items: Sequence[InputItem], look_up: _ItemLookup) -> Sto
 def _reply_of(response: StoredResponse, ids: Sequence[int], output: Sequence[InputItem]) -> StoredReply:
     has_calls = any(isinstance(item, FunctionCall) for item in output)
     return StoredReply(tuple(ids), response.text, tuple(output) if has_calls else ())
+
+
+def _compared(items: Sequence[InputItem]) -> list[object]:
+    """Return what must be equal. Calls of tools say nothing to the model, so clients may leave them out."""
+    return [_comparable(item) for item in items if not isinstance(item, McpListTools | McpCall)]
 
 
 def _comparable(item: InputItem) -> object:

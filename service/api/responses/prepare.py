@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from service.api.chat.prepare import PreparedChat, prepare
+from service.api.chat.prepare import PreparedChat, prepare_with
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError, api_error_of
 from service.api.responses.history import recall, resolved, with_stored_replies
@@ -24,16 +24,19 @@ from service.api.responses.output import OutputBuilder
 from service.api.responses.request import (
     LOGPROBS,
     SEALED,
-    ResponseAllowedTools,
     FunctionChoice,
+    ResponseAllowedTools,
     ResponseRequest,
     TextOptions,
 )
 from service.api.seal import Seal
 from service.api.state import Server
+from service.api.tools.definitions import AllowedCode, AllowedServer
+from service.api.tools.mcp import McpTool, open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.store.responses import ResponseStore
+from service.tools.mcp.hub import SessionTools
 
 _PARAMS = {
     "messages": "input",
@@ -41,6 +44,8 @@ _PARAMS = {
     "deferral": "tools",
     "json_schema": "text.format",
     "logprobs": "include",
+    "reasoning_effort": "reasoning.effort",
+    "thinking_budget": "reasoning.max_tokens",
 }
 """Names of a chat request's fields in the Responses API."""
 _WHOLE = ("messages", "response_format")
@@ -80,10 +85,11 @@ class PreparedResponse:
             chat.reply(strict_calls=self.request.strict_tool_calls, hidden_marker=marker),
             tokenizer=chat.runner.engine.tokenizer if LOGPROBS in include else None,
             seal=self._seal if SEALED in include else None,
+            tools=chat.code_tools,
         )
 
     def _seal(self, text: str) -> str:
-        return self.chat.server.seal.close(text, self.owner)
+        return self.chat.server.seal.close(text, owner=self.owner, model=self.request.model)
 
 
 async def prepare_response(
@@ -99,18 +105,31 @@ async def prepare_response(
     conversation = Conversation(server.engine.tokenizer, server.runner.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
-    items = [_opened(item, server.seal, owner) for item in await resolved(request.input, store, owner)]
+    items = [
+        _opened(item, server.seal, owner, request.model)
+        for item in await resolved(request.input, store, owner)
+    ]
     conversation.add(await with_stored_replies(items, store, owner))
-    chat = await _fitting(server, request, conversation)
+    server.check_model(request.model)
+    opens_tools = request.runs_code and not request.forces_call
+    tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
+    try:
+        chat = await _fitting(server, request, conversation, tools)
+    except BaseException:
+        if tools is not None:
+            await tools.close()
+        raise
+    for name in chat.ignored:
+        report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
     return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id))
 
 
-def _opened(item: InputItem, seal: Seal, owner: str) -> InputItem:
+def _opened(item: InputItem, seal: Seal, owner: str, model: str) -> InputItem:
     """Open a sealed thought. One that can't be opened keeps the text that the client sent."""
     if not isinstance(item, Reasoning) or not item.encrypted_content:
         return item
-    if (text := seal.open(item.encrypted_content, owner)) is None:
+    if (text := seal.open(item.encrypted_content, owner=owner, model=model)) is None:
         report_ignored("input.encrypted_content")
         return item
     return item.model_copy(update={"content": [ReasoningText(text=text)]})
@@ -135,23 +154,28 @@ def _check(request: ResponseRequest) -> None:
         raise _unsupported("tool_choice.name", f"'tools' contains no function {choice.name!r}")
     if not isinstance(choice, ResponseAllowedTools):
         return
+    labels = {tool.server_label for tool in request.tools or () if isinstance(tool, McpTool)}
     for index, tool in enumerate(choice.tools):
         at = f"tool_choice.tools[{index}]"
         if isinstance(tool, FunctionChoice) and tool.name not in names:
             raise _unsupported(f"{at}.name", f"'tools' contains no function {tool.name!r}")
-        if not isinstance(tool, FunctionChoice) and not request.offers_code:
+        if isinstance(tool, AllowedCode) and not request.offers_code:
             raise _unsupported(at, "'tools' contains no code_interpreter")
+        if isinstance(tool, AllowedServer) and tool.server_label not in labels:
+            raise _unsupported(f"{at}.server_label", f"'tools' contains no server {tool.server_label!r}")
 
 
 def _unsupported(param: str, why: str) -> ApiError:
     return ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
 
 
-async def _fitting(server: Server, request: ResponseRequest, conversation: Conversation) -> PreparedChat:
+async def _fitting(
+    server: Server, request: ResponseRequest, conversation: Conversation, tools: SessionTools | None
+) -> PreparedChat:
     """Prepare the chat request; with ``truncation: auto``, of the longest fitting end of the conversation."""
     messages = conversation.messages
     try:
-        return await _prepare_chat(server, request, conversation, 0)
+        return await _prepare_chat(server, request, conversation, 0, tools)
     except ApiError as error:
         if request.truncation != "auto" or error.code != "context_length_exceeded":
             raise
@@ -162,7 +186,7 @@ async def _fitting(server: Server, request: ResponseRequest, conversation: Conve
     while few <= many:
         half = (few + many) // 2
         try:
-            chat = await _prepare_chat(server, request, conversation, _whole_from(messages, half))
+            chat = await _prepare_chat(server, request, conversation, _whole_from(messages, half), tools)
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
@@ -181,7 +205,11 @@ def _whole_from(messages: list[Json], start: int) -> int:
 
 
 async def _prepare_chat(
-    server: Server, request: ResponseRequest, conversation: Conversation, start: int
+    server: Server,
+    request: ResponseRequest,
+    conversation: Conversation,
+    start: int,
+    tools: SessionTools | None,
 ) -> PreparedChat:
     """Prepare the chat request for the conversation from message ``start`` on."""
     messages = conversation.messages[start:]
@@ -197,7 +225,7 @@ async def _prepare_chat(
         detail = error.errors()[0]
         raise _renamed(api_error_of(detail, detail["loc"], fields)) from None
     try:
-        return await prepare(server, chat, proven)
+        return await prepare_with(server, chat, tools, proven)
     except ApiError as error:
         raise _renamed(error) from None
 
@@ -231,8 +259,11 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     if request.reasoning is not None:
         fields["reasoning_effort"] = request.reasoning.effort
+        fields["thinking_budget"] = request.reasoning.max_tokens
     if request.form.to_response() != TextOptions().to_response():
         fields["response_format"] = request.form.as_response_format()
+    if request.structured_outputs is not None:
+        fields["structured_outputs"] = request.structured_outputs.model_dump(exclude_none=True, by_alias=True)
     if functions := request.callable_functions:
         keep = {"name", "description", "parameters", "strict"}
         fields["tools"] = [

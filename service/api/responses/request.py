@@ -8,9 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from service.api.responses.items import Input
-from service.api.sampling import enables_thinking
+from service.api.sampling import TokenBudget, enables_thinking
+from service.api.structured_outputs import StructuredOutputs
 from service.api.tools.definitions import (
+    ALLOWED_TYPES,
     AllowedCode,
+    AllowedServer,
     CodeInterpreterTool,
     Function,
     FunctionName,
@@ -20,6 +23,7 @@ from service.api.tools.definitions import (
     TextFormat,
     choice_tag,
 )
+from service.api.tools.mcp import McpTool, check_labels
 from service.api.validation import (
     Ignored,
     Lenient,
@@ -60,11 +64,12 @@ def by_type(value: object) -> str | None:
 Tool = Annotated[
     Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
     | Annotated[ResponseFunctionTool, Tag("<function>")]
+    | Annotated[McpTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"code_interpreter", "function"})),
+        in_union(frozenset({"code_interpreter", "function", "mcp"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports tools of type 'code_interpreter' and 'function' only",
+        custom_error_message="this server supports the tools 'code_interpreter', 'function' and 'mcp' only",
     ),
 ]
 
@@ -77,11 +82,13 @@ class FunctionChoice(Strict):
 
 
 AllowedTool = Annotated[
-    Annotated[FunctionChoice, Tag("<function>")] | Annotated[AllowedCode, Tag("<code_interpreter>")],
+    Annotated[FunctionChoice, Tag("<function>")]
+    | Annotated[AllowedCode, Tag("<code_interpreter>")]
+    | Annotated[AllowedServer, Tag("<mcp>")],
     Discriminator(
         choice_tag,
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server accepts tools of type 'function' and 'code_interpreter' only",
+        custom_error_message=ALLOWED_TYPES,
     ),
 ]
 
@@ -163,10 +170,13 @@ class ResponseStreamOptions(RequestModel):
 
 
 class ReasoningOptions(RequestModel):
-    """Options for thinking. The model has no degrees of it."""
+    """Options for thinking."""
 
     effort: Annotated[str, Field(max_length=32)] | None = None
-    """``none`` and ``minimal`` turn thinking off, any other value on."""
+    """``none`` and ``minimal`` turn thinking off, any other value on. ``low`` and ``medium`` limit it to 1024
+    and 8192 tokens."""
+    max_tokens: TokenBudget | None = None
+    """Most tokens of the thought: 0 for none, -1 for no limit. At the limit the server closes the thought."""
     summary: Annotated[object, Ignored("auto")] = None
     """``auto`` returns the thoughts themselves as the item's content."""
     generate_summary: Annotated[object, Ignored("auto")] = None
@@ -187,7 +197,7 @@ class CodeOptions(Strict):
 
 
 class ResponseRequest(RequestBody):
-    """OpenAI's fields, three sampling extras of vLLM, and ``deferral``."""
+    """OpenAI's fields, extras of vLLM, and ``deferral``."""
 
     model: str
     input: Input
@@ -223,6 +233,8 @@ class ResponseRequest(RequestBody):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    structured_outputs: StructuredOutputs | None = None
+    """vLLM's constraints on the reply, such as ``{"regex": "[0-9]{4}"}``."""
     deferral: CodeOptions | None = None
 
     access_programs: NoEffect = None
@@ -240,6 +252,7 @@ class ResponseRequest(RequestBody):
     def _together(self) -> Self:
         if self.background and self.store is False:
             raise invalid("it requires 'store', so that clients can retrieve the response", ".background")
+        check_labels(self.tools or ())
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
             raise invalid(f"it requires 'include' to contain '{LOGPROBS}'", ".top_logprobs")
         if is_strict() and (
@@ -253,14 +266,16 @@ class ResponseRequest(RequestBody):
             yield "stream_options"
         if self.max_tool_calls is not None and not self.runs_code:
             yield "max_tool_calls"
-        has_form = self.form.to_response() != TextOptions().to_response()
-        if self.thinks and (has_form or self.forces_call):
+        if self.thinks and self.forces_call:
             yield "reasoning.effort"
 
     @property
     def thinks(self) -> bool:
         """Whether the model is asked to think first."""
-        return self.reasoning is not None and enables_thinking(self.reasoning.effort) is True
+        options = self.reasoning
+        if options is None or options.max_tokens == 0:
+            return False
+        return enables_thinking(options.effort) is True
 
     @property
     def stored(self) -> bool:
@@ -272,7 +287,7 @@ class ResponseRequest(RequestBody):
         return self.text or TextOptions()
 
     @property
-    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool]:
+    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool | McpTool]:
         """Tools of the types that this server supports."""
         return [tool for tool in self.tools or () if not isinstance(tool, SkippedTool)]
 
@@ -283,13 +298,27 @@ class ResponseRequest(RequestBody):
 
     @property
     def runs_code(self) -> bool:
-        """Whether the model may run code: only if the request has the tool for it."""
+        """Whether the model may run code: only if the request has the tool for it, or tools for code."""
+        if self.mcp_tools:
+            return True
         choice = self.tool_choice
         if isinstance(choice, ResponseAllowedTools) and not any(
             isinstance(tool, AllowedCode) for tool in choice.tools
         ):
             return False
         return self.offers_code and choice != "none"
+
+    @property
+    def mcp_tools(self) -> list[McpTool]:
+        """MCP servers whose tools code may call."""
+        choice = self.tool_choice
+        if choice == "none":
+            return []
+        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        if not isinstance(choice, ResponseAllowedTools):
+            return found
+        labels = {tool.server_label for tool in choice.tools if isinstance(tool, AllowedServer)}
+        return [tool for tool in found if tool.server_label in labels]
 
     @property
     def functions(self) -> list[ResponseFunctionTool]:

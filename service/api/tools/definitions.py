@@ -1,44 +1,20 @@
-"""The tools of requests: the client's functions, calls of them, and code; and ``response_format``.
-
-JSON schemas are compiled once, offline, and their patterns run in linear time.
-"""
+"""The tools of requests: the client's functions, the validation of calls against them, and code."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import jsonschema_rs
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
+from service.api.tools.mcp import McpTool
 from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid, only
 from service.common.json import Json
+from service.common.json_schema import compile_schema, first_error
 
-
-def compile_schema(schema: dict[str, object]) -> jsonschema_rs.Validator:
-    """Compile ``schema``, of draft 2020-12 unless it names another.
-
-    Raises:
-        ValueError: ``schema`` is not a valid JSON schema, or refers to another document.
-    """
-    try:
-        return jsonschema_rs.validator_for(schema, offline=True)
-    except jsonschema_rs.ReferencingError as error:
-        raise ValueError(str(error)) from None
-    except jsonschema_rs.ValidationError as error:
-        raise ValueError(error.message) from None
-
-
-def first_error(validator: jsonschema_rs.Validator, instance: object) -> str | None:
-    """Return the first error in ``instance`` with its path; None if it is valid."""
-    for error in validator.iter_errors(instance):
-        path = "".join(f"[{json.dumps(part)}]" for part in error.instance_path)
-        return f"{error.message} at {path}" if path else error.message
-    return None
-
-
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 class Function(RequestModel):
@@ -103,11 +79,14 @@ class SkippedTool(Skipped):
 Tool = Annotated[
     Annotated[FunctionTool, Tag("<function>")]
     | Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
+    | Annotated[McpTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"function", "code_interpreter"})),
+        in_union(frozenset({"function", "code_interpreter", "mcp"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports tools of type 'function' and 'code_interpreter' only",
+        custom_error_message=(
+            "this server supports tools of type 'function', 'code_interpreter' and 'mcp' only"
+        ),
     ),
 ]
 
@@ -121,6 +100,9 @@ class NamedChoice(Strict):
 
     type: Literal["function"] = "function"
     function: NamedFunction
+
+
+ALLOWED_TYPES: Final = "this server accepts tools of type 'function', 'code_interpreter' and 'mcp' only"
 
 
 class AllowedCode(Strict):
@@ -137,12 +119,21 @@ def choice_tag(value: object) -> str:
     return f"<{kind}>"
 
 
+class AllowedServer(Strict):
+    """All tools of an MCP server, in a list of allowed tools."""
+
+    type: Literal["mcp"]
+    server_label: str = Field(max_length=64)
+
+
 AllowedTool = Annotated[
-    Annotated[NamedChoice, Tag("<function>")] | Annotated[AllowedCode, Tag("<code_interpreter>")],
+    Annotated[NamedChoice, Tag("<function>")]
+    | Annotated[AllowedCode, Tag("<code_interpreter>")]
+    | Annotated[AllowedServer, Tag("<mcp>")],
     Discriminator(
         choice_tag,
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server accepts tools of type 'function' and 'code_interpreter' only",
+        custom_error_message=ALLOWED_TYPES,
     ),
 ]
 
