@@ -248,11 +248,29 @@ async def test_deferral_options_with_functions() -> None:
         assert len(choice.message.executed_tools) == 1
 
 
+async def test_constrained_answer_after_code_and_calls() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    check = "x"  # one token is sampled first, to check the schema
+    engine = ResumingEngine(check, FLUSH, f"Now {ULM}{EOS}", check, f"All known.{EOS}", f"{{}}{EOS}")
+    engine.capabilities = frozenset({"json_schema"})
+    async with serve(make_app(engine, sandbox())) as served:
+        [first] = (await ask(served, response_format=form)).choices
+        messages = [*MESSAGES, first.message, *results(first.message)]
+        [second] = (await ask(served, messages, response_format=form)).choices
+    # A call has no form. The turns before the answer are its reasoning.
+    assert (first.finish_reason, first.message.content) == ("tool_calls", None)
+    assert "It is" not in first.message.reasoning
+    assert "I compute." in first.message.reasoning
+    assert (second.finish_reason, second.message.content) == ("stop", "{}")
+    assert "All known." in second.message.reasoning
+    assert [call[1].json_schema is not None for call in engine.calls][-1]
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"extra_body": {"deferral": {"enabled": False}}}, "deferral.enabled"),
     ({"tools": TOOLS, "extra_body": {"deferral": {"max_turns": 2}}}, "deferral"),
     ({"tool_choice": "none", "extra_body": {"deferral": {"max_turns": 2}}}, "deferral"),
-    ({"response_format": {"type": "json_object"}}, "deferral"),
+    ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "response_format"),
     ({"tools": [CODE], "tool_choice": "required"}, "tool_choice"),
     ({"tools": [{**CODE, "container": {"type": "auto", "file_ids": ["f"]}}]}, "tools[0].container.file_ids"),
     ({"tool_choice": allowed("required", {"type": "code_interpreter"})}, "tool_choice"),
@@ -263,6 +281,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"tools": TOOLS, "tool_choice": allowed("auto", {"type": "code_interpreter"})},
         "tool_choice.allowed_tools.tools[0]",
+    ),
+    (
+        {"tool_choice": allowed("auto", {"type": "mcp", "server_label": "x"})},
+        "tool_choice.allowed_tools.tools[0].server_label",
     ),
     (
         {"tool_choice": allowed("auto", {"type": "web_search"})},

@@ -200,7 +200,11 @@ async def test_background_response_with_both() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": allowed("required", {"type": "code_interpreter"})}, "tool_choice"),
     ({"tool_choice": allowed("auto", {"type": "function", "name": "rain"})}, "tool_choice.tools[0].name"),
-    ({"tool_choice": allowed("auto", {"type": "mcp", "server_label": "x"})}, "tool_choice.tools[0]"),
+    (
+        {"tool_choice": allowed("auto", {"type": "mcp", "server_label": "x"})},
+        "tool_choice.tools[0].server_label",
+    ),
+    ({"tool_choice": allowed("auto", {"type": "web_search"})}, "tool_choice.tools[0]"),
     (
         {"tools": TOOLS, "tool_choice": allowed("auto", {"type": "code_interpreter"})},
         "tool_choice.tools[0]",
@@ -209,7 +213,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"tool_choice": allowed("auto", WEATHER), "extra_body": {"deferral": {"max_turns": 2}}},
         "deferral",
     ),
-    ({"text": {"format": {"type": "json_object"}}}, "tools"),
+    ({"tools": TOOLS, "text": {"format": {"type": "json_object"}}}, "text.format"),
 ]
 
 
