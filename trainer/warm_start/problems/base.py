@@ -35,3 +35,8 @@ def tidy_terms(question: str) -> str:
     """Return ``x`` for ``1x``, and nothing for ``+ 0x``."""
     question = re.sub(r" [+-] 0(?:[xy](?:\^2)?|a_\{n-2\})?(?=[ $)|=.,])", "", question)
     return re.sub(r"(?<![\d.])1(?=[xyi]|a_)", "", question)
+
+
+def printed(answer: Answer) -> int | str:
+    """Return the answer as Python prints it."""
+    return answer if isinstance(answer, int) else str(answer)

@@ -13,7 +13,7 @@ from typing import Final
 
 from trainer.quickstart.problems.base import PlanBlock, PracticeProblem
 from trainer.warm_start.problems.algebra import ALGEBRA, expression
-from trainer.warm_start.problems.base import Answer, Kind, tidy_code, tidy_terms
+from trainer.warm_start.problems.base import Kind, printed, tidy_code, tidy_terms
 from trainer.warm_start.problems.counting import COUNTING
 from trainer.warm_start.problems.geometry import GEOMETRY
 from trainer.warm_start.problems.stories import STORIES
@@ -34,8 +34,4 @@ def word_problem(rng: Random) -> PracticeProblem:
     blocks = [PlanBlock(reason, tidy_code(code), name=name) for reason, code, name in plan]
     blocks[-1] = replace(blocks[-1], run=True)
     text = tidy_terms(question) + rng.choice(BOX_REQUESTS)
-    return PracticeProblem(f"word {kind.__name__}", text, _printed(answer), tuple(blocks), closing)
-
-
-def _printed(answer: Answer) -> int | str:
-    return answer if isinstance(answer, int) else str(answer)
+    return PracticeProblem(f"word {kind.__name__}", text, printed(answer), tuple(blocks), closing)
