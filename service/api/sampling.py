@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from service.api.errors import ApiError
 from service.api.structured_outputs import Structure, StructuredRequest
-from service.api.validation import Ignored, RequestModel, only
+from service.api.validation import Ignored, Label, RequestModel, only
 from service.engines.base import Engine, Sampling, unsupported
 
 MAX_STOPS = 16
@@ -74,7 +74,7 @@ class SamplingRequest(StructuredRequest):
     """llama.cpp's name of ``max_tokens``; -1 for no limit."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Transformers' name of ``max_tokens``."""
-    user: str | None = None
+    user: Label | None = None
 
     allowed_token_ids: Annotated[object, only([])] = None
     bad_words: Annotated[object, only([])] = None

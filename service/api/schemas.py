@@ -279,6 +279,13 @@ class DetokenizedObject(_Documented):
     prompt: str
 
 
+class TokenizerInfo(_Documented):
+    tokenizer_class: str
+    eos_token: str | None
+    bos_token: None
+    pad_token: None
+
+
 class ModelObject(_Documented):
     id: str
     object: Literal["model"]

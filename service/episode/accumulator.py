@@ -13,6 +13,8 @@ from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.events import (
     AnswerStarted,
+    CallClosed,
+    CallOpened,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -170,9 +172,15 @@ class ReplyAccumulator:
                 return self._begin_answer(ids, text)
             case Invoked(_, _, block):
                 self.pending.append(block)
+            case CallOpened():
+                return self._open_call()
+            case CallClosed():
+                return [] if self._tools is None else self._note(self._tools.close_call())
             case FlushStarted():
                 self.pending = []
                 self._held_marker = ""
+                if self._tools is not None and self._hidden_marker is not None:
+                    self._tools.drop_tag()
                 return self._end_reasoning()
             case FlushFinished(tool):
                 self.executed.append(tool)
@@ -236,6 +244,9 @@ class ReplyAccumulator:
 
     def _begin_answer(self, ids: Sequence[int], text: str) -> list[ReplyPart]:
         parts = [*self._release_marker(), *self._end_reasoning()]
+        if self._tools is not None:
+            parts += self._note(self._tools.end(cut_off=False))
+            self._tools = None
         self.observation_tokens += len(ids)
         self.ids += ids
         self._texts.append(text)
@@ -260,6 +271,12 @@ class ReplyAccumulator:
         marker, self._held_marker = self._held_marker, ""
         return self._insert(marker) if marker and not self.pending else []
 
+    def _open_call(self) -> list[ReplyPart]:
+        """Begin a call after its opening tag, which may have been held back as a marker."""
+        marker, self._held_marker = self._held_marker, ""
+        parts = self._insert(marker) if marker else []
+        return parts if self._tools is None else [*parts, *self._note(self._tools.open_call())]
+
     def _insert(self, text: str) -> list[ReplyPart]:
         if self._reasoning is None:
             return self._content(text)
@@ -275,10 +292,10 @@ class ReplyAccumulator:
     def _content(self, text: str) -> list[ReplyPart]:
         if not text:
             return []
-        if self._before_answer:
-            return [ReasoningDelta(text)]
         if self._tools is not None:
             return self._note(self._tools.feed(text))
+        if self._before_answer:
+            return [ReasoningDelta(text)]
         self._answer.add_text(text)
         return [TextDelta(text)]
 
@@ -287,6 +304,9 @@ class ReplyAccumulator:
         for event in events:
             if isinstance(event, TextDelta):
                 if not event.text:
+                    continue
+                if self._before_answer:
+                    parts.append(ReasoningDelta(event.text))
                     continue
                 self._answer.add_text(event.text)
             elif isinstance(event, ToolCallEnd):

@@ -105,6 +105,16 @@ class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`
 
 
 @dataclass(frozen=True, slots=True)
+class CallOpened:
+    """The text so far ends with the opening tag of a call of the client's functions. The call follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallClosed:
+    """The call ends here. Its text may turn out to be invalid."""
+
+
+@dataclass(frozen=True, slots=True)
 class Invoked:
     """A block became pending. It belongs to the upcoming flush ``tool_id``."""
 
@@ -164,6 +174,8 @@ class Finished:
 EpisodeEvent = (
     Sampled
     | StopStringHit
+    | CallOpened
+    | CallClosed
     | Invoked
     | FlushStarted
     | ToolCalled

@@ -102,7 +102,6 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
 def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     """The app around a runner. Its lifespan starts engine and sandbox, and stops them."""
     metrics, drain = Metrics(), Drain()
-    metrics.watch(runner.sandbox)
     tracer, close_tracer = open_tracer(settings.otel_endpoint, version("ih-grpo"))
     admission = Admission(
         settings.max_concurrent_episodes, settings.max_queued_episodes, settings.queue_timeout_s
@@ -121,6 +120,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         try:
+            metrics.watch(runner.sandbox)
             await responses.start()
             await runner.sandbox.start()
             await runner.engine.start()

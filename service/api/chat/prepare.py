@@ -15,18 +15,20 @@ from service.api.sampling import end_token_ids, sampling_of
 from service.api.state import EpisodeStream, Server
 from service.api.tools.choice import ForcedCall, force_call
 from service.api.tools.definitions import Functions
+from service.api.tools.history import is_current
 from service.api.tools.mcp import open_tools
+from service.deferral.call_span import CALL_CLOSE
 from service.deferral.code_request import asks_for_code
 from service.deferral.observation import OBSERVATION_SIGNS
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import TokenIds
 from service.deferral.scanner import FENCE
-from service.engines.base import EngineError, Sampling, Tokenizer
+from service.engines.base import EngineError, Sampling
 from service.episode.accumulator import ReplyAccumulator
-from service.episode.reasoning_parser import THINK_CLOSE, ReasoningParser, opens_thought
+from service.episode.reasoning_parser import ReasoningParser, opens_thought
 from service.episode.runner import EpisodeRunner
 from service.episode.thought_limit import ThoughtLimit, supports_thought_limit
-from service.episode.tool_parser import CALL_CLOSE, ToolCallParser
+from service.episode.tool_parser import ToolCallParser
 from service.tools.mcp.hub import SessionTools
 
 SHORT_CHARS: Final = 4000
@@ -73,13 +75,16 @@ class PreparedChat:
     def reply(self, *, strict_calls: bool, hidden_marker: str | None = None) -> ReplyAccumulator:
         """Return an accumulator for one reply; see `ReplyAccumulator`."""
         functions = [tool.function for tool in self.request.callable_tools]
-        check = Functions(functions).check if functions else None
+        tools: ToolCallParser | None = None
+        if functions:
+            check = Functions(functions).check
+            tools = ToolCallParser(check, strict=strict_calls, marked=self.request.deferred)
         return ReplyAccumulator(
             self.runner.engine.tokenizer,
             self.runner.endings,
             prefix=self.prefix,
             reasoning=ReasoningParser(self.prompt_end),
-            tools=None if check is None else ToolCallParser(check, strict=strict_calls),
+            tools=tools,
             hidden_marker=hidden_marker,
             separate_answer=self._answer_lead is not None,
         )
@@ -103,7 +108,13 @@ class PreparedChat:
                 stops.append(CALL_CLOSE)
             return runner.complete(self.prompt_ids, sampling, stop=stops, thought=self._thought_limit())
         return runner.run(
-            runner.start(self.prompt_ids, self.policy, code_is_answer=self.code_is_answer),
+            runner.start(
+                self.prompt_ids,
+                self.policy,
+                code_is_answer=self.code_is_answer,
+                functions=[tool.function.name for tool in request.callable_tools],
+                parallel_calls=request.parallel_tool_calls is not False,
+            ),
             sampling,
             episode_id=f"exec_{self.id.removeprefix('chatcmpl-')}_{index}",
             eager=request.deferral.eager is not False,
@@ -296,13 +307,6 @@ def _code_is_answer(request: ChatRequest) -> bool:
     return asks_for_code(request.messages[last].content or "", after_code=showed_code)
 
 
-def _is_current(ids: Sequence[int], content: str, tokenizer: Tokenizer) -> bool:
-    """Return whether stored ids decode to ``content``; they don't after a change of the model."""
-    if not all(0 <= token < tokenizer.vocab_size for token in ids):
-        return False
-    return tokenizer.decode(ids).strip() == content.rpartition(THINK_CLOSE)[2].strip()
-
-
 async def render_prompt(
     server: Server,
     request: ChatRequest,
@@ -316,13 +320,16 @@ async def render_prompt(
     """
     turns = [message.as_turn() for message in request.messages]
     for index, ids in (proven or {}).items():
-        if _is_current(ids, request.messages[index].content or "", server.engine.tokenizer):
+        message = request.messages[index]
+        names = [call.function.name for call in message.tool_calls or ()]
+        if is_current(ids, message.content or "", names, server.engine.tokenizer):
             turns[index]["content"] = [TokenIds(tuple(ids))]
+            turns[index].pop("tool_calls", None)  # the ids contain the calls
     tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
     render = partial(
         server.runner.render,
         turns,
-        deferral=request.deferred,
+        deferral=request.runs_code,
         thinking=_thinks(server, request),
         tools=tools,
         continue_final=bool(request.continue_final_message),
@@ -334,8 +341,8 @@ async def render_prompt(
     except (ValueError, EngineError) as error:
         raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
     except RecursionError:
-        why = "'messages': a tool or the arguments of a call are nested too deeply."
-        raise ApiError(400, why, param="messages", code="invalid_value") from None
+        reason = "'messages': a tool or the arguments of a call are nested too deeply."
+        raise ApiError(400, reason, param="messages", code="invalid_value") from None
 
 
 def _above(param: str, ceiling: float) -> ApiError:

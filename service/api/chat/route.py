@@ -19,6 +19,7 @@ from service.api.schemas import COMPLETION
 from service.api.sse import until_disconnect
 from service.api.state import CurrentReplies, CurrentServer, Owner
 from service.api.telemetry.tracing import Attributes
+from service.api.tools.history import reply_key
 from service.api.validation import report_ignored
 from service.common.json import Json, JsonResponse, dumps
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
@@ -48,8 +49,10 @@ async def _store_choices(
     store: ReplyStore, owner: str, chat: PreparedChat, choices: Sequence[ChoiceBuilder]
 ) -> None:
     for choice in choices:
-        if choice.reply.executed and (content := choice.message()["content"]):
-            await store_reply(store, owner, str(content), choice.reply.ids, chat.server.engine.tokenizer)
+        calls = choice.calls if chat.request.deferred else []
+        if choice.reply.executed or calls:
+            key = reply_key(choice.content, calls)
+            await store_reply(store, owner, key, choice.reply.ids, chat.server.engine.tokenizer)
 
 
 async def _complete(chat: PreparedChat, store: _Store) -> Json:

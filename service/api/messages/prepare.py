@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from service.api.chat.history import find_replies
 from service.api.chat.prepare import PreparedChat, effective_policy, prepare, render_prompt
-from service.api.chat.request import ChatRequest, DeferralOptions
+from service.api.chat.request import ChatRequest, DeferralOptions, Message
 from service.api.errors import ApiError, api_error_of
 from service.api.messages.output import MessageBuilder
 from service.api.messages.request import (
@@ -30,6 +30,7 @@ from service.api.messages.request import (
 from service.api.seal import Seal
 from service.api.state import Server
 from service.api.tools.choice import force_call
+from service.api.tools.history import reply_key
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.deferral.observation import executed_text
@@ -66,7 +67,7 @@ class PreparedMessage:
     def builder(self) -> MessageBuilder:
         """Return a builder for this message."""
         chat, request = self.chat, self.request
-        marker = chat.policy.marker if request.runs_code else None
+        marker = chat.policy.marker if chat.request.deferred else None
         return MessageBuilder(
             self.id,
             request.model,
@@ -78,8 +79,8 @@ class PreparedMessage:
             stops=request.stop_sequences or (),
         )
 
-    def reply_text(self, content: Sequence[Json]) -> str:
-        """Return the text of the reply with the blocks ``content``, as `MessageConverter` builds it."""
+    def reply_key(self, content: Sequence[Json]) -> str:
+        """Return the lookup key of the reply with the blocks ``content``; see `reply_key`."""
         chat = self.chat
         converter = MessageConverter(
             chat.server.engine.tokenizer,
@@ -90,7 +91,8 @@ class PreparedMessage:
         )
         message = InputMessage.model_validate({"role": "assistant", "content": content})
         converter.add([message])
-        return str(converter.messages[0]["content"])
+        reply = Message.model_validate(converter.messages[0])
+        return reply_key(reply.content or "", reply.earlier_calls())
 
 
 async def prepare_message(

@@ -92,12 +92,12 @@ async def _events(
             for event in [*first, *builder.add(episode_event)]:
                 yield event
             first = []
-            if isinstance(episode_event, Finished) and builder.reply.executed:
+            reply = builder.reply
+            has_calls = chat.request.deferred and reply.finished_calls
+            if isinstance(episode_event, Finished) and (reply.executed or has_calls):
                 # Before the client can send the reply back.
-                content = prepared.reply_text(builder.content)
-                await store_reply(
-                    store, prepared.owner, content, builder.reply.ids, chat.server.engine.tokenizer
-                )
+                key = prepared.reply_key(builder.content)
+                await store_reply(store, prepared.owner, key, reply.ids, chat.server.engine.tokenizer)
     for event in builder.end():
         yield event
 

@@ -248,6 +248,9 @@ class StoredReply:
 
     ids: tuple[int, ...]
     text: str
+    items: tuple[InputItem, ...] = ()
+    """The reply as output items if it calls functions. They name its calls, and take its place if the ids
+    can't be used."""
 
 
 class Conversation:
@@ -278,7 +281,10 @@ class Conversation:
 
     def add_reply(self, reply: StoredReply) -> None:
         """Add an earlier reply with its sampled tokens."""
-        self.add_message("assistant", reply.text)
+        if reply.items:
+            self.add(reply.items)
+        else:
+            self.add_message("assistant", reply.text)
         self.proven[len(self.messages) - 1] = without_thought(reply.ids, self._tokenizer)
 
     def add(self, items: Iterable[InputItem | StoredReply]) -> None:
@@ -290,6 +296,7 @@ class Conversation:
     def _add(self, item: InputItem | StoredReply) -> None:
         match item:
             case StoredReply():
+                self._end_reply()
                 self.add_reply(item)
             case MessageItem(role="assistant"):
                 self._text.append(item.content)

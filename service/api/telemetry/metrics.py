@@ -94,6 +94,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._runners: _RunnerCollector | None = None
         self.requests = self._counter("requests", "HTTP requests, by route and status.", "route", "status")
         self.request_s = self._histogram("request_seconds", "Seconds a request took, by route.", "route")
         self.refused = self._counter("refused", "Requests rejected by a limit, by its name.", "limit")
@@ -150,9 +151,10 @@ class Metrics:
         )
 
     def watch(self, sandbox: Sandbox) -> None:
-        """Export the state of each runner if ``sandbox`` is a client of runners."""
-        if isinstance(sandbox, _HasRunners):
-            self.registry.register(_RunnerCollector(sandbox.runners))
+        """Export the state of each runner if ``sandbox`` is their client. Later calls have no effect."""
+        if self._runners is None and isinstance(sandbox, _HasRunners):
+            self._runners = _RunnerCollector(sandbox.runners)
+            self.registry.register(self._runners)
 
     def observe(self, event: EpisodeEvent) -> None:
         """Count one event of an episode."""

@@ -131,7 +131,7 @@ class Freezer:
         try:
             if not self._proven:
                 await self._prove(cgroup)
-            self._tell_guard("+", cgroup)
+            self._report_to_guard("+", cgroup)
         except OSError as error:
             self._disable(f"{cgroup.state_file}: {error.strerror or error}")
         return cgroup if self.unavailable is None else None
@@ -140,7 +140,7 @@ class Freezer:
         """Forget a container that is being removed."""
         if self._guard is not None:
             with contextlib.suppress(OSError):
-                self._tell_guard("-", cgroup)
+                self._report_to_guard("-", cgroup)
 
     def thaw(self, container: str) -> None:
         """Thaw a container of any owner, so that it can be removed. Never raises."""
@@ -175,8 +175,8 @@ class Freezer:
             consequence="between two runs code is stopped with SIGSTOP instead",
         )
 
-    def _tell_guard(self, sign: str, cgroup: FreezerCgroup) -> None:
-        """Tell the guard process which containers to thaw.
+    def _report_to_guard(self, sign: str, cgroup: FreezerCgroup) -> None:
+        """Report to the guard process that a container exists (+) or is removed (-).
 
         Raises:
             OSError: it has ended or does not read.

@@ -376,7 +376,6 @@ async def test_input_in_the_history_may_be_text(written: Any, read: Any) -> None
         ({"tools": [{"name": "f g", "input_schema": {}}]}, 400, "tools[0].name"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools[0]"),
         ({"tools": [WEATHER, WEATHER]}, 400, "tools"),
-        ({"tools": [WEATHER, *CODE_TOOL]}, 400, "tools"),
         ({"tool_choice": {"type": "any"}}, 400, "tool_choice"),
         ({"tool_choice": "any"}, 400, "tool_choice"),
         ({"tool_choice": {"type": "tool"}, "tools": [WEATHER]}, 400, "tool_choice.name"),

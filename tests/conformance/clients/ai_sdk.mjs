@@ -42,6 +42,18 @@ const features = {
     assert.equal(text, hello);
   },
   "own functions": () => converse(chat),
+  "functions and code": async () => {
+    const code_interpreter = openai.tools.codeInterpreter({});
+    const { text, steps } = await generateText({
+      model: responses,
+      tools: { ...tools, code_interpreter },
+      stopWhen,
+      prompt: "What is 6 * 7 and the weather?",
+    });
+    assert.match(text, /It is sunny in Paris, and the answer is \\boxed\{42\}\.$/);
+    const called = steps.flatMap((step) => step.toolCalls.map((call) => call.toolName));
+    assert.deepEqual(called, ["code_interpreter", "get_weather", "code_interpreter"]);
+  },
   "JSON by schema": async () => {
     for (const model of [chat, responses]) {
       const { object } = await generateObject({ model, schema: place, prompt: "JSON please" });

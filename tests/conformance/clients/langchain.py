@@ -49,6 +49,19 @@ def _streamed(able: object, question: HumanMessage) -> object:
     return whole
 
 
+@feature("functions and code")
+def functions_and_code() -> None:
+    code = {"type": "code_interpreter", "container": {"type": "auto"}}
+    able = ChatOpenAI(base_url=BASE_URL, api_key=KEY, model=MODEL, max_retries=0, use_responses_api=True)
+    for bound in (able.bind_tools([WEATHER, code]), model.bind(tools=[WEATHER, code])):
+        messages = [HumanMessage("What is 6 * 7 and the weather?")]
+        while (reply := bound.invoke(messages)).tool_calls:
+            [call] = reply.tool_calls
+            messages += [reply, ToolMessage("sunny in Paris", tool_call_id=call["id"])]
+        assert reply.text.endswith("It is sunny in Paris, and the answer is \\boxed{42}.")
+        assert len(messages) == 3
+
+
 @feature("JSON by schema")
 def structured() -> None:
     able = model.with_structured_output({"title": "place", **PLACE_SCHEMA}, method="json_schema", strict=True)

@@ -166,7 +166,7 @@ async def test_a_session_that_was_only_announced_survives_its_runner(tmp_path: P
 
 @dataclass
 class RunnerProcess:
-    """A runner with a fake sandbox, in a process of its own."""
+    """A runner with a fake sandbox, in a separate process."""
 
     address: str
     process: asyncio.subprocess.Process
@@ -303,7 +303,7 @@ async def test_runners_that_are_killed_hang_or_are_full(network: Network, tmp_pa
 
 
 async def hold_on(client: RunnerClient, runner: RunnerProcess) -> list[RunnerSession]:
-    """Fill ``runner`` with sessions of a client of its own."""
+    """Fill ``runner`` with sessions of another client."""
     own = RunnerClient(RunnerClientSettings((runner.address,), TOKEN))
     sessions = await hold(own, 1)
     await until(lambda: status_of(client, runner).load >= 1)
