@@ -273,7 +273,7 @@ class RunParts:
 
     config: TrainConfig
     settings: RolloutSettings
-    """How episodes are run."""
+    """Settings of the episodes."""
     tokenizer: Tokenizer
     worker: RolloutWorker
     """Started in ``loop``."""
