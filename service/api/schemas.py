@@ -291,6 +291,12 @@ class ModelObject(_Documented):
     object: Literal["model"]
     created: int
     owned_by: str
+    type: Literal["model"]
+    """Of Anthropic's API, like the next four fields."""
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    max_input_tokens: int
     context_length: int
     deferral: dict[str, Any]
     """Deferral policy that the checkpoint was trained with."""
@@ -301,6 +307,10 @@ class ModelObject(_Documented):
 class ModelList(_Documented):
     object: Literal["list"]
     data: list[ModelObject]
+    first_id: str
+    """Of Anthropic's API, like the next two fields."""
+    last_id: str
+    has_more: Literal[False]
 
 
 class Readiness(_Documented):
