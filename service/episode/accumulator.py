@@ -13,6 +13,8 @@ from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.events import (
     AnswerStarted,
+    CallClosed,
+    CallOpened,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -129,6 +131,8 @@ class ReplyAccumulator:
         """Complete calls of the client's functions."""
         self.outcome: Outcome | None = None
         """Set at the end."""
+        self.stop_string: str | None = None
+        """The stop string that ended the reply."""
         self.final_answer: str | None = None
         """Set at the end; see `FinalAnswer`."""
         self._endings = endings
@@ -159,17 +163,24 @@ class ReplyAccumulator:
         match event:
             case Sampled(chunk):
                 return self._add_sampled(chunk)
-            case StopStringHit(ids):
+            case StopStringHit(ids, text):
                 self.sampled_tokens += len(ids)
+                self.stop_string = text
             case Observed(ids, text):
                 return self._add_observation(ids, text)
             case AnswerStarted(ids, text):
                 return self._begin_answer(ids, text)
             case Invoked(_, _, block):
                 self.pending.append(block)
+            case CallOpened():
+                return self._open_call()
+            case CallClosed():
+                return [] if self._tools is None else self._note(self._tools.close_call())
             case FlushStarted():
                 self.pending = []
                 self._held_marker = ""
+                if self._tools is not None and self._hidden_marker is not None:
+                    self._tools.drop_tag()
                 return self._end_reasoning()
             case FlushFinished(tool):
                 self.executed.append(tool)
@@ -233,6 +244,9 @@ class ReplyAccumulator:
 
     def _begin_answer(self, ids: Sequence[int], text: str) -> list[ReplyPart]:
         parts = [*self._release_marker(), *self._end_reasoning()]
+        if self._tools is not None:
+            parts += self._note(self._tools.end(cut_off=False))
+            self._tools = None
         self.observation_tokens += len(ids)
         self.ids += ids
         self._texts.append(text)
@@ -257,6 +271,12 @@ class ReplyAccumulator:
         marker, self._held_marker = self._held_marker, ""
         return self._insert(marker) if marker and not self.pending else []
 
+    def _open_call(self) -> list[ReplyPart]:
+        """Begin a call after its opening tag, which may have been held back as a marker."""
+        marker, self._held_marker = self._held_marker, ""
+        parts = self._insert(marker) if marker else []
+        return parts if self._tools is None else [*parts, *self._note(self._tools.open_call())]
+
     def _insert(self, text: str) -> list[ReplyPart]:
         if self._reasoning is None:
             return self._content(text)
@@ -272,10 +292,10 @@ class ReplyAccumulator:
     def _content(self, text: str) -> list[ReplyPart]:
         if not text:
             return []
-        if self._before_answer:
-            return [ReasoningDelta(text)]
         if self._tools is not None:
             return self._note(self._tools.feed(text))
+        if self._before_answer:
+            return [ReasoningDelta(text)]
         self._answer.add_text(text)
         return [TextDelta(text)]
 
@@ -284,6 +304,9 @@ class ReplyAccumulator:
         for event in events:
             if isinstance(event, TextDelta):
                 if not event.text:
+                    continue
+                if self._before_answer:
+                    parts.append(ReasoningDelta(event.text))
                     continue
                 self._answer.add_text(event.text)
             elif isinstance(event, ToolCallEnd):

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
 from service.sandbox.base import EagerFallback, Status
+
+CallStatus = Literal["running", "ok", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeToolCall:
+    """A call of a tool by code. Times are Unix seconds."""
+
+    id: str
+    name: str
+    """Name of the tool in Python."""
+    arguments: dict[str, object]
+    read_only: bool
+    started_at: float
+    finished_at: float | None = None
+    """None while the tool runs, or if the code ended before it did."""
+    status: CallStatus = "running"
+    output: object = None
+    """The result, a JSON value, if the call succeeded."""
+    error: str | None = None
+    """The message, if it failed."""
+
+    @property
+    def took_effect(self) -> bool:
+        """Whether the call changed something, or may have: it was not seen to fail."""
+        return not self.read_only and self.status != "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +89,8 @@ class ExecutedTool:
     """Party that requested the flush. The delay rate counts only the model's flushes."""
     eager_fallback: EagerFallback | None = None
     """Reason why the blocks ran at the flush although eager execution was on."""
+    calls: tuple[CodeToolCall, ...] = ()
+    """Tools that the code called, in order."""
 
     @property
     def hidden_ms(self) -> float:
@@ -74,6 +102,16 @@ class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`
     """Tokens that the model sampled, or that were forced in its place (`TokenChunk.is_forced`)."""
 
     chunk: TokenChunk
+
+
+@dataclass(frozen=True, slots=True)
+class CallOpened:
+    """The text so far ends with the opening tag of a call of the client's functions. The call follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallClosed:
+    """The call ends here. Its text may turn out to be invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +140,13 @@ class FlushFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """Code called a tool, before or during the flush, or the call ended: then with its result."""
+
+    call: CodeToolCall
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Tokens that were appended for the model to read."""
 
@@ -127,5 +172,15 @@ class Finished:
 
 
 EpisodeEvent = (
-    Sampled | StopStringHit | Invoked | FlushStarted | FlushFinished | Observed | AnswerStarted | Finished
+    Sampled
+    | StopStringHit
+    | CallOpened
+    | CallClosed
+    | Invoked
+    | FlushStarted
+    | ToolCalled
+    | FlushFinished
+    | Observed
+    | AnswerStarted
+    | Finished
 )

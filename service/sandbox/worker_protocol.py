@@ -4,8 +4,10 @@ A frame is a u32 length (big endian) followed by that many bytes of JSON. Everyt
 untrusted: sizes are bounded before anything is read, only JSON is parsed, and a frame that does not match the
 schema is a ``FrameError``, after which the worker is destroyed.
 
-The pool sends ``open`` (with the session's limits), ``invoke`` (with a block) and ``flush``. The worker sends
-``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits.
+The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
+worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
+``open`` asks for it, ``Settled`` follows each result. If the session has tools, the worker also sends
+``ToolCall``, each of which is answered with ``tool_result``.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from service.sandbox.base import EagerFallback, ExecutionResult, SandboxError
+from service.tools.base import MAX_ARGUMENT_BYTES
 
 MAX_FRAME_BYTES = 1 << 20
 """Largest frame that a worker may send, in bytes."""
@@ -92,8 +95,27 @@ class Result(_Frame):
         )
 
 
-WorkerFrame = Annotated[Ready | Fatal | Result, Field(discriminator="op")]
-_worker_frame: TypeAdapter[Ready | Fatal | Result] = TypeAdapter(WorkerFrame)
+class Settled(_Frame):
+    """After a result: the next checkpoint exists and all processes of the code are stopped."""
+
+    op: Literal["settled"]
+
+
+class ToolCall(_Frame):
+    """Code called a tool."""
+
+    op: Literal["tool_call"]
+    id: int = Field(ge=1)
+    attempt: Literal[1, 2]
+    """2 if the blocks of the flush run again as one script."""
+    name: str = Field(max_length=256)
+    arguments: Text = Field(max_length=MAX_ARGUMENT_BYTES)
+    """JSON, as the code wrote it: neither parsed nor validated yet."""
+
+
+AnyFrame = Ready | Fatal | Result | Settled | ToolCall
+WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]
+_worker_frame: TypeAdapter[AnyFrame] = TypeAdapter(WorkerFrame)
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -102,7 +124,7 @@ def encode(message: dict[str, Any]) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-async def read_frame(reader: ByteReader) -> Ready | Fatal | Result:
+async def read_frame(reader: ByteReader) -> AnyFrame:
     """Read and validate the next frame.
 
     Raises:
@@ -161,20 +183,29 @@ class SandboxWorker(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def freezable(self) -> bool:
+        """Whether ``freeze`` has an effect."""
+        ...
+
     async def send(self, message: dict[str, Any]) -> None:
-        """Send a frame.
+        """Send a frame. A frozen worker continues.
 
         Raises:
             SandboxError: the worker is gone.
         """
         ...
 
-    async def receive(self) -> Ready | Result:
+    async def receive(self) -> Ready | Result | Settled | ToolCall:
         """Receive the next frame.
 
         Raises:
             SandboxError: the worker is gone, reported a fatal error, or sent an invalid frame.
         """
+        ...
+
+    def freeze(self) -> None:
+        """Stop all processes until the next ``send``. Never raises."""
         ...
 
     def close(self) -> None:
@@ -187,7 +218,9 @@ class SandboxWorker(Protocol):
 
 
 class Channel:
-    """Base of all workers: frames over a pair of asyncio streams."""
+    """Base of all workers: frames over a pair of asyncio streams. It can't be frozen."""
+
+    freezable = False
 
     def __init__(self, name: str, reader: ByteReader, writer: asyncio.StreamWriter) -> None:
         self.name = name
@@ -201,7 +234,7 @@ class Channel:
         except (OSError, RuntimeError) as error:
             raise SandboxError(f"worker {self.name} is gone: {error}") from error
 
-    async def receive(self) -> Ready | Result:
+    async def receive(self) -> Ready | Result | Settled | ToolCall:
         try:
             frame = await read_frame(self._reader)
         except (FrameError, EOFError, OSError) as error:
@@ -209,6 +242,9 @@ class Channel:
         if isinstance(frame, Fatal):
             raise SandboxError(f"worker {self.name} failed: {frame.reason}")
         return frame
+
+    def freeze(self) -> None:
+        pass
 
     def close(self) -> None:
         self._writer.close()

@@ -23,12 +23,14 @@ pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).with_name("clients")
 FEATURES = (
-    *("chat", "streaming", "deferred code", "own functions", "JSON by schema"),
-    *("thinking", "log-probabilities", "text completions", "errors", "Responses API"),
+    *("chat", "streaming", "deferred code", "own functions", "functions and code", "JSON by schema"),
+    *("thinking", "log-probabilities", "text completions", "errors", "Responses API", "Messages API"),
 )
 CLIENTS = {
     "openai_python.py": ("OpenAI SDK for Python", "openai"),
     "openai_javascript.mjs": ("OpenAI SDK for JavaScript", "npm:openai"),
+    "anthropic_python.py": ("Anthropic SDK for Python", "anthropic"),
+    "anthropic_javascript.mjs": ("Anthropic SDK for JavaScript", "npm:@anthropic-ai/sdk"),
     "ai_sdk.mjs": ("Vercel AI SDK", "npm:ai"),
     "langchain.py": ("LangChain for Python, `ChatOpenAI`", "langchain-openai"),
     "langchain_javascript.mjs": ("LangChain for JavaScript, `ChatOpenAI`", "npm:@langchain/openai"),

@@ -9,23 +9,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from service.api.chat.request import ChatRequest
+from service.api.chat.request import ChatRequest, DeferralOptions
 from service.api.errors import ApiError
 from service.api.sampling import end_token_ids, sampling_of
 from service.api.state import EpisodeStream, Server
 from service.api.tools.choice import ForcedCall, force_call
 from service.api.tools.definitions import Functions
+from service.api.tools.history import is_current
+from service.api.tools.mcp import open_tools
+from service.deferral.call_span import CALL_CLOSE
 from service.deferral.code_request import asks_for_code
 from service.deferral.observation import OBSERVATION_SIGNS
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import TokenIds
 from service.deferral.scanner import FENCE
-from service.engines.base import EngineError, Sampling, Tokenizer
+from service.engines.base import EngineError, Sampling
 from service.episode.accumulator import ReplyAccumulator
-from service.episode.reasoning_parser import THINK_CLOSE, ReasoningParser, opens_thought
+from service.episode.reasoning_parser import ReasoningParser, opens_thought
 from service.episode.runner import EpisodeRunner
 from service.episode.thought_limit import ThoughtLimit, supports_thought_limit
-from service.episode.tool_parser import CALL_CLOSE, ToolCallParser
+from service.episode.tool_parser import ToolCallParser
+from service.tools.mcp.hub import SessionTools
 
 SHORT_CHARS: Final = 4000
 """Longest request that is tokenized on the event loop, in characters. It takes a millisecond or two, less
@@ -58,6 +62,8 @@ class PreparedChat:
     """The reply may begin with a thought."""
     ignored: tuple[str, ...] = ()
     """Fields of the request without effect on this model."""
+    code_tools: SessionTools | None = None
+    """Tools that code may call."""
 
     @property
     def schema_param(self) -> str | None:
@@ -69,16 +75,24 @@ class PreparedChat:
     def reply(self, *, strict_calls: bool, hidden_marker: str | None = None) -> ReplyAccumulator:
         """Return an accumulator for one reply; see `ReplyAccumulator`."""
         functions = [tool.function for tool in self.request.callable_tools]
-        check = Functions(functions).check if functions else None
+        tools: ToolCallParser | None = None
+        if functions:
+            check = Functions(functions).check
+            tools = ToolCallParser(check, strict=strict_calls, marked=self.request.deferred)
         return ReplyAccumulator(
             self.runner.engine.tokenizer,
             self.runner.endings,
             prefix=self.prefix,
             reasoning=ReasoningParser(self.prompt_end),
-            tools=None if check is None else ToolCallParser(check, strict=strict_calls),
+            tools=tools,
             hidden_marker=hidden_marker,
             separate_answer=self._answer_lead is not None,
         )
+
+    async def close(self) -> None:
+        """Close the connections to tools."""
+        if self.code_tools is not None:
+            await self.code_tools.close()
 
     def episodes(self) -> list[EpisodeStream]:
         """Return one stream of events per choice, each with its own seed."""
@@ -94,7 +108,13 @@ class PreparedChat:
                 stops.append(CALL_CLOSE)
             return runner.complete(self.prompt_ids, sampling, stop=stops, thought=self._thought_limit())
         return runner.run(
-            runner.start(self.prompt_ids, self.policy, code_is_answer=self.code_is_answer),
+            runner.start(
+                self.prompt_ids,
+                self.policy,
+                code_is_answer=self.code_is_answer,
+                functions=[tool.function.name for tool in request.callable_tools],
+                parallel_calls=request.parallel_tool_calls is not False,
+            ),
             sampling,
             episode_id=f"exec_{self.id.removeprefix('chatcmpl-')}_{index}",
             eager=request.deferral.eager is not False,
@@ -102,6 +122,8 @@ class PreparedChat:
             stop=stops,
             thought=self._thought_limit(),
             answer=self._answer_lead,
+            tools=self.code_tools,
+            tool_wait_s=self.server.settings.tool_wait_s,
         )
 
     def _thought_limit(self) -> ThoughtLimit | None:
@@ -127,11 +149,36 @@ class PreparedChat:
 async def prepare(
     server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
 ) -> PreparedChat:
-    """Prepare ``request`` to run on ``server``.
+    """Prepare ``request`` to run on ``server``, and connect to its MCP servers.
+
+    Raises:
+        ApiError: as `prepare_with`; 400 or 424 for an MCP server that can't be used.
+    """
+    server.check_model(request.model)
+    if (conflict := request.conflict) is not None:
+        param, why = conflict
+        raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
+    tools = await open_tools(server.mcp, request.mcp_tools) if request.deferred else None
+    try:
+        return await prepare_with(server, request, tools, proven)
+    except BaseException:
+        if tools is not None:
+            await tools.close()
+        raise
+
+
+async def prepare_with(
+    server: Server,
+    request: ChatRequest,
+    tools: SessionTools | None,
+    proven: Mapping[int, Sequence[int]] | None = None,
+) -> PreparedChat:
+    """Prepare ``request`` to run on ``server`` with ``tools`` for its code.
 
     Args:
         server: the running server.
         request: the request as it was sent.
+        tools: tools that code may call. The caller closes them if this fails.
         proven: token ids of the messages that are replies of this server, by index; see
             `service.store.replies`. All other messages are encoded as plain text.
 
@@ -145,9 +192,9 @@ async def prepare(
     if (conflict := request.conflict) is not None:
         param, why = conflict
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
-    policy = _policy(server, request)
+    policy = effective_policy(server, request.deferral)
     forced = force_call(request.tool_choice, request.callable_tools) if request.forces_call else None
-    prompt_ids = await render_prompt(server, request, proven)
+    prompt_ids = await render_prompt(server, request, proven, tools)
     prompt_end = server.engine.tokenizer.decode(prompt_ids[-8:])
     thinks = _thinks(server, request) or opens_thought(prompt_end)
     _check_thought(server, request, prompt_end, thinks=thinks)
@@ -180,6 +227,7 @@ async def prepare(
         code_is_answer=policy.unflushed == "run" and _code_is_answer(request),
         thinks=thinks,
         ignored=tuple(_ignored(server, request, thinks=thinks)),
+        code_tools=tools,
     )
 
 
@@ -228,9 +276,13 @@ def _constrained(sampling: Sampling, forced: ForcedCall | None, server: Server) 
     return replace(sampling, json_schema=forced.schema)
 
 
-def _policy(server: Server, request: ChatRequest) -> DeferralPolicy:
-    """Return the checkpoint's policy with the client's options, up to the operator's limits."""
-    own, options = server.runner.policy, request.deferral
+def effective_policy(server: Server, options: DeferralOptions) -> DeferralPolicy:
+    """Return the checkpoint's policy with the client's options, up to the operator's limits.
+
+    Raises:
+        ApiError: 400 for an option above its limit.
+    """
+    own = server.runner.policy
     changed: dict[str, object] = {}
     for name in ("max_turns", "run_limit_s", "max_output_tokens"):
         default, asked = getattr(own, name), getattr(options, name)
@@ -255,15 +307,11 @@ def _code_is_answer(request: ChatRequest) -> bool:
     return asks_for_code(request.messages[last].content or "", after_code=showed_code)
 
 
-def _is_current(ids: Sequence[int], content: str, tokenizer: Tokenizer) -> bool:
-    """Return whether stored ids decode to ``content``; they don't after a change of the model."""
-    if not all(0 <= token < tokenizer.vocab_size for token in ids):
-        return False
-    return tokenizer.decode(ids).strip() == content.rpartition(THINK_CLOSE)[2].strip()
-
-
 async def render_prompt(
-    server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
+    server: Server,
+    request: ChatRequest,
+    proven: Mapping[int, Sequence[int]] | None = None,
+    code_tools: SessionTools | None = None,
 ) -> list[int]:
     """Return the prompt ids of ``request``; for ``proven`` see `prepare`.
 
@@ -272,22 +320,29 @@ async def render_prompt(
     """
     turns = [message.as_turn() for message in request.messages]
     for index, ids in (proven or {}).items():
-        if _is_current(ids, request.messages[index].content or "", server.engine.tokenizer):
+        message = request.messages[index]
+        names = [call.function.name for call in message.tool_calls or ()]
+        if is_current(ids, message.content or "", names, server.engine.tokenizer):
             turns[index]["content"] = [TokenIds(tuple(ids))]
+            turns[index].pop("tool_calls", None)  # the ids contain the calls
     tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
     render = partial(
         server.runner.render,
         turns,
-        deferral=request.deferred,
+        deferral=request.runs_code,
         thinking=_thinks(server, request),
         tools=tools,
         continue_final=bool(request.continue_final_message),
+        code_tools=() if code_tools is None else code_tools.specs,
     )
-    size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
     try:
+        size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
         return render() if size <= SHORT_CHARS else await asyncio.to_thread(render)
     except (ValueError, EngineError) as error:
         raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
+    except RecursionError:
+        message = "'messages': a tool or the arguments of a call are nested too deeply."
+        raise ApiError(400, message, param="messages", code="invalid_value") from None
 
 
 def _above(param: str, ceiling: float) -> ApiError:

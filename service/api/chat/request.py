@@ -10,7 +10,19 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from service.api.sampling import EFFORT_TOKENS, SamplingRequest, TokenBudget, enables_thinking
-from service.api.tools.definitions import FunctionTool, NamedChoice, Tool, ToolChoice
+from service.api.tools.definitions import (
+    AllowedChoice,
+    AllowedCode,
+    AllowedServer,
+    AllowedToolList,
+    CodeInterpreterTool,
+    FunctionTool,
+    NamedChoice,
+    Tool,
+    ToolChoice,
+)
+from service.api.tools.history import EarlierCall
+from service.api.tools.mcp import McpTool, check_labels
 from service.api.validation import Ignored, Label, OptionalContent, RequestModel, Strict, invalid, only
 from service.episode.tool_parser import loads
 
@@ -101,6 +113,13 @@ class Message(RequestModel):
             raise invalid("only assistant messages may have 'tool_calls'", ".tool_calls")
         return self
 
+    def earlier_calls(self) -> list[EarlierCall]:
+        """Return the calls of this reply."""
+        return [
+            EarlierCall(call.id, call.function.name, call.function.arguments)
+            for call in self.tool_calls or ()
+        ]
+
     def as_turn(self) -> dict[str, object]:
         """Return the turn in the chat template's form."""
         turn: dict[str, object] = {
@@ -182,8 +201,9 @@ class DeferralOptions(Strict):
 
     enabled: bool | None = None
     """False for generation without code execution: the marker is a token like any other. Default: true,
-    except in requests with ``tools`` or with a constraint on the reply such as ``response_format``. With
-    true and a constraint, the constraint applies to a final answer after the code has run."""
+    except in requests with a constraint on the reply such as ``response_format``, or with functions but no
+    ``code_interpreter`` in ``tools``. With true and a constraint, the constraint applies to a final answer
+    after the code has run."""
     eager: bool | None = None
     """Start a block in the background as soon as it is written; its output still waits for the marker.
     Default: true."""
@@ -202,6 +222,13 @@ class DeferralOptions(Strict):
         if self.enabled is False and given:
             raise invalid(f"'{given[0]}' configures code execution, but 'enabled' is false")
         return self
+
+
+_NO_FUNCTION: Final = {
+    False: "'tools' contains no function to call",
+    True: "the model decides when code runs, so a run can't be required, and there is no function to call",
+}
+"""Errors for a required call, by whether the model may run code."""
 
 
 class ChatRequest(SamplingRequest):
@@ -260,11 +287,15 @@ class ChatRequest(SamplingRequest):
     def _together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise invalid("it needs 'logprobs' to be true", ".top_logprobs")
+        check_labels(self.tools or ())
+        if self.deferral.enabled is False and self.offers_code:
+            raise invalid("it is false, but 'tools' contains a code_interpreter", ".deferral.enabled")
         names = [tool.function.name for tool in self.functions_offered]
         if len(names) != len(set(names)):
             raise invalid("two functions have the same name", ".tools")
-        if self.forces_call and not names:
-            raise invalid("'tools' contains no function to call", ".tool_choice")
+        self._check_allowed(names)
+        if self.forces_call and not self.callable_tools:
+            raise invalid(_NO_FUNCTION[self.offers_code], ".tool_choice")
         if isinstance(self.tool_choice, NamedChoice) and self.tool_choice.function.name not in names:
             name = self.tool_choice.function.name
             raise invalid(f"it names {name!r}, which is not in 'tools'", ".tool_choice.function.name")
@@ -276,6 +307,25 @@ class ChatRequest(SamplingRequest):
             raise invalid("it must be true unless the last message is continued", ".add_generation_prompt")
         return self
 
+    def _check_allowed(self, names: list[str]) -> None:
+        labels = {tool.server_label for tool in self.tools or () if isinstance(tool, McpTool)}
+        for index, tool in enumerate(self._allowed.tools if self._allowed else ()):
+            at = f".tool_choice.allowed_tools.tools[{index}]"
+            if isinstance(tool, NamedChoice) and tool.function.name not in names:
+                name = tool.function.name
+                raise invalid(f"it names {name!r}, which is not in 'tools'", f"{at}.function.name")
+            if isinstance(tool, AllowedCode) and not self.offers_code:
+                raise invalid("'tools' contains no code_interpreter", at)
+            if isinstance(tool, AllowedServer) and tool.server_label not in labels:
+                label = tool.server_label
+                raise invalid(f"it names {label!r}, which is not in 'tools'", f"{at}.server_label")
+
+    @property
+    def _allowed(self) -> AllowedToolList | None:
+        """The tools to which ``tool_choice`` limits the reply; None for all tools."""
+        choice = self.tool_choice
+        return choice.allowed_tools if isinstance(choice, AllowedChoice) else None
+
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens or super().token_limit
@@ -286,9 +336,26 @@ class ChatRequest(SamplingRequest):
         return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
 
     @property
+    def offers_code(self) -> bool:
+        """Whether the request has the tool for running code."""
+        return any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
+
+    @property
+    def mcp_tools(self) -> list[McpTool]:
+        """MCP servers whose tools code in the reply may call."""
+        if self.tool_choice == "none":
+            return []
+        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        if self._allowed is None:
+            return found
+        labels = {tool.server_label for tool in self._allowed.tools if isinstance(tool, AllowedServer)}
+        return [tool for tool in found if tool.server_label in labels]
+
+    @property
     def forces_call(self) -> bool:
         """Whether the reply must call a function."""
-        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedChoice)
+        mode = self._allowed.mode if self._allowed else self.tool_choice
+        return mode == "required" or isinstance(mode, NamedChoice)
 
     @property
     def explicit_thinking(self) -> bool | None:
@@ -336,7 +403,12 @@ class ChatRequest(SamplingRequest):
     @property
     def callable_tools(self) -> list[FunctionTool]:
         """The functions that this reply may call."""
-        return [] if self.tool_choice == "none" else self.functions_offered
+        if self.tool_choice == "none":
+            return []
+        if self._allowed is None:
+            return self.functions_offered
+        names = {tool.function.name for tool in self._allowed.tools if isinstance(tool, NamedChoice)}
+        return [tool for tool in self.functions_offered if tool.function.name in names]
 
     @property
     def effort_param(self) -> str:
@@ -345,23 +417,44 @@ class ChatRequest(SamplingRequest):
         return next((name for name in names if getattr(self, name) is not None), names[-1])
 
     @property
-    def deferred(self) -> bool:
-        """Whether code runs: by default in every request whose replies can contain code."""
+    def runs_code(self) -> bool:
+        """Whether the model may run code: by default in every request whose replies can contain code."""
         if self.deferral.enabled is not None:
             return self.deferral.enabled
+        if self.mcp_tools:
+            return True
+        if self._allows_code:
+            return True
         if self.structure is not None:
             return bool(self.deferral.model_dump(exclude_none=True))
-        return not self.functions_offered
+        return not self.functions_offered and not self.offers_code
+
+    @property
+    def _allows_code(self) -> bool:
+        """Whether the request has the tool for running code, and ``tool_choice`` allows it."""
+        if not self.offers_code or self.tool_choice == "none":
+            return False
+        return self._allowed is None or any(isinstance(tool, AllowedCode) for tool in self._allowed.tools)
+
+    @property
+    def deferred(self) -> bool:
+        """Whether code in this reply runs. A reply that must be a function call contains none."""
+        return self.runs_code and not self.forces_call
 
     @property
     def conflict(self) -> tuple[str, str] | None:
         """A field that can't be combined with another one, and the reason; None if there is none."""
         forced, thinking = self.forces_call, self.thinks
+        if self.mcp_tools and not self.runs_code:
+            return "deferral", "tools of MCP servers are called from code, which must be able to run"
         options = self.deferral.model_dump(exclude_none=True)
-        if options and self.deferral.enabled is not False and self.functions_offered:
-            return "deferral", "code can't run in a request with 'tools'"
-        if self.structure and self.callable_tools:
-            return self.structure.param, "a constraint on the reply can't be combined with 'tools'"
+        if self.structure and self.callable_tools and not self.deferred:
+            return (
+                self.structure.param,
+                "a constraint on the reply can be combined with functions only if code can run",
+            )
+        if options and self.deferral.enabled is None and not self.runs_code:
+            return "deferral", "it configures code execution, which needs a code_interpreter in 'tools' here"
         if forced and thinking:
             return "tool_choice", "a forced call can't be combined with 'enable_thinking'"
         return None

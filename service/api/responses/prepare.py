@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from service.api.chat.prepare import PreparedChat, prepare
+from service.api.chat.prepare import PreparedChat, prepare_with
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError, api_error_of
 from service.api.responses.history import recall, resolved, with_stored_replies
@@ -21,12 +21,22 @@ from service.api.responses.items import (
     input_item_id,
 )
 from service.api.responses.output import OutputBuilder
-from service.api.responses.request import LOGPROBS, SEALED, FunctionChoice, ResponseRequest, TextOptions
+from service.api.responses.request import (
+    LOGPROBS,
+    SEALED,
+    FunctionChoice,
+    ResponseAllowedTools,
+    ResponseRequest,
+    TextOptions,
+)
 from service.api.seal import Seal
 from service.api.state import Server
+from service.api.tools.definitions import AllowedCode, AllowedServer
+from service.api.tools.mcp import McpTool, open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.store.responses import ResponseStore
+from service.tools.mcp.hub import SessionTools
 
 _PARAMS = {
     "messages": "input",
@@ -69,12 +79,13 @@ class PreparedResponse:
     def output(self) -> OutputBuilder:
         """Return an empty output for this response."""
         chat, include = self.chat, self.request.include or ()
-        marker = chat.policy.marker if self.request.runs_code else None
+        marker = chat.policy.marker if chat.request.deferred else None
         return OutputBuilder(
             self.id,
             chat.reply(strict_calls=self.request.strict_tool_calls, hidden_marker=marker),
             tokenizer=chat.runner.engine.tokenizer if LOGPROBS in include else None,
             seal=self._seal if SEALED in include else None,
+            tools=chat.code_tools,
         )
 
     def _seal(self, text: str) -> str:
@@ -99,7 +110,15 @@ async def prepare_response(
         for item in await resolved(request.input, store, owner)
     ]
     conversation.add(await with_stored_replies(items, store, owner))
-    chat = await _fitting(server, request, conversation)
+    server.check_model(request.model)
+    opens_tools = request.runs_code and not request.forces_call
+    tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
+    try:
+        chat = await _fitting(server, request, conversation, tools)
+    except BaseException:
+        if tools is not None:
+            await tools.close()
+        raise
     for name in chat.ignored:
         report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
@@ -117,11 +136,11 @@ def _opened(item: InputItem, seal: Seal, owner: str, model: str) -> InputItem:
 
 
 def _check(request: ResponseRequest) -> None:
-    if request.runs_code and request.functions:
-        raise _unsupported(
-            "tools", "code_interpreter and functions can't be combined: their calls begin with the same token"
-        )
-    if request.tool_choice == "required" and not request.functions:
+    if (
+        request.forces_call
+        and not request.callable_functions
+        and not isinstance(request.tool_choice, FunctionChoice)
+    ):
         if not request.runs_code:
             raise _unsupported("tool_choice", "'tools' contains no tool to call")
         raise _unsupported("tool_choice", "the model decides when code runs, so a run can't be required")
@@ -129,20 +148,34 @@ def _check(request: ResponseRequest) -> None:
         raise _unsupported(
             "deferral", "it configures code execution, but 'tools' contains no usable code_interpreter"
         )
+    names = {tool.name for tool in request.functions}
     choice = request.tool_choice
-    if isinstance(choice, FunctionChoice) and choice.name not in {tool.name for tool in request.functions}:
+    if isinstance(choice, FunctionChoice) and choice.name not in names:
         raise _unsupported("tool_choice.name", f"'tools' contains no function {choice.name!r}")
+    if not isinstance(choice, ResponseAllowedTools):
+        return
+    labels = {tool.server_label for tool in request.tools or () if isinstance(tool, McpTool)}
+    for index, tool in enumerate(choice.tools):
+        at = f"tool_choice.tools[{index}]"
+        if isinstance(tool, FunctionChoice) and tool.name not in names:
+            raise _unsupported(f"{at}.name", f"'tools' contains no function {tool.name!r}")
+        if isinstance(tool, AllowedCode) and not request.offers_code:
+            raise _unsupported(at, "'tools' contains no code_interpreter")
+        if isinstance(tool, AllowedServer) and tool.server_label not in labels:
+            raise _unsupported(f"{at}.server_label", f"'tools' contains no server {tool.server_label!r}")
 
 
 def _unsupported(param: str, why: str) -> ApiError:
     return ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
 
 
-async def _fitting(server: Server, request: ResponseRequest, conversation: Conversation) -> PreparedChat:
+async def _fitting(
+    server: Server, request: ResponseRequest, conversation: Conversation, tools: SessionTools | None
+) -> PreparedChat:
     """Prepare the chat request; with ``truncation: auto``, of the longest fitting end of the conversation."""
     messages = conversation.messages
     try:
-        return await _prepare_chat(server, request, conversation, 0)
+        return await _prepare_chat(server, request, conversation, 0, tools)
     except ApiError as error:
         if request.truncation != "auto" or error.code != "context_length_exceeded":
             raise
@@ -153,7 +186,7 @@ async def _fitting(server: Server, request: ResponseRequest, conversation: Conve
     while few <= many:
         half = (few + many) // 2
         try:
-            chat = await _prepare_chat(server, request, conversation, _whole_from(messages, half))
+            chat = await _prepare_chat(server, request, conversation, _whole_from(messages, half), tools)
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
@@ -172,7 +205,11 @@ def _whole_from(messages: list[Json], start: int) -> int:
 
 
 async def _prepare_chat(
-    server: Server, request: ResponseRequest, conversation: Conversation, start: int
+    server: Server,
+    request: ResponseRequest,
+    conversation: Conversation,
+    start: int,
+    tools: SessionTools | None,
 ) -> PreparedChat:
     """Prepare the chat request for the conversation from message ``start`` on."""
     messages = conversation.messages[start:]
@@ -188,7 +225,7 @@ async def _prepare_chat(
         detail = error.errors()[0]
         raise _renamed(api_error_of(detail, detail["loc"], fields)) from None
     try:
-        return await prepare(server, chat, proven)
+        return await prepare_with(server, chat, tools, proven)
     except ApiError as error:
         raise _renamed(error) from None
 
@@ -227,17 +264,17 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
         fields["response_format"] = request.form.as_response_format()
     if request.structured_outputs is not None:
         fields["structured_outputs"] = request.structured_outputs.model_dump(exclude_none=True, by_alias=True)
-    if request.functions and request.tool_choice != "none":
+    if functions := request.callable_functions:
         keep = {"name", "description", "parameters", "strict"}
         fields["tools"] = [
             {"type": "function", "function": tool.model_dump(include=keep, exclude_none=True)}
-            for tool in request.functions
+            for tool in functions
         ]
         choice = request.tool_choice
         if isinstance(choice, FunctionChoice):
             fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
-        else:
-            fields["tool_choice"] = choice
+        else:  # the tools that are not allowed were left out
+            fields["tool_choice"] = choice.mode if isinstance(choice, ResponseAllowedTools) else choice
     return fields
 
 

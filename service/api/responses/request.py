@@ -11,13 +11,19 @@ from service.api.responses.items import Input
 from service.api.sampling import TokenBudget, enables_thinking
 from service.api.structured_outputs import StructuredOutputs
 from service.api.tools.definitions import (
+    ALLOWED_TYPES,
+    AllowedCode,
+    AllowedServer,
+    CodeInterpreterTool,
     Function,
     FunctionName,
     JsonObjectFormat,
     JsonSchema,
     SkippedTool,
     TextFormat,
+    choice_tag,
 )
+from service.api.tools.mcp import McpTool, check_labels
 from service.api.validation import (
     Ignored,
     Label,
@@ -35,27 +41,6 @@ from service.common.json import Json
 
 UNION_TAG = "<{}>"
 """Form of union tags, which distinguishes them from field names in error locations."""
-
-
-class AutoContainer(Strict):
-    """A container that is assigned when code first runs and removed after the response."""
-
-    type: Literal["auto"] = "auto"
-    file_ids: Annotated[object, only([])] = None
-    memory_limit: Annotated[object, only()] = None
-    network_policy: Annotated[object, only({"type": "disabled"})] = None
-
-
-class CodeInterpreterTool(RequestModel):
-    """The tool that lets the model run code. Without it no code runs."""
-
-    type: Literal["code_interpreter"]
-    container: AutoContainer = AutoContainer()
-    allowed_callers: Annotated[object, Ignored(["direct"])] = None
-
-    def to_response(self) -> Json:
-        """Return the value in the response object."""
-        return {"type": self.type, "container": {"type": "auto"}}
 
 
 class ResponseFunctionTool(Function):
@@ -80,11 +65,12 @@ def by_type(value: object) -> str | None:
 Tool = Annotated[
     Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
     | Annotated[ResponseFunctionTool, Tag("<function>")]
+    | Annotated[McpTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"code_interpreter", "function"})),
+        in_union(frozenset({"code_interpreter", "function", "mcp"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports tools of type 'code_interpreter' and 'function' only",
+        custom_error_message="this server supports the tools 'code_interpreter', 'function' and 'mcp' only",
     ),
 ]
 
@@ -96,17 +82,36 @@ class FunctionChoice(Strict):
     name: FunctionName
 
 
-def _choice_tag(value: object) -> str | None:
-    return "<mode>" if isinstance(value, str) else by_type(value)
+AllowedTool = Annotated[
+    Annotated[FunctionChoice, Tag("<function>")]
+    | Annotated[AllowedCode, Tag("<code_interpreter>")]
+    | Annotated[AllowedServer, Tag("<mcp>")],
+    Discriminator(
+        choice_tag,
+        custom_error_type="unsupported_parameter",
+        custom_error_message=ALLOWED_TYPES,
+    ),
+]
+
+
+class ResponseAllowedTools(Strict):
+    """The model may use only these tools of the request. ``required``: it must call one of the functions."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[AllowedTool] = Field(max_length=129)
 
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
-    | Annotated[FunctionChoice, Tag("<function>")],
+    | Annotated[FunctionChoice, Tag("<function>")]
+    | Annotated[ResponseAllowedTools, Tag("<allowed_tools>")],
     Discriminator(
-        _choice_tag,
+        choice_tag,
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server accepts 'none', 'auto', 'required' or a function by name",
+        custom_error_message=(
+            "this server accepts 'none', 'auto', 'required', a function by name, or 'allowed_tools'"
+        ),
     ),
 ]
 Tools = Annotated[list[Tool], Field(max_length=128)]
@@ -248,6 +253,7 @@ class ResponseRequest(RequestBody):
     def _together(self) -> Self:
         if self.background and self.store is False:
             raise invalid("it requires 'store', so that clients can retrieve the response", ".background")
+        check_labels(self.tools or ())
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
             raise invalid(f"it requires 'include' to contain '{LOGPROBS}'", ".top_logprobs")
         if is_strict() and (
@@ -261,8 +267,7 @@ class ResponseRequest(RequestBody):
             yield "stream_options"
         if self.max_tool_calls is not None and not self.runs_code:
             yield "max_tool_calls"
-        is_forced = self.tool_choice == "required" or isinstance(self.tool_choice, FunctionChoice)
-        if self.thinks and is_forced:
+        if self.thinks and self.forces_call:
             yield "reasoning.effort"
 
     @property
@@ -283,17 +288,58 @@ class ResponseRequest(RequestBody):
         return self.text or TextOptions()
 
     @property
-    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool]:
+    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool | McpTool]:
         """Tools of the types that this server supports."""
         return [tool for tool in self.tools or () if not isinstance(tool, SkippedTool)]
 
     @property
+    def offers_code(self) -> bool:
+        """Whether the request has the tool for running code."""
+        return any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
+
+    @property
     def runs_code(self) -> bool:
-        """Whether the model may run code: only if the request has the tool for it."""
-        asked = any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
-        return asked and self.tool_choice != "none"
+        """Whether the model may run code: only if the request has the tool for it, or tools for code."""
+        if self.mcp_tools:
+            return True
+        choice = self.tool_choice
+        if isinstance(choice, ResponseAllowedTools) and not any(
+            isinstance(tool, AllowedCode) for tool in choice.tools
+        ):
+            return False
+        return self.offers_code and choice != "none"
+
+    @property
+    def mcp_tools(self) -> list[McpTool]:
+        """MCP servers whose tools code may call."""
+        choice = self.tool_choice
+        if choice == "none":
+            return []
+        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        if not isinstance(choice, ResponseAllowedTools):
+            return found
+        labels = {tool.server_label for tool in choice.tools if isinstance(tool, AllowedServer)}
+        return [tool for tool in found if tool.server_label in labels]
 
     @property
     def functions(self) -> list[ResponseFunctionTool]:
         """The client's functions."""
         return [tool for tool in self.tools or () if isinstance(tool, ResponseFunctionTool)]
+
+    @property
+    def callable_functions(self) -> list[ResponseFunctionTool]:
+        """The functions that this response may call."""
+        choice = self.tool_choice
+        if choice == "none":
+            return []
+        if not isinstance(choice, ResponseAllowedTools):
+            return self.functions
+        names = {tool.name for tool in choice.tools if isinstance(tool, FunctionChoice)}
+        return [tool for tool in self.functions if tool.name in names]
+
+    @property
+    def forces_call(self) -> bool:
+        """Whether the response must be a call of a function."""
+        choice = self.tool_choice
+        mode = choice.mode if isinstance(choice, ResponseAllowedTools) else choice
+        return mode == "required" or isinstance(mode, FunctionChoice)

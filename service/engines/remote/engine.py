@@ -22,6 +22,7 @@ from service.engines.base import (
     TokenChunk,
     check_call,
 )
+from service.engines.execute_head import reject_execute_head
 from service.engines.model_config import CheckpointEngine
 from service.engines.remote.server import RemoteServer, ServedModel, ServerError
 from service.engines.settings import RemoteSettings
@@ -103,6 +104,7 @@ class RemoteEngine(CheckpointEngine):
 
     def __init__(self, settings: RemoteSettings) -> None:
         super().__init__(settings.model, settings.model_name, settings.max_context)
+        reject_execute_head(settings.model, "vLLM")
         self._settings = settings
         self._servers = [RemoteServer(url, settings) for url in settings.urls]
         self._balancer = Balancer(len(self._servers), max_imbalance=settings.max_imbalance)

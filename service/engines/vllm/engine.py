@@ -24,6 +24,7 @@ from service.engines.base import (
     TopLogprob,
     check_call,
 )
+from service.engines.execute_head import reject_execute_head
 from service.engines.model_config import CheckpointEngine, count_parameters
 from service.engines.settings import LogprobsMode, VLLMSettings
 from service.engines.token_stream import (
@@ -90,6 +91,7 @@ class VLLMEngine(CheckpointEngine):
 
     def __init__(self, settings: VLLMSettings) -> None:
         super().__init__(settings.model, settings.model_name, settings.max_context)
+        reject_execute_head(settings.model, "vLLM")
         self._settings = settings
         self._ranks = {name: _rank(name, path) for name, path in settings.adapters.items()}
         if self.model_name in settings.adapters:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
@@ -16,8 +18,49 @@ from service.sandbox.runner import protocol
 from service.sandbox.runner.admission import SessionAdmission
 from service.sandbox.runner.metrics import RunnerMetrics
 from service.sandbox.runner.settings import RunnerSettings
+from service.tools.base import ToolError, ToolSpec
 
 _log = structlog.get_logger(__name__)
+
+
+class ClientTools:
+    """The tools of a session, which its client runs.
+
+    Args:
+        specs: the tools.
+        send: sends a message to the client.
+    """
+
+    def __init__(
+        self, specs: Sequence[ToolSpec], send: Callable[[protocol.RunnerReply], Awaitable[None]]
+    ) -> None:
+        self.specs = specs
+        self._send = send
+        self._open: dict[str, asyncio.Future[protocol.ToolResultMessage]] = {}
+
+    async def call(self, name: str, arguments: dict[str, Any], call_id: str) -> object:
+        """Let the client run a tool. See `ToolHost`."""
+        answer: asyncio.Future[protocol.ToolResultMessage] = asyncio.get_running_loop().create_future()
+        self._open[call_id] = answer
+        try:
+            await self._send(
+                protocol.ToolCallMessage(call_id=call_id, name=name, arguments=json.dumps(arguments))
+            )
+            result = await answer
+        finally:
+            del self._open[call_id]
+        if not result.ok:
+            raise ToolError(result.value)
+        try:
+            return json.loads(result.value)
+        except (ValueError, RecursionError):
+            raise ToolError("the tool returned something that is not JSON") from None
+
+    def answer(self, message: protocol.ToolResultMessage) -> None:
+        """Take a result. One that nobody waits for any more is ignored."""
+        future = self._open.get(message.call_id)
+        if future is not None and not future.done():
+            future.set_result(message)
 
 
 class Lease:
@@ -37,6 +80,7 @@ class Lease:
         self._metrics = metrics
         self._settings = settings
         self._admitted = False
+        self._tools: ClientTools | None = None
 
     async def serve(self) -> None:
         """Answer requests until the client leaves or violates the protocol, or the lease expires."""
@@ -57,10 +101,22 @@ class Lease:
             return
         if not isinstance(message, protocol.OpenRequest):
             raise protocol.MessageError("type: the first message must be open")
-        limits = SessionLimits(min(message.run_limit_s, self._settings.max_run_limit_s), message.eager)
-        session = self._sandbox.session(limits)
+        limits = SessionLimits(
+            min(message.run_limit_s, self._settings.max_run_limit_s),
+            message.eager,
+            tool_wait_s=min(message.tool_wait_s, self._settings.max_tool_wait_s),
+            tool_calls=message.tool_calls,
+        )
+        self._tools = ClientTools(message.tools, self._send) if message.tools else None
+        session = self._sandbox.session(limits, *([self._tools] if self._tools is not None else []))
         try:
-            await self._send(protocol.OpenedReply(run_limit_s=limits.run_limit_s, eager=limits.eager))
+            await self._send(
+                protocol.OpenedReply(
+                    run_limit_s=limits.run_limit_s,
+                    eager=limits.eager,
+                    queue_timeout_s=self._settings.queue_timeout_s,
+                )
+            )
             await session.prepare()  # a client that opens a session is about to send blocks
             await self._answer_requests(session)
         finally:
@@ -78,6 +134,10 @@ class Lease:
             while not isinstance(message := await self._receive(), protocol.CloseRequest):
                 if isinstance(message, protocol.OpenRequest):
                     raise protocol.MessageError("type: open may be sent only once")
+                if isinstance(message, protocol.ToolResultMessage):
+                    if self._tools is not None:
+                        self._tools.answer(message)
+                    continue
                 requests.put_nowait(message)
         except asyncio.QueueFull:
             raise protocol.MessageError(

@@ -84,4 +84,27 @@ def logprobs() -> None:
     assert "".join(item["token"] for item in choice.logprobs["content"]) == HELLO
 
 
+@feature("Messages API")
+def messages() -> None:
+    base = BASE_URL.removesuffix("/v1")
+
+    def claude(messages: list[object], **options: object) -> object:
+        return litellm.completion(
+            model=f"anthropic/{MODEL}",
+            api_base=base,
+            api_key=KEY,
+            messages=messages,
+            num_retries=0,
+            **options,
+        )
+
+    assert claude(user("Hi")).choices[0].message.content == HELLO
+    whole = litellm.stream_chunk_builder(list(claude(user("weather?"), tools=[WEATHER], stream=True)))
+    for message in (whole.choices[0].message, claude(user("weather?"), tools=[WEATHER]).choices[0].message):
+        [call] = message.tool_calls
+        assert json.loads(call.function.arguments) == {"city": "Paris"}
+        turns = [*user("weather?"), message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+        assert "sunny" in claude(turns, tools=[WEATHER]).choices[0].message.content
+
+
 run()
