@@ -143,7 +143,7 @@ class PreparedChat:
             return None
         if structure.kind == "json_schema" and len(structure.text) <= _QUOTED_CHARS:
             return f"\n\nThe final answer as JSON that matches the schema {structure.text}:\n"
-        return "\n\nThe final answer:\n"
+        return "\n\nThe final answer is:\n"
 
 
 async def prepare(
@@ -341,8 +341,8 @@ async def render_prompt(
     except (ValueError, EngineError) as error:
         raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
     except RecursionError:
-        message = "'messages': a tool or the arguments of a call are nested too deeply."
-        raise ApiError(400, message, param="messages", code="invalid_value") from None
+        nested = "'messages': a tool or the arguments of a call are nested too deeply."
+        raise ApiError(400, nested, param="messages", code="invalid_value") from None
 
 
 def _above(param: str, ceiling: float) -> ApiError:
