@@ -162,8 +162,8 @@ def _peft_config(settings: LoraSettings, marker_id: int, *, tied: bool) -> LoraC
 class _WithFrozenWeight(TrainableTokensWrapper):
     """A wrapper whose ``weight`` is the frozen parameter.
 
-    peft returns a new tensor with the trained rows in it. accelerate compares ``weight`` of embedding and LM head
-    to find out whether they are tied, and shards tied ones together.
+    peft returns a new tensor with the trained rows in it. accelerate compares ``weight`` of embedding and LM
+    head to find out whether they are tied, and shards tied ones together.
     """
 
     @property

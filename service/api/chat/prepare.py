@@ -350,8 +350,8 @@ async def render_prompt(
     except (ValueError, EngineError) as error:
         raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
     except RecursionError:
-        nested = "'messages': a tool or the arguments of a call are nested too deeply."
-        raise ApiError(400, nested, param="messages", code="invalid_value") from None
+        reason = "'messages': a tool or the arguments of a call are nested too deeply."
+        raise ApiError(400, reason, param="messages", code="invalid_value") from None
 
 
 def _above(param: str, ceiling: float) -> ApiError:
