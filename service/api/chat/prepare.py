@@ -334,7 +334,10 @@ async def render_prompt(
         if is_current(ids, message.content or "", names, server.engine.tokenizer):
             turns[index]["content"] = [TokenIds(tuple(ids))]
             turns[index].pop("tool_calls", None)  # the ids contain the calls
-    tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
+    tools = [
+        {"type": "function", **tool.model_dump(include={"function"}, exclude_none=True)}
+        for tool in request.callable_tools
+    ]
     render = partial(
         server.runner.render,
         turns,

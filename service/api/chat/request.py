@@ -17,6 +17,7 @@ from service.api.tools.definitions import (
     AllowedServer,
     AllowedToolList,
     CodeInterpreterTool,
+    CustomTool,
     FunctionTool,
     NamedChoice,
     Tool,
@@ -412,6 +413,11 @@ class ChatRequest(SamplingRequest):
             return self.functions_offered
         names = {tool.function.name for tool in self._allowed.tools if isinstance(tool, NamedChoice)}
         return [tool for tool in self.functions_offered if tool.function.name in names]
+
+    @property
+    def custom_names(self) -> frozenset[str]:
+        """Names of the tools that take free text."""
+        return frozenset(tool.function.name for tool in self.callable_tools if isinstance(tool, CustomTool))
 
     @property
     def constraint(self) -> Structure | None:

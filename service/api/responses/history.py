@@ -51,7 +51,7 @@ async def recall(conversation: Conversation, store: ResponseStore, response_id: 
         )
     for turn in turns:
         conversation.add(_items.validate_python(turn.input))
-        if any(item["type"] == "function_call" for item in _output(turn)):
+        if any(item["type"] in ("function_call", "custom_tool_call") for item in _output(turn)):
             output = _items.validate_python(_output(turn))
             conversation.add(output if turn.ids is None else [_reply_of(turn, turn.ids, output)])
         elif turn.ids is not None:
