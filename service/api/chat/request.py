@@ -10,12 +10,14 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from service.api.sampling import EFFORT_TOKENS, SamplingRequest, TokenBudget, enables_thinking
+from service.api.structured_outputs import Structure
 from service.api.tools.definitions import (
     AllowedChoice,
     AllowedCode,
     AllowedServer,
     AllowedToolList,
     CodeInterpreterTool,
+    CustomTool,
     FunctionTool,
     NamedChoice,
     Tool,
@@ -399,6 +401,8 @@ class ChatRequest(SamplingRequest):
         yield from super().without_effect()
         if self._effort and not self.thinks:
             yield self.effort_param
+        if self.structure is not None and self.forces_call:
+            yield self.structure.param
 
     @property
     def callable_tools(self) -> list[FunctionTool]:
@@ -409,6 +413,16 @@ class ChatRequest(SamplingRequest):
             return self.functions_offered
         names = {tool.function.name for tool in self._allowed.tools if isinstance(tool, NamedChoice)}
         return [tool for tool in self.functions_offered if tool.function.name in names]
+
+    @property
+    def custom_names(self) -> frozenset[str]:
+        """Names of the tools that take free text."""
+        return frozenset(tool.function.name for tool in self.callable_tools if isinstance(tool, CustomTool))
+
+    @property
+    def constraint(self) -> Structure | None:
+        """The constraint on the reply's text. A reply that must be a function call has no text."""
+        return None if self.forces_call else self.structure
 
     @property
     def effort_param(self) -> str:
@@ -448,11 +462,6 @@ class ChatRequest(SamplingRequest):
         if self.mcp_tools and not self.runs_code:
             return "deferral", "tools of MCP servers are called from code, which must be able to run"
         options = self.deferral.model_dump(exclude_none=True)
-        if self.structure and self.callable_tools and not self.deferred:
-            return (
-                self.structure.param,
-                "a constraint on the reply can be combined with functions only if code can run",
-            )
         if options and self.deferral.enabled is None and not self.runs_code:
             return "deferral", "it configures code execution, which needs a code_interpreter in 'tools' here"
         if forced and thinking:

@@ -86,6 +86,7 @@ class PreparedResponse:
             tokenizer=chat.runner.engine.tokenizer if LOGPROBS in include else None,
             seal=self._seal if SEALED in include else None,
             tools=chat.code_tools,
+            custom=self.request.custom_names,
         )
 
     def _seal(self, text: str) -> str:
@@ -265,14 +266,14 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
     if request.structured_outputs is not None:
         fields["structured_outputs"] = request.structured_outputs.model_dump(exclude_none=True, by_alias=True)
     if functions := request.callable_functions:
-        keep = {"name", "description", "parameters", "strict"}
+        keep = {"name", "description", "parameters", "strict", "format"}
         fields["tools"] = [
-            {"type": "function", "function": tool.model_dump(include=keep, exclude_none=True)}
+            {"type": tool.type, tool.type: tool.model_dump(include=keep, exclude_none=True)}
             for tool in functions
         ]
         choice = request.tool_choice
         if isinstance(choice, FunctionChoice):
-            fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+            fields["tool_choice"] = {"type": choice.type, choice.type: {"name": choice.name}}
         else:  # the tools that are not allowed were left out
             fields["tool_choice"] = choice.mode if isinstance(choice, ResponseAllowedTools) else choice
     return fields
