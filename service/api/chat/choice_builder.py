@@ -218,6 +218,11 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "hidden_ms": round(tool.hidden_ms, 3),
         "container_wait_ms": round(tool.container_wait_ms, 3),
         "eager_fallback": tool.eager_fallback,
+        **(
+            {"held": [{"started_at": start, "finished_at": end} for start, end in tool.held]}
+            if tool.held
+            else {}
+        ),
         **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),
     }
 
