@@ -174,8 +174,8 @@ class ToolCalls:
     def release(self) -> None:
         """Pass on the calls that were held: the flush was requested."""
         self._released = True
-        held, self._held = self._held, []
-        for connection, name, arguments in held:
+        waiting, self._held = self._held, []
+        for connection, name, arguments in waiting:
             self._forward(connection, name, arguments)
         self._update()
 

@@ -46,7 +46,7 @@ class FlushOutcome:
     finished_at: float | None = None
     runs: list[tuple[float, float]] = field(default_factory=list)
     """Start and end of each block, in Unix seconds; one pair if the blocks ran as one script."""
-    held: list[tuple[float, float]] = field(default_factory=list)
+    pauses: list[tuple[float, float]] = field(default_factory=list)
     """Times within the runs at which a block waited for the flush to call a tool."""
     eager_fallback: str | None = None
     """Reason why the blocks ran at the flush although eager execution was on."""
@@ -79,7 +79,7 @@ class FlushRun:
     """Reason why the last block can't run alone."""
     _killed_for: str | None = None
     _calls: ToolCalls | None = None
-    _held_at: float = 0.0
+    _paused_at: float = 0.0
     _stopping: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -140,13 +140,13 @@ class FlushRun:
         was_held = self._stopping is not None
         self.clock.switch(state)
         if state == "held" and not was_held:
-            self._held_at = time.time()
+            self._paused_at = time.time()
             self._stopping = asyncio.create_task(self._stop_until_flush())
         elif was_held and state != "held":
             assert self._stopping is not None  # noqa: S101
             self._stopping.cancel()
             self._stopping = None
-            self.outcome.held.append((self._held_at, time.time()))
+            self.outcome.pauses.append((self._paused_at, time.time()))
             self.base.resume()
 
     async def _stop_until_flush(self) -> None:

@@ -106,7 +106,7 @@ class ToolsModule:
         return call
 
     def _gather(self, *calls: Any, return_exceptions: bool = False) -> list[Any]:
-        """Make several calls at once and return their results in order.
+        """Make several calls at the same time and return their results in order.
 
         Args:
             calls: ``tool.bind(...)`` or ``functools.partial(tool, ...)``, or one iterable of them.

@@ -373,7 +373,7 @@ def _executed(
         wall_ms=result.wall_seconds * 1000,
         waited_ms=result.waited_seconds * 1000,
         runs=result.runs,
-        held=result.held,
+        pauses=result.pauses,
         container=result.container,
         requested_by=flush.requested_by,
         eager_fallback=result.eager_fallback,

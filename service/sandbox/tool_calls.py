@@ -2,7 +2,7 @@
 
 An eager run that is given up runs again as one script. Its calls are then answered from a journal: the n-th
 call of a tool with the same arguments gets the n-th result. Calls with side effects wait for the flush (see
-``sandbox_image/worker/supervisor.py``). If the second run makes other ones than the first, they fail.
+``sandbox_image/worker/supervisor.py``). If the second run makes different ones, they fail.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class ToolCalls:
                 entry.attempt = frame.attempt
                 return await asyncio.shield(entry.task)
         if not spec.read_only and any(entry.has_effects for entry in earlier):
-            raise ToolError("the code ran again and called other tools than before: this call was not made")
+            raise ToolError("the code ran again and made different calls: this call was not made")
         task = self._start(self._call(spec.name, arguments))
         self._journal.append(_Entry(spec.name, key, not spec.read_only, task, frame.attempt))
         return await asyncio.shield(task)

@@ -84,15 +84,15 @@ class Result(_Frame):
     started_at: Time | None
     finished_at: Time | None
     runs: list[Annotated[list[Time], Field(min_length=2, max_length=2)]]
-    held: list[Annotated[list[Time], Field(min_length=2, max_length=2)]] = []
+    pauses: list[Annotated[list[Time], Field(min_length=2, max_length=2)]] = []
     eager_fallback: EagerFallback | None = None
 
     def execution_result(self, waited_seconds: float) -> ExecutionResult:
         return ExecutionResult(
-            **self.model_dump(exclude={"op", "runs", "held"}),
+            **self.model_dump(exclude={"op", "runs", "pauses"}),
             waited_seconds=waited_seconds,
             runs=tuple((start, end) for start, end in self.runs),
-            held=tuple((start, end) for start, end in self.held),
+            pauses=tuple((start, end) for start, end in self.pauses),
         )
 
 

@@ -183,9 +183,9 @@ async def test_the_wait_for_the_flush_counts_as_no_time(sandbox: Sandbox) -> Non
         assert (result.stdout, result.status) == ("1\n", "ok")
         assert result.wall_seconds < 4
         [run] = result.runs
-        [(held, released)] = result.held
-        assert run[0] < held < released < run[1]
-        assert released - held > 1
+        [(stopped, released)] = result.pauses
+        assert run[0] < stopped < released < run[1]
+        assert released - stopped > 1
 
 
 async def test_waiting_for_tools_has_its_own_limit(sandbox: Sandbox) -> None:

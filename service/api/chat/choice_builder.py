@@ -219,8 +219,8 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "container_wait_ms": round(tool.container_wait_ms, 3),
         "eager_fallback": tool.eager_fallback,
         **(
-            {"held": [{"started_at": start, "finished_at": end} for start, end in tool.held]}
-            if tool.held
+            {"pauses": [{"started_at": start, "finished_at": end} for start, end in tool.pauses]}
+            if tool.pauses
             else {}
         ),
         **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),

@@ -209,10 +209,10 @@ class McpConnection:
                 ready.set_exception(McpError("was closed"))
                 ready.exception()
             raise
-        except BaseException as error:  # the SDK raises groups of whatever its tasks raise
+        except BaseException as error:  # the SDK raises groups of its tasks' errors
             if not ready.done():
                 ready.set_exception(McpError(_reason(error)))
-                ready.exception()  # whoever waits for it raises it; nobody may
+                ready.exception()  # retrieved, in case no call waits for it
             else:
                 _log.info("mcp_connection_lost", server=self.server.label, error=_reason(error))
 
