@@ -3,8 +3,8 @@
     DOCKER_HOST=unix:///... python benchmarks/tools.py
 
 The first table is the round trip of one call, measured by the code itself: to a function in this process,
-and to local MCP servers of the official SDK in separate processes. The second part serves a scripted
-model that calls a read-only tool in a block, keeps writing for a while, and then asks for the output. Prints the
+and to local MCP servers of the official SDK in separate processes. The second part serves a scripted model
+that calls a read-only tool in a block, keeps writing for a while, and then asks for the output. Prints the
 tables of docs/reference/benchmarks.md.
 """
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .calls import RunClock, ToolCalls
+from .calls import CallRelay, RunClock
 from .files import FileSnapshot
 from .processes import NamespaceProcess, living, oom_kills, settle, threads
 from .protocol import (
@@ -78,7 +78,7 @@ class FlushRun:
     refused: str | None = None
     """Reason why the last block can't run alone."""
     _killed_for: str | None = None
-    _calls: ToolCalls | None = None
+    _calls: CallRelay | None = None
     _paused_at: float = 0.0
     _stopping: asyncio.Task[None] | None = None
 
@@ -130,13 +130,13 @@ class FlushRun:
             await self.finish()
             self.ended = True
 
-    def accept_calls(self, calls: ToolCalls) -> None:
+    def accept_calls(self, calls: CallRelay) -> None:
         """Let the code call tools."""
         self._calls = calls
         self.base.on_call = calls.accept
 
     def on_tools(self, state: str) -> None:
-        """Note that the script waits for tools, or for the flush, or runs again; see ``ToolCalls``."""
+        """Note that the script waits for tools, or for the flush, or runs again; see ``CallRelay``."""
         was_held = self._stopping is not None
         self.clock.switch(state)
         if state == "held" and not was_held:

@@ -13,7 +13,7 @@ from service.sandbox.isolation_checks import IsolationCheck, check_isolation
 from service.sandbox.pool import Pool, PoolStats
 from service.sandbox.settings import PoolSettings
 from service.sandbox.tool_calls import ToolCalls
-from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready, Result, SandboxWorker, ToolCall
+from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready, Result, SandboxWorker, ToolCallFrame
 from service.tools.base import ToolHost
 
 
@@ -161,7 +161,7 @@ class ToolChannel:
         try:
             while True:
                 frame = await self._worker.receive()
-                if isinstance(frame, ToolCall):
+                if isinstance(frame, ToolCallFrame):
                     self.calls.begin(frame)
                 else:
                     self._frames.put_nowait(frame)

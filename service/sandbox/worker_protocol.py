@@ -6,7 +6,7 @@ schema is a ``FrameError``, after which the worker is destroyed.
 
 The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
 worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If the
-session has tools, it also sends ``ToolCall``, each of which is answered with ``tool_result``.
+session has tools, it also sends ``ToolCallFrame``, each of which is answered with ``tool_result``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Result(_Frame):
         )
 
 
-class ToolCall(_Frame):
+class ToolCallFrame(_Frame):
     """Code called a tool."""
 
     op: Literal["tool_call"]
@@ -108,7 +108,7 @@ class ToolCall(_Frame):
     """JSON, as the code wrote it: neither parsed nor validated yet."""
 
 
-AnyFrame = Ready | Fatal | Result | ToolCall
+AnyFrame = Ready | Fatal | Result | ToolCallFrame
 WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]
 _worker_frame: TypeAdapter[AnyFrame] = TypeAdapter(WorkerFrame)
 
@@ -186,7 +186,7 @@ class SandboxWorker(Protocol):
         """
         ...
 
-    async def receive(self) -> Ready | Result | ToolCall:
+    async def receive(self) -> Ready | Result | ToolCallFrame:
         """Receive the next frame.
 
         Raises:
@@ -218,7 +218,7 @@ class Channel:
         except (OSError, RuntimeError) as error:
             raise SandboxError(f"worker {self.name} is gone: {error}") from error
 
-    async def receive(self) -> Ready | Result | ToolCall:
+    async def receive(self) -> Ready | Result | ToolCallFrame:
         try:
             frame = await read_frame(self._reader)
         except (FrameError, EOFError, OSError) as error:

@@ -10,7 +10,7 @@ from service.tools.base import ToolError, ToolHost
 
 
 class ToolSession:
-    """Runs the calls of read-only tools at once, up to the first other one, and the rest at the flush."""
+    """Runs the calls of read-only tools immediately, up to the first other one, and the rest at the flush."""
 
     _ids = itertools.count()
 

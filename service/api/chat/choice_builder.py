@@ -228,7 +228,7 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
 
 
 def called_tool(call: CodeToolCall) -> Json:
-    """Return a call of a tool by code. Its result is what the code got, which the model may not have seen."""
+    """Return a call of a tool by code. The model may not have seen its result."""
     return {
         "id": call.id,
         "name": call.name,

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from service.api.sampling import SamplingRequest, enables_thinking
 from service.api.tools.definitions import FunctionTool, NamedChoice, ResponseFormat, Tool, ToolChoice
-from service.api.tools.mcp import McpTool, check_labels
+from service.api.tools.mcp import McpServerTool, check_labels
 from service.api.validation import Ignored, OptionalContent, RequestModel, Strict, invalid, only
 from service.episode.tool_parser import loads
 
@@ -272,9 +272,9 @@ class ChatRequest(SamplingRequest):
         return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
 
     @property
-    def mcp_tools(self) -> list[McpTool]:
+    def mcp_tools(self) -> list[McpServerTool]:
         """MCP servers whose tools code in the reply may call."""
-        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        found = [tool for tool in self.tools or () if isinstance(tool, McpServerTool)]
         return [] if self.tool_choice == "none" else found
 
     @property

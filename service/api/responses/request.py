@@ -17,7 +17,7 @@ from service.api.tools.definitions import (
     SkippedTool,
     TextFormat,
 )
-from service.api.tools.mcp import McpTool, check_labels
+from service.api.tools.mcp import McpServerTool, check_labels
 from service.api.validation import (
     Ignored,
     Lenient,
@@ -79,7 +79,7 @@ def by_type(value: object) -> str | None:
 Tool = Annotated[
     Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
     | Annotated[ResponseFunctionTool, Tag("<function>")]
-    | Annotated[McpTool, Tag("<mcp>")]
+    | Annotated[McpServerTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
         in_union(frozenset({"code_interpreter", "function", "mcp"})),
@@ -277,20 +277,20 @@ class ResponseRequest(RequestBody):
         return self.text or TextOptions()
 
     @property
-    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool | McpTool]:
+    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool | McpServerTool]:
         """Tools of the types that this server supports."""
         return [tool for tool in self.tools or () if not isinstance(tool, SkippedTool)]
 
     @property
     def runs_code(self) -> bool:
         """Whether the model may run code: only if the request has the tool for it, or tools for code."""
-        asked = any(isinstance(tool, CodeInterpreterTool | McpTool) for tool in self.tools or ())
+        asked = any(isinstance(tool, CodeInterpreterTool | McpServerTool) for tool in self.tools or ())
         return asked and self.tool_choice != "none"
 
     @property
-    def mcp_tools(self) -> list[McpTool]:
+    def mcp_tools(self) -> list[McpServerTool]:
         """MCP servers whose tools code may call."""
-        return [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        return [tool for tool in self.tools or () if isinstance(tool, McpServerTool)]
 
     @property
     def functions(self) -> list[ResponseFunctionTool]:

@@ -9,9 +9,9 @@ from typing import Annotated, Literal, Self
 import jsonschema_rs
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
-from service.api.tools.mcp import McpTool
+from service.api.tools.mcp import McpServerTool
 from service.api.validation import RequestModel, Skipped, Strict, in_union, invalid
-from service.common.json_schema import compile_schema, first_error
+from service.common.json import compile_schema, first_error
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -56,7 +56,7 @@ class SkippedTool(Skipped):
 
 Tool = Annotated[
     Annotated[FunctionTool, Tag("<function>")]
-    | Annotated[McpTool, Tag("<mcp>")]
+    | Annotated[McpServerTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
         in_union(frozenset({"function", "mcp"})),

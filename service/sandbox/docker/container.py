@@ -19,7 +19,14 @@ from requests.exceptions import RequestException
 from service.sandbox.base import SandboxError
 from service.sandbox.docker.container_config import create_arguments
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
-from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Result, ToolCall
+from service.sandbox.worker_protocol import (
+    MAX_FRAME_BYTES,
+    Channel,
+    DockerStream,
+    Ready,
+    Result,
+    ToolCallFrame,
+)
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -150,7 +157,7 @@ class Container(Channel):
         await daemon.remove_leftovers()  # the daemon works, so earlier removals can be retried
         return container
 
-    async def receive(self) -> Ready | Result | ToolCall:
+    async def receive(self) -> Ready | Result | ToolCallFrame:
         try:
             return await super().receive()
         except SandboxError as error:

@@ -22,7 +22,7 @@ from mcp import Client, MCPError, StdioServerParameters, types
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
-from service.common.json_schema import compile_schema
+from service.common.json import compile_schema
 from service.tools.base import MAX_RESULT_BYTES, ToolError, ToolSpec
 from service.tools.mcp.egress import BoundedTransport, CheckedTransport, EgressError, EgressPolicy
 
