@@ -59,6 +59,8 @@ class Supervisor:
         self._out = out
         self._run_limit_s = 0.0
         self._eager = False
+        self._report_settled = False
+        """Send a frame when all is stopped after a flush. An owner may freeze the sandbox then."""
         self._flushes = 0
         self._blocks: list[str] = []
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
@@ -89,6 +91,7 @@ class Supervisor:
                     max_calls=int(frame["max_calls"]),
                     wait_s=float(frame["tool_wait_s"]),
                 )
+            self._report_settled = bool(frame.get("report_settled"))
         elif operation == "invoke":
             self._add_block(frame["code"])
         elif operation == "flush":
@@ -177,6 +180,8 @@ class Supervisor:
         await self._end_flush(flush)
         self._send(flush.as_frame())
         await self._update_checkpoint(flush)
+        if self._report_settled:
+            self._send({"op": "settled"})
 
     async def _release_calls(self) -> None:
         """Let the eager run call tools with side effects, if nothing of it can have to run again."""

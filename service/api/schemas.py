@@ -243,8 +243,9 @@ class ChatCompletionObject(_Documented):
 
 class TextLogprobsObject(_Documented):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """Null for the first token of an echoed prompt."""
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -279,6 +280,13 @@ class TokenizedObject(_Documented):
 
 class DetokenizedObject(_Documented):
     prompt: str
+
+
+class TokenizerInfo(_Documented):
+    tokenizer_class: str
+    eos_token: str | None
+    bos_token: None
+    pad_token: None
 
 
 class ModelObject(_Documented):

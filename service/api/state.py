@@ -120,11 +120,11 @@ class Server:
             model: model name in the request.
             prompt_tokens: length of their common prompt, or of all prompts together.
             attributes: more attributes of the span.
-            schema_param: request field that the engine's JSON schema comes from.
+            schema_param: request field that the constraint on the text comes from.
             cleanup: called at the end in any case.
 
         Raises:
-            ApiError: 429 if no place became free in time; 400 if the engine can't enforce the schema.
+            ApiError: 429 if no place became free in time; 400 if the engine can't enforce it.
         """
         arrived = time.monotonic()
         async with AsyncExitStack() as stack:

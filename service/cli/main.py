@@ -67,8 +67,8 @@ def train(ctx: typer.Context) -> None:
 @app.command("eval", add_help_option=False, context_settings=_PASS_ARGUMENTS_ON)
 def evaluate(ctx: typer.Context) -> None:
     """Evaluate a checkpoint or a server."""
-    if ctx.args[:1] == ["compare"]:
-        _trainer("trainer.cli.compare", "ih-grpo eval compare", ctx.args[1:])
+    if ctx.args[:1] in (["compare"], ["select"]):
+        _trainer(f"trainer.cli.{ctx.args[0]}", f"ih-grpo eval {ctx.args[0]}", ctx.args[1:])
     else:
         _trainer("trainer.cli.evaluate", "ih-grpo eval", ctx.args)
 

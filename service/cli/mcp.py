@@ -30,7 +30,7 @@ def mcp(
         str, typer.Option(help="'in-process', containers; 'runner'; or 'process', bubblewrap.")
     ] = "in-process",
     runner_url: Annotated[
-        str, typer.Option(help="Address of the runner: unix:/path/to.sock or host:port.")
+        str, typer.Option(help="Address of the runner: unix:/path/to.sock or host:port; several with commas.")
     ] = "unix:/run/ih-grpo/runner.sock",
     runner_token_file: Annotated[
         Path | None, typer.Option(help="File with the secret shared with the runner.")
@@ -76,7 +76,7 @@ def mcp(
                 run_limit_s=run_limit_s,
                 image=sandbox_image,
                 instance=instance_name("mcp"),
-                runner_address=runner_url,
+                runner_addresses=tuple(filter(None, map(str.strip, runner_url.split(",")))),
                 runner_token_file=runner_token_file,
             )
         )

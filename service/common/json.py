@@ -28,7 +28,7 @@ class JsonResponse(JSONResponse):
         return dumps(content)
 
 
-def compile_schema(schema: dict[str, object]) -> jsonschema_rs.Validator:
+def compile_schema(schema: dict[str, object] | bool) -> jsonschema_rs.Validator:
     """Compile ``schema``, of draft 2020-12 unless it names another.
 
     Raises:

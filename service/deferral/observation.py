@@ -67,6 +67,15 @@ def result_text(result: FlushResult, policy: DeferralPolicy = PAPER_POLICY) -> s
     return result.stdout.rstrip("\n")
 
 
+def executed_text(output: str, tokenizer: ObservationTokenizer, policy: DeferralPolicy = PAPER_POLICY) -> str:
+    """Return the text that follows executed code in a reply: marker and observation.
+
+    The marker is omitted for an ``output_block``, because the server runs such blocks without one.
+    """
+    shown = tokenizer.decode(observation_ids(output, tokenizer, policy))
+    return shown if policy.observation == "output_block" else policy.marker + shown
+
+
 def effects_note(calls: Sequence[str]) -> str:
     """Return the text that lists calls of tools which a failed flush does not undo; empty without any."""
     if not calls:

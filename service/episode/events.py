@@ -102,9 +102,19 @@ class ExecutedTool:
 
 
 class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`
-    """Tokens that the model sampled."""
+    """Tokens that the model sampled, or that were forced in its place (`TokenChunk.is_forced`)."""
 
     chunk: TokenChunk
+
+
+@dataclass(frozen=True, slots=True)
+class CallOpened:
+    """The text so far ends with the opening tag of a call of the client's functions. The call follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallClosed:
+    """The call ends here. Its text may turn out to be invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,14 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerStarted:
+    """The turns with code are over. Tokens were appended, and the final answer follows them."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The episode ended."""
 
@@ -157,5 +175,15 @@ class Finished:
 
 
 EpisodeEvent = (
-    Sampled | StopStringHit | Invoked | FlushStarted | ToolCalled | FlushFinished | Observed | Finished
+    Sampled
+    | StopStringHit
+    | CallOpened
+    | CallClosed
+    | Invoked
+    | FlushStarted
+    | ToolCalled
+    | FlushFinished
+    | Observed
+    | AnswerStarted
+    | Finished
 )

@@ -13,7 +13,14 @@ from service.sandbox.isolation_checks import IsolationCheck, check_isolation
 from service.sandbox.pool import Pool, PoolStats
 from service.sandbox.settings import PoolSettings
 from service.sandbox.tool_calls import ToolCalls
-from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready, Result, SandboxWorker, ToolCallFrame
+from service.sandbox.worker_protocol import (
+    MAX_CODE_BYTES,
+    Ready,
+    Result,
+    SandboxWorker,
+    Settled,
+    ToolCallFrame,
+)
 from service.tools.base import ToolHost
 
 
@@ -39,6 +46,8 @@ class PooledSession:
         self._closed = False
         self._lock = asyncio.Lock()
         self._announced = False
+        self._settling: asyncio.Task[SandboxError | None] | None = None
+        """Reads the frame that follows a result, and then freezes the worker."""
 
     async def prepare(self) -> None:
         if self._worker is None and not self._announced and not self._closed:
@@ -63,7 +72,7 @@ class PooledSession:
                 if self._worker is None:
                     self._withdraw()
                     self._worker = await self._pool.lease()
-                    await self._worker.send(self._open(self._worker))
+                    await self._worker.send(self._opening(self._worker))
                 await self._worker.send({"op": "invoke", "code": code})
             except SandboxError as error:
                 if self._worker is None:
@@ -74,8 +83,10 @@ class PooledSession:
                 self._drop_worker("cancelled")
                 raise
 
-    def _open(self, worker: SandboxWorker) -> dict[str, Any]:
+    def _opening(self, worker: SandboxWorker) -> dict[str, Any]:
         frame = {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
+        if worker.freezable:
+            frame["report_settled"] = True
         if self._tools is None:
             return frame
         self._channel = ToolChannel(worker, ToolCalls(self._tools, self._limits, worker.send))
@@ -113,8 +124,9 @@ class PooledSession:
                 if self._channel is not None:
                     self._channel.calls.flushing = True
                 await self._worker.send({"op": "flush"})
-                source = self._channel or self._worker
-                frame = await source.receive()
+                if self._settling is not None and (error := await self._settling) is not None:
+                    raise error
+                frame = await (self._channel or self._worker).receive()
         except TimeoutError:
             self._fail("the worker did not answer in time")
         except SandboxError as error:
@@ -126,8 +138,34 @@ class PooledSession:
             if isinstance(frame, Result):
                 if self._channel is not None:
                     self._channel.calls.end_flush()
+                if self._worker.freezable:
+                    self._settling = asyncio.create_task(
+                        self._settle(self._worker, self._channel or self._worker)
+                    )
                 return frame
             self._fail(f"the worker replied {frame.op!r} to a flush")
+        return None
+
+    async def _settle(
+        self, worker: SandboxWorker, source: SandboxWorker | ToolChannel
+    ) -> SandboxError | None:
+        """Freeze the worker once its supervisor is done with the flush, unless new blocks are pending.
+
+        Args:
+            worker: to freeze.
+            source: reads its frames.
+
+        Returns:
+            The error if the worker failed. The next flush reports it.
+        """
+        try:
+            frame = await source.receive()
+        except SandboxError as error:
+            return error
+        if not isinstance(frame, Settled):
+            return SandboxError(f"the worker sent {frame.op!r} instead of 'settled'")
+        if not self._pending_blocks and not self._lock.locked():
+            worker.freeze()  # the next ``send`` ends it
         return None
 
     def _fail(self, reason: str) -> None:
@@ -135,6 +173,9 @@ class PooledSession:
         self._drop_worker("sandbox_error")
 
     def _drop_worker(self, reason: str | None) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -154,7 +195,7 @@ class ToolChannel:
     def __init__(self, worker: SandboxWorker, calls: ToolCalls) -> None:
         self.calls = calls
         self._worker = worker
-        self._frames: asyncio.Queue[Ready | Result | SandboxError] = asyncio.Queue()
+        self._frames: asyncio.Queue[Ready | Result | Settled | SandboxError] = asyncio.Queue()
         self._task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -169,7 +210,7 @@ class ToolChannel:
             self._frames.put_nowait(error)
             self._worker.close()  # a worker that breaks the protocol must not run on
 
-    async def receive(self) -> Ready | Result:
+    async def receive(self) -> Ready | Result | Settled:
         """Return the next frame that is not a call of a tool.
 
         Raises:

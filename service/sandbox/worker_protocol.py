@@ -5,8 +5,9 @@ untrusted: sizes are bounded before anything is read, only JSON is parsed, and a
 schema is a ``FrameError``, after which the worker is destroyed.
 
 The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
-worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If the
-session has tools, it also sends ``ToolCallFrame``, each of which is answered with ``tool_result``.
+worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
+``open`` asks for it, ``Settled`` follows each result. If the session has tools, the worker also sends
+``ToolCallFrame``, each of which is answered with ``tool_result``.
 """
 
 from __future__ import annotations
@@ -96,6 +97,12 @@ class Result(_Frame):
         )
 
 
+class Settled(_Frame):
+    """After a result: the next checkpoint exists and all processes of the code are stopped."""
+
+    op: Literal["settled"]
+
+
 class ToolCallFrame(_Frame):
     """Code called a tool."""
 
@@ -108,7 +115,7 @@ class ToolCallFrame(_Frame):
     """JSON, as the code wrote it: neither parsed nor validated yet."""
 
 
-AnyFrame = Ready | Fatal | Result | ToolCallFrame
+AnyFrame = Ready | Fatal | Result | Settled | ToolCallFrame
 WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]
 _worker_frame: TypeAdapter[AnyFrame] = TypeAdapter(WorkerFrame)
 
@@ -178,20 +185,29 @@ class SandboxWorker(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def freezable(self) -> bool:
+        """Whether ``freeze`` has an effect."""
+        ...
+
     async def send(self, message: dict[str, Any]) -> None:
-        """Send a frame.
+        """Send a frame. A frozen worker continues.
 
         Raises:
             SandboxError: the worker is gone.
         """
         ...
 
-    async def receive(self) -> Ready | Result | ToolCallFrame:
+    async def receive(self) -> Ready | Result | Settled | ToolCallFrame:
         """Receive the next frame.
 
         Raises:
             SandboxError: the worker is gone, reported a fatal error, or sent an invalid frame.
         """
+        ...
+
+    def freeze(self) -> None:
+        """Stop all processes until the next ``send``. Never raises."""
         ...
 
     def close(self) -> None:
@@ -204,7 +220,9 @@ class SandboxWorker(Protocol):
 
 
 class Channel:
-    """Base of all workers: frames over a pair of asyncio streams."""
+    """Base of all workers: frames over a pair of asyncio streams. It can't be frozen."""
+
+    freezable = False
 
     def __init__(self, name: str, reader: ByteReader, writer: asyncio.StreamWriter) -> None:
         self.name = name
@@ -218,7 +236,7 @@ class Channel:
         except (OSError, RuntimeError) as error:
             raise SandboxError(f"worker {self.name} is gone: {error}") from error
 
-    async def receive(self) -> Ready | Result | ToolCallFrame:
+    async def receive(self) -> Ready | Result | Settled | ToolCallFrame:
         try:
             frame = await read_frame(self._reader)
         except (FrameError, EOFError, OSError) as error:
@@ -226,6 +244,9 @@ class Channel:
         if isinstance(frame, Fatal):
             raise SandboxError(f"worker {self.name} failed: {frame.reason}")
         return frame
+
+    def freeze(self) -> None:
+        pass
 
     def close(self) -> None:
         self._writer.close()

@@ -17,6 +17,7 @@ from service.api.auth import BEARER, ApiKeys
 from service.api.chat import route as chat
 from service.api.health import ApiDocs
 from service.api.limits import Admission, Drain, Draining, KeyLimits
+from service.api.messages import route as messages
 from service.api.middleware import (
     EXPOSED_HEADERS,
     BodyLimit,
@@ -84,8 +85,9 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
                 run_limit_s=settings.run_limit_s or policy.run_limit_s,
                 image=settings.sandbox_image,
                 instance=instance_name("api", settings.port or None),
-                runner_address=settings.runner_url,
+                runner_addresses=settings.runner_url,
                 runner_token_file=settings.runner_token_file,
+                runner_tls=settings.runner_tls(),
                 # A runner that starts together with this server needs time for its isolation checks.
                 start_timeout_s=60.0,
             )
@@ -118,6 +120,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         try:
+            metrics.watch(runner.sandbox)
             await responses.start()
             await runner.sandbox.start()
             await runner.engine.start()
@@ -160,6 +163,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     for router in (
         chat.router,
         completions.router,
+        messages.router,
         responses_api.router,
         responses_api.stored_router,
         tokenize.router,

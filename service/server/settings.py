@@ -22,7 +22,7 @@ from service.api.state import ApiSettings
 from service.engines.checkpoint import quickstart
 from service.engines.factory import EngineKind, engine_kind
 from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
-from service.sandbox.factory import SandboxKind
+from service.sandbox.factory import RunnerTlsFiles, SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
 from service.store.database import default_url
 from service.tools.mcp.connection import McpServer
@@ -85,10 +85,17 @@ class Settings(BaseSettings):
     accept_weaker_isolation: bool = False
     """Allow sandbox ``process`` on a loopback address. Code can see this machine's programs, and its
     processes have no combined limits on memory, CPU time and number of files."""
-    runner_url: str = "unix:/run/ih-grpo/runner.sock"
-    """Address of the runner: ``unix:/path/to.sock`` or ``host:port``."""
+    runner_url: Annotated[tuple[str, ...], NoDecode] = ("unix:/run/ih-grpo/runner.sock",)
+    """Comma-separated addresses of runners: ``unix:/path/to.sock``, ``host:port`` or ``wss://host:port``
+    (TLS). Each episode goes to the least loaded one that answers."""
     runner_token_file: Path | None = None
-    """File with the secret shared with the runner. Default: the secret itself in ``IHGRPO_RUNNER_TOKEN``."""
+    """File with the secret shared with the runners. Default: the secret itself in ``IHGRPO_RUNNER_TOKEN``."""
+    runner_ca_file: Path | None = None
+    """Certificate authorities of the runners, in PEM format. If set, all their TCP addresses use TLS."""
+    runner_cert_file: Path | None = None
+    """This server's certificate, if the runners require one."""
+    runner_key_file: Path | None = None
+    """Private key of this certificate. Default: in the same file."""
     sandbox_image: str = "ih-grpo-sandbox:latest"
     """Container image, for ``in-process``."""
     warm_containers: int = Field(default=4, ge=0)
@@ -179,7 +186,7 @@ class Settings(BaseSettings):
     """Log format: human-readable lines, or JSON for a log collector."""
 
     @field_validator(
-        *("api_keys", "engine_url", "cors_origins", "allowed_hosts", "seal_keys"),
+        *("api_keys", "engine_url", "runner_url", "cors_origins", "allowed_hosts", "seal_keys"),
         *("mcp_allowed_hosts", "mcp_private_hosts"),
         mode="before",
     )
@@ -256,6 +263,10 @@ class Settings(BaseSettings):
             return self.sandbox
         configured = {"runner_url", "runner_token_file"} & self.model_fields_set or os.environ.get(TOKEN_ENV)
         return "runner" if configured or not is_loopback(self.host) else "in-process"
+
+    def runner_tls(self) -> RunnerTlsFiles:
+        """TLS files of the client of the runners."""
+        return RunnerTlsFiles(self.runner_ca_file, self.runner_cert_file, self.runner_key_file)
 
     @property
     def engine_kind(self) -> EngineKind:
@@ -385,7 +396,12 @@ def is_loopback(host: str) -> bool:
 
 
 _PREFIX: Final = "IHGRPO_"
-_OTHERS: Final = frozenset({"api_key", "runner_token", "runner_warm_containers"})
+_OTHERS: Final = frozenset(
+    {
+        *("api_key", "runner_token", "runner_warm_containers", "runner_queue_timeout_s"),
+        *("runner_tls_cert_file", "runner_tls_key_file", "runner_tls_client_ca_file"),
+    }
+)
 """Variables of ``ih-grpo chat`` and the runner, which resemble settings."""
 _ALIKE: Final = 0.75
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from service.api.tools.history import EarlierCall
 from service.common.json import Json
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
@@ -71,6 +72,19 @@ class ChoiceBuilder:
         self._snapshots = 0
 
     @property
+    def content(self) -> str:
+        """Text of the message."""
+        return "".join(self._content)
+
+    @property
+    def calls(self) -> list[EarlierCall]:
+        """Calls of the client's functions."""
+        return [
+            EarlierCall(call["id"], call["name"], "".join(arguments))
+            for call, arguments in zip(self._calls, self._arguments, strict=True)
+        ]
+
+    @property
     def finish_reason(self) -> str:
         """``length``, ``tool_calls`` or ``stop``."""
         if self.reply.outcome is not None and self.reply.outcome.is_truncated:
@@ -117,7 +131,7 @@ class ChoiceBuilder:
 
     def message(self) -> Json:
         """Return the whole message. Lists of executed and unflushed code are left out if empty."""
-        content = "".join(self._content)
+        content = self.content
         message: Fields = {"role": "assistant", "content": content, "refusal": None}
         if reasoning := "".join(self._reasoning):
             # Clients differ in which of the two names they read.
@@ -126,11 +140,11 @@ class ChoiceBuilder:
             message["content"] = content or None
             message["tool_calls"] = [
                 {
-                    "id": call["id"],
+                    "id": call.id,
                     "type": "function",
-                    "function": {"name": call["name"], "arguments": "".join(arguments)},
+                    "function": {"name": call.name, "arguments": call.arguments},
                 }
-                for call, arguments in zip(self._calls, self._arguments, strict=True)
+                for call in self.calls
             ]
         message["final_answer"] = self.reply.final_answer
         if self.reply.executed:

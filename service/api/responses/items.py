@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from service.api.validation import Ignored, RequestModel, ResponseContent, Skipped, in_union, invalid
 from service.common.json import Json
-from service.deferral.observation import observation_ids
+from service.deferral.observation import executed_text
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Tokenizer
 from service.episode.reasoning_parser import without_thought
@@ -248,6 +248,9 @@ class StoredReply:
 
     ids: tuple[int, ...]
     text: str
+    items: tuple[InputItem, ...] = ()
+    """The reply as output items if it calls functions. They name its calls, and take its place if the ids
+    can't be used."""
 
 
 class Conversation:
@@ -278,7 +281,10 @@ class Conversation:
 
     def add_reply(self, reply: StoredReply) -> None:
         """Add an earlier reply with its sampled tokens."""
-        self.add_message("assistant", reply.text)
+        if reply.items:
+            self.add(reply.items)
+        else:
+            self.add_message("assistant", reply.text)
         self.proven[len(self.messages) - 1] = without_thought(reply.ids, self._tokenizer)
 
     def add(self, items: Iterable[InputItem | StoredReply]) -> None:
@@ -290,6 +296,7 @@ class Conversation:
     def _add(self, item: InputItem | StoredReply) -> None:
         match item:
             case StoredReply():
+                self._end_reply()
                 self.add_reply(item)
             case MessageItem(role="assistant"):
                 self._text.append(item.content)
@@ -300,9 +307,7 @@ class Conversation:
             case CodeInterpreterCall():
                 if item.outputs is not None:  # without them the model was shown nothing
                     logs = "".join(output.logs for output in item.outputs)
-                    shown = self._tokenizer.decode(observation_ids(logs, self._tokenizer, self._policy))
-                    in_block = self._policy.observation == "output_block"
-                    self._text.append(shown if in_block else self._policy.marker + shown)
+                    self._text.append(executed_text(logs, self._tokenizer, self._policy))
             case FunctionCall():
                 function = {"name": item.name, "arguments": item.arguments}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})

@@ -21,10 +21,18 @@ from service.api.responses.items import (
     input_item_id,
 )
 from service.api.responses.output import OutputBuilder
-from service.api.responses.request import LOGPROBS, SEALED, FunctionChoice, ResponseRequest, TextOptions
+from service.api.responses.request import (
+    LOGPROBS,
+    SEALED,
+    FunctionChoice,
+    ResponseAllowedTools,
+    ResponseRequest,
+    TextOptions,
+)
 from service.api.seal import Seal
 from service.api.state import Server
-from service.api.tools.mcp import open_tools
+from service.api.tools.definitions import AllowedCode, AllowedServer
+from service.api.tools.mcp import McpServerTool, open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.store.responses import ResponseStore
@@ -36,6 +44,8 @@ _PARAMS = {
     "deferral": "tools",
     "json_schema": "text.format",
     "logprobs": "include",
+    "reasoning_effort": "reasoning.effort",
+    "thinking_budget": "reasoning.max_tokens",
 }
 """Names of a chat request's fields in the Responses API."""
 _WHOLE = ("messages", "response_format")
@@ -69,7 +79,7 @@ class PreparedResponse:
     def output(self) -> OutputBuilder:
         """Return an empty output for this response."""
         chat, include = self.chat, self.request.include or ()
-        marker = chat.policy.marker if self.request.runs_code else None
+        marker = chat.policy.marker if chat.request.deferred else None
         return OutputBuilder(
             self.id,
             chat.reply(strict_calls=self.request.strict_tool_calls, hidden_marker=marker),
@@ -79,7 +89,7 @@ class PreparedResponse:
         )
 
     def _seal(self, text: str) -> str:
-        return self.chat.server.seal.close(text, self.owner)
+        return self.chat.server.seal.close(text, owner=self.owner, model=self.request.model)
 
 
 async def prepare_response(
@@ -95,36 +105,42 @@ async def prepare_response(
     conversation = Conversation(server.engine.tokenizer, server.runner.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
-    items = [_opened(item, server.seal, owner) for item in await resolved(request.input, store, owner)]
+    items = [
+        _opened(item, server.seal, owner, request.model)
+        for item in await resolved(request.input, store, owner)
+    ]
     conversation.add(await with_stored_replies(items, store, owner))
     server.check_model(request.model)
-    tools = await open_tools(server.mcp, request.mcp_tools) if request.runs_code else None
+    opens_tools = request.runs_code and not request.forces_call
+    tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
     try:
         chat = await _fitting(server, request, conversation, tools)
     except BaseException:
         if tools is not None:
             await tools.close()
         raise
+    for name in chat.ignored:
+        report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
     return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id))
 
 
-def _opened(item: InputItem, seal: Seal, owner: str) -> InputItem:
+def _opened(item: InputItem, seal: Seal, owner: str, model: str) -> InputItem:
     """Open a sealed thought. One that can't be opened keeps the text that the client sent."""
     if not isinstance(item, Reasoning) or not item.encrypted_content:
         return item
-    if (text := seal.open(item.encrypted_content, owner)) is None:
+    if (text := seal.open(item.encrypted_content, owner=owner, model=model)) is None:
         report_ignored("input.encrypted_content")
         return item
     return item.model_copy(update={"content": [ReasoningText(text=text)]})
 
 
 def _check(request: ResponseRequest) -> None:
-    if request.runs_code and request.functions:
-        raise _unsupported(
-            "tools", "code_interpreter and functions can't be combined: their calls begin with the same token"
-        )
-    if request.tool_choice == "required" and not request.functions:
+    if (
+        request.forces_call
+        and not request.callable_functions
+        and not isinstance(request.tool_choice, FunctionChoice)
+    ):
         if not request.runs_code:
             raise _unsupported("tool_choice", "'tools' contains no tool to call")
         raise _unsupported("tool_choice", "the model decides when code runs, so a run can't be required")
@@ -132,9 +148,21 @@ def _check(request: ResponseRequest) -> None:
         raise _unsupported(
             "deferral", "it configures code execution, but 'tools' contains no usable code_interpreter"
         )
+    names = {tool.name for tool in request.functions}
     choice = request.tool_choice
-    if isinstance(choice, FunctionChoice) and choice.name not in {tool.name for tool in request.functions}:
+    if isinstance(choice, FunctionChoice) and choice.name not in names:
         raise _unsupported("tool_choice.name", f"'tools' contains no function {choice.name!r}")
+    if not isinstance(choice, ResponseAllowedTools):
+        return
+    labels = {tool.server_label for tool in request.tools or () if isinstance(tool, McpServerTool)}
+    for index, tool in enumerate(choice.tools):
+        at = f"tool_choice.tools[{index}]"
+        if isinstance(tool, FunctionChoice) and tool.name not in names:
+            raise _unsupported(f"{at}.name", f"'tools' contains no function {tool.name!r}")
+        if isinstance(tool, AllowedCode) and not request.offers_code:
+            raise _unsupported(at, "'tools' contains no code_interpreter")
+        if isinstance(tool, AllowedServer) and tool.server_label not in labels:
+            raise _unsupported(f"{at}.server_label", f"'tools' contains no server {tool.server_label!r}")
 
 
 def _unsupported(param: str, why: str) -> ApiError:
@@ -231,19 +259,22 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     if request.reasoning is not None:
         fields["reasoning_effort"] = request.reasoning.effort
+        fields["thinking_budget"] = request.reasoning.max_tokens
     if request.form.to_response() != TextOptions().to_response():
         fields["response_format"] = request.form.as_response_format()
-    if request.functions and request.tool_choice != "none":
+    if request.structured_outputs is not None:
+        fields["structured_outputs"] = request.structured_outputs.model_dump(exclude_none=True, by_alias=True)
+    if functions := request.callable_functions:
         keep = {"name", "description", "parameters", "strict"}
         fields["tools"] = [
             {"type": "function", "function": tool.model_dump(include=keep, exclude_none=True)}
-            for tool in request.functions
+            for tool in functions
         ]
         choice = request.tool_choice
         if isinstance(choice, FunctionChoice):
             fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
-        else:
-            fields["tool_choice"] = choice
+        else:  # the tools that are not allowed were left out
+            fields["tool_choice"] = choice.mode if isinstance(choice, ResponseAllowedTools) else choice
     return fields
 
 

@@ -1,19 +1,19 @@
-"""The client's functions, the validation of calls against them, and ``response_format``."""
+"""The tools of requests: the client's functions, the validation of calls against them, and code."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import jsonschema_rs
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from service.api.tools.mcp import McpServerTool
-from service.api.validation import RequestModel, Skipped, Strict, in_union, invalid
-from service.common.json import compile_schema, first_error
+from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid, only
+from service.common.json import Json, compile_schema, first_error
 
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 class Function(RequestModel):
@@ -50,18 +50,42 @@ class FunctionTool(RequestModel):
     function: Function
 
 
+class AutoContainer(Strict):
+    """A container that is assigned when code first runs and removed after the response."""
+
+    type: Literal["auto"] = "auto"
+    file_ids: Annotated[object, only([])] = None
+    memory_limit: Annotated[object, only()] = None
+    network_policy: Annotated[object, only({"type": "disabled"})] = None
+
+
+class CodeInterpreterTool(RequestModel):
+    """The tool that lets the model run code."""
+
+    type: Literal["code_interpreter"]
+    container: AutoContainer = AutoContainer()
+    allowed_callers: Annotated[object, Ignored(["direct"])] = None
+
+    def to_response(self) -> Json:
+        """Return the value in the response object."""
+        return {"type": self.type, "container": {"type": "auto"}}
+
+
 class SkippedTool(Skipped):
     """A tool of an unsupported type. It is not offered to the model."""
 
 
 Tool = Annotated[
     Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
     | Annotated[McpServerTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"function", "mcp"})),
+        in_union(frozenset({"function", "code_interpreter", "mcp"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports tools of type 'function' and 'mcp' only",
+        custom_error_message=(
+            "this server supports tools of type 'function', 'code_interpreter' and 'mcp' only"
+        ),
     ),
 ]
 
@@ -77,18 +101,66 @@ class NamedChoice(Strict):
     function: NamedFunction
 
 
-def _choice_tag(value: object) -> str | None:
-    if isinstance(value, dict):
-        return "<function>" if value.get("type", "function") == "function" else None
-    return "<function>" if isinstance(value, NamedChoice) else "<mode>"
+ALLOWED_TYPES: Final = "this server accepts tools of type 'function', 'code_interpreter' and 'mcp' only"
+
+
+class AllowedCode(Strict):
+    """The code interpreter, in a list of allowed tools."""
+
+    type: Literal["code_interpreter"]
+
+
+def choice_tag(value: object) -> str:
+    """Return the union tag of a ``tool_choice``, or of an allowed tool."""
+    if isinstance(value, str):
+        return "<mode>"
+    kind = value.get("type", "function") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"<{kind}>"
+
+
+class AllowedServer(Strict):
+    """All tools of an MCP server, in a list of allowed tools."""
+
+    type: Literal["mcp"]
+    server_label: str = Field(max_length=64)
+
+
+AllowedTool = Annotated[
+    Annotated[NamedChoice, Tag("<function>")]
+    | Annotated[AllowedCode, Tag("<code_interpreter>")]
+    | Annotated[AllowedServer, Tag("<mcp>")],
+    Discriminator(
+        choice_tag,
+        custom_error_type="unsupported_parameter",
+        custom_error_message=ALLOWED_TYPES,
+    ),
+]
+
+
+class AllowedToolList(Strict):
+    """Part of the request's tools, and whether one of its functions must be called."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[AllowedTool] = Field(max_length=129)
+
+
+class AllowedChoice(Strict):
+    """The model may use only these tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedToolList
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<mode>")] | Annotated[NamedChoice, Tag("<function>")],
+    Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
+    | Annotated[NamedChoice, Tag("<function>")]
+    | Annotated[AllowedChoice, Tag("<allowed_tools>")],
     Discriminator(
-        _choice_tag,
+        choice_tag,
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server accepts 'none', 'auto', 'required' or a function by name",
+        custom_error_message=(
+            "this server accepts 'none', 'auto', 'required', a function by name, or 'allowed_tools'"
+        ),
     ),
 ]
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncGenerator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.protocol import State
 
-from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.protocol import Address
 from service.sandbox.tool_calls import encode_result, log_failure, parse_arguments
@@ -27,6 +29,10 @@ class UnreachableError(SandboxError):
     """The runner does not answer or accepts no connections now. A retry may succeed."""
 
 
+class BusyError(UnreachableError):
+    """The runner is draining, or has as many connections as it accepts."""
+
+
 class ConnectionLostError(SandboxError):
     """The connection broke, which ended the session. The last request may or may not have been executed."""
 
@@ -35,58 +41,65 @@ class TooBigError(protocol.MessageError):
     """The request is larger than the runner accepts. Nothing was sent."""
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A runner's address and what a client needs to connect to it."""
+
+    address: Address
+    token: SecretStr
+    ping_interval_s: float
+    """Seconds between pings. A runner that does not answer one within this time is considered lost."""
+    tls: ssl.SSLContext | None = None
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token.get_secret_value()}"}
+
+
 class RunnerConnection:
     """Connection that holds one session. Replies come in order, and no request is sent twice."""
 
     def __init__(self, websocket: ClientConnection, tools: ToolHost | None = None) -> None:
+        self.queue_timeout_s = 0.0
+        """Time that the session may wait for its container, as granted by the runner."""
         self._websocket = websocket
         self._unanswered = 0
         self._tools = None if tools is None else ToolRelay(websocket, tools)
 
     @classmethod
     async def open(
-        cls,
-        address: Address,
-        token: str,
-        limits: SessionLimits,
-        *,
-        timeout_s: float,
-        tools: ToolHost | None = None,
+        cls, endpoint: Endpoint, limits: SessionLimits, tools: ToolHost | None = None
     ) -> tuple[RunnerConnection, SessionLimits]:
         """Connect, open a session, and return the connection and the limits that the runner grants.
 
-        Retries for ``timeout_s`` while the runner is unreachable. This is safe, since no code was sent yet.
-
         Raises:
-            SandboxError: the token is wrong, or the runner stayed unreachable.
+            UnreachableError, ConnectionLostError: the runner does not answer. A retry is safe: no code was
+                sent.
+            SandboxError: the runner rejects the token, or its certificate can't be verified.
         """
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((UnreachableError, ConnectionLostError)),
-            wait=wait_random_exponential(multiplier=0.05, max=1.0),
-            stop=stop_after_delay(timeout_s),
-            reraise=True,
-        ):
-            with attempt:
-                connection = cls(await _connect(address, token), tools)
-                request = protocol.OpenRequest(
-                    run_limit_s=limits.run_limit_s,
-                    eager=limits.eager,
-                    tool_wait_s=limits.tool_wait_s,
-                    tool_calls=limits.tool_calls,
-                    tools=() if tools is None else tuple(tools.specs),
-                )
-                opened = await connection.request(
-                    request, protocol.OpenedReply, timeout_s=_HANDSHAKE_TIMEOUT_S
-                )
-                return connection, replace(limits, run_limit_s=opened.run_limit_s, eager=opened.eager)
-        raise AssertionError("tenacity either returns or raises")
+        connection = cls(await _connect(endpoint), tools)
+        request = protocol.OpenRequest(
+            run_limit_s=limits.run_limit_s,
+            eager=limits.eager,
+            tool_wait_s=limits.tool_wait_s,
+            tool_calls=limits.tool_calls,
+            tools=() if tools is None else tuple(tools.specs),
+        )
+        opened = await connection.request(request, protocol.OpenedReply, timeout_s=_HANDSHAKE_TIMEOUT_S)
+        connection.queue_timeout_s = opened.queue_timeout_s
+        return connection, replace(limits, run_limit_s=opened.run_limit_s, eager=opened.eager)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection has not been closed, as far as is known."""
+        return self._websocket.state is State.OPEN
 
     async def request(self, request: protocol.RunnerRequest, expected: type[R], *, timeout_s: float) -> R:
         """Send one request and wait for its reply.
 
         Raises:
             MessageError: the request is too big; nothing was sent.
-            QueueTimeoutError, SandboxError: the runner reported this error; the connection stays usable.
+            QueueFullError, QueueTimeoutError, DrainingError, SandboxError: the runner reported this error;
+                the connection stays usable.
             ConnectionLostError: it broke, or no reply came within ``timeout_s``; the connection is dropped.
         """
         async with self._exchange(timeout_s):
@@ -94,7 +107,7 @@ class RunnerConnection:
             await self._catch_up(1)
             reply = await self._receive()
         if isinstance(reply, protocol.FailedReply):
-            raise (QueueTimeoutError if reply.reason == "queue_timeout" else SandboxError)(reply.text)
+            raise protocol.failure(reply)
         if not isinstance(reply, expected):
             self.drop()
             raise ConnectionLostError(f"the runner replied {reply.type} to {request.type}")
@@ -240,26 +253,33 @@ class ToolRelay:
             task.cancel()
 
 
-async def _connect(address: Address, token: str) -> ClientConnection:
-    uri = f"ws://{address.authority}{protocol.SESSION_PATH}"
+async def _connect(endpoint: Endpoint) -> ClientConnection:
+    address = endpoint.address
+    uri = f"{'ws' if endpoint.tls is None else 'wss'}://{address.authority}{protocol.SESSION_PATH}"
     options: dict[str, Any] = {
-        "additional_headers": {"Authorization": f"Bearer {token}"},
+        "additional_headers": endpoint.headers(),
         "compression": None,
         "max_size": protocol.MAX_REPLY_BYTES,
         "open_timeout": _HANDSHAKE_TIMEOUT_S,
+        "ping_interval": endpoint.ping_interval_s,
+        "ping_timeout": endpoint.ping_interval_s,
         "user_agent_header": None,
     }
     try:
         if address.path is not None:
             return await unix_connect(str(address.path), uri, **options)
-        return await connect(uri, proxy=None, **options)
+        return await connect(uri, proxy=None, ssl=endpoint.tls, **options)
     except InvalidStatus as error:
         status = error.response.status_code
         if status == 503:
-            raise UnreachableError(f"the runner at {address} accepts no more connections now") from None
+            raise BusyError(f"the runner at {address} accepts no more connections now") from None
         hint = "check that both have the same token" if status in (401, 403) else "is it a runner?"
         raise SandboxError(
             f"the runner at {address} rejected the connection with status {status}; {hint}"
+        ) from None
+    except ssl.SSLCertVerificationError as error:
+        raise SandboxError(
+            f"the certificate of the runner at {address} is not trusted: {error.verify_message}"
         ) from None
     except (OSError, InvalidHandshake) as error:
         raise UnreachableError(

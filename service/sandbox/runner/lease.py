@@ -110,7 +110,13 @@ class Lease:
         self._tools = ClientTools(message.tools, self._send) if message.tools else None
         session = self._sandbox.session(limits, *([self._tools] if self._tools is not None else []))
         try:
-            await self._send(protocol.OpenedReply(run_limit_s=limits.run_limit_s, eager=limits.eager))
+            await self._send(
+                protocol.OpenedReply(
+                    run_limit_s=limits.run_limit_s,
+                    eager=limits.eager,
+                    queue_timeout_s=self._settings.queue_timeout_s,
+                )
+            )
             await session.prepare()  # a client that opens a session is about to send blocks
             await self._answer_requests(session)
         finally:

@@ -87,7 +87,7 @@ async def command(tmp_path: Path) -> AsyncGenerator[asyncio.subprocess.Process]:
 
 
 async def connect(tmp_path: Path, child: asyncio.subprocess.Process) -> RunnerClient:
-    client = RunnerClient(RunnerClientSettings(f"unix:{tmp_path}/r.sock", TOKEN, connect_timeout_s=300))
+    client = RunnerClient(RunnerClientSettings((f"unix:{tmp_path}/r.sock",), TOKEN, connect_timeout_s=300))
     ended, started = asyncio.create_task(child.wait()), asyncio.create_task(client.start())
     await asyncio.wait({ended, started}, return_when=asyncio.FIRST_COMPLETED)
     assert not ended.done(), "the runner did not start: see its output"
