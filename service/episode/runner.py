@@ -336,6 +336,7 @@ class EpisodeRunner:
                             await asyncio.gather(flushing, return_exceptions=True)
                     flushes += 1
                 made = () if calls is None or result is None else calls.take()
+                episode.has_foreign_output |= bool(made)
                 observation = episode.observe(
                     result,
                     requested_by=flush.requested_by,

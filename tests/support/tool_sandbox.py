@@ -36,7 +36,7 @@ class ToolSession:
         if not self._error:
             try:
                 result = await self._tools.call(name, json.loads(arguments), f"call_{next(self._ids)}")
-                self._printed.append(json.dumps(result))
+                self._printed.append(result if isinstance(result, str) else json.dumps(result))
             except ToolError as error:
                 self._error = f"tools.ToolError: {error}\n"
         return True
