@@ -337,6 +337,7 @@ class EpisodeRunner:
                             await asyncio.gather(flushing, return_exceptions=True)
                     flushes += 1
                 made = () if calls is None or result is None else calls.take()
+                episode.has_foreign_output |= bool(made)
                 observation = episode.observe(
                     result,
                     requested_by=flush.requested_by,
@@ -574,6 +575,7 @@ def _executed(
         wall_ms=result.wall_seconds * 1000,
         waited_ms=result.waited_seconds * 1000,
         runs=result.runs,
+        pauses=result.pauses,
         container=result.container,
         requested_by=flush.requested_by,
         eager_fallback=result.eager_fallback,

@@ -256,12 +256,17 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "hidden_ms": round(tool.hidden_ms, 3),
         "container_wait_ms": round(tool.container_wait_ms, 3),
         "eager_fallback": tool.eager_fallback,
+        **(
+            {"pauses": [{"started_at": start, "finished_at": end} for start, end in tool.pauses]}
+            if tool.pauses
+            else {}
+        ),
         **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),
     }
 
 
 def called_tool(call: CodeToolCall) -> Json:
-    """Return a call of a tool by code. Its result is what the code got, which the model may not have seen."""
+    """Return a call of a tool by code. The model may not have seen its result."""
     return {
         "id": call.id,
         "name": call.name,

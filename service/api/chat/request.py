@@ -24,7 +24,7 @@ from service.api.tools.definitions import (
     ToolChoice,
 )
 from service.api.tools.history import EarlierCall
-from service.api.tools.mcp import McpTool, check_labels
+from service.api.tools.mcp import McpServerTool, check_labels
 from service.api.validation import Ignored, Label, OptionalContent, RequestModel, Strict, invalid, only
 from service.episode.tool_parser import loads
 
@@ -310,7 +310,7 @@ class ChatRequest(SamplingRequest):
         return self
 
     def _check_allowed(self, names: list[str]) -> None:
-        labels = {tool.server_label for tool in self.tools or () if isinstance(tool, McpTool)}
+        labels = {tool.server_label for tool in self.tools or () if isinstance(tool, McpServerTool)}
         for index, tool in enumerate(self._allowed.tools if self._allowed else ()):
             at = f".tool_choice.allowed_tools.tools[{index}]"
             if isinstance(tool, NamedChoice) and tool.function.name not in names:
@@ -343,11 +343,11 @@ class ChatRequest(SamplingRequest):
         return any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
 
     @property
-    def mcp_tools(self) -> list[McpTool]:
+    def mcp_tools(self) -> list[McpServerTool]:
         """MCP servers whose tools code in the reply may call."""
         if self.tool_choice == "none":
             return []
-        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        found = [tool for tool in self.tools or () if isinstance(tool, McpServerTool)]
         if self._allowed is None:
             return found
         labels = {tool.server_label for tool in self._allowed.tools if isinstance(tool, AllowedServer)}

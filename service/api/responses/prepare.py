@@ -32,7 +32,7 @@ from service.api.responses.request import (
 from service.api.seal import Seal
 from service.api.state import Server
 from service.api.tools.definitions import AllowedCode, AllowedServer
-from service.api.tools.mcp import McpTool, open_tools
+from service.api.tools.mcp import McpServerTool, open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.store.responses import ResponseStore
@@ -155,7 +155,7 @@ def _check(request: ResponseRequest) -> None:
         raise _unsupported("tool_choice.name", f"'tools' contains no function {choice.name!r}")
     if not isinstance(choice, ResponseAllowedTools):
         return
-    labels = {tool.server_label for tool in request.tools or () if isinstance(tool, McpTool)}
+    labels = {tool.server_label for tool in request.tools or () if isinstance(tool, McpServerTool)}
     for index, tool in enumerate(choice.tools):
         at = f"tool_choice.tools[{index}]"
         if isinstance(tool, FunctionChoice) and tool.name not in names:

@@ -24,7 +24,7 @@ from service.api.tools.definitions import (
     TextFormat,
     choice_tag,
 )
-from service.api.tools.mcp import McpTool, check_labels
+from service.api.tools.mcp import McpServerTool, check_labels
 from service.api.validation import (
     Ignored,
     Label,
@@ -78,7 +78,7 @@ Tool = Annotated[
     Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
     | Annotated[ResponseFunctionTool, Tag("<function>")]
     | Annotated[ResponseCustomTool, Tag("<custom>")]
-    | Annotated[McpTool, Tag("<mcp>")]
+    | Annotated[McpServerTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
         in_union(frozenset({"code_interpreter", "function", "custom", "mcp"})),
@@ -305,7 +305,7 @@ class ResponseRequest(RequestBody):
     @property
     def offered_tools(
         self,
-    ) -> list[CodeInterpreterTool | ResponseFunctionTool | ResponseCustomTool | McpTool]:
+    ) -> list[CodeInterpreterTool | ResponseFunctionTool | ResponseCustomTool | McpServerTool]:
         """Tools of the types that this server supports."""
         return [tool for tool in self.tools or () if not isinstance(tool, SkippedTool)]
 
@@ -327,12 +327,12 @@ class ResponseRequest(RequestBody):
         return self.offers_code and choice != "none"
 
     @property
-    def mcp_tools(self) -> list[McpTool]:
+    def mcp_tools(self) -> list[McpServerTool]:
         """MCP servers whose tools code may call."""
         choice = self.tool_choice
         if choice == "none":
             return []
-        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        found = [tool for tool in self.tools or () if isinstance(tool, McpServerTool)]
         if not isinstance(choice, ResponseAllowedTools):
             return found
         labels = {tool.server_label for tool in choice.tools if isinstance(tool, AllowedServer)}

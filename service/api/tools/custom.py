@@ -12,8 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from service.api.validation import Lenient, RequestModel, invalid
-from service.common.json import Json
-from service.common.json_schema import compile_schema
+from service.common.json import Json, compile_schema
 
 
 class CustomGrammar(RequestModel):

@@ -10,10 +10,9 @@ import jsonschema_rs
 from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
 from service.api.tools.custom import CustomFields
-from service.api.tools.mcp import McpTool
+from service.api.tools.mcp import McpServerTool
 from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid, only
-from service.common.json import Json
-from service.common.json_schema import compile_schema, first_error
+from service.common.json import Json, compile_schema, first_error
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
@@ -101,7 +100,7 @@ Tool = Annotated[
     Annotated[FunctionTool, Tag("<function>")]
     | Annotated[CustomTool, Tag("<custom>")]
     | Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
-    | Annotated[McpTool, Tag("<mcp>")]
+    | Annotated[McpServerTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
         in_union(frozenset({"function", "custom", "code_interpreter", "mcp"})),
