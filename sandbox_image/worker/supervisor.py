@@ -20,7 +20,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
-from .calls import NO_TOOLS, RunClock, SessionTools, ToolCalls
+from .calls import NO_TOOLS, CallRelay, RunClock, ToolConfig
 from .flush import FlushRun
 from .processes import NamespaceProcess, WorkerError, as_user, cpu_seconds, reap, settle
 from .protocol import CHECKPOINT, STARTED, STARTED_SHARING, Config
@@ -67,7 +67,7 @@ class Supervisor:
         self._eager_run: asyncio.Task[FlushRun | None] | None = None
         self._fallback: str | None = None
         self._tools = NO_TOOLS
-        self._calls: ToolCalls | None = None
+        self._calls: CallRelay | None = None
         """Calls of the current run."""
         self._eager_flush: FlushRun | None = None
         self._released = False
@@ -85,7 +85,7 @@ class Supervisor:
         if operation == "open":
             self._run_limit_s, self._eager = float(frame["run_limit_s"]), bool(frame["eager"])
             if "tools" in frame:
-                self._tools = SessionTools(
+                self._tools = ToolConfig(
                     stubs=frame["tools"],
                     read_only=frozenset(frame["read_only"]),
                     max_calls=int(frame["max_calls"]),
@@ -206,7 +206,7 @@ class Supervisor:
         await flush.begin()
         self._eager_flush = None if released else flush
         if self._tools.stubs:
-            self._calls = ToolCalls(
+            self._calls = CallRelay(
                 self._tools,
                 self._send,
                 self._next_call,

@@ -105,6 +105,9 @@ class FinishedTool(_Tool):
     container_wait_ms: float = Field(default=0.0, ge=0)
     """Wait of the first block for a container in milliseconds, from its `invoked_at`. It is not part of
     `wall_ms`; the part after `flushed_at` is included in `waited_ms`."""
+    pauses: list[Run] = Field(default=[])
+    """Times within `runs` at which the code waited for the flush, because it called a tool with side effects.
+    They are not part of `wall_ms`. Absent if there are none."""
     calls: list[CalledTool] = Field(default=[])
     """Calls of tools by the code, in order. Absent if there are none."""
     eager_fallback: EagerFallback | None = None

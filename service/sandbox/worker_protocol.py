@@ -7,7 +7,7 @@ schema is a ``FrameError``, after which the worker is destroyed.
 The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
 worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
 ``open`` asks for it, ``Settled`` follows each result. If the session has tools, the worker also sends
-``ToolCall``, each of which is answered with ``tool_result``.
+``ToolCallFrame``, each of which is answered with ``tool_result``.
 """
 
 from __future__ import annotations
@@ -85,13 +85,15 @@ class Result(_Frame):
     started_at: Time | None
     finished_at: Time | None
     runs: list[Annotated[list[Time], Field(min_length=2, max_length=2)]]
+    pauses: list[Annotated[list[Time], Field(min_length=2, max_length=2)]] = []
     eager_fallback: EagerFallback | None = None
 
     def execution_result(self, waited_seconds: float) -> ExecutionResult:
         return ExecutionResult(
-            **self.model_dump(exclude={"op", "runs"}),
+            **self.model_dump(exclude={"op", "runs", "pauses"}),
             waited_seconds=waited_seconds,
             runs=tuple((start, end) for start, end in self.runs),
+            pauses=tuple((start, end) for start, end in self.pauses),
         )
 
 
@@ -101,7 +103,7 @@ class Settled(_Frame):
     op: Literal["settled"]
 
 
-class ToolCall(_Frame):
+class ToolCallFrame(_Frame):
     """Code called a tool."""
 
     op: Literal["tool_call"]
@@ -113,7 +115,7 @@ class ToolCall(_Frame):
     """JSON, as the code wrote it: neither parsed nor validated yet."""
 
 
-AnyFrame = Ready | Fatal | Result | Settled | ToolCall
+AnyFrame = Ready | Fatal | Result | Settled | ToolCallFrame
 WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]
 _worker_frame: TypeAdapter[AnyFrame] = TypeAdapter(WorkerFrame)
 
@@ -196,7 +198,7 @@ class SandboxWorker(Protocol):
         """
         ...
 
-    async def receive(self) -> Ready | Result | Settled | ToolCall:
+    async def receive(self) -> Ready | Result | Settled | ToolCallFrame:
         """Receive the next frame.
 
         Raises:
@@ -234,7 +236,7 @@ class Channel:
         except (OSError, RuntimeError) as error:
             raise SandboxError(f"worker {self.name} is gone: {error}") from error
 
-    async def receive(self) -> Ready | Result | Settled | ToolCall:
+    async def receive(self) -> Ready | Result | Settled | ToolCallFrame:
         try:
             frame = await read_frame(self._reader)
         except (FrameError, EOFError, OSError) as error:

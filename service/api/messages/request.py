@@ -23,7 +23,7 @@ from service.api.validation import (
     only,
     unsupported,
 )
-from service.common.json_schema import compile_schema
+from service.common.json import compile_schema
 from service.deferral.observation import TIMEOUT_TEXT
 
 NoEffectOption = Annotated[object, Ignored()]

@@ -28,7 +28,7 @@ from service.sandbox.worker_protocol import (
     Ready,
     Result,
     Settled,
-    ToolCall,
+    ToolCallFrame,
 )
 
 _FREEZE_S: Final = 1.0
@@ -195,7 +195,7 @@ class Container(Channel):
             self._cgroup.thaw()
         self._frozen_at = None
 
-    async def receive(self) -> Ready | Result | Settled | ToolCall:
+    async def receive(self) -> Ready | Result | Settled | ToolCallFrame:
         try:
             return await super().receive()
         except SandboxError as error:
