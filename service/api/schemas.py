@@ -280,6 +280,28 @@ class Readiness(_Documented):
     sandbox: Literal["ready", "not ready"] | None = None
 
 
+class FileObject(_Documented):
+    """An uploaded file. Times are Unix seconds."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    """Omitted if the file is kept until it is deleted."""
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+
+
+class FileList(_Documented):
+    object: Literal["list"]
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request can't be served; the message states the reason."},
     "5XX": {"model": ErrorBody, "description": "The server failed, or is shutting down."},
@@ -306,5 +328,13 @@ TEXT_COMPLETION: dict[int | str, dict[str, Any]] = {
         "model": TextCompletionObject,
         "description": "The completion; with `stream`, events with parts of the same object.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+FILE: dict[int | str, dict[str, Any]] = {200: {"model": FileObject, "description": "The file."}}
+FILE_LIST: dict[int | str, dict[str, Any]] = {200: {"model": FileList, "description": "One page of files."}}
+FILE_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The content.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }

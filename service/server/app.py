@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.api import completions, errors, health, models, tokenize
 from service.api.auth import BEARER, ApiKeys
 from service.api.chat import route as chat
+from service.api.files import route as files_api
 from service.api.health import ApiDocs
 from service.api.limits import Admission, Drain, Draining, KeyLimits
 from service.api.middleware import (
@@ -42,6 +43,8 @@ from service.sandbox.base import Sandbox
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from service.sandbox.runner.settings import TokenError
 from service.server.settings import Settings
+from service.store.blobs import open_blobs
+from service.store.files import FileStore
 
 
 def create_app(settings: Settings | None = None, model_dir: Path | None = None) -> FastAPI:
@@ -112,6 +115,13 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         max_background=settings.max_background_responses,
         drain=drain,
     )
+    files = FileStore(
+        responses.store.engine,
+        open_blobs(settings.files_location),
+        max_file_bytes=settings.max_file_bytes,
+        max_owner_bytes=settings.key_files_bytes,
+    )
+    responses.cleaners.append(files.clean)
     seal = Seal(settings.seals())
 
     @asynccontextmanager
@@ -153,12 +163,14 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     )
     app.state.drain = drain
     app.state.responses = responses
+    app.state.files = files
     errors.install(app)
     for router in (
         chat.router,
         completions.router,
         responses_api.router,
         responses_api.stored_router,
+        files_api.router,
         tokenize.router,
         models.router,
         health.router,
@@ -168,7 +180,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     app.include_router(health.open_router)
     # The middleware that is added last handles a request first.
     app.add_middleware(RequestDecoding, max_bytes=settings.max_body_bytes)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_file_bytes=settings.max_file_bytes)
     keys = settings.keys()
     if keys:
         app.add_middleware(

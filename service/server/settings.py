@@ -24,7 +24,7 @@ from service.engines.factory import EngineKind, engine_kind
 from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
 from service.sandbox.factory import SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
-from service.store.database import default_url
+from service.store.database import default_files_url, default_url
 
 
 class Settings(BaseSettings):
@@ -129,6 +129,15 @@ class Settings(BaseSettings):
     """Days that a response is kept."""
     store_max_bytes: int = Field(default=2**30, ge=2**20)
     """Approximate size limit of the store in bytes. Above it the oldest responses are removed first."""
+    files_url: str | None = None
+    """Store of uploaded files and of files that code wrote: the path of a directory, or an fsspec URL such as
+    ``s3://bucket/prefix`` (extra ``s3``), which several servers can share. Default: the directory ``files``
+    beside the SQLite database, or in the user's state directory."""
+    max_file_bytes: int = Field(default=512 * 2**20, ge=1024)
+    """Maximum size of an uploaded file in bytes. Larger ones get 413."""
+    key_files_bytes: int = Field(default=4 * 2**30, ge=1024)
+    """Maximum size of all files of one key in bytes, including files that its code wrote."""
+
     seal_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Comma-separated keys that encrypt the reasoning that clients of the Responses API keep
     (``encrypted_content``), as ``ID:BASE64`` of 32 bytes. The first key encrypts, all keys decrypt. Default:
@@ -281,6 +290,11 @@ class Settings(BaseSettings):
             keep_alive_s=self.keep_alive_s,
             reload_root=self.reload_root,
         )
+
+    @property
+    def files_location(self) -> str:
+        """The configured store of files, with the default resolved."""
+        return self.files_url or default_files_url(self.store_url)
 
     def seals(self) -> tuple[SealKey, ...]:
         """All seal keys; the first one encrypts."""
