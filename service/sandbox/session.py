@@ -1,16 +1,14 @@
-"""Sandbox with a pool of workers, the base of the Docker and bubblewrap sandboxes."""
+"""A session on a worker of a pool."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
-from service.sandbox.base import ExecutionResult, SandboxError, Session, SessionLimits
-from service.sandbox.isolation_checks import IsolationCheck, check_isolation
-from service.sandbox.pool import Pool, PoolStats
-from service.sandbox.settings import PoolSettings
+from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.pool import Pool
 from service.sandbox.worker_protocol import MAX_CODE_BYTES, Result, SandboxWorker
 
 
@@ -50,13 +48,8 @@ class PooledSession:
             if self._failure is not None or self._pending_bytes > MAX_CODE_BYTES:
                 return
             try:
-                if self._worker is None:
-                    self._withdraw()
-                    self._worker = await self._pool.lease()
-                    await self._worker.send(
-                        {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
-                    )
-                await self._worker.send({"op": "invoke", "code": code})
+                worker = self._worker or await self._lease()
+                await worker.send({"op": "invoke", "code": code})
             except SandboxError as error:
                 if self._worker is None:
                     self._pending_blocks, self._pending_bytes = 0, 0
@@ -65,6 +58,21 @@ class PooledSession:
             except asyncio.CancelledError:
                 self._drop_worker("cancelled")
                 raise
+
+    async def _lease(self) -> SandboxWorker:
+        self._withdraw()
+        self._worker = await self._pool.lease()
+        await self._worker.send(self._open_frame())
+        return self._worker
+
+    def _open_frame(self) -> dict[str, Any]:
+        limits = self._limits
+        return {
+            "op": "open",
+            "run_limit_s": limits.run_limit_s,
+            "eager": limits.eager,
+            "figures": limits.figures,
+        }
 
     async def flush(self) -> ExecutionResult:
         async with self._lock:
@@ -136,55 +144,3 @@ def _nothing_ran(
         waited_seconds=waited_seconds,
         exit_code=exit_code,
     )
-
-
-class PooledSandbox:
-    """A ``Sandbox`` that gives each session its own worker, which no other session uses."""
-
-    def __init__(
-        self,
-        settings: PoolSettings,
-        create: Callable[[], Awaitable[SandboxWorker]],
-        checks: Sequence[IsolationCheck],
-    ) -> None:
-        self._limits = settings
-        self._checks = checks
-        self._checked = False
-        self._pool = Pool(
-            create,
-            size=settings.pool_size,
-            maximum=settings.max_containers,
-            concurrency=settings.start_concurrency,
-            queue_timeout_s=settings.queue_timeout_s,
-        )
-
-    async def start(self) -> None:
-        """Fill the pool and run the isolation checks in one of its workers.
-
-        Raises:
-            SandboxError: no worker can be started, or a check failed. All workers are removed again, and
-                ``ready`` stays false.
-        """
-        try:
-            await self._pool.start()
-            await check_isolation(self.session, self._checks)
-        except BaseException:
-            await self.stop()
-            raise
-        self._checked = True
-
-    def session(self, limits: SessionLimits) -> Session:
-        clipped = min(limits.run_limit_s, self._limits.run_limit_ceiling_s)
-        limits = SessionLimits(run_limit_s=clipped, eager=limits.eager)
-        return PooledSession(self._pool, limits, self._limits.grace_s)
-
-    async def ready(self) -> bool:
-        """Return whether the isolation checks passed and sandboxes are available."""
-        return self._checked and self._pool.healthy
-
-    def stats(self) -> PoolStats:
-        return self._pool.stats()
-
-    async def stop(self) -> None:
-        self._checked = False
-        await self._pool.stop()

@@ -5,7 +5,9 @@ untrusted: sizes are bounded before anything is read, only JSON is parsed, and a
 schema is a ``FrameError``, after which the worker is destroyed.
 
 The pool sends ``open`` (with the session's limits), ``invoke`` (with a block) and ``flush``. The worker sends
-``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits.
+``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. Sessions with files
+also use ``put`` (a frame with the name and size of an input, then its bytes), ``remove``, ``files``, ``read``
+and ``discard`` (drop the pending blocks), each with one reply.
 """
 
 from __future__ import annotations
@@ -16,9 +18,18 @@ import struct
 from asyncio import IncompleteReadError
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from service.sandbox.base import EagerFallback, ExecutionResult, SandboxError
+from service.sandbox.files import DisplayType, SkipReason
 
 MAX_FRAME_BYTES = 1 << 20
 """Largest frame that a worker may send, in bytes."""
@@ -92,8 +103,57 @@ class Result(_Frame):
         )
 
 
-WorkerFrame = Annotated[Ready | Fatal | Result, Field(discriminator="op")]
-_worker_frame: TypeAdapter[Ready | Fatal | Result] = TypeAdapter(WorkerFrame)
+class Done(_Frame):
+    """Reply to ``put``, ``remove`` and ``discard``."""
+
+    op: Literal["done"]
+    error: Text | None = Field(max_length=2000)
+
+
+class ListedFile(_Frame):
+    path: Text = Field(min_length=1, max_length=512)
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _is_relative(cls, path: str) -> str:
+        if not path.isprintable() or any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError("not a relative path")
+        return path
+
+
+class SkippedEntry(_Frame):
+    path: Text = Field(max_length=400)
+    reason: SkipReason
+
+
+class ListedDisplay(_Frame):
+    type: DisplayType
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Listing(_Frame):
+    """Reply to ``files``: the changes in the work directory since the last listing, and the displays."""
+
+    op: Literal["files"]
+    files: list[ListedFile] = Field(max_length=64)
+    skipped: list[SkippedEntry] = Field(max_length=16)
+    displays: list[ListedDisplay] = Field(max_length=16)
+
+
+class Data(_Frame):
+    """Reply to ``read``: a part of a file, in base64; None if it can't be read."""
+
+    op: Literal["data"]
+    data: str | None = Field(max_length=MAX_FRAME_BYTES)
+
+
+Frame = Ready | Fatal | Result | Done | Listing | Data
+Reply = Ready | Result | Done | Listing | Data
+"""A frame that a worker sends while it works correctly."""
+_worker_frame: TypeAdapter[Frame] = TypeAdapter(Annotated[Frame, Field(discriminator="op")])
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -102,7 +162,7 @@ def encode(message: dict[str, Any]) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-async def read_frame(reader: ByteReader) -> Ready | Fatal | Result:
+async def read_frame(reader: ByteReader) -> Frame:
     """Read and validate the next frame.
 
     Raises:
@@ -169,11 +229,43 @@ class SandboxWorker(Protocol):
         """
         ...
 
-    async def receive(self) -> Ready | Result:
+    async def receive(self) -> Reply:
         """Receive the next frame.
 
         Raises:
             SandboxError: the worker is gone, reported a fatal error, or sent an invalid frame.
+        """
+        ...
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send a part of the input that the last frame announced.
+
+        Raises:
+            SandboxError: the worker is gone.
+        """
+        ...
+
+    async def resize(self, memory_mb: int) -> None:
+        """Set the memory limit. No effect if no cgroup limits the memory.
+
+        Raises:
+            SandboxError: the limit can't be set.
+        """
+        ...
+
+    async def freeze(self) -> None:
+        """Stop all processes until ``thaw``. No effect if that is not supported.
+
+        Raises:
+            SandboxError: they can't be stopped.
+        """
+        ...
+
+    async def thaw(self) -> None:
+        """Resume all processes.
+
+        Raises:
+            SandboxError: they can't be resumed.
         """
         ...
 
@@ -201,7 +293,20 @@ class Channel:
         except (OSError, RuntimeError) as error:
             raise SandboxError(f"worker {self.name} is gone: {error}") from error
 
-    async def receive(self) -> Ready | Result:
+    async def send_bytes(self, data: bytes) -> None:
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except (OSError, RuntimeError) as error:
+            raise SandboxError(f"worker {self.name} is gone: {error}") from error
+
+    async def resize(self, memory_mb: int) -> None: ...
+
+    async def freeze(self) -> None: ...
+
+    async def thaw(self) -> None: ...
+
+    async def receive(self) -> Reply:
         try:
             frame = await read_frame(self._reader)
         except (FrameError, EOFError, OSError) as error:

@@ -170,7 +170,9 @@ class FileStore:
         """Return the bytes of all files of ``owner``."""
         sizes = union_all(
             select(files.c.bytes).where(files.c.owner == owner),
-            select(container_files.c.bytes).where(container_files.c.owner == owner),
+            select(container_files.c.bytes).where(
+                container_files.c.owner == owner, container_files.c.source == "assistant"
+            ),
         ).subquery()
         return int((await connection.execute(select(func.coalesce(func.sum(sizes.c.bytes), 0)))).scalar_one())
 

@@ -19,7 +19,7 @@ from requests.exceptions import RequestException
 from service.sandbox.base import SandboxError
 from service.sandbox.docker.container_config import create_arguments
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
-from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Result
+from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Reply
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -103,6 +103,7 @@ class Container(Channel):
         super().__init__(name, stream, writer)
         self.id = container_id
         self._daemon = daemon
+        self._is_frozen = False
         self._stream = stream
 
     @classmethod
@@ -150,13 +151,28 @@ class Container(Channel):
         await daemon.remove_leftovers()  # the daemon works, so earlier removals can be retried
         return container
 
-    async def receive(self) -> Ready | Result:
+    async def receive(self) -> Reply:
         try:
             return await super().receive()
         except SandboxError as error:
             if not (lines := self._stream.diagnostics.strip().splitlines()):
                 raise
             raise SandboxError(f"{error}; the last line of its stderr: {lines[-1]}") from error
+
+    async def resize(self, memory_mb: int) -> None:
+        limit = memory_mb << 20
+        options = {"mem_limit": limit, "memswap_limit": limit}  # together: no swap
+        await self._daemon.call(lambda client: client.update_container(self.id, **options))
+
+    async def freeze(self) -> None:
+        if not self._is_frozen:
+            self._is_frozen = True  # before: a request that timed out may still succeed
+            await self._daemon.call(lambda client: client.pause(self.id))
+
+    async def thaw(self) -> None:
+        if self._is_frozen:
+            await self._daemon.call(lambda client: client.unpause(self.id))
+            self._is_frozen = False
 
     async def destroy(self) -> None:
         self.close()
