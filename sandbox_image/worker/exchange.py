@@ -83,11 +83,16 @@ async def extract_text(directory: str, name: str, uid: int) -> None:
     try:
         await as_user(uid, lambda: _write_text(os.path.join(directory, name), out), seconds=_PDF_TIMEOUT_S)
         text = _content(out) or b"[no text could be extracted]\n"
-        with contextlib.suppress(OSError), open(os.path.join(directory, name + ".txt"), "xb") as file:
-            os.fchmod(file.fileno(), 0o444)
-            file.write(text)
+        with contextlib.suppress(OSError):
+            _write_new(os.path.join(directory, name + ".txt"), text)
     finally:
         os.close(out)
+
+
+def _write_new(path: str, data: bytes) -> None:
+    with open(path, "xb") as file:
+        os.fchmod(file.fileno(), 0o444)
+        file.write(data)
 
 
 def _write_text(path: str, out: int) -> None:

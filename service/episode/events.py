@@ -9,7 +9,7 @@ from typing import NamedTuple
 from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
-from service.sandbox.base import EagerFallback, Status
+from service.sandbox.base import EagerFallback, FlushFiles, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,8 @@ class ExecutedTool:
     """Party that requested the flush. The delay rate counts only the model's flushes."""
     eager_fallback: EagerFallback | None = None
     """Reason why the blocks ran at the flush although eager execution was on."""
+    files: FlushFiles | None = None
+    """Files and displays; None without a container that lives across requests."""
 
     @property
     def hidden_ms(self) -> float:

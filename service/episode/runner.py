@@ -199,6 +199,7 @@ class EpisodeRunner:
         eager: bool = True,
         prewarm: bool = False,
         stop: Sequence[str] = (),
+        open_session: Callable[[SessionLimits], Session] | None = None,
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """Run ``episode`` to its end. Closing the generator cancels the engine and closes the session.
 
@@ -210,6 +211,7 @@ class EpisodeRunner:
             eager: start blocks in the background as soon as they are closed.
             prewarm: request a container immediately, because blocks are likely.
             stop: strings that end the episode where the model writes them. Pending blocks then never run.
+            open_session: opens the session of the code; None for one of the sandbox's own.
 
         Raises:
             EngineError: the engine failed. A failed sandbox raises nothing: the model reads an error result.
@@ -218,7 +220,7 @@ class EpisodeRunner:
         endings = self.endings
         stop_ids = endings.keys() | {episode.marker_id}
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager)
-        queue = BlockQueue(self.sandbox.session(limits))
+        queue = BlockQueue((open_session or self.sandbox.session)(limits))
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
         tokens_left = sampling.max_tokens
@@ -345,4 +347,5 @@ def _executed(
         container=result.container,
         requested_by=flush.requested_by,
         eager_fallback=result.eager_fallback,
+        files=result.files,
     )

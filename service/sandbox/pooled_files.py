@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -21,6 +22,8 @@ _READ_BYTES: Final = 512 << 10
 """Bytes of a file in one frame; a frame may have a megabyte."""
 _ANSWER_WITHIN_S: Final = 30.0
 _INPUT_WITHIN_S: Final = 600.0
+_LIFETIME_MARGIN_S: Final = 60.0
+"""A container that ends within this time is not used for another request."""
 _MB: Final = 1 << 20
 
 
@@ -35,7 +38,14 @@ class PooledFileSession(PooledSession):
 
     @property
     def is_alive(self) -> bool:
-        return self._worker is not None and self._failure is None
+        worker = self._worker
+        if worker is None or self._failure is not None or worker.has_ended:
+            return False
+        return time.monotonic() < worker.created_at + self._settings.max_lifetime_s - _LIFETIME_MARGIN_S
+
+    def _drop_worker(self, reason: str | None) -> None:
+        super()._drop_worker(reason)
+        self._inputs = {}
 
     async def prepare(self) -> None:
         if self._worker is None:
@@ -45,8 +55,10 @@ class PooledFileSession(PooledSession):
         async with self._lock:
             if self._closed:
                 raise SandboxError("the session is closed")
-            if self._worker is not None:
+            if self.is_alive:
                 return
+            self._drop_worker(None)
+            self._failure = None
             try:
                 worker = await self._lease()
                 if self._limits.memory_mb is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
 from asyncio import IncompleteReadError
 from typing import Annotated, Any, Literal, Protocol
 
@@ -50,6 +51,7 @@ class ByteReader(Protocol):
     """The method of ``asyncio.StreamReader`` that reading frames requires."""
 
     async def readexactly(self, n: int) -> bytes: ...
+    def at_eof(self) -> bool: ...
 
 
 def _encodable(text: str) -> str:
@@ -214,12 +216,26 @@ class DockerStream:
         del self._stdout[:n]
         return taken
 
+    def at_eof(self) -> bool:
+        """Return whether the stream has ended."""
+        return self._reader.at_eof()
+
 
 class SandboxWorker(Protocol):
     """A single-use container or process that runs the code of one session."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def created_at(self) -> float:
+        """Monotonic time of the start."""
+        ...
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its channel was closed from the other side."""
+        ...
 
     async def send(self, message: dict[str, Any]) -> None:
         """Send a frame.
@@ -285,6 +301,11 @@ class Channel:
         self.name = name
         self._reader = reader
         self._writer = writer
+        self.created_at = time.monotonic()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._reader.at_eof()
 
     async def send(self, message: dict[str, Any]) -> None:
         try:

@@ -15,7 +15,9 @@ from starlette.middleware.cors import CORSMiddleware
 from service.api import completions, errors, health, models, tokenize
 from service.api.auth import BEARER, ApiKeys
 from service.api.chat import route as chat
+from service.api.files import container_route as containers_api
 from service.api.files import route as files_api
+from service.api.files.containers import Containers
 from service.api.health import ApiDocs
 from service.api.limits import Admission, Drain, Draining, KeyLimits
 from service.api.middleware import (
@@ -44,6 +46,7 @@ from service.sandbox.factory import SandboxOptions, create_sandbox, instance_nam
 from service.sandbox.runner.settings import TokenError
 from service.server.settings import Settings
 from service.store.blobs import open_blobs
+from service.store.containers import ContainerStore
 from service.store.files import FileStore
 
 
@@ -121,7 +124,9 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         max_file_bytes=settings.max_file_bytes,
         max_owner_bytes=settings.key_files_bytes,
     )
-    responses.cleaners.append(files.clean)
+    container_store = ContainerStore(files, keep_days=settings.container_files_days)
+    containers = Containers(runner.sandbox, container_store, files, settings.container_limits())
+    responses.cleaners += [files.clean, container_store.clean]
     seal = Seal(settings.seals())
 
     @asynccontextmanager
@@ -129,10 +134,11 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         try:
             await responses.start()
             await runner.sandbox.start()
+            await containers.start()
             await runner.engine.start()
         except BaseException as error:
             app.state.failure = error  # serve_forever reports it without a traceback
-            await _stop(responses, runner)
+            await _stop(responses, containers, runner)
             raise
         app.state.server = Server(
             runner,
@@ -149,7 +155,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            await _stop(responses, runner)
+            await _stop(responses, containers, runner)
             await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
     app = FastAPI(
@@ -164,6 +170,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     app.state.drain = drain
     app.state.responses = responses
     app.state.files = files
+    app.state.containers = containers
     errors.install(app)
     for router in (
         chat.router,
@@ -171,6 +178,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         responses_api.router,
         responses_api.stored_router,
         files_api.router,
+        containers_api.router,
         tokenize.router,
         models.router,
         health.router,
@@ -210,8 +218,9 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     return app
 
 
-async def _stop(responses: Responses, runner: EpisodeRunner) -> None:
+async def _stop(responses: Responses, containers: Containers, runner: EpisodeRunner) -> None:
     async with AsyncExitStack() as stack:  # in reverse order, even if one of them fails
         stack.push_async_callback(runner.sandbox.stop)
         stack.push_async_callback(runner.engine.stop)
+        stack.push_async_callback(containers.stop)
         stack.push_async_callback(responses.stop)

@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.api.auth import ApiKey, parse_keys
+from service.api.files.containers import ContainerLimits
 from service.api.seal import SealKey, parse_seal_key
 from service.api.state import ApiSettings
 from service.engines.checkpoint import quickstart
@@ -93,6 +94,23 @@ class Settings(BaseSettings):
     while episodes begin faster than containers start."""
     max_containers: int = Field(default=32, ge=1)
     """Maximum number of containers, for ``in-process``."""
+
+    container_idle_minutes: float = Field(default=20.0, ge=0, le=60)
+    """Minutes without a request after which a container of the Containers API, of the Responses API or of
+    ``deferral.container`` expires. 0 gives each reply its own container, without files."""
+    containers_per_key: int = Field(default=8, ge=1)
+    """Maximum number of these containers per key. Beyond, the least recently used one ends."""
+    parked_memory_mb: int = Field(default=4096, ge=0)
+    """Memory limits of all containers that wait for their next request, together, in MiB. Beyond, the least
+    recently used one ends. Each also counts as one of ``max_containers``, or of the runner's sessions."""
+    container_memory_mb: int = Field(default=1024, ge=192)
+    """Maximum memory of a container that a client may request, in MiB."""
+    container_wait_s: float = Field(default=10.0, ge=0)
+    """Seconds that a request waits for a container that another one uses. After it the request gets 409."""
+    container_files_days: float = Field(default=1.0, ge=0)
+    """Days that the files of an expired container can be downloaded."""
+    key_sandbox_seconds: float | None = Field(default=None, gt=0)
+    """Seconds that code of one key may run in these containers in a day (UTC). Default: unlimited."""
 
     max_turns: int | None = Field(default=None, ge=1)
     """Maximum number of turns that a client may request. Default: the checkpoint's value."""
@@ -295,6 +313,17 @@ class Settings(BaseSettings):
     def files_location(self) -> str:
         """The configured store of files, with the default resolved."""
         return self.files_url or default_files_url(self.store_url)
+
+    def container_limits(self) -> ContainerLimits:
+        """Limits on containers that live across requests."""
+        return ContainerLimits(
+            idle_minutes=self.container_idle_minutes,
+            per_key=self.containers_per_key,
+            parked_memory_mb=self.parked_memory_mb,
+            wait_s=self.container_wait_s,
+            seconds_per_day=self.key_sandbox_seconds,
+            max_memory_mb=self.container_memory_mb,
+        )
 
     def seals(self) -> tuple[SealKey, ...]:
         """All seal keys; the first one encrypts."""

@@ -81,9 +81,7 @@ class ContainerStore:
         clock: Unix time.
     """
 
-    def __init__(
-        self, files: FileStore, *, keep_days: float, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, files: FileStore, *, keep_days: float, clock: Callable[[], float] = time.time) -> None:
         self._engine: AsyncEngine = files.engine
         self._uploads = files
         self._keep_s = keep_days * 86_400
@@ -102,7 +100,13 @@ class ContainerStore:
         return None if row is None else self._with_status(StoredContainer(**row))
 
     async def page(
-        self, owner: str, *, limit: int, order: str = "desc", after: str | None = None, name: str | None = None
+        self,
+        owner: str,
+        *,
+        limit: int,
+        order: str = "desc",
+        after: str | None = None,
+        name: str | None = None,
     ) -> tuple[list[StoredContainer], bool]:
         """Return one page of the containers by time of creation, and whether there are more.
 
@@ -174,14 +178,25 @@ class ContainerStore:
     ) -> ContainerFile:
         owner = container.owner
         file = ContainerFile(
-            f"cfile_{secrets.token_hex(16)}", container.id, owner, path, size, digest, self._clock(), source, blob
+            f"cfile_{secrets.token_hex(16)}",
+            container.id,
+            owner,
+            path,
+            size,
+            digest,
+            self._clock(),
+            source,
+            blob,
         )
         same = (container_files.c.container_id == container.id, container_files.c.path == path)
         async with self._engine.begin() as connection:
             await self._uploads.lock(connection, owner)
             await connection.execute(update(container_files).where(*same).values(current=False))
             await connection.execute(insert(container_files).values(**asdict(file)))
-            if source == "assistant" and await self._uploads.used(connection, owner) > self._uploads.max_owner_bytes:
+            if (
+                source == "assistant"
+                and await self._uploads.used(connection, owner) > self._uploads.max_owner_bytes
+            ):
                 raise FileTooLargeError(self._uploads.max_owner_bytes, of_owner=True)
         return file
 
@@ -237,7 +252,9 @@ class ContainerStore:
         same = (sandbox_usage.c.owner == owner, sandbox_usage.c.day == row["day"])
         grown = sandbox_usage.c.seconds + seconds
         async with self._engine.begin() as connection:
-            if not (await connection.execute(update(sandbox_usage).where(*same).values(seconds=grown))).rowcount:
+            if not (
+                await connection.execute(update(sandbox_usage).where(*same).values(seconds=grown))
+            ).rowcount:
                 await connection.execute(insert(sandbox_usage).values(**row, seconds=seconds))
 
     async def seconds_today(self, owner: str) -> float:

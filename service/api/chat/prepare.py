@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError
+from service.api.files.containers import ContainerUse
 from service.api.sampling import end_token_ids, sampling_of
 from service.api.state import EpisodeStream, Server
 from service.api.tools.choice import ForcedCall, force_call
@@ -49,6 +51,8 @@ class PreparedChat:
     policy: DeferralPolicy
     code_is_answer: bool
     """The request asks for code, so the server runs none on its own initiative."""
+    container: ContainerUse | None = None
+    """Container that lives across requests; None for one of each episode."""
 
     @property
     def schema_param(self) -> str | None:
@@ -90,11 +94,19 @@ class PreparedChat:
             eager=request.deferral.eager is not False,
             prewarm=True,
             stop=stops,
+            open_session=None if self.container is None else self.container.session,
         )
+
+    def held_container(self) -> AbstractAsyncContextManager[None]:
+        """Return the context in which the request holds its container. Raises as `ContainerUse.held`."""
+        return nullcontext() if self.container is None else self.container.held(self.id)
 
 
 async def prepare(
-    server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
+    server: Server,
+    request: ChatRequest,
+    proven: Mapping[int, Sequence[int]] | None = None,
+    container: ContainerUse | None = None,
 ) -> PreparedChat:
     """Prepare ``request`` to run on ``server``.
 
@@ -103,6 +115,7 @@ async def prepare(
         request: the request as it was sent.
         proven: token ids of the messages that are replies of this server, by index; see
             `service.store.replies`. All other messages are encoded as plain text.
+        container: the request's container, if it lives across requests. The prompt lists its files.
 
     Raises:
         ApiError: 404 for an unknown model; 400 for a field above its limit, a prompt that doesn't fit, or a
@@ -116,7 +129,8 @@ async def prepare(
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
     policy = _policy(server, request)
     forced = force_call(request.tool_choice, request.callable_tools) if request.forces_call else None
-    prompt_ids = await render_prompt(server, request, proven)
+    note = "" if container is None else container.note
+    prompt_ids = await render_prompt(server, request, proven, note)
     prompt_end = server.engine.tokenizer.decode(prompt_ids[-8:])
     if opens_thought(prompt_end) and (forced is not None or request.json_schema is not None):
         param = "tool_choice" if forced is not None else "response_format"
@@ -152,6 +166,7 @@ async def prepare(
         sampling=_constrained(sampling, forced, server),
         policy=policy,
         code_is_answer=policy.unflushed == "run" and _code_is_answer(request),
+        container=container,
     )
 
 
@@ -196,9 +211,11 @@ def _is_current(ids: Sequence[int], content: str, tokenizer: Tokenizer) -> bool:
 
 
 async def render_prompt(
-    server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
+    server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None, note: str = ""
 ) -> list[int]:
     """Return the prompt ids of ``request``; for ``proven`` see `prepare`.
+
+    ``note`` is appended to the last user message.
 
     Raises:
         ApiError: 400 if the chat template rejects the messages.
@@ -207,6 +224,9 @@ async def render_prompt(
     for index, ids in (proven or {}).items():
         if _is_current(ids, request.messages[index].content or "", server.engine.tokenizer):
             turns[index]["content"] = [TokenIds(tuple(ids))]
+    last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+    if note and last is not None:
+        turns[last]["content"] = f"{turns[last]['content']}{note}"
     tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
     render = partial(
         server.runner.render,

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from service.api.sampling import SamplingRequest, enables_thinking
 from service.api.tools.definitions import FunctionTool, NamedChoice, ResponseFormat, Tool, ToolChoice
-from service.api.validation import Ignored, OptionalContent, RequestModel, Strict, invalid, only
+from service.api.validation import FileParts, Ignored, OptionalContent, RequestModel, Strict, invalid, only
 from service.episode.tool_parser import loads
 
 _THOUGHT: Final = re.compile(r"\s*<think>\n*(.*?)\n*</think>\s*(.*)", re.DOTALL)
@@ -68,7 +68,7 @@ class ToolCall(RequestModel):
         return {**data, "function": {"name": custom.get("name"), "arguments": arguments}}
 
 
-class Message(RequestModel):
+class Message(FileParts):
     """One turn. All fields of a reply are accepted when it is sent back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -87,6 +87,8 @@ class Message(RequestModel):
     refusal: str | None = None
     """Used as the content of a message without any."""
     name: Annotated[object, Ignored()] = None
+    container: str | None = None
+    """Container of an earlier reply. Not part of the prompt."""
     audio: Annotated[object, Ignored()] = None
     annotations: Annotated[object, Ignored([])] = None
     function_call: Annotated[object, only()] = None
@@ -166,6 +168,38 @@ class ReasoningSwitch(RequestModel):
         return self.enabled if self.enabled is not None else enables_thinking(self.effort)
 
 
+class AutoContainer(Strict):
+    """A container that the server assigns: that of the conversation, or a new one."""
+
+    type: Literal["auto"] = "auto"
+    file_ids: Annotated[list[str] | None, Field(max_length=64)] = None
+    """Uploaded files that code can read, in the folder ``/inputs``."""
+    memory_limit: Annotated[str | None, Field(pattern=r"^[1-9][0-9]{0,5}[mg]$")] = None
+    """Memory such as ``1g``; clipped to the range of this server."""
+    network_policy: Annotated[object, only({"type": "disabled"})] = None
+
+    @property
+    def memory_mb(self) -> int | None:
+        """``memory_limit`` in MiB."""
+        if self.memory_limit is None:
+            return None
+        return int(self.memory_limit[:-1]) * (1024 if self.memory_limit.endswith("g") else 1)
+
+
+ContainerId = Annotated[str, Field(max_length=80)]
+
+
+def _container_tag(value: object) -> str:
+    return "<id>" if isinstance(value, str) else "<auto>"
+
+
+ContainerChoice = Annotated[
+    Annotated[ContainerId, Tag("<id>")] | Annotated[AutoContainer, Tag("<auto>")],
+    Discriminator(_container_tag),
+]
+OnExpired = Literal["error", "fresh"]
+
+
 class DeferralOptions(Strict):
     """Options for code execution. Unset fields follow the checkpoint's policy."""
 
@@ -183,9 +217,15 @@ class DeferralOptions(Strict):
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
 
+    container: ContainerChoice | None = None
+    """A container that keeps its variables and files after the reply: ``{"type": "auto"}`` for a new one, or
+    the id that an earlier reply has in ``container``. Default: a container for this reply alone."""
+    on_expired: OnExpired | None = None
+    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+
     @model_validator(mode="after")
     def _together(self) -> Self:
-        names = ("eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
+        names = ("container", "eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
         given = [name for name in names if getattr(self, name) is not None]
         if self.enabled is False and given:
             raise invalid(f"'{given[0]}' configures code execution, but 'enabled' is false")

@@ -48,6 +48,9 @@ async def recall(conversation: Conversation, store: ResponseStore, response_id: 
         )
     for turn in turns:
         conversation.add(_items.validate_python(turn.input))
+        for item in _output(turn):
+            if item["type"] == "code_interpreter_call":
+                conversation.note_container(str(item["container_id"]), str(item["id"]))
         if any(item["type"] == "function_call" for item in _output(turn)):
             conversation.add(_items.validate_python(_output(turn)))
         elif turn.ids is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from service.api.chat.request import AutoContainer, ContainerChoice, OnExpired
 from service.api.responses.items import Input
 from service.api.sampling import enables_thinking
 from service.api.tools.definitions import (
@@ -35,25 +36,19 @@ UNION_TAG = "<{}>"
 """Form of union tags, which distinguishes them from field names in error locations."""
 
 
-class AutoContainer(Strict):
-    """A container that is assigned when code first runs and removed after the response."""
-
-    type: Literal["auto"] = "auto"
-    file_ids: Annotated[object, only([])] = None
-    memory_limit: Annotated[object, only()] = None
-    network_policy: Annotated[object, only({"type": "disabled"})] = None
-
-
 class CodeInterpreterTool(RequestModel):
     """The tool that lets the model run code. Without it no code runs."""
 
     type: Literal["code_interpreter"]
-    container: AutoContainer = AutoContainer()
+    container: ContainerChoice = AutoContainer()
+    """``auto`` for the container of the conversation or a new one, or the id of a container."""
     allowed_callers: Annotated[object, Ignored(["direct"])] = None
 
     def to_response(self) -> Json:
         """Return the value in the response object."""
-        return {"type": self.type, "container": {"type": "auto"}}
+        if isinstance(self.container, str):
+            return {"type": self.type, "container": self.container}
+        return {"type": self.type, "container": self.container.model_dump(exclude_none=True)}
 
 
 class ResponseFunctionTool(Function):
@@ -185,6 +180,8 @@ class CodeOptions(Strict):
     unflushed: Literal["drop", "run"] | None = None
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
+    on_expired: OnExpired | None = None
+    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
 
 
 class ResponseRequest(RequestBody):
@@ -283,6 +280,12 @@ class ResponseRequest(RequestBody):
         """Whether the model may run code: only if the request has the tool for it."""
         asked = any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
         return asked and self.tool_choice != "none"
+
+    @property
+    def code_tool(self) -> CodeInterpreterTool | None:
+        """The tool that lets the model run code."""
+        tools = (tool for tool in self.tools or () if isinstance(tool, CodeInterpreterTool))
+        return next(tools, None)
 
     @property
     def functions(self) -> list[ResponseFunctionTool]:

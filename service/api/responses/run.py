@@ -79,7 +79,7 @@ class ResponseRun:
             attributes=self._attributes(),
             schema_param=prepared.schema_param,
         )
-        async with running as episode:
+        async with chat.held_container(), running as episode:
             self._admitted = True
             if self.resource.status != "queued":
                 yield self.lifecycle("created")
