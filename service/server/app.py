@@ -222,5 +222,5 @@ async def _stop(responses: Responses, containers: Containers, runner: EpisodeRun
     async with AsyncExitStack() as stack:  # in reverse order, even if one of them fails
         stack.push_async_callback(runner.sandbox.stop)
         stack.push_async_callback(runner.engine.stop)
-        stack.push_async_callback(containers.stop)
         stack.push_async_callback(responses.stop)
+        stack.push_async_callback(containers.stop)

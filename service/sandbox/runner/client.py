@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ import httpx
 from pydantic import SecretStr
 
 from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.files import Display, FileChanges, WorkFile
 from service.sandbox.runner import protocol
 from service.sandbox.runner.connection import ConnectionLostError, RunnerConnection
 from service.sandbox.runner.protocol import Address
@@ -39,6 +42,10 @@ class RunnerClientSettings:
     flush_margin_s: float = 10.0
     """Time after the run limit within which the reply to a flush must arrive."""
     close_timeout_s: float = 10.0
+    files_timeout_s: float = 60.0
+    """Time for a request about files, without the transfer of an input."""
+    input_timeout_s: float = 600.0
+    """Time for the transfer of one input."""
 
 
 class RunnerClient:
@@ -68,6 +75,10 @@ class RunnerClient:
     def session(self, limits: SessionLimits) -> RunnerSession:
         """Return a session that leases its container at the first ``invoke``."""
         return RunnerSession(self._address, limits, self._settings, self._connected)
+
+    def file_session(self, limits: SessionLimits) -> RunnerFileSession:
+        """Return a session with files."""
+        return RunnerFileSession(self._address, limits, self._settings, self._connected)
 
     async def ready(self) -> bool:
         """Return whether the runner has containers. Answers within two seconds and never raises."""
@@ -120,6 +131,7 @@ class RunnerSession:
         self._run_limit_s = limits.run_limit_s
         self._connection: RunnerConnection | None = None
         self._lost: str | None = None
+        self._file_options: protocol.FileOptions | None = None
         self._leased = False
         """The session has a container, so further blocks need not wait for their replies."""
         self._closed = False
@@ -194,6 +206,7 @@ class RunnerSession:
             self._settings.token.get_secret_value(),
             self._limits,
             timeout_s=self._settings.connect_timeout_s,
+            files=self._file_options,
         )
         if self._closed:  # by another task in the meantime
             connection.drop()
@@ -217,4 +230,106 @@ class RunnerSession:
             return await work
         except asyncio.CancelledError:
             self._lost = "an earlier call was cancelled, which ended its session"
+            raise
+
+
+class RunnerFileSession(RunnerSession):
+    """A session with files that lives in the runner. The open connection keeps it between requests."""
+
+    def __init__(
+        self,
+        address: Address,
+        limits: SessionLimits,
+        settings: RunnerClientSettings,
+        connected: set[RunnerSession],
+    ) -> None:
+        super().__init__(address, limits, settings, connected)
+        self._file_options = protocol.FileOptions(memory_mb=limits.memory_mb)
+
+    @property
+    def is_alive(self) -> bool:
+        connection = self._connection
+        return self._leased and self._lost is None and connection is not None and connection.is_open
+
+    async def lease(self) -> None:
+        if self._closed:
+            raise SandboxError("the session is closed")
+        if self._connection is not None and not self._connection.is_open:
+            self._connection = None
+        self._lost = None
+        connection = self._connection or await self._connect()
+        await self._request(
+            connection, protocol.LeaseRequest(), protocol.DoneReply, self._settings.invoke_timeout_s
+        )
+        self._leased = True
+
+    async def configure(self, limits: SessionLimits) -> None:
+        self._limits = replace(limits, memory_mb=self._limits.memory_mb)
+        self._run_limit_s = limits.run_limit_s
+        if self.is_alive:
+            await self._ask(
+                protocol.ConfigureRequest(
+                    run_limit_s=limits.run_limit_s, eager=limits.eager, figures=limits.figures
+                )
+            )
+
+    async def put(self, name: str, size: int, content: AsyncIterator[bytes]) -> None:
+        request = protocol.PutRequest(name=name, size=size)
+        work = self._alive().put(request, content, timeout_s=self._settings.input_timeout_s)
+        try:
+            reply = await self._note_cancellation(work)
+        except ConnectionLostError as error:
+            self._lost = str(error)
+            raise
+        if reply.error is not None:
+            raise ValueError(reply.error)
+
+    async def remove(self, name: str) -> None:
+        await self._ask(protocol.RemoveRequest(name=name))
+
+    async def changes(self) -> FileChanges:
+        return (await self._asked(protocol.ChangesRequest(), protocol.ChangesReply)).changes
+
+    async def read(self, item: WorkFile | Display) -> AsyncGenerator[bytes, None]:
+        digest = hashlib.sha256()
+        request = protocol.ReadRequest(item=item)
+        chunks = self._alive().read(request, timeout_s=self._settings.input_timeout_s)
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    digest.update(chunk)
+                    yield chunk
+        except ConnectionLostError as error:
+            self._lost = str(error)
+            raise
+        if digest.hexdigest() != item.sha256:
+            raise SandboxError("the runner returned another content than it had listed")
+
+    async def park(self) -> None:
+        if self.is_alive:
+            await self._ask(protocol.ParkRequest(freeze=False))
+
+    async def freeze(self) -> None:
+        await self._ask(protocol.ParkRequest(freeze=True))
+
+    async def resume(self) -> None:
+        await self._ask(protocol.ResumeRequest())
+
+    def _alive(self) -> RunnerConnection:
+        if not self.is_alive or self._connection is None:
+            raise SandboxError(self._lost or "the session has no container")
+        return self._connection
+
+    async def _ask(self, request: protocol.FileRequest) -> None:
+        reply = await self._asked(request, protocol.DoneReply)
+        if reply.error is not None:
+            raise ValueError(reply.error)
+
+    async def _asked(self, request: protocol.FileRequest, expected: type[R]) -> R:
+        try:
+            return await self._request(self._alive(), request, expected, self._settings.files_timeout_s)
+        except SandboxError as error:
+            self._leased = False
+            if isinstance(error, ConnectionLostError):
+                self._lost = str(error)
             raise

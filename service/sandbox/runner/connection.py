@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.protocol import State
 
 from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
 from service.sandbox.runner import protocol
@@ -41,7 +42,13 @@ class RunnerConnection:
 
     @classmethod
     async def open(
-        cls, address: Address, token: str, limits: SessionLimits, *, timeout_s: float
+        cls,
+        address: Address,
+        token: str,
+        limits: SessionLimits,
+        *,
+        timeout_s: float,
+        files: protocol.FileOptions | None = None,
     ) -> tuple[RunnerConnection, SessionLimits]:
         """Connect, open a session, and return the connection and the limits that the runner grants.
 
@@ -58,7 +65,9 @@ class RunnerConnection:
         ):
             with attempt:
                 connection = cls(await _connect(address, token))
-                request = protocol.OpenRequest(run_limit_s=limits.run_limit_s, eager=limits.eager)
+                request = protocol.OpenRequest(
+                    run_limit_s=limits.run_limit_s, eager=limits.eager, files=files
+                )
                 opened = await connection.request(
                     request, protocol.OpenedReply, timeout_s=_HANDSHAKE_TIMEOUT_S
                 )
@@ -82,6 +91,43 @@ class RunnerConnection:
         if not isinstance(reply, expected):
             self.drop()
             raise ConnectionLostError(f"the runner replied {reply.type} to {request.type}")
+        return reply
+
+    @property
+    def is_open(self) -> bool:
+        return self._websocket.state is State.OPEN
+
+    async def put(
+        self, request: protocol.PutRequest, content: AsyncIterator[bytes], *, timeout_s: float
+    ) -> protocol.DoneReply:
+        """Send an input and wait for the reply. Raises as `request`."""
+        async with self._exchange(timeout_s):
+            await self._send(request)
+            left = request.size
+            async for chunk in content:
+                for start in range(0, len(chunk), protocol.CHUNK_BYTES):
+                    await self._websocket.send(chunk[start : start + protocol.CHUNK_BYTES])
+                left -= len(chunk)
+            if left:
+                raise ConnectionLostError(f"the input does not have {request.size} bytes")
+            await self._catch_up(1)
+            return self._done(await self._receive())
+
+    async def read(self, request: protocol.ReadRequest, *, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        """Yield the content that a read request returns. Raises as `request`."""
+        async with self._exchange(timeout_s):
+            await self._send(request)
+            await self._catch_up(1)
+            while isinstance(frame := await self._websocket.recv(), bytes):
+                yield frame
+            self._unanswered -= 1
+            self._done(protocol.decode_reply(frame))
+
+    def _done(self, reply: protocol.RunnerReply) -> protocol.DoneReply:
+        if isinstance(reply, protocol.FailedReply):
+            raise ConnectionLostError(reply.text)
+        if not isinstance(reply, protocol.DoneReply):
+            raise ConnectionLostError(f"the runner replied {reply.type}")
         return reply
 
     async def send_nowait(self, block: protocol.InvokeRequest, *, timeout_s: float) -> None:
