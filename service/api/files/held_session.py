@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -45,6 +46,8 @@ class HeldSession:
         self._limits = SessionLimits()
         self._ready: asyncio.Task[None] | None = None
         self._figures = 0
+        self._is_closing = False
+        self._is_interruptible = False
 
     def configure(self, limits: SessionLimits) -> None:
         """Set the limits of the flushes."""
@@ -74,7 +77,7 @@ class HeldSession:
             await self._containers.thaw(live)
         else:
             live.is_frozen = False
-            await session.lease()
+            await self._interruptibly(session.lease)
             await self._containers.register(live)
             inputs, live.inputs = [*live.inputs, *inputs], []
         await session.configure(self._limits)
@@ -89,7 +92,8 @@ class HeldSession:
         """
         live, file = self._live, item.file
         try:
-            await live.session.put(item.name, file.bytes, self._containers.files.content(file))
+            content = self._containers.files.content(file)
+            await self._interruptibly(partial(live.session.put, item.name, file.bytes, content))
         except (ValueError, BlobError) as error:
             raise SandboxError(f"the file {item.name!r} could not be copied: {error}") from error
         live.inputs.append(item)
@@ -124,10 +128,21 @@ class HeldSession:
 
     async def close(self) -> None:
         """Wait until the container is consistent. `Containers.park` decides what becomes of it."""
-        if self._ready is not None and not self._ready.done():
-            self._ready.cancel()
+        self._is_closing = True
         if self._ready is not None:
+            if self._is_interruptible:
+                self._ready.cancel()
             await asyncio.gather(self._ready, return_exceptions=True)
+
+    async def _interruptibly(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Await ``work()``, which `close` may cancel. A statement of the database must not be cancelled."""
+        if self._is_closing:
+            raise SandboxError("the request has ended")
+        self._is_interruptible = True
+        try:
+            await work()
+        finally:
+            self._is_interruptible = False
 
     async def _collect(self, changes: FileChanges) -> FlushFiles:
         room = _MAX_FLUSH_BYTES
