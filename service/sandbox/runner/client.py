@@ -254,9 +254,8 @@ class RunnerFileSession(RunnerSession):
     async def lease(self) -> None:
         if self._closed:
             raise SandboxError("the session is closed")
-        if self._connection is not None and not self._connection.is_open:
-            self._connection = None
-        self._lost = None
+        if self._lost is not None or (self._connection is not None and not self._connection.is_open):
+            self._connection, self._lost = None, None
         connection = self._connection or await self._connect()
         await self._request(
             connection, protocol.LeaseRequest(), protocol.DoneReply, self._settings.invoke_timeout_s

@@ -43,6 +43,7 @@ class Lease:
         self._metrics = metrics
         self._settings = settings
         self._admitted = False
+        self._has_files = False
         self._bytes_due = 0
         """Bytes of an input that the client has announced and not sent yet."""
         self._chunks: asyncio.Queue[bytes] = asyncio.Queue(maxsize=_CHUNKS_AHEAD)
@@ -82,6 +83,7 @@ class Lease:
             return self._sandbox.session(limits)
         if not isinstance(self._sandbox, FileSandbox):
             raise protocol.MessageError("files: this sandbox has no sessions with files")
+        self._has_files = True
         return self._sandbox.file_session(replace(limits, memory_mb=request.files.memory_mb))
 
     async def _answer_requests(self, session: Session) -> None:
@@ -143,7 +145,7 @@ class Lease:
         Raises:
             SandboxError: the container is lost, or none became free.
         """
-        if not hasattr(session, "changes"):
+        if not self._has_files:
             raise SandboxError("the session was opened without files")
         try:
             match request:
