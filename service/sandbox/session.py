@@ -67,12 +67,8 @@ class PooledSession:
 
     def _open_frame(self) -> dict[str, Any]:
         limits = self._limits
-        return {
-            "op": "open",
-            "run_limit_s": limits.run_limit_s,
-            "eager": limits.eager,
-            "figures": limits.figures,
-        }
+        files = {} if limits.figures is None else {"figures": limits.figures}
+        return {"op": "open", "run_limit_s": limits.run_limit_s, "eager": limits.eager, **files}
 
     async def flush(self) -> ExecutionResult:
         async with self._lock:

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from service.api.files.choice import ContainerChoice, OnExpired
 from service.api.sampling import SamplingRequest, enables_thinking
 from service.api.tools.definitions import FunctionTool, NamedChoice, ResponseFormat, Tool, ToolChoice
 from service.api.validation import FileParts, Ignored, OptionalContent, RequestModel, Strict, invalid, only
@@ -166,38 +167,6 @@ class ReasoningSwitch(RequestModel):
         if self.type is not None:
             return self.type == "enabled"
         return self.enabled if self.enabled is not None else enables_thinking(self.effort)
-
-
-class AutoContainer(Strict):
-    """A container that the server assigns: that of the conversation, or a new one."""
-
-    type: Literal["auto"] = "auto"
-    file_ids: Annotated[list[str] | None, Field(max_length=64)] = None
-    """Uploaded files that code can read, in the folder ``/inputs``."""
-    memory_limit: Annotated[str | None, Field(pattern=r"^[1-9][0-9]{0,5}[mg]$")] = None
-    """Memory such as ``1g``; clipped to the range of this server."""
-    network_policy: Annotated[object, only({"type": "disabled"})] = None
-
-    @property
-    def memory_mb(self) -> int | None:
-        """``memory_limit`` in MiB."""
-        if self.memory_limit is None:
-            return None
-        return int(self.memory_limit[:-1]) * (1024 if self.memory_limit.endswith("g") else 1)
-
-
-ContainerId = Annotated[str, Field(max_length=80)]
-
-
-def _container_tag(value: object) -> str:
-    return "<id>" if isinstance(value, str) else "<auto>"
-
-
-ContainerChoice = Annotated[
-    Annotated[ContainerId, Tag("<id>")] | Annotated[AutoContainer, Tag("<auto>")],
-    Discriminator(_container_tag),
-]
-OnExpired = Literal["error", "fresh"]
 
 
 class DeferralOptions(Strict):

@@ -72,7 +72,7 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
     if not request.deferred:
         raise ApiError(
             400,
-            f"'{param}': files need code execution, which is off in this request.",
+            f"'{param}': files and containers need code execution, which is off in this request.",
             param=param,
             code="unsupported_parameter",
         )

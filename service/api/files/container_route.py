@@ -9,9 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field, ValidationError
 
-from service.api.chat.request import AutoContainer
 from service.api.errors import ApiError, api_error_of
-from service.api.files.choice import CurrentContainers, choose_container
+from service.api.files.choice import AutoContainer, CurrentContainers, choose_container
 from service.api.files.containers import (
     Containers,
     ContainerUse,

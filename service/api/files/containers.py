@@ -326,7 +326,7 @@ class Containers:
 
     async def update(self, live: LiveContainer, **values: object) -> None:
         """Change columns of a container's record."""
-        live.record = StoredContainer(**{**asdict(live.record), **values})  # type: ignore[arg-type]
+        live.record = StoredContainer(**{**asdict(live.record), **values})
         if live.is_stored:
             await self.store.change(live.record.id, **values)
 

@@ -149,7 +149,8 @@ class HeldSession:
         files: list[OutputFile] = []
         tables: list[str] = []
         skipped: list[tuple[str, str]] = [(entry.path, entry.reason) for entry in changes.skipped]
-        for item in (*changes.displays, *changes.files):
+        items: list[WorkFile | Display] = [*changes.displays, *changes.files]
+        for item in items:
             name = item.path if isinstance(item, WorkFile) else item.type
             if item.size > room:
                 skipped.append((name, "too_large"))

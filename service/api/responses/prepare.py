@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import ValidationError
 
 from service.api.chat.prepare import PreparedChat, prepare
-from service.api.chat.request import AutoContainer, ChatRequest
+from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError, api_error_of
-from service.api.files.choice import choose_container
+from service.api.files.choice import AutoContainer, choose_container
 from service.api.files.containers import Containers, ContainerUse
 from service.api.files.inputs import FilePart, file_part, resolve
 from service.api.responses.history import recall, resolved, with_stored_replies
@@ -109,6 +110,8 @@ async def prepare_response(
         await recall(conversation, store, request.previous_response_id, owner)
     earlier_parts = [file_part(fields, "previous_response_id") for _, fields in conversation.file_parts]
     items = [_opened(item, server.seal, owner) for item in await resolved(request.input, store, owner)]
+    if not request.runs_code:
+        _reject_files(items)
     items, parts = await _with_stored_files(containers.files, items, owner)
     conversation.add(await with_stored_replies(items, store, owner))
     container = await _container(
@@ -121,6 +124,13 @@ async def prepare_response(
     chat = await _fitting(server, request, conversation, container)
     # The sandbox and the traces name flushes by this id.
     return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id), base_url)
+
+
+def _reject_files(items: list[InputItem]) -> None:
+    for index, item in enumerate(items):
+        if isinstance(item, MessageItem) and item.file_parts:
+            param = f"input[{index}].{item.file_parts[0][0]}"
+            raise _unsupported(param, "parts of type 'input_file' need the tool 'code_interpreter'")
 
 
 async def _with_stored_files(
@@ -163,8 +173,6 @@ async def _container(
     """Return the container in which the response's code runs, if it lives across requests."""
     tool = request.code_tool
     if tool is None or not request.runs_code:
-        if parts:
-            raise _unsupported(parts[0].param, "files need the tool 'code_interpreter'")
         return None
     is_plain = tool.container == AutoContainer() and not parts
     if not containers.enabled and is_plain:
@@ -323,7 +331,7 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
 def _code_options(server: Server, request: ResponseRequest) -> Json:
     if not request.runs_code:
         return {}
-    options: Json = {}
+    options: dict[str, Any] = {}
     if request.deferral is not None:
         options = request.deferral.model_dump(exclude_none=True, exclude={"on_expired"})
     if request.max_tool_calls is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from service.api.chat.request import AutoContainer, ContainerChoice, OnExpired
+from service.api.files.choice import AutoContainer, ContainerChoice, OnExpired
 from service.api.responses.items import Input
 from service.api.sampling import enables_thinking
 from service.api.tools.definitions import (
