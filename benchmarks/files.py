@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import random
 import socket
 import statistics
 import tempfile
@@ -116,10 +117,12 @@ async def call(session: FileSession) -> None:
 
 
 async def dispatch(sessions: dict[str, FileSession], calls: int) -> dict[str, list[float]]:
-    """Milliseconds of each call; the calls alternate between the sessions."""
+    """Milliseconds of each call; the sessions take turns, in random order."""
     times: dict[str, list[float]] = {name: [] for name in sessions}
+    order = list(sessions.items())
     for _ in range(calls):
-        for name, session in sessions.items():
+        random.shuffle(order)
+        for name, session in order:
             times[name].append(await timed(call(session)))
     return times
 

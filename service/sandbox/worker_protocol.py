@@ -270,11 +270,7 @@ class SandboxWorker(Protocol):
         ...
 
     async def freeze(self) -> None:
-        """Stop all processes until ``thaw``. No effect if that is not supported.
-
-        Raises:
-            SandboxError: they can't be stopped.
-        """
+        """Stop all processes until ``thaw``. No effect if that is not possible."""
         ...
 
     async def thaw(self) -> None:

@@ -98,8 +98,8 @@ class PreparedChat:
         )
 
     def held_container(self) -> AbstractAsyncContextManager[None]:
-        """Return the context in which the request holds its container. Raises as `ContainerUse.held`."""
-        return nullcontext() if self.container is None else self.container.held(self.id)
+        """Return the context in which the request holds its container. Raises as `ContainerUse.acquire`."""
+        return nullcontext() if self.container is None else self.container.acquire(self.id)
 
 
 async def prepare(

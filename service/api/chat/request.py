@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from service.api.files.choice import ContainerChoice, OnExpired
+from service.api.files.choice import ContainerChoice, Figures, OnExpired
 from service.api.sampling import SamplingRequest, enables_thinking
 from service.api.tools.definitions import FunctionTool, NamedChoice, ResponseFormat, Tool, ToolChoice
 from service.api.validation import FileParts, Ignored, OptionalContent, RequestModel, Strict, invalid, only
@@ -191,6 +191,8 @@ class DeferralOptions(Strict):
     the id that an earlier reply has in ``container``. Default: a container for this reply alone."""
     on_expired: OnExpired | None = None
     """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+    figures: Figures | None = None
+    """Format of the figures that are stored with ``container``. Default: ``png``."""
 
     @model_validator(mode="after")
     def _together(self) -> Self:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from service.api.files.choice import AutoContainer, ContainerChoice, OnExpired
+from service.api.files.choice import AutoContainer, ContainerChoice, Figures, OnExpired
 from service.api.responses.items import Input
 from service.api.sampling import enables_thinking
 from service.api.tools.definitions import (
@@ -182,6 +182,8 @@ class CodeOptions(Strict):
     runs them and the model continues."""
     on_expired: OnExpired | None = None
     """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+    figures: Figures | None = None
+    """Format of figures. Default: ``png``."""
 
 
 class ResponseRequest(RequestBody):

@@ -165,9 +165,17 @@ class Container(Channel):
         await self._daemon.call(lambda client: client.update_container(self.id, **options))
 
     async def freeze(self) -> None:
-        if not self._is_frozen:
-            self._is_frozen = True  # before: a request that timed out may still succeed
+        if self._is_frozen:
+            return
+        self._is_frozen = True  # before: a request that timed out may still succeed
+        try:
             await self._daemon.call(lambda client: client.pause(self.id))
+        except SandboxError as error:
+            # The kernel gives up on a busy machine (cgroup v1). The processes of the code are stopped anyway.
+            log.info("sandbox_not_frozen", container=self.name, error=str(error))
+            with contextlib.suppress(SandboxError):
+                await self._daemon.call(lambda client: client.unpause(self.id))
+            self._is_frozen = False
 
     async def thaw(self) -> None:
         if self._is_frozen:
