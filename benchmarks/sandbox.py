@@ -82,7 +82,7 @@ async def runner(pool_size: int) -> AsyncGenerator[tuple[Sandbox, Idle]]:
         )
         client = create_sandbox(
             SandboxOptions(
-                kind="runner", runner_address=bind, runner_token=SecretStr(token), connect_timeout_s=120
+                kind="runner", runner_addresses=(bind,), runner_token=SecretStr(token), connect_timeout_s=120
             )
         )
         http = httpx.AsyncClient(

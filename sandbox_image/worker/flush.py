@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .calls import RunClock, ToolCalls
 from .files import FileSnapshot
 from .processes import NamespaceProcess, living, oom_kills, settle, threads
 from .protocol import (
@@ -45,20 +46,26 @@ class FlushOutcome:
     started_at: float | None = None
     finished_at: float | None = None
     runs: list[tuple[float, float]] = field(default_factory=list)
-    """Start and end of each block, in Unix seconds; one pair if the blocks ran as one script."""
+    """Start and end of each block, in Unix seconds; one pair if the blocks ran as one script. A block that
+    waited for the flush to call a tool has a pair before and one after the wait."""
     eager_fallback: str | None = None
     """Reason why the blocks ran at the flush although eager execution was on."""
 
 
 @dataclass
 class FlushRun:
-    """Runs the blocks of one script in ``base`` under one run limit. Time between blocks does not count."""
+    """Runs the blocks of one script in ``base`` under one run limit. Time between blocks does not count.
+
+    Neither does the time that the script waits for tools, which has its own limit, or for the flush.
+    """
 
     base: NamespaceProcess
     checkpoint: NamespaceProcess
     config: Config
     name: str
-    seconds_left: float
+    clock: RunClock
+    stubs: list[dict[str, Any]] = field(default_factory=list)
+    """Functions that code can import from ``tools``."""
     outcome: FlushOutcome = field(default_factory=FlushOutcome)
     ended: bool = False
     """The script has ended or was killed, so no further block of it runs."""
@@ -75,6 +82,10 @@ class FlushRun:
     refused: str | None = None
     """Reason why the last block can't run alone."""
     _killed_for: str | None = None
+    _calls: ToolCalls | None = None
+    _run_began: float | None = None
+    """Start of the current part of ``runs``; None while no block runs or it waits for the flush."""
+    _stopping: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
         """Copy the files and open the pipes.
@@ -105,13 +116,13 @@ class FlushRun:
         if self.ended:
             return
         first = self.outcome.started_at is None
-        began = time.time()
+        self._run_began = time.time()
         if first:
-            self.outcome.started_at = began
+            self.outcome.started_at = self._run_began
         fds = (self._stdout.writer, self._stderr.writer) if first else ()
-        request = {"name": self.name, "code": block, "alone": alone}
+        request = {"name": self.name, "code": block, "alone": alone, "tools": self.stubs if first else []}
         reply = await self._command(RUN, json.dumps(request).encode(), fds)
-        self.outcome.runs.append((began, self.outcome.finished_at or began))
+        self._end_part(self.outcome.finished_at or time.time())
         self._stdout.close_writer()
         self._stderr.close_writer()
         self.has_background_work = reply in (RAN[False, True], RAN[True, True])
@@ -123,6 +134,41 @@ class FlushRun:
         if reply == EXITED:
             await self.finish()
             self.ended = True
+
+    def _end_part(self, end: float) -> None:
+        if self._run_began is not None:
+            self.outcome.runs.append((self._run_began, end))
+            self._run_began = None
+
+    def accept_calls(self, calls: ToolCalls) -> None:
+        """Let the code call tools."""
+        self._calls = calls
+        self.base.on_call = calls.accept
+
+    def on_tools(self, state: str) -> None:
+        """Note that the script waits for tools, or for the flush, or runs again; see ``ToolCalls``."""
+        was_held = self._stopping is not None
+        self.clock.switch(state)
+        if state == "held" and not was_held:
+            self._end_part(time.time())
+            self._stopping = asyncio.create_task(self._stop_until_flush())
+        elif was_held and state != "held":
+            assert self._stopping is not None  # noqa: S101
+            self._stopping.cancel()
+            self._stopping = None
+            self._run_began = time.time()
+            self.base.resume()
+
+    async def _stop_until_flush(self) -> None:
+        """Stop the base process, whose run limit does not count, until the flush."""
+        for attempt in range(200):
+            if living((self.base.pid, self.checkpoint.pid)):
+                break
+            if self.base.stop():
+                return
+            await asyncio.sleep(0.0005 * min(attempt, 20))
+        self.refused = "background_work"
+        self.kill("given_up")
 
     async def finish(self) -> None:
         """End the script: there are no more blocks."""
@@ -157,10 +203,9 @@ class FlushRun:
         Returns:
             The reply; empty if the process ended, after recording how.
         """
-        began = time.monotonic()
         await self.base.command(command, payload, fds)
         try:
-            async with asyncio.timeout(self.seconds_left):
+            async with self.clock.running():
                 reply = await self.base.reply()
                 if not reply:
                     # A script may close our descriptor and continue, so wait for its exit.
@@ -169,9 +214,7 @@ class FlushRun:
             self.kill("timeout")
             await self.base.exited
             reply = b""
-        elapsed = time.monotonic() - began
-        self.seconds_left -= elapsed
-        self.outcome.wall_seconds += elapsed
+        self.outcome.wall_seconds = self.clock.used["run"] + self.clock.used["tools"]
         self.outcome.finished_at = time.time()
         if self._killed_for is not None:
             await self.base.exited
@@ -196,6 +239,12 @@ class FlushRun:
 
     async def close(self) -> None:
         """Kill remaining processes, read the rest of the output, and restore files after a failure."""
+        self.base.on_call = None
+        if self._stopping is not None:
+            self._stopping.cancel()
+            self._stopping = None
+        if self._calls is not None:
+            self._calls.close()
         if not self.committed:
             self.base.kill()
             await self.base.exited

@@ -51,6 +51,7 @@ from .protocol import (
     Config,
 )
 from .script import NotSeparableError, Script
+from .tools import ToolsModule
 
 PREIMPORT = ("numpy", "sympy", "mpmath", "scipy.optimize")
 ENVIRONMENT = {
@@ -107,6 +108,7 @@ class Namespace:
         self.stderr: TextIO = sys.stderr
         self.table: object = None
         """The last value of the script if it is a table to render."""
+        self.tools = ToolsModule(lambda: self.control)
         self.forked = False
         """Code has forked a process that continues the script, like this one."""
         _register_at_fork(after_in_parent=self.note_fork)
@@ -139,6 +141,7 @@ class Namespace:
         if fds:
             self.prepare(fds)
             self.table = None
+            self.tools.install(request["tools"])
             self.script = Script(request["name"], self.main.__dict__)
         pid = _getpid()
         self.forked = False

@@ -40,6 +40,18 @@ NOT_SEPARABLE = b"n"
 """Reply to a block that must run together with the others. Nothing of it has run."""
 FINISHED, FINISHED_WITH_TIMERS, FINISHED_WITH_DISPLAYS = b"f", b"u", b"v"
 
+TOOL_CALL = b"T"
+"""Packet of code that calls a tool. It comes with a connected socket on which the request follows."""
+TOOL_REQUEST = "!II"
+"""Head of a request: the sizes of the name and of the arguments, in bytes. Both follow."""
+TOOL_REPLY = "!BI"
+"""Head of a reply: 1 if the call succeeded, and the size of the value, in bytes. The value follows."""
+MAX_NAME_BYTES = 256
+MAX_ARGUMENT_BYTES = 1 << 16
+"""Largest arguments of a call, in bytes of JSON."""
+MAX_OPEN_CALLS = 16
+"""Highest number of calls of a script that are open at the same time."""
+
 CHANNEL_LOST_SIGNAL = 64
 """Signal with which a process ends itself if code has closed its socket before the end of the script."""
 

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -22,12 +23,13 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
+from .calls import NO_TOOLS, RunClock, SessionTools, ToolCalls
 from .displays import HTML, MAX_BYTES, MEDIA_TYPES, parse_displays
 from .exchange import WorkFiles, extract_text, receive_input, remove_input
 from .flush import FlushRun
 from .processes import NamespaceProcess, WorkerError, as_user, cpu_seconds, reap, settle
 from .protocol import CHECKPOINT, RENDER, RENDERING, STARTED, STARTED_SHARING, Config
-from .script import compiles_alone
+from .script import compiles_alone, runs_one_by_one
 
 _LENGTH = struct.Struct("!I")
 _IMPORT_TIMEOUT_S = 120.0  # the owner's start timeout is shorter
@@ -50,6 +52,10 @@ class Supervisor:
     * ``background_work``: a process, thread or timer is active between two blocks.
     * ``shared_state``: the namespace holds pipes, sockets or shared memory. A run could not be undone.
     * ``channel_closed``: code has closed the descriptor of its control socket.
+
+    A call of a tool with side effects waits for the flush, with its process stopped. It is passed on only if
+    all blocks can run one by one, so that nothing is called twice. The owner answers the calls of a second
+    run, which have the attempt 2, with the results of the first.
     """
 
     def __init__(
@@ -63,13 +69,13 @@ class Supervisor:
         self._out = out
         self._run_limit_s = 0.0
         self._eager = False
+        self._report_settled = False
+        """Send a frame when all is stopped after a flush. An owner may freeze the sandbox then."""
         self._flushes = 0
         self._blocks: list[str] = []
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._eager_run: asyncio.Task[FlushRun | None] | None = None
         self._fallback: str | None = None
-        self._current: FlushRun | None = None
-        """The flush that is running eagerly."""
         self._figures: str | None = None
         """Format of the figures to render; None if the session takes no files out."""
         self._files = WorkFiles(config.home, config.uid, 2 * config.file_bytes)
@@ -77,6 +83,13 @@ class Supervisor:
         self._displays: list[tuple[str, bytes]] = []
         """Media type and content of the displays of the last flush."""
         self._figures_seen: set[bytes] = set()
+        self._tools = NO_TOOLS
+        self._calls: ToolCalls | None = None
+        """Calls of the current run."""
+        self._eager_flush: FlushRun | None = None
+        self._released = False
+        """The flush was requested, so an eager run may call tools with side effects."""
+        self._next_call = itertools.count(1).__next__
 
     async def start(self) -> None:
         """Wait for the first namespace, fork its checkpoint, and report that the worker is ready."""
@@ -89,6 +102,14 @@ class Supervisor:
         if operation == "open":
             self._run_limit_s, self._eager = float(frame["run_limit_s"]), bool(frame["eager"])
             self._figures = frame.get("figures")
+            if "tools" in frame:
+                self._tools = SessionTools(
+                    stubs=frame["tools"],
+                    read_only=frozenset(frame["read_only"]),
+                    max_calls=int(frame["max_calls"]),
+                    wait_s=float(frame["tool_wait_s"]),
+                )
+            self._report_settled = bool(frame.get("report_settled"))
         elif operation == "invoke":
             self._add_block(frame["code"])
         elif operation == "flush":
@@ -111,6 +132,11 @@ class Supervisor:
         else:
             raise WorkerError(f"unknown operation {operation!r}")
 
+    def answer_call(self, frame: dict[str, Any]) -> None:
+        """Pass on the result of a call of a tool."""
+        if self._calls is not None:
+            self._calls.answer(int(frame["id"]), bool(frame["ok"]), frame["value"])
+
     def _add_block(self, code: str) -> None:
         self._blocks.append(code)
         if not self._eager or self._fallback is not None:
@@ -128,9 +154,11 @@ class Supervisor:
         Returns:
             The flush; None if its blocks must all run again as one script.
         """
-        flush = self._current = await self._begin_flush()
+        flush = await self._begin_flush(attempt=1, released=False)
         never_run: list[str] = []  # because the script has ended
         while (block := await self._queue.get()) is not None:
+            if self._fallback is not None:
+                break
             if flush.ended:
                 never_run.append(block)
                 continue
@@ -138,13 +166,13 @@ class Supervisor:
                 self._fallback = "forked"
                 break
             await flush.run(block, alone=True)
-            self._fallback = flush.refused
+            self._fallback = self._fallback or flush.refused
             if self._fallback is None and self._queue.empty() and not flush.ended and not await flush.pause():
                 self._fallback = "background_work"  # it would keep running while the model writes
             if self._fallback is not None:
                 break
         else:
-            self._fallback = await self._check(never_run)
+            self._fallback = self._fallback or await self._check(never_run)
             if self._fallback is None:
                 await flush.finish()
                 return flush
@@ -170,30 +198,32 @@ class Supervisor:
     async def _flush_blocks(self) -> None:
         flush = None
         if self._eager_run is not None:
+            await self._release_calls()
             self._queue.put_nowait(None)
             flush = await self._eager_run
         if flush is None:
-            flush = await self._begin_flush()
+            flush = await self._begin_flush(attempt=1 if self._eager_run is None else 2, released=True)
             await flush.run("\n".join(self._blocks))
             await flush.finish()
             flush.outcome.eager_fallback = self._fallback
-        self._eager_run, self._fallback, self._current = None, None, None
+        self._eager_run, self._fallback = None, None
+        self._eager_flush, self._released = None, False
         self._blocks, self._queue = [], asyncio.Queue()
         self._flushes += 1
         await self._end_flush(flush)
         self._has_displays = flush.committed and flush.has_displays
         self._send(flush.as_frame())
         await self._update_checkpoint(flush)
+        if self._report_settled:
+            self._send({"op": "settled"})
 
     async def _discard_blocks(self) -> None:
         """Drop the pending blocks, and undo them if they have run."""
         if self._eager_run is not None:
-            while self._current is None:  # its files are being copied
+            while self._eager_flush is None and not self._eager_run.done():  # noqa: ASYNC110  (it copies files)
                 await asyncio.sleep(0.001)
-                if self._eager_run.done():
-                    break
-            if self._current is not None:
-                self._current.kill("given_up")
+            if self._eager_flush is not None:
+                self._eager_flush.kill("given_up")
             self._queue.put_nowait(None)
             flush = await self._eager_run
             if flush is not None:
@@ -202,7 +232,8 @@ class Supervisor:
                 flush.committed = False
                 await self._end_flush(flush)
                 self.checkpoint = await self._fork_checkpoint()
-        self._eager_run, self._fallback, self._current = None, None, None
+        self._eager_run, self._fallback = None, None
+        self._eager_flush, self._released = None, False
         self._blocks, self._queue = [], asyncio.Queue()
 
     async def _list_files(self) -> None:
@@ -259,11 +290,39 @@ class Supervisor:
         encoded = None if data is None else base64.b64encode(data).decode()
         self._send({"op": "data", "data": encoded})
 
-    async def _begin_flush(self) -> FlushRun:
+    async def _release_calls(self) -> None:
+        """Let the eager run call tools with side effects, if nothing of it can have to run again."""
+        if not self._tools.have_effects:
+            return
+        blocks = self._blocks
+        if len(blocks) > 1 and not await as_user(
+            self.config.uid, lambda: _require(runs_one_by_one(blocks)), seconds=_CHECK_TIMEOUT_S
+        ):
+            self._fallback = self._fallback or "not_separable"
+            if self._eager_flush is not None:
+                self._eager_flush.kill("given_up")
+            return
+        self._released = True
+        if self._calls is not None:
+            self._calls.release()
+
+    async def _begin_flush(self, *, attempt: int, released: bool) -> FlushRun:
         name = f"<call {self._flushes + 1}>"
-        flush = FlushRun(self.base, self.checkpoint, self.config, name, self._run_limit_s)
+        clock = RunClock(self._run_limit_s, self._tools.wait_s)
+        flush = FlushRun(self.base, self.checkpoint, self.config, name, clock, self._tools.stubs)
         flush.wants_displays = self._figures is not None
         await flush.begin()
+        self._eager_flush = None if released else flush
+        if self._tools.stubs:
+            self._calls = ToolCalls(
+                self._tools,
+                self._send,
+                self._next_call,
+                attempt=attempt,
+                released=released or self._released,
+                on_state=flush.on_tools,
+            )
+            flush.accept_calls(self._calls)
         return flush
 
     async def _end_flush(self, flush: FlushRun) -> None:
@@ -383,8 +442,24 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
     loop.add_signal_handler(signal.SIGCHLD, lambda: reap(supervisor.processes))
     reap(supervisor.processes)
     await supervisor.start()
-    while True:
-        await supervisor.handle(await read_frame(reader))
+    frames: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def handle_all() -> NoReturn:
+        while True:
+            await supervisor.handle(await frames.get())
+
+    async def read_all() -> NoReturn:
+        while True:
+            frame = await read_frame(reader)
+            if frame["op"] == "tool_result":  # a flush waits for it
+                supervisor.answer_call(frame)
+            else:
+                frames.put_nowait(frame)
+
+    tasks = [asyncio.create_task(handle_all()), asyncio.create_task(read_all())]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
 
 
 def supervise(

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import validation
-from service.api.errors import ApiError, as_api_error
+from service.api.errors import ApiError, as_api_error, speaks_anthropic
 from service.api.telemetry.metrics import Metrics
 from service.api.validation import ValidationReport
 
@@ -32,6 +32,7 @@ IGNORED_HEADER: Final = "x-ih-grpo-ignored"
 """Response header that lists the request's fields without effect."""
 EXPOSED_HEADERS: Final = (
     "x-request-id",
+    "request-id",
     IGNORED_HEADER,
     "retry-after",
     "x-ratelimit-limit-requests",
@@ -63,6 +64,8 @@ class RequestContext:
         sent = Headers(scope=scope)
         asked = sent.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else f"req_{secrets.token_hex(12)}"
+        scope["request_id"] = request_id
+        is_anthropic = speaks_anthropic(scope)
         status = 0
         report = ValidationReport(self._strict_requests)
         began = time.monotonic()
@@ -75,6 +78,8 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if is_anthropic:
+                    headers["request-id"] = request_id
                 if report.labels:
                     headers[IGNORED_HEADER] = report.header()
             return send(message)

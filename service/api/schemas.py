@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.deferral.episode import RequestedBy
 from service.deferral.policy import DeferralPolicy
+from service.episode.events import CallStatus
 from service.sandbox.base import EagerFallback, Status
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -39,6 +40,25 @@ class Run(_Published):
 
     started_at: float
     finished_at: float
+
+
+class CalledTool(_Published):
+    """A call of a tool by code. Times are Unix seconds."""
+
+    id: str
+    name: str
+    """Name of the function in Python."""
+    arguments: dict[str, Any]
+    status: CallStatus
+    """`ok`, `error`, or `running` if the code ended before the call."""
+    read_only: bool
+    """Whether the tool has no side effects, so that it could be called before the flush."""
+    started_at: float
+    finished_at: float | None
+    output: Any
+    """Result that the code got, a JSON value. The model has seen only what the code printed."""
+    error: str | None
+    """Message of the exception that the code got."""
 
 
 class _Tool(_Published):
@@ -107,6 +127,8 @@ class FinishedTool(_Tool):
     container_wait_ms: float = Field(default=0.0, ge=0)
     """Wait of the first block for a container in milliseconds, from its `invoked_at`. It is not part of
     `wall_ms`; the part after `flushed_at` is included in `waited_ms`."""
+    calls: list[CalledTool] = Field(default=[])
+    """Calls of tools by the code, in order. Absent if there are none."""
     eager_fallback: EagerFallback | None = None
     """Reason for running the blocks at the flush although eager execution was on: a block has another meaning
     on its own (`not_separable`), the code forked (`forked`), something was active between two blocks
@@ -250,8 +272,9 @@ class ChatCompletionObject(_Documented):
 
 class TextLogprobsObject(_Documented):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """Null for the first token of an echoed prompt."""
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -286,6 +309,13 @@ class TokenizedObject(_Documented):
 
 class DetokenizedObject(_Documented):
     prompt: str
+
+
+class TokenizerInfo(_Documented):
+    tokenizer_class: str
+    eos_token: str | None
+    bos_token: None
+    pad_token: None
 
 
 class ModelObject(_Documented):

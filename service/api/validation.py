@@ -11,6 +11,7 @@ Message content is a string, or text parts that are joined without a separator.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -149,6 +150,14 @@ class RequestBody(RequestModel):
     def without_effect(self) -> Iterator[str]:
         """Yield the names of fields that have no effect in combination with others."""
         yield from ()
+
+
+def _as_label(value: object) -> object:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+Label = Annotated[str, BeforeValidator(_as_label, json_schema_input_type=object)]
+"""Text that only labels a request, such as the user. Some front ends send an object; it becomes JSON text."""
 
 
 class Skipped(RequestModel):

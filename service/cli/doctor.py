@@ -13,7 +13,12 @@ from service.cli.output import abort, explain
 
 
 def doctor(
-    model: Annotated[str | None, typer.Option(help="Checkpoint: a directory or a hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint or PEFT adapter: a directory or a hub id.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base model of an adapter. Default: the one that the adapter names.")
+    ] = None,
     sandbox: Annotated[
         str | None, typer.Option(help="runner or in-process. Default: as for `ih-grpo serve`.")
     ] = None,
@@ -36,7 +41,7 @@ def doctor(
     from service.doctor import report
     from service.server.settings import Settings
 
-    given = {"model": model, "sandbox": sandbox, "port": port}
+    given = {"model": model, "base": base, "sandbox": sandbox, "port": port}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:

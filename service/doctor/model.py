@@ -1,8 +1,9 @@
-"""Checks of the checkpoint, without loading or downloading it."""
+"""Checks of the checkpoint, without downloading it. Only weights of an adapter's base are read."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,28 +13,40 @@ from service.doctor import CheckResult
 from service.engines import adapters
 
 
-def find(model: str) -> tuple[Path | None, CheckResult]:
-    """Return the checkpoint's directory, None if unavailable, and whether it can be served."""
+def find(model: str, base: str | None = None) -> tuple[Path | None, CheckResult]:
+    """Return the checkpoint's directory, None if unavailable, and whether it can be served.
+
+    For an adapter, the directory is that of its base model.
+
+    Args:
+        model: directory or hub id of a full model or an adapter.
+        base: directory or hub id of an adapter's base model. Default: the one that the adapter names.
+    """
     path = Path(model).expanduser()
     if path.exists():
-        return _check(path)
+        return _check(path, base)
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        cached = try_to_load_from_cache(model, "config.json")
+        places = [try_to_load_from_cache(model, name) for name in ("config.json", adapters.CONFIG)]
     except ValueError:
         hint = "set model to a directory with config.json, or to a hub id such as Qwen/Qwen3-1.7B"
         return None, CheckResult("model", "fail", f"{model!r} is neither a directory nor a hub id", hint)
-    if not isinstance(cached, str):
+    cached = next((place for place in places if isinstance(place, str)), None)
+    if cached is None:
         return None, CheckResult(
             "model", "warn", f"{model} is not downloaded yet", "it will be downloaded at the first start"
         )
-    return _check(Path(cached).parent)
+    return _check(Path(cached).parent, base)
 
 
-def _check(folder: Path) -> tuple[Path | None, CheckResult]:
+def _check(folder: Path, base: str | None) -> tuple[Path | None, CheckResult]:
     if adapters.is_adapter(folder):
-        return _check_adapter(folder)
+        return _check_adapter(folder, base)
+    if base is not None:
+        return folder, CheckResult(
+            "model", "fail", f"{folder} is a full model, not an adapter", "remove base"
+        )
     if not (folder / "config.json").is_file():
         return None, CheckResult(
             "model", "fail", f"{folder} has no config.json", "set model to the directory of a checkpoint"
@@ -64,18 +77,30 @@ def _check(folder: Path) -> tuple[Path | None, CheckResult]:
     )
 
 
-def _check_adapter(folder: Path) -> tuple[Path | None, CheckResult]:
+def _check_adapter(folder: Path, base: str | None) -> tuple[Path | None, CheckResult]:
+    """Check an adapter, and its base model if that is on this machine."""
     try:
-        config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return None, CheckResult(
-            "model", "fail", f"{folder / adapters.CONFIG}: {error}", "copy the adapter again"
-        )
+        config = adapters.read_config(folder)
+    except ValueError as error:
+        return None, CheckResult("model", "fail", str(error), "copy the adapter again")
     if not (folder / adapters.WEIGHTS).is_file():
         return None, CheckResult("model", "fail", f"{folder} has no {adapters.WEIGHTS}", "copy it as well")
-    base = config.get("base_model_name_or_path")
-    found = f"{folder.name} is an adapter of {base}, to be merged at the first start"
-    return None, CheckResult("model", "ok", found)
+    name = base or config.get("base_model_name_or_path")
+    if not name or adapters.is_adapter(Path(name).expanduser()):
+        reason = f"{folder} names no base model" if not name else f"the base {name} is also an adapter"
+        return None, CheckResult("model", "fail", reason, "set base to the model that it was trained on")
+    base_folder, found = find(str(name))
+    if base_folder is None or found.verdict != "ok":
+        return base_folder, replace(found, found=f"base of {folder.name}: {found.found}")
+    try:
+        adapters.check_base(folder, base_folder)
+    except ValueError as error:
+        return base_folder, CheckResult(
+            "model", "fail", str(error), "set base to the model that it was trained on"
+        )
+    return base_folder, CheckResult(
+        "model", "ok", f"{folder.name} is an adapter of {name}, to be merged at the first start"
+    )
 
 
 def weights(folder: Path) -> int:

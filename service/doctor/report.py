@@ -24,12 +24,12 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]
     engine = settings.engine_kind
     yield machine.packages(engine)
     yield machine.gpu(settings)
-    folder, found = model.find(settings.model)
+    folder, found = model.find(settings.model, settings.base)
     yield found
     if engine == "remote":
         yield from (_server(url) for url in settings.engine_url)
     if settings.sandbox_kind == "runner":
-        yield asyncio.run(sandbox.runner(settings))
+        yield from asyncio.run(sandbox.runners(settings))
         containers = 0  # the runner starts them, possibly on another machine
     else:
         containers = settings.max_containers

@@ -19,13 +19,18 @@ from typing import Any, Final
 import structlog
 
 from service.engines.checkpoint import MANIFEST, CheckpointError, verify
+from service.engines.weight_sample import relative_difference
 
 log = structlog.get_logger(__name__)
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 BASE: Final = "base.json"
-"""Optional file in an adapter's directory: ``{"sha256": HEX}``, the `fingerprint` of its base model."""
+"""Optional file in an adapter's directory about its base model: ``sha256`` is its `fingerprint`, ``sample``
+(in exported adapters) some of its weights, see `service.engines.weight_sample`."""
+SIMILAR: Final = 0.2
+"""Relative difference of weights up to which another base is used, with a warning. Weights rounded to 4 bits
+differ by about 0.13; those of two models trained from different random values differ by more than 1."""
 KEPT: Final = 4
 """Minimum number of merged checkpoints to keep. Older ones are removed after a day without use."""
 _FORMAT: Final = 1
@@ -44,6 +49,7 @@ _OF_ADAPTER: Final = (
     "chat_template.json",
     "generation_config.json",
     "deferral.json",
+    "execute_head.json",
 )
 """Files of an adapter's directory that replace the base's."""
 
@@ -78,7 +84,7 @@ def merged(adapter: Path, base: Path) -> Path:
         ValueError: the adapter or the base can't be read, or the adapter does not fit the base.
         ModuleNotFoundError: peft is not installed.
     """
-    _check_base(adapter, base)
+    check_base(adapter, base)
     cache = cache_dir()
     target = cache / f"{adapter.resolve().name}-{_key(adapter, base)}"
     try:
@@ -112,7 +118,7 @@ def merge_into(adapter: Path, base: Path, target: Path) -> None:
     """
     if target.exists():
         raise ValueError(f"{target} already exists: choose another directory")
-    _check_base(adapter, base)
+    check_base(adapter, base)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -149,18 +155,39 @@ def _weight_files(checkpoint: Path) -> list[Path]:
     return paths
 
 
-def _check_base(adapter: Path, base: Path) -> None:
+def check_base(adapter: Path, base: Path) -> None:
+    """Check that an adapter was trained on ``base``, by `BASE` if the adapter has that file.
+
+    Logs a warning if ``base`` has slightly different weights, for example because it was quantised and
+    converted back.
+
+    Raises:
+        ValueError: `BASE` is invalid, or the adapter was trained on another model.
+    """
     if not (adapter / BASE).is_file():
         return
     try:
-        wanted = json.loads((adapter / BASE).read_text(encoding="utf-8"))["sha256"]
+        known = json.loads((adapter / BASE).read_text(encoding="utf-8"))
+        wanted, sample = str(known["sha256"]), dict(known.get("sample", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{adapter / BASE} is not of the form {{"sha256": ...}}: {error!r}') from error
-    if wanted != (found := fingerprint(base)):
-        raise ValueError(
-            f"the adapter {adapter} was trained on another base, with the fingerprint {wanted[:12]}; the "
-            f"weights in {base} have {found[:12]}. Set --base to the base that it was trained on"
+    if wanted == (found := fingerprint(base)):
+        return
+    difference = relative_difference(sample, base)
+    if difference is not None and difference <= SIMILAR:
+        log.warning(
+            "adapter_base_differs",
+            adapter=str(adapter),
+            base=str(base),
+            relative_difference=round(difference, 4),
+            hint="the adapter was trained on a slightly different copy of this model; results may differ",
         )
+        return
+    by = "" if difference is None else f", a relative difference of {difference:.0%}"
+    raise ValueError(
+        f"the adapter {adapter} was trained on another base, with the fingerprint {wanted[:12]}; the "
+        f"weights in {base} have {found[:12]}{by}. Set --base to the base that it was trained on"
+    )
 
 
 def _key(adapter: Path, base: Path) -> str:

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
 from service.sandbox.base import EagerFallback, FlushFiles, Status
+
+CallStatus = Literal["running", "ok", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeToolCall:
+    """A call of a tool by code. Times are Unix seconds."""
+
+    id: str
+    name: str
+    """Name of the tool in Python."""
+    arguments: dict[str, object]
+    read_only: bool
+    started_at: float
+    finished_at: float | None = None
+    """None while the tool runs, or if the code ended before it did."""
+    status: CallStatus = "running"
+    output: object = None
+    """The result, a JSON value, if the call succeeded."""
+    error: str | None = None
+    """The message, if it failed."""
+
+    @property
+    def took_effect(self) -> bool:
+        """Whether the call changed something, or may have: it was not seen to fail."""
+        return not self.read_only and self.status != "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +91,8 @@ class ExecutedTool:
     """Reason why the blocks ran at the flush although eager execution was on."""
     files: FlushFiles | None = None
     """Files and displays; None without a container that lives across requests."""
+    calls: tuple[CodeToolCall, ...] = ()
+    """Tools that the code called, in order."""
 
     @property
     def hidden_ms(self) -> float:
@@ -73,9 +101,19 @@ class ExecutedTool:
 
 
 class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`
-    """Tokens that the model sampled."""
+    """Tokens that the model sampled, or that were forced in its place (`TokenChunk.is_forced`)."""
 
     chunk: TokenChunk
+
+
+@dataclass(frozen=True, slots=True)
+class CallOpened:
+    """The text so far ends with the opening tag of a call of the client's functions. The call follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallClosed:
+    """The call ends here. Its text may turn out to be invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +142,23 @@ class FlushFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """Code called a tool, before or during the flush, or the call ended: then with its result."""
+
+    call: CodeToolCall
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Tokens that were appended for the model to read."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStarted:
+    """The turns with code are over. Tokens were appended, and the final answer follows them."""
 
     ids: tuple[int, ...]
     text: str
@@ -120,4 +173,16 @@ class Finished:
     """Pending blocks that never ran, except code that is itself the answer."""
 
 
-EpisodeEvent = Sampled | StopStringHit | Invoked | FlushStarted | FlushFinished | Observed | Finished
+EpisodeEvent = (
+    Sampled
+    | StopStringHit
+    | CallOpened
+    | CallClosed
+    | Invoked
+    | FlushStarted
+    | ToolCalled
+    | FlushFinished
+    | Observed
+    | AnswerStarted
+    | Finished
+)

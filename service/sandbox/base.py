@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from service.tools.base import ToolHost
+
 Status = Literal["ok", "error", "timeout", "oom", "output_limit", "sandbox_error"]
 EagerFallback = Literal["not_separable", "forked", "background_work", "shared_state", "channel_closed"]
 """Reason why blocks ran at the flush although eager execution was on:
@@ -92,6 +94,10 @@ class SessionLimits:
     """Wall-clock seconds that the blocks of one flush may run."""
     eager: bool = True
     """Start each block in the background as soon as it is invoked."""
+    tool_wait_s: float = 60.0
+    """Wall-clock seconds that one flush may wait for tools, beside the run limit."""
+    tool_calls: int = 100
+    """Number of calls of tools that one flush may make."""
     figures: Literal["png", "svg"] | None = None
     """Sessions with files: format of the figures that are open at the end of a flush; None to render none."""
     memory_mb: int | None = None
@@ -151,8 +157,13 @@ class Sandbox(Protocol):
         """
         ...
 
-    def session(self, limits: SessionLimits) -> Session:
-        """Return a session that leases its container at the first ``invoke``."""
+    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
+        """Return a session that leases its container at the first ``invoke``.
+
+        Args:
+            limits: limits of the session.
+            tools: tools that code can call, as functions of the module ``tools``.
+        """
         ...
 
     async def ready(self) -> bool:

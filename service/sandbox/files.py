@@ -121,7 +121,7 @@ class FileSession(Session, Protocol):
         ...
 
     async def park(self) -> None:
-        """Drop the pending blocks and keep the container without using CPU time. Undone by `resume`.
+        """Drop the pending blocks and keep the container for a later request.
 
         Raises:
             SandboxError: the container is lost.
@@ -129,15 +129,7 @@ class FileSession(Session, Protocol):
         ...
 
     async def freeze(self) -> None:
-        """Stop all processes of the parked container until `resume`.
-
-        Raises:
-            SandboxError: the container is lost.
-        """
-        ...
-
-    async def resume(self) -> None:
-        """Continue after `park` or `freeze`.
+        """Stop all processes of the parked container until its next use, if the machine supports that.
 
         Raises:
             SandboxError: the container is lost.

@@ -8,6 +8,7 @@ import binascii
 import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from service.sandbox.base import SandboxError, SessionLimits
@@ -74,12 +75,10 @@ class PooledFileSession(PooledSession):
         limits = self._settings.clip(limits)
         async with self._lock:
             # The memory of the container stays as it was created.
-            self._limits = SessionLimits(
-                limits.run_limit_s, limits.eager, limits.figures, self._limits.memory_mb
-            )
+            self._limits = replace(limits, memory_mb=self._limits.memory_mb)
             self._answer_within_s = limits.run_limit_s + self._settings.grace_s
             if self._worker is not None:
-                await self._exchange(lambda worker: worker.send(self._open_frame()))
+                await self._exchange(lambda worker: worker.send(self._opening(worker)))
 
     async def put(self, name: str, size: int, content: AsyncIterator[bytes]) -> None:
         async with self._lock:
@@ -155,11 +154,10 @@ class PooledFileSession(PooledSession):
 
     async def freeze(self) -> None:
         async with self._lock:
-            await self._exchange(lambda worker: worker.freeze())
+            await self._exchange(self._freeze)
 
-    async def resume(self) -> None:
-        async with self._lock:
-            await self._exchange(lambda worker: worker.thaw())
+    async def _freeze(self, worker: SandboxWorker) -> None:
+        worker.freeze()
 
     def _memory_mb(self, input_bytes: int) -> int:
         """Return the memory limit of the container with its inputs."""
@@ -191,6 +189,8 @@ class PooledFileSession(PooledSession):
             raise SandboxError(self._failure or "the session has no container")
         try:
             async with asyncio.timeout(within_s + self._answer_within_s):
+                if self._settling is not None and (error := await self._settling) is not None:
+                    raise error
                 return await work(self._worker)
         except TimeoutError:
             self._drop_worker("sandbox_error")

@@ -12,6 +12,7 @@ from service.sandbox.pooled_files import PooledFileSession
 from service.sandbox.session import PooledSession
 from service.sandbox.settings import PoolSettings
 from service.sandbox.worker_protocol import SandboxWorker
+from service.tools.base import ToolHost
 
 
 class PooledSandbox:
@@ -49,8 +50,8 @@ class PooledSandbox:
             raise
         self._checked = True
 
-    def session(self, limits: SessionLimits) -> Session:
-        return PooledSession(self._pool, self._limits.clip(limits), self._limits.grace_s)
+    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
+        return PooledSession(self._pool, self._limits.clip(limits), self._limits.grace_s, tools)
 
     def file_session(self, limits: SessionLimits) -> FileSession:
         return PooledFileSession(self._pool, limits, self._limits)

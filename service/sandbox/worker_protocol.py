@@ -4,10 +4,12 @@ A frame is a u32 length (big endian) followed by that many bytes of JSON. Everyt
 untrusted: sizes are bounded before anything is read, only JSON is parsed, and a frame that does not match the
 schema is a ``FrameError``, after which the worker is destroyed.
 
-The pool sends ``open`` (with the session's limits), ``invoke`` (with a block) and ``flush``. The worker sends
-``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. Sessions with files
-also use ``put`` (a frame with the name and size of an input, then its bytes), ``remove``, ``files``, ``read``
-and ``discard`` (drop the pending blocks), each with one reply.
+The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
+worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
+``open`` asks for it, ``Settled`` follows each result. If the session has tools, the worker also sends
+``ToolCall``, each of which is answered with ``tool_result``. Sessions with files also use ``put`` (a frame
+with the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard`` (drop the
+pending blocks), each with one reply.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from pydantic import (
 
 from service.sandbox.base import EagerFallback, ExecutionResult, SandboxError
 from service.sandbox.files import DisplayType, SkipReason
+from service.tools.base import MAX_ARGUMENT_BYTES
 
 MAX_FRAME_BYTES = 1 << 20
 """Largest frame that a worker may send, in bytes."""
@@ -105,6 +108,24 @@ class Result(_Frame):
         )
 
 
+class Settled(_Frame):
+    """After a result: the next checkpoint exists and all processes of the code are stopped."""
+
+    op: Literal["settled"]
+
+
+class ToolCall(_Frame):
+    """Code called a tool."""
+
+    op: Literal["tool_call"]
+    id: int = Field(ge=1)
+    attempt: Literal[1, 2]
+    """2 if the blocks of the flush run again as one script."""
+    name: str = Field(max_length=256)
+    arguments: Text = Field(max_length=MAX_ARGUMENT_BYTES)
+    """JSON, as the code wrote it: neither parsed nor validated yet."""
+
+
 class Done(_Frame):
     """Reply to ``put``, ``remove`` and ``discard``."""
 
@@ -152,10 +173,11 @@ class Data(_Frame):
     data: str | None = Field(max_length=MAX_FRAME_BYTES)
 
 
-Frame = Ready | Fatal | Result | Done | Listing | Data
-Reply = Ready | Result | Done | Listing | Data
+Reply = Ready | Result | Settled | ToolCall | Done | Listing | Data
 """A frame that a worker sends while it works correctly."""
-_worker_frame: TypeAdapter[Frame] = TypeAdapter(Annotated[Frame, Field(discriminator="op")])
+AnyFrame = Reply | Fatal
+WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]
+_worker_frame: TypeAdapter[AnyFrame] = TypeAdapter(WorkerFrame)
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -164,7 +186,7 @@ def encode(message: dict[str, Any]) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-async def read_frame(reader: ByteReader) -> Frame:
+async def read_frame(reader: ByteReader) -> AnyFrame:
     """Read and validate the next frame.
 
     Raises:
@@ -237,8 +259,13 @@ class SandboxWorker(Protocol):
         """Whether its channel was closed from the other side."""
         ...
 
+    @property
+    def freezable(self) -> bool:
+        """Whether ``freeze`` has an effect."""
+        ...
+
     async def send(self, message: dict[str, Any]) -> None:
-        """Send a frame.
+        """Send a frame. A frozen worker continues.
 
         Raises:
             SandboxError: the worker is gone.
@@ -269,16 +296,8 @@ class SandboxWorker(Protocol):
         """
         ...
 
-    async def freeze(self) -> None:
-        """Stop all processes until ``thaw``. No effect if that is not possible."""
-        ...
-
-    async def thaw(self) -> None:
-        """Resume all processes.
-
-        Raises:
-            SandboxError: they can't be resumed.
-        """
+    def freeze(self) -> None:
+        """Stop all processes until the next ``send``. Never raises."""
         ...
 
     def close(self) -> None:
@@ -291,7 +310,9 @@ class SandboxWorker(Protocol):
 
 
 class Channel:
-    """Base of all workers: frames over a pair of asyncio streams."""
+    """Base of all workers: frames over a pair of asyncio streams. It can't be frozen."""
+
+    freezable = False
 
     def __init__(self, name: str, reader: ByteReader, writer: asyncio.StreamWriter) -> None:
         self.name = name
@@ -319,10 +340,6 @@ class Channel:
 
     async def resize(self, memory_mb: int) -> None: ...
 
-    async def freeze(self) -> None: ...
-
-    async def thaw(self) -> None: ...
-
     async def receive(self) -> Reply:
         try:
             frame = await read_frame(self._reader)
@@ -331,6 +348,9 @@ class Channel:
         if isinstance(frame, Fatal):
             raise SandboxError(f"worker {self.name} failed: {frame.reason}")
         return frame
+
+    def freeze(self) -> None:
+        pass
 
     def close(self) -> None:
         self._writer.close()

@@ -20,6 +20,7 @@ from service.api.files import route as files_api
 from service.api.files.containers import Containers
 from service.api.health import ApiDocs
 from service.api.limits import Admission, Drain, Draining, KeyLimits
+from service.api.messages import route as messages
 from service.api.middleware import (
     EXPOSED_HEADERS,
     BodyLimit,
@@ -90,8 +91,9 @@ def _sandbox(settings: Settings, policy: DeferralPolicy) -> Sandbox:
                 run_limit_s=settings.run_limit_s or policy.run_limit_s,
                 image=settings.sandbox_image,
                 instance=instance_name("api", settings.port or None),
-                runner_address=settings.runner_url,
+                runner_addresses=settings.runner_url,
                 runner_token_file=settings.runner_token_file,
+                runner_tls=settings.runner_tls(),
                 # A runner that starts together with this server needs time for its isolation checks.
                 start_timeout_s=60.0,
             )
@@ -128,10 +130,12 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     containers = Containers(runner.sandbox, container_store, files, settings.container_limits())
     responses.cleaners += [files.clean, container_store.clean]
     seal = Seal(settings.seals())
+    mcp = settings.mcp_hub()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         try:
+            metrics.watch(runner.sandbox)
             await responses.start()
             await runner.sandbox.start()
             await containers.start()
@@ -149,6 +153,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             tracer=tracer,
             drain=drain,
             seal=seal,
+            mcp=mcp,
         )
         if is_demo(settings.model):
             app.state.server.notice = DEMO_NOTICE
@@ -156,6 +161,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             yield
         finally:
             await _stop(responses, containers, runner)
+            await mcp.stop()
             await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
     app = FastAPI(
@@ -175,6 +181,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     for router in (
         chat.router,
         completions.router,
+        messages.router,
         responses_api.router,
         responses_api.stored_router,
         files_api.router,

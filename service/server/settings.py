@@ -23,9 +23,12 @@ from service.api.state import ApiSettings
 from service.engines.checkpoint import quickstart
 from service.engines.factory import EngineKind, engine_kind
 from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
-from service.sandbox.factory import SandboxKind
+from service.sandbox.factory import RunnerTlsFiles, SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
 from service.store.database import default_files_url, default_url
+from service.tools.mcp.connection import McpServer
+from service.tools.mcp.egress import EgressPolicy
+from service.tools.mcp.hub import McpHub, read_servers
 
 
 class Settings(BaseSettings):
@@ -83,10 +86,17 @@ class Settings(BaseSettings):
     accept_weaker_isolation: bool = False
     """Allow sandbox ``process`` on a loopback address. Code can see this machine's programs, and its
     processes have no combined limits on memory, CPU time and number of files."""
-    runner_url: str = "unix:/run/ih-grpo/runner.sock"
-    """Address of the runner: ``unix:/path/to.sock`` or ``host:port``."""
+    runner_url: Annotated[tuple[str, ...], NoDecode] = ("unix:/run/ih-grpo/runner.sock",)
+    """Comma-separated addresses of runners: ``unix:/path/to.sock``, ``host:port`` or ``wss://host:port``
+    (TLS). Each episode goes to the least loaded one that answers."""
     runner_token_file: Path | None = None
-    """File with the secret shared with the runner. Default: the secret itself in ``IHGRPO_RUNNER_TOKEN``."""
+    """File with the secret shared with the runners. Default: the secret itself in ``IHGRPO_RUNNER_TOKEN``."""
+    runner_ca_file: Path | None = None
+    """Certificate authorities of the runners, in PEM format. If set, all their TCP addresses use TLS."""
+    runner_cert_file: Path | None = None
+    """This server's certificate, if the runners require one."""
+    runner_key_file: Path | None = None
+    """Private key of this certificate. Default: in the same file."""
     sandbox_image: str = "ih-grpo-sandbox:latest"
     """Container image, for ``in-process``."""
     warm_containers: int = Field(default=4, ge=0)
@@ -177,6 +187,19 @@ class Settings(BaseSettings):
     """Serve without keys on addresses other than loopback: anyone who reaches the port can use the model and
     run code."""
 
+    mcp_servers_file: Path | None = None
+    """JSON file with MCP servers of the operator, ``{"mcpServers": {LABEL: {"url": ...}}}``, whose tools code
+    can call. Requests name them by label; see the guide on deferred tools."""
+    mcp_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated hosts of MCP servers that requests may name by URL, such as ``mcp.example.com`` or
+    ``*.example.com:8443``; ``*`` for any. Only HTTPS and public addresses. Default: none."""
+    mcp_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts in the same form that may have private addresses and may be reached over plain HTTP."""
+    tool_call_timeout_s: float = Field(default=30.0, gt=0, le=600)
+    """Maximum time of one call of a tool by code, in seconds."""
+    tool_wait_s: float = Field(default=60.0, gt=0, le=600)
+    """Maximum time that one flush may wait for tools, in seconds, beside its run time."""
+
     reload_root: Path | None = None
     """Directory that ``POST /admin/reload`` may load checkpoints from; unset disables reloading. Requires an
     admin API key (``ih-grpo key --admin``)."""
@@ -189,7 +212,11 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     """Log format: human-readable lines, or JSON for a log collector."""
 
-    @field_validator("api_keys", "engine_url", "cors_origins", "allowed_hosts", "seal_keys", mode="before")
+    @field_validator(
+        *("api_keys", "engine_url", "runner_url", "cors_origins", "allowed_hosts", "seal_keys"),
+        *("mcp_allowed_hosts", "mcp_private_hosts"),
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -264,6 +291,10 @@ class Settings(BaseSettings):
         configured = {"runner_url", "runner_token_file"} & self.model_fields_set or os.environ.get(TOKEN_ENV)
         return "runner" if configured or not is_loopback(self.host) else "in-process"
 
+    def runner_tls(self) -> RunnerTlsFiles:
+        """TLS files of the client of the runners."""
+        return RunnerTlsFiles(self.runner_ca_file, self.runner_cert_file, self.runner_key_file)
+
     @property
     def engine_kind(self) -> EngineKind:
         """The configured engine, with ``auto`` resolved for this machine."""
@@ -307,6 +338,27 @@ class Settings(BaseSettings):
             max_concurrent_episodes=self.max_concurrent_episodes,
             keep_alive_s=self.keep_alive_s,
             reload_root=self.reload_root,
+            tool_wait_s=self.tool_wait_s,
+        )
+
+    def mcp_hub(self) -> McpHub:
+        """The MCP servers of the operator, and the rules for those that requests name.
+
+        Raises:
+            ValueError: the file with servers can't be read or is invalid.
+        """
+        servers: list[McpServer] = []
+        always: list[str] = []
+        if self.mcp_servers_file is not None:
+            try:
+                servers, always = read_servers(self.mcp_servers_file)
+            except ValueError as error:
+                raise ValueError(f"mcp_servers_file {error}") from None
+        return McpHub(
+            servers,
+            always=always,
+            policy=EgressPolicy(self.mcp_allowed_hosts, self.mcp_private_hosts),
+            call_timeout_s=self.tool_call_timeout_s,
         )
 
     @property
@@ -387,7 +439,12 @@ def is_loopback(host: str) -> bool:
 
 
 _PREFIX: Final = "IHGRPO_"
-_OTHERS: Final = frozenset({"api_key", "runner_token", "runner_warm_containers"})
+_OTHERS: Final = frozenset(
+    {
+        *("api_key", "runner_token", "runner_warm_containers", "runner_queue_timeout_s"),
+        *("runner_tls_cert_file", "runner_tls_key_file", "runner_tls_client_ca_file"),
+    }
+)
 """Variables of ``ih-grpo chat`` and the runner, which resemble settings."""
 _ALIKE: Final = 0.75
 

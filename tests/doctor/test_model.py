@@ -64,13 +64,37 @@ def test_rejects_name_that_is_not_a_directory_or_hub_id() -> None:
     assert found.verdict == "fail"
 
 
-def test_adapter_directory(tmp_path: Path) -> None:
+def test_adapter_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     found = model.find(str(tmp_path))[1]
     assert (found.verdict, found.found) == ("fail", f"{tmp_path} has no adapter_model.safetensors")
     (tmp_path / "adapter_model.safetensors").touch()
-    found = model.find(str(tmp_path))[1]
-    assert found.verdict == "ok"
-    assert "is an adapter of org/base, to be merged at the first start" in found.found
+    folder, found = model.find(str(tmp_path))
+    assert (folder, found.verdict) == (None, "warn")
+    assert "org/base is not downloaded yet" in found.found
     (tmp_path / "adapter_config.json").write_text("{")
     assert model.find(str(tmp_path))[1].verdict == "fail"
+
+
+def test_adapter_and_its_base(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    adapter = tmp_path / "adapter"
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": ""}')
+    (adapter / "adapter_model.safetensors").touch()
+    assert "names no base model" in model.find(str(adapter))[1].found
+    assert "is also an adapter" in model.find(str(adapter), str(adapter))[1].found
+    folder, found = model.find(str(adapter), str(checkpoint))
+    assert (folder, found.verdict) == (checkpoint, "ok")
+    assert f"adapter is an adapter of {checkpoint}, to be merged" in found.found
+    (adapter / "base.json").write_text('{"sha256": "0000"}')
+    found = model.find(str(adapter), str(checkpoint))[1]
+    assert found.verdict == "fail"
+    assert "trained on another base" in found.found
+    (checkpoint / "model.safetensors").unlink()
+    assert "base of adapter:" in model.find(str(adapter), str(checkpoint))[1].found
+
+
+def test_full_model_rejects_base(checkpoint: Path) -> None:
+    found = model.find(str(checkpoint), str(checkpoint))[1]
+    assert (found.verdict, found.hint) == ("fail", "remove base")

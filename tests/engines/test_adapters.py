@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from service.deferral.policy import DeferralPolicy
@@ -19,6 +20,7 @@ from service.engines.adapters import fingerprint, is_adapter, merged
 from service.engines.checkpoint import default_sampling, verify
 from service.engines.model_lookup import base_of, locate
 from service.engines.tokenizer import HFTokenizer
+from service.engines.weight_sample import sample_weights
 from tests.support.peft_adapters import ALL_LINEAR, make_adapter
 from tests.support.tiny_qwen3 import make_model, make_qwen2, make_tokenizer, save
 from tests.support.tokens import prompt
@@ -237,6 +239,26 @@ def test_base_of_another_fingerprint_is_named(pair: tuple[Path, Path], tmp_path:
     (adapter / adapters.BASE).write_text("{}")
     with pytest.raises(ValueError, match="is not of the form"):
         locate(str(adapter))
+
+
+def test_a_similar_base_causes_a_warning(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter, base = pair
+    (adapter / adapters.BASE).write_text(
+        json.dumps({"sha256": fingerprint(base), "sample": sample_weights(base)})
+    )
+    rounded = Path(shutil.copytree(base, tmp_path / "rounded"))
+    weights = load_file(base / "model.safetensors")
+    save_file({name: w.bfloat16().float() for name, w in weights.items()}, rounded / "model.safetensors")
+    with capture_logs() as logs:
+        locate(str(adapter), base=str(base))
+        assert not any(entry["event"] == "adapter_base_differs" for entry in logs)
+        locate(str(adapter), base=str(rounded))
+    [warning] = [entry for entry in logs if entry["event"] == "adapter_base_differs"]
+    assert warning["log_level"] == "warning"
+    assert 0 < warning["relative_difference"] < 0.01
+    other = save(make_model(make_tokenizer(), seed=1), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"trained on another base.* a relative difference of 1\d\d%"):
+        locate(str(adapter), base=str(other))
 
 
 @pytest.mark.parametrize("place", ["adapter", "base"])

@@ -52,7 +52,7 @@ class FakeFileSession:
 
     async def invoke(self, code: str) -> None:
         assert self.is_leased
-        assert not self.is_frozen
+        self.is_frozen = False
         self._pending.append(code)
 
     async def flush(self) -> ExecutionResult:
@@ -113,10 +113,7 @@ class FakeFileSession:
 
     async def freeze(self) -> None:
         self.is_frozen = True
-
-    async def resume(self) -> None:
-        self.is_frozen = False
-        self.log.append("resume")
+        self.log.append("freeze")
 
     async def close(self) -> None:
         self.is_leased = False

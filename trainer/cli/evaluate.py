@@ -19,9 +19,15 @@ _console = Console(stderr=True)
 def evaluate(
     model: Annotated[
         str,
-        typer.Option(help="Checkpoint directory or hub id. With --url: the model's name on the server."),
+        typer.Option(
+            help="Checkpoint or PEFT adapter: a directory or a hub id. With --url: the model's name on the "
+            "server."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Output directory for results and report. Rerun to resume.")],
+    base: Annotated[
+        str | None, typer.Option(help="Base model of an adapter. Default: the one that the adapter names.")
+    ] = None,
     benchmarks: Annotated[
         list[str] | None,
         typer.Argument(
@@ -86,6 +92,13 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option(help="Device of the model: auto, cpu or cuda. Default: auto.")
     ] = None,
+    engine_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Dtype of the model here: auto, float32 or bfloat16. Default: auto, float32 on a CPU. "
+            "bfloat16 is faster if the CPU supports it."
+        ),
+    ] = None,
     engine_slots: Annotated[
         int | None, typer.Option(help="Maximum number of sequences in one decoding batch. Default: 64.")
     ] = None,
@@ -100,10 +113,23 @@ def evaluate(
         ),
     ] = None,
     runner_address: Annotated[
-        str | None, typer.Option(help="Address of the runner service: host:port or unix:/path.")
+        str | None,
+        typer.Option(
+            help="Comma-separated addresses of runner services: host:port, wss://host:port (TLS) or "
+            "unix:/path."
+        ),
     ] = None,
     runner_token_file: Annotated[
-        Path | None, typer.Option(help="File with the secret that is shared with the runner.")
+        Path | None, typer.Option(help="File with the secret that is shared with the runners.")
+    ] = None,
+    runner_ca_file: Annotated[
+        Path | None, typer.Option(help="Certificate authorities of the runners. Implies TLS.")
+    ] = None,
+    runner_cert_file: Annotated[
+        Path | None, typer.Option(help="This client's certificate, if the runners require one.")
+    ] = None,
+    runner_key_file: Annotated[
+        Path | None, typer.Option(help="Private key of this certificate. Default: in the same file.")
     ] = None,
     sandbox_image: Annotated[str | None, typer.Option(help="Image of the containers (in-process).")] = None,
     max_containers: Annotated[
@@ -114,11 +140,13 @@ def evaluate(
 
     Results are saved as they arrive. Rerun the same command to resume an interrupted evaluation. The report
     is written to OUT/report.html and OUT/report.json. Compare two evaluations with `ih-grpo eval compare`.
+    `ih-grpo eval select` writes the problems that the model solves sometimes, to train on.
 
     \b
     Examples:
       ih-grpo eval aime24.parquet math500.parquet --model checkpoints/quickstart --out runs/eval
       ih-grpo eval --suite paper --model Qwen/Qwen3-4B --out runs/eval-paper
+      ih-grpo eval math500.parquet --model my-adapter --base /models/Qwen3-4B --out runs/eval-adapter
       ih-grpo eval TIGER-Lab/MMLU-Pro --reward multiple_choice --model Qwen/Qwen3-4B --out runs/eval-mmlu
       ih-grpo eval compare runs/eval-base runs/eval-trained
       ih-grpo eval aime24.parquet --url http://127.0.0.1:8000 --model quickstart --out runs/eval-served

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from service.cli.output import abort, sanitize
+from trainer.cli.export import export
 
 app = typer.Typer(
     name="train",
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("export", short_help="Export a trained adapter for publication.")(export)
 _console = Console(stderr=True)
 
 

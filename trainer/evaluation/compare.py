@@ -110,7 +110,7 @@ def compare_runs(directory_a: Path, directory_b: Path) -> Comparison:
     return Comparison(
         str(directory_a),
         str(directory_b),
-        tuple(_compare(name, by_benchmark_a[name], by_benchmark_b[name]) for name in shared),
+        tuple(compare_benchmark(name, by_benchmark_a[name], by_benchmark_b[name]) for name in shared),
     )
 
 
@@ -128,7 +128,14 @@ def _by_problem(results: Sequence[EvalResult]) -> dict[str, list[EvalResult]]:
     return dict(found)
 
 
-def _compare(benchmark: str, a: Sequence[EvalResult], b: Sequence[EvalResult]) -> BenchmarkComparison:
+def compare_benchmark(
+    benchmark: str, a: Sequence[EvalResult], b: Sequence[EvalResult]
+) -> BenchmarkComparison:
+    """Compare two sets of results of one benchmark on the problems that both have.
+
+    Raises:
+        ResultsError: they share no problem, or a row has another problem.
+    """
     problems_a, problems_b = _by_problem(a), _by_problem(b)
     shared = [name for name in problems_a if name in problems_b]
     if not shared:

@@ -45,7 +45,9 @@ class EvalConfig(RuntimeConfig):
     out: Path
     """Output directory for results and report. Rerun to resume."""
     model: str
-    """Checkpoint directory or hub id; with ``url``, the model's name on the server."""
+    """Checkpoint or PEFT adapter: a directory or a hub id; with ``url``, the model's name on the server."""
+    base: str | None = None
+    """Base model of an adapter: a directory or a hub id. Default: the one that the adapter names."""
     url: str | None = None
     """Base URL of an OpenAI-compatible server, such as ``http://127.0.0.1:8000``, with or without ``/v1``.
     Default: run the model in this process."""
@@ -108,6 +110,8 @@ class EvalConfig(RuntimeConfig):
         for name in ("api_key", "instruction", "max_tokens"):
             if self.url is None and getattr(self, name):
                 raise ValueError(f"{name} needs url: set url, or remove {name}")
+        if self.url is not None and self.base is not None:
+            raise ValueError("base has no effect with url: remove it")
         if self.suite_dir is not None and self.suite is None:
             raise ValueError("suite_dir needs suite: set suite, or remove suite_dir")
         if not self.sets:

@@ -20,7 +20,7 @@ SETTINGS_FILE: Final = "settings.json"
 RESULTS_FILE: Final = "attempts.jsonl"
 _DECIDING: Final = re.compile(
     r".*\.(?:safetensors|bin|pt|jinja|model)|(?:config|generation_config|deferral|tokenizer|tokenizer_config|"
-    r"special_tokens_map|added_tokens|vocab|chat_template|adapter_config)\.json|merges\.txt|.*\.index\.json"
+    r"special_tokens_map|added_tokens|vocab|chat_template|adapter_config|execute_head)\.json|merges\.txt|.*\.index\.json"
 )
 
 

@@ -71,7 +71,7 @@ def _run(
     rewards = make_rewards(config)
     settings = config.deciding()
     if config.url is None:
-        settings["weights"] = checkpoint_fingerprint(locate(config.model))
+        settings["weights"] = checkpoint_fingerprint(locate(config.model, base=config.base))
     log = ResultLog(config.out, settings)
     if config.temperature == 0 and (config.samples or 1) > 1:
         warn(
@@ -143,7 +143,7 @@ async def _backend(config: EvalConfig, stack: AsyncExitStack, sandbox: Sandbox |
         instruction = config.instruction or ("" if config.python else PLAIN_INSTRUCTION)
         return ServerBackend(client, config.model, request, instruction=instruction)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model_dir = locate(config.model)
+    model_dir = locate(config.model, base=config.base)
     policy = DeferralPolicy.load(model_dir)
     engine = make_engine(config, model_dir, policy, config.device)
     sandbox = sandbox or make_sandbox(config, policy)

@@ -77,7 +77,7 @@ class RolloutActor:
     async def _started(self) -> LocalRolloutWorker:
         if self._worker is None:
             config = self._config
-            model_dir = locate(config.model)
+            model_dir = locate(config.model, base=config.base)
             sandbox = make_sandbox(config, self._policy)
             async with AsyncExitStack() as stack:
                 device = config.device if config.ray and config.ray.gpus else "cpu"

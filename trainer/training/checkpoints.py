@@ -159,8 +159,9 @@ MAY_CHANGE: Final = frozenset(
     {
         "run_dir", "steps", "micro_batch_samples", "gradient_checkpointing", "device", "engine_slots",
         "threads", "max_concurrent_episodes", "sandbox", "runner_address", "runner_token_file",
+        "runner_ca_file", "runner_cert_file", "runner_key_file",
         "sandbox_image", "max_containers", "eager", "save_every", "keep_checkpoints", "save_rollouts",
-        "tensorboard", "wandb_project", "data", "model", "generation", "generation_urls",
+        "tensorboard", "wandb_project", "data", "model", "base", "generation", "generation_urls",
         "generation_key_file", "follower_urls", "follower_key_file", "weights_dir", "ray",
         "weight_transfer", "weight_transfer_port", "vllm_args", "decontaminate", "decontaminate_ngram",
         "decontaminate_share", "validation", "push_to", "push_private",

@@ -25,6 +25,10 @@ CPU_TILE_ELEMENTS = 1 << 22
 """Entries of one tile on a CPU: 16 MiB, which fits the last-level cache and lets malloc reuse its pages."""
 
 
+_EXCLUDED = -1e30
+"""Logit of an excluded token: finite, since products of 0 and infinity would not be numbers."""
+
+
 class HeadOutput(NamedTuple):
     """Statistics of N tokens, each [N] in float32 (float64 if the hidden states are), all differentiable.
 
@@ -51,6 +55,7 @@ def token_statistics(
     max_tile_elements: int | None = None,
     row_ids: Sequence[int] = (),
     rows: Tensor | None = None,
+    without_marker: bool = False,
 ) -> HeadOutput:
     """Return the statistics of the logits ``hidden @ weight.T / temperature`` that the loss needs.
 
@@ -70,6 +75,8 @@ def token_statistics(
         row_ids: ids whose rows of ``weight`` are replaced by ``rows``.
         rows: [R, H], one per id, in any float dtype; rounded to that of ``weight``. Their gradient costs R
             matrix-vector products instead of the gradient of the whole weight.
+        without_marker: leave the marker out of the softmax, as in the low level of a two-level policy. The
+            statistics of the marker itself then mean nothing and have no gradient.
 
     Raises:
         ValueError: a shape, an id or the temperature is invalid; the message names the argument.
@@ -91,7 +98,7 @@ def token_statistics(
     if len(row_ids) != (0 if rows is None else len(rows)):
         raise ValueError(f"rows must have one row for each of the {len(row_ids)} row_ids")
     outputs = _Statistics.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, rows, ids, marker_id, temperature, max_tile_elements, tuple(row_ids)
+        hidden, weight, rows, ids, marker_id, temperature, max_tile_elements, tuple(row_ids), without_marker
     )
     return HeadOutput(*cast("tuple[Tensor, Tensor, Tensor, Tensor]", outputs))
 
@@ -135,15 +142,59 @@ class PolicyModel(nn.Module):
         chosen = targets[:, 1:]
         head = _head_of(model)
         row_ids, rows = trained_rows(head) or ((), None)
-        return token_statistics(
-            states[:, :-1][chosen],
+        hidden, ids = states[:, :-1][chosen], input_ids[:, 1:][chosen]
+        execute_head: ExecuteHeadModule | None = getattr(model, "execute_head", None)
+        statistics = token_statistics(
+            hidden,
             base_weight(head),
-            input_ids[:, 1:][chosen],
+            ids,
             marker_id,
             temperature=temperature,
             row_ids=row_ids,
             rows=rows,
+            without_marker=execute_head is not None,
         )
+        if execute_head is None:
+            return statistics
+        return two_level_statistics(statistics, execute_head(hidden) / temperature, ids == marker_id)
+
+
+class ExecuteHeadModule(nn.Module):
+    """The trainable execute head; see `service.engines.execute_head`. Computes in float32."""
+
+    marker_id: Tensor
+
+    def __init__(self, width: int, marker_id: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.register_buffer("marker_id", torch.tensor(marker_id))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits [N] of the decision to execute, from hidden states [N, H]."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return hidden.to(dtype) @ self.weight.to(dtype) + self.bias.to(dtype)
+
+
+def two_level_statistics(low_level: HeadOutput, decisions: Tensor, is_execute: Tensor) -> HeadOutput:
+    """Return the statistics of the explicit two-level policy.
+
+    Args:
+        low_level: of the softmax without the marker.
+        decisions: [N], logit of the decision to execute.
+        is_execute: [N] bool; True if the sampled token is the marker.
+    """
+    execute, write = torch.nn.functional.logsigmoid(decisions), torch.nn.functional.logsigmoid(-decisions)
+    text = low_level.log_probs.masked_fill(is_execute, 0.0)
+    share = decisions.sigmoid()
+    decision_entropy = -(share * execute + (1 - share) * write)
+    return HeadOutput(
+        torch.where(is_execute, execute, write + text),
+        execute,
+        decisions,
+        decision_entropy + (1 - share) * low_level.entropy,
+    )
 
 
 def _head_of(model: nn.Module) -> nn.Module:
@@ -171,6 +222,7 @@ class _Statistics(torch.autograd.Function):
         temperature: float,
         max_tile_elements: int,
         row_ids: Sequence[int],
+        without_marker: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n = hidden.shape[0]
         operand = _operand(hidden)
@@ -181,6 +233,8 @@ class _Statistics(torch.autograd.Function):
             columns = part.to(operand.dtype).t()
             for block in blocks:
                 tile = _logits(operand[block], columns, temperature)
+                if without_marker and start <= marker_id < start + len(part):
+                    tile[:, marker_id - start] = _EXCLUDED
                 _pick(tile, ids[block] - start, into=token_logits[block])
                 if start <= marker_id < start + len(part):
                     execute_logits[block] = tile[:, marker_id - start]
@@ -195,7 +249,7 @@ class _Statistics(torch.autograd.Function):
         log_z = highest + total.log()
         entropy = log_z - weighted / total
         ctx.save_for_backward(hidden, weight, rows, ids, log_z, entropy)
-        ctx.row_ids = row_ids
+        ctx.row_ids, ctx.without_marker = row_ids, without_marker
         ctx.marker_id, ctx.temperature, ctx.max_tile_elements = marker_id, temperature, max_tile_elements
         ctx.set_materialize_grads(False)
         return token_logits - log_z, execute_logits - log_z, execute_logits, entropy
@@ -225,12 +279,17 @@ class _Statistics(torch.autograd.Function):
             grad_part = torch.zeros_like(part, dtype=log_z.dtype) if needs_weight else None
             for block in blocks:
                 tile = _logits(operand[block], part.t(), ctx.temperature).sub_(log_z[block, None])
+                has_marker = start <= ctx.marker_id < start + len(part)
+                if ctx.without_marker and has_marker:
+                    tile[:, ctx.marker_id - start] = _EXCLUDED
                 factor = on_softmax[block, None]
                 if g_entropy is not None:
                     factor = factor - g_entropy[block, None] * (tile + entropy[block, None])
                 grad = tile.exp_().mul_(factor)
                 _add(grad, ids[block] - start, g_log_prob[block])
-                if start <= ctx.marker_id < start + len(part):
+                if ctx.without_marker and has_marker:
+                    grad[:, ctx.marker_id - start] = 0
+                elif has_marker:
                     grad[:, ctx.marker_id - start] += on_marker[block]
                 if ctx.temperature != 1.0:
                     grad.div_(ctx.temperature)
@@ -248,7 +307,7 @@ class _Statistics(torch.autograd.Function):
                 grad_weight[start : start + len(part)] = grad_part
         grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
         grad_rows = None if grad_rows is None else grad_rows.to(rows.dtype)
-        return grad_hidden, grad_weight, grad_rows, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_rows, None, None, None, None, None, None
 
 
 def _slices(

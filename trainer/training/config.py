@@ -90,7 +90,11 @@ class TrainConfig(RuntimeConfig):
     """``delayed``: code runs at the execute marker. ``immediate``: every block runs as soon as it is
     closed."""
     model: str
-    """Checkpoint directory in the Hugging Face format, or a hub id."""
+    """Checkpoint directory in the Hugging Face format, or a hub id. A PEFT adapter is merged into its base
+    model, and all weights are trained; to continue the adapter itself, see `LoraSettings`."""
+    base: str | None = None
+    """Base model if ``model`` is an adapter: a directory or a hub id. Default: the one that the adapter
+    names."""
     data: tuple[str, ...] = Field(min_length=1)
     """Training problems: parquet or JSON files, folders of them, hub ids such as ``org/name:config:split``,
     or ``quickstart:2000`` for 2,000 synthetic ones."""
@@ -130,8 +134,8 @@ class TrainConfig(RuntimeConfig):
     thinking: bool = False
     """Let the model think before it answers, if its chat template supports that."""
     policy: dict[str, Any] = Field(default_factory=dict)
-    """Fields of ``deferral.json`` to override, such as ``max_turns``. ``mode`` is set by ``execution``; all
-    others come from the checkpoint."""
+    """Fields of ``deferral.json`` to override, such as ``max_turns``. ``mode`` is set by ``execution`` and
+    ``thinking`` by the field of that name; all others come from the checkpoint."""
 
     # Engine for sampling, and servers that receive the weights of each step
     generation: Literal["embedded", "vllm"] = "embedded"
@@ -186,6 +190,11 @@ class TrainConfig(RuntimeConfig):
     # Loss
     hierarchy_weight: float = Field(default=0.001, ge=0)
     """Weight of the hierarchy term, the paper's lambda. All methods except ``ih-grpo`` use 0."""
+    execute_head: Literal["linear", "marker"] = "linear"
+    """For ``eh-grpo``: the head that decides whether to execute. ``linear``: a second head, a linear layer on
+    the last hidden state, saved in ``execute_head.json``. It starts close to the marker's probability. Only
+    the embedded engine samples and serves it. ``marker``: the marker's row of the LM head, which every engine
+    supports."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped from below at 1 - ``clip_low``."""
     clip_high: float = Field(default=0.28, gt=0)
@@ -336,6 +345,11 @@ class TrainConfig(RuntimeConfig):
                 "weight_transfer must be 'gloo' or 'ipc' for vLLM in the training process (generation 'vllm' "
                 "without generation_urls)"
             )
+        if self.has_execute_head and (self.generation != "embedded" or self.follower_urls or self.ray):
+            raise ValueError(
+                "method 'eh-grpo' with a second head needs generation 'embedded', no follower_urls and no "
+                "[ray]: set execute_head = 'marker' to use the marker's row of the LM head instead"
+            )
         if self.warmup_steps and self.lr_schedule == "constant":
             raise ValueError("warmup_steps needs lr_schedule 'constant_with_warmup', 'linear' or 'cosine'")
         if self.validation is not None:
@@ -390,6 +404,11 @@ class TrainConfig(RuntimeConfig):
     def effective_hierarchy_weight(self) -> float:
         return self.hierarchy_weight if self.method == "ih-grpo" else 0.0
 
+    @property
+    def has_execute_head(self) -> bool:
+        """Whether a second head is trained that decides when pending code runs."""
+        return self.method == "eh-grpo" and self.execute_head == "linear"
+
     def resolve_policy(self, model_dir: Path) -> DeferralPolicy:
         """Return the policy of the checkpoint in ``model_dir`` with the recipe's overrides and mode.
 
@@ -399,7 +418,8 @@ class TrainConfig(RuntimeConfig):
         adapter = self.lora.adapter if self.lora is not None else None
         default = DeferralPolicy.load(model_dir)
         checkpoint = (DeferralPolicy.load(adapter, default) if adapter else default).model_dump()
-        return DeferralPolicy.model_validate({**checkpoint, **self.policy, "mode": mode})
+        fields = {**checkpoint, "thinking": self.thinking, **self.policy, "mode": mode}
+        return DeferralPolicy.model_validate(fields)
 
 
 def recipe_folder() -> Path:

@@ -123,7 +123,7 @@ def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> N
             reason.
     """
     RewardSet(config.rewards)  # imports the user's rewards
-    model_dir = locate(config.model, weights=False)
+    model_dir = locate(config.model, weights=False, base=config.base)
     policy = config.resolve_policy(model_dir)
     model = AutoConfig.from_pretrained(model_dir)
     check_reporters(config)

@@ -126,6 +126,9 @@ def attach_adapter(model: Any, settings: LoraSettings, marker_id: int, *, seed: 
     embedding = base.get_input_embeddings()
     if isinstance(embedding, TrainableTokensWrapper):
         _replace_rows_in_output(embedding)
+    for module in (embedding, base.get_output_embeddings()):
+        if isinstance(module, TrainableTokensWrapper):
+            module.__class__ = _WithFrozenWeight
     peft_model.peft_config[ADAPTER].base_model_name_or_path = ""
     if settings.adapter is not None:
         load_adapter(peft_model, settings.adapter)
@@ -154,6 +157,19 @@ def _peft_config(settings: LoraSettings, marker_id: int, *, tied: bool) -> LoraC
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+class _WithFrozenWeight(TrainableTokensWrapper):
+    """A wrapper whose ``weight`` is the frozen parameter.
+
+    peft returns a new tensor with the trained rows in it. accelerate compares ``weight`` of embedding and LM
+    head to find out whether they are tied, and shards tied ones together.
+    """
+
+    @property
+    def weight(self) -> nn.Parameter:
+        weight: nn.Parameter = self.original_module.weight
+        return weight
 
 
 def _is_tied(base: Any) -> bool:

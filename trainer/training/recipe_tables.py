@@ -154,7 +154,8 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Values of fields that a recipe leaves out, by method. Only ``ih-grpo`` has the hierarchy term.
 
-- ``eh-grpo``: the explicit two-level policy; see `trainer.training.loss.explicit_log_probs`.
+- ``eh-grpo``: the explicit two-level policy, by default with a second head; see `execute_head` in
+  ``trainer/training/config.py``.
 - ``grpo``: DeepSeekMath (arXiv 2402.03300), without its KL term, as in TRL; ``kl_weight = 0.04`` adds it.
 - ``dapo``: arXiv 2503.14476: higher upper clip, mean over tokens, groups without signal dropped, and the soft
   penalty of answers that come near the length limit.

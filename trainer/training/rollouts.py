@@ -449,6 +449,20 @@ class RolloutCollector:
         metrics.add("async/trainer_wait_seconds", taken.trainer_wait_s)
         metrics.add("async/room_wait_seconds", taken.room_wait_s)
 
+    async def sample_plainly(self, count: int) -> list[Sample]:
+        """Return one episode for each of the first ``count`` problems of the run, before any training."""
+        problems = self._stream.take(count)  # each rollout sets the position that it draws from
+        return await asyncio.gather(
+            *(
+                self._worker.run_episode(
+                    self._render(problem),
+                    seed=sample_seed(self._config.seed, "plain", number),
+                    episode_id=f"plain{number}",
+                )
+                for number, problem in enumerate(problems)
+            )
+        )
+
     def _render(self, problem: Problem) -> list[int]:
         turns = with_instruction(problem.messages, self._settings.policy.prompt)
         options: dict[str, object] = {"enable_thinking": self._config.thinking}

@@ -19,12 +19,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from service.deferral.policy import DeferralPolicy
-from service.engines.adapters import fingerprint
+from service.engines.adapters import check_base, fingerprint
 from service.engines.base import Tokenizer
 from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
 from trainer.training.checkpoints import check_resumable, find_best, latest, resume_notices
 from trainer.training.config import TrainConfig
+from trainer.training.execute_head import EPISODES, attach_execute_head, has_saved_head
 from trainer.training.generation import (
     make_generation,
     make_rewards,
@@ -96,7 +97,9 @@ def _train(
 ) -> Path:
     check_reporters(config)
     rewards = make_rewards(config)  # first: a mistake in a reward is found before a model is downloaded
-    model_dir = locate(config.model)
+    model_dir = locate(config.model, base=config.base)
+    if config.lora is not None and config.lora.adapter is not None:
+        check_base(config.lora.adapter, model_dir)
     policy = config.resolve_policy(model_dir)
     generation = make_generation(config, model_dir, policy, str(processes.device), sandbox)
     data = load_training_set(config, generation.tokenizer, policy)
@@ -148,6 +151,16 @@ def _train(
             model, marker_row = _load_model(config, model_dir, policy, generation.tokenizer)
             if processes.is_main_process:
                 console.print(marker_row, highlight=False, soft_wrap=True)
+            if config.has_execute_head:
+                start = config.lora.adapter if config.lora and config.lora.adapter else model_dir
+                episodes = (
+                    [] if checkpoint or has_saved_head(start) else loop.run(source.sample_plainly(EPISODES))
+                )
+                line = attach_execute_head(
+                    model, policy.marker, generation.tokenizer, start, episodes, config
+                )
+                if processes.is_main_process:
+                    console.print(line, highlight=False, soft_wrap=True)
             reporters = []
             if processes.is_main_process:
                 info = write_info(config, processes.num_processes, recipe_name)

@@ -25,6 +25,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import CheckpointError
+from service.engines.execute_head import split_execute_head
 from trainer.training.checkpoints import (
     find_best,
     link_best,
@@ -36,6 +37,7 @@ from trainer.training.checkpoints import (
 from trainer.training.chunked_lm_head import HeadOutput, PolicyModel
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.episodes import sample_seed
+from trainer.training.execute_head import find_execute_head, load_execute_head, save_execute_head
 from trainer.training.lora import (
     ReferencePolicy,
     base_name,
@@ -194,10 +196,10 @@ class IHGRPOTrainer(GRPOTrainer):
         wrapped.forward = lambda *args, **kwargs: head(*args, **kwargs)
         if isinstance(self._reference, PolicyModel):
             self._reference.to(self.accelerator.device)
-        if self.is_fsdp_enabled and config.lora is not None:
+        if self.is_fsdp_enabled and config.has_execute_head:
             raise ConfigError(
-                "lora: adapters cannot be trained under FSDP, which does not support the row that embedding "
-                "and LM head share: use recipes/accelerate/ddp.yaml"
+                "execute_head: a second head cannot be trained under FSDP: set execute_head = 'marker', or "
+                "use recipes/accelerate/ddp.yaml"
             )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -371,7 +373,7 @@ class IHGRPOTrainer(GRPOTrainer):
             hierarchy_weight=self.config.effective_hierarchy_weight,
             num_tokens=divisor,
             weights=weights[None],
-            explicit=self.config.method == "eh-grpo",
+            explicit=self.config.method == "eh-grpo" and not self.config.has_execute_head,
         )
         if inputs["is_first_update"]:
             proximal = output.log_probs if batch.proximal_log_probs is None else old_log_probs
@@ -487,14 +489,21 @@ class IHGRPOTrainer(GRPOTrainer):
                 )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.config.lora is None:
-            super()._save(output_dir, state_dict)
-            return
         directory = Path(output_dir or str(self.args.output_dir))
+        model: Any = self.accelerator.unwrap_model(self.model)
+        head = find_execute_head(model)
+        if self.config.lora is None:
+            if head is not None:
+                state_dict, _ = split_execute_head(state_dict or model.state_dict())
+            super()._save(output_dir, state_dict)
+            if head is not None and self.args.should_save:
+                save_execute_head(head, self._policy.marker, directory)
+            return
         if not self.args.should_save:
             return
         directory.mkdir(parents=True, exist_ok=True)
-        model: Any = self.accelerator.unwrap_model(self.model)
+        if head is not None:
+            save_execute_head(head, self._policy.marker, directory)
         save_adapter(
             model,
             directory,
@@ -505,10 +514,12 @@ class IHGRPOTrainer(GRPOTrainer):
         self._tokenizer.save_pretrained(str(directory))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        adapted: Any = self.accelerator.unwrap_model(self.model if model is None else model)
+        if (head := find_execute_head(adapted)) is not None:
+            load_execute_head(head, Path(resume_from_checkpoint))
         if self.config.lora is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        adapted: Any = self.accelerator.unwrap_model(self.model if model is None else model)
         load_adapter(adapted, Path(resume_from_checkpoint))
 
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from service.api.files.containers import ContainerUse
+from service.api.tools.history import EarlierCall
 from service.common.json import Json
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
+    CodeToolCall,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -80,6 +82,19 @@ class ChoiceBuilder:
         self._snapshots = 0
 
     @property
+    def content(self) -> str:
+        """Text of the message."""
+        return "".join(self._content)
+
+    @property
+    def calls(self) -> list[EarlierCall]:
+        """Calls of the client's functions."""
+        return [
+            EarlierCall(call["id"], call["name"], "".join(arguments))
+            for call, arguments in zip(self._calls, self._arguments, strict=True)
+        ]
+
+    @property
     def finish_reason(self) -> str:
         """``length``, ``tool_calls`` or ``stop``."""
         if self.reply.outcome is not None and self.reply.outcome.is_truncated:
@@ -130,7 +145,7 @@ class ChoiceBuilder:
 
     def message(self) -> Json:
         """Return the whole message. Lists of executed and unflushed code are left out if empty."""
-        content = "".join(self._content)
+        content = self.content
         message: Fields = {"role": "assistant", "content": content, "refusal": None}
         if reasoning := "".join(self._reasoning):
             # Clients differ in which of the two names they read.
@@ -139,11 +154,11 @@ class ChoiceBuilder:
             message["content"] = content or None
             message["tool_calls"] = [
                 {
-                    "id": call["id"],
+                    "id": call.id,
                     "type": "function",
-                    "function": {"name": call["name"], "arguments": "".join(arguments)},
+                    "function": {"name": call.name, "arguments": call.arguments},
                 }
-                for call, arguments in zip(self._calls, self._arguments, strict=True)
+                for call in self.calls
             ]
         message["final_answer"] = self.reply.final_answer
         if self._container is not None:
@@ -234,6 +249,22 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "container_wait_ms": round(tool.container_wait_ms, 3),
         "eager_fallback": tool.eager_fallback,
         **({} if tool.files is None else flush_files(tool.files)),
+        **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),
+    }
+
+
+def called_tool(call: CodeToolCall) -> Json:
+    """Return a call of a tool by code. Its result is what the code got, which the model may not have seen."""
+    return {
+        "id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": call.status,
+        "read_only": call.read_only,
+        "started_at": call.started_at,
+        "finished_at": call.finished_at,
+        "output": call.output,
+        "error": call.error,
     }
 
 

@@ -7,12 +7,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 
-import structlog
 from fastapi import APIRouter, Request, Response
-from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import sse
 from service.api.chat.choice_builder import ChoiceBuilder, ChoiceDelta, chat_usage
+from service.api.chat.history import find_replies, store_reply
 from service.api.chat.prepare import PreparedChat, prepare
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError
@@ -23,16 +22,16 @@ from service.api.schemas import COMPLETION
 from service.api.sse import until_disconnect
 from service.api.state import CurrentReplies, CurrentServer, Owner
 from service.api.telemetry.tracing import Attributes
+from service.api.tools.definitions import AutoContainer, CodeInterpreterTool
+from service.api.tools.history import reply_key
+from service.api.validation import report_ignored
 from service.common.json import Json, JsonResponse, dumps
-from service.deferral.scanner import FENCE
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
 from service.episode.accumulator import usage_of
-from service.episode.reasoning_parser import without_thought
 from service.episode.tool_parser import CallError
 from service.store.replies import ReplyStore
 
 router = APIRouter(tags=["Chat"])
-_log = structlog.get_logger(__name__)
 _Store = Callable[[PreparedChat, Sequence[ChoiceBuilder]], Awaitable[None]]
 
 
@@ -47,8 +46,10 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation. Code that the model writes runs in a sandbox when the model asks for it."""
     container = await _container(containers, body, owner)
-    chat = await prepare(server, body, await _proven(replies, owner, body), container)
-    store = partial(_store_replies, replies, owner)
+    chat = await prepare(server, body, await find_replies(replies, owner, body), container)
+    for name in chat.ignored:
+        report_ignored(name)
+    store = partial(_store_choices, replies, owner)
     if body.stream:
         return sse.EventStream(_stream(chat, store), server.settings.keep_alive_s)
     return JsonResponse(await until_disconnect(request.receive, _complete(chat, store)))
@@ -66,6 +67,9 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
         for where, part in message.file_parts
     ]
     choice = request.deferral.container
+    tool = next((tool for tool in request.tools or () if isinstance(tool, CodeInterpreterTool)), None)
+    if choice is None and tool is not None and tool.container != AutoContainer():
+        choice = tool.container
     if choice is None and not parts:
         return None
     param = "deferral.container" if choice is not None else parts[0].param
@@ -73,6 +77,13 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
         raise ApiError(
             400,
             f"'{param}': files and containers need code execution, which is off in this request.",
+            param=param,
+            code="unsupported_parameter",
+        )
+    if request.mcp_tools:
+        raise ApiError(
+            400,
+            f"'{param}': it can't be combined with tools of MCP servers.",
             param=param,
             code="unsupported_parameter",
         )
@@ -94,41 +105,14 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
     )
 
 
-async def _proven(store: ReplyStore, owner: str, request: ChatRequest) -> dict[int, tuple[int, ...]]:
-    """Return the token ids of the messages that are replies of this server, by index.
-
-    If the store fails, no message counts as a reply of this server.
-    """
-    if not request.deferred:
-        return {}
-    contents = {
-        index: message.content
-        for index, message in enumerate(request.messages)
-        if message.role == "assistant" and message.content and FENCE in message.content
-    }
-    try:
-        found = await store.find(owner, set(contents.values()))
-    except (SQLAlchemyError, OSError):  # a driver raises OSError if it can't connect
-        _log.exception("replies_not_found")
-        return {}
-    return {index: found[content] for index, content in contents.items() if content in found}
-
-
-async def _store_replies(
+async def _store_choices(
     store: ReplyStore, owner: str, chat: PreparedChat, choices: Sequence[ChoiceBuilder]
 ) -> None:
-    """Store the token ids of replies in which code ran, so that later turns can send them back.
-
-    If the store fails, later turns encode these replies as plain text.
-    """
     for choice in choices:
-        if not (choice.reply.executed and (content := choice.message()["content"])):
-            continue
-        try:
-            ids = without_thought(choice.reply.ids, chat.server.engine.tokenizer)
-            await store.put(owner, str(content), ids)
-        except (SQLAlchemyError, OSError):
-            _log.exception("reply_not_kept")
+        calls = choice.calls if chat.request.deferred else []
+        if choice.reply.executed or calls:
+            key = reply_key(choice.content, calls)
+            await store_reply(store, owner, key, choice.reply.ids, chat.server.engine.tokenizer)
 
 
 async def _complete(chat: PreparedChat, store: _Store) -> Json:
@@ -187,6 +171,7 @@ async def _deltas(
         prompt_tokens=len(chat.prompt_ids),
         attributes=_attributes(chat),
         schema_param=chat.schema_param,
+        cleanup=chat.close,
     )
     async with chat.held_container(), running as events:
         roles = [(choice, ChoiceDelta({"role": "assistant", "content": ""})) for choice in choices]

@@ -9,7 +9,6 @@ ends first).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -362,23 +361,9 @@ class Containers:
     async def end(self, live: LiveContainer) -> None:
         """End a container. Its files stay available for a while."""
         self._live.pop(live.record.id, None)
-        with contextlib.suppress(SandboxError):
-            if live.is_frozen:
-                live.is_frozen = False
-                await live.session.resume()
         await live.session.close()
         if live.is_stored and live.record.status == ACTIVE:
             await self.update(live, status=EXPIRED)
-
-    async def thaw(self, live: LiveContainer) -> None:
-        """Resume a parked container.
-
-        Raises:
-            SandboxError: it is lost.
-        """
-        if live.is_frozen:
-            live.is_frozen = False
-            await live.session.resume()
 
     async def _sweep_forever(self) -> None:
         while True:

@@ -76,10 +76,8 @@ class HeldSession:
         """
         live, session = self._live, self._live.session
         inputs, self._new_inputs = self._new_inputs, []
-        if session.is_alive:
-            await self._containers.thaw(live)
-        else:
-            live.is_frozen = False
+        live.is_frozen = False
+        if not session.is_alive:
             await self._interruptibly(session.lease)
             await self._containers.register(live)
             inputs, live.inputs = [*live.inputs, *inputs], []

@@ -25,7 +25,7 @@ from service.api.validation import (
     invalid,
 )
 from service.common.json import Json
-from service.deferral.observation import observation_ids
+from service.deferral.observation import executed_text
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Tokenizer
 from service.episode.reasoning_parser import without_thought
@@ -39,6 +39,8 @@ PREFIXES: Final = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
     "item_reference": "ref",
+    "mcp_list_tools": "mcpl",
+    "mcp_call": "mcp",
 }
 """Prefix of an item's id, by its type."""
 
@@ -148,6 +150,27 @@ class CustomToolCallOutput(Item):
     output: ResponseContent
 
 
+class McpListTools(Item):
+    """The tools of an MCP server in an earlier response. The request's own ``tools`` count."""
+
+    type: Literal["mcp_list_tools"]
+    server_label: str = ""
+    tools: list[dict[str, object]] = Field(default_factory=list)
+    error: object = None
+
+
+class McpCall(Item):
+    """A call of an MCP tool in an earlier response. The model has seen what its code printed of it."""
+
+    type: Literal["mcp_call"]
+    server_label: str = ""
+    name: str = ""
+    arguments: str = ""
+    output: str | None = None
+    error: object = None
+    approval_request_id: str | None = None
+
+
 class ItemReference(Item):
     """Reference to a stored item."""
 
@@ -188,6 +211,8 @@ InputItem = Annotated[
     | Annotated[FunctionCallOutput, Tag("<function_call_output>")]
     | Annotated[CustomToolCall, Tag("<custom_tool_call>")]
     | Annotated[CustomToolCallOutput, Tag("<custom_tool_call_output>")]
+    | Annotated[McpListTools, Tag("<mcp_list_tools>")]
+    | Annotated[McpCall, Tag("<mcp_call>")]
     | Annotated[ItemReference, Tag("<item_reference>")]
     | Annotated[SkippedItem, Tag("<skipped>")],
     Discriminator(
@@ -245,6 +270,9 @@ class StoredReply:
 
     ids: tuple[int, ...]
     text: str
+    items: tuple[InputItem, ...] = ()
+    """The reply as output items if it calls functions. They name its calls, and take its place if the ids
+    can't be used."""
 
 
 class Conversation:
@@ -279,7 +307,10 @@ class Conversation:
 
     def add_reply(self, reply: StoredReply) -> None:
         """Add an earlier reply with its sampled tokens."""
-        self.add_message("assistant", reply.text)
+        if reply.items:
+            self.add(reply.items)
+        else:
+            self.add_message("assistant", reply.text)
         self.proven[len(self.messages) - 1] = without_thought(reply.ids, self._tokenizer)
 
     def add(self, items: Iterable[InputItem | StoredReply]) -> None:
@@ -291,6 +322,7 @@ class Conversation:
     def _add(self, item: InputItem | StoredReply) -> None:
         match item:
             case StoredReply():
+                self._end_reply()
                 self.add_reply(item)
             case MessageItem(role="assistant"):
                 self._text.append(item.content)
@@ -303,9 +335,7 @@ class Conversation:
                 self.note_container(item.container_id, item.id)
                 if item.outputs is not None:  # without them the model was shown nothing
                     logs = "".join(output.logs for output in item.outputs)
-                    shown = self._tokenizer.decode(observation_ids(logs, self._tokenizer, self._policy))
-                    in_block = self._policy.observation == "output_block"
-                    self._text.append(shown if in_block else self._policy.marker + shown)
+                    self._text.append(executed_text(logs, self._tokenizer, self._policy))
             case FunctionCall():
                 function = {"name": item.name, "arguments": item.arguments}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})

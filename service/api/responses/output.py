@@ -12,10 +12,11 @@ from typing import Protocol
 
 from service.api.chat.choice_builder import content_path, logprob_item
 from service.api.responses.items import output_item_id
-from service.common.json import Json
+from service.common.json import Json, dumps
 from service.engines.base import Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
+    CodeToolCall,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -24,10 +25,12 @@ from service.episode.events import (
     Invoked,
     InvokedBlock,
     Sampled,
+    ToolCalled,
 )
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
 from service.sandbox.base import OutputFile, Status
+from service.tools.mcp.hub import Listing, SessionTools
 
 Events = list[Json]
 
@@ -287,6 +290,82 @@ class CodeItem:
         return {"type": name, "item_id": self._id, "output_index": self._index, **fields}
 
 
+class McpCallItem:
+    """A call of a tool of an MCP server by code."""
+
+    def __init__(self, output: Output, call: CodeToolCall, label: str, name: str) -> None:
+        self._output = output
+        self._arguments = dumps(call.arguments).decode()
+        self._index, self._id = output.open(
+            "mcp",
+            {
+                "type": "mcp_call",
+                "status": "in_progress",
+                "server_label": label,
+                "name": name,
+                "arguments": "",
+                "output": None,
+                "error": None,
+                "approval_request_id": None,
+            },
+        )
+
+    def open(self) -> Events:
+        return [
+            self._output.added(self._index),
+            self._event("response.mcp_call.in_progress"),
+            self._event("response.mcp_call_arguments.delta", delta=self._arguments),
+            self._event("response.mcp_call_arguments.done", arguments=self._arguments),
+        ]
+
+    def finish(self, call: CodeToolCall) -> Events:
+        """Add the result, or the error. A result that is not text is JSON."""
+        failed = call.status != "ok"
+        text = call.output if isinstance(call.output, str) else dumps(call.output).decode()
+        return [
+            self._event("response.mcp_call.failed" if failed else "response.mcp_call.completed"),
+            self._output.done(
+                self._index,
+                status="failed" if failed else "completed",
+                arguments=self._arguments,
+                output=None if failed else text,
+                error={"type": "mcp_tool_execution_error", "content": call.error} if failed else None,
+            ),
+        ]
+
+    def close(self, status: str) -> Events:  # noqa: ARG002  always incomplete: it has no output
+        """Close a call whose result never arrived."""
+        return [self._output.done(self._index, status="incomplete", arguments=self._arguments)]
+
+    def _event(self, event_type: str, **fields: object) -> Json:
+        return {"type": event_type, "item_id": self._id, "output_index": self._index, **fields}
+
+
+def list_tools_events(output: Output, listing: Listing) -> Events:
+    """Add the tools of an MCP server as an item, and return its events."""
+    index, item_id = output.open(
+        "mcpl",
+        {"type": "mcp_list_tools", "server_label": listing.label, "tools": [], "error": None},
+    )
+    name = "response.mcp_list_tools"
+    place: Json = {"item_id": item_id, "output_index": index}
+    tools: list[Json] = [
+        {
+            "name": tool.name,
+            "description": tool.description,
+            "input_schema": tool.input_schema,
+            "annotations": tool.annotations,
+        }
+        for tool in listing.tools
+    ]
+    return [
+        output.added(index),
+        {"type": f"{name}.in_progress", **place},
+        {"type": f"{name}.completed", **place},
+        output.done(index, tools=tools),
+    ]
+
+
 class OutputBuilder:
     """Builder of a response's output items and stream events, from the events of its episode.
 
@@ -299,6 +378,7 @@ class OutputBuilder:
         reply: accumulates the episode's events, with the execute marker hidden if code may run.
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
         seal: seals thoughts for the client to keep; None if it didn't ask for that.
+        tools: tools of MCP servers that code may call.
         base_url: address of this server, for links to files.
     """
 
@@ -309,6 +389,7 @@ class OutputBuilder:
         *,
         tokenizer: Tokenizer | None = None,
         seal: Callable[[str], str] | None = None,
+        tools: SessionTools | None = None,
         base_url: str = "",
     ) -> None:
         self._base_url = base_url
@@ -324,6 +405,14 @@ class OutputBuilder:
         self._call: FunctionCallItem | None = None
         self._code: CodeItem | None = None
         self._container = ""
+        self._tools = tools
+        self._mcp_calls: dict[str, McpCallItem] = {}
+        """Calls of MCP tools that have not ended."""
+
+    def begin(self) -> Events:
+        """Add the items that precede the reply, and return their events."""
+        listings = () if self._tools is None else self._tools.listings
+        return [event for listing in listings for event in list_tools_events(self.output, listing)]
 
     def add(self, event: EpisodeEvent) -> Events:
         """Add ``event`` and return its stream events, without sequence numbers.
@@ -354,9 +443,21 @@ class OutputBuilder:
                 self._code = None
                 if tool.files is not None:
                     self._files += tool.files.files
+            case ToolCalled(call):
+                events += self._add_call(call)
             case Finished(outcome):
                 events += self._close("incomplete" if outcome.is_truncated else "completed")
         return events
+
+    def _add_call(self, call: CodeToolCall) -> Events:
+        """Add a call of a tool by code, or its end."""
+        if self._tools is None:
+            return []
+        if call.status == "running":
+            label, name = self._tools.origins[call.name]
+            item = self._mcp_calls[call.id] = McpCallItem(self.output, call, label, name)
+            return item.open()
+        return self._mcp_calls.pop(call.id).finish(call)
 
     def abandon(self) -> Events:
         """End a response that was interrupted and return the events that close its items."""
@@ -364,11 +465,11 @@ class OutputBuilder:
 
     def _close(self, status: str) -> Events:
         events = self._close_text(status)
-        for item in (self._call, self._code):
+        for item in (self._call, self._code, *self._mcp_calls.values()):
             if item is not None:
                 events += item.close("incomplete")
-        self._call = self._code = None
-        if not self.output.items:  # an empty reply is an empty message
+        self._call, self._code, self._mcp_calls = None, None, {}
+        if all(item["type"] == "mcp_list_tools" for item in self.output.items):  # an empty reply
             events += [*self._open_text(thought=False), *self._close_text(status)]
         return events
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.api.chat.prepare import PreparedChat, prepare
+from service.api.chat.prepare import PreparedChat, prepare_with
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError, api_error_of
-from service.api.files.choice import AutoContainer, choose_container
+from service.api.files.choice import choose_container
 from service.api.files.containers import Containers, ContainerUse
 from service.api.files.inputs import FilePart, file_part, resolve
 from service.api.responses.history import recall, resolved, with_stored_replies
@@ -26,13 +26,23 @@ from service.api.responses.items import (
     input_item_id,
 )
 from service.api.responses.output import OutputBuilder
-from service.api.responses.request import LOGPROBS, SEALED, FunctionChoice, ResponseRequest, TextOptions
+from service.api.responses.request import (
+    LOGPROBS,
+    SEALED,
+    FunctionChoice,
+    ResponseAllowedTools,
+    ResponseRequest,
+    TextOptions,
+)
 from service.api.seal import Seal
 from service.api.state import Server
+from service.api.tools.definitions import AllowedCode, AllowedServer, AutoContainer
+from service.api.tools.mcp import McpTool, open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.store.files import FileStore
 from service.store.responses import ResponseStore
+from service.tools.mcp.hub import SessionTools
 
 _PARAMS = {
     "messages": "input",
@@ -40,6 +50,8 @@ _PARAMS = {
     "deferral": "tools",
     "json_schema": "text.format",
     "logprobs": "include",
+    "reasoning_effort": "reasoning.effort",
+    "thinking_budget": "reasoning.max_tokens",
 }
 """Names of a chat request's fields in the Responses API."""
 _WHOLE = ("messages", "response_format")
@@ -75,17 +87,18 @@ class PreparedResponse:
     def output(self) -> OutputBuilder:
         """Return an empty output for this response."""
         chat, include = self.chat, self.request.include or ()
-        marker = chat.policy.marker if self.request.runs_code else None
+        marker = chat.policy.marker if chat.request.deferred else None
         return OutputBuilder(
             self.id,
             chat.reply(strict_calls=self.request.strict_tool_calls, hidden_marker=marker),
             tokenizer=chat.runner.engine.tokenizer if LOGPROBS in include else None,
             seal=self._seal if SEALED in include else None,
+            tools=chat.code_tools,
             base_url=self.base_url,
         )
 
     def _seal(self, text: str) -> str:
-        return self.chat.server.seal.close(text, self.owner)
+        return self.chat.server.seal.close(text, owner=self.owner, model=self.request.model)
 
 
 async def prepare_response(
@@ -109,9 +122,13 @@ async def prepare_response(
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
     earlier_parts = [file_part(fields, "previous_response_id") for _, fields in conversation.file_parts]
-    items = [_opened(item, server.seal, owner) for item in await resolved(request.input, store, owner)]
+    items = [
+        _opened(item, server.seal, owner, request.model)
+        for item in await resolved(request.input, store, owner)
+    ]
     if not request.runs_code:
         _reject_files(items)
+    server.check_model(request.model)
     items, parts = await _with_stored_files(containers.files, items, owner)
     conversation.add(await with_stored_replies(items, store, owner))
     container = await _container(
@@ -121,9 +138,27 @@ async def prepare_response(
         conversation,
         owner,
     )
-    chat = await _fitting(server, request, conversation, container)
+    opens_tools = request.runs_code and not request.forces_call
+    tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
+    try:
+        if tools is not None:
+            _reject_container(container)
+            container = None
+        chat = await _fitting(server, request, conversation, tools, container)
+    except BaseException:
+        if tools is not None:
+            await tools.close()
+        raise
+    for name in chat.ignored:
+        report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
     return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id), base_url)
+
+
+def _reject_container(container: ContainerUse | None) -> None:
+    """Raise ApiError 400 if code that calls tools would need files or a container of another request."""
+    if container is not None and (container.wish.files or container.wish.container_id is not None):
+        raise _unsupported("tools", "files and containers can't be combined with tools of MCP servers")
 
 
 def _reject_files(items: list[InputItem]) -> None:
@@ -190,22 +225,22 @@ async def _container(
     )
 
 
-def _opened(item: InputItem, seal: Seal, owner: str) -> InputItem:
+def _opened(item: InputItem, seal: Seal, owner: str, model: str) -> InputItem:
     """Open a sealed thought. One that can't be opened keeps the text that the client sent."""
     if not isinstance(item, Reasoning) or not item.encrypted_content:
         return item
-    if (text := seal.open(item.encrypted_content, owner)) is None:
+    if (text := seal.open(item.encrypted_content, owner=owner, model=model)) is None:
         report_ignored("input.encrypted_content")
         return item
     return item.model_copy(update={"content": [ReasoningText(text=text)]})
 
 
 def _check(request: ResponseRequest) -> None:
-    if request.runs_code and request.functions:
-        raise _unsupported(
-            "tools", "code_interpreter and functions can't be combined: their calls begin with the same token"
-        )
-    if request.tool_choice == "required" and not request.functions:
+    if (
+        request.forces_call
+        and not request.callable_functions
+        and not isinstance(request.tool_choice, FunctionChoice)
+    ):
         if not request.runs_code:
             raise _unsupported("tool_choice", "'tools' contains no tool to call")
         raise _unsupported("tool_choice", "the model decides when code runs, so a run can't be required")
@@ -213,9 +248,21 @@ def _check(request: ResponseRequest) -> None:
         raise _unsupported(
             "deferral", "it configures code execution, but 'tools' contains no usable code_interpreter"
         )
+    names = {tool.name for tool in request.functions}
     choice = request.tool_choice
-    if isinstance(choice, FunctionChoice) and choice.name not in {tool.name for tool in request.functions}:
+    if isinstance(choice, FunctionChoice) and choice.name not in names:
         raise _unsupported("tool_choice.name", f"'tools' contains no function {choice.name!r}")
+    if not isinstance(choice, ResponseAllowedTools):
+        return
+    labels = {tool.server_label for tool in request.tools or () if isinstance(tool, McpTool)}
+    for index, tool in enumerate(choice.tools):
+        at = f"tool_choice.tools[{index}]"
+        if isinstance(tool, FunctionChoice) and tool.name not in names:
+            raise _unsupported(f"{at}.name", f"'tools' contains no function {tool.name!r}")
+        if isinstance(tool, AllowedCode) and not request.offers_code:
+            raise _unsupported(at, "'tools' contains no code_interpreter")
+        if isinstance(tool, AllowedServer) and tool.server_label not in labels:
+            raise _unsupported(f"{at}.server_label", f"'tools' contains no server {tool.server_label!r}")
 
 
 def _unsupported(param: str, why: str) -> ApiError:
@@ -223,12 +270,16 @@ def _unsupported(param: str, why: str) -> ApiError:
 
 
 async def _fitting(
-    server: Server, request: ResponseRequest, conversation: Conversation, container: ContainerUse | None
+    server: Server,
+    request: ResponseRequest,
+    conversation: Conversation,
+    tools: SessionTools | None,
+    container: ContainerUse | None,
 ) -> PreparedChat:
     """Prepare the chat request; with ``truncation: auto``, of the longest fitting end of the conversation."""
     messages = conversation.messages
     try:
-        return await _prepare_chat(server, request, conversation, 0, container)
+        return await _prepare_chat(server, request, conversation, 0, tools, container)
     except ApiError as error:
         if request.truncation != "auto" or error.code != "context_length_exceeded":
             raise
@@ -240,7 +291,7 @@ async def _fitting(
         half = (few + many) // 2
         try:
             start = _whole_from(messages, half)
-            chat = await _prepare_chat(server, request, conversation, start, container)
+            chat = await _prepare_chat(server, request, conversation, start, tools, container)
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
@@ -263,6 +314,7 @@ async def _prepare_chat(
     request: ResponseRequest,
     conversation: Conversation,
     start: int,
+    tools: SessionTools | None,
     container: ContainerUse | None,
 ) -> PreparedChat:
     """Prepare the chat request for the conversation from message ``start`` on."""
@@ -279,7 +331,7 @@ async def _prepare_chat(
         detail = error.errors()[0]
         raise _renamed(api_error_of(detail, detail["loc"], fields)) from None
     try:
-        return await prepare(server, chat, proven, container)
+        return await prepare_with(server, chat, tools, proven, container)
     except ApiError as error:
         raise _renamed(error) from None
 
@@ -313,19 +365,22 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     if request.reasoning is not None:
         fields["reasoning_effort"] = request.reasoning.effort
+        fields["thinking_budget"] = request.reasoning.max_tokens
     if request.form.to_response() != TextOptions().to_response():
         fields["response_format"] = request.form.as_response_format()
-    if request.functions and request.tool_choice != "none":
+    if request.structured_outputs is not None:
+        fields["structured_outputs"] = request.structured_outputs.model_dump(exclude_none=True, by_alias=True)
+    if functions := request.callable_functions:
         keep = {"name", "description", "parameters", "strict"}
         fields["tools"] = [
             {"type": "function", "function": tool.model_dump(include=keep, exclude_none=True)}
-            for tool in request.functions
+            for tool in functions
         ]
         choice = request.tool_choice
         if isinstance(choice, FunctionChoice):
             fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
-        else:
-            fields["tool_choice"] = choice
+        else:  # the tools that are not allowed were left out
+            fields["tool_choice"] = choice.mode if isinstance(choice, ResponseAllowedTools) else choice
     return fields
 
 

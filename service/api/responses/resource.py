@@ -9,7 +9,7 @@ from typing import Final
 
 from service.api.errors import ApiError
 from service.api.responses.prepare import PreparedResponse
-from service.api.responses.request import OUTPUTS, FunctionChoice
+from service.api.responses.request import OUTPUTS
 from service.common.json import Json
 from service.deferral.episode import Outcome
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
@@ -84,7 +84,7 @@ class Resource:
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
             "text": request.form.to_response(),
-            "tool_choice": choice.model_dump() if isinstance(choice, FunctionChoice) else choice or "auto",
+            "tool_choice": (choice or "auto") if isinstance(choice, str | None) else choice.model_dump(),
             "tools": [tool.to_response() for tool in request.offered_tools],
             "truncation": request.truncation or "disabled",
             "usage": self.usage,

@@ -89,7 +89,7 @@ async def as_sse(
         if at_once:
             yield sse.KEEP_ALIVE
         async for event in events:
-            yield f"event: {event['type']}\n".encode() + sse.data(shown(event, include))
+            yield sse.event(shown(event, include))
 
 
 stored_router = APIRouter(prefix="/v1/responses/{response_id}", tags=["Responses"])

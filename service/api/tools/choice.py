@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jsonschema_rs
 
 from service.api.tools.definitions import FunctionTool, NamedChoice, ToolChoice
-from service.episode.tool_parser import CALL_OPEN
+from service.deferral.call_span import CALL_OPEN
 
 
 @dataclass(frozen=True, slots=True)

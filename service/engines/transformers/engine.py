@@ -8,7 +8,16 @@ from pathlib import Path
 
 import torch
 
-from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk, check_call
+from service.engines import execute_head
+from service.engines.base import (
+    OPTIONAL_SAMPLING,
+    STRUCTURE_KINDS,
+    EngineError,
+    EngineStats,
+    Sampling,
+    TokenChunk,
+    check_call,
+)
 from service.engines.model_config import CheckpointEngine
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine_thread import EngineThread
@@ -50,7 +59,7 @@ class TransformersEngine(CheckpointEngine):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset(OPTIONAL_SAMPLING) - (frozenset() if is_available() else {"json_schema"})
+        return frozenset(OPTIONAL_SAMPLING) - (frozenset() if is_available() else set(STRUCTURE_KINDS))
 
     def supports_logprobs(self, _sampling: Sampling) -> bool:
         """Always true: this process computes them."""
@@ -73,6 +82,8 @@ class TransformersEngine(CheckpointEngine):
         runner = await asyncio.to_thread(
             ModelRunner, settings, self._files.config, self._files.context_length
         )
+        if (head := self._read_head(settings.model)) is not None:
+            runner.set_execute_head(*head)
         scheduler = Scheduler(max_slots=settings.max_slots, prefill_chunk=settings.prefill_chunk)
         self._runner = runner
         threads = settings.threads or (1 if runner.is_small else None)
@@ -94,8 +105,8 @@ class TransformersEngine(CheckpointEngine):
         """See ``Engine.generate``. Only ``stop_token_ids`` end the reply: include ``eos_token_ids``."""
         runner, thread = self._started()
         check_call(self, prompt_ids, sampling, runner.vocab_size)
-        schema = sampling.json_schema
-        grammar = None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
+        structure = sampling.structure
+        grammar = None if structure is None else await asyncio.to_thread(self._grammars.compile, *structure)
         request = Request(
             tokens=list(prompt_ids),
             sampling=sampling,
@@ -136,10 +147,24 @@ class TransformersEngine(CheckpointEngine):
         """
         runner, thread = self._started()
         if not isinstance(source, Mapping):
+            directory = str(source)
             source = await asyncio.to_thread(
-                read_weights, str(source), self._files.config, self._files.tokenizer, runner.dtype
+                read_weights, directory, self._files.config, self._files.tokenizer, runner.dtype
             )
+            if (head := self._read_head(directory)) is not None:
+                names = (f"{execute_head.PREFIX}{name}" for name in ("marker_id", "weight", "bias"))
+                source = {**source, **dict(zip(names, (torch.tensor(head[0]), *head[1:]), strict=True))}
         await asyncio.wrap_future(thread.swap_weights(source, version))
+
+    def _read_head(self, model: str) -> tuple[int, torch.Tensor, torch.Tensor] | None:
+        """Return marker id, weight and bias of the checkpoint's execute head, or None without one."""
+        head = execute_head.ExecuteHead.load(Path(model))
+        if head is None:
+            return None
+        marker_id = self.tokenizer.token_id(head.marker)
+        if marker_id is None:
+            raise EngineError(f"{model}: the execute head's marker {head.marker!r} is not a token")
+        return marker_id, torch.tensor(head.weight), torch.tensor(head.bias)
 
     def _started(self) -> tuple[ModelRunner, EngineThread]:
         if self._runner is None or self._thread is None:

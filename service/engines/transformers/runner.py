@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from service.engines.base import EngineError
+from service.engines.execute_head import apply_execute_head, split_execute_head
 from service.engines.model_config import count_parameters
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.attention import NAME, Chunk, DecodeBatch, KVCache, Step, attend
 from service.engines.transformers.lora import AdapterRows, attach, read_adapters
-from service.engines.transformers.scheduler import Work
+from service.engines.transformers.scheduler import Request, Work
 from service.engines.transformers.weight_loading import (
     Weights,
     can_pack,
@@ -70,8 +71,8 @@ class Decoder:
         self._scaling: float = model.model.layers[0].self_attn.scaling
         self._layers = [_layer(layer) for layer in model.model.layers]
 
-    def forward(self, ids: Tensor, step: Step, keep: Tensor) -> Tensor:
-        """Logits [S, V] of the tokens ``keep`` [S] among ``ids`` [T]."""
+    def forward(self, ids: Tensor, step: Step, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [S, H] and logits [S, V] of the tokens ``keep`` [S] among ``ids`` [T]."""
         x: Tensor = self._embed(ids)
         cos, sin = self._rotary(x[None], step.positions[None])
         half = self._width // 2
@@ -83,7 +84,8 @@ class Decoder:
             x = x + layer.o(self._attention(h, layer, index, step, cos, signed))
             h = self._rms(x, layer.mlp_norm)
             x = x + layer.down(F.silu(layer.gate(h)).mul_(layer.up(h)))
-        return self._head(self._rms(x[keep], self._norm))
+        hidden = self._rms(x[keep], self._norm)
+        return hidden, self._head(hidden)
 
     def _attention(
         self, h: Tensor, layer: _Layer, index: int, step: Step, cos: Tensor, sin: Tensor
@@ -165,19 +167,46 @@ class ModelRunner:
         heads = text_config.num_attention_heads
         self._groups = heads // (getattr(text_config, "num_key_value_heads", None) or heads)
         self.cache = KVCache(settings.max_slots, max_length)
+        self._execute_head: tuple[int, Tensor, Tensor] | None = None
+        self._head_input = torch.empty(0)
+        self._model.get_output_embeddings().register_forward_pre_hook(self._keep_head_input)
 
-    def forward(self, plan: Sequence[Work]) -> tuple[list[Work], Tensor]:
+    def _keep_head_input(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG002
+        self._head_input = inputs[0]
+
+    def set_execute_head(self, marker_id: int, weight: Tensor, bias: Tensor) -> None:
+        """Let a second head decide about the marker; see `service.engines.execute_head`.
+
+        Args:
+            marker_id: id of the execute marker.
+            weight: [H], float32.
+            bias: a scalar.
+
+        Raises:
+            EngineError: the head belongs to a model of another width.
+        """
+        width = self._model.get_input_embeddings().embedding_dim
+        if weight.shape != (width,):
+            raise EngineError(f"execute head: the weight has shape {list(weight.shape)}, not [{width}]")
+        self._execute_head = marker_id, weight.clone().to(self.device), bias.clone().to(self.device)
+
+    def forward(self, plan: Sequence[Work]) -> tuple[list[Work], Tensor, list[tuple[Request, range, Tensor]]]:
         """Run one step.
 
         Returns:
             The work items whose requests get a token in this step, and their logits [len(works), V], float32.
+            Then for each request that wants log-probabilities of its prompt: the positions, and their logits
+            [positions, V], float32.
         """
         works = sorted(plan, key=lambda work: (work.stop - work.start > 1, work.slot.index))
         ids: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
         ends: list[int] = []
+        scored: list[tuple[Request, range, int]] = []
         for work in works:
+            if wanted := work.request.scored_positions(work.start, work.stop):
+                scored.append((work.request, wanted, len(ids)))
             ids += work.request.tokens[work.start : work.stop]
             slots += [work.slot.index] * (work.stop - work.start)
             positions += range(work.start, work.stop)
@@ -192,11 +221,23 @@ class ModelRunner:
             self._singles(works),
             self._chunks(works),
         )
-        logits = self._logits(self._tensor(ids), step, self._tensor([end for _, end in sampling]))
-        return [work for work, _ in sampling], logits.float()
+        keep = [end for _, end in sampling]
+        for _, wanted, first in scored:
+            keep += range(first, first + len(wanted))
+        hidden, logits = self._logits(self._tensor(ids), step, self._tensor(keep))
+        logits = logits.float()
+        if self._execute_head is not None:
+            marker_id, weight, bias = self._execute_head
+            temperatures = [work.request.sampling.temperature for work, _ in sampling]
+            temperatures += [1.0] * (len(keep) - len(sampling))  # scores of a prompt have no temperature
+            logits = apply_execute_head(logits, hidden.float() @ weight + bias, marker_id, temperatures)
+        sizes = [len(sampling), *(len(wanted) for _, wanted, _ in scored)]
+        own, *others = torch.split(logits, sizes)
+        scores = [(request, wanted, rows) for (request, wanted, _), rows in zip(scored, others, strict=True)]
+        return [work for work, _ in sampling], own, scores
 
-    def _logits(self, ids: Tensor, step: Step, keep: Tensor) -> Tensor:
-        """Logits [S, V] of the tokens ``keep`` [S] among ``ids`` [T]."""
+    def _logits(self, ids: Tensor, step: Step, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [S, H] and logits [S, V] of the tokens ``keep`` [S] among ``ids`` [T]."""
         if self._decoder is not None:
             return self._decoder.forward(ids, step, keep)
         output = self._model(
@@ -206,16 +247,20 @@ class ModelRunner:
             logits_to_keep=keep,
             step=step,
         )
-        logits: Tensor = output.logits[0]
-        return logits
+        return self._head_input.reshape(len(keep), -1), output.logits[0]
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Copy new weights over the old ones. Changes nothing unless all of them fit. Adapters are kept.
+        """Copy new weights over the old ones. Changes nothing unless all of them fit. Adapters are kept. An
+        execute head is replaced, or removed if there is none among the new weights.
 
         Raises:
             EngineError: names or shapes differ from the model's.
         """
+        state, head = split_execute_head(state)
         self._weights.load(state)
+        self._execute_head = None
+        if head is not None:
+            self.set_execute_head(*head)
         self.cache.clear()
 
     def _rows_by_adapter(self, works: Sequence[Work]) -> dict[str, Tensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 import traceback
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -20,10 +21,51 @@ from service.sandbox.runner import protocol
 from service.sandbox.runner.admission import SessionAdmission
 from service.sandbox.runner.metrics import RunnerMetrics
 from service.sandbox.runner.settings import RunnerSettings
+from service.tools.base import ToolError, ToolSpec
 
 _log = structlog.get_logger(__name__)
 _CHUNKS_AHEAD: Final = 4
 _Request = protocol.InvokeRequest | protocol.FlushRequest | protocol.FileRequest
+
+
+class ClientTools:
+    """The tools of a session, which its client runs.
+
+    Args:
+        specs: the tools.
+        send: sends a message to the client.
+    """
+
+    def __init__(
+        self, specs: Sequence[ToolSpec], send: Callable[[protocol.RunnerReply], Awaitable[None]]
+    ) -> None:
+        self.specs = specs
+        self._send = send
+        self._open: dict[str, asyncio.Future[protocol.ToolResultMessage]] = {}
+
+    async def call(self, name: str, arguments: dict[str, Any], call_id: str) -> object:
+        """Let the client run a tool. See `ToolHost`."""
+        answer: asyncio.Future[protocol.ToolResultMessage] = asyncio.get_running_loop().create_future()
+        self._open[call_id] = answer
+        try:
+            await self._send(
+                protocol.ToolCallMessage(call_id=call_id, name=name, arguments=json.dumps(arguments))
+            )
+            result = await answer
+        finally:
+            del self._open[call_id]
+        if not result.ok:
+            raise ToolError(result.value)
+        try:
+            return json.loads(result.value)
+        except (ValueError, RecursionError):
+            raise ToolError("the tool returned something that is not JSON") from None
+
+    def answer(self, message: protocol.ToolResultMessage) -> None:
+        """Take a result. One that nobody waits for any more is ignored."""
+        future = self._open.get(message.call_id)
+        if future is not None and not future.done():
+            future.set_result(message)
 
 
 class Lease:
@@ -43,6 +85,7 @@ class Lease:
         self._metrics = metrics
         self._settings = settings
         self._admitted = False
+        self._tools: ClientTools | None = None
         self._has_files = False
         self._bytes_due = 0
         """Bytes of an input that the client has announced and not sent yet."""
@@ -67,10 +110,22 @@ class Lease:
             return
         if not isinstance(message, protocol.OpenRequest):
             raise protocol.MessageError("type: the first message must be open")
-        limits = SessionLimits(min(message.run_limit_s, self._settings.max_run_limit_s), message.eager)
+        limits = SessionLimits(
+            min(message.run_limit_s, self._settings.max_run_limit_s),
+            message.eager,
+            tool_wait_s=min(message.tool_wait_s, self._settings.max_tool_wait_s),
+            tool_calls=message.tool_calls,
+        )
+        self._tools = ClientTools(message.tools, self._send) if message.tools else None
         session = self._open(message, limits)
         try:
-            await self._send(protocol.OpenedReply(run_limit_s=limits.run_limit_s, eager=limits.eager))
+            await self._send(
+                protocol.OpenedReply(
+                    run_limit_s=limits.run_limit_s,
+                    eager=limits.eager,
+                    queue_timeout_s=self._settings.queue_timeout_s,
+                )
+            )
             await session.prepare()  # a client that opens a session is about to send blocks
             await self._answer_requests(session)
         finally:
@@ -80,11 +135,11 @@ class Lease:
 
     def _open(self, request: protocol.OpenRequest, limits: SessionLimits) -> Session:
         if request.files is None:
-            return self._sandbox.session(limits)
+            return self._sandbox.session(limits, *([self._tools] if self._tools is not None else []))
         if not isinstance(self._sandbox, FileSandbox):
             raise protocol.MessageError("files: this sandbox has no sessions with files")
         self._has_files = True
-        return self._sandbox.file_session(replace(limits, memory_mb=request.files.memory_mb))
+        return self._sandbox.file_session(replace(limits, memory_mb=request.files.memory_mb, figures="png"))
 
     async def _answer_requests(self, session: Session) -> None:
         """Keep reading while a request is answered, so that a disconnect is noticed immediately."""
@@ -97,6 +152,10 @@ class Lease:
                     continue
                 if isinstance(message, protocol.OpenRequest):
                     raise protocol.MessageError("type: open may be sent only once")
+                if isinstance(message, protocol.ToolResultMessage):
+                    if self._tools is not None:
+                        self._tools.answer(message)
+                    continue
                 if isinstance(message, protocol.PutRequest):
                     self._bytes_due = message.size
                 requests.put_nowait(message)
@@ -154,7 +213,9 @@ class Lease:
                     await session.lease()
                 case protocol.ConfigureRequest():
                     run_limit_s = min(request.run_limit_s, self._settings.max_run_limit_s)
-                    await session.configure(SessionLimits(run_limit_s, request.eager, request.figures))
+                    await session.configure(
+                        SessionLimits(run_limit_s, request.eager, figures=request.figures)
+                    )
                 case protocol.PutRequest():
                     await self._put(session, request)
                 case protocol.RemoveRequest():
@@ -167,8 +228,6 @@ class Lease:
                             await self._websocket.send_bytes(chunk)
                 case protocol.ParkRequest():
                     await (session.freeze() if request.freeze else session.park())
-                case protocol.ResumeRequest():
-                    await session.resume()
         except ValueError as error:
             return protocol.done_reply(error)
         return protocol.done_reply()

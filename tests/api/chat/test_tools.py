@@ -227,7 +227,6 @@ async def test_token_limit_inside_a_call() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str | None]] = [
-    ({"extra_body": {"deferral": {"enabled": True}}}, "deferral"),
     ({"extra_body": {"deferral": {"max_turns": 2}}}, "deferral"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     (

@@ -255,11 +255,6 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
         "tools[0].container",
         "unsupported_parameter",
     ),
-    (
-        {"tools": [*CODE_TOOL, {"type": "function", "name": "f", "parameters": {}, "strict": False}]},
-        "tools",
-        "unsupported_parameter",
-    ),
     ({"tools": CODE_TOOL, "tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
     ({"tool_choice": {"type": "web_search"}}, "tool_choice", "unsupported_parameter"),
     ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "unsupported_parameter"),

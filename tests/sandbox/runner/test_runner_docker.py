@@ -88,7 +88,7 @@ async def command(tmp_path: Path) -> AsyncGenerator[asyncio.subprocess.Process]:
 
 
 async def connect(tmp_path: Path, child: asyncio.subprocess.Process) -> RunnerClient:
-    client = RunnerClient(RunnerClientSettings(f"unix:{tmp_path}/r.sock", TOKEN, connect_timeout_s=300))
+    client = RunnerClient(RunnerClientSettings((f"unix:{tmp_path}/r.sock",), TOKEN, connect_timeout_s=300))
     ended, started = asyncio.create_task(child.wait()), asyncio.create_task(client.start())
     await asyncio.wait({ended, started}, return_when=asyncio.FIRST_COMPLETED)
     assert not ended.done(), "the runner did not start: see its output"
@@ -115,7 +115,6 @@ async def test_session_with_files_lives_while_it_is_parked(runner: Served, conta
     await session.park()
     await session.freeze()
     [container] = [one for one in containers.ids() if _memory(containers, one) == (700 + 10) << 20]
-    await session.resume()
     await session.configure(SessionLimits(run_limit_s=50.0, eager=False, figures="png"))
     await session.invoke("print(size, open('out.txt').read(1))")
     assert (await session.flush()).stdout == "10000000 x\n"

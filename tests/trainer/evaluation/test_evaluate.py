@@ -10,15 +10,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from service.deferral.answer import last_boxed
+from service.engines import adapters
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
+from tests.support.peft_adapters import make_adapter
 from tests.support.serving import make_app, serve
 from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
 from trainer.evaluation.backends import BackendError, Messages, Solution
@@ -31,7 +35,7 @@ from trainer.evaluation.evaluate import (
     read_benchmarks,
     scores_of,
 )
-from trainer.evaluation.results import ResultLog, ResultsError
+from trainer.evaluation.results import ResultLog, ResultsError, checkpoint_fingerprint
 from trainer.evaluation.run import run_evaluation
 from trainer.rewards import FinishedEpisode, Reward
 from trainer.rewards.registry import RewardSet
@@ -150,6 +154,7 @@ def test_defaults_are_those_of_the_paper(tmp_path: Path) -> None:
     ({"url": "http://"}, "is not a base URL"),
     ({"api_key": "k"}, "api_key needs url"),
     ({"instruction": "Solve"}, "instruction needs url"),
+    ({"url": "http://x", "base": "org/base"}, "base has no effect with url"),
     ({"sandbox": "runner"}, "runner_token_file is missing"),
 ])  # fmt: skip
 def test_rejects_invalid_settings(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -242,6 +247,21 @@ def test_evaluates_checkpoint_from_file_to_report(tmp_path: Path, toy_checkpoint
     assert report["scores"][0]["accuracy"] == scores.accuracy
     assert (settings.out / "report.html").is_file()
     assert run_evaluation(settings, console, sandbox=toy_sandbox()) == [scores]  # no episode runs again
+
+
+def test_evaluates_an_adapter_with_its_base(tmp_path: Path, toy_checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(toy_checkpoint)
+    make_adapter(model, tmp_path / "adapter", base=Path("org/base"))
+    shutil.copyfile(toy_checkpoint / "deferral.json", tmp_path / "adapter" / "deferral.json")
+    settings = config(
+        tmp_path, model=str(tmp_path / "adapter"), base=str(toy_checkpoint), device="cpu", threads=1, limit=1
+    )
+    with patch.object(adapters, "cache_dir", lambda: tmp_path / "cache"):
+        [scores] = run_evaluation(settings, Console(file=io.StringIO(), width=140), sandbox=toy_sandbox())
+    assert scores.attempts == 2
+    [merged] = (tmp_path / "cache").iterdir()
+    saved = json.loads((settings.out / "settings.json").read_text())
+    assert saved["weights"] == checkpoint_fingerprint(merged) != checkpoint_fingerprint(toy_checkpoint)
 
 
 def test_another_checkpoint_under_the_same_path_is_rejected(tmp_path: Path, toy_checkpoint: Path) -> None:

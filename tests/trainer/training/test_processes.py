@@ -124,16 +124,24 @@ def test_two_processes_match_one_process(
     assert len(list((settings.run_dir / "tensorboard").iterdir())) == 2  # one file per launch
 
 
+@pytest.fixture(scope="module")
+def adapter_alone(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) -> TrainConfig:
+    run_dir = tmp_path_factory.mktemp("adapter-alone") / "run"
+    settings = config(run_dir, toy_checkpoint, lora={"rank": 4}, tensorboard=False)
+    launch([sys.executable], settings)
+    return settings
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_two_processes_train_the_same_adapter(tmp_path: Path, toy_checkpoint: Path) -> None:
-    alone, settings = (
-        config(tmp_path / name, toy_checkpoint, lora={"rank": 4}, tensorboard=False)
-        for name in ("alone", "two")
-    )
-    launch([sys.executable], alone)
-    launch(DDP, settings.model_copy(update={"steps": 1}))
-    launch(DDP, settings)
+@pytest.mark.parametrize("command", [DDP, FSDP2], ids=["ddp", "fsdp2"])
+def test_two_processes_train_the_same_adapter(
+    tmp_path: Path, toy_checkpoint: Path, adapter_alone: TrainConfig, command: list[str]
+) -> None:
+    alone = adapter_alone
+    settings = config(tmp_path / "two", toy_checkpoint, lora={"rank": 4}, tensorboard=False)
+    launch(command, settings.model_copy(update={"steps": 1}))
+    launch(command, settings)
     for step in range(2):
         ours, theirs = (torch.load(c.run_dir / f"gradients-{step}.pt") for c in (settings, alone))
         assert ours.keys() == theirs.keys()

@@ -21,10 +21,14 @@ from huggingface_hub import constants
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from service.deferral.policy import DeferralPolicy
+from service.engines import adapters
 from service.engines.checkpoint import CheckpointError
+from service.engines.model_lookup import locate
 from tests.support.fake_hub import FakeHub, serve_hub
+from tests.support.peft_adapters import make_adapter
 from tests.support.toy_task import GOLD, POLICY, QUESTION, toy_sandbox
 from trainer.training.checkpoints import latest
 from trainer.training.config import ConfigError, TrainConfig
@@ -80,6 +84,26 @@ def test_an_adapter_learns_and_its_samples_are_the_trainers(tmp_path: Path, toy_
     assert not (checkpoint / "model.safetensors").exists()
     assert (checkpoint / "adapter_model.safetensors").stat().st_size < 200_000
     assert DeferralPolicy.load(checkpoint) == POLICY
+
+
+def test_an_adapter_of_another_base_is_rejected(tmp_path: Path, toy_checkpoint: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "base.json").write_text('{"sha256": "0000"}')
+    with pytest.raises(ValueError, match="was trained on another base, with the fingerprint 0000"):
+        run(config(tmp_path / "run", toy_checkpoint, lora={"adapter": tmp_path / "adapter"}))
+
+
+def test_an_adapter_is_merged_and_trained_on(tmp_path: Path, toy_checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(toy_checkpoint)
+    make_adapter(model, tmp_path / "adapter", base=Path("org/base"))
+    POLICY.save(tmp_path / "adapter")
+    with patch.object(adapters, "cache_dir", lambda: tmp_path / "cache"):
+        final, _ = run(config(tmp_path / "run", tmp_path / "adapter", base=str(toy_checkpoint), steps=2))
+        merged = locate(str(tmp_path / "adapter"), base=str(toy_checkpoint))
+    after, before = (load_file(path / "model.safetensors") for path in (final, merged))
+    plain = load_file(toy_checkpoint / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (after[name] - before[name]).abs().max() < 0.1 * (plain[name] - before[name]).abs().max()
 
 
 def test_an_adapter_resumes_exactly(tmp_path: Path, toy_checkpoint: Path) -> None:

@@ -1,0 +1,1 @@
+"""Generated problems with plans for the warm start of released models."""
