@@ -16,7 +16,7 @@ from service.sandbox.files import Display, FileChanges, SkippedFile, WorkFile
 from service.sandbox.pool import Pool
 from service.sandbox.session import PooledSession
 from service.sandbox.settings import PoolSettings
-from service.sandbox.worker_protocol import Data, Done, Listing, Reply, SandboxWorker
+from service.sandbox.worker_protocol import Data, Done, FileListing, Reply, SandboxWorker
 
 T = TypeVar("T")
 _READ_BYTES: Final = 512 << 10
@@ -119,7 +119,7 @@ class PooledFileSession(PooledSession):
 
     async def changes(self) -> FileChanges:
         async with self._lock:
-            listing = await self._exchange(lambda worker: self._ask(worker, {"op": "files"}, Listing))
+            listing = await self._exchange(lambda worker: self._ask(worker, {"op": "files"}, FileListing))
         return FileChanges(
             files=tuple(WorkFile(file.path, file.size, file.sha256) for file in listing.files),
             displays=tuple(

@@ -157,7 +157,7 @@ class ListedDisplay(_Frame):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Listing(_Frame):
+class FileListing(_Frame):
     """Reply to ``files``: the changes in the work directory since the last listing, and the displays."""
 
     op: Literal["files"]
@@ -173,7 +173,7 @@ class Data(_Frame):
     data: str | None = Field(max_length=MAX_FRAME_BYTES)
 
 
-Reply = Ready | Result | Settled | ToolCall | Done | Listing | Data
+Reply = Ready | Result | Settled | ToolCall | Done | FileListing | Data
 """A frame that a worker sends while it works correctly."""
 AnyFrame = Reply | Fatal
 WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]

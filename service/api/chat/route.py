@@ -67,12 +67,13 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
         for where, part in message.file_parts
     ]
     choice = request.deferral.container
-    tool = next((tool for tool in request.tools or () if isinstance(tool, CodeInterpreterTool)), None)
-    if choice is None and tool is not None and tool.container != AutoContainer():
-        choice = tool.container
+    choice_param = "deferral.container"
+    for index, tool in enumerate(request.tools or ()):
+        if choice is None and isinstance(tool, CodeInterpreterTool) and tool.container != AutoContainer():
+            choice, choice_param = tool.container, f"tools[{index}].container"
     if choice is None and not parts:
         return None
-    param = "deferral.container" if choice is not None else parts[0].param
+    param = choice_param if choice is not None else parts[0].param
     if not request.deferred:
         raise ApiError(
             400,
@@ -99,7 +100,7 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
         choice,
         parts,
         owner,
-        param="deferral.container",
+        param=choice_param,
         on_expired=request.deferral.on_expired,
         figures=request.deferral.figures,
     )
