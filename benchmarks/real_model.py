@@ -102,6 +102,8 @@ async def ordinary(args: argparse.Namespace) -> None:
     server = Server(args.url, args.model, args.concurrency)
     described: dict[str, dict[str, Any]] = {"served": {}, "plain": {"deferral": {"enabled": False}}}
     for name, fields in described.items():
+        if args.only and args.only not in name:
+            continue
         log = Log(args.out / f"requests-{name}.jsonl")
         began = time.monotonic()
         await log.fill(
@@ -204,7 +206,7 @@ def main() -> None:
     parser.add_argument("--details", action="store_true", help="print the replies that failed")
     parser.add_argument("--problems", type=Path, help="parquet file of problems")
     parser.add_argument("--count", type=int, default=200, help="number of problems")
-    parser.add_argument("--only", help="only prompts whose name contains this text")
+    parser.add_argument("--only", help="only prompts whose name contains this; requests: served, plain")
     args = parser.parse_args()
     describe(args)
     asyncio.run({"requests": ordinary, "math": mathematics}[args.what](args))

@@ -35,7 +35,7 @@ from service.episode.events import hidden_seconds
 from service.sandbox.base import Sandbox, SessionLimits
 from service.sandbox.docker.settings import DEFAULT_IMAGE, default_docker_host
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
-from service.sandbox.session import PooledSandbox
+from service.sandbox.pooled_sandbox import PooledSandbox
 
 CODE, OUTPUT = "print(1)", "1"
 LIMITS = SessionLimits(run_limit_s=20.0)
@@ -82,7 +82,7 @@ async def runner(pool_size: int) -> AsyncGenerator[tuple[Sandbox, Idle]]:
         )
         client = create_sandbox(
             SandboxOptions(
-                kind="runner", runner_address=bind, runner_token=SecretStr(token), connect_timeout_s=120
+                kind="runner", runner_addresses=(bind,), runner_token=SecretStr(token), connect_timeout_s=120
             )
         )
         http = httpx.AsyncClient(

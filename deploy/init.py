@@ -1,7 +1,8 @@
 """Prepare the secrets of the stack before anything else starts: ``init.py FOLDER GIVEN``.
 
-Generated secrets are created once and kept. The operator's API keys are copied at every start. Only the group
-of the services can read the files. Uses only the standard library.
+Generated secrets are created once and kept. The operator's files in GIVEN (API keys, and the token and
+certificate authorities of runners on other hosts) are copied at every start. Only the group of the services
+can read the files. Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -64,7 +65,11 @@ def prepare(folder: Path, given: Path, publish: str) -> None:
             f"PUBLISH_ADDRESS is {publish}, which other machines can reach, but no API key is set.\n"
             "Create one (see secrets/README.md) or set PUBLISH_ADDRESS to 127.0.0.1."
         )
+    if token := (given / "runner-token").read_text().strip() if (given / "runner-token").is_file() else "":
+        write(folder / "runner-token", token + "\n")  # shared with runners on other hosts
     make_once(folder / "runner-token")
+    if (given / "runner-ca.pem").is_file():
+        write(folder / "runner-ca.pem", (given / "runner-ca.pem").read_text())
     make_once(folder / "grafana-password")
     password = make_once(folder / "postgres-password")
     # libpq's password file; libpq rejects it if anyone but the owner can read it.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .calls import CallRelay, RunClock
 from .files import FileSnapshot
 from .processes import NamespaceProcess, living, oom_kills, settle, threads
 from .protocol import (
@@ -19,6 +20,7 @@ from .protocol import (
     EXITED,
     FINISH,
     FINISHED,
+    FINISHED_WITH_DISPLAYS,
     FINISHED_WITH_TIMERS,
     NOT_SEPARABLE,
     RAN,
@@ -45,19 +47,26 @@ class FlushOutcome:
     finished_at: float | None = None
     runs: list[tuple[float, float]] = field(default_factory=list)
     """Start and end of each block, in Unix seconds; one pair if the blocks ran as one script."""
+    pauses: list[tuple[float, float]] = field(default_factory=list)
+    """Times within the runs at which a block waited for the flush to call a tool."""
     eager_fallback: str | None = None
     """Reason why the blocks ran at the flush although eager execution was on."""
 
 
 @dataclass
 class FlushRun:
-    """Runs the blocks of one script in ``base`` under one run limit. Time between blocks does not count."""
+    """Runs the blocks of one script in ``base`` under one run limit. Time between blocks does not count.
+
+    Neither does the time that the script waits for tools, which has its own limit, or for the flush.
+    """
 
     base: NamespaceProcess
     checkpoint: NamespaceProcess
     config: Config
     name: str
-    seconds_left: float
+    clock: RunClock
+    stubs: list[dict[str, Any]] = field(default_factory=list)
+    """Functions that code can import from ``tools``."""
     outcome: FlushOutcome = field(default_factory=FlushOutcome)
     ended: bool = False
     """The script has ended or was killed, so no further block of it runs."""
@@ -67,9 +76,16 @@ class FlushRun:
     """Timers or threads are left in the base process."""
     forked: bool = False
     """Code has forked. Run as one script, the new process would run the following blocks as well."""
+    wants_displays: bool = False
+    """Ask for the displays of the script at its end."""
+    has_displays: bool = False
+    """The script has ended with open figures or a table, which ``render`` returns."""
     refused: str | None = None
     """Reason why the last block can't run alone."""
     _killed_for: str | None = None
+    _calls: CallRelay | None = None
+    _paused_at: float = 0.0
+    _stopping: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
         """Copy the files and open the pipes.
@@ -104,7 +120,7 @@ class FlushRun:
         if first:
             self.outcome.started_at = began
         fds = (self._stdout.writer, self._stderr.writer) if first else ()
-        request = {"name": self.name, "code": block, "alone": alone}
+        request = {"name": self.name, "code": block, "alone": alone, "tools": self.stubs if first else []}
         reply = await self._command(RUN, json.dumps(request).encode(), fds)
         self.outcome.runs.append((began, self.outcome.finished_at or began))
         self._stdout.close_writer()
@@ -119,13 +135,44 @@ class FlushRun:
             await self.finish()
             self.ended = True
 
+    def accept_calls(self, calls: CallRelay) -> None:
+        """Let the code call tools."""
+        self._calls = calls
+        self.base.on_call = calls.accept
+
+    def on_tools(self, state: str) -> None:
+        """Note that the script waits for tools, or for the flush, or runs again; see ``CallRelay``."""
+        was_held = self._stopping is not None
+        self.clock.switch(state)
+        if state == "held" and not was_held:
+            self._paused_at = time.time()
+            self._stopping = asyncio.create_task(self._stop_until_flush())
+        elif was_held and state != "held":
+            assert self._stopping is not None  # noqa: S101
+            self._stopping.cancel()
+            self._stopping = None
+            self.outcome.pauses.append((self._paused_at, time.time()))
+            self.base.resume()
+
+    async def _stop_until_flush(self) -> None:
+        """Stop the base process, whose run limit does not count, until the flush."""
+        for attempt in range(200):
+            if living((self.base.pid, self.checkpoint.pid)):
+                break
+            if self.base.stop():
+                return
+            await asyncio.sleep(0.0005 * min(attempt, 20))
+        self.refused = "background_work"
+        self.kill("given_up")
+
     async def finish(self) -> None:
         """End the script: there are no more blocks."""
         if self.ended:
             return
-        reply = await self._command(FINISH)
-        if reply in (FINISHED, FINISHED_WITH_TIMERS):
+        reply = await self._command(FINISH, b"d" if self.wants_displays else b"")
+        if reply in (FINISHED, FINISHED_WITH_TIMERS, FINISHED_WITH_DISPLAYS):
             self.ended = self.committed = True
+            self.has_displays = reply == FINISHED_WITH_DISPLAYS
             self.has_background_work = reply == FINISHED_WITH_TIMERS or threads(self.base.pid) > 1
             self.outcome.exit_code = 0
 
@@ -151,10 +198,9 @@ class FlushRun:
         Returns:
             The reply; empty if the process ended, after recording how.
         """
-        began = time.monotonic()
         await self.base.command(command, payload, fds)
         try:
-            async with asyncio.timeout(self.seconds_left):
+            async with self.clock.running():
                 reply = await self.base.reply()
                 if not reply:
                     # A script may close our descriptor and continue, so wait for its exit.
@@ -163,9 +209,7 @@ class FlushRun:
             self.kill("timeout")
             await self.base.exited
             reply = b""
-        elapsed = time.monotonic() - began
-        self.seconds_left -= elapsed
-        self.outcome.wall_seconds += elapsed
+        self.outcome.wall_seconds = self.clock.used["run"] + self.clock.used["tools"]
         self.outcome.finished_at = time.time()
         if self._killed_for is not None:
             await self.base.exited
@@ -190,6 +234,12 @@ class FlushRun:
 
     async def close(self) -> None:
         """Kill remaining processes, read the rest of the output, and restore files after a failure."""
+        self.base.on_call = None
+        if self._stopping is not None:
+            self._stopping.cancel()
+            self._stopping = None
+        if self._calls is not None:
+            self._calls.close()
         if not self.committed:
             self.base.kill()
             await self.base.exited

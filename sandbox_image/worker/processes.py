@@ -12,9 +12,10 @@ import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .protocol import HEADER, NO_TOKEN, PACKET_BYTES
+from .protocol import HEADER, NO_TOKEN, PACKET_BYTES, TOOL_CALL
 
 _CREDENTIALS = struct.Struct("3i")
+_DESCRIPTOR = struct.Struct("i")
 
 
 class WorkerError(Exception):
@@ -35,6 +36,8 @@ class NamespaceProcess:
         self._reply = b""
         self.shares_state = False
         """It holds pipes, sockets or shared memory, which a checkpoint can't restore."""
+        self.on_call: Callable[[int], None] | None = None
+        """Takes the sockets on which code calls tools, while a script with tools runs."""
         self._changed = asyncio.Event()
         self._ended = False
         control.setblocking(False)
@@ -43,11 +46,13 @@ class NamespaceProcess:
 
     def _read(self) -> None:
         try:
-            data, ancillary, *_ = self._control.recvmsg(64, socket.CMSG_SPACE(_CREDENTIALS.size))
+            room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_DESCRIPTOR.size)
+            data, ancillary, *_ = self._control.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
             data, ancillary = b"", []
+        self._take_calls(data, ancillary)
         if not data:
             self._ended = True
             asyncio.get_running_loop().remove_reader(self._control)
@@ -58,6 +63,18 @@ class NamespaceProcess:
                 self.pid = _CREDENTIALS.unpack(payload[: _CREDENTIALS.size])[0]
         self._reply = data[-1:]
         self._changed.set()
+
+    def _take_calls(self, data: bytes, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """Pass on the socket of a call of a tool, and close all other descriptors that code sends."""
+        for level, kind, payload in ancillary:
+            if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                continue
+            fds = [fd for (fd,) in _DESCRIPTOR.iter_unpack(payload[: len(payload) // 4 * 4])]
+            if data == TOOL_CALL and len(fds) == 1 and self.on_call is not None:
+                self.on_call(fds[0])
+            else:
+                for fd in fds:
+                    os.close(fd)
 
     async def command(self, name: bytes, payload: bytes = b"", fds: Iterable[int] = ()) -> bytes:
         """Resume the process, send a command and return its token.
@@ -89,8 +106,8 @@ class NamespaceProcess:
     def stop(self) -> bool:
         """Stop all threads of the process. Return whether the kernel reports it as stopped or ended.
 
-        Only ``command`` resumes it. Code can't arrange for a SIGCONT: the system-call filter denies every way
-        to have the kernel send a signal of choice, and no other process of its uid is left.
+        Only ``command`` and ``resume`` resume it. Code can't arrange for a SIGCONT: the system-call filter
+        denies every way to have the kernel send a signal of choice, and no other process of its uid is left.
         """
         state = process_state(self.pid)
         if state in ("T", "Z", "X", "") or self.exited.done():
@@ -98,6 +115,10 @@ class NamespaceProcess:
             return state != "Z" or threads(self.pid) <= 1
         self._signal(signal.SIGSTOP)
         return process_state(self.pid) == "T"
+
+    def resume(self) -> None:
+        """Undo ``stop``."""
+        self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
         if self.pid > 1 and not self.exited.done():

@@ -20,7 +20,12 @@ RUN = b"R"
 """Run a block. Payload: JSON with ``name`` (of the script), ``code`` and ``alone`` (whether it may be one of
 several). The first block of a script comes with the descriptors of its stdout and stderr."""
 FINISH = b"F"
-"""End the script: print the value of its last expression and wait for its threads."""
+"""End the script: print the value of its last expression and wait for its threads. A payload asks for its
+displays (open figures, a table as last value)."""
+RENDER = b"D"
+"""Fork a process that renders the displays to the descriptor that comes with the command. The payload is the
+format of figures."""
+RENDERING = b"r"
 CHECKPOINT = b"C"
 """Fork a copy that answers on the descriptor that comes with the command."""
 
@@ -33,7 +38,19 @@ EXITED = b"e"
 """Reply to a block that left the script with exit code 0."""
 NOT_SEPARABLE = b"n"
 """Reply to a block that must run together with the others. Nothing of it has run."""
-FINISHED, FINISHED_WITH_TIMERS = b"f", b"u"
+FINISHED, FINISHED_WITH_TIMERS, FINISHED_WITH_DISPLAYS = b"f", b"u", b"v"
+
+TOOL_CALL = b"T"
+"""Packet of code that calls a tool. It comes with a connected socket on which the request follows."""
+TOOL_REQUEST = "!II"
+"""Head of a request: the sizes of the name and of the arguments, in bytes. Both follow."""
+TOOL_REPLY = "!BI"
+"""Head of a reply: 1 if the call succeeded, and the size of the value, in bytes. The value follows."""
+MAX_NAME_BYTES = 256
+MAX_ARGUMENT_BYTES = 1 << 16
+"""Largest arguments of a call, in bytes of JSON."""
+MAX_OPEN_CALLS = 16
+"""Highest number of calls of a script that are open at the same time."""
 
 CHANNEL_LOST_SIGNAL = 64
 """Signal with which a process ends itself if code has closed its socket before the end of the script."""
@@ -60,6 +77,9 @@ class Config:
     """Largest number of open descriptors of a process."""
     max_lifetime_s: float
     """The supervisor exits after this many seconds in any case."""
+    inputs: str = ""
+    """Directory of the inputs, which code can only read; empty if there is none. It belongs to the supervisor
+    and is part of no snapshot."""
     address_space_bytes: int = 0
     """RLIMIT_AS of code, if no cgroup limits its memory; 0 for no limit."""
     processes: int = 0

@@ -12,9 +12,14 @@ from functools import partial
 from types import CodeType, TracebackType
 from typing import Any, TextIO
 
+from . import tools
+
 # Code may replace these in ``builtins``. Running its next block must not depend on them.
 _exec, _eval, _repr, _isinstance, _dict = exec, eval, repr, isinstance, dict
 _compile = partial(compile, dont_inherit=True)  # without this module's own "from __future__"
+
+
+_TOOLS = tools.__file__
 
 
 class NotSeparableError(Exception):
@@ -93,10 +98,15 @@ class Script:
             raise
 
     def report(self, error: BaseException, stream: TextIO) -> None:
-        """Write the traceback of ``error`` without the frames of this module."""
+        """Write the traceback of ``error`` without the frames of this package."""
         frames: TracebackType | None = error.__traceback__
         while frames is not None and frames.tb_frame.f_code.co_filename != self.name:
             frames = frames.tb_next
+        frame = frames
+        while frame is not None and frame.tb_next is not None:
+            if frame.tb_next.tb_frame.f_code.co_filename == _TOOLS:
+                frame.tb_next = None  # a call of a tool
+            frame = frame.tb_next
         traceback.print_exception(type(error), error, frames, file=stream)
 
 
@@ -107,6 +117,20 @@ def is_string(statement: ast.stmt) -> bool:
         and isinstance(statement.value, ast.Constant)
         and isinstance(statement.value.value, str)
     )
+
+
+def runs_one_by_one(blocks: list[str]) -> bool:
+    """Return whether ``blocks`` compile alone and may run one by one; see ``SeparabilityChecker``."""
+    checker = SeparabilityChecker()
+    try:
+        for block in blocks:
+            tree = ast.parse(block)
+            compile(tree, "<block>", "exec", dont_inherit=True)
+            if not checker.accepts(tree, block):
+                return False
+    except _COMPILE_ERRORS:
+        return False
+    return True
 
 
 def compiles_alone(blocks: list[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -21,10 +21,9 @@ from service.api.sampling import SamplingRequest, TokenId, end_token_ids, outsid
 from service.api.schemas import TEXT_COMPLETION
 from service.api.sse import until_disconnect
 from service.api.state import CurrentServer, EpisodeStream, Server
-from service.api.tools.definitions import ResponseFormat
 from service.api.validation import Ignored, only
 from service.common.json import Json, JsonResponse
-from service.engines.base import Sampling, TokenChunk
+from service.engines.base import Sampling, TokenChunk, TopLogprob
 from service.episode.accumulator import ReplyAccumulator, usage_of
 from service.episode.events import EpisodeEvent, Finished, Sampled
 from service.episode.runner import EpisodeRunner
@@ -65,19 +64,18 @@ class CompletionRequest(SamplingRequest):
     """Number of alternatives to report per sampled token, beside its own log-probability."""
     best_of: int | None = Field(default=None, ge=1)
     """Must equal ``n``: this server does not rank completions."""
-    response_format: ResponseFormat | None = None
     add_special_tokens: Annotated[object, Ignored(True)] = None
     suffix: Annotated[object, only("")] = None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are part of the answer."""
+        return self.echo and self.logprobs is not None
 
     @property
     def token_limit(self) -> int | None:
         limit = self.max_tokens if self.max_tokens is not None else super().token_limit
         return _MAX_TOKENS if limit is None else limit
-
-    @property
-    def json_schema(self) -> str | None:
-        """JSON schema of each completion, as text, if the client gave one."""
-        return None if self.response_format is None else self.response_format.schema_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +123,10 @@ class PreparedCompletion:
         return streams
 
 
+_Score = tuple[float, Sequence[TopLogprob]]
+"""Log-probability of a token, and the most likely alternatives."""
+
+
 class TextChoiceBuilder:
     """Builder of one completion from the events of its generation."""
 
@@ -134,24 +136,35 @@ class TextChoiceBuilder:
         self.reply = ReplyAccumulator(runner.engine.tokenizer, runner.endings)
         self.finish_reason: str | None = None
         self._tokenizer = runner.engine.tokenizer
+        self._prompt_ids = prompt.ids if completion.request.scores_prompt else []
+        """Tokens of the prompt whose log-probabilities come with the first sampled token."""
+        self._drops_sampled = completion.request.token_limit == 0
         self._top = completion.request.logprobs
         self._before = prompt.text if completion.request.echo else ""
-        self._logprobs: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        self._offset = len(self._before)
+        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        self._logprobs: dict[str, list[object]] = {name: [] for name in names}
+        self._offset = 0 if self._prompt_ids else len(self._before)
 
     def begin(self) -> Json | None:
-        """Return the prompt as the first delta if it is echoed."""
-        return self._choice(self._before) if self._before else None
+        """Return the prompt as the first delta if it is echoed without log-probabilities."""
+        return self._choice(self._before) if self._before and not self._prompt_ids else None
 
     def add(self, event: EpisodeEvent) -> Json | None:
         """Add ``event`` and return it as a choice of a streamed chunk; None if it adds nothing."""
         text = "".join(part.text for part in self.reply.add(event) if isinstance(part, TextDelta))
         match event:
             case Sampled(chunk):
-                logprobs = self._chunk_logprobs(chunk, self.reply.shown_tokens)
+                logprobs = None
+                if self._drops_sampled:
+                    text = ""
+                if self._prompt_ids:
+                    text, logprobs = self._before + text, self._prompt_part(chunk)
+                if not self._drops_sampled:
+                    logprobs = _joined(logprobs, self._chunk_logprobs(chunk))
                 return self._choice(text, logprobs) if text or logprobs else None
             case Finished(outcome):
-                return self.finish("length" if outcome.is_truncated else "stop")
+                cut = outcome.is_truncated or self._drops_sampled
+                return self.finish("length" if cut else "stop")
         return None
 
     def finish(self, reason: str) -> Json:
@@ -161,31 +174,39 @@ class TextChoiceBuilder:
 
     def choice(self) -> Json:
         """Return the whole choice."""
-        logprobs = self._logprobs if self._top is not None else None
-        return self._choice(self._before + self.reply.text, logprobs)
+        logprobs: Json | None = dict(self._logprobs) if self._top is not None else None
+        return self._choice(self._before + ("" if self._drops_sampled else self.reply.text), logprobs)
 
-    def _chunk_logprobs(self, chunk: TokenChunk, count: int) -> Json | None:
-        if self._top is None or not count:
+    def _prompt_part(self, chunk: TokenChunk) -> Json:
+        """Return the log-probabilities of the prompt. Its first token has none."""
+        ids, self._prompt_ids = self._prompt_ids, []
+        scores = [None, *((item.logprob, item.top_logprobs) for item in chunk.prompt_logprobs)]
+        return self._add_logprobs(ids, scores)
+
+    def _chunk_logprobs(self, chunk: TokenChunk) -> Json | None:
+        """Return the log-probabilities of sampled tokens, with the one that ends the completion."""
+        if self._top is None or not chunk.ids:
             return None
+        tops = chunk.top_logprobs or ((),) * len(chunk.ids)
+        return self._add_logprobs(chunk.ids, list(zip(chunk.logprobs, tops, strict=True)))
+
+    def _add_logprobs(self, ids: Sequence[int], scores: Sequence[_Score | None]) -> Json:
         decode = self._tokenizer.decode
-        tokens = [decode([token]) for token in chunk.ids[:count]]
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offset)
+        added: dict[str, list[object]] = {name: [] for name in self._logprobs}
+        for token_id, score in zip(ids, scores, strict=True):
+            token = decode([token_id])
+            logprob, tops = (None, None) if score is None else (max(score[0], MIN_LOGPROB), {token: score[0]})
+            if score is not None and tops is not None:
+                tops |= {decode([item.token_id]): item.logprob for item in score[1]}
+                tops = {text: max(value, MIN_LOGPROB) for text, value in tops.items()}
+            added["tokens"].append(token)
+            added["token_logprobs"].append(logprob)
+            added["top_logprobs"].append(tops if self._top else None if score is None else {})
+            added["text_offset"].append(self._offset)
             self._offset += len(token)
-        tops = [
-            {decode([item.token_id]): max(item.logprob, MIN_LOGPROB) for item in chunk.top_logprobs[at]}
-            for at in range(count if chunk.top_logprobs else 0)
-        ]
-        added: Json = {
-            "tokens": tokens,
-            "token_logprobs": [max(logprob, MIN_LOGPROB) for logprob in chunk.logprobs[:count]],
-            "top_logprobs": tops or [{}] * count,
-            "text_offset": offsets,
-        }
         for name, values in added.items():
-            self._logprobs[name] += values  # type: ignore[operator]
-        return added
+            self._logprobs[name] += values
+        return dict(added)
 
     def _choice(self, text: str, logprobs: Json | None = None) -> Json:
         return {
@@ -194,6 +215,12 @@ class TextChoiceBuilder:
             "logprobs": logprobs,
             "finish_reason": self.finish_reason,
         }
+
+
+def _joined(one: Json | None, other: Json | None) -> Json | None:
+    if one is None or other is None:
+        return one or other
+    return {name: [*values, *other[name]] for name, values in one.items()}  # type: ignore[misc]
 
 
 @router.post("/v1/completions", response_class=JsonResponse, responses=TEXT_COMPLETION)
@@ -219,9 +246,6 @@ async def _prepare(server: Server, request: CompletionRequest) -> PreparedComple
     if request.best_of not in (None, request.choices):
         message = "'best_of': this server does not rank completions; request 'n' of them and choose."
         raise ApiError(400, message, param="best_of", code="unsupported_parameter")
-    if request.echo and request.logprobs is not None:
-        message = "'logprobs': this server does not report log-probabilities of the prompt; remove 'echo'."
-        raise ApiError(400, message, param="logprobs", code="unsupported_parameter")
     most = server.settings.max_concurrent_episodes
     if len(request.prompt) * request.choices > most:
         message = f"'prompt': at most {most} completions (prompts times 'n') can run concurrently."
@@ -261,8 +285,11 @@ async def _prepare_prompt(
         model=request.model,
         logprobs=request.logprobs is not None,
         top_logprobs=request.logprobs or 0,
-        json_schema=request.json_schema,
+        prompt_logprobs=request.logprobs if request.scores_prompt else None,
+        structure=request.structure,
     )
+    if request.token_limit == 0:  # one token is sampled and dropped
+        sampling = replace(sampling, max_tokens=1)
     text = prompt if isinstance(prompt, str) else tokenizer.decode(ids) if request.echo else ""
     return _PreparedPrompt(ids, text, sampling)
 
@@ -275,7 +302,7 @@ async def _deltas(
         if (delta := choice.begin()) is not None:
             yield delta
     request = completion.request
-    if request.token_limit == 0:
+    if request.token_limit == 0 and not request.scores_prompt:
         for choice in choices:
             yield choice.finish("length")
         return
@@ -286,7 +313,7 @@ async def _deltas(
         model=request.model,
         prompt_tokens=completion.prompt_tokens,
         attributes={"ih_grpo.request.id": completion.id, "ih_grpo.deferred": False},
-        schema_param=None if request.json_schema is None else "response_format",
+        schema_param=None if request.structure is None else request.structure.param,
     )
     async with running as events:
         async for index, event in events:
@@ -328,8 +355,9 @@ def _head(completion: PreparedCompletion) -> Json:
 
 def _usage(completion: PreparedCompletion, choices: list[TextChoiceBuilder]) -> Json:
     usage = usage_of(completion.prompt_tokens, [choice.reply for choice in choices])
+    completion_tokens = 0 if completion.request.token_limit == 0 else usage.completion_tokens
     return {
         "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": usage.prompt_tokens + completion_tokens,
     }

@@ -1,4 +1,7 @@
-"""Errors in the form of OpenAI's error object: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Errors in the form of OpenAI's error object: ``{"error": {"message", "type", "param", "code"}}``.
+
+Clients of Anthropic's Messages API get the same errors in Anthropic's form, see `speaks_anthropic`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from service.common.json import JsonResponse
 from service.engines.base import ContextLengthExceededError, EngineError, InvalidRequestError
@@ -24,6 +29,14 @@ _OBJECT_ERRORS: Final = frozenset({"missing", "model_type", "model_attributes_ty
 """Pydantic's error types for a body that is not an object."""
 _UNPARSABLE: Final = "There was an error parsing the body"
 """FastAPI's message for a body that is not UTF-8, or nested too deeply."""
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded"}
 
 
@@ -74,8 +87,41 @@ class ApiError(Exception):
             headers["WWW-Authenticate"] = "Bearer"
         return headers
 
-    def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        return JsonResponse(self.body(), self.status, {**(headers or {}), **self.headers()})
+    def anthropic_body(self, request_id: str | None = None) -> dict[str, object]:
+        """Return the body in the form of Anthropic's API, with ``param`` beside its fields."""
+        kind = _ANTHROPIC_TYPES.get(self.status)
+        error: dict[str, object] = {
+            "type": kind or ("api_error" if self.status >= 500 else "invalid_request_error"),
+            "message": self.message,
+        }
+        if self.param is not None:
+            error["param"] = self.param
+        if self.code is not None:
+            error["details"] = {"error_code": self.code, **self.details}
+        return {"type": "error", "error": error, "request_id": request_id}
+
+    def response(self, headers: Mapping[str, str] | None = None) -> ErrorResponse:
+        return ErrorResponse(self, {**(headers or {}), **self.headers()})
+
+
+class ErrorResponse(Response):
+    """Response with an error in the form that the client's API defines."""
+
+    def __init__(self, error: ApiError, headers: Mapping[str, str]) -> None:
+        self.status_code = error.status
+        self.background = None
+        self._error = error
+        self._more_headers = dict(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = self._error
+        body = error.anthropic_body(scope.get("request_id")) if speaks_anthropic(scope) else error.body()
+        await JsonResponse(body, error.status, self._more_headers)(scope, receive, send)
+
+
+def speaks_anthropic(scope: Scope) -> bool:
+    """Return whether a request is one of Anthropic's API: by its path, or by the header of its clients."""
+    return scope["path"].startswith("/v1/messages") or "anthropic-version" in Headers(scope=scope)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -108,7 +154,7 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, _respond)
 
 
-async def _respond(request: Request, error: Exception) -> JSONResponse:
+async def _respond(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = _allowed(request)
@@ -201,7 +247,7 @@ def api_error_of(error: Mapping[str, Any], where: Sequence[int | str], raw: obje
             400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
         )
     message = error["msg"].removeprefix("Value error, ")
-    code = kind if kind == "unsupported_parameter" else "invalid_value"
+    code = context.get("code") or (kind if kind == "unsupported_parameter" else "invalid_value")
     return ApiError(400, f"'{param}': {message}" if param else message, param=param, code=code)
 
 

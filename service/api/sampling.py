@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BeforeValidator, Field
 
 from service.api.errors import ApiError
-from service.api.validation import Ignored, RequestBody, RequestModel, only
+from service.api.structured_outputs import Structure, StructuredRequest
+from service.api.validation import Ignored, Label, RequestModel, only
 from service.engines.base import Engine, Sampling, unsupported
 
 MAX_STOPS = 16
@@ -39,7 +40,7 @@ class StreamOptions(RequestModel):
     include_obfuscation: Annotated[object, Ignored(False)] = None
 
 
-class SamplingRequest(RequestBody):
+class SamplingRequest(StructuredRequest):
     """Sampling fields of OpenAI, and those of vLLM and llama.cpp.
 
     An unsupported field is declared with ``only`` and accepted with neutral values, because ignoring another
@@ -59,7 +60,7 @@ class SamplingRequest(RequestBody):
     ignore_eos: bool | None = None
     """Don't end the reply at the model's own end of turn."""
     min_tokens: int | None = Field(default=None, ge=0)
-    """Minimum number of sampled tokens; for replies without deferral."""
+    """Minimum number of sampled tokens. If code runs, the execute marker isn't sampled earlier either."""
     n: int | None = Field(default=None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -73,19 +74,13 @@ class SamplingRequest(RequestBody):
     """llama.cpp's name of ``max_tokens``; -1 for no limit."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Transformers' name of ``max_tokens``."""
-    user: str | None = None
+    user: Label | None = None
 
     allowed_token_ids: Annotated[object, only([])] = None
     bad_words: Annotated[object, only([])] = None
     dry_multiplier: Annotated[object, only(0)] = None
     dynatemp_range: Annotated[object, only(0)] = None
-    grammar: Annotated[object, only("")] = None
-    guided_choice: Annotated[object, only([])] = None
-    guided_grammar: Annotated[object, only("")] = None
-    guided_json: Annotated[object, only()] = None
-    guided_regex: Annotated[object, only("")] = None
     include_stop_str_in_output: Annotated[object, only(False)] = None
-    json_schema_: Annotated[object, only({})] = Field(default=None, alias="json_schema")
     length_penalty: Annotated[object, only(1)] = None
     logits_processors: Annotated[object, only([])] = None
     lora: Annotated[object, only([])] = None
@@ -95,7 +90,6 @@ class SamplingRequest(RequestBody):
     return_token_ids: Annotated[object, only(False)] = None
     return_tokens_as_token_ids: Annotated[object, only(False)] = None
     skip_special_tokens: Annotated[object, only(True)] = None
-    structured_outputs: Annotated[object, only({})] = None
     tfs_z: Annotated[object, only(1)] = None
     top_a: Annotated[object, only(0)] = None
     truncate_prompt_tokens: Annotated[object, only()] = None
@@ -124,8 +118,14 @@ class SamplingRequest(RequestBody):
             yield "stream_options"
 
 
+EFFORT_TOKENS: Final = {"low": 1024, "medium": 8192}
+"""Most tokens of a thought, by reasoning effort. Higher efforts have no limit."""
+TokenBudget = Annotated[int, Field(ge=-1, le=2**31)]
+"""Most tokens of a thought: 0 for none, -1 for no limit."""
+
+
 def enables_thinking(effort: str | None) -> bool | None:
-    """Return whether a reasoning effort turns thinking on; None without one. The model knows no degrees."""
+    """Return whether a reasoning effort turns thinking on; None without one."""
     return None if effort is None else effort not in ("none", "minimal")
 
 
@@ -146,7 +146,8 @@ def sampling_of(
     model: str,
     logprobs: bool,
     top_logprobs: int,
-    json_schema: str | None = None,
+    prompt_logprobs: int | None = None,
+    structure: Structure | None = None,
 ) -> Sampling:
     """Return the sampling of one choice.
 
@@ -158,12 +159,15 @@ def sampling_of(
         model: the model in the request: the engine's own or one of its adapters.
         logprobs: report log-probabilities.
         top_logprobs: number of alternatives to report for each token.
-        json_schema: JSON schema of the reply.
+        prompt_logprobs: number of alternatives to report for each token of the prompt; None for no
+            log-probabilities of the prompt.
+        structure: constraint on the text of the reply.
 
     Raises:
         ApiError: 400 with the name of a field that the engine doesn't support.
     """
     _check_ids(request, engine)
+    constraint: dict[str, Any] = {} if structure is None else {structure.kind: structure.text}
     greedy = request.do_sample is False and request.temperature is None
     sampling = replace(
         default,
@@ -176,18 +180,21 @@ def sampling_of(
         min_tokens=request.min_tokens or 0,
         logprobs=logprobs,
         top_logprobs=top_logprobs,
+        prompt_logprobs=prompt_logprobs,
         presence_penalty=_given(request.presence_penalty, default.presence_penalty),
         frequency_penalty=_given(request.frequency_penalty, default.frequency_penalty),
         repetition_penalty=_given(request.repetition_penalty, default.repetition_penalty),
         logit_bias=tuple((int(token), bias) for token, bias in (request.logit_bias or {}).items()),
-        json_schema=json_schema,
+        **constraint,
         adapter=None if model == engine.model_name else model,
     )
     if sampling.min_tokens > sampling.max_tokens:
         message = f"'min_tokens': this request samples at most {sampling.max_tokens} tokens."
         raise ApiError(400, message, param="min_tokens", code="invalid_value")
     if missing := unsupported(engine, sampling):
-        param = {"json_schema": "response_format"}.get(missing[0], missing[0])
+        param = {"prompt_logprobs": "echo"}.get(missing[0], missing[0])
+        if structure is not None and structure.kind == missing[0]:
+            param = structure.param
         raise ApiError(
             400,
             f"'{param}': not supported by this server's engine; remove it.",

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.deferral.episode import RequestedBy
 from service.deferral.policy import DeferralPolicy
+from service.episode.events import CallStatus
 from service.sandbox.base import EagerFallback, Status
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -41,6 +42,25 @@ class Run(_Published):
     finished_at: float
 
 
+class CalledTool(_Published):
+    """A call of a tool by code. Times are Unix seconds."""
+
+    id: str
+    name: str
+    """Name of the function in Python."""
+    arguments: dict[str, Any]
+    status: CallStatus
+    """`ok`, `error`, or `running` if the code ended before the call."""
+    read_only: bool
+    """Whether the tool has no side effects, so that it could be called before the flush."""
+    started_at: float
+    finished_at: float | None
+    output: Any
+    """Result that the code got, a JSON value. The model has seen only what the code printed."""
+    error: str | None
+    """Message of the exception that the code got."""
+
+
 class _Tool(_Published):
     index: int = Field(ge=0)
     """Index of the flush in the reply, from 0."""
@@ -55,6 +75,28 @@ class WaitingTool(_Tool):
     """An upcoming flush in streamed chunks: `pending` until the marker, then `running` until its result."""
 
     status: Literal["pending", "running"]
+
+
+class FlushFile(_Published):
+    """A file or figure of a flush."""
+
+    id: str
+    container_id: str
+    path: str
+    """Path in the container."""
+    bytes: int = Field(ge=0)
+    sha256: str
+    media_type: str
+    url: str
+    """Path of the content in this API."""
+
+
+class SkippedFileObject(_Published):
+    path: str
+    """Path in printable ASCII, below the work folder."""
+    reason: str
+    """`symlink`, `not_a_file` (a FIFO, socket or device), `too_large`, `too_many`, `too_deep`, `unreadable`,
+    `name` (not printable UTF-8, or too long), `quota` or `not_stored`."""
 
 
 class FinishedTool(_Tool):
@@ -85,11 +127,23 @@ class FinishedTool(_Tool):
     container_wait_ms: float = Field(default=0.0, ge=0)
     """Wait of the first block for a container in milliseconds, from its `invoked_at`. It is not part of
     `wall_ms`; the part after `flushed_at` is included in `waited_ms`."""
+    pauses: list[Run] = Field(default=[])
+    """Times within `runs` at which the code waited for the flush, because it called a tool with side effects.
+    They are not part of `wall_ms`. Absent if there are none."""
+    calls: list[CalledTool] = Field(default=[])
+    """Calls of tools by the code, in order. Absent if there are none."""
     eager_fallback: EagerFallback | None = None
     """Reason for running the blocks at the flush although eager execution was on: a block has another meaning
     on its own (`not_separable`), the code forked (`forked`), something was active between two blocks
     (`background_work`), pipes, sockets or shared memory were open (`shared_state`), or the code closed the
     sandbox's own descriptor (`channel_closed`)."""
+    files: list[FlushFile] | None = None
+    """Files that the flush created or changed, and its figures. Omitted, like the next two fields, unless the
+    request has a container that lives across requests."""
+    tables: list[str] | None = None
+    """HTML of a data frame that is the last expression. It is untrusted: code can choose it freely."""
+    skipped_files: list[SkippedFileObject] | None = None
+    """Entries of the work folder that are not returned, and files above a limit."""
 
 
 def executed_tools() -> dict[str, Any]:
@@ -163,6 +217,8 @@ class MessageObject(_Documented):
     """Omitted if no code ran."""
     unflushed_blocks: list[Block] | None = None
     """Code that was pending when the reply ended and never ran. Omitted if there is none."""
+    container: str | None = None
+    """Container of the reply, for `deferral.container`. Omitted unless it lives across requests."""
 
 
 class TokenLogprob(_Documented):
@@ -213,13 +269,15 @@ class ChatCompletionObject(_Documented):
     choices: list[ChoiceObject]
     usage: UsageObject
     notice: str | None = None
-    """Warning that the demo model can't answer with deferral off; omitted otherwise."""
+    """Warning that the demo model can't answer with deferral off, or that the container is not the one of the
+    conversation; omitted otherwise."""
 
 
 class TextLogprobsObject(_Documented):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """Null for the first token of an echoed prompt."""
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -256,11 +314,24 @@ class DetokenizedObject(_Documented):
     prompt: str
 
 
+class TokenizerInfo(_Documented):
+    tokenizer_class: str
+    eos_token: str | None
+    bos_token: None
+    pad_token: None
+
+
 class ModelObject(_Documented):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    type: Literal["model"]
+    """Of Anthropic's API, like the next four fields."""
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    max_input_tokens: int
     context_length: int
     deferral: dict[str, Any]
     """Deferral policy that the checkpoint was trained with."""
@@ -271,6 +342,10 @@ class ModelObject(_Documented):
 class ModelList(_Documented):
     object: Literal["list"]
     data: list[ModelObject]
+    first_id: str
+    """Of Anthropic's API, like the next two fields."""
+    last_id: str
+    has_more: Literal[False]
 
 
 class Readiness(_Documented):
@@ -278,6 +353,79 @@ class Readiness(_Documented):
     engine: Literal["ready", "not ready"] | None = None
     """Present, like ``sandbox``, in requests with a key or if the server has no keys."""
     sandbox: Literal["ready", "not ready"] | None = None
+
+
+class FileObject(_Documented):
+    """An uploaded file. Times are Unix seconds."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    """Omitted if the file is kept until it is deleted."""
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+
+
+class FileList(_Documented):
+    object: Literal["list"]
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ContainerExpiry(_Documented):
+    anchor: Literal["last_active_at"]
+    minutes: int
+
+
+class NetworkPolicy(_Documented):
+    type: Literal["disabled"]
+
+
+class ContainerObject(_Documented):
+    """A container that lives across requests. Times are Unix seconds."""
+
+    id: str
+    object: Literal["container"]
+    created_at: int
+    status: Literal["running", "expired"]
+    expires_after: ContainerExpiry
+    last_active_at: int
+    memory_limit: str
+    name: str
+    network_policy: NetworkPolicy
+
+
+class ContainerList(_Documented):
+    object: Literal["list"]
+    data: list[ContainerObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ContainerFileObject(_Documented):
+    id: str
+    object: Literal["container.file"]
+    bytes: int
+    container_id: str
+    created_at: int
+    path: str
+    """Path in the container. Figures, which have no file there, are below ``/figures``."""
+    source: Literal["user", "assistant"]
+    sha256: str
+
+
+class ContainerFileList(_Documented):
+    object: Literal["list"]
+    data: list[ContainerFileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -307,4 +455,24 @@ TEXT_COMPLETION: dict[int | str, dict[str, Any]] = {
         "description": "The completion; with `stream`, events with parts of the same object.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
+}
+FILE: dict[int | str, dict[str, Any]] = {200: {"model": FileObject, "description": "The file."}}
+FILE_LIST: dict[int | str, dict[str, Any]] = {200: {"model": FileList, "description": "One page of files."}}
+FILE_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The content.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+CONTAINER: dict[int | str, dict[str, Any]] = {
+    200: {"model": ContainerObject, "description": "The container."}
+}
+CONTAINER_LIST: dict[int | str, dict[str, Any]] = {
+    200: {"model": ContainerList, "description": "One page of containers."}
+}
+CONTAINER_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"model": ContainerFileObject, "description": "The file."}
+}
+CONTAINER_FILE_LIST: dict[int | str, dict[str, Any]] = {
+    200: {"model": ContainerFileList, "description": "One page of files."}
 }

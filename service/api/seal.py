@@ -13,7 +13,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-_VERSION: Final = "ihg1"
+_VERSION: Final = "ihg2"
 _KEY: Final = re.compile(r"([A-Za-z0-9_-]{1,32}):([A-Za-z0-9+/_-]{43}=?)")
 _NONCE_BYTES: Final = 12
 
@@ -54,14 +54,15 @@ class Seal:
             self._keys = {f"tmp-{secrets.token_hex(6)}": AESGCM(secrets.token_bytes(32))}
         self._first = next(iter(self._keys))
 
-    def close(self, text: str, owner: str) -> str:
-        """Seal ``text`` for ``owner``. The result is printable and about a third longer."""
+    def close(self, text: str, *, owner: str, model: str) -> str:
+        """Seal a thought of ``model`` for ``owner``. The result is printable and about a third longer."""
         head, nonce = f"{_VERSION}.{self._first}", secrets.token_bytes(_NONCE_BYTES)
-        sealed = self._keys[self._first].encrypt(nonce, text.encode(), _bound(head, owner))
+        sealed = self._keys[self._first].encrypt(nonce, text.encode(), _bound(head, owner, model))
         return f"{head}.{base64.urlsafe_b64encode(nonce + sealed).decode()}"
 
-    def open(self, sealed: str, owner: str) -> str | None:
-        """Return the text; None if it was changed, or sealed by another server or for another owner."""
+    def open(self, sealed: str, *, owner: str, model: str) -> str | None:
+        """Return the text; None if it was changed, or sealed by another server, or for another owner or
+        model."""
         version, _, rest = sealed.partition(".")
         key_id, _, body = rest.partition(".")
         if version != _VERSION or (key := self._keys.get(key_id)) is None:
@@ -69,11 +70,11 @@ class Seal:
         try:
             raw = base64.b64decode(body, altchars=b"-_", validate=True)
             return key.decrypt(
-                raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _bound(f"{version}.{key_id}", owner)
+                raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _bound(f"{version}.{key_id}", owner, model)
             ).decode()
         except (binascii.Error, InvalidTag, ValueError):
             return None
 
 
-def _bound(head: str, owner: str) -> bytes:
-    return f"{head}.{owner}".encode()
+def _bound(head: str, owner: str, model: str) -> bytes:
+    return "\0".join((head, owner, model)).encode()

@@ -8,8 +8,9 @@ event.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import structlog
@@ -17,8 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.api.errors import as_api_error
-from service.common.json import dumps
+from service.api.errors import ApiError, as_api_error
+from service.common.json import Json, dumps
 
 T = TypeVar("T")
 
@@ -62,8 +63,28 @@ def data(payload: object) -> bytes:
     return DATA + dumps(payload) + END
 
 
+def event(payload: Json) -> bytes:
+    """Encode one event, named by its ``type``."""
+    return f"event: {payload['type']}\n".encode() + data(payload)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamForm:
+    """The parts of a stream in which the APIs differ."""
+
+    keep_alive: bytes
+    """Sent after a time of silence."""
+    error: Callable[[ApiError], bytes]
+    """Encodes an error that ends the stream."""
+    done: bytes
+    """Sent at the end, also after an error."""
+
+
+OPENAI_STREAM: Final = StreamForm(KEEP_ALIVE, lambda error: data(error.body()), DONE)
+
+
 class EventStream(Response):
-    """Response that streams ``events``, with a comment after each ``keep_alive_s`` seconds of silence.
+    """Response that streams ``events``, with a keep-alive after each ``keep_alive_s`` seconds of silence.
 
     The status line waits for the first event, so an earlier error becomes an ordinary error response. A later
     error is sent as an event, which SDKs raise. ``events`` is closed when the client disconnects.
@@ -71,12 +92,15 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], keep_alive_s: float) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], keep_alive_s: float, form: StreamForm = OPENAI_STREAM
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._events = events
         self._keep_alive_s = keep_alive_s
+        self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         await until_disconnect(receive, self._run(send))
@@ -88,7 +112,8 @@ class EventStream(Response):
             await send(start)
             body = _Body(send)
             await body.write(first)
-            async with aclosing(_with_errors(events)) as parts, _kept_alive(body, self._keep_alive_s):
+            parts = _with_errors(events, self._form)
+            async with aclosing(parts), _kept_alive(body, self._form.keep_alive, self._keep_alive_s):
                 async for part in parts:
                     await body.write(part)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -112,13 +137,13 @@ class _Body:
 
 
 @asynccontextmanager
-async def _kept_alive(body: _Body, every_s: float) -> AsyncGenerator[None, None]:
-    """Write a comment after each ``every_s`` seconds of silence while the context is open.
+async def _kept_alive(body: _Body, sign: bytes, every_s: float) -> AsyncGenerator[None, None]:
+    """Write ``sign`` after each ``every_s`` seconds of silence while the context is open.
 
     It takes one task per stream, because a timer or a task per token would cost more than all other work on
     it.
     """
-    task = asyncio.create_task(_fill_silence(body, every_s))
+    task = asyncio.create_task(_fill_silence(body, sign, every_s))
     try:
         yield
     finally:
@@ -126,21 +151,22 @@ async def _kept_alive(body: _Body, every_s: float) -> AsyncGenerator[None, None]
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _fill_silence(body: _Body, every_s: float) -> None:
+async def _fill_silence(body: _Body, sign: bytes, every_s: float) -> None:
     while True:
         if (left := every_s - body.silent_s) > 0:
             await asyncio.sleep(left)
         else:
-            await body.write(KEEP_ALIVE)
+            await body.write(sign)
 
 
-async def _with_errors(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _with_errors(events: AsyncGenerator[bytes, None], form: StreamForm) -> AsyncGenerator[bytes, None]:
     try:
-        async for event in events:
-            yield event
+        async for part in events:
+            yield part
     except Exception as error:
         api_error = as_api_error(error)
         if api_error.status >= 500:
             _log.exception("stream_failed")
-        yield data(api_error.body())
-    yield DONE
+        yield form.error(api_error)
+    if form.done:
+        yield form.done

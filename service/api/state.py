@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -23,6 +23,7 @@ from service.engines.base import Engine, InvalidRequestError
 from service.episode.events import EpisodeEvent, Sampled
 from service.episode.runner import EpisodeRunner
 from service.store.replies import ReplyStore
+from service.tools.mcp.hub import McpHub
 
 T = TypeVar("T")
 EpisodeStream = AsyncGenerator[EpisodeEvent, None]
@@ -49,6 +50,8 @@ class ApiSettings:
     """Seconds without data after which a stream gets an SSE comment."""
     reload_root: Path | None
     """Directory that ``POST /admin/reload`` may load checkpoints from; None disables it."""
+    tool_wait_s: float = 60.0
+    """Seconds that one flush may wait for tools, beside the run limit."""
 
 
 @dataclass(slots=True)
@@ -69,6 +72,8 @@ class Server:
     """Locked while new weights are loaded."""
     notice: str | None = None
     """Notice for everyone who talks to the model, shown by the playground and by ``ih-grpo chat``."""
+    mcp: McpHub = field(default_factory=McpHub)
+    """MCP servers, whose tools code can call."""
 
     @property
     def engine(self) -> Engine:
@@ -102,6 +107,7 @@ class Server:
         prompt_tokens: int,
         attributes: Attributes | None = None,
         schema_param: str | None = None,
+        cleanup: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[Events, None]:
         """Run the episodes of one request: admitted, counted, timed and traced.
 
@@ -114,13 +120,17 @@ class Server:
             model: model name in the request.
             prompt_tokens: length of their common prompt, or of all prompts together.
             attributes: more attributes of the span.
-            schema_param: request field that the engine's JSON schema comes from.
+            schema_param: request field that the constraint on the text comes from.
+            cleanup: called at the end in any case.
 
         Raises:
-            ApiError: 429 if no place became free in time; 400 if the engine can't enforce the schema.
+            ApiError: 429 if no place became free in time; 400 if the engine can't enforce it.
         """
         arrived = time.monotonic()
-        async with self.admission.admit(count):
+        async with AsyncExitStack() as stack:
+            if cleanup is not None:
+                stack.push_async_callback(cleanup)
+            await stack.enter_async_context(self.admission.admit(count))
             self.metrics.queue_s.observe(time.monotonic() - arrived)
             self.metrics.prompt_tokens.inc(prompt_tokens)
             trace = None

@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``/detokenize``, in vLLM's form."""
+"""``POST /tokenize``, ``POST /detokenize`` and ``GET /tokenizer_info``, in vLLM's form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.api.chat.prepare import SHORT_CHARS, render_prompt
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError, api_error_of
 from service.api.sampling import TokenId, outside_vocabulary
-from service.api.schemas import DetokenizedObject, TokenizedObject
+from service.api.schemas import DetokenizedObject, TokenizedObject, TokenizerInfo
 from service.api.state import CurrentServer
 from service.api.validation import Ignored, RequestBody
 from service.common.json import Json
@@ -79,6 +79,19 @@ async def detokenize(body: DetokenizeRequest, server: CurrentServer) -> Json:
     if wrong := [index for index, token in enumerate(body.tokens) if token >= size]:
         raise outside_vocabulary(f"tokens[{wrong[0]}]", body.tokens[wrong[0]], size)
     return {"prompt": tokenizer.decode(body.tokens)}
+
+
+@router.get("/tokenizer_info", responses={200: {"model": TokenizerInfo}})
+async def tokenizer_info(server: CurrentServer) -> Json:
+    """Return the text of the token that ends a text. Evaluation tools use it as the beginning of a prompt."""
+    engine = server.engine
+    ends = sorted(engine.eos_token_ids)
+    return {
+        "tokenizer_class": type(engine.tokenizer).__name__,
+        "eos_token": engine.tokenizer.decode(ends[:1]) if ends else None,
+        "bos_token": None,
+        "pad_token": None,
+    }
 
 
 def _chat_request(body: TokenizeRequest, model: str) -> ChatRequest:

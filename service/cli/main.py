@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import chat, doctor, keys, merge, runner, sandbox, serve
+from service.cli import chat, doctor, keys, mcp, merge, runner, sandbox, serve
 from service.cli.output import abort
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.command("key")(keys.key)
 app.command("runner")(runner.runner)
+app.command("mcp")(mcp.mcp)
 app.command("doctor")(doctor.doctor)
 app.command("merge")(merge.merge)
 app.add_typer(sandbox.app, name="sandbox")
@@ -66,8 +67,8 @@ def train(ctx: typer.Context) -> None:
 @app.command("eval", add_help_option=False, context_settings=_PASS_ARGUMENTS_ON)
 def evaluate(ctx: typer.Context) -> None:
     """Evaluate a checkpoint or a server."""
-    if ctx.args[:1] == ["compare"]:
-        _trainer("trainer.cli.compare", "ih-grpo eval compare", ctx.args[1:])
+    if ctx.args[:1] in (["compare"], ["select"]):
+        _trainer(f"trainer.cli.{ctx.args[0]}", f"ih-grpo eval {ctx.args[0]}", ctx.args[1:])
     else:
         _trainer("trainer.cli.evaluate", "ih-grpo eval", ctx.args)
 

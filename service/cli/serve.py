@@ -52,10 +52,23 @@ def serve(
         ),
     ] = None,
     runner_url: Annotated[
-        str | None, typer.Option(help="Address of the runner: unix:/path/to.sock or host:port.")
+        str | None,
+        typer.Option(
+            help="Comma-separated addresses of runners: unix:/path/to.sock, host:port or "
+            "wss://host:port (TLS)."
+        ),
     ] = None,
     runner_token_file: Annotated[
-        Path | None, typer.Option(help="File with the secret shared with the runner.")
+        Path | None, typer.Option(help="File with the secret shared with the runners.")
+    ] = None,
+    runner_ca_file: Annotated[
+        Path | None, typer.Option(help="Certificate authorities of the runners. Implies TLS.")
+    ] = None,
+    runner_cert_file: Annotated[
+        Path | None, typer.Option(help="This server's certificate, if the runners require one.")
+    ] = None,
+    runner_key_file: Annotated[
+        Path | None, typer.Option(help="Private key of this certificate. Default: in the same file.")
     ] = None,
     sandbox_image: Annotated[str | None, typer.Option(help="Container image (in-process).")] = None,
     warm_containers: Annotated[

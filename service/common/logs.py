@@ -39,5 +39,6 @@ def configure(level: str, log_format: Literal["console", "json"]) -> None:
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))
     logging.root.handlers = [handler]
     logging.root.setLevel(level.upper())
-    for chatty in ("alembic", "uvicorn", "httpx", "httpcore", "urllib3", "docker", "websockets"):
+    libraries = ("alembic", "uvicorn", "httpx", "httpcore", "urllib3", "docker", "websockets")
+    for chatty in (*libraries, "mcp", "httpx2", "httpcore2"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.root.level))

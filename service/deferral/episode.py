@@ -15,6 +15,12 @@ Blocks that wait for a flush together with later ones are *delayed*. Training re
 `DeferralPolicy` changes steps 1 and 2: with ``mode: immediate`` every closed block ends the turn; with
 ``unflushed: run`` the server flushes blocks that are still pending when the model ends its turn.
 
+The client's functions share the reply with the code. Models call them in the Hermes format, whose opening tag
+is the default execute marker. With blocks pending, the marker is a flush, and a call that the model wanted
+follows the observation. With none pending, it begins a call. No look-ahead is needed. Under ``mode:
+immediate`` blocks run as they close, and the tag always begins a call. After a call the server runs no code
+on its own: the client has to answer first.
+
 This module does no I/O and has no clock. The caller, usually ``service.episode.runner``, connects it to an
 engine and a sandbox::
 
@@ -33,23 +39,26 @@ engine and a sandbox::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import Literal
+from typing import Final, Literal
 
 from service.deferral.answer import last_boxed
+from service.deferral.call_span import CALL_OPEN
 from service.deferral.code_request import computes_nothing
 from service.deferral.observation import (
     NOTHING_PENDING,
     FlushResult,
     ObservationTokenizer,
+    effects_note,
     observation_ids,
     result_text,
 )
 from service.deferral.policy import DeferralPolicy
-from service.deferral.scanner import BlockClosed, FenceScanner
+from service.deferral.scanner import BlockClosed, CallEnded, CallTagSeen, FenceScanner, MarkerSeen
 
 
 class Transcript:
@@ -60,7 +69,7 @@ class Transcript:
     Attributes:
         prompt_ids: the prompt.
         ids: the response: sampled tokens and observations.
-        mask: 1 for sampled tokens, 0 for inserted ones.
+        mask: 1 for sampled tokens, 0 for inserted ones: observations and forced tokens.
         logprobs: the engine's log-probability of each sampled token; 0.0 for inserted ones.
         versions: version of the weights that sampled each token; 0 for inserted ones.
         text: text of the response.
@@ -97,6 +106,10 @@ class Transcript:
         self._add(ids, text, 1, logprobs, version)
 
     def add_observation(self, ids: Sequence[int], text: str) -> None:
+        self._add(ids, text, 0, [0.0] * len(ids), 0)
+
+    def add_forced(self, ids: Sequence[int], text: str) -> None:
+        """Add tokens that the server wrote in the model's place. Like observations, they aren't trained."""
         self._add(ids, text, 0, [0.0] * len(ids), 0)
 
     def drop_end(self, endings: Mapping[int, str]) -> None:
@@ -166,6 +179,7 @@ class Outcome(StrEnum):
 
     ANSWER = "answer"  # a boxed answer, or with ``answer: any`` a turn that leaves nothing to run
     BOXED_OUTPUT = "boxed_output"  # an observation contains a boxed answer
+    CALL = "call"  # the model called functions of the client, which answers in the next request
     VOID = "void"  # the model ended its turn without an answer or a flush
     TURN_LIMIT = "turn_limit"  # the model requested a flush in its last turn
     LENGTH = "length"  # a token budget was used up
@@ -220,6 +234,18 @@ class Observation:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class CallEdge:
+    """Begin or end of a call in sampled text."""
+
+    at: int
+    """Offset in the text; a call begins after its opening tag."""
+    opens: bool
+
+
+_CALLED_NAME: Final = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
+
+
 class Episode:
     """State machine of one episode. See the module for the order of calls.
 
@@ -231,12 +257,18 @@ class Episode:
         endings: text of each token that ends a turn.
         code_is_answer: the request asks for code, so the server requests no flush itself.
         in_thought: the prompt ends inside ``<think>``.
+        functions: names of the client's functions that the model may call.
+        parallel_calls: False ends the episode after the first call.
 
     Attributes:
         outcome: None while the episode continues.
         turn: number of the current turn, from 1.
-        turn_over: the current turn must end: a marker was sampled, or a block in immediate mode.
+        turn_over: the current turn must end: a marker was sampled, a block closed in immediate mode, or the
+            only call is complete.
+        call_edges: begins and ends of calls in the text of the last ``feed``, as offsets in it.
         transcript: the tokens so far.
+        has_foreign_output: outputs may contain text of other parties, because code has called tools. A box in
+            an output is then not an answer. Set by the caller.
     """
 
     def __init__(
@@ -249,8 +281,14 @@ class Episode:
         endings: Mapping[int, str] | None = None,
         code_is_answer: bool = False,
         in_thought: bool = False,
+        functions: Collection[str] = (),
+        parallel_calls: bool = True,
     ) -> None:
         self.policy = policy
+        self._functions = frozenset(functions)
+        self._parallel_calls = parallel_calls
+        self._has_called = False
+        self.call_edges: list[CallEdge] = []
         self._endings = endings or {}
         self._code_is_answer = code_is_answer and policy.unflushed == "run"
         self._just_ran: set[str] = set()  # blocks that the server ran before this turn, if they succeeded
@@ -258,12 +296,13 @@ class Episode:
         self.transcript = Transcript(prompt_ids)
         self.turn = 1
         self.outcome: Outcome | None = None
+        self.has_foreign_output = False
         self._tokenizer = tokenizer
         self.marker_id = marker_id
         self._begin_turn()
 
     def _begin_turn(self) -> None:
-        self._scanner = FenceScanner(self.policy.marker)
+        self._scanner = FenceScanner(self.policy.marker, call_tag=CALL_OPEN if self._functions else None)
         self._texts: list[str] = []
         self._spans: list[BlockClosed] = []
         self._pending: list[Invocation] = []
@@ -282,6 +321,8 @@ class Episode:
     @property
     def answer(self) -> str | None:
         """Content of the last boxed answer in the response; None if there is none."""
+        if self.has_foreign_output:
+            return last_boxed(self._earlier_text + "".join(self._texts))
         return last_boxed(self.transcript.text)
 
     def turn_budget(self) -> int:
@@ -305,11 +346,13 @@ class Episode:
         self.transcript.add_sampled(ids, text, logprobs, version)
         self._texts.append(text)
         invocations = []
-        for event in self._scanner.feed(text):
+        self.call_edges = []
+        start = self._scanner.offset
+        for event in self._scanner.scan(text):
             if not isinstance(event, BlockClosed):
-                self.turn_over = self._marker_seen = True
+                self._add_tag(event, start, is_token=self.marker_id in ids)
                 continue
-            by_model_only = self._code_is_answer or self._in_thought(event.start)
+            by_model_only = self._code_is_answer or self._has_called or self._in_thought(event.start)
             nothing_new = self.policy.unflushed == "run" and (
                 (event.code in self._just_ran and not self._pending) or computes_nothing(event.code)
             )
@@ -318,10 +361,100 @@ class Episode:
             self._pending.append(invocation)
             invocations.append(invocation)
             self.turn_over |= self.policy.mode == "immediate" and not invocation.only_at_flush
-        # The marker's token also ends the turn inside an open fence. That block is then lost.
-        self._marker_seen |= self.marker_id in ids
+        if self.marker_id in ids and (not self._is_call_tag or self._scanner.in_code):
+            self._add_marker_token(text)
         self.turn_over |= self._marker_seen
         return invocations
+
+    def _add_marker_token(self, text: str) -> None:
+        """Process the marker's token. It also counts inside an open Python fence; that block is then lost."""
+        if not self._is_call_tag or (self._pending and self.marker_flushes):
+            self._marker_seen = True
+        elif self.marker_flushes and text.endswith(CALL_OPEN):
+            self._scanner.open_call()
+            self.call_edges.append(CallEdge(len(text), opens=True))
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether the model may call functions."""
+        return bool(self._functions)
+
+    @property
+    def marker_flushes(self) -> bool:
+        """Whether a marker can request a flush. If not, the engine need not stop at it."""
+        return not (self._is_call_tag and self.policy.mode == "immediate")
+
+    @property
+    def _is_call_tag(self) -> bool:
+        """Whether the marker is also the opening tag of calls."""
+        return bool(self._functions) and self.policy.marker == CALL_OPEN
+
+    def _add_tag(self, event: MarkerSeen | CallTagSeen | CallEnded, start: int, *, is_token: bool) -> None:
+        """Process a tag in text that begins at offset ``start`` of the turn.
+
+        Args:
+            is_token: the text contains the marker as a token, not just its spelling.
+        """
+        match event:
+            case MarkerSeen():
+                self.turn_over = self._marker_seen = True
+            case CallTagSeen(end, in_fence):
+                if self._is_call_tag and self._pending and self.marker_flushes:
+                    self._marker_seen |= is_token or not in_fence
+                    self.turn_over |= self._marker_seen
+                elif not ends_in_thought(self._earlier_text + "".join(self._texts)[:end]):
+                    self._scanner.open_call()
+                    self.call_edges.append(CallEdge(end - start, opens=True))
+            case CallEnded(call, end, is_complete):
+                self.call_edges.append(CallEdge(end - start, opens=False))
+                name = _CALLED_NAME.search(call)
+                if is_complete and name is not None and name[1] in self._functions:
+                    self._has_called = True
+                    self.turn_over |= not self._parallel_calls
+
+    def force(self, ids: Sequence[int], text: str) -> None:
+        """Add tokens that the server writes in the model's place, such as the end of a thought.
+
+        An open code block is abandoned: the model did not finish it.
+        """
+        self.transcript.add_forced(ids, text)
+        self._texts.append(text)
+        self._scanner.abandon_block()
+        self._scanner.feed(text)
+
+    def begin_answer(self, ids: Sequence[int], text: str) -> bool:
+        """Append ``text``, after which the model writes its final answer. Call it after the last turn.
+
+        Return False if an answer doesn't fit the episode's token budget; `outcome` is then set.
+        """
+        self.transcript.drop_end(self._endings)
+        if len(self.context_ids) + len(ids) >= self.policy.max_episode_tokens:
+            self.outcome = Outcome.LENGTH
+            return False
+        self.transcript.add_forced(ids, text)
+        self.outcome = None
+        return True
+
+    def add_answer(
+        self, ids: Sequence[int], text: str, logprobs: Sequence[float], version: int, finish: str | None
+    ) -> None:
+        """Add sampled tokens of the final answer. Code in it never runs.
+
+        Args:
+            ids: the tokens.
+            text: their text.
+            logprobs: their log-probabilities.
+            version: version of the weights.
+            finish: ``stop`` or ``length`` with the last tokens, which sets `outcome`.
+        """
+        self.transcript.add_sampled(ids, text, logprobs, version)
+        if finish is not None:
+            self.outcome = Outcome.ANSWER if finish == "stop" else Outcome.LENGTH
+
+    @property
+    def in_thought(self) -> bool:
+        """Whether the response so far ends inside ``<think>``."""
+        return ends_in_thought(self._earlier_text + "".join(self._texts))
 
     def end_turn(self, *, hit_length: bool = False, stopped: bool = False) -> Flush | None:
         """End the turn. Return the flush to run, or None if the episode is over and `outcome` is set.
@@ -334,7 +467,9 @@ class Episode:
         boxed = self.policy.answer == "boxed"
         after_code = text[self._spans[-1].end :] if self._spans else text
         runs_unflushed = self.policy.unflushed == "run" and not all(b.only_at_flush for b in self._pending)
-        if boxed and last_boxed(after_code) is not None:
+        if self._has_called and not self._marker_seen:
+            self.outcome = Outcome.LENGTH if hit_length else Outcome.CALL
+        elif boxed and last_boxed(after_code) is not None:
             self.outcome = Outcome.ANSWER
         elif stopped:
             self.outcome = Outcome.VOID
@@ -366,7 +501,13 @@ class Episode:
         text = self._earlier_text + "".join(self._texts)[:offset]
         return ends_in_thought(text)
 
-    def observe(self, result: FlushResult | None, *, requested_by: RequestedBy = "model") -> Observation:
+    def observe(
+        self,
+        result: FlushResult | None,
+        *,
+        requested_by: RequestedBy = "model",
+        effects: Sequence[str] = (),
+    ) -> Observation:
         """Append the observation and begin the next turn.
 
         If the server requested the flush in deferred mode, the marker that the model did not write is
@@ -376,10 +517,13 @@ class Episode:
         Args:
             result: result of the flush; None for an empty flush.
             requested_by: `Flush.requested_by`.
+            effects: calls of tools that took effect, listed if the flush failed.
         """
         if result is None or result.status != "ok" or requested_by == "model":
             self._just_ran = set()  # the model may run the same code again
         output = NOTHING_PENDING if result is None else result_text(result, self.policy)
+        if result is not None and result.status != "ok":
+            output += effects_note(effects)
         ids = observation_ids(output, self._tokenizer, self.policy)
         if (
             requested_by == "server"
@@ -392,7 +536,7 @@ class Episode:
             return Observation(output, (), "")
         text = self._tokenizer.decode(ids)
         self.transcript.add_observation(ids, text)
-        if self.policy.answer == "boxed" and last_boxed(output) is not None:
+        if self.policy.answer == "boxed" and not self.has_foreign_output and last_boxed(output) is not None:
             self.outcome = Outcome.BOXED_OUTPUT
         self.turn += 1
         self._earlier_text += "".join(self._texts)

@@ -19,6 +19,8 @@ OBSERVATION_SIGNS: Final = (_PREFIX, _BLOCK)
 """Texts with which an observation begins in a reply."""
 _CLOSE: Final = "</tool_call>"
 _GAP: Final = "\n[... output cut here ...]\n"
+_CALL_CHARS: Final = 80
+_LISTED_CALLS: Final = 5
 _NO_OUTPUT: Final = "[nothing was printed]"
 
 
@@ -63,6 +65,24 @@ def result_text(result: FlushResult, policy: DeferralPolicy = PAPER_POLICY) -> s
     if result.status == "error" and result.signal is not None:
         return f"{printed}the interpreter was killed by signal {result.signal}"
     return result.stdout.rstrip("\n")
+
+
+def executed_text(output: str, tokenizer: ObservationTokenizer, policy: DeferralPolicy = PAPER_POLICY) -> str:
+    """Return the text that follows executed code in a reply: marker and observation.
+
+    The marker is omitted for an ``output_block``, because the server runs such blocks without one.
+    """
+    shown = tokenizer.decode(observation_ids(output, tokenizer, policy))
+    return shown if policy.observation == "output_block" else policy.marker + shown
+
+
+def effects_note(calls: Sequence[str]) -> str:
+    """Return the text that lists calls of tools which a failed flush does not undo; empty without any."""
+    if not calls:
+        return ""
+    shown = [cut_middle(call, _CALL_CHARS, "...") for call in calls[:_LISTED_CALLS]]
+    more = f" and {len(calls) - len(shown)} more" if len(calls) > len(shown) else ""
+    return f"\nVariables were restored, but these calls took effect: {'; '.join(shown)}{more}"
 
 
 def cut_middle(text: str, limit: int, gap: str = "") -> str:

@@ -12,6 +12,7 @@ from service.deferral.prompt import DEFAULT_PROMPT, PROMPTS
 FILE_NAME: Final = "deferral.json"
 _SINCE: Final = {
     "mode": 2,
+    "thinking": 4,
     **dict.fromkeys(
         ("unflushed", "answer", "max_output_tokens", "max_output_chars", "traceback", "observation"), 3
     ),
@@ -24,9 +25,9 @@ class DeferralPolicy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[3] = 3
-    """Files of version 1 (without ``mode``) and 2 (without ``unflushed`` and the fields about output) are
-    also accepted."""
+    schema_version: Literal[4] = 4
+    """Files of version 1 (without ``mode``), 2 (without ``unflushed`` and the fields about output) and 3
+    (without ``thinking``) are also accepted."""
     mode: Literal["deferred", "immediate"] = "deferred"
     """Time at which code runs: at the execute marker, or at every closed block."""
     unflushed: Literal["drop", "run"] = "drop"
@@ -40,6 +41,9 @@ class DeferralPolicy(BaseModel):
     """The execute marker: a single token of the vocabulary, looked up by its text."""
     prompt: str = DEFAULT_PROMPT
     """Version of the instruction, see `service.deferral.prompt`."""
+    thinking: bool = False
+    """Whether the checkpoint was trained to think first (``<think>``). If false, the server ignores a
+    request's reasoning effort in replies with deferred execution."""
     max_turns: int = Field(default=5, ge=1)
     """Maximum number of turns per episode. The last turn has no flush."""
     max_turn_tokens: int = Field(default=8000, ge=1)
@@ -64,14 +68,14 @@ class DeferralPolicy(BaseModel):
     @classmethod
     def _upgrade(cls, data: Any) -> Any:
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if version not in (1, 2):
+        if version not in (1, 2, 3):
             return data
         newer = [name for name, since in _SINCE.items() if since > version and name in data]
         if newer:
             raise ValueError(
                 f"{newer[0]} requires schema_version {_SINCE[newer[0]]}, but the file has {version}"
             )
-        return {**data, "schema_version": 3}
+        return {**data, "schema_version": 4}
 
     @field_validator("prompt")
     @classmethod
@@ -103,6 +107,7 @@ ASSISTANT_POLICY: Final = DeferralPolicy(
     unflushed="run",
     answer="any",
     prompt="assistant-v1",
+    thinking=True,
     max_turns=20,
     max_turn_tokens=2**20,
     max_episode_tokens=2**20,

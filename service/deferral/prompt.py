@@ -61,6 +61,28 @@ User: What is the capital of Italy?
 Assistant: The capital of Italy is Rome."""
 
 
+# The same with functions of the client, which the chat template lists after the system message.
+_ASSISTANT_WITH_FUNCTIONS: Final = """\
+You are a helpful assistant. When a question needs a calculation, you write Python code in a ```python block \
+that prints the result, and the code is executed for you. When it needs one of the functions listed below, \
+you call the function with <tool_call>. The functions do not exist in Python. When it needs neither, you \
+just answer.
+
+Examples:
+User: What is 348 * 27 - 15?
+Assistant: ```python
+print(348 * 27 - 15)
+```
+User: What is the capital of Italy?
+Assistant: The capital of Italy is Rome."""
+
+# For checkpoints with the protocol, whose instruction is in the user's turn. Part of the system message.
+_FUNCTIONS_BESIDE_CODE: Final = """\
+You may write Python and you may call functions. <tool_call> after ```python blocks that have not run yet \
+runs them. When no block is waiting, <tool_call> begins the call of a function: a JSON object with its name \
+and arguments, then </tool_call>. The functions do not exist in Python."""
+
+
 @dataclass(frozen=True, slots=True)
 class ControlText:
     """Text written by the server, in which the spelling of a control token is encoded as that token."""
@@ -81,6 +103,8 @@ Content = str | Sequence[str | ControlText | TokenIds]
 PROMPTS: Final[dict[str, str]] = {"full-v1": _FULL, "brief-v1": _BRIEF, "assistant-v1": _ASSISTANT}
 SYSTEM_PROMPTS: Final = frozenset({"assistant-v1"})
 """Versions that belong in the system message. The others precede the last user message."""
+WITH_FUNCTIONS: Final = {"assistant-v1": _ASSISTANT_WITH_FUNCTIONS}
+"""Texts of the system versions for requests with functions."""
 DEFAULT_PROMPT: Final = "full-v1"
 
 
@@ -93,24 +117,42 @@ def instruct(problem: str, version: str = DEFAULT_PROMPT) -> str:
     return _prompt(version) + problem
 
 
-def with_instruction(messages: Sequence[dict[str, object]], version: str) -> list[dict[str, object]]:
+def with_instruction(
+    messages: Sequence[dict[str, object]], version: str, tools: str = "", *, functions: bool = False
+) -> list[dict[str, object]]:
     """Return ``messages`` with the instruction, in the system message or before the last user message.
 
     If the client sent a system message, it follows the instruction.
+
+    Args:
+        messages: turns in the chat template's form.
+        version: of the instruction.
+        tools: list of functions that code can call. It follows the instruction in a system message and
+            precedes it before a user message. It comes from other parties, so the spelling of a control
+            token in it is ordinary text.
+        functions: the model may also call functions; the system message explains both.
 
     Raises:
         ValueError: unknown version, or no user message to carry the instruction.
     """
     turns = list(messages)
     if version in SYSTEM_PROMPTS:
-        own = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else ""
-        content = [ControlText(_prompt(version)), *(["\n\n", *_parts(own)] if own else [])]
-        return [{"role": "system", "content": content}, *turns]
+        text = WITH_FUNCTIONS[version] if functions else _prompt(version)
+        return _with_system(turns, text, tools)
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
     if last is None:
         raise ValueError("there is no user message to answer")
-    turns[last] = {**turns[last], "content": [ControlText(_prompt(version)), *_parts(turns[last]["content"])]}
-    return turns
+    instruction = [*([f"{tools}\n\n"] if tools else []), ControlText(_prompt(version))]
+    turns[last] = {**turns[last], "content": [*instruction, *_parts(turns[last]["content"])]}
+    return _with_system(turns, _FUNCTIONS_BESIDE_CODE) if functions else turns
+
+
+def _with_system(turns: list[dict[str, object]], text: str, tools: str = "") -> list[dict[str, object]]:
+    """Return ``turns`` with ``text`` and ``tools`` at the beginning of the system message."""
+    own = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else ""
+    listed = [f"\n\n{tools}"] if tools else []
+    content = [ControlText(text), *listed, *(["\n\n", *_parts(own)] if own else [])]
+    return [{"role": "system", "content": content}, *turns]
 
 
 def _parts(content: object) -> list[str | ControlText | TokenIds]:

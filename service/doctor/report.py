@@ -29,7 +29,7 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]
     if engine == "remote":
         yield from (_server(url) for url in settings.engine_url)
     if settings.sandbox_kind == "runner":
-        yield asyncio.run(sandbox.runner(settings))
+        yield from asyncio.run(sandbox.runners(settings))
         containers = 0  # the runner starts them, possibly on another machine
     else:
         containers = settings.max_containers

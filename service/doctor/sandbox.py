@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from service.doctor import CheckResult
+from service.doctor import CheckResult, Verdict
 from service.sandbox.base import Sandbox, SandboxError
 from service.sandbox.docker.settings import build_command, default_docker_host
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
+from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
+from service.sandbox.runner.hosts import RunnerStatus
+from service.sandbox.runner.settings import read_token
 from service.server.settings import Settings
 
 
@@ -69,25 +72,45 @@ async def isolation(sandbox: Sandbox) -> CheckResult:
     return CheckResult("isolation", "ok", "all isolation checks passed")
 
 
-async def runner(settings: Settings) -> CheckResult:
-    """Check that the runner is reachable and accepts the token."""
+async def runners(settings: Settings) -> list[CheckResult]:
+    """Check that each runner is reachable, accepts the token and takes sessions.
+
+    A server starts if one of them does, so a runner that is not ready is a warning then.
+    """
     try:
-        client = create_sandbox(
-            SandboxOptions(
-                kind="runner",
-                runner_address=settings.runner_url,
-                runner_token_file=settings.runner_token_file,
-                connect_timeout_s=3.0,
+        client = RunnerClient(
+            RunnerClientSettings(
+                settings.runner_url,
+                read_token(settings.runner_token_file),
+                ca_file=settings.runner_ca_file,
+                certificate_file=settings.runner_cert_file,
+                key_file=settings.runner_key_file,
             )
         )
-        try:
-            await client.start()
-        finally:
-            await client.stop()
-    except (ValueError, SandboxError) as error:
+    except ValueError as error:
         hint = "start it: ih-grpo runner --token-file FILE, with the same file in runner_token_file"
-        return CheckResult("runner", "fail", str(error), hint)
-    return CheckResult("runner", "ok", f"ready at {settings.runner_url}")
+        return [CheckResult("runner", "fail", str(error), hint)]
+    try:
+        problems = await client.problems()
+    finally:
+        await client.stop()
+    one_is_ready = None in problems.values()
+    return [
+        _runner(status, problems[status.address], "warn" if one_is_ready else "fail")
+        for status in client.runners()
+    ]
+
+
+def _runner(status: RunnerStatus, problem: str | None, verdict: Verdict) -> CheckResult:
+    if problem is None:
+        return CheckResult("runner", "ok", f"ready at {status.address}, load {status.load:.0%}")
+    if status.draining:
+        hint = "end the drain with ih-grpo runner --resume, or remove the address from runner_url"
+    elif "401" in problem:
+        hint = "use the same token for the runner and in runner_token_file"
+    else:
+        hint = "start it: ih-grpo runner --token-file FILE, with the same file in runner_token_file"
+    return CheckResult("runner", verdict, f"{status.address}: {problem}", hint)
 
 
 def _first_line(error: Exception) -> str:

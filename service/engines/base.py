@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
 
 FinishReason = Literal["stop", "length"]
+StructureKind = Literal["json_schema", "regex", "grammar"]
+STRUCTURE_KINDS: Final[tuple[StructureKind, ...]] = get_args(StructureKind)
+"""Fields of `Sampling` that constrain the text. At most one of them is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,9 @@ class Sampling:
     """False: the engine may skip them and report NaN."""
     top_logprobs: int = 0
     """Number of alternatives to report for each sampled token."""
+    prompt_logprobs: int | None = None
+    """Report the log-probabilities of the prompt's tokens, with this number of alternatives. They don't
+    depend on the other fields."""
     presence_penalty: float = 0.0
     """Subtracted from the logit of every token that this call has already sampled."""
     frequency_penalty: float = 0.0
@@ -39,8 +45,25 @@ class Sampling:
     """Added to the logits of these token ids."""
     json_schema: str | None = None
     """JSON schema, as text, that the sampled text must match. ``{"type": "object"}``: any JSON object."""
+    regex: str | None = None
+    """Regular expression that the whole sampled text must match."""
+    grammar: str | None = None
+    """Context-free grammar that the sampled text must match, in llama.cpp's GBNF or in Lark."""
     adapter: str | None = None
     """One of the engine's ``adapters``; None is the model itself."""
+
+    @property
+    def structure(self) -> tuple[StructureKind, str] | None:
+        """The constraint on the sampled text: its kind and its definition. None if the text is free."""
+        for kind in STRUCTURE_KINDS:
+            text: str | None = getattr(self, kind)
+            if text is not None:
+                return kind, text
+        return None
+
+    def without_structure(self) -> Sampling:
+        """Return the same parameters for free text."""
+        return replace(self, json_schema=None, regex=None, grammar=None)
 
     @property
     def has_penalties(self) -> bool:
@@ -57,11 +80,12 @@ class Sampling:
 OPTIONAL_SAMPLING: Final = (
     "min_tokens",
     "top_logprobs",
+    "prompt_logprobs",
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",
     "logit_bias",
-    "json_schema",
+    *STRUCTURE_KINDS,
 )
 """Fields of ``Sampling`` that are optional for an engine; ``Engine.capabilities`` lists the supported
 ones."""
@@ -83,6 +107,14 @@ class TopLogprob:
 
     token_id: int
     logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprob:
+    """Log-probability of one token of a prompt, given those before it, and the most likely alternatives."""
+
+    logprob: float
+    top_logprobs: tuple[TopLogprob, ...] = ()
 
 
 class TokenChunk(NamedTuple):  # created for every token: a frozen dataclass takes three times as long
@@ -107,6 +139,11 @@ class TokenChunk(NamedTuple):  # created for every token: a frozen dataclass tak
     weights_version: int = 0
     """Version of the weights that sampled these ids, as given when they were loaded. Engines that cannot
     replace their weights between two tokens report 0."""
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
+    """On the first chunk of a call with ``Sampling.prompt_logprobs``: those of the prompt's tokens from the
+    second one on."""
+    is_forced: bool = False
+    """The server wrote these ids; the model did not sample them. Engines never set it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +305,7 @@ def _check_ranges(sampling: Sampling, vocab_size: int) -> None:
         ("max_tokens", sampling.max_tokens >= 1, "1 or more"),
         ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "0 or more, and at most max_tokens"),
         ("top_logprobs", sampling.top_logprobs >= 0, "0 or more"),
+        ("prompt_logprobs", (sampling.prompt_logprobs or 0) >= 0, "0 or more"),
         ("presence_penalty", isfinite(sampling.presence_penalty), "a number"),
         ("frequency_penalty", isfinite(sampling.frequency_penalty), "a number"),
         ("repetition_penalty", 0 < sampling.repetition_penalty < float("inf"), "above 0"),

@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import decoders
 from tokenizers.decoders import DecodeStream
 
-from service.engines.base import EngineStats, FinishReason, TokenChunk, TopLogprob
+from service.engines.base import EngineStats, FinishReason, PromptLogprob, TokenChunk, TopLogprob
 
 
 class Detokenizer(Protocol):
@@ -108,6 +108,7 @@ class SampledTokens:
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
     cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
 
 
 def top_logprobs(logprobs: Mapping[int, float], top: int) -> tuple[TopLogprob, ...]:
@@ -115,6 +116,11 @@ def top_logprobs(logprobs: Mapping[int, float], top: int) -> tuple[TopLogprob, .
     among them."""
     best = sorted(logprobs.items(), key=lambda entry: -entry[1])[:top]
     return tuple(TopLogprob(token_id, logprob) for token_id, logprob in best)
+
+
+def prompt_logprob(logprobs: Mapping[int, float], token_id: int, top: int) -> PromptLogprob:
+    """Return the log-probability of a prompt's token; vLLM reports it beside the most likely ones."""
+    return PromptLogprob(logprobs[token_id], top_logprobs(logprobs, top))
 
 
 class EngineCounters:
@@ -172,4 +178,5 @@ def _chunk(part: SampledTokens, detokenizer: Detokenizer) -> TokenChunk:
         part.top_logprobs,
         part.cached_tokens,
         part.finish_reason,
+        prompt_logprobs=part.prompt_logprobs,
     )

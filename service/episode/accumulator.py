@@ -12,6 +12,9 @@ from service.deferral.answer import last_boxed
 from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.events import (
+    AnswerStarted,
+    CallClosed,
+    CallOpened,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -59,10 +62,12 @@ class FinalAnswer:
     The answer is the content of the last complete ``\boxed{...}``. A box that code printed counts, because it
     ends the episode. Without a box the answer is the last turn: the text after the last observation, or the
     whole reply if no code ran. There is no answer if that turn was cut by a limit, ends with code that never
-    ran, or calls the client's functions. Thoughts are never searched.
+    ran, or calls the client's functions. Thoughts are never searched. After code has called tools, a box that
+    it printed may come from another party and does not count.
     """
 
     def __init__(self) -> None:
+        self.has_foreign_output = False
         self._boxed: str | None = None
         self._turn: list[str] = []
 
@@ -72,7 +77,8 @@ class FinalAnswer:
 
     def add_observation(self, text: str) -> None:
         """End the turn with the observation ``text``."""
-        self._boxed = last_boxed(text) or last_boxed("".join(self._turn)) or self._boxed
+        printed = None if self.has_foreign_output else last_boxed(text)
+        self._boxed = printed or last_boxed("".join(self._turn)) or self._boxed
         self._turn = []
 
     def result(self, *, complete: bool) -> str | None:
@@ -97,6 +103,7 @@ class ReplyAccumulator:
         tools: parses calls of the client's functions; None if there are none to call.
         hidden_marker: the execute marker, to leave it and the observation of each flush out of the parts.
             None keeps both as text. A marker with no code pending is always text.
+        separate_answer: all text before `AnswerStarted` is reasoning, and all text after it content.
     """
 
     def __init__(
@@ -108,6 +115,7 @@ class ReplyAccumulator:
         reasoning: ReasoningParser | None = None,
         tools: ToolCallParser | None = None,
         hidden_marker: str | None = None,
+        separate_answer: bool = False,
     ) -> None:
         self.sampled_tokens = 0
         self.observation_tokens = 0
@@ -126,6 +134,8 @@ class ReplyAccumulator:
         """Complete calls of the client's functions."""
         self.outcome: Outcome | None = None
         """Set at the end."""
+        self.stop_string: str | None = None
+        """The stop string that ended the reply."""
         self.final_answer: str | None = None
         """Set at the end; see `FinalAnswer`."""
         self._endings = endings
@@ -136,6 +146,7 @@ class ReplyAccumulator:
         self._held_marker = ""
         """A marker just written, until it is known whether code runs."""
         self._hides_observation = False
+        self._before_answer = separate_answer
         self._texts: list[str] = [prefix] if prefix else []
         self._answer = FinalAnswer()
         if tools is not None and prefix:
@@ -155,18 +166,28 @@ class ReplyAccumulator:
         match event:
             case Sampled(chunk):
                 return self._add_sampled(chunk)
-            case StopStringHit(ids):
+            case StopStringHit(ids, text):
                 self.sampled_tokens += len(ids)
+                self.stop_string = text
             case Observed(ids, text):
                 return self._add_observation(ids, text)
+            case AnswerStarted(ids, text):
+                return self._begin_answer(ids, text)
             case Invoked(_, _, block):
                 self.pending.append(block)
+            case CallOpened():
+                return self._open_call()
+            case CallClosed():
+                return [] if self._tools is None else self._note(self._tools.close_call())
             case FlushStarted():
                 self.pending = []
                 self._held_marker = ""
+                if self._tools is not None and self._hidden_marker is not None:
+                    self._tools.drop_tag()
                 return self._end_reasoning()
             case FlushFinished(tool):
                 self.executed.append(tool)
+                self._answer.has_foreign_output |= bool(tool.calls)
                 self._hides_observation = self._hidden_marker is not None
             case Finished(outcome, unflushed):
                 self.outcome, self.unflushed = outcome, unflushed
@@ -199,7 +220,11 @@ class ReplyAccumulator:
         parts = self._release_marker() if self._held_marker else []
         if self.cached_tokens is None:  # later turns continue from the cache of this very request
             self.cached_tokens = chunk.cached_tokens
-        self.sampled_tokens += len(ids)
+        if chunk.is_forced:
+            self.observation_tokens += len(ids)
+        else:
+            self.sampled_tokens += len(ids)
+            self.reasoning_tokens += len(ids) if self._before_answer else 0
         if ids and (ending := self._endings.get(ids[-1])) is not None:  # counted, but not shown
             ids, text = ids[:-1], text.removesuffix(ending)
         self.ids += ids
@@ -213,12 +238,25 @@ class ReplyAccumulator:
             return [*parts, *content] if parts else content
         was_thinking = self._reasoning.is_thinking
         split = self._reasoning.feed(text)
-        if was_thinking or self._reasoning.is_thinking or split.reasoning:
+        in_thought = was_thinking or self._reasoning.is_thinking or bool(split.reasoning)
+        if in_thought and not (chunk.is_forced or self._before_answer):
             closes = self._think_close in ids
             self.reasoning_tokens += ids.index(self._think_close) + 1 if closes else len(ids)
         if self._reasoning.is_done:
             self._reasoning = None
         return [*parts, *self._split_parts(split)]
+
+    def _begin_answer(self, ids: Sequence[int], text: str) -> list[ReplyPart]:
+        parts = [*self._release_marker(), *self._end_reasoning()]
+        if self._tools is not None:
+            parts += self._note(self._tools.end(cut_off=False))
+            self._tools = None
+        self.observation_tokens += len(ids)
+        self.ids += ids
+        self._texts.append(text)
+        parts += self._content(text)
+        self._before_answer, self._reasoning, self._answer = False, None, FinalAnswer()
+        return parts
 
     def _add_observation(self, ids: Sequence[int], text: str) -> list[ReplyPart]:
         self.observation_tokens += len(ids)
@@ -237,6 +275,12 @@ class ReplyAccumulator:
         marker, self._held_marker = self._held_marker, ""
         return self._insert(marker) if marker and not self.pending else []
 
+    def _open_call(self) -> list[ReplyPart]:
+        """Begin a call after its opening tag, which may have been held back as a marker."""
+        marker, self._held_marker = self._held_marker, ""
+        parts = self._insert(marker) if marker else []
+        return parts if self._tools is None else [*parts, *self._note(self._tools.open_call())]
+
     def _insert(self, text: str) -> list[ReplyPart]:
         if self._reasoning is None:
             return self._content(text)
@@ -254,6 +298,8 @@ class ReplyAccumulator:
             return []
         if self._tools is not None:
             return self._note(self._tools.feed(text))
+        if self._before_answer:
+            return [ReasoningDelta(text)]
         self._answer.add_text(text)
         return [TextDelta(text)]
 
@@ -262,6 +308,9 @@ class ReplyAccumulator:
         for event in events:
             if isinstance(event, TextDelta):
                 if not event.text:
+                    continue
+                if self._before_answer:
+                    parts.append(ReasoningDelta(event.text))
                     continue
                 self._answer.add_text(event.text)
             elif isinstance(event, ToolCallEnd):

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
-from service.sandbox.base import EagerFallback, Status
+from service.sandbox.base import EagerFallback, FlushFiles, Status
+
+CallStatus = Literal["running", "ok", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeToolCall:
+    """A call of a tool by code. Times are Unix seconds."""
+
+    id: str
+    name: str
+    """Name of the tool in Python."""
+    arguments: dict[str, object]
+    read_only: bool
+    started_at: float
+    finished_at: float | None = None
+    """None while the tool runs, or if the code ended before it did."""
+    status: CallStatus = "running"
+    output: object = None
+    """The result, a JSON value, if the call succeeded."""
+    error: str | None = None
+    """The message, if it failed."""
+
+    @property
+    def took_effect(self) -> bool:
+        """Whether the call changed something, or may have: it was not seen to fail."""
+        return not self.read_only and self.status != "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +81,8 @@ class ExecutedTool:
     """Time that the model waited for the output."""
     runs: tuple[tuple[float, float], ...] = ()
     """Start and end of each block that ran; a single pair if all ran as one script."""
+    pauses: tuple[tuple[float, float], ...] = ()
+    """Times within ``runs`` at which the code waited for the flush to call a tool with side effects."""
     container: str | None = None
     """Name of the episode's container; None if no container was available."""
     container_wait_ms: float = 0.0
@@ -63,17 +91,32 @@ class ExecutedTool:
     """Party that requested the flush. The delay rate counts only the model's flushes."""
     eager_fallback: EagerFallback | None = None
     """Reason why the blocks ran at the flush although eager execution was on."""
+    files: FlushFiles | None = None
+    """Files and displays; None without a container that lives across requests."""
+    calls: tuple[CodeToolCall, ...] = ()
+    """Tools that the code called, in order."""
 
     @property
     def hidden_ms(self) -> float:
         """The part of ``wall_ms`` that passed while the model was still writing."""
-        return min(hidden_seconds(self.runs, self.flushed_at) * 1000, self.wall_ms)
+        ran = hidden_seconds(self.runs, self.flushed_at) - hidden_seconds(self.pauses, self.flushed_at)
+        return max(min(ran * 1000, self.wall_ms), 0.0)
 
 
 class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`
-    """Tokens that the model sampled."""
+    """Tokens that the model sampled, or that were forced in its place (`TokenChunk.is_forced`)."""
 
     chunk: TokenChunk
+
+
+@dataclass(frozen=True, slots=True)
+class CallOpened:
+    """The text so far ends with the opening tag of a call of the client's functions. The call follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallClosed:
+    """The call ends here. Its text may turn out to be invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +145,23 @@ class FlushFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """Code called a tool, before or during the flush, or the call ended: then with its result."""
+
+    call: CodeToolCall
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Tokens that were appended for the model to read."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStarted:
+    """The turns with code are over. Tokens were appended, and the final answer follows them."""
 
     ids: tuple[int, ...]
     text: str
@@ -118,4 +176,16 @@ class Finished:
     """Pending blocks that never ran, except code that is itself the answer."""
 
 
-EpisodeEvent = Sampled | StopStringHit | Invoked | FlushStarted | FlushFinished | Observed | Finished
+EpisodeEvent = (
+    Sampled
+    | StopStringHit
+    | CallOpened
+    | CallClosed
+    | Invoked
+    | FlushStarted
+    | ToolCalled
+    | FlushFinished
+    | Observed
+    | AnswerStarted
+    | Finished
+)

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import count
 
-from service.deferral.episode import Episode, Flush, Invocation, Outcome, ends_in_thought
+from service.deferral.call_span import CALL_OPEN
+from service.deferral.episode import CallEdge, Episode, Flush, Invocation, Outcome, ends_in_thought
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Engine, Sampling, TokenChunk
 from service.episode.events import (
+    AnswerStarted,
+    CallClosed,
+    CallOpened,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -28,7 +33,11 @@ from service.episode.events import (
     Sampled,
 )
 from service.episode.stop_strings import StopStringHit, until_stop
+from service.episode.thought_limit import CLOSING, ThoughtLimit, limit_thought
+from service.episode.tool_calls import RecordedTools, call_text
 from service.sandbox.base import ExecutionResult, Sandbox, SandboxError, Session, SessionLimits
+from service.tools.base import ToolHost, ToolSpec
+from service.tools.stubs import listing
 
 Messages = Sequence[dict[str, object]]
 
@@ -123,21 +132,26 @@ class EpisodeRunner:
         thinking: bool = False,
         continue_final: bool = False,
         tools: Sequence[dict[str, object]] = (),
+        code_tools: Sequence[ToolSpec] = (),
     ) -> list[int]:
         """Return the prompt ids of ``messages``.
 
         Args:
             messages: turns in the chat template's form.
-            deferral: code in the reply will run: the policy's instruction is added to the last user turn.
+            deferral: code in the reply will run: the policy's instruction is added.
             thinking: let the model think first.
             continue_final: leave the last message open, for the model to continue it.
             tools: functions of the client, in OpenAI's form, that the model may call.
+            code_tools: tools that code may call. With deferral they are listed beside the instruction.
 
         Raises:
             ValueError: there is no user turn to carry the instruction.
             EngineError: the template rejected the messages.
         """
-        turns = with_instruction(messages, self.policy.prompt) if deferral else list(messages)
+        turns = list(messages)
+        if deferral:
+            listed = listing(code_tools) if code_tools else ""
+            turns = with_instruction(messages, self.policy.prompt, listed, functions=bool(tools))
         options: dict[str, object] = {"enable_thinking": thinking}
         if tools:
             options["tools"] = list(tools)
@@ -158,6 +172,8 @@ class EpisodeRunner:
         policy: DeferralPolicy | None = None,
         *,
         code_is_answer: bool = False,
+        functions: Collection[str] = (),
+        parallel_calls: bool = True,
     ) -> Episode:
         """Return a new episode, ready for `run`.
 
@@ -165,6 +181,8 @@ class EpisodeRunner:
             prompt_ids: the rendered prompt.
             policy: limits and marker; None for the runner's own.
             code_is_answer: the request asks for code; see `service.deferral.code_request`.
+            functions: names of the client's functions that the model may call.
+            parallel_calls: False ends the episode after the first call.
 
         Raises:
             ValueError: the tokenizer has no execute marker, so the checkpoint can't defer.
@@ -176,10 +194,8 @@ class EpisodeRunner:
             raise ValueError(f"the model's tokenizer has no token {policy.marker!r}, so it can't defer")
         # The engine would reject the next turn of an episode that outgrew the model.
         limit = min(policy.max_episode_tokens, self.engine.context_length)
-        in_thought = False
-        if policy.unflushed == "run":
-            reply_start = tokenizer.decode(prompt_ids[-1024:]).rpartition("<|im_start|>")[2]
-            in_thought = ends_in_thought(reply_start)
+        tail = prompt_ids[-1024:] if policy.unflushed == "run" else prompt_ids[-8:]
+        in_thought = ends_in_thought(tokenizer.decode(tail).rpartition("<|im_start|>")[2])
         return Episode(
             prompt_ids,
             policy.model_copy(update={"max_episode_tokens": limit}),
@@ -188,6 +204,8 @@ class EpisodeRunner:
             endings=self.endings,
             code_is_answer=code_is_answer,
             in_thought=in_thought,
+            functions=functions,
+            parallel_calls=parallel_calls,
         )
 
     async def run(
@@ -199,6 +217,11 @@ class EpisodeRunner:
         eager: bool = True,
         prewarm: bool = False,
         stop: Sequence[str] = (),
+        tools: ToolHost | None = None,
+        tool_wait_s: float = SessionLimits().tool_wait_s,
+        thought: ThoughtLimit | None = None,
+        answer: str | None = None,
+        open_session: Callable[[SessionLimits], Session] | None = None,
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """Run ``episode`` to its end. Closing the generator cancels the engine and closes the session.
 
@@ -210,39 +233,72 @@ class EpisodeRunner:
             eager: start blocks in the background as soon as they are closed.
             prewarm: request a container immediately, because blocks are likely.
             stop: strings that end the episode where the model writes them. Pending blocks then never run.
+            tools: tools that code may call.
+            tool_wait_s: time that a flush may wait for them, in seconds.
+                With ``answer`` they apply to the final answer only.
+            thought: limits the thought of the reply; None for no limit.
+            answer: text that introduces a final answer after the last turn. A constraint of ``sampling``
+                applies to this answer and not to the turns before. None for no separate answer.
+            open_session: opens the session of the code, which then has no tools. None for one of the sandbox.
 
         Raises:
+            InvalidRequestError: the engine can't enforce the constraint; raised before the first event.
             EngineError: the engine failed. A failed sandbox raises nothing: the model reads an error result.
         """
         clock = self.clock
         endings = self.endings
-        stop_ids = endings.keys() | {episode.marker_id}
-        limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager)
-        queue = BlockQueue(self.sandbox.session(limits))
+        stop_ids = endings.keys() | ({episode.marker_id} if episode.marker_flushes else set())
+        turn_stops = () if answer is not None else stop
+        limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager, tool_wait_s=tool_wait_s)
+        calls = None if tools is None or open_session is not None else RecordedTools(tools, clock)
+        if open_session is not None:
+            queue = BlockQueue(open_session(limits))
+        else:
+            queue = BlockQueue(self.sandbox.session(limits, *(() if calls is None else (calls,))))
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
         tokens_left = sampling.max_tokens
+        free = sampling if answer is None else sampling.without_structure()
+        engine_calls = count(1)
         try:
             if prewarm:
                 queue.prewarm()
+            if answer is not None:
+                await self._check_structure(episode.context_ids[:1], sampling)
             while episode.outcome is None and (budget := min(episode.turn_budget(), tokens_left)) > 0:
                 tool_id = f"{episode_id}_{flushes}"
                 blocks: list[InvokedBlock] = []
                 waiting: list[tuple[Invocation, InvokedBlock]] = []
                 hit_length = stopped = False
-                turn_sampling = _for_turn(sampling, episode.turn, budget)
-                stream = self._generate(episode.context_ids, turn_sampling, stop_ids, stop, endings)
+                stream = self._sample_turn(
+                    episode,
+                    free,
+                    _Turn(engine_calls, budget, sampling.max_tokens - tokens_left),
+                    stop_ids,
+                    turn_stops,
+                    thought,
+                )
                 async with aclosing(stream) as chunks:
                     async for chunk in chunks:
                         if isinstance(chunk, StopStringHit):
                             stopped = True
                             yield chunk
                             continue
-                        yield Sampled(chunk)
+                        hit_length = chunk.finish_reason == "length"
+                        if chunk.is_forced:
+                            yield Sampled(chunk)
+                            episode.force(chunk.ids, chunk.text)
+                            continue
                         tokens_left -= len(chunk.ids)
-                        for invocation in episode.feed(
+                        invocations = episode.feed(
                             chunk.ids, chunk.text, chunk.logprobs, chunk.weights_version
-                        ):
+                        )
+                        if episode.call_edges:
+                            for event in _cut_at_calls(chunk, episode.call_edges):
+                                yield event
+                        else:
+                            yield Sampled(chunk)
+                        for invocation in invocations:
                             block = InvokedBlock(invocation.code, invocation.at_token, clock())
                             # A block that may never run is not started early, nor are the blocks after it.
                             if waiting or invocation.only_at_flush:
@@ -251,7 +307,9 @@ class EpisodeRunner:
                             queue.add(block.code)
                             blocks.append(block)
                             yield Invoked(tool_id, len(blocks) - 1, block)
-                        hit_length = chunk.finish_reason == "length"
+                        if calls is not None:
+                            for called in calls.new_events():
+                                yield called
                         if episode.turn_over:
                             break
                 flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
@@ -270,39 +328,177 @@ class EpisodeRunner:
                 if flush.blocks:
                     yield FlushStarted(tool_id, tuple(blocks), flush.requested_by)
                     flushed_at = clock()
-                    result = await queue.flush()
+                    if calls is None:
+                        result = await queue.flush()
+                    else:
+                        flushing = asyncio.ensure_future(queue.flush())
+                        try:
+                            async with aclosing(calls.events_until(flushing)) as during:
+                                async for called in during:
+                                    yield called
+                            result = await flushing
+                        finally:
+                            flushing.cancel()
+                            await asyncio.gather(flushing, return_exceptions=True)
                     flushes += 1
-                observation = episode.observe(result, requested_by=flush.requested_by)
+                made = () if calls is None or result is None else calls.take()
+                episode.has_foreign_output |= bool(made)
+                observation = episode.observe(
+                    result,
+                    requested_by=flush.requested_by,
+                    effects=[call_text(call) for call in made if call.took_effect],
+                )
                 if result is not None:
                     tool = _executed(tool_id, blocks, flush, observation.output, result, flushed_at)
+                    tool = replace(tool, calls=made)
                     yield FlushFinished(replace(tool, container_wait_ms=queue.container_wait_s * 1000))
                 if observation.ids:
                     yield Observed(observation.ids, observation.text)
+            unanswered = (None, Outcome.LENGTH, Outcome.CALL)
+            if answer is not None and tokens_left > 0 and episode.outcome not in unanswered:
+                last = _for_turn(sampling, episode.turn + 1, tokens_left, sampling.max_tokens - tokens_left)
+                async for event in self._answer(episode, last, answer, stop, endings):
+                    yield event
             yield Finished(episode.finish(), unflushed)
         finally:
             await queue.close()
 
+    async def _check_structure(self, ids: Sequence[int], sampling: Sampling) -> None:
+        """Sample one token, so that an invalid constraint is reported before any code runs."""
+        call = replace(sampling, max_tokens=1, min_tokens=0, logprobs=False, top_logprobs=0)
+        async with aclosing(self.engine.generate(ids, call, frozenset(self.endings))) as chunks:
+            async for _ in chunks:
+                pass
+
+    async def _answer(
+        self, episode: Episode, sampling: Sampling, lead: str, stop: Sequence[str], endings: Mapping[int, str]
+    ) -> AsyncGenerator[EpisodeEvent, None]:
+        """Append ``lead`` and generate the final answer after it."""
+        encode = self.engine.tokenizer.encode
+        ids = encode(lead, allow_special=False)  # it may quote the client's schema
+        if episode.in_thought:
+            ids, lead = encode(CLOSING, allow_special=True) + ids, CLOSING + lead
+        if not episode.begin_answer(ids, lead):
+            return
+        yield AnswerStarted(tuple(ids), lead)
+        room = min(sampling.max_tokens, episode.policy.max_episode_tokens - len(episode.context_ids))
+        sampling = replace(sampling, max_tokens=room, min_tokens=min(sampling.min_tokens, room))
+        stream = self._generate(episode.context_ids, sampling, endings.keys(), stop, endings)
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                yield chunk if isinstance(chunk, StopStringHit) else Sampled(chunk)
+                if not isinstance(chunk, StopStringHit):
+                    episode.add_answer(
+                        chunk.ids, chunk.text, chunk.logprobs, chunk.weights_version, chunk.finish_reason
+                    )
+        if episode.outcome is None:  # ended by a stop string
+            episode.outcome = Outcome.ANSWER
+
     async def complete(
-        self, prompt_ids: Sequence[int], sampling: Sampling, *, stop: Sequence[str] = ()
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        stop: Sequence[str] = (),
+        thought: ThoughtLimit | None = None,
+        answer: str | None = None,
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """Generate one turn without deferral: the marker is a token like any other and no code runs.
 
         Closing the generator cancels the engine.
 
+        Args:
+            prompt_ids: the rendered prompt.
+            sampling: ``max_tokens`` bounds the sampled tokens.
+            stop: strings that end the reply.
+            thought: limits the thought of the reply; None for no limit.
+            answer: text that introduces a final answer, to which the constraint of ``sampling`` applies,
+                after a turn without function calls. None for no separate answer.
+
         Raises:
+            InvalidRequestError: the engine can't enforce the constraint; raised before the first event.
             EngineError: the engine failed.
         """
         outcome, endings = Outcome.VOID, self.endings
-        stream = self._generate(prompt_ids, sampling, endings.keys(), stop, endings)
+        ids, texts, is_stopped = list(prompt_ids), [""], False
+        if answer is not None:
+            await self._check_structure(ids[:1], sampling)
+        free = sampling if answer is None else sampling.without_structure()
+        stream = self._generate(prompt_ids, free, endings.keys(), stop, endings, thought)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, StopStringHit):
+                    is_stopped = True
                     yield chunk
                     continue
                 yield Sampled(chunk)
+                if answer is not None:
+                    ids += chunk.ids
+                    texts.append(chunk.text)
                 if chunk.finish_reason == "length":
                     outcome = Outcome.LENGTH
-        yield Finished(outcome)
+        left = sampling.max_tokens - (len(ids) - len(prompt_ids))
+        called = is_stopped or CALL_OPEN in "".join(texts)
+        if answer is None or called or outcome is Outcome.LENGTH:
+            yield Finished(outcome)
+            return
+        if ids[-1] in endings:
+            ids.pop()
+        lead = self.engine.tokenizer.encode(answer, allow_special=False)  # it may quote the client's schema
+        left = min(left, self.room([*ids, *lead], deferral=False))
+        if left < 1:
+            yield Finished(Outcome.LENGTH)
+            return
+        yield AnswerStarted(tuple(lead), answer)
+        last = replace(sampling, max_tokens=left, min_tokens=min(sampling.min_tokens, left))
+        async for event in self.complete([*ids, *lead], last, stop=stop):
+            yield event
+
+    def _sample_turn(
+        self,
+        episode: Episode,
+        sampling: Sampling,
+        turn: _Turn,
+        stop_ids: Collection[int],
+        stop: Sequence[str],
+        thought: ThoughtLimit | None,
+    ) -> AsyncGenerator[TokenChunk | StopStringHit, None]:
+        if episode.has_functions:
+            return self._sample_with_calls(episode, sampling, turn, stop_ids, stop, thought)
+        call_sampling = turn.sampling(sampling)
+        return self._generate(episode.context_ids, call_sampling, stop_ids, stop, self.endings, thought)
+
+    async def _sample_with_calls(
+        self,
+        episode: Episode,
+        sampling: Sampling,
+        turn: _Turn,
+        stop_ids: Collection[int],
+        stop: Sequence[str],
+        thought: ThoughtLimit | None,
+    ) -> AsyncGenerator[TokenChunk | StopStringHit, None]:
+        """Sample one turn. A marker that begins a call stops the engine, but not the turn.
+
+        The caller feeds each chunk to ``episode`` and closes the generator when the turn is over.
+        """
+        endings = self.endings
+        is_stopped = False
+        while True:
+            call_sampling = turn.sampling(sampling)
+            stream = self._generate(episode.context_ids, call_sampling, stop_ids, stop, endings, thought)
+            at_marker = False
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    if isinstance(chunk, StopStringHit):
+                        is_stopped = True
+                        yield chunk
+                        continue
+                    at_marker = not chunk.is_forced and chunk.ids[-1:] == (episode.marker_id,)
+                    turn.count(0 if chunk.is_forced else len(chunk.ids))
+                    ends = at_marker and turn.budget <= 0
+                    yield chunk._replace(finish_reason="length") if ends else chunk
+            if is_stopped or not at_marker or turn.budget <= 0:
+                return
 
     def _generate(
         self,
@@ -311,15 +507,57 @@ class EpisodeRunner:
         stop_ids: Collection[int],
         stop: Sequence[str],
         endings: Mapping[int, str],
+        thought: ThoughtLimit | None = None,
     ) -> AsyncGenerator[TokenChunk | StopStringHit, None]:
-        chunks = self.engine.generate(ids, sampling, stop_token_ids=frozenset(stop_ids))
+        if thought is None or thought.is_over:
+            chunks = self.engine.generate(ids, sampling, stop_token_ids=frozenset(stop_ids))
+        else:
+            chunks = limit_thought(self.engine, ids, sampling, stop_ids, thought)
         return until_stop(chunks, stop, endings) if stop else chunks
 
 
-def _for_turn(sampling: Sampling, turn: int, budget: int) -> Sampling:
+def _cut_at_calls(chunk: TokenChunk, edges: Sequence[CallEdge]) -> Iterator[EpisodeEvent]:
+    """Yield the events of a chunk in which calls begin or end. The last part of its text has the ids."""
+    at = 0
+    has_ids = False
+    for edge in edges:
+        if edge.at > at:
+            has_ids = edge.at == len(chunk.text)
+            part = chunk if has_ids else TokenChunk((), "", ())
+            yield Sampled(part._replace(text=chunk.text[at : edge.at]))
+            at = edge.at
+        yield CallOpened() if edge.opens else CallClosed()
+    if not has_ids:
+        yield Sampled(chunk._replace(text=chunk.text[at:]))
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Numbers of one turn's calls of the engine."""
+
+    engine_calls: Iterator[int]
+    """Numbers the calls of the whole episode."""
+    budget: int
+    """Tokens that the turn may still sample."""
+    sampled: int
+    """Tokens that the episode has sampled."""
+
+    def sampling(self, sampling: Sampling) -> Sampling:
+        """Return the sampling of the next call."""
+        return _for_turn(sampling, next(self.engine_calls), self.budget, self.sampled)
+
+    def count(self, tokens: int) -> None:
+        """Count sampled tokens."""
+        self.budget -= tokens
+        self.sampled += tokens
+
+
+def _for_turn(sampling: Sampling, turn: int, budget: int, sampled: int) -> Sampling:
+    """Return the sampling of one turn, after ``sampled`` tokens of the episode."""
     # The same seed in every turn would draw the same random numbers again.
     seed = None if sampling.seed is None else (sampling.seed * 1_000_003 + turn - 1) % 2**63
-    return replace(sampling, max_tokens=budget, seed=seed)
+    min_tokens = min(max(sampling.min_tokens - sampled, 0), budget)
+    return replace(sampling, max_tokens=budget, min_tokens=min_tokens, seed=seed)
 
 
 def _executed(
@@ -342,7 +580,9 @@ def _executed(
         wall_ms=result.wall_seconds * 1000,
         waited_ms=result.waited_seconds * 1000,
         runs=result.runs,
+        pauses=result.pauses,
         container=result.container,
         requested_by=flush.requested_by,
         eager_fallback=result.eager_fallback,
+        files=result.files,
     )

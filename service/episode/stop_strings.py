@@ -17,16 +17,18 @@ class StopStringHit:
     """
 
     ids: tuple[int, ...]
+    text: str = ""
+    """The stop string."""
 
 
-def find_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Return the start of the stop string that is complete first; None if ``text`` contains none.
+def find_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
+    """Return the stop string that is complete first, after its start; None if ``text`` contains none.
 
     Of two that end at the same character, the longer one counts. The result therefore doesn't depend on how
     the text was split into chunks.
     """
-    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
-    return min(found)[1] if found else None
+    found = [(at + len(stop), at, stop) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[1:] if found else None
 
 
 def partial_stop_length(text: str, stops: Sequence[str]) -> int:
@@ -58,8 +60,8 @@ async def until_stop(
             ending = endings.get(chunk.ids[-1], "") if chunk.ids else ""
             buffer.append((chunk, chunk.text.removesuffix(ending)))
             text = "".join(part for _, part in buffer)
-            if (at := find_stop(text, stops)) is not None:
-                for item in _cut(buffer, at):
+            if (found := find_stop(text, stops)) is not None:
+                for item in _cut(buffer, *found):
                     yield item
                 return
             keep = len(text)
@@ -73,7 +75,7 @@ async def until_stop(
             yield released
 
 
-def _cut(buffer: Sequence[tuple[TokenChunk, str]], at: int) -> list[TokenChunk | StopStringHit]:
+def _cut(buffer: Sequence[tuple[TokenChunk, str]], at: int, stop: str) -> list[TokenChunk | StopStringHit]:
     whole: list[TokenChunk | StopStringHit] = []
     begun: list[TokenChunk | StopStringHit] = []
     taken: list[int] = []
@@ -86,4 +88,4 @@ def _cut(buffer: Sequence[tuple[TokenChunk, str]], at: int) -> list[TokenChunk |
         else:
             begun.append(chunk._replace(text=part[: at - start], finish_reason=None))
         start += len(part)
-    return [*whole, StopStringHit(tuple(taken)), *begun]
+    return [*whole, StopStringHit(tuple(taken), stop), *begun]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, NamedTuple, NoReturn
 
+from service.deferral.call_span import CALL_CLOSE, CALL_OPEN
 from service.episode.stop_strings import partial_stop_length
 
 CheckCall = Callable[[str, dict[str, object] | None], str | None]
@@ -67,9 +68,6 @@ def loads(text: str) -> object:
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
-
-CALL_OPEN: Final = "<tool_call>"
-CALL_CLOSE: Final = "</tool_call>"
 
 _HEAD: Final = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 _TAIL: Final = re.compile(r"\s*\}\s*" + CALL_CLOSE)
@@ -140,10 +138,13 @@ class ToolCallParser:
         check: validates each call.
         strict: raise for a call that is invalid or doesn't match its schema. Otherwise an unparsable call is
             text, and one that doesn't match its schema is passed on for the client to judge.
+        marked: calls begin only at `open_call` and end at `close_call`, because the opening tag has another
+            meaning too. Text after an invalid call may then contain calls again.
     """
 
-    def __init__(self, check: CheckCall, *, strict: bool = True) -> None:
+    def __init__(self, check: CheckCall, *, strict: bool = True, marked: bool = False) -> None:
         self.calls = 0
+        self._marked = marked
         self._check = check
         self._strict = strict
         self._gap = ""
@@ -179,6 +180,38 @@ class ToolCallParser:
                 raise
             self._give_up(events)
         return events
+
+    def open_call(self) -> list[ToolParserEvent]:
+        """Begin a call after the opening tag, with which the text so far ends."""
+        if not self._buffer.endswith(CALL_OPEN):
+            return []
+        return self._open_call(self._buffer.removesuffix(CALL_OPEN), "")
+
+    def close_call(self) -> list[ToolParserEvent]:
+        """End the current call, whose text is complete.
+
+        Raises:
+            CallError: as `feed`.
+        """
+        events: list[ToolParserEvent] = []
+        try:
+            if self._state is _CallState.HEAD:
+                self._whole(self._buffer.removesuffix(CALL_CLOSE), events)
+            elif self._state is _CallState.ARGUMENTS:
+                raise self._error("the call ends too early", "".join(self._arguments) + self._buffer)
+            elif self._state is _CallState.TAIL:
+                events.append(ToolCallEnd(self.calls - 1))
+        except CallError:
+            if self._strict:
+                raise
+            self._give_up(events)
+        if self._state is not _CallState.TEXT:
+            self._state, self._buffer = _CallState.TEXT, ""
+        return events
+
+    def drop_tag(self) -> None:
+        """Drop an opening tag at the end of the text that began no call."""
+        self._buffer = self._buffer.removesuffix(CALL_OPEN)
 
     def end(self, *, cut_off: bool) -> list[ToolParserEvent]:
         """End the reply. With ``cut_off`` a limit ended it, so the last call may be incomplete.
@@ -224,19 +257,27 @@ class ToolCallParser:
         return False
 
     def _text(self, events: list[ToolParserEvent]) -> bool:
-        text, tag, after = self._buffer.partition(CALL_OPEN)
-        if tag:
-            # Text between two calls is kept, white space is not.
-            if text.strip():
-                events.append(TextDelta(text.rstrip()))
-            self._gap, self._begun, self._arguments = text[len(text.rstrip()) :], "", []
-            self._state, self._buffer = _CallState.HEAD, after
-            return True
-        certain = text[: len(text) - partial_stop_length(text, [CALL_OPEN])].rstrip()
+        text = self._buffer
+        if not self._marked:
+            text, tag, after = self._buffer.partition(CALL_OPEN)
+            if tag:
+                events += self._open_call(text, after)
+                return True
+        tag_chars = partial_stop_length(text, [CALL_OPEN])
+        if self._marked and text.endswith(CALL_OPEN):
+            tag_chars = len(CALL_OPEN)
+        certain = text[: len(text) - tag_chars].rstrip()
         if certain:
             events.append(TextDelta(certain))
             self._buffer = text[len(certain) :]
         return False
+
+    def _open_call(self, text: str, after: str) -> list[ToolParserEvent]:
+        """Begin a call between ``text`` and ``after``."""
+        self._gap, self._begun, self._arguments = text[len(text.rstrip()) :], "", []
+        self._state, self._buffer = _CallState.HEAD, after
+        # Text between two calls is kept, white space is not.
+        return [TextDelta(text.rstrip())] if text.strip() else []
 
     def _head(self, events: list[ToolParserEvent]) -> bool:
         if found := _HEAD.match(self._buffer):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from service.tools.base import ToolHost
+
 Status = Literal["ok", "error", "timeout", "oom", "output_limit", "sandbox_error"]
 EagerFallback = Literal["not_separable", "forked", "background_work", "shared_state", "channel_closed"]
 """Reason why blocks ran at the flush although eager execution was on:
@@ -19,6 +21,31 @@ EagerFallback = Literal["not_separable", "forked", "background_work", "shared_st
 * ``shared_state``: the namespace held pipes, sockets or shared memory. A run could not be undone.
 * ``channel_closed``: code closed the descriptor that connects it to the supervisor.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file or figure of a flush that was stored for download."""
+
+    id: str
+    container_id: str
+    path: str
+    size: int
+    """Size in bytes."""
+    sha256: str
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlushFiles:
+    """Files and displays of a flush in a container that lives across requests."""
+
+    files: tuple[OutputFile, ...] = ()
+    """Files that the flush created or changed, and its figures."""
+    tables: tuple[str, ...] = ()
+    """HTML of a data frame that is the last expression. It is data of the tenant and must not be trusted."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Path and reason of each entry that is not returned, see `service.sandbox.files.SkipReason`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +78,15 @@ class ExecutionResult:
     """Unix time at which the last block ended; None if nothing ran."""
     runs: tuple[tuple[float, float], ...] = ()
     """Start and end of each block that ran, in Unix seconds. One pair if all blocks ran as one script."""
+    pauses: tuple[tuple[float, float], ...] = ()
+    """Times within ``runs`` at which a block waited for the flush to call a tool, in Unix seconds. They are
+    not part of ``wall_seconds``."""
     container: str | None = None
     """Name of the leased container; None if there was none."""
     eager_fallback: EagerFallback | None = None
     """Reason why the blocks ran at the flush; None if they ran eagerly, or if eager execution was off."""
+    files: FlushFiles | None = None
+    """None without a container that lives across requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +97,14 @@ class SessionLimits:
     """Wall-clock seconds that the blocks of one flush may run."""
     eager: bool = True
     """Start each block in the background as soon as it is invoked."""
+    tool_wait_s: float = 60.0
+    """Wall-clock seconds that one flush may wait for tools, beside the run limit."""
+    tool_calls: int = 100
+    """Number of calls of tools that one flush may make."""
+    figures: Literal["png", "svg"] | None = None
+    """Sessions with files: format of the figures that are open at the end of a flush; None to render none."""
+    memory_mb: int | None = None
+    """Sessions with files: memory limit of the container in MiB, without its inputs; None for the default."""
 
 
 class SandboxError(Exception):
@@ -120,8 +160,13 @@ class Sandbox(Protocol):
         """
         ...
 
-    def session(self, limits: SessionLimits) -> Session:
-        """Return a session that leases its container at the first ``invoke``."""
+    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
+        """Return a session that leases its container at the first ``invoke``.
+
+        Args:
+            limits: limits of the session.
+            tools: tools that code can call, as functions of the module ``tools``.
+        """
         ...
 
     async def ready(self) -> bool:

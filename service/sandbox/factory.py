@@ -25,6 +25,18 @@ _MIN_RUN_LIMIT_CEILING_S: Final = 30.0
 busy machine, also if no session may run as long."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunnerTlsFiles:
+    """TLS files of a client of runners, in PEM format."""
+
+    ca: Path | None = None
+    """Certificate authorities of the runners. If given, all TCP addresses use TLS."""
+    certificate: Path | None = None
+    """The client's certificate, if the runners require one."""
+    key: Path | None = None
+    """Its private key; None if it is in the same file."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxOptions:
     """Options of all kinds of sandbox. Each kind reads its own and ignores the others. Times in seconds."""
@@ -46,15 +58,19 @@ class SandboxOptions:
     """``in-process``: the OCI runtime; None for the daemon's default."""
     instance: str | None = None
     """``in-process``: the owner in the containers' labels, see ``instance_name``; None for the host name."""
+    cgroup_root: Path | None = None
+    """``in-process``: directory of the daemon's cgroups; None for ``/sys/fs/cgroup``."""
 
     python: str | None = None
     """``process``: the interpreter that runs the code; None for the current one."""
 
-    runner_address: str = ""
-    """``runner``: ``unix:/path/to.sock`` or ``host:port``."""
+    runner_addresses: tuple[str, ...] = ()
+    """``runner``: ``unix:/path/to.sock``, ``host:port`` or ``wss://host:port`` of each runner."""
     runner_token: SecretStr | None = None
     """``runner``: the shared secret; None to read it from ``runner_token_file`` or the environment."""
     runner_token_file: Path | None = None
+    runner_tls: RunnerTlsFiles = RunnerTlsFiles()
+    """``runner``: TLS files of the client."""
     connect_timeout_s: float = 10.0
     """``runner``: how long to retry while the runner is unreachable."""
     start_timeout_s: float | None = None
@@ -66,7 +82,7 @@ def create_sandbox(options: SandboxOptions) -> Sandbox:
 
     Raises:
         TokenError: the runner's token is missing, unreadable or too short.
-        ValueError: an option is invalid.
+        ValueError: an option is invalid, or a TLS file is unusable.
     """
     # Imported on use: Docker and the runner's client are needed by one kind each.
     if options.kind == "runner":
@@ -75,8 +91,11 @@ def create_sandbox(options: SandboxOptions) -> Sandbox:
 
         return RunnerClient(
             RunnerClientSettings(
-                address=options.runner_address,
+                addresses=options.runner_addresses,
                 token=options.runner_token or read_token(options.runner_token_file),
+                ca_file=options.runner_tls.ca,
+                certificate_file=options.runner_tls.certificate,
+                key_file=options.runner_tls.key,
                 connect_timeout_s=options.connect_timeout_s,
                 start_timeout_s=options.start_timeout_s,
             )
@@ -96,7 +115,12 @@ def create_sandbox(options: SandboxOptions) -> Sandbox:
     from service.sandbox.docker.sandbox import DockerSandbox
     from service.sandbox.docker.settings import DockerSandboxSettings
 
-    chosen = {"image": options.image, "runtime": options.runtime, "instance": options.instance}
+    chosen = {
+        "image": options.image,
+        "runtime": options.runtime,
+        "instance": options.instance,
+        "cgroup_root": options.cgroup_root,
+    }
     settings |= {name: value for name, value in chosen.items() if value is not None}
     return DockerSandbox(DockerSandboxSettings(**settings))
 

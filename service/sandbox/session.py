@@ -1,25 +1,39 @@
-"""Sandbox with a pool of workers, the base of the Docker and bubblewrap sandboxes."""
+"""A session on a worker of a pool."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
-from service.sandbox.base import ExecutionResult, SandboxError, Session, SessionLimits
-from service.sandbox.isolation_checks import IsolationCheck, check_isolation
-from service.sandbox.pool import Pool, PoolStats
-from service.sandbox.settings import PoolSettings
-from service.sandbox.worker_protocol import MAX_CODE_BYTES, Result, SandboxWorker
+from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.pool import Pool
+from service.sandbox.tool_calls import ToolCalls
+from service.sandbox.worker_protocol import (
+    MAX_CODE_BYTES,
+    Reply,
+    Result,
+    SandboxWorker,
+    Settled,
+    ToolCallFrame,
+)
+from service.tools.base import ToolHost
 
 
 class PooledSession:
     """A session on its own worker, leased at the first ``invoke``."""
 
-    def __init__(self, pool: Pool, limits: SessionLimits, grace_s: float) -> None:
+    def __init__(
+        self, pool: Pool, limits: SessionLimits, grace_s: float, tools: ToolHost | None = None
+    ) -> None:
         self._pool = pool
         self._answer_within_s = limits.run_limit_s + grace_s
+        if tools is not None:
+            self._answer_within_s += limits.tool_wait_s
+        self._tools = tools
+        self._channel: ToolChannel | None = None
+        """Reads the worker's frames if the session has tools."""
         self._limits = limits
         self._worker: SandboxWorker | None = None
         self._pending_bytes = 0
@@ -29,6 +43,8 @@ class PooledSession:
         self._closed = False
         self._lock = asyncio.Lock()
         self._announced = False
+        self._settling: asyncio.Task[SandboxError | None] | None = None
+        """Reads the frame that follows a result, and then freezes the worker."""
 
     async def prepare(self) -> None:
         if self._worker is None and not self._announced and not self._closed:
@@ -50,13 +66,8 @@ class PooledSession:
             if self._failure is not None or self._pending_bytes > MAX_CODE_BYTES:
                 return
             try:
-                if self._worker is None:
-                    self._withdraw()
-                    self._worker = await self._pool.lease()
-                    await self._worker.send(
-                        {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
-                    )
-                await self._worker.send({"op": "invoke", "code": code})
+                worker = self._worker or await self._lease()
+                await worker.send({"op": "invoke", "code": code})
             except SandboxError as error:
                 if self._worker is None:
                     self._pending_blocks, self._pending_bytes = 0, 0
@@ -65,6 +76,23 @@ class PooledSession:
             except asyncio.CancelledError:
                 self._drop_worker("cancelled")
                 raise
+
+    async def _lease(self) -> SandboxWorker:
+        self._withdraw()
+        self._worker = await self._pool.lease()
+        await self._worker.send(self._opening(self._worker))
+        return self._worker
+
+    def _opening(self, worker: SandboxWorker) -> dict[str, Any]:
+        frame = {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
+        if self._limits.figures is not None:
+            frame["figures"] = self._limits.figures
+        if worker.freezable:
+            frame["report_settled"] = True
+        if self._tools is None:
+            return frame
+        self._channel = ToolChannel(worker, ToolCalls(self._tools, self._limits, worker.send))
+        return frame | self._channel.calls.open_fields()
 
     async def flush(self) -> ExecutionResult:
         async with self._lock:
@@ -95,8 +123,12 @@ class PooledSession:
         assert self._worker is not None  # noqa: S101  blocks are pending, so a worker was leased
         try:
             async with asyncio.timeout(self._answer_within_s):
+                if self._channel is not None:
+                    self._channel.calls.flushing = True
                 await self._worker.send({"op": "flush"})
-                frame = await self._worker.receive()
+                if self._settling is not None and (error := await self._settling) is not None:
+                    raise error
+                frame = await (self._channel or self._worker).receive()
         except TimeoutError:
             self._fail("the worker did not answer in time")
         except SandboxError as error:
@@ -106,8 +138,36 @@ class PooledSession:
             raise
         else:
             if isinstance(frame, Result):
+                if self._channel is not None:
+                    self._channel.calls.end_flush()
+                if self._worker.freezable:
+                    self._settling = asyncio.create_task(
+                        self._settle(self._worker, self._channel or self._worker)
+                    )
                 return frame
             self._fail(f"the worker replied {frame.op!r} to a flush")
+        return None
+
+    async def _settle(
+        self, worker: SandboxWorker, source: SandboxWorker | ToolChannel
+    ) -> SandboxError | None:
+        """Freeze the worker once its supervisor is done with the flush, unless new blocks are pending.
+
+        Args:
+            worker: to freeze.
+            source: reads its frames.
+
+        Returns:
+            The error if the worker failed. The next flush reports it.
+        """
+        try:
+            frame = await source.receive()
+        except SandboxError as error:
+            return error
+        if not isinstance(frame, Settled):
+            return SandboxError(f"the worker sent {frame.op!r} instead of 'settled'")
+        if not self._pending_blocks and not self._lock.locked():
+            worker.freeze()  # the next ``send`` ends it
         return None
 
     def _fail(self, reason: str) -> None:
@@ -115,6 +175,12 @@ class PooledSession:
         self._drop_worker("sandbox_error")
 
     def _drop_worker(self, reason: str | None) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         if self._worker is not None:
             self._pool.discard(self._worker, reason)
             self._worker = None
@@ -123,6 +189,43 @@ class PooledSession:
         self._closed = True
         self._withdraw()
         self._drop_worker(None)
+
+
+class ToolChannel:
+    """Reads a worker's frames from its lease on: tools may be called at any time before the flush."""
+
+    def __init__(self, worker: SandboxWorker, calls: ToolCalls) -> None:
+        self.calls = calls
+        self._worker = worker
+        self._frames: asyncio.Queue[Reply | SandboxError] = asyncio.Queue()
+        self._task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                frame = await self._worker.receive()
+                if isinstance(frame, ToolCallFrame):
+                    self.calls.begin(frame)
+                else:
+                    self._frames.put_nowait(frame)
+        except SandboxError as error:
+            self._frames.put_nowait(error)
+            self._worker.close()  # a worker that breaks the protocol must not run on
+
+    async def receive(self) -> Reply:
+        """Return the next frame that is not a call of a tool.
+
+        Raises:
+            SandboxError: the worker is gone or broke the protocol.
+        """
+        frame = await self._frames.get()
+        if isinstance(frame, SandboxError):
+            raise frame
+        return frame
+
+    def close(self) -> None:
+        self._task.cancel()
+        self.calls.close()
 
 
 def _nothing_ran(
@@ -136,55 +239,3 @@ def _nothing_ran(
         waited_seconds=waited_seconds,
         exit_code=exit_code,
     )
-
-
-class PooledSandbox:
-    """A ``Sandbox`` that gives each session its own worker, which no other session uses."""
-
-    def __init__(
-        self,
-        settings: PoolSettings,
-        create: Callable[[], Awaitable[SandboxWorker]],
-        checks: Sequence[IsolationCheck],
-    ) -> None:
-        self._limits = settings
-        self._checks = checks
-        self._checked = False
-        self._pool = Pool(
-            create,
-            size=settings.pool_size,
-            maximum=settings.max_containers,
-            concurrency=settings.start_concurrency,
-            queue_timeout_s=settings.queue_timeout_s,
-        )
-
-    async def start(self) -> None:
-        """Fill the pool and run the isolation checks in one of its workers.
-
-        Raises:
-            SandboxError: no worker can be started, or a check failed. All workers are removed again, and
-                ``ready`` stays false.
-        """
-        try:
-            await self._pool.start()
-            await check_isolation(self.session, self._checks)
-        except BaseException:
-            await self.stop()
-            raise
-        self._checked = True
-
-    def session(self, limits: SessionLimits) -> Session:
-        clipped = min(limits.run_limit_s, self._limits.run_limit_ceiling_s)
-        limits = SessionLimits(run_limit_s=clipped, eager=limits.eager)
-        return PooledSession(self._pool, limits, self._limits.grace_s)
-
-    async def ready(self) -> bool:
-        """Return whether the isolation checks passed and sandboxes are available."""
-        return self._checked and self._pool.healthy
-
-    def stats(self) -> PoolStats:
-        return self._pool.stats()
-
-    async def stop(self) -> None:
-        self._checked = False
-        await self._pool.stop()

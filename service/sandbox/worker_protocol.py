@@ -4,8 +4,12 @@ A frame is a u32 length (big endian) followed by that many bytes of JSON. Everyt
 untrusted: sizes are bounded before anything is read, only JSON is parsed, and a frame that does not match the
 schema is a ``FrameError``, after which the worker is destroyed.
 
-The pool sends ``open`` (with the session's limits), ``invoke`` (with a block) and ``flush``. The worker sends
-``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits.
+The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
+worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
+``open`` asks for it, ``Settled`` follows each result. If the session has tools, the worker also sends
+``ToolCallFrame``, each of which is answered with ``tool_result``. Sessions with files also use ``put`` (a
+frame with the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard``
+(drop the pending blocks), each with one reply.
 """
 
 from __future__ import annotations
@@ -13,12 +17,23 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
 from asyncio import IncompleteReadError
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from service.sandbox.base import EagerFallback, ExecutionResult, SandboxError
+from service.sandbox.files import DisplayType, SkipReason
+from service.tools.base import MAX_ARGUMENT_BYTES
 
 MAX_FRAME_BYTES = 1 << 20
 """Largest frame that a worker may send, in bytes."""
@@ -39,6 +54,7 @@ class ByteReader(Protocol):
     """The method of ``asyncio.StreamReader`` that reading frames requires."""
 
     async def readexactly(self, n: int) -> bytes: ...
+    def at_eof(self) -> bool: ...
 
 
 def _encodable(text: str) -> str:
@@ -82,18 +98,88 @@ class Result(_Frame):
     started_at: Time | None
     finished_at: Time | None
     runs: list[Annotated[list[Time], Field(min_length=2, max_length=2)]]
+    pauses: list[Annotated[list[Time], Field(min_length=2, max_length=2)]] = []
     eager_fallback: EagerFallback | None = None
 
     def execution_result(self, waited_seconds: float) -> ExecutionResult:
         return ExecutionResult(
-            **self.model_dump(exclude={"op", "runs"}),
+            **self.model_dump(exclude={"op", "runs", "pauses"}),
             waited_seconds=waited_seconds,
             runs=tuple((start, end) for start, end in self.runs),
+            pauses=tuple((start, end) for start, end in self.pauses),
         )
 
 
-WorkerFrame = Annotated[Ready | Fatal | Result, Field(discriminator="op")]
-_worker_frame: TypeAdapter[Ready | Fatal | Result] = TypeAdapter(WorkerFrame)
+class Settled(_Frame):
+    """After a result: the next checkpoint exists and all processes of the code are stopped."""
+
+    op: Literal["settled"]
+
+
+class ToolCallFrame(_Frame):
+    """Code called a tool."""
+
+    op: Literal["tool_call"]
+    id: int = Field(ge=1)
+    attempt: Literal[1, 2]
+    """2 if the blocks of the flush run again as one script."""
+    name: str = Field(max_length=256)
+    arguments: Text = Field(max_length=MAX_ARGUMENT_BYTES)
+    """JSON, as the code wrote it: neither parsed nor validated yet."""
+
+
+class Done(_Frame):
+    """Reply to ``put``, ``remove`` and ``discard``."""
+
+    op: Literal["done"]
+    error: Text | None = Field(max_length=2000)
+
+
+class ListedFile(_Frame):
+    path: Text = Field(min_length=1, max_length=512)
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _is_relative(cls, path: str) -> str:
+        if not path.isprintable() or any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError("not a relative path")
+        return path
+
+
+class SkippedEntry(_Frame):
+    path: Text = Field(max_length=400)
+    reason: SkipReason
+
+
+class ListedDisplay(_Frame):
+    type: DisplayType
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class FileListing(_Frame):
+    """Reply to ``files``: the changes in the work directory since the last listing, and the displays."""
+
+    op: Literal["files"]
+    files: list[ListedFile] = Field(max_length=64)
+    skipped: list[SkippedEntry] = Field(max_length=16)
+    displays: list[ListedDisplay] = Field(max_length=16)
+
+
+class Data(_Frame):
+    """Reply to ``read``: a part of a file, in base64; None if it can't be read."""
+
+    op: Literal["data"]
+    data: str | None = Field(max_length=MAX_FRAME_BYTES)
+
+
+Reply = Ready | Result | Settled | ToolCallFrame | Done | FileListing | Data
+"""A frame that a worker sends while it works correctly."""
+AnyFrame = Reply | Fatal
+WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]
+_worker_frame: TypeAdapter[AnyFrame] = TypeAdapter(WorkerFrame)
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -102,7 +188,7 @@ def encode(message: dict[str, Any]) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-async def read_frame(reader: ByteReader) -> Ready | Fatal | Result:
+async def read_frame(reader: ByteReader) -> AnyFrame:
     """Read and validate the next frame.
 
     Raises:
@@ -154,6 +240,10 @@ class DockerStream:
         del self._stdout[:n]
         return taken
 
+    def at_eof(self) -> bool:
+        """Return whether the stream has ended."""
+        return self._reader.at_eof()
+
 
 class SandboxWorker(Protocol):
     """A single-use container or process that runs the code of one session."""
@@ -161,20 +251,55 @@ class SandboxWorker(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def created_at(self) -> float:
+        """Monotonic time of the start."""
+        ...
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its channel was closed from the other side."""
+        ...
+
+    @property
+    def freezable(self) -> bool:
+        """Whether ``freeze`` has an effect."""
+        ...
+
     async def send(self, message: dict[str, Any]) -> None:
-        """Send a frame.
+        """Send a frame. A frozen worker continues.
 
         Raises:
             SandboxError: the worker is gone.
         """
         ...
 
-    async def receive(self) -> Ready | Result:
+    async def receive(self) -> Reply:
         """Receive the next frame.
 
         Raises:
             SandboxError: the worker is gone, reported a fatal error, or sent an invalid frame.
         """
+        ...
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send a part of the input that the last frame announced.
+
+        Raises:
+            SandboxError: the worker is gone.
+        """
+        ...
+
+    async def resize(self, memory_mb: int) -> None:
+        """Set the memory limit. No effect if no cgroup limits the memory.
+
+        Raises:
+            SandboxError: the limit can't be set.
+        """
+        ...
+
+    def freeze(self) -> None:
+        """Stop all processes until the next ``send``. Never raises."""
         ...
 
     def close(self) -> None:
@@ -187,12 +312,19 @@ class SandboxWorker(Protocol):
 
 
 class Channel:
-    """Base of all workers: frames over a pair of asyncio streams."""
+    """Base of all workers: frames over a pair of asyncio streams. It can't be frozen."""
+
+    freezable = False
 
     def __init__(self, name: str, reader: ByteReader, writer: asyncio.StreamWriter) -> None:
         self.name = name
         self._reader = reader
         self._writer = writer
+        self.created_at = time.monotonic()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._reader.at_eof()
 
     async def send(self, message: dict[str, Any]) -> None:
         try:
@@ -201,7 +333,16 @@ class Channel:
         except (OSError, RuntimeError) as error:
             raise SandboxError(f"worker {self.name} is gone: {error}") from error
 
-    async def receive(self) -> Ready | Result:
+    async def send_bytes(self, data: bytes) -> None:
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except (OSError, RuntimeError) as error:
+            raise SandboxError(f"worker {self.name} is gone: {error}") from error
+
+    async def resize(self, memory_mb: int) -> None: ...
+
+    async def receive(self) -> Reply:
         try:
             frame = await read_frame(self._reader)
         except (FrameError, EOFError, OSError) as error:
@@ -209,6 +350,9 @@ class Channel:
         if isinstance(frame, Fatal):
             raise SandboxError(f"worker {self.name} failed: {frame.reason}")
         return frame
+
+    def freeze(self) -> None:
+        pass
 
     def close(self) -> None:
         self._writer.close()

@@ -238,7 +238,8 @@ def _build(settings: Settings) -> FastAPI:
 
 def _describe_sandbox(settings: Settings) -> str:
     if settings.sandbox_kind == "runner":
-        return f"runner at {escape(settings.runner_url)}"
+        many = len(settings.runner_url) > 1
+        return f"{'runners' if many else 'runner'} at {escape(', '.join(settings.runner_url))}"
     if settings.sandbox_kind == "process":
         return "processes under bubblewrap: weaker than containers, as accepted (this machine only)"
     return "containers started by this process, which holds the Docker socket (this machine only)"

@@ -17,14 +17,18 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.api.auth import ApiKey, parse_keys
+from service.api.files.containers import ContainerLimits
 from service.api.seal import SealKey, parse_seal_key
 from service.api.state import ApiSettings
 from service.engines.checkpoint import quickstart
 from service.engines.factory import EngineKind, engine_kind
 from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
-from service.sandbox.factory import SandboxKind
+from service.sandbox.factory import RunnerTlsFiles, SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
-from service.store.database import default_url
+from service.store.database import default_files_url, default_url
+from service.tools.mcp.connection import McpServer
+from service.tools.mcp.egress import EgressPolicy
+from service.tools.mcp.hub import McpHub, read_servers
 
 
 class Settings(BaseSettings):
@@ -82,10 +86,17 @@ class Settings(BaseSettings):
     accept_weaker_isolation: bool = False
     """Allow sandbox ``process`` on a loopback address. Code can see this machine's programs, and its
     processes have no combined limits on memory, CPU time and number of files."""
-    runner_url: str = "unix:/run/ih-grpo/runner.sock"
-    """Address of the runner: ``unix:/path/to.sock`` or ``host:port``."""
+    runner_url: Annotated[tuple[str, ...], NoDecode] = ("unix:/run/ih-grpo/runner.sock",)
+    """Comma-separated addresses of runners: ``unix:/path/to.sock``, ``host:port`` or ``wss://host:port``
+    (TLS). Each episode goes to the least loaded one that answers."""
     runner_token_file: Path | None = None
-    """File with the secret shared with the runner. Default: the secret itself in ``IHGRPO_RUNNER_TOKEN``."""
+    """File with the secret shared with the runners. Default: the secret itself in ``IHGRPO_RUNNER_TOKEN``."""
+    runner_ca_file: Path | None = None
+    """Certificate authorities of the runners, in PEM format. If set, all their TCP addresses use TLS."""
+    runner_cert_file: Path | None = None
+    """This server's certificate, if the runners require one."""
+    runner_key_file: Path | None = None
+    """Private key of this certificate. Default: in the same file."""
     sandbox_image: str = "ih-grpo-sandbox:latest"
     """Container image, for ``in-process``."""
     warm_containers: int = Field(default=4, ge=0)
@@ -93,6 +104,23 @@ class Settings(BaseSettings):
     while episodes begin faster than containers start."""
     max_containers: int = Field(default=32, ge=1)
     """Maximum number of containers, for ``in-process``."""
+
+    container_idle_minutes: float = Field(default=20.0, ge=0, le=60)
+    """Minutes without a request after which a container of the Containers API, of the Responses API or of
+    ``deferral.container`` expires. 0 gives each reply its own container, without files."""
+    containers_per_key: int = Field(default=8, ge=1)
+    """Maximum number of these containers per key. Beyond, the least recently used one ends."""
+    parked_memory_mb: int = Field(default=4096, ge=0)
+    """Memory limits of all containers that wait for their next request, together, in MiB. Beyond, the least
+    recently used one ends. Each also counts as one of ``max_containers``, or of the runner's sessions."""
+    container_memory_mb: int = Field(default=1024, ge=192)
+    """Maximum memory of a container that a client may request, in MiB."""
+    container_wait_s: float = Field(default=10.0, ge=0)
+    """Seconds that a request waits for a container that another one uses. After it the request gets 409."""
+    container_files_days: float = Field(default=1.0, ge=0)
+    """Days that the files of an expired container can be downloaded."""
+    key_sandbox_seconds: float | None = Field(default=None, gt=0)
+    """Seconds that code of one key may run in these containers in a day (UTC). Default: unlimited."""
 
     max_turns: int | None = Field(default=None, ge=1)
     """Maximum number of turns that a client may request. Default: the checkpoint's value."""
@@ -129,6 +157,15 @@ class Settings(BaseSettings):
     """Days that a response is kept."""
     store_max_bytes: int = Field(default=2**30, ge=2**20)
     """Approximate size limit of the store in bytes. Above it the oldest responses are removed first."""
+    files_url: str | None = None
+    """Store of uploaded files and of files that code wrote: the path of a directory, or an fsspec URL such as
+    ``s3://bucket/prefix`` (extra ``s3``), which several servers can share. Default: the directory ``files``
+    beside the SQLite database, or in the user's state directory."""
+    max_file_bytes: int = Field(default=512 * 2**20, ge=1024)
+    """Maximum size of an uploaded file in bytes. Larger ones get 413."""
+    key_files_bytes: int = Field(default=4 * 2**30, ge=1024)
+    """Maximum size of all files of one key in bytes, including files that its code wrote."""
+
     seal_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Comma-separated keys that encrypt the reasoning that clients of the Responses API keep
     (``encrypted_content``), as ``ID:BASE64`` of 32 bytes. The first key encrypts, all keys decrypt. Default:
@@ -150,6 +187,19 @@ class Settings(BaseSettings):
     """Serve without keys on addresses other than loopback: anyone who reaches the port can use the model and
     run code."""
 
+    mcp_servers_file: Path | None = None
+    """JSON file with MCP servers of the operator, ``{"mcpServers": {LABEL: {"url": ...}}}``, whose tools code
+    can call. Requests name them by label; see the guide on deferred tools."""
+    mcp_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated hosts of MCP servers that requests may name by URL, such as ``mcp.example.com`` or
+    ``*.example.com:8443``; ``*`` for any. Only HTTPS and public addresses. Default: none."""
+    mcp_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts in the same form that may have private addresses and may be reached over plain HTTP."""
+    tool_call_timeout_s: float = Field(default=30.0, gt=0, le=600)
+    """Maximum time of one call of a tool by code, in seconds."""
+    tool_wait_s: float = Field(default=60.0, gt=0, le=600)
+    """Maximum time that one flush may wait for tools, in seconds, beside its run time."""
+
     reload_root: Path | None = None
     """Directory that ``POST /admin/reload`` may load checkpoints from; unset disables reloading. Requires an
     admin API key (``ih-grpo key --admin``)."""
@@ -162,12 +212,21 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     """Log format: human-readable lines, or JSON for a log collector."""
 
-    @field_validator("api_keys", "engine_url", "cors_origins", "allowed_hosts", "seal_keys", mode="before")
+    @field_validator(
+        *("api_keys", "engine_url", "runner_url", "cors_origins", "allowed_hosts", "seal_keys"),
+        *("mcp_allowed_hosts", "mcp_private_hosts"),
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
+
+    @field_validator("runner_ca_file", "runner_cert_file", "runner_key_file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("seal_keys")
     @classmethod
@@ -237,6 +296,10 @@ class Settings(BaseSettings):
         configured = {"runner_url", "runner_token_file"} & self.model_fields_set or os.environ.get(TOKEN_ENV)
         return "runner" if configured or not is_loopback(self.host) else "in-process"
 
+    def runner_tls(self) -> RunnerTlsFiles:
+        """TLS files of the client of the runners."""
+        return RunnerTlsFiles(self.runner_ca_file, self.runner_cert_file, self.runner_key_file)
+
     @property
     def engine_kind(self) -> EngineKind:
         """The configured engine, with ``auto`` resolved for this machine."""
@@ -280,6 +343,43 @@ class Settings(BaseSettings):
             max_concurrent_episodes=self.max_concurrent_episodes,
             keep_alive_s=self.keep_alive_s,
             reload_root=self.reload_root,
+            tool_wait_s=self.tool_wait_s,
+        )
+
+    def mcp_hub(self) -> McpHub:
+        """The MCP servers of the operator, and the rules for those that requests name.
+
+        Raises:
+            ValueError: the file with servers can't be read or is invalid.
+        """
+        servers: list[McpServer] = []
+        always: list[str] = []
+        if self.mcp_servers_file is not None:
+            try:
+                servers, always = read_servers(self.mcp_servers_file)
+            except ValueError as error:
+                raise ValueError(f"mcp_servers_file {error}") from None
+        return McpHub(
+            servers,
+            always=always,
+            policy=EgressPolicy(self.mcp_allowed_hosts, self.mcp_private_hosts),
+            call_timeout_s=self.tool_call_timeout_s,
+        )
+
+    @property
+    def files_location(self) -> str:
+        """The configured store of files, with the default resolved."""
+        return self.files_url or default_files_url(self.store_url)
+
+    def container_limits(self) -> ContainerLimits:
+        """Limits on containers that live across requests."""
+        return ContainerLimits(
+            idle_minutes=self.container_idle_minutes,
+            per_key=self.containers_per_key,
+            parked_memory_mb=self.parked_memory_mb,
+            wait_s=self.container_wait_s,
+            seconds_per_day=self.key_sandbox_seconds,
+            max_memory_mb=self.container_memory_mb,
         )
 
     def seals(self) -> tuple[SealKey, ...]:
@@ -344,7 +444,12 @@ def is_loopback(host: str) -> bool:
 
 
 _PREFIX: Final = "IHGRPO_"
-_OTHERS: Final = frozenset({"api_key", "runner_token", "runner_warm_containers"})
+_OTHERS: Final = frozenset(
+    {
+        *("api_key", "runner_token", "runner_warm_containers", "runner_queue_timeout_s"),
+        *("runner_tls_cert_file", "runner_tls_key_file", "runner_tls_client_ca_file"),
+    }
+)
 """Variables of ``ih-grpo chat`` and the runner, which resemble settings."""
 _ALIKE: Final = 0.75
 

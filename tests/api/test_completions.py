@@ -84,10 +84,32 @@ async def test_logprobs_in_the_legacy_form() -> None:
         tokens = [
             token async for chunk in stream for token in getattr(chunk.choices[0].logprobs, "tokens", [])
         ]
-    assert whole.tokens == tokens == ["H", "i", "."]
-    assert whole.token_logprobs == [-0.5] * 3
-    assert whole.text_offset == [0, 1, 2]
-    assert len(whole.top_logprobs) == 3
+    assert whole.tokens == tokens == ["H", "i", ".", EOS]  # with the token that ends it, as in vLLM
+    assert whole.token_logprobs == [-0.5] * 4
+    assert whole.text_offset == [0, 1, 2, 3]
+    assert whole.top_logprobs == [{"H": -0.5}, {"i": -0.5}, {".": -0.5}, {EOS: -0.5}]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 5])
+async def test_echoed_prompt_has_logprobs(max_tokens: int) -> None:
+    scripted = engine("Hi." + EOS)
+    scripted.capabilities = frozenset({"top_logprobs", "prompt_logprobs"})
+    async with serving(scripted) as served:
+        options = {"echo": True, "logprobs": 1, "max_tokens": max_tokens}
+        [whole] = (await ask(served, ["abc"], **options)).choices
+        completion = await ask(served, ["abc"], **options)
+        stream = await ask(served, ["abc"], **options, stream=True)
+        chunks = [chunk.choices[0] async for chunk in stream]
+    written = ["H", "i", ".", EOS][:max_tokens]
+    assert whole.logprobs.tokens == ["a", "b", "c", *written]
+    assert whole.logprobs.token_logprobs == [None, -1.0, -2.0, *[-0.5] * len(written)]
+    assert whole.logprobs.top_logprobs[:3] == [None, {"b": -1.0, "x": -0.25}, {"c": -2.0, "x": -0.25}]
+    assert whole.logprobs.text_offset == list(range(len(whole.logprobs.tokens)))
+    assert whole.text == "".join(chunk.text for chunk in chunks) == "abc" + "Hi."[:max_tokens]
+    streamed = [token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.tokens]
+    assert streamed == whole.logprobs.tokens
+    assert completion.usage.completion_tokens == len(written)
+    assert whole.finish_reason == ("stop" if max_tokens == 5 else "length")
 
 
 async def test_stop_strings_and_stop_tokens() -> None:
@@ -116,7 +138,6 @@ async def test_min_tokens_reaches_the_engine() -> None:
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"best_of": 3}, "best_of", "unsupported_parameter"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
-    ({"echo": True, "logprobs": 1}, "logprobs", "unsupported_parameter"),
     ({"n": 99}, "n", "invalid_value"),
     ({"prompt": ["a"] * 33}, "prompt", "invalid_value"),
     ({"prompt": []}, "prompt", "invalid_value"),

@@ -27,27 +27,29 @@ def seal(*keys: str) -> Seal:
 
 @given(st.text(), st.text(alphabet="abc", max_size=3))
 def test_sealed_text_can_be_opened(text: str, owner: str) -> None:
-    sealed = seal(NEW).close(text, owner)
+    sealed = seal(NEW).close(text, owner=owner, model="m")
     assert sealed.isascii()
-    assert seal(NEW).open(sealed, owner) == text
-    assert seal(NEW).open(sealed, owner + "x") is None
+    assert seal(NEW).open(sealed, owner=owner, model="m") == text
+    assert seal(NEW).open(sealed, owner=owner + "x", model="m") is None
+    assert seal(NEW).open(sealed, owner=owner, model="m2") is None
 
 
 def test_seal_keys_can_be_rotated() -> None:
-    sealed = seal(OLD).close("Hm.", "")
-    assert seal(NEW, OLD).open(sealed, "") == "Hm."
-    assert seal(NEW).open(sealed, "") is None
-    assert seal(NEW, OLD).close("Hm.", "").startswith("ihg1.new.")
-    assert Seal().open(Seal().close("Hm.", ""), "") is None
+    sealed = seal(OLD).close("Hm.", owner="", model="m")
+    assert seal(NEW, OLD).open(sealed, owner="", model="m") == "Hm."
+    assert seal(NEW).open(sealed, owner="", model="m") is None
+    assert seal(NEW, OLD).close("Hm.", owner="", model="m").startswith("ihg2.new.")
+    assert Seal().open(Seal().close("Hm.", owner="", model="m"), owner="", model="m") is None
 
 
 @given(st.data())
 def test_changed_text_cannot_be_opened(data: st.DataObject) -> None:
-    sealed = seal(NEW).close("Hm, let me see.", "")
+    sealed = seal(NEW).close("Hm, let me see.", owner="", model="m")
     at = data.draw(st.integers(0, len(sealed) - 1))
     char = data.draw(st.characters(codec="ascii").filter(lambda char: char != sealed[at]))
-    assert seal(NEW).open(sealed[:at] + char + sealed[at + 1 :], "") in (None, "Hm, let me see.")
-    assert seal(NEW).open(sealed[:at], "") is None
+    changed = sealed[:at] + char + sealed[at + 1 :]
+    assert seal(NEW).open(changed, owner="", model="m") in (None, "Hm, let me see.")
+    assert seal(NEW).open(sealed[:at], owner="", model="m") is None
 
 
 @pytest.mark.parametrize("key", ["", "x", "x:", "x:AAAA", ":" + "A" * 43, "a b:" + "A" * 43])

@@ -25,6 +25,8 @@ async def test_text_round_trips(client: httpx.AsyncClient) -> None:
     assert tokens["max_model_len"] == 10_000
     assert tokens["token_strs"] is None
     back = await client.post("/detokenize", json={"model": "scripted", "tokens": tokens["tokens"]})
+    info = (await client.get("/tokenizer_info")).json()
+    assert (info["eos_token"], info["bos_token"]) == ("<|im_end|>", None)
     assert back.json() == {"prompt": text}
     named = await client.post("/tokenize", json={"prompt": "hi", "return_token_strs": True})
     assert named.json()["token_strs"] == ["h", "i"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -41,9 +42,23 @@ def test_version_and_help() -> None:
             "without a runner, use a loopback host and --sandbox in-process",
         ),
         (["runner"], "no usable token in IHGRPO_RUNNER_TOKEN"),
+        (["runner", "--token-file", "TOKEN", "--tls-cert-file", "c.pem"], "both a certificate and its key"),
+        (
+            ["runner", "--token-file", "TOKEN", "--drain", "--bind", "unix:/none.sock"],
+            "no runner answers at unix:/none.sock",
+        ),
+        (
+            ["runner", "--token-file", "TOKEN", "--drain", "--resume", "--bind", "unix:/none.sock"],
+            "--drain and --resume exclude each other",
+        ),
     ],
 )
-def test_invalid_setting_is_one_line_and_exit_code_2(arguments: list[str], complaint: str) -> None:
+def test_invalid_setting_is_one_line_and_exit_code_2(
+    arguments: list[str], complaint: str, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("t" * 32)
+    arguments = [str(token) if argument == "TOKEN" else argument for argument in arguments]
     result = runner.invoke(app, arguments, env={"IHGRPO_RUNNER_TOKEN": ""})
     assert result.exit_code == 2
     assert complaint in result.output.replace("\n", " ")

@@ -86,3 +86,17 @@ def test_refuses_public_address_without_keys(
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "[::1]", "127.0.0.2"])
 def test_loopback_needs_no_key(init: dict[str, Any], folder: Path, given: Path, address: str) -> None:
     init["prepare"](folder, given, address)
+
+
+def test_runner_token_and_authorities_can_be_given(init: dict[str, Any], folder: Path, given: Path) -> None:
+    init["prepare"](folder, given, "127.0.0.1")
+    generated = (folder / "runner-token").read_text()
+    (given / "runner-token").write_text("shared-with-other-hosts\n")
+    (given / "runner-ca.pem").write_text("a certificate")
+    init["prepare"](folder, given, "127.0.0.1")
+    assert (folder / "runner-token").read_text() == "shared-with-other-hosts\n" != generated
+    assert (folder / "runner-ca.pem").read_text() == "a certificate"
+    assert stat.S_IMODE((folder / "runner-token").stat().st_mode) == 0o440
+    (given / "runner-token").write_text(" \n")  # empty: the last one is kept
+    init["prepare"](folder, given, "127.0.0.1")
+    assert (folder / "runner-token").read_text() == "shared-with-other-hosts\n"

@@ -12,10 +12,12 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
+from pydantic import SecretStr
 
 from service.api.telemetry.metrics import Metrics
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.runner.admission import SessionAdmission
+from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from service.sandbox.runner.metrics import RunnerMetrics
 
 OBSERVE = Path(__file__).parents[2] / "observe"
@@ -27,8 +29,11 @@ ALERTS = OBSERVE / "prometheus/alerts.yml"
 def metrics() -> dict[str, Metric]:
     """All metrics of api and runner by family name, without Prometheus' suffixes."""
     sandbox = DockerSandbox()
-    runner = RunnerMetrics(SessionAdmission(1, max_waiting=1, timeout_s=1), lambda: 0, sandbox)
-    registries: list[CollectorRegistry] = [Metrics().registry, runner._registry]
+    admission = SessionAdmission(1, max_waiting=1, timeout_s=1)
+    runner = RunnerMetrics(admission, lambda: 0, lambda: False, sandbox, max_sessions=1)
+    api = Metrics()
+    api.watch(RunnerClient(RunnerClientSettings(("127.0.0.1:9",), SecretStr("t" * 32))))
+    registries: list[CollectorRegistry] = [api.registry, runner._registry]
     return {family.name: family for registry in registries for family in registry.collect()}
 
 

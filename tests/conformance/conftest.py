@@ -23,6 +23,7 @@ def url() -> Iterator[str]:
     """URL of the server. It requires `KEY`, and its engine supports every field."""
     engine = ReplyEngine(reply)
     engine.capabilities = frozenset(OPTIONAL_SAMPLING)
+    engine.context_length = 200_000  # a token is a character
     # The other instruction contains an example, which the script would take for an episode.
     policy = DeferralPolicy(prompt="brief-v1")
     app = make_app(

@@ -1,14 +1,17 @@
 """Third-party API clients, in separate processes, installed by `scripts/ensure-test-tools clients`.
 
-``IHGRPO_CLIENTS_TABLE=docs/reference/clients.md pytest -m clients`` writes the table of outcomes.
+``IHGRPO_CLIENTS_RESULTS=tests/conformance/clients/results.json pytest -m clients`` records the outcomes.
+`scripts/generate` makes the table in `docs/reference/clients.md` from this file.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,48 +23,65 @@ pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).with_name("clients")
 FEATURES = (
-    *("chat", "streaming", "deferred code", "own functions", "JSON by schema"),
-    *("thinking", "log-probabilities", "errors", "Responses API"),
+    *("chat", "streaming", "deferred code", "own functions", "functions and code", "JSON by schema"),
+    *("thinking", "log-probabilities", "text completions", "errors", "Responses API", "Messages API"),
 )
 CLIENTS = {
-    "openai_python.py": "OpenAI SDK for Python",
-    "openai_javascript.mjs": "OpenAI SDK for JavaScript",
-    "ai_sdk.mjs": "Vercel AI SDK",
-    "langchain.py": "LangChain, `ChatOpenAI`",
-    "langgraph_client.py": "LangGraph",
-    "pydantic_ai_client.py": "Pydantic AI",
-    "autogen_client.py": "AutoGen",
-    "agents_sdk.py": "OpenAI Agents SDK",
-    "litellm_client.py": "LiteLLM",
-    "llm_client.py": "`llm`",
+    "openai_python.py": ("OpenAI SDK for Python", "openai"),
+    "openai_javascript.mjs": ("OpenAI SDK for JavaScript", "npm:openai"),
+    "anthropic_python.py": ("Anthropic SDK for Python", "anthropic"),
+    "anthropic_javascript.mjs": ("Anthropic SDK for JavaScript", "npm:@anthropic-ai/sdk"),
+    "ai_sdk.mjs": ("Vercel AI SDK", "npm:ai"),
+    "langchain.py": ("LangChain for Python, `ChatOpenAI` and `ChatAnthropic`", "langchain-openai"),
+    "langchain_javascript.mjs": ("LangChain for JavaScript, `ChatOpenAI`", "npm:@langchain/openai"),
+    "langgraph_client.py": ("LangGraph for Python", "langgraph"),
+    "langgraph_javascript.mjs": ("LangGraph for JavaScript", "npm:@langchain/langgraph"),
+    "pydantic_ai_client.py": ("Pydantic AI", "pydantic-ai-slim"),
+    "autogen_client.py": ("AutoGen", "autogen-ext"),
+    "agents_sdk.py": ("OpenAI Agents SDK", "openai-agents"),
+    "litellm_client.py": ("LiteLLM", "litellm"),
+    "llm_client.py": ("`llm`", "llm"),
+    "codex_client.py": ("Codex CLI", "npm:@openai/codex"),
+    "lm_eval_client.py": ("lm-evaluation-harness", "lm_eval"),
 }
-BEGIN, END = "<!-- clients: written by tests/conformance/test_clients.py -->", "<!-- end of clients -->"
+"""Title and package of each client, by program."""
 
 Outcomes = dict[str, dict[str, str | None]]
 
 
 @pytest.fixture(scope="module")
-def table() -> Iterator[Outcomes]:
+def recorded() -> Iterator[Outcomes]:
+    """Outcomes of the programs that ran. They replace those of an earlier run in the file of results."""
     outcomes: Outcomes = {}
     yield outcomes
-    if path := os.environ.get("IHGRPO_CLIENTS_TABLE"):
-        write(Path(path), outcomes)
+    if path := os.environ.get("IHGRPO_CLIENTS_RESULTS"):
+        record(Path(path), outcomes)
 
 
-def write(path: Path, outcomes: Outcomes) -> None:
-    lines = ["| client | " + " | ".join(FEATURES) + " |", "| --- |" + " --- |" * len(FEATURES)]
-    for program, title in CLIENTS.items():
-        words = [_word(outcomes.get(program, {}), feature) for feature in FEATURES]
-        lines.append(f"| {title} | " + " | ".join(words) + " |")
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    path.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
+def record(path: Path, outcomes: Outcomes) -> None:
+    results = json.loads(path.read_text(encoding="utf-8"))["clients"] if path.exists() else {}
+    versions = installed_versions()
+    for program, features in outcomes.items():
+        title, package = CLIENTS[program]
+        results[program] = {
+            "title": title,
+            "package": package,
+            "version": versions[package],
+            "date": datetime.now(UTC).date().isoformat(),
+            "features": {name: error is None for name, error in features.items()},
+        }
+    ordered = {program: results[program] for program in CLIENTS if program in results}
+    path.write_text(json.dumps({"features": FEATURES, "clients": ordered}, indent=2) + "\n", encoding="utf-8")
 
 
-def _word(outcomes: dict[str, str | None], feature: str) -> str:
-    if feature not in outcomes:
-        return "–"
-    return "works" if outcomes[feature] is None else "**fails**"
+def installed_versions() -> dict[str, str]:
+    """Return the pinned version of each client's package."""
+    npm = json.loads((PROGRAMS / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    lines = (PROGRAMS / "requirements.txt").read_text(encoding="utf-8").split()
+    pip = {
+        re.sub(r"\[.*\]", "", name): version for name, _, version in (line.partition("==") for line in lines)
+    }
+    return {**pip, **{f"npm:{name}": version for name, version in npm.items()}}
 
 
 def command(program: str) -> list[str]:
@@ -73,7 +93,7 @@ def command(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize("program", CLIENTS)
-def test_client_features_work(program: str, url: str, table: Outcomes, tmp_path: Path) -> None:
+def test_client_features_work(program: str, url: str, recorded: Outcomes, tmp_path: Path) -> None:
     clients = Path(os.environ.get("IHGRPO_CACHE", ROOT / ".cache")) / "clients"
     environment = {**os.environ, "HOME": str(tmp_path), "OPENAI_API_KEY": KEY, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
@@ -83,7 +103,7 @@ def test_client_features_work(program: str, url: str, table: Outcomes, tmp_path:
     words = [line for line in done.stdout.splitlines() if line.startswith("OUTCOMES ")]
     assert words, done.stdout[-2000:] + done.stderr[-4000:]
     outcomes: dict[str, str | None] = json.loads(words[0].removeprefix("OUTCOMES "))
-    table[program] = outcomes
+    recorded[program] = outcomes
     assert set(outcomes) <= set(FEATURES)
     failures = [f"{name}: {error}" for name, error in outcomes.items() if error is not None]
     assert failures == [], "\n".join(failures)

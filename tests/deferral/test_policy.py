@@ -26,7 +26,7 @@ def test_loads_version_1(tmp_path: Path) -> None:
     (tmp_path / "deferral.json").write_text('{"schema_version": 1, "max_turns": 3}')
     policy = DeferralPolicy.load(tmp_path)
     assert policy == DeferralPolicy(max_turns=3)
-    assert (policy.schema_version, policy.mode, policy.unflushed) == (3, "deferred", "drop")
+    assert (policy.schema_version, policy.mode, policy.unflushed) == (4, "deferred", "drop")
 
 
 def test_loads_version_2(tmp_path: Path) -> None:
@@ -48,7 +48,8 @@ def test_the_assistant_policy_has_the_limits_of_a_code_interpreter() -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "{", "[]", '{"max_turns": 0}', '{"turns": 5}', '{"prompt": "none"}', '{"schema_version": 4}',
+    "{", "[]", '{"max_turns": 0}', '{"turns": 5}', '{"prompt": "none"}', '{"schema_version": 5}',
+    '{"schema_version": 3, "thinking": true}',
     '{"mode": "eager"}',
     '{"schema_version": 1, "mode": "immediate"}', '{"schema_version": 2, "unflushed": "run"}',
     '{"unflushed": "keep"}',

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from typing import Any
 
+import jsonschema_rs
 import openai
 import pytest
 
@@ -146,3 +149,55 @@ def test_errors_have_openais_form(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(model="quickstart", messages=[{"role": "user", "content": too_long}])
     assert long.value.code == "context_length_exceeded"
+
+
+def test_answer_by_schema_follows_the_code(client: openai.OpenAI) -> None:
+    problem = problem_of("product")
+    schema: Any = {
+        "type": "object",
+        "properties": {"product": {"type": "integer"}, "is_even": {"type": "boolean"}},
+        "required": ["product", "is_even"],
+        "additionalProperties": False,
+    }
+    form: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    extra = {"deferral": {"enabled": True}}
+    completion: Any = client.chat.completions.create(
+        **question(problem), response_format=form, extra_body=extra
+    )
+    message = completion.choices[0].message
+    jsonschema_rs.validate(schema, json.loads(message.content))
+    assert message.executed_tools[0]["output"] == str(problem.answer)
+    assert message.executed_tools[0]["blocks"][0]["code"] in message.reasoning
+    response: Any = client.responses.create(
+        model="quickstart",
+        input=problem.text,
+        temperature=0,
+        tools=[{"type": "code_interpreter", "container": {"type": "auto"}}],
+        text={"format": {"type": "json_schema", "name": "answer", "schema": schema}},
+        include=["code_interpreter_call.outputs"],
+    )
+    jsonschema_rs.validate(schema, json.loads(response.output_text))
+    [call] = [item for item in response.output if item.type == "code_interpreter_call"]
+    assert call.outputs[0].logs == str(problem.answer)
+    assert response.output[-1].type == "message"
+
+
+@pytest.mark.parametrize(
+    ("constraint", "pattern"),
+    [
+        ({"guided_regex": "[0-9]{3}-[ab]{4}"}, "[0-9]{3}-[ab]{4}"),
+        ({"guided_choice": ["yes", "no.", "may be (not)"]}, r"yes|no\.|may be \(not\)"),
+        ({"structured_outputs": {"grammar": 'root ::= "<" [a-c] [a-c] ">"'}}, "<[a-c]{2}>"),
+    ],
+)
+def test_reply_matches_a_regex_or_grammar(
+    client: openai.OpenAI, constraint: dict[str, Any], pattern: str
+) -> None:
+    completion = client.chat.completions.create(
+        model="quickstart",
+        messages=[{"role": "user", "content": "Hello?"}],
+        max_tokens=60,
+        seed=1,
+        extra_body=constraint,
+    )
+    assert re.fullmatch(pattern, completion.choices[0].message.content or "")

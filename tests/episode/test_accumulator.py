@@ -109,7 +109,8 @@ def test_end_token_is_counted_and_not_shown() -> None:
 
 def test_tokens_of_a_stop_string_are_counted() -> None:
     reply = accumulator()
-    reply.add(StopStringHit((1, 2)))
+    reply.add(StopStringHit((1, 2), "end"))
+    assert reply.stop_string == "end"
     assert usage_of(7, [reply]) == Usage(7, 2, 0, 0, None)
 
 

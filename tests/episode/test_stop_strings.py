@@ -20,16 +20,16 @@ async def chunks(pieces: Sequence[str]) -> AsyncGenerator[TokenChunk, None]:
         yield TokenChunk((at,), piece, (-1.0,), finish_reason="stop" if last else None)
 
 
-async def run(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, list[int], list[int] | None]:
-    """Return the text and ids that are shown, and the ids of the stop string."""
-    text, ids, taken = "", list[int](), None
+async def run(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, list[int], StopStringHit | None]:
+    """Return the text and ids that are shown, and the stop string that was found."""
+    text, ids, hit = "", list[int](), None
     async for item in until_stop(chunks(pieces), stops, {}):
         if isinstance(item, StopStringHit):
-            taken = list(item.ids)
+            hit = item
         else:
             text += item.text
             ids += item.ids
-    return text, ids, taken
+    return text, ids, hit
 
 
 CUTS = st.lists(st.text("ab\n", min_size=0, max_size=4), min_size=1, max_size=12)
@@ -39,18 +39,18 @@ STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3)
 @given(CUTS, STOPS)
 async def test_text_ends_before_the_first_complete_stop_string(pieces: list[str], stops: list[str]) -> None:
     whole = "".join(pieces)
-    at = find_stop(whole, stops)
-    text, ids, taken = await run(pieces, stops)
-    assert text == (whole if at is None else whole[:at])
-    assert (taken is None) == (at is None)
+    found = find_stop(whole, stops)
+    text, ids, hit = await run(pieces, stops)
+    assert text == (whole if found is None else whole[: found[0]])
+    assert (None if hit is None else hit.text) == (None if found is None else found[1])
     # Each token is reported once, up to the one that completed the stop string.
-    seen = ids + (taken or [])
+    seen = ids + ([] if hit is None else list(hit.ids))
     assert seen == list(range(len(seen)))
 
 
 def test_first_complete_stop_string_counts() -> None:
-    assert find_stop("xabcdy", ["abcd", "bc"]) == 2  # complete first
-    assert find_stop("xabc", ["bc", "abc"]) == 1  # complete together: the longer
+    assert find_stop("xabcdy", ["abcd", "bc"]) == (2, "bc")  # complete first
+    assert find_stop("xabc", ["bc", "abc"]) == (1, "abc")  # complete together: the longer
     assert find_stop("xyz", ["abc"]) is None
 
 

@@ -32,12 +32,23 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(sandbox: Sandbox, bind: str, **options: Any) -> AsyncGenerator[Served]:
-    """Serve ``sandbox`` until the block ends; ``options`` are fields of RunnerSettings."""
+async def served(
+    sandbox: Sandbox,
+    bind: str,
+    ca_file: Path | None = None,
+    client_pair: tuple[Path | None, Path | None] = (None, None),
+    **options: Any,
+) -> AsyncGenerator[Served]:
+    """Serve ``sandbox`` until the block ends; ``options`` are fields of RunnerSettings.
+
+    ``ca_file`` and ``client_pair`` are TLS files of the client.
+    """
     settings = RunnerSettings(bind=bind, token=TOKEN, **options)
     listener = Address.parse(bind).listen(settings.socket_mode)
     server = RunnerServer(sandbox, settings)
-    client = RunnerClient(RunnerClientSettings(bind, TOKEN, connect_timeout_s=400.0))
+    client = RunnerClient(
+        RunnerClientSettings((bind,), TOKEN, ca_file, *client_pair, connect_timeout_s=400.0)
+    )
     with server.capture_signals():
         task = asyncio.create_task(server._serve([listener]))
         try:

@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 from service.sandbox.bubblewrap.sandbox import ProcessSandbox
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.docker.settings import DEFAULT_IMAGE
-from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
+from service.sandbox.factory import RunnerTlsFiles, SandboxOptions, create_sandbox, instance_name
 from service.sandbox.runner.client import RunnerClient
 from service.sandbox.runner.settings import TOKEN_ENV, TokenError
 
@@ -54,7 +54,7 @@ def test_runner_token_comes_from_the_options_the_file_or_the_environment(
 ) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN)
-    address = {"kind": "runner", "runner_address": "127.0.0.1:9"}
+    address = {"kind": "runner", "runner_addresses": ("127.0.0.1:9",)}
     given = create(**address, runner_token=SecretStr("x"), runner_token_file=file)
     assert isinstance(given, RunnerClient)
     assert given._settings.token == SecretStr("x")
@@ -68,9 +68,22 @@ def test_runner_token_comes_from_the_options_the_file_or_the_environment(
 
 def test_runner_address_is_validated() -> None:
     with pytest.raises(ValueError, match="nowhere"):
-        create(kind="runner", runner_address="nowhere", runner_token=SecretStr(TOKEN))
+        create(kind="runner", runner_addresses=("nowhere",), runner_token=SecretStr(TOKEN))
 
 
 def test_instance_names_differ_by_purpose_and_process() -> None:
     assert instance_name("api", 8000) == f"{os.uname().nodename}-api-8000"
     assert instance_name("train").endswith(f"-train-{os.getpid()}")
+
+
+def test_runner_options_reach_the_client(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent\.pem can't be read"):
+        create(
+            kind="runner",
+            runner_addresses=("a:1", "b:2"),
+            runner_token=SecretStr(TOKEN),
+            runner_tls=RunnerTlsFiles(ca=tmp_path / "absent.pem"),
+        )
+    client = create(kind="runner", runner_addresses=("a:1", "b:2", "a:1"), runner_token=SecretStr(TOKEN))
+    assert isinstance(client, RunnerClient)
+    assert [status.address for status in client.runners()] == ["a:1", "b:2"]

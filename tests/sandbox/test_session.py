@@ -8,8 +8,9 @@ import pytest
 from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
 from service.sandbox.pool import Pool
 from service.sandbox.session import PooledSession
-from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready
+from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready, Result, Settled
 from tests.support.fake_worker import Factory, FakeWorker, result
+from tests.support.until import until
 
 
 @pytest.fixture
@@ -154,3 +155,55 @@ async def test_counts_kills_at_limits(pool: Pool, session: PooledSession) -> Non
     worker_of(session).answers.put_nowait(result("oom"))
     assert (await session.flush()).status == "oom"
     assert pool.stats().kills == {"oom": 1}
+
+
+async def test_freezes_the_worker_once_it_has_settled(session: PooledSession, factory: Factory) -> None:
+    factory.made[0].freezable = True
+    await session.invoke("a")
+    worker = worker_of(session)
+    assert worker.sent[0]["report_settled"] is True
+    worker.answers.put_nowait(result())
+    await session.flush()
+    await asyncio.sleep(0.01)
+    assert worker.frozen == 0
+    worker.answers.put_nowait(Settled(op="settled"))
+    await until(lambda: worker.frozen == 1)
+    await session.invoke("b")
+    for answer in (result(stdout="b"), Settled(op="settled")):
+        worker.answers.put_nowait(answer)
+    assert (await session.flush()).stdout == "b"
+    await until(lambda: worker.frozen == 2)
+    await session.close()
+
+
+async def test_does_not_freeze_a_worker_with_pending_blocks(session: PooledSession, factory: Factory) -> None:
+    factory.made[0].freezable = True
+    await session.invoke("a")
+    worker = worker_of(session)
+    worker.answers.put_nowait(result())
+    await session.flush()
+    await session.invoke("b")
+    worker.answers.put_nowait(Settled(op="settled"))
+    worker.answers.put_nowait(result(stdout="b"))
+    assert (await session.flush()).stdout == "b"
+    assert worker.frozen == 0
+    await session.close()
+
+
+@pytest.mark.parametrize("answer", [SandboxError("died"), result()], ids=["dies", "unexpected frame"])
+async def test_a_failure_to_settle_is_reported_by_the_next_flush(
+    session: PooledSession, factory: Factory, answer: SandboxError | Result
+) -> None:
+    factory.made[0].freezable = True
+    await session.invoke("a")
+    worker = worker_of(session)
+    worker.answers.put_nowait(result())
+    assert (await session.flush()).status == "ok"
+    worker.answers.put_nowait(answer)
+    await asyncio.sleep(0.01)
+    await session.invoke("b")
+    failed = await session.flush()
+    assert failed.status == "sandbox_error"
+    assert ("died" if isinstance(answer, SandboxError) else "instead of 'settled'") in failed.stderr
+    assert worker.closed
+    await session.close()

@@ -36,6 +36,17 @@ def test_configured_runner_is_the_default(given: dict[str, object], kind: str) -
     assert Settings(**given).sandbox_kind == kind  # type: ignore[arg-type]
 
 
+def test_runner_addresses_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings(runner_url="a:1, wss://b:2").runner_url == ("a:1", "wss://b:2")  # type: ignore[arg-type]
+    monkeypatch.setenv("IHGRPO_RUNNER_URL", "c:3,unix:/run/r.sock")
+    assert Settings().runner_url == ("c:3", "unix:/run/r.sock")
+
+
+def test_empty_tls_files_are_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IHGRPO_RUNNER_CA_FILE", "")
+    assert Settings().runner_tls().ca is None
+
+
 def test_runner_token_in_environment_selects_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IHGRPO_RUNNER_TOKEN", "t" * 32)
     assert Settings().sandbox_kind == "runner"

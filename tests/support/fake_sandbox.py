@@ -120,4 +120,6 @@ if __name__ == "__main__":
     from service.sandbox.runner.server import serve_runner
     from service.sandbox.runner.settings import RunnerSettings
 
-    serve_runner(RunnerSettings(bind=sys.argv[1], token=TOKEN), FakeSandbox(Path(sys.argv[2])))
+    options = dict(argument.split("=", 1) for argument in sys.argv[3:])
+    settings = RunnerSettings.model_validate({"bind": sys.argv[1], "token": TOKEN, **options})
+    serve_runner(settings, FakeSandbox(Path(sys.argv[2])))

@@ -70,6 +70,8 @@ class FakeVLLM:
             self.bodies.append(await request.json())
             if self.refuse is not None:
                 return JSONResponse({"error": {"message": "refused by the test"}}, self.refuse)
+            if "prompt_logprobs" in self.bodies[-1]:
+                return JSONResponse({"choices": [{"prompt_logprobs": _prompt_logprobs(self.bodies[-1])}]})
             return StreamingResponse(self._stream(self.bodies[-1]), media_type="text/event-stream")
 
         return app
@@ -102,6 +104,11 @@ class FakeVLLM:
             yield "data: [DONE]\n\n"
         finally:
             self.open_streams -= 1
+
+
+def _prompt_logprobs(body: dict[str, Any]) -> list[Any]:
+    rows = [{str(token): {"logprob": -1.5}, "1": {"logprob": -0.5}} for token in body["prompt"][1:]]
+    return [None, *rows]
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from service.sandbox.base import SandboxError
-from service.sandbox.worker_protocol import Ready, Result
+from service.sandbox.worker_protocol import Ready, Result, Settled
 
 _numbers = itertools.count()
 
@@ -33,20 +33,26 @@ class FakeWorker:
     def __init__(self) -> None:
         self.name = f"fake-{next(_numbers)}"
         self.sent: list[dict[str, Any]] = []
-        self.answers: asyncio.Queue[Ready | Result | SandboxError] = asyncio.Queue()
+        self.answers: asyncio.Queue[Ready | Result | Settled | SandboxError] = asyncio.Queue()
         self.closed = False
         self.destroyed = 0
+        self.freezable = False
+        self.frozen = 0
+        """Number of calls of ``freeze``."""
 
     async def send(self, message: dict[str, Any]) -> None:
         if self.closed:
             raise SandboxError("gone")
         self.sent.append(message)
 
-    async def receive(self) -> Ready | Result:
+    async def receive(self) -> Ready | Result | Settled:
         answer = await self.answers.get()
         if isinstance(answer, SandboxError):
             raise answer
         return answer
+
+    def freeze(self) -> None:
+        self.frozen += 1
 
     def close(self) -> None:
         self.closed = True

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
 
-from service.engines.base import EngineStats, InvalidRequestError, Sampling, TokenChunk
+from service.engines.base import (
+    EngineStats,
+    InvalidRequestError,
+    PromptLogprob,
+    Sampling,
+    TokenChunk,
+    TopLogprob,
+)
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from tests.support.char_tokenizer import CharTokenizer
 
 EOS = "<|im_end|>"
+
+
+def prompt_logprobs(length: int) -> tuple[PromptLogprob, ...]:
+    """Made-up log-probabilities of a prompt: -1, -2 and so on, with ``x`` as the alternative."""
+    return tuple(PromptLogprob(-float(place), (TopLogprob(ord("x"), -0.25),)) for place in range(1, length))
 
 
 class ScriptedEngine:
@@ -45,9 +58,12 @@ class ScriptedEngine:
                 stops = token in stop_token_ids
                 cut = count == sampling.max_tokens
                 text = self.tokenizer.decode([token])
-                yield TokenChunk(
+                chunk = TokenChunk(
                     (token,), text, (-0.5,), finish_reason="stop" if stops else "length" if cut else None
                 )
+                if sampling.prompt_logprobs is not None and count == 1:
+                    chunk = chunk._replace(prompt_logprobs=prompt_logprobs(len(prompt_ids)))
+                yield chunk
                 if stops or cut:
                     return
         finally:
@@ -58,6 +74,31 @@ class ScriptedEngine:
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+
+
+class ResumingEngine(ScriptedEngine):
+    """An engine that continues a turn if it is called again right after a stop token, as a model does."""
+
+    def __init__(self, *turns: str) -> None:
+        super().__init__(*turns)
+        self._stopped_at: list[int] = []
+        self._rest = ""
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, stop_token_ids: Collection[int] = ()
+    ) -> AsyncGenerator[TokenChunk, None]:
+        if self._rest and list(prompt_ids) == self._stopped_at:
+            self._turns.insert(0, self._rest)
+        elif len(self._turns) == 1:
+            self._turns.append(self._turns[0])  # the last one is repeated
+        context, turn = list(prompt_ids), self._turns[0]
+        self._rest = turn
+        async with aclosing(super().generate(prompt_ids, sampling, stop_token_ids)) as chunks:
+            async for chunk in chunks:
+                context += chunk.ids
+                self._rest = self._rest.removeprefix(chunk.text)
+                self._stopped_at = context
+                yield chunk
 
 
 class RefusingEngine(ScriptedEngine):

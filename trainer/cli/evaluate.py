@@ -92,6 +92,13 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option(help="Device of the model: auto, cpu or cuda. Default: auto.")
     ] = None,
+    engine_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Dtype of the model here: auto, float32 or bfloat16. Default: auto, float32 on a CPU. "
+            "bfloat16 is faster if the CPU supports it."
+        ),
+    ] = None,
     engine_slots: Annotated[
         int | None, typer.Option(help="Maximum number of sequences in one decoding batch. Default: 64.")
     ] = None,
@@ -106,10 +113,23 @@ def evaluate(
         ),
     ] = None,
     runner_address: Annotated[
-        str | None, typer.Option(help="Address of the runner service: host:port or unix:/path.")
+        str | None,
+        typer.Option(
+            help="Comma-separated addresses of runner services: host:port, wss://host:port (TLS) or "
+            "unix:/path."
+        ),
     ] = None,
     runner_token_file: Annotated[
-        Path | None, typer.Option(help="File with the secret that is shared with the runner.")
+        Path | None, typer.Option(help="File with the secret that is shared with the runners.")
+    ] = None,
+    runner_ca_file: Annotated[
+        Path | None, typer.Option(help="Certificate authorities of the runners. Implies TLS.")
+    ] = None,
+    runner_cert_file: Annotated[
+        Path | None, typer.Option(help="This client's certificate, if the runners require one.")
+    ] = None,
+    runner_key_file: Annotated[
+        Path | None, typer.Option(help="Private key of this certificate. Default: in the same file.")
     ] = None,
     sandbox_image: Annotated[str | None, typer.Option(help="Image of the containers (in-process).")] = None,
     max_containers: Annotated[
@@ -120,6 +140,7 @@ def evaluate(
 
     Results are saved as they arrive. Rerun the same command to resume an interrupted evaluation. The report
     is written to OUT/report.html and OUT/report.json. Compare two evaluations with `ih-grpo eval compare`.
+    `ih-grpo eval select` writes the problems that the model solves sometimes, to train on.
 
     \b
     Examples:

@@ -8,11 +8,12 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from trainer.data.problems import Problem, ProblemSet, load_problems
+from trainer.data.problems import DataError, Problem, ProblemSet, load_problems
 from trainer.data.suites import EVAL_SPLITS, SUITES, parse_benchmark, suite
 from trainer.quickstart.problems import FAMILIES
 
 _QUICKSTART: Final = re.compile(r"quickstart(-held-out)?:(\d+)")
+_REASONING_GYM: Final = re.compile(r"reasoning-gym(-held-out)?:([a-z0-9_,]+):(\d+)")
 
 
 def load_source(
@@ -27,11 +28,17 @@ def load_source(
 
     Besides the sources of `load_problems`: ``quickstart:2000`` generates 2,000 problems of the kind that the
     quickstart checkpoint was trained on, and ``quickstart-held-out:200`` generates 200 that it was not
-    trained on. Generated problems are the same each time.
+    trained on. ``reasoning-gym:gcd,simple_equations:500`` generates 500 problems of these data sets of the
+    package reasoning-gym, and ``reasoning-gym-held-out:...`` generates others of the same kinds. Generated
+    problems are the same each time.
 
     Raises:
         DataError: the source is unreadable or empty, or a row is invalid.
     """
+    match = _REASONING_GYM.fullmatch(str(source))
+    if match is not None:
+        names = match[2].split(",")
+        return ProblemSet(_reasoning_gym(names, int(match[3]), held_out=match[1] is not None))
     match = _QUICKSTART.fullmatch(str(source))
     if match is None:
         return load_problems(
@@ -74,3 +81,27 @@ def _generate(count: int, *, held_out: bool) -> tuple[Problem, ...]:
         if generated.held_out == held_out:
             problems.append(Problem(f"{name}:{len(problems)}", generated.text, str(generated.answer)))
     return tuple(problems)
+
+
+def _reasoning_gym(names: Sequence[str], count: int, *, held_out: bool) -> tuple[Problem, ...]:
+    """Return ``count`` problems, in turn from each data set."""
+    try:
+        import reasoning_gym
+    except ModuleNotFoundError:
+        raise DataError("reasoning-gym is not installed: pip install 'ih-grpo[generators]'") from None
+    size = -(-count // len(names))
+    seed = _HELD_OUT_SEED if held_out else 0
+    try:
+        sets = [reasoning_gym.create_dataset(name, seed=seed, size=size) for name in names]
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"reasoning-gym: {error}. hint: use names of its data sets, such as gcd") from None
+    source = "reasoning-gym-held-out" if held_out else "reasoning-gym"
+    items = [generated[index] for index in range(size) for generated in sets][:count]
+    return tuple(
+        Problem(f"{source}:{number}", str(item["question"]), str(item["answer"]))
+        for number, item in enumerate(items)
+    )
+
+
+_HELD_OUT_SEED: Final = 2**31 - 1
+"""reasoning-gym draws item ``i`` with the seed plus ``i``, so the two seeds are far apart."""

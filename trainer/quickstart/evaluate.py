@@ -24,6 +24,7 @@ from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
 from service.episode.runner import EpisodeRunner
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
+from service.tools.base import ToolHost
 from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import PracticeProblem
 from trainer.training.episodes import LocalRolloutWorker, RolloutSettings, Sample, rollout, sample_seed
@@ -121,8 +122,8 @@ class GarbageSandbox:
     async def start(self) -> None:
         await self._inner.start()
 
-    def session(self, limits: SessionLimits) -> Session:
-        return GarbageSession(self._inner.session(limits), self._rng)
+    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
+        return GarbageSession(self._inner.session(limits, tools), self._rng)
 
     async def ready(self) -> bool:
         return await self._inner.ready()

@@ -159,6 +159,7 @@ MAY_CHANGE: Final = frozenset(
     {
         "run_dir", "steps", "micro_batch_samples", "gradient_checkpointing", "device", "engine_slots",
         "threads", "max_concurrent_episodes", "sandbox", "runner_address", "runner_token_file",
+        "runner_ca_file", "runner_cert_file", "runner_key_file",
         "sandbox_image", "max_containers", "eager", "save_every", "keep_checkpoints", "save_rollouts",
         "tensorboard", "wandb_project", "data", "model", "base", "generation", "generation_urls",
         "generation_key_file", "follower_urls", "follower_key_file", "weights_dir", "ray",

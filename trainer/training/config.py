@@ -134,8 +134,8 @@ class TrainConfig(RuntimeConfig):
     thinking: bool = False
     """Let the model think before it answers, if its chat template supports that."""
     policy: dict[str, Any] = Field(default_factory=dict)
-    """Fields of ``deferral.json`` to override, such as ``max_turns``. ``mode`` is set by ``execution``; all
-    others come from the checkpoint."""
+    """Fields of ``deferral.json`` to override, such as ``max_turns``. ``mode`` is set by ``execution`` and
+    ``thinking`` by the field of that name; all others come from the checkpoint."""
 
     # Engine for sampling, and servers that receive the weights of each step
     generation: Literal["embedded", "vllm"] = "embedded"
@@ -418,7 +418,8 @@ class TrainConfig(RuntimeConfig):
         adapter = self.lora.adapter if self.lora is not None else None
         default = DeferralPolicy.load(model_dir)
         checkpoint = (DeferralPolicy.load(adapter, default) if adapter else default).model_dump()
-        return DeferralPolicy.model_validate({**checkpoint, **self.policy, "mode": mode})
+        fields = {**checkpoint, "thinking": self.thinking, **self.policy, "mode": mode}
+        return DeferralPolicy.model_validate(fields)
 
 
 def recipe_folder() -> Path:

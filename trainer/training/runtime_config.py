@@ -30,10 +30,17 @@ class RuntimeConfig(BaseModel):
     """``in-process``: this process starts the containers. ``runner``: a runner service starts them.
     ``process``: bubblewrap processes instead of containers, for machines without Docker. Its isolation is
     weaker, so use it only for code of models that you train yourself."""
-    runner_address: str = "127.0.0.1:8100"
-    """Address of the runner service: ``host:port`` or ``unix:/path``."""
+    runner_address: tuple[str, ...] = ("127.0.0.1:8100",)
+    """Addresses of runner services, as a list or separated by commas: ``host:port``, ``wss://host:port``
+    (TLS) or ``unix:/path``. Each episode goes to the least loaded one that answers."""
     runner_token_file: Path | None = None
-    """File with the secret that is shared with the runner."""
+    """File with the secret that is shared with the runners."""
+    runner_ca_file: Path | None = None
+    """Certificate authorities of the runners, in PEM format. If set, all their TCP addresses use TLS."""
+    runner_cert_file: Path | None = None
+    """This client's certificate, if the runners require one."""
+    runner_key_file: Path | None = None
+    """Private key of this certificate. Default: in the same file."""
     sandbox_image: str = "ih-grpo-sandbox:latest"
     """Image of the containers, for ``in-process``."""
     max_containers: int = Field(default=16, ge=1)
@@ -47,6 +54,13 @@ class RuntimeConfig(BaseModel):
     def _known_device(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
             raise ValueError(f"unknown device {value!r}: use auto, cpu, cuda or cuda:1")
+        return value
+
+    @field_validator("runner_address", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
     @model_validator(mode="after")

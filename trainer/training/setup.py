@@ -16,7 +16,7 @@ from service.engines.base import Tokenizer
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
 from service.sandbox.base import Sandbox
-from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
+from service.sandbox.factory import RunnerTlsFiles, SandboxOptions, create_sandbox, instance_name
 from trainer.data.decontamination import Report, find_overlaps
 from trainer.data.problems import DataError, Problem
 from trainer.data.sources import load_benchmarks, load_source
@@ -65,8 +65,9 @@ def make_sandbox(config: RuntimeConfig, policy: DeferralPolicy) -> Sandbox:
             run_limit_s=policy.run_limit_s,
             image=config.sandbox_image,
             instance=instance_name("train"),
-            runner_address=config.runner_address,
+            runner_addresses=config.runner_address,
             runner_token_file=config.runner_token_file,
+            runner_tls=RunnerTlsFiles(config.runner_ca_file, config.runner_cert_file, config.runner_key_file),
         )
     )
 

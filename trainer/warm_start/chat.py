@@ -55,7 +55,7 @@ _SMALL_TALK: Final = (
 
 def ordinary_requests(seed: int, count: int) -> list[str]:
     """Return ``count`` different requests, 200 at most, the same for a seed. Some ask to be shown code."""
-    rng = Random(f"chat {seed}")  # noqa: S311 - nothing secret
+    rng = Random(f"chat {seed}")
     found: dict[str, None] = {}
     while len(found) < count:
         found[_request(rng)] = None

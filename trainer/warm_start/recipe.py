@@ -13,6 +13,7 @@ from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from trainer.quickstart.traces import TraceMix
 from trainer.training.config import ConfigError, recipe_values
 from trainer.training.recipe_tables import LoraSettings
+from trainer.warm_start.solved import SolvedSettings
 
 MARKER_LR = 2e-2
 """Of a row that may have to be learned from nothing: its entries are small, and few steps have a marker."""
@@ -62,15 +63,19 @@ class WarmStartRecipe(BaseModel):
     """Requests that the checkpoint answers before the training."""
     chat_max_tokens: int = Field(default=200, ge=1)
     """Tokens of an answer; longer ones are left out."""
+    word_share: float = Field(default=0.8, ge=0, le=1)
+    """Share of word problems and school mathematics among the problems; the others are short questions."""
     natural_share: float = Field(default=0.6, ge=0, le=1)
-    """Share of everyday questions among the problems; the others are larger problems."""
+    """Share of everyday questions among the short questions; the others have larger numbers or more steps."""
     immediate_share: float = Field(default=0.0, ge=0, le=1)
     """Share of solutions that run every block immediately."""
     detour_share: float = Field(default=0.05, ge=0, le=1)
     """Share of solutions with an output that the code does not explain, such as a time limit."""
+    solved: SolvedSettings = SolvedSettings()
+    """Rejection sampling: solutions of any problem file, sampled before the training and kept if right."""
     policy: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``deferral.json`` to change. Default: the policy of a general assistant, with ``mode``
-    ``deferred``."""
+    ``deferred`` and without ``thinking``."""
 
     # Measuring and saving
     held_out_texts: int = Field(default=16, ge=2)
@@ -131,7 +136,7 @@ class WarmStartRecipe(BaseModel):
 
 
 def _default_policy() -> dict[str, Any]:
-    return {**ASSISTANT_POLICY.model_dump(), "mode": "deferred"}
+    return {**ASSISTANT_POLICY.model_dump(), "mode": "deferred", "thinking": False}
 
 
 def load_warm_start(path: Path, overrides: Sequence[str] = ()) -> WarmStartRecipe:
@@ -147,5 +152,7 @@ def load_warm_start(path: Path, overrides: Sequence[str] = ()) -> WarmStartRecip
     try:
         return WarmStartRecipe.model_validate(recipe_values(path, overrides))
     except ValidationError as error:
-        lines = "".join(f"\n  {line}" for line in explain(error, WarmStartRecipe, LoraSettings))
+        lines = "".join(
+            f"\n  {line}" for line in explain(error, WarmStartRecipe, LoraSettings, SolvedSettings)
+        )
         raise ConfigError(f"recipe {path}:{lines}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +46,9 @@ from trainer.training.supervised import (
 )
 from trainer.warm_start.chat import Exchange, load_chat, ordinary_requests, sample_chat, save_chat
 from trainer.warm_start.recipe import MARKER_LR, WarmStartRecipe
-from trainer.warm_start.texts import TextWriter, held_out_texts, training_texts
+from trainer.warm_start.solved import FILE as SOLVED_FILE
+from trainer.warm_start.solved import SampledSolution, load_solutions, read_problems, sample_solutions
+from trainer.warm_start.texts import TextWriter, held_out_texts, solved_texts, training_texts
 
 STATE_FILE: Final = "warm_start.json"
 OPTIMIZER_FILE: Final = "optimizer.pt"
@@ -60,6 +63,7 @@ _MAY_CHANGE: Final = frozenset(
 class _Texts:
     writer: TextWriter
     chat: list[TrainingText]
+    solved: list[TrainingText]
     held_out: list[TextBatch]
     pad_id: int
     marker_id: int
@@ -152,7 +156,7 @@ def describe_warm_start(recipe: WarmStartRecipe, console: Console) -> None:
     model_dir = locate(recipe.model, weights=False)
     tokenizer = HFTokenizer(str(model_dir))
     writer, _ = _writer(recipe, tokenizer)
-    texts = [text for step in range(4) for text in _drawn(recipe, writer, [], step)]
+    texts = [text for step in range(4) for text in _drawn(recipe, writer, [], [], step)]
     lengths = [len(text.ids) for text in texts]
     console.print(
         f"{recipe.model}: {recipe.weights} weights, learning rate {recipe.effective_learning_rate:g}\n"
@@ -185,7 +189,8 @@ def _run(recipe: WarmStartRecipe, console: Console) -> Path:
         console.print(f"resumed at step {first} from {checkpoint}", highlight=False, soft_wrap=True)
     base_fingerprint = fingerprint(model_dir)
     log = _Log(recipe.run_dir / LOG_FILE, first)
-    with _progress(console) as progress:
+    fields = "loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tok/s  left"
+    with _progress(console, "warm start", fields) as progress:
         bar = progress.add_task("", total=recipe.steps, completed=first, loss=float("nan"), speed=0.0)
         if first == 0:
             _report(progress.console, log, 0, _measure(learner, texts))
@@ -207,15 +212,22 @@ def _run(recipe: WarmStartRecipe, console: Console) -> Path:
 
 
 def _drawn(
-    recipe: WarmStartRecipe, writer: TextWriter, chat: list[TrainingText], step: int
+    recipe: WarmStartRecipe,
+    writer: TextWriter,
+    chat: list[TrainingText],
+    solved: list[TrainingText],
+    step: int,
 ) -> list[TrainingText]:
     return training_texts(
         writer,
         chat,
+        solved,
         seed=recipe.seed,
         mix=recipe.mix,
+        word_share=recipe.word_share,
         marker=recipe.deferral.marker,
         chat_share=recipe.chat_share,
+        solved_share=recipe.solved.share,
         max_tokens=recipe.max_tokens,
         step=step,
         count=recipe.texts_per_step,
@@ -223,7 +235,7 @@ def _drawn(
 
 
 def _step(recipe: WarmStartRecipe, learner: _Learner, texts: _Texts, step: int) -> StepResult:
-    drawn = _drawn(recipe, texts.writer, texts.chat, step)
+    drawn = _drawn(recipe, texts.writer, texts.chat, texts.solved, step)
     drawn.sort(key=lambda text: len(text.ids))  # less padding
     size = recipe.micro_batch_texts
     batches = [
@@ -270,12 +282,47 @@ def _prepare(recipe: WarmStartRecipe, model_dir: Path, tokenizer: HFTokenizer, c
         chat = [writer.chat(exchange) for exchange in exchanges]
         console.print(f"{len(chat)} chats from {path}", highlight=False, soft_wrap=True)
     source = held_out_texts(
-        writer, seed=recipe.seed, mix=recipe.mix, marker=policy.marker, max_tokens=recipe.max_tokens
+        writer,
+        seed=recipe.seed,
+        mix=recipe.mix,
+        word_share=recipe.word_share,
+        marker=policy.marker,
+        max_tokens=recipe.max_tokens,
     )
     held_out = [next(source) for _ in range(recipe.held_out_texts)]
     size = recipe.micro_batch_texts
     batches = [make_text_batch(held_out[i : i + size], pad_id) for i in range(0, len(held_out), size)]
-    return _Texts(writer, chat, batches, pad_id, marker_id)
+    return _Texts(writer, chat, _solved(recipe, model_dir, writer, console), batches, pad_id, marker_id)
+
+
+def _solved(
+    recipe: WarmStartRecipe, model_dir: Path, writer: TextWriter, console: Console
+) -> list[TrainingText]:
+    """Sample what is missing, and return the texts of the solutions that are kept."""
+    settings = recipe.solved
+    if not settings.problems:
+        return []
+    path = recipe.run_dir / SOLVED_FILE
+    verdicts = Counter(solution.verdict for solution in load_solutions(path))
+    with _progress(console, "rejection sampling", "kept {task.fields[kept]}  left") as progress:
+        total = len(read_problems(settings, recipe.seed)) * settings.samples
+        bar = progress.add_task("", total=total, completed=verdicts.total(), kept=verdicts["kept"])
+
+        def show(solution: SampledSolution) -> None:
+            verdicts[solution.verdict] += 1
+            progress.update(bar, advance=1, kept=verdicts["kept"])
+            if verdicts.total() % 50 == 0 and not console.is_terminal:
+                console.print(f"sampled {verdicts.total()} of {total}, kept {verdicts['kept']}")
+
+        asyncio.run(
+            sample_solutions(settings, model_dir, recipe.deferral, path, seed=recipe.seed, on_solution=show)
+        )
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    console.print(f"{verdicts.total()} solutions in {path}: {counts}", highlight=False, soft_wrap=True)
+    texts = solved_texts(writer, load_solutions(path), delayed_weight=settings.delayed_weight)
+    if not texts:
+        raise ConfigError("solved.problems: no solution was kept: use easier problems or more samples")
+    return texts
 
 
 async def _sample(recipe: WarmStartRecipe, model_dir: Path, marker: str) -> list[Exchange]:
@@ -387,12 +434,12 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Console, name: str, fields: str) -> Progress:
     return Progress(
-        TextColumn("warm start"),
+        TextColumn(name),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tok/s  left"),
+        TextColumn(fields),
         TimeRemainingColumn(),
         console=console,
     )

@@ -7,14 +7,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from service.api.files.containers import ContainerUse
+from service.api.tools.custom import input_of
+from service.api.tools.history import EarlierCall
 from service.common.json import Json
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
+    CodeToolCall,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -25,7 +29,8 @@ from service.episode.events import (
     Sampled,
 )
 from service.episode.reasoning_parser import ReasoningDelta
-from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallStart
+from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
+from service.sandbox.base import FlushFiles, OutputFile
 
 Fields = dict[str, Any]
 """Fields of a message, or of a streamed delta."""
@@ -56,18 +61,42 @@ class ChoiceBuilder:
         index: index of the choice.
         reply: accumulates the choice's events.
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
+        custom: names of tools that take free text. A stream reports their calls whole.
+        container: the reply's container, if it lives across requests.
     """
 
-    def __init__(self, index: int, reply: ReplyAccumulator, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        index: int,
+        reply: ReplyAccumulator,
+        tokenizer: Tokenizer | None = None,
+        custom: Collection[str] = (),
+        container: ContainerUse | None = None,
+    ) -> None:
         self.index = index
         self.reply = reply
         self._tokenizer = tokenizer
+        self._custom = custom
+        self._container = container
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[Fields] = []
         self._arguments: list[list[str]] = []
         self._logprobs: list[Json] = []
         self._snapshots = 0
+
+    @property
+    def content(self) -> str:
+        """Text of the message."""
+        return "".join(self._content)
+
+    @property
+    def calls(self) -> list[EarlierCall]:
+        """Calls of the client's functions."""
+        return [
+            EarlierCall(call["id"], call["name"], "".join(arguments))
+            for call, arguments in zip(self._calls, self._arguments, strict=True)
+        ]
 
     @property
     def finish_reason(self) -> str:
@@ -101,6 +130,10 @@ class ChoiceBuilder:
                 if unflushed:
                     delta["unflushed_blocks"] = [block_json(block) for block in unflushed]
                 delta["final_answer"] = self.reply.final_answer
+                if self._container is not None:
+                    delta["container"] = self._container.id
+                    if self._container.notice is not None:
+                        delta["notice"] = self._container.notice
                 return ChoiceDelta(delta, finish_reason=self.finish_reason)
         return ChoiceDelta(delta) if delta else None
 
@@ -116,7 +149,7 @@ class ChoiceBuilder:
 
     def message(self) -> Json:
         """Return the whole message. Lists of executed and unflushed code are left out if empty."""
-        content = "".join(self._content)
+        content = self.content
         message: Fields = {"role": "assistant", "content": content, "refusal": None}
         if reasoning := "".join(self._reasoning):
             # Clients differ in which of the two names they read.
@@ -124,14 +157,18 @@ class ChoiceBuilder:
         if self._calls:
             message["content"] = content or None
             message["tool_calls"] = [
-                {
-                    "id": call["id"],
+                self._custom_call(call)
+                if call.name in self._custom
+                else {
+                    "id": call.id,
                     "type": "function",
-                    "function": {"name": call["name"], "arguments": "".join(arguments)},
+                    "function": {"name": call.name, "arguments": call.arguments},
                 }
-                for call, arguments in zip(self._calls, self._arguments, strict=True)
+                for call in self.calls
             ]
         message["final_answer"] = self.reply.final_answer
+        if self._container is not None:
+            message["container"] = self._container.id
         if self.reply.executed:
             message["executed_tools"] = [
                 executed_tool(tool, index) for index, tool in enumerate(self.reply.executed)
@@ -154,17 +191,30 @@ class ChoiceBuilder:
                     call = {"id": f"call_{secrets.token_hex(12)}", "name": name}
                     self._calls.append(call)
                     self._arguments.append([])
+                    if name in self._custom:
+                        continue
                     function = {"name": name, "arguments": ""}
                     delta.setdefault("tool_calls", []).append(
                         {"index": index, "id": call["id"], "type": "function", "function": function}
                     )
                 case ArgumentsDelta(index, text):
                     self._arguments[index].append(text)
+                    if self._calls[index]["name"] in self._custom:
+                        continue
                     _append_arguments(delta.setdefault("tool_calls", []), index, text)
+                case ToolCallEnd(index):
+                    call_at_end = self.calls[index]
+                    if call_at_end.name in self._custom:
+                        entry = {"index": index, **self._custom_call(call_at_end)}
+                        delta.setdefault("tool_calls", []).append(entry)
                 case CallFailed():
                     self._calls.pop()
                     self._arguments.pop()
         return delta
+
+    def _custom_call(self, call: EarlierCall) -> Fields:
+        custom = {"name": call.name, "input": input_of(call.arguments)}
+        return {"id": call.id, "type": "custom", "custom": custom}
 
     def _chunk_logprobs(self, chunk: TokenChunk, tokenizer: Tokenizer) -> Json | None:
         items = [logprob_item(chunk, at, tokenizer) for at in range(self.reply.shown_tokens)]
@@ -217,7 +267,54 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "hidden_ms": round(tool.hidden_ms, 3),
         "container_wait_ms": round(tool.container_wait_ms, 3),
         "eager_fallback": tool.eager_fallback,
+        **(
+            {"pauses": [{"started_at": start, "finished_at": end} for start, end in tool.pauses]}
+            if tool.pauses
+            else {}
+        ),
+        **({} if tool.files is None else flush_files(tool.files)),
+        **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),
     }
+
+
+def called_tool(call: CodeToolCall) -> Json:
+    """Return a call of a tool by code. The model may not have seen its result."""
+    return {
+        "id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": call.status,
+        "read_only": call.read_only,
+        "started_at": call.started_at,
+        "finished_at": call.finished_at,
+        "output": call.output,
+        "error": call.error,
+    }
+
+
+def flush_files(found: FlushFiles) -> Json:
+    """Return the files and displays of a flush. URLs are relative to the server's address."""
+    return {
+        "files": [
+            {
+                "id": file.id,
+                "container_id": file.container_id,
+                "path": file.path,
+                "bytes": file.size,
+                "sha256": file.sha256,
+                "media_type": file.media_type,
+                "url": content_path(file),
+            }
+            for file in found.files
+        ],
+        "tables": list(found.tables),
+        "skipped_files": [{"path": path, "reason": reason} for path, reason in found.skipped],
+    }
+
+
+def content_path(file: OutputFile) -> str:
+    """Return the path of a file's content in this API."""
+    return f"/v1/containers/{file.container_id}/files/{file.id}/content"
 
 
 def waiting_tool(tool_id: str, index: int, blocks: Sequence[InvokedBlock], status: str) -> Json:

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from service.api.chat.request import ChatRequest
+from service.api.chat.request import ChatRequest, DeferralOptions
 from service.api.errors import ApiError
+from service.api.files.containers import ContainerUse
 from service.api.sampling import end_token_ids, sampling_of
 from service.api.state import EpisodeStream, Server
 from service.api.tools.choice import ForcedCall, force_call
 from service.api.tools.definitions import Functions
+from service.api.tools.history import is_current
+from service.api.tools.mcp import open_tools
+from service.deferral.call_span import CALL_CLOSE
 from service.deferral.code_request import asks_for_code
 from service.deferral.observation import OBSERVATION_SIGNS
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import TokenIds
 from service.deferral.scanner import FENCE
-from service.engines.base import EngineError, Sampling, Tokenizer
+from service.engines.base import EngineError, Sampling
 from service.episode.accumulator import ReplyAccumulator
-from service.episode.reasoning_parser import THINK_CLOSE, ReasoningParser, opens_thought
+from service.episode.reasoning_parser import ReasoningParser, opens_thought
 from service.episode.runner import EpisodeRunner
-from service.episode.tool_parser import CALL_CLOSE, ToolCallParser
+from service.episode.thought_limit import ThoughtLimit, supports_thought_limit
+from service.episode.tool_parser import ToolCallParser
+from service.tools.mcp.hub import SessionTools
 
 SHORT_CHARS: Final = 4000
 """Longest request that is tokenized on the event loop, in characters. It takes a millisecond or two, less
 than the switch to a thread; a prompt of megabytes takes a second and goes to a thread."""
+
+
+_QUOTED_CHARS: Final = 4000
+"""Longest JSON schema that is shown to the model before its final answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +60,43 @@ class PreparedChat:
     policy: DeferralPolicy
     code_is_answer: bool
     """The request asks for code, so the server runs none on its own initiative."""
+    thinks: bool
+    """The reply may begin with a thought."""
+    ignored: tuple[str, ...] = ()
+    """Fields of the request without effect on this model."""
+    code_tools: SessionTools | None = None
+    """Tools that code may call."""
+    container: ContainerUse | None = None
+    """Container that lives across requests; None for one of each episode."""
 
     @property
     def schema_param(self) -> str | None:
-        """Request field that the JSON schema of the sampling comes from."""
-        if self.sampling.json_schema is None:
+        """Request field that the constraint of the sampling comes from."""
+        if self.sampling.structure is None:
             return None
-        return "tools" if self.request.json_schema is None else "response_format"
+        return "tools" if self.request.constraint is None else self.request.constraint.param
 
     def reply(self, *, strict_calls: bool, hidden_marker: str | None = None) -> ReplyAccumulator:
         """Return an accumulator for one reply; see `ReplyAccumulator`."""
         functions = [tool.function for tool in self.request.callable_tools]
-        check = Functions(functions).check if functions else None
+        tools: ToolCallParser | None = None
+        if functions:
+            check = Functions(functions).check
+            tools = ToolCallParser(check, strict=strict_calls, marked=self.request.deferred)
         return ReplyAccumulator(
             self.runner.engine.tokenizer,
             self.runner.endings,
             prefix=self.prefix,
             reasoning=ReasoningParser(self.prompt_end),
-            tools=None if check is None else ToolCallParser(check, strict=strict_calls),
+            tools=tools,
             hidden_marker=hidden_marker,
+            separate_answer=self._answer_lead is not None,
         )
+
+    async def close(self) -> None:
+        """Close the connections to tools."""
+        if self.code_tools is not None:
+            await self.code_tools.close()
 
     def episodes(self) -> list[EpisodeStream]:
         """Return one stream of events per choice, each with its own seed."""
@@ -82,27 +110,101 @@ class PreparedChat:
         if not request.deferred:
             if request.callable_tools and request.parallel_tool_calls is False:
                 stops.append(CALL_CLOSE)
-            return runner.complete(self.prompt_ids, sampling, stop=stops)
+            return runner.complete(
+                self.prompt_ids,
+                sampling,
+                stop=stops,
+                thought=self._thought_limit(),
+                answer=self._answer_lead,
+            )
         return runner.run(
-            runner.start(self.prompt_ids, self.policy, code_is_answer=self.code_is_answer),
+            runner.start(
+                self.prompt_ids,
+                self.policy,
+                code_is_answer=self.code_is_answer,
+                functions=[tool.function.name for tool in request.callable_tools],
+                parallel_calls=request.parallel_tool_calls is not False,
+            ),
             sampling,
             episode_id=f"exec_{self.id.removeprefix('chatcmpl-')}_{index}",
             eager=request.deferral.eager is not False,
             prewarm=True,
             stop=stops,
+            thought=self._thought_limit(),
+            answer=self._answer_lead,
+            tools=self.code_tools,
+            tool_wait_s=self.server.settings.tool_wait_s,
+            open_session=None if self.container is None else self.container.session,
         )
+
+    def held_container(self) -> AbstractAsyncContextManager[None]:
+        """Return the context in which the request holds its container. Raises as `ContainerUse.acquire`."""
+        return nullcontext() if self.container is None else self.container.acquire(self.id)
+
+    def _thought_limit(self) -> ThoughtLimit | None:
+        """Return the limit of a choice's thought; None if there is nothing to limit."""
+        tokenizer, tokens = self.runner.engine.tokenizer, self.request.thinking_tokens
+        is_constrained = self.request.constraint is not None and self._answer_lead is None
+        is_needed = tokens is not None or is_constrained
+        if not (self.thinks and is_needed and supports_thought_limit(tokenizer)):
+            return None
+        return ThoughtLimit(tokenizer, self.prompt_end, tokens)
+
+    @property
+    def _answer_lead(self) -> str | None:
+        """Text before a constrained answer that follows a turn with code or without a function call; None if
+        there is no such answer."""
+        structure = self.request.constraint
+        if structure is None or not (self.request.deferred or self.request.callable_tools):
+            return None
+        if structure.kind == "json_schema" and len(structure.text) <= _QUOTED_CHARS:
+            return f"\n\nThe final answer as JSON that matches the schema {structure.text}:\n"
+        return "\n\nThe final answer is:\n"
 
 
 async def prepare(
-    server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
+    server: Server,
+    request: ChatRequest,
+    proven: Mapping[int, Sequence[int]] | None = None,
+    container: ContainerUse | None = None,
 ) -> PreparedChat:
-    """Prepare ``request`` to run on ``server``.
+    """Prepare ``request`` to run on ``server``, and connect to its MCP servers.
+
+    Code in a container that lives across requests has no tools of MCP servers.
+
+    Raises:
+        ApiError: as `prepare_with`; 400 or 424 for an MCP server that can't be used.
+    """
+    server.check_model(request.model)
+    if (conflict := request.conflict) is not None:
+        param, why = conflict
+        raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
+    opens_tools = request.deferred and container is None
+    tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
+    try:
+        return await prepare_with(server, request, tools, proven, container)
+    except BaseException:
+        if tools is not None:
+            await tools.close()
+        raise
+
+
+async def prepare_with(
+    server: Server,
+    request: ChatRequest,
+    tools: SessionTools | None,
+    proven: Mapping[int, Sequence[int]] | None = None,
+    container: ContainerUse | None = None,
+) -> PreparedChat:
+    """Prepare ``request`` to run on ``server`` with ``tools`` for its code.
 
     Args:
         server: the running server.
         request: the request as it was sent.
+        tools: tools that code may call. The caller closes them if this fails.
         proven: token ids of the messages that are replies of this server, by index; see
             `service.store.replies`. All other messages are encoded as plain text.
+        container: the request's container, if it lives across requests. The prompt lists its files.
 
     Raises:
         ApiError: 404 for an unknown model; 400 for a field above its limit, a prompt that doesn't fit, or a
@@ -114,23 +216,19 @@ async def prepare(
     if (conflict := request.conflict) is not None:
         param, why = conflict
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
-    policy = _policy(server, request)
+    policy = effective_policy(server, request.deferral)
     forced = force_call(request.tool_choice, request.callable_tools) if request.forces_call else None
-    prompt_ids = await render_prompt(server, request, proven)
+    note = "" if container is None else container.note
+    prompt_ids = await render_prompt(server, request, proven, tools, note)
     prompt_end = server.engine.tokenizer.decode(prompt_ids[-8:])
-    if opens_thought(prompt_end) and (forced is not None or request.json_schema is not None):
-        param = "tool_choice" if forced is not None else "response_format"
-        message = f"'{param}': this model always thinks first, so the form of its reply can't be enforced."
-        raise ApiError(400, message, param=param, code="unsupported_parameter")
+    thinks = _thinks(server, request) or opens_thought(prompt_end)
+    _check_thought(server, request, prompt_end, thinks=thinks)
     if forced is not None:
         prompt_ids = prompt_ids + server.engine.tokenizer.encode(forced.prefix, allow_special=True)
     room = server.runner.room(prompt_ids, deferral=request.deferred)
     if room < 1:
         message = f"The prompt has {len(prompt_ids)} tokens; at most {len(prompt_ids) + room - 1} fit."
         raise ApiError(400, message, param="messages", code="context_length_exceeded")
-    if request.min_tokens and request.deferred:
-        message = "'min_tokens': not supported for replies that run code; set deferral.enabled to false."
-        raise ApiError(400, message, param="min_tokens", code="unsupported_parameter")
     sampling = sampling_of(
         request,
         server.runner.sampling,
@@ -139,7 +237,7 @@ async def prepare(
         model=request.model,
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
-        json_schema=request.json_schema,
+        structure=request.constraint,
     )
     return PreparedChat(
         id=f"chatcmpl-{secrets.token_hex(12)}",
@@ -152,7 +250,52 @@ async def prepare(
         sampling=_constrained(sampling, forced, server),
         policy=policy,
         code_is_answer=policy.unflushed == "run" and _code_is_answer(request),
+        thinks=thinks,
+        ignored=tuple(_ignored(server, request, thinks=thinks)),
+        code_tools=tools,
+        container=container,
     )
+
+
+def _thinks(server: Server, request: ChatRequest) -> bool:
+    """Return whether the prompt asks the model to think first.
+
+    An effort has no effect if the checkpoint was trained without thinking, or if the reply's form is fixed
+    and the end of a thought can't be found.
+    """
+    if request.explicit_thinking is not None or not request.thinks:
+        return request.thinks
+    if request.deferred:
+        return server.runner.policy.thinking
+    return request.constraint is None or supports_thought_limit(server.engine.tokenizer)
+
+
+def _ignored(server: Server, request: ChatRequest, *, thinks: bool) -> Iterator[str]:
+    """Yield the request's fields about thinking that have no effect on this model."""
+    if request.thinks and not thinks:
+        yield request.effort_param
+    elif (request.explicit_budget or 0) > 0 and not (
+        thinks and supports_thought_limit(server.engine.tokenizer)
+    ):
+        yield "thinking_budget"
+
+
+def _check_thought(server: Server, request: ChatRequest, prompt_end: str, *, thinks: bool) -> None:
+    """Raise ApiError 400 if the form of a reply can't be enforced because the model thinks first."""
+    always = opens_thought(prompt_end)
+    if request.forces_call and always:
+        param, why = "tool_choice", "this model always thinks first, so a call can't be forced"
+    elif (
+        (structure := request.constraint) is not None
+        and thinks
+        and not (
+            request.deferred or request.callable_tools or supports_thought_limit(server.engine.tokenizer)
+        )
+    ):
+        param, why = structure.param, "the form of the reply can't be enforced after this model's thoughts"
+    else:
+        return
+    raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
 
 
 def _constrained(sampling: Sampling, forced: ForcedCall | None, server: Server) -> Sampling:
@@ -161,9 +304,13 @@ def _constrained(sampling: Sampling, forced: ForcedCall | None, server: Server) 
     return replace(sampling, json_schema=forced.schema)
 
 
-def _policy(server: Server, request: ChatRequest) -> DeferralPolicy:
-    """Return the checkpoint's policy with the client's options, up to the operator's limits."""
-    own, options = server.runner.policy, request.deferral
+def effective_policy(server: Server, options: DeferralOptions) -> DeferralPolicy:
+    """Return the checkpoint's policy with the client's options, up to the operator's limits.
+
+    Raises:
+        ApiError: 400 for an option above its limit.
+    """
+    own = server.runner.policy
     changed: dict[str, object] = {}
     for name in ("max_turns", "run_limit_s", "max_output_tokens"):
         default, asked = getattr(own, name), getattr(options, name)
@@ -188,39 +335,51 @@ def _code_is_answer(request: ChatRequest) -> bool:
     return asks_for_code(request.messages[last].content or "", after_code=showed_code)
 
 
-def _is_current(ids: Sequence[int], content: str, tokenizer: Tokenizer) -> bool:
-    """Return whether stored ids decode to ``content``; they don't after a change of the model."""
-    if not all(0 <= token < tokenizer.vocab_size for token in ids):
-        return False
-    return tokenizer.decode(ids).strip() == content.rpartition(THINK_CLOSE)[2].strip()
-
-
 async def render_prompt(
-    server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
+    server: Server,
+    request: ChatRequest,
+    proven: Mapping[int, Sequence[int]] | None = None,
+    code_tools: SessionTools | None = None,
+    note: str = "",
 ) -> list[int]:
     """Return the prompt ids of ``request``; for ``proven`` see `prepare`.
+
+    ``note`` is appended to the last user message.
 
     Raises:
         ApiError: 400 if the chat template rejects the messages.
     """
     turns = [message.as_turn() for message in request.messages]
     for index, ids in (proven or {}).items():
-        if _is_current(ids, request.messages[index].content or "", server.engine.tokenizer):
+        message = request.messages[index]
+        names = [call.function.name for call in message.tool_calls or ()]
+        if is_current(ids, message.content or "", names, server.engine.tokenizer):
             turns[index]["content"] = [TokenIds(tuple(ids))]
-    tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
+            turns[index].pop("tool_calls", None)  # the ids contain the calls
+    last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+    if note and last is not None:
+        turns[last]["content"] = f"{turns[last]['content']}{note}"
+    tools = [
+        {"type": "function", **tool.model_dump(include={"function"}, exclude_none=True)}
+        for tool in request.callable_tools
+    ]
     render = partial(
         server.runner.render,
         turns,
-        deferral=request.deferred,
-        thinking=request.thinks,
+        deferral=request.runs_code,
+        thinking=_thinks(server, request),
         tools=tools,
         continue_final=bool(request.continue_final_message),
+        code_tools=() if code_tools is None else code_tools.specs,
     )
-    size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
     try:
+        size = sum(len(str(part)) for fields in (*turns, *tools) for part in fields.values())
         return render() if size <= SHORT_CHARS else await asyncio.to_thread(render)
     except (ValueError, EngineError) as error:
         raise ApiError(400, f"'messages': {error}", param="messages", code="invalid_value") from None
+    except RecursionError:
+        reason = "'messages': a tool or the arguments of a call are nested too deeply."
+        raise ApiError(400, reason, param="messages", code="invalid_value") from None
 
 
 def _above(param: str, ceiling: float) -> ApiError:

@@ -9,9 +9,35 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from service.api.sampling import SamplingRequest, enables_thinking
-from service.api.tools.definitions import FunctionTool, NamedChoice, ResponseFormat, Tool, ToolChoice
-from service.api.validation import Ignored, OptionalContent, RequestModel, Strict, invalid, only
+from service.api.sampling import EFFORT_TOKENS, SamplingRequest, TokenBudget, enables_thinking
+from service.api.structured_outputs import Structure
+from service.api.tools.definitions import (
+    AllowedChoice,
+    AllowedCode,
+    AllowedServer,
+    AllowedToolList,
+    CodeInterpreterTool,
+    ContainerChoice,
+    CustomTool,
+    Figures,
+    FunctionTool,
+    NamedChoice,
+    OnExpired,
+    Tool,
+    ToolChoice,
+)
+from service.api.tools.history import EarlierCall
+from service.api.tools.mcp import McpServerTool, check_labels
+from service.api.validation import (
+    FileParts,
+    Ignored,
+    Label,
+    OptionalContent,
+    RequestModel,
+    Strict,
+    invalid,
+    only,
+)
 from service.episode.tool_parser import loads
 
 _THOUGHT: Final = re.compile(r"\s*<think>\n*(.*?)\n*</think>\s*(.*)", re.DOTALL)
@@ -68,7 +94,7 @@ class ToolCall(RequestModel):
         return {**data, "function": {"name": custom.get("name"), "arguments": arguments}}
 
 
-class Message(RequestModel):
+class Message(FileParts):
     """One turn. All fields of a reply are accepted when it is sent back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -87,6 +113,8 @@ class Message(RequestModel):
     refusal: str | None = None
     """Used as the content of a message without any."""
     name: Annotated[object, Ignored()] = None
+    container: str | None = None
+    """Container of an earlier reply. Not part of the prompt."""
     audio: Annotated[object, Ignored()] = None
     annotations: Annotated[object, Ignored([])] = None
     function_call: Annotated[object, only()] = None
@@ -100,6 +128,13 @@ class Message(RequestModel):
         if self.role != "assistant" and self.tool_calls:
             raise invalid("only assistant messages may have 'tool_calls'", ".tool_calls")
         return self
+
+    def earlier_calls(self) -> list[EarlierCall]:
+        """Return the calls of this reply."""
+        return [
+            EarlierCall(call.id, call.function.name, call.function.arguments)
+            for call in self.tool_calls or ()
+        ]
 
     def as_turn(self) -> dict[str, object]:
         """Return the turn in the chat template's form."""
@@ -149,6 +184,7 @@ class ChatTemplateKwargs(RequestModel):
     enable_thinking: bool | None = None
     thinking: bool | None = None
     """Name of ``enable_thinking`` in other templates."""
+    thinking_budget: TokenBudget | None = None
 
 
 class ReasoningSwitch(RequestModel):
@@ -157,13 +193,23 @@ class ReasoningSwitch(RequestModel):
     type: Literal["enabled", "disabled", "adaptive", "auto"] | None = None
     enabled: bool | None = None
     effort: Effort | None = None
+    budget_tokens: TokenBudget | None = None
+    max_tokens: TokenBudget | None = None
+    """Name of ``budget_tokens`` in ``reasoning``."""
+
+    @property
+    def budget(self) -> int | None:
+        """Most tokens of the thought, if the client set them."""
+        return self.max_tokens if self.budget_tokens is None else self.budget_tokens
 
     @property
     def on(self) -> bool | None:
         """Whether thinking is on; None if unset."""
         if self.type is not None:
             return self.type == "enabled"
-        return self.enabled if self.enabled is not None else enables_thinking(self.effort)
+        if self.enabled is not None or self.effort is not None:
+            return self.enabled if self.enabled is not None else enables_thinking(self.effort)
+        return None if self.budget is None else self.budget != 0
 
 
 class DeferralOptions(Strict):
@@ -171,7 +217,9 @@ class DeferralOptions(Strict):
 
     enabled: bool | None = None
     """False for generation without code execution: the marker is a token like any other. Default: true,
-    except in requests with ``tools`` or a JSON ``response_format``, whose replies can't contain code."""
+    except in requests with a constraint on the reply such as ``response_format``, or with functions but no
+    ``code_interpreter`` in ``tools``. With true and a constraint, the constraint applies to a final answer
+    after the code has run."""
     eager: bool | None = None
     """Start a block in the background as soon as it is written; its output still waits for the marker.
     Default: true."""
@@ -183,13 +231,28 @@ class DeferralOptions(Strict):
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
 
+    container: ContainerChoice | None = None
+    """A container that keeps its variables and files after the reply: ``{"type": "auto"}`` for a new one, or
+    the id that an earlier reply has in ``container``. Default: a container for this reply alone."""
+    on_expired: OnExpired | None = None
+    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+    figures: Figures | None = None
+    """Format of the figures that are stored with ``container``. Default: ``png``."""
+
     @model_validator(mode="after")
     def _together(self) -> Self:
-        names = ("eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
+        names = ("container", "eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
         given = [name for name in names if getattr(self, name) is not None]
         if self.enabled is False and given:
             raise invalid(f"'{given[0]}' configures code execution, but 'enabled' is false")
         return self
+
+
+_NO_FUNCTION: Final = {
+    False: "'tools' contains no function to call",
+    True: "the model decides when code runs, so a run can't be required, and there is no function to call",
+}
+"""Errors for a required call, by whether the model may run code."""
 
 
 class ChatRequest(SamplingRequest):
@@ -202,22 +265,26 @@ class ChatRequest(SamplingRequest):
     """Limit on the tokens that the model samples in the whole episode, without observations."""
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     strict_tool_calls: bool = False
     """Fail if the model writes an invalid call, instead of passing it on unchanged."""
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    metadata: dict[str, Label] | None = Field(default=None, max_length=16)
     chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs()
     continue_final_message: bool | None = None
     """Continue the last message, an assistant's, instead of beginning a new one."""
     reasoning_effort: Effort | None = None
-    """``none`` and ``minimal`` turn thinking off, any other value on. The model has no degrees of it."""
+    """``none`` and ``minimal`` turn thinking off, any other value on. ``low`` and ``medium`` limit it to 1024
+    and 8192 tokens."""
     reasoning: ReasoningSwitch | None = None
     thinking: ReasoningSwitch | None = None
+    thinking_budget: TokenBudget | None = None
+    """Most tokens of the thought: 0 for none, -1 for no limit. At the limit the server closes the thought."""
+    thinking_token_budget: TokenBudget | None = None
+    """vLLM's name of ``thinking_budget``."""
     enable_thinking: bool | None = None
     deferral: DeferralOptions = DeferralOptions()
 
@@ -244,11 +311,15 @@ class ChatRequest(SamplingRequest):
     def _together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise invalid("it needs 'logprobs' to be true", ".top_logprobs")
+        check_labels(self.tools or ())
+        if self.deferral.enabled is False and self.offers_code:
+            raise invalid("it is false, but 'tools' contains a code_interpreter", ".deferral.enabled")
         names = [tool.function.name for tool in self.functions_offered]
         if len(names) != len(set(names)):
             raise invalid("two functions have the same name", ".tools")
-        if self.forces_call and not names:
-            raise invalid("'tools' contains no function to call", ".tool_choice")
+        self._check_allowed(names)
+        if self.forces_call and not self.callable_tools:
+            raise invalid(_NO_FUNCTION[self.offers_code], ".tool_choice")
         if isinstance(self.tool_choice, NamedChoice) and self.tool_choice.function.name not in names:
             name = self.tool_choice.function.name
             raise invalid(f"it names {name!r}, which is not in 'tools'", ".tool_choice.function.name")
@@ -260,6 +331,25 @@ class ChatRequest(SamplingRequest):
             raise invalid("it must be true unless the last message is continued", ".add_generation_prompt")
         return self
 
+    def _check_allowed(self, names: list[str]) -> None:
+        labels = {tool.server_label for tool in self.tools or () if isinstance(tool, McpServerTool)}
+        for index, tool in enumerate(self._allowed.tools if self._allowed else ()):
+            at = f".tool_choice.allowed_tools.tools[{index}]"
+            if isinstance(tool, NamedChoice) and tool.function.name not in names:
+                name = tool.function.name
+                raise invalid(f"it names {name!r}, which is not in 'tools'", f"{at}.function.name")
+            if isinstance(tool, AllowedCode) and not self.offers_code:
+                raise invalid("'tools' contains no code_interpreter", at)
+            if isinstance(tool, AllowedServer) and tool.server_label not in labels:
+                label = tool.server_label
+                raise invalid(f"it names {label!r}, which is not in 'tools'", f"{at}.server_label")
+
+    @property
+    def _allowed(self) -> AllowedToolList | None:
+        """The tools to which ``tool_choice`` limits the reply; None for all tools."""
+        choice = self.tool_choice
+        return choice.allowed_tools if isinstance(choice, AllowedChoice) else None
+
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens or super().token_limit
@@ -270,9 +360,26 @@ class ChatRequest(SamplingRequest):
         return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
 
     @property
+    def offers_code(self) -> bool:
+        """Whether the request has the tool for running code."""
+        return any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
+
+    @property
+    def mcp_tools(self) -> list[McpServerTool]:
+        """MCP servers whose tools code in the reply may call."""
+        if self.tool_choice == "none":
+            return []
+        found = [tool for tool in self.tools or () if isinstance(tool, McpServerTool)]
+        if self._allowed is None:
+            return found
+        labels = {tool.server_label for tool in self._allowed.tools if isinstance(tool, AllowedServer)}
+        return [tool for tool in found if tool.server_label in labels]
+
+    @property
     def forces_call(self) -> bool:
         """Whether the reply must call a function."""
-        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedChoice)
+        mode = self._allowed.mode if self._allowed else self.tool_choice
+        return mode == "required" or isinstance(mode, NamedChoice)
 
     @property
     def explicit_thinking(self) -> bool | None:
@@ -285,49 +392,100 @@ class ChatRequest(SamplingRequest):
 
     @property
     def thinks(self) -> bool:
-        """Whether the model thinks first. An effort has no effect if the reply's form is fixed."""
+        """Whether the request turns thinking on. An effort has no effect if a call is forced."""
         if self.explicit_thinking is not None:
             return self.explicit_thinking
-        return self._effort is True and not (self.json_schema or self.forces_call)
+        return self._effort is True and not self.forces_call
 
     @property
     def _effort(self) -> bool | None:
+        if self.explicit_budget == 0:
+            return False
         switches = [switch.on for switch in (self.thinking, self.reasoning) if switch is not None]
         return next((on for on in switches if on is not None), enables_thinking(self.reasoning_effort))
+
+    @property
+    def explicit_budget(self) -> int | None:
+        """Most tokens of the thought that the client set as a number, -1 for no limit; None if unset."""
+        switches = [switch.budget for switch in (self.thinking, self.reasoning) if switch is not None]
+        others = (self.thinking_budget, self.thinking_token_budget, self.chat_template_kwargs.thinking_budget)
+        return next((tokens for tokens in (*others, *switches) if tokens is not None), None)
+
+    @property
+    def thinking_tokens(self) -> int | None:
+        """Most tokens of the thought, set as a number or by an effort; None for no limit."""
+        if self.explicit_budget is not None:
+            return None if self.explicit_budget < 0 else self.explicit_budget
+        efforts = (self.reasoning.effort if self.reasoning else None, self.reasoning_effort)
+        return next((EFFORT_TOKENS.get(effort) for effort in efforts if effort is not None), None)
 
     def without_effect(self) -> Iterator[str]:
         yield from super().without_effect()
         if self._effort and not self.thinks:
-            yield "reasoning_effort"
+            yield self.effort_param
+        if self.structure is not None and self.forces_call:
+            yield self.structure.param
 
     @property
     def callable_tools(self) -> list[FunctionTool]:
         """The functions that this reply may call."""
-        return [] if self.tool_choice == "none" else self.functions_offered
+        if self.tool_choice == "none":
+            return []
+        if self._allowed is None:
+            return self.functions_offered
+        names = {tool.function.name for tool in self._allowed.tools if isinstance(tool, NamedChoice)}
+        return [tool for tool in self.functions_offered if tool.function.name in names]
 
     @property
-    def json_schema(self) -> str | None:
-        """JSON schema of the whole reply, as text, if the client set one."""
-        return None if self.response_format is None else self.response_format.schema_text
+    def custom_names(self) -> frozenset[str]:
+        """Names of the tools that take free text."""
+        return frozenset(tool.function.name for tool in self.callable_tools if isinstance(tool, CustomTool))
+
+    @property
+    def constraint(self) -> Structure | None:
+        """The constraint on the reply's text. A reply that must be a function call has no text."""
+        return None if self.forces_call else self.structure
+
+    @property
+    def effort_param(self) -> str:
+        """Name of the field that sets the reasoning effort."""
+        names = ("thinking", "reasoning", "reasoning_effort")
+        return next((name for name in names if getattr(self, name) is not None), names[-1])
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether the model may run code: by default in every request whose replies can contain code."""
+        if self.deferral.enabled is not None:
+            return self.deferral.enabled
+        if self.mcp_tools:
+            return True
+        if self._allows_code:
+            return True
+        if self.structure is not None:
+            return bool(self.deferral.model_dump(exclude_none=True))
+        return not self.functions_offered and not self.offers_code
+
+    @property
+    def _allows_code(self) -> bool:
+        """Whether the request has the tool for running code, and ``tool_choice`` allows it."""
+        if not self.offers_code or self.tool_choice == "none":
+            return False
+        return self._allowed is None or any(isinstance(tool, AllowedCode) for tool in self._allowed.tools)
 
     @property
     def deferred(self) -> bool:
-        """Whether code runs: by default in every request whose replies can contain code."""
-        if self.deferral.enabled is not None:
-            return self.deferral.enabled
-        return not self.functions_offered and self.json_schema is None
+        """Whether code in this reply runs. A reply that must be a function call contains none."""
+        return self.runs_code and not self.forces_call
 
     @property
-    def conflict(self) -> tuple[Literal["deferral", "response_format", "tool_choice"], str] | None:
+    def conflict(self) -> tuple[str, str] | None:
         """A field that can't be combined with another one, and the reason; None if there is none."""
         forced, thinking = self.forces_call, self.thinks
+        if self.mcp_tools and not self.runs_code:
+            return "deferral", "tools of MCP servers are called from code, which must be able to run"
         options = self.deferral.model_dump(exclude_none=True)
-        if options and self.deferral.enabled is not False and (self.functions_offered or self.json_schema):
-            return "deferral", "code can't run in a request with 'tools' or a JSON 'response_format'"
-        if self.json_schema and self.callable_tools:
-            return "response_format", "JSON replies can't be combined with 'tools'"
-        if self.json_schema and thinking:
-            return "response_format", "a JSON reply can't be combined with 'enable_thinking'"
+        if options and self.deferral.enabled is None and not self.runs_code:
+            return "deferral", "it configures code execution, which needs a code_interpreter in 'tools' here"
         if forced and thinking:
             return "tool_choice", "a forced call can't be combined with 'enable_thinking'"
         return None

@@ -10,8 +10,12 @@ from service.api.errors import ApiError
 from service.api.responses.items import (
     CodeInterpreterCall,
     Conversation,
+    CustomToolCall,
+    FunctionCall,
     InputItem,
     ItemReference,
+    McpCall,
+    McpListTools,
     MessageItem,
     Reasoning,
     SkippedItem,
@@ -48,8 +52,12 @@ async def recall(conversation: Conversation, store: ResponseStore, response_id: 
         )
     for turn in turns:
         conversation.add(_items.validate_python(turn.input))
-        if any(item["type"] == "function_call" for item in _output(turn)):
-            conversation.add(_items.validate_python(_output(turn)))
+        for item in _output(turn):
+            if item["type"] == "code_interpreter_call":
+                conversation.note_container(str(item["container_id"]), str(item["id"]))
+        if any(item["type"] in ("function_call", "custom_tool_call") for item in _output(turn)):
+            output = _items.validate_python(_output(turn))
+            conversation.add(output if turn.ids is None else [_reply_of(turn, turn.ids, output)])
         elif turn.ids is not None:
             conversation.add_reply(StoredReply(tuple(turn.ids), turn.text))
         elif turn.text:
@@ -85,8 +93,8 @@ async def with_stored_replies(
 ) -> list[InputItem | StoredReply]:
     """Replace each run of items that is the complete output of a stored response by that reply.
 
-    Code ran in such a reply, so it contains control tokens. The items must equal the stored ones. Edited
-    items, and those of other owners, stay plain text.
+    Code ran in such a reply or it called functions, so it contains control tokens. The items must equal the
+    stored ones. Edited items, and those of other owners, stay plain text.
     """
     result: list[InputItem | StoredReply] = []
     look_up = _ItemLookup(store, owner)
@@ -106,22 +114,35 @@ async def with_stored_replies(
 
 
 def _is_output(item: InputItem) -> bool:
-    return isinstance(item, Reasoning | CodeInterpreterCall) or (
-        isinstance(item, MessageItem) and item.role == "assistant"
-    )
+    return isinstance(
+        item, Reasoning | CodeInterpreterCall | FunctionCall | CustomToolCall | McpListTools | McpCall
+    ) or (isinstance(item, MessageItem) and item.role == "assistant")
 
 
 async def _stored_reply(items: Sequence[InputItem], look_up: _ItemLookup) -> StoredReply | None:
-    call = next((item for item in items if isinstance(item, CodeInterpreterCall)), None)
+    call = next(
+        (item for item in items if isinstance(item, CodeInterpreterCall | FunctionCall | CustomToolCall)),
+        None,
+    )
     if call is None or call.id is None:
         return None
     response = await look_up.response(call.id)
     if response is None or response.ids is None:
         return None
     stored = _items.validate_python(_output(response))
-    if [_comparable(item) for item in items] != [_comparable(item) for item in stored]:
+    if _compared(items) != _compared(stored):
         return None
-    return StoredReply(tuple(response.ids), response.text)
+    return _reply_of(response, response.ids, stored)
+
+
+def _reply_of(response: StoredResponse, ids: Sequence[int], output: Sequence[InputItem]) -> StoredReply:
+    has_calls = any(isinstance(item, FunctionCall | CustomToolCall) for item in output)
+    return StoredReply(tuple(ids), response.text, tuple(output) if has_calls else ())
+
+
+def _compared(items: Sequence[InputItem]) -> list[object]:
+    """Return what must be equal. Calls of tools say nothing to the model, so clients may leave them out."""
+    return [_comparable(item) for item in items if not isinstance(item, McpListTools | McpCall)]
 
 
 def _comparable(item: InputItem) -> object:
@@ -133,6 +154,10 @@ def _comparable(item: InputItem) -> object:
             return item.id, [part.text for part in item.content]
         case CodeInterpreterCall():
             return item.id, item.code, None if item.outputs is None else [log.logs for log in item.outputs]
+        case FunctionCall():
+            return item.id, item.call_id, item.name, item.arguments
+        case CustomToolCall():
+            return item.id, item.call_id, item.name, item.input
     return item
 
 

@@ -11,13 +11,21 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from service.api.validation import Ignored, RequestModel, ResponseContent, Skipped, in_union, invalid
+from service.api.validation import (
+    FileParts,
+    Ignored,
+    RequestModel,
+    ResponseContent,
+    Skipped,
+    in_union,
+    invalid,
+)
 from service.common.json import Json
-from service.deferral.observation import observation_ids
+from service.deferral.observation import executed_text
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Tokenizer
 from service.episode.reasoning_parser import without_thought
@@ -31,6 +39,8 @@ PREFIXES: Final = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
     "item_reference": "ref",
+    "mcp_list_tools": "mcpl",
+    "mcp_call": "mcp",
 }
 """Prefix of an item's id, by its type."""
 
@@ -46,8 +56,8 @@ class Item(RequestModel):
         return {**self.model_dump(exclude_none=True), "id": item_id, "status": self.status or "completed"}
 
 
-class MessageItem(Item):
-    """One message. Parts of its content are joined without a separator."""
+class MessageItem(Item, FileParts):
+    """One message. Parts of its content are joined without a separator; files are taken out of it."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -56,9 +66,10 @@ class MessageItem(Item):
 
     def as_listed(self, item_id: str) -> Json:
         part: Json = {"type": "input_text", "text": self.content}
+        files = [dict(fields) for _, fields in self.file_parts]
         if self.role == "assistant":
             part = {"type": "output_text", "text": self.content, "annotations": [], "logprobs": []}
-        return {**super().as_listed(item_id), "content": [part]}
+        return {**super().as_listed(item_id), "content": [*files, part]}
 
 
 class ReasoningText(RequestModel):
@@ -79,6 +90,19 @@ class Reasoning(Item):
 class Logs(RequestModel):
     type: Literal["logs"]
     logs: str
+    tables: object = None
+    """HTML of tables, which the model doesn't read."""
+
+
+class Image(RequestModel):
+    """A figure, which the model doesn't read."""
+
+    type: Literal["image"]
+    url: str = ""
+
+    @property
+    def logs(self) -> str:
+        return ""
 
 
 class CodeInterpreterCall(Item):
@@ -87,7 +111,7 @@ class CodeInterpreterCall(Item):
     type: Literal["code_interpreter_call"]
     code: str = ""
     container_id: str = ""
-    outputs: list[Logs] | None = None
+    outputs: list[Annotated[Logs | Image, Field(discriminator="type")]] | None = None
     """None if the response didn't include them; they are then read from the store."""
 
 
@@ -124,6 +148,27 @@ class CustomToolCallOutput(Item):
     type: Literal["custom_tool_call_output"]
     call_id: str
     output: ResponseContent
+
+
+class McpListTools(Item):
+    """The tools of an MCP server in an earlier response. The request's own ``tools`` count."""
+
+    type: Literal["mcp_list_tools"]
+    server_label: str = ""
+    tools: list[dict[str, object]] = Field(default_factory=list)
+    error: object = None
+
+
+class McpCall(Item):
+    """A call of an MCP tool in an earlier response. The model has seen what its code printed of it."""
+
+    type: Literal["mcp_call"]
+    server_label: str = ""
+    name: str = ""
+    arguments: str = ""
+    output: str | None = None
+    error: object = None
+    approval_request_id: str | None = None
 
 
 class ItemReference(Item):
@@ -166,6 +211,8 @@ InputItem = Annotated[
     | Annotated[FunctionCallOutput, Tag("<function_call_output>")]
     | Annotated[CustomToolCall, Tag("<custom_tool_call>")]
     | Annotated[CustomToolCallOutput, Tag("<custom_tool_call_output>")]
+    | Annotated[McpListTools, Tag("<mcp_list_tools>")]
+    | Annotated[McpCall, Tag("<mcp_call>")]
     | Annotated[ItemReference, Tag("<item_reference>")]
     | Annotated[SkippedItem, Tag("<skipped>")],
     Discriminator(
@@ -223,6 +270,9 @@ class StoredReply:
 
     ids: tuple[int, ...]
     text: str
+    items: tuple[InputItem, ...] = ()
+    """The reply as output items if it calls functions. They name its calls, and take its place if the ids
+    can't be used."""
 
 
 class Conversation:
@@ -245,6 +295,10 @@ class Conversation:
         self._text: list[str] = []
         self._calls: list[Json] = []
         self._thought: list[str] = []
+        self.container: tuple[str, str] | None = None
+        """Container and response of the last code that ran in it."""
+        self.file_parts: list[tuple[str, dict[str, Any]]] = []
+        """Path below the item and fields of the files of all messages."""
 
     def add_message(self, role: str, content: str) -> None:
         """Add a message with exactly this content."""
@@ -253,7 +307,10 @@ class Conversation:
 
     def add_reply(self, reply: StoredReply) -> None:
         """Add an earlier reply with its sampled tokens."""
-        self.add_message("assistant", reply.text)
+        if reply.items:
+            self.add(reply.items)
+        else:
+            self.add_message("assistant", reply.text)
         self.proven[len(self.messages) - 1] = without_thought(reply.ids, self._tokenizer)
 
     def add(self, items: Iterable[InputItem | StoredReply]) -> None:
@@ -265,19 +322,20 @@ class Conversation:
     def _add(self, item: InputItem | StoredReply) -> None:
         match item:
             case StoredReply():
+                self._end_reply()
                 self.add_reply(item)
             case MessageItem(role="assistant"):
                 self._text.append(item.content)
             case MessageItem():
                 self.add_message(item.role, item.content)
+                self.file_parts += item.file_parts
             case Reasoning():
                 self._thought += [part.text for part in item.content]
             case CodeInterpreterCall():
+                self.note_container(item.container_id, item.id)
                 if item.outputs is not None:  # without them the model was shown nothing
                     logs = "".join(output.logs for output in item.outputs)
-                    shown = self._tokenizer.decode(observation_ids(logs, self._tokenizer, self._policy))
-                    in_block = self._policy.observation == "output_block"
-                    self._text.append(shown if in_block else self._policy.marker + shown)
+                    self._text.append(executed_text(logs, self._tokenizer, self._policy))
             case FunctionCall():
                 function = {"name": item.name, "arguments": item.arguments}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})
@@ -287,6 +345,12 @@ class Conversation:
             case FunctionCallOutput() | CustomToolCallOutput():
                 self.add_message("tool", item.output)
                 self.messages[-1]["tool_call_id"] = item.call_id
+
+    def note_container(self, container_id: str, item_id: str | None) -> None:
+        """Note the container of a call of the code interpreter."""
+        response_id = None if item_id is None else response_of(item_id)
+        if response_id is not None and container_id.startswith("cntr_"):
+            self.container = (container_id, response_id)
 
     def _end_reply(self) -> None:
         if self._text or self._calls or self._thought:

@@ -6,16 +6,18 @@ A flush is one ``code_interpreter_call``, which opens when its first block becom
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.api.chat.choice_builder import logprob_item
+from service.api.chat.choice_builder import content_path, logprob_item
 from service.api.responses.items import output_item_id
-from service.common.json import Json
+from service.api.tools.custom import input_of
+from service.common.json import Json, dumps
 from service.engines.base import Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
+    CodeToolCall,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -24,10 +26,12 @@ from service.episode.events import (
     Invoked,
     InvokedBlock,
     Sampled,
+    ToolCalled,
 )
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
-from service.sandbox.base import Status
+from service.sandbox.base import OutputFile, Status
+from service.tools.mcp.hub import Listing, SessionTools
 
 Events = list[Json]
 
@@ -81,6 +85,7 @@ class TextItem:
         self._logprobs: list[Json] = []
         self._wants_logprobs = logprobs
         self._seal = seal if thought else None
+        self._annotations: list[Json] = []
         self._name = "response.reasoning_text" if thought else "response.output_text"
         head: Json = {"type": "reasoning", "summary": []} if thought else {"type": "message"}
         role: Json = {} if thought else {"role": "assistant"}
@@ -103,14 +108,39 @@ class TextItem:
 
     def close(self, status: str) -> Events:
         text = "".join(self._pieces)
+        cited = [
+            self._event(
+                "response.output_text.annotation.added", annotation=annotation, annotation_index=index
+            )
+            for index, annotation in enumerate(self._annotations)
+        ]
         part = self._part(text)
         extra: Json = {} if self.thought else {"logprobs": self._logprobs}
         sealed: Json = {} if self._seal is None else {"encrypted_content": self._seal(text)}
         return [
+            *cited,
             self._event(f"{self._name}.done", text=text, **extra),
             self._event("response.content_part.done", part=part),
             self._output.done(self._index, status=status, content=[part], **sealed),
         ]
+
+    def cite(self, files: Sequence[OutputFile]) -> None:
+        """Annotate the text with ``files``, where it names them, else at its end."""
+        text = "".join(self._pieces)
+        for file in files:
+            filename = file.path.rpartition("/")[2]
+            start = next((at for name in (file.path, filename) if (at := text.find(name)) >= 0), len(text))
+            named = file.path if text.startswith(file.path, start) else filename
+            self._annotations.append(
+                {
+                    "type": "container_file_citation",
+                    "container_id": file.container_id,
+                    "file_id": file.id,
+                    "filename": filename,
+                    "start_index": start,
+                    "end_index": start + len(named) if start < len(text) else start,
+                }
+            )
 
     def _part(self, text: str) -> Json:
         if self.thought:
@@ -118,7 +148,7 @@ class TextItem:
         return {
             "type": "output_text",
             "text": text,
-            "annotations": [],
+            "annotations": list(self._annotations),
             "logprobs": list(self._logprobs) if self._wants_logprobs else [],
         }
 
@@ -167,6 +197,38 @@ class FunctionCallItem:
 
     def _event(self, event_type: str, **fields: object) -> Json:
         return {"type": event_type, "item_id": self._id, "output_index": self._index, **fields}
+
+
+class CustomCallItem(FunctionCallItem):
+    """A call of a tool that takes free text. The input is decoded at the end, from the arguments."""
+
+    def __init__(self, output: Output, name: str, call_id: str) -> None:
+        self._output = output
+        self._name = name
+        self._pieces: list[str] = []
+        self._index, self._id = output.open(
+            "ctc",
+            {
+                "type": "custom_tool_call",
+                "status": "in_progress",
+                "call_id": call_id,
+                "name": name,
+                "input": "",
+            },
+        )
+
+    def write(self, text: str) -> Events:
+        """Add to the arguments."""
+        self._pieces.append(text)
+        return []
+
+    def close(self, status: str) -> Events:
+        text = input_of("".join(self._pieces))
+        return [
+            self._event("response.custom_tool_call_input.delta", delta=text),
+            self._event("response.custom_tool_call_input.done", input=text),
+            self._output.done(self._index, status=status, input=text),
+        ]
 
 
 _STATUSES: dict[Status, str] = {
@@ -220,8 +282,24 @@ class CodeItem:
         self._flushed = True
         return [self._code_done(), self._event("response.code_interpreter_call.interpreting")]
 
-    def finish(self, tool: ExecutedTool, container: str) -> Events:
-        """Add the output. The item's status reports the code's success; the call itself is completed."""
+    def finish(self, tool: ExecutedTool, container: str, base_url: str = "") -> Events:
+        """Add the output. The item's status reports the code's success; the call itself is completed.
+
+        Args:
+            tool: the flush.
+            container: name of its container.
+            base_url: address of this server, for links to figures.
+        """
+        logs: Json = {"type": "logs", "logs": tool.output}
+        outputs = [logs]
+        if tool.files is not None:
+            if tool.files.tables:
+                logs["tables"] = list(tool.files.tables)
+            outputs += [
+                {"type": "image", "url": base_url.rstrip("/") + content_path(file)}
+                for file in tool.files.files
+                if file.media_type.startswith("image/")
+            ]
         return [
             self._event("response.code_interpreter_call.completed"),
             self._output.done(
@@ -229,7 +307,7 @@ class CodeItem:
                 status=_STATUSES[tool.status],
                 code=self._code,
                 container_id=container,
-                outputs=[{"type": "logs", "logs": tool.output}],
+                outputs=outputs,
             ),
         ]
 
@@ -245,6 +323,82 @@ class CodeItem:
         return {"type": name, "item_id": self._id, "output_index": self._index, **fields}
 
 
+class McpCallItem:
+    """A call of a tool of an MCP server by code."""
+
+    def __init__(self, output: Output, call: CodeToolCall, label: str, name: str) -> None:
+        self._output = output
+        self._arguments = dumps(call.arguments).decode()
+        self._index, self._id = output.open(
+            "mcp",
+            {
+                "type": "mcp_call",
+                "status": "in_progress",
+                "server_label": label,
+                "name": name,
+                "arguments": "",
+                "output": None,
+                "error": None,
+                "approval_request_id": None,
+            },
+        )
+
+    def open(self) -> Events:
+        return [
+            self._output.added(self._index),
+            self._event("response.mcp_call.in_progress"),
+            self._event("response.mcp_call_arguments.delta", delta=self._arguments),
+            self._event("response.mcp_call_arguments.done", arguments=self._arguments),
+        ]
+
+    def finish(self, call: CodeToolCall) -> Events:
+        """Add the result, or the error. A result that is not text is JSON."""
+        failed = call.status != "ok"
+        text = call.output if isinstance(call.output, str) else dumps(call.output).decode()
+        return [
+            self._event("response.mcp_call.failed" if failed else "response.mcp_call.completed"),
+            self._output.done(
+                self._index,
+                status="failed" if failed else "completed",
+                arguments=self._arguments,
+                output=None if failed else text,
+                error={"type": "mcp_tool_execution_error", "content": call.error} if failed else None,
+            ),
+        ]
+
+    def close(self, status: str) -> Events:  # noqa: ARG002  always incomplete: it has no output
+        """Close a call whose result never arrived."""
+        return [self._output.done(self._index, status="incomplete", arguments=self._arguments)]
+
+    def _event(self, event_type: str, **fields: object) -> Json:
+        return {"type": event_type, "item_id": self._id, "output_index": self._index, **fields}
+
+
+def list_tools_events(output: Output, listing: Listing) -> Events:
+    """Add the tools of an MCP server as an item, and return its events."""
+    index, item_id = output.open(
+        "mcpl",
+        {"type": "mcp_list_tools", "server_label": listing.label, "tools": [], "error": None},
+    )
+    name = "response.mcp_list_tools"
+    place: Json = {"item_id": item_id, "output_index": index}
+    tools: list[Json] = [
+        {
+            "name": tool.name,
+            "description": tool.description,
+            "input_schema": tool.input_schema,
+            "annotations": tool.annotations,
+        }
+        for tool in listing.tools
+    ]
+    return [
+        output.added(index),
+        {"type": f"{name}.in_progress", **place},
+        {"type": f"{name}.completed", **place},
+        output.done(index, tools=tools),
+    ]
+
+
 class OutputBuilder:
     """Builder of a response's output items and stream events, from the events of its episode.
 
@@ -257,6 +411,9 @@ class OutputBuilder:
         reply: accumulates the episode's events, with the execute marker hidden if code may run.
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
         seal: seals thoughts for the client to keep; None if it didn't ask for that.
+        tools: tools of MCP servers that code may call.
+        custom: names of tools that take free text.
+        base_url: address of this server, for links to files.
     """
 
     def __init__(
@@ -266,8 +423,15 @@ class OutputBuilder:
         *,
         tokenizer: Tokenizer | None = None,
         seal: Callable[[str], str] | None = None,
+        tools: SessionTools | None = None,
+        custom: Collection[str] = (),
+        base_url: str = "",
     ) -> None:
+        self._base_url = base_url
+        self._files: list[OutputFile] = []
+        """Files of the flushes since the last message, which the next one cites."""
         self.output = Output(response_id)
+        self._custom = custom
         self.reply = reply
         self._tokenizer = tokenizer
         self._seal = seal
@@ -277,6 +441,14 @@ class OutputBuilder:
         self._call: FunctionCallItem | None = None
         self._code: CodeItem | None = None
         self._container = ""
+        self._tools = tools
+        self._mcp_calls: dict[str, McpCallItem] = {}
+        """Calls of MCP tools that have not ended."""
+
+    def begin(self) -> Events:
+        """Add the items that precede the reply, and return their events."""
+        listings = () if self._tools is None else self._tools.listings
+        return [event for listing in listings for event in list_tools_events(self.output, listing)]
 
     def add(self, event: EpisodeEvent) -> Events:
         """Add ``event`` and return its stream events, without sequence numbers.
@@ -303,11 +475,25 @@ class OutputBuilder:
             case FlushFinished(tool):
                 assert self._code is not None  # noqa: S101
                 self._container = tool.container or ""
-                events += self._code.finish(tool, self._container)
+                events += self._code.finish(tool, self._container, self._base_url)
                 self._code = None
+                if tool.files is not None:
+                    self._files += tool.files.files
+            case ToolCalled(call):
+                events += self._add_call(call)
             case Finished(outcome):
                 events += self._close("incomplete" if outcome.is_truncated else "completed")
         return events
+
+    def _add_call(self, call: CodeToolCall) -> Events:
+        """Add a call of a tool by code, or its end."""
+        if self._tools is None:
+            return []
+        if call.status == "running":
+            label, name = self._tools.origins[call.name]
+            item = self._mcp_calls[call.id] = McpCallItem(self.output, call, label, name)
+            return item.open()
+        return self._mcp_calls.pop(call.id).finish(call)
 
     def abandon(self) -> Events:
         """End a response that was interrupted and return the events that close its items."""
@@ -315,11 +501,11 @@ class OutputBuilder:
 
     def _close(self, status: str) -> Events:
         events = self._close_text(status)
-        for item in (self._call, self._code):
+        for item in (self._call, self._code, *self._mcp_calls.values()):
             if item is not None:
                 events += item.close("incomplete")
-        self._call = self._code = None
-        if not self.output.items:  # an empty reply is an empty message
+        self._call, self._code, self._mcp_calls = None, None, {}
+        if all(item["type"] == "mcp_list_tools" for item in self.output.items):  # an empty reply
             events += [*self._open_text(thought=False), *self._close_text(status)]
         return events
 
@@ -333,7 +519,8 @@ class OutputBuilder:
                     events += self._write(text, thought=True)
                 case ToolCallStart(_, name):
                     events += self._close_text("completed")
-                    self._call = FunctionCallItem(self.output, name, f"call_{secrets.token_hex(12)}")
+                    kind = CustomCallItem if name in self._custom else FunctionCallItem
+                    self._call = kind(self.output, name, f"call_{secrets.token_hex(12)}")
                     events += self._call.open()
                 case ArgumentsDelta(_, text):
                     assert self._call is not None  # noqa: S101
@@ -362,7 +549,12 @@ class OutputBuilder:
 
     def _close_text(self, status: str) -> Events:
         text, self._text = self._text, None
-        return [] if text is None else text.close(status)
+        if text is None:
+            return []
+        if not text.thought:
+            text.cite(self._files)
+            self._files = []
+        return text.close(status)
 
 
 def response_usage(usage: Usage) -> Json:

@@ -8,17 +8,28 @@ from typing import Annotated, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from service.api.responses.items import Input
-from service.api.sampling import enables_thinking
+from service.api.sampling import TokenBudget, enables_thinking
+from service.api.structured_outputs import StructuredOutputs
+from service.api.tools.custom import CustomFields
 from service.api.tools.definitions import (
+    ALLOWED_TYPES,
+    AllowedCode,
+    AllowedServer,
+    CodeInterpreterTool,
+    Figures,
     Function,
     FunctionName,
     JsonObjectFormat,
     JsonSchema,
+    OnExpired,
     SkippedTool,
     TextFormat,
+    choice_tag,
 )
+from service.api.tools.mcp import McpServerTool, check_labels
 from service.api.validation import (
     Ignored,
+    Label,
     Lenient,
     RequestBody,
     RequestModel,
@@ -35,27 +46,6 @@ UNION_TAG = "<{}>"
 """Form of union tags, which distinguishes them from field names in error locations."""
 
 
-class AutoContainer(Strict):
-    """A container that is assigned when code first runs and removed after the response."""
-
-    type: Literal["auto"] = "auto"
-    file_ids: Annotated[object, only([])] = None
-    memory_limit: Annotated[object, only()] = None
-    network_policy: Annotated[object, only({"type": "disabled"})] = None
-
-
-class CodeInterpreterTool(RequestModel):
-    """The tool that lets the model run code. Without it no code runs."""
-
-    type: Literal["code_interpreter"]
-    container: AutoContainer = AutoContainer()
-    allowed_callers: Annotated[object, Ignored(["direct"])] = None
-
-    def to_response(self) -> Json:
-        """Return the value in the response object."""
-        return {"type": self.type, "container": {"type": "auto"}}
-
-
 class ResponseFunctionTool(Function):
     """A function that the client runs."""
 
@@ -69,6 +59,17 @@ class ResponseFunctionTool(Function):
         return self.model_dump(include={"type", "name", "description", "parameters", "strict"})
 
 
+class ResponseCustomTool(CustomFields):
+    """A tool that takes free text."""
+
+    name: FunctionName
+    type: Literal["custom"] = "custom"
+
+    def to_response(self) -> Json:
+        """Return the value in the response object."""
+        return self.model_dump(include={"type", "name", "description", "format"}, exclude_none=True)
+
+
 def by_type(value: object) -> str | None:
     """Return the tag of a union's member, made of its ``type``."""
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
@@ -78,33 +79,56 @@ def by_type(value: object) -> str | None:
 Tool = Annotated[
     Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
     | Annotated[ResponseFunctionTool, Tag("<function>")]
+    | Annotated[ResponseCustomTool, Tag("<custom>")]
+    | Annotated[McpServerTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"code_interpreter", "function"})),
+        in_union(frozenset({"code_interpreter", "function", "custom", "mcp"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports tools of type 'code_interpreter' and 'function' only",
+        custom_error_message=(
+            "this server supports the tools 'code_interpreter', 'function', 'custom' and 'mcp' only"
+        ),
     ),
 ]
 
 
 class FunctionChoice(Strict):
-    """The model must call this function."""
+    """The model must call this function or custom tool."""
 
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
     name: FunctionName
 
 
-def _choice_tag(value: object) -> str | None:
-    return "<mode>" if isinstance(value, str) else by_type(value)
+AllowedTool = Annotated[
+    Annotated[FunctionChoice, Tag("<function>")]
+    | Annotated[AllowedCode, Tag("<code_interpreter>")]
+    | Annotated[AllowedServer, Tag("<mcp>")],
+    Discriminator(
+        choice_tag,
+        custom_error_type="unsupported_parameter",
+        custom_error_message=ALLOWED_TYPES,
+    ),
+]
+
+
+class ResponseAllowedTools(Strict):
+    """The model may use only these tools of the request. ``required``: it must call one of the functions."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[AllowedTool] = Field(max_length=129)
 
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
-    | Annotated[FunctionChoice, Tag("<function>")],
+    | Annotated[FunctionChoice, Tag("<function>")]
+    | Annotated[ResponseAllowedTools, Tag("<allowed_tools>")],
     Discriminator(
-        _choice_tag,
+        choice_tag,
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server accepts 'none', 'auto', 'required' or a function by name",
+        custom_error_message=(
+            "this server accepts 'none', 'auto', 'required', a function by name, or 'allowed_tools'"
+        ),
     ),
 ]
 Tools = Annotated[list[Tool], Field(max_length=128)]
@@ -164,10 +188,13 @@ class ResponseStreamOptions(RequestModel):
 
 
 class ReasoningOptions(RequestModel):
-    """Options for thinking. The model has no degrees of it."""
+    """Options for thinking."""
 
     effort: Annotated[str, Field(max_length=32)] | None = None
-    """``none`` and ``minimal`` turn thinking off, any other value on."""
+    """``none`` and ``minimal`` turn thinking off, any other value on. ``low`` and ``medium`` limit it to 1024
+    and 8192 tokens."""
+    max_tokens: TokenBudget | None = None
+    """Most tokens of the thought: 0 for none, -1 for no limit. At the limit the server closes the thought."""
     summary: Annotated[object, Ignored("auto")] = None
     """``auto`` returns the thoughts themselves as the item's content."""
     generate_summary: Annotated[object, Ignored("auto")] = None
@@ -185,10 +212,14 @@ class CodeOptions(Strict):
     unflushed: Literal["drop", "run"] | None = None
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
+    on_expired: OnExpired | None = None
+    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+    figures: Figures | None = None
+    """Format of figures. Default: ``png``."""
 
 
 class ResponseRequest(RequestBody):
-    """OpenAI's fields, three sampling extras of vLLM, and ``deferral``."""
+    """OpenAI's fields, extras of vLLM, and ``deferral``."""
 
     model: str
     input: Input
@@ -213,9 +244,9 @@ class ResponseRequest(RequestBody):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
     strict_tool_calls: bool = False
     """Fail if the model writes an invalid call, instead of passing it on unchanged."""
 
@@ -224,6 +255,8 @@ class ResponseRequest(RequestBody):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    structured_outputs: StructuredOutputs | None = None
+    """vLLM's constraints on the reply, such as ``{"regex": "[0-9]{4}"}``."""
     deferral: CodeOptions | None = None
 
     access_programs: NoEffect = None
@@ -241,6 +274,7 @@ class ResponseRequest(RequestBody):
     def _together(self) -> Self:
         if self.background and self.store is False:
             raise invalid("it requires 'store', so that clients can retrieve the response", ".background")
+        check_labels(self.tools or ())
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
             raise invalid(f"it requires 'include' to contain '{LOGPROBS}'", ".top_logprobs")
         if is_strict() and (
@@ -254,15 +288,16 @@ class ResponseRequest(RequestBody):
             yield "stream_options"
         if self.max_tool_calls is not None and not self.runs_code:
             yield "max_tool_calls"
-        has_form = self.form.to_response() != TextOptions().to_response()
-        is_forced = self.tool_choice == "required" or isinstance(self.tool_choice, FunctionChoice)
-        if self.thinks and (has_form or is_forced):
+        if self.thinks and self.forces_call:
             yield "reasoning.effort"
 
     @property
     def thinks(self) -> bool:
         """Whether the model is asked to think first."""
-        return self.reasoning is not None and enables_thinking(self.reasoning.effort) is True
+        options = self.reasoning
+        if options is None or options.max_tokens == 0:
+            return False
+        return enables_thinking(options.effort) is True
 
     @property
     def stored(self) -> bool:
@@ -274,17 +309,73 @@ class ResponseRequest(RequestBody):
         return self.text or TextOptions()
 
     @property
-    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool]:
+    def offered_tools(
+        self,
+    ) -> list[CodeInterpreterTool | ResponseFunctionTool | ResponseCustomTool | McpServerTool]:
         """Tools of the types that this server supports."""
         return [tool for tool in self.tools or () if not isinstance(tool, SkippedTool)]
 
     @property
-    def runs_code(self) -> bool:
-        """Whether the model may run code: only if the request has the tool for it."""
-        asked = any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
-        return asked and self.tool_choice != "none"
+    def offers_code(self) -> bool:
+        """Whether the request has the tool for running code."""
+        return any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
 
     @property
-    def functions(self) -> list[ResponseFunctionTool]:
-        """The client's functions."""
-        return [tool for tool in self.tools or () if isinstance(tool, ResponseFunctionTool)]
+    def runs_code(self) -> bool:
+        """Whether the model may run code: only if the request has the tool for it, or tools for code."""
+        if self.mcp_tools:
+            return True
+        choice = self.tool_choice
+        if isinstance(choice, ResponseAllowedTools) and not any(
+            isinstance(tool, AllowedCode) for tool in choice.tools
+        ):
+            return False
+        return self.offers_code and choice != "none"
+
+    @property
+    def mcp_tools(self) -> list[McpServerTool]:
+        """MCP servers whose tools code may call."""
+        choice = self.tool_choice
+        if choice == "none":
+            return []
+        found = [tool for tool in self.tools or () if isinstance(tool, McpServerTool)]
+        if not isinstance(choice, ResponseAllowedTools):
+            return found
+        labels = {tool.server_label for tool in choice.tools if isinstance(tool, AllowedServer)}
+        return [tool for tool in found if tool.server_label in labels]
+
+    @property
+    def code_tool(self) -> CodeInterpreterTool | None:
+        """The tool that lets the model run code."""
+        tools = (tool for tool in self.tools or () if isinstance(tool, CodeInterpreterTool))
+        return next(tools, None)
+
+    @property
+    def functions(self) -> list[ResponseFunctionTool | ResponseCustomTool]:
+        """The client's functions and custom tools."""
+        return [
+            tool for tool in self.tools or () if isinstance(tool, ResponseFunctionTool | ResponseCustomTool)
+        ]
+
+    @property
+    def custom_names(self) -> frozenset[str]:
+        """Names of the tools that take free text."""
+        return frozenset(tool.name for tool in self.functions if isinstance(tool, ResponseCustomTool))
+
+    @property
+    def callable_functions(self) -> list[ResponseFunctionTool | ResponseCustomTool]:
+        """The functions that this response may call."""
+        choice = self.tool_choice
+        if choice == "none":
+            return []
+        if not isinstance(choice, ResponseAllowedTools):
+            return self.functions
+        names = {tool.name for tool in choice.tools if isinstance(tool, FunctionChoice)}
+        return [tool for tool in self.functions if tool.name in names]
+
+    @property
+    def forces_call(self) -> bool:
+        """Whether the response must be a call of a function."""
+        choice = self.tool_choice
+        mode = choice.mode if isinstance(choice, ResponseAllowedTools) else choice
+        return mode == "required" or isinstance(mode, FunctionChoice)

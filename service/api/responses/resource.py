@@ -9,7 +9,7 @@ from typing import Final
 
 from service.api.errors import ApiError
 from service.api.responses.prepare import PreparedResponse
-from service.api.responses.request import OUTPUTS, FunctionChoice
+from service.api.responses.request import OUTPUTS
 from service.common.json import Json
 from service.deferral.episode import Outcome
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
@@ -49,6 +49,7 @@ class Resource:
         request, chat = self.prepared.request, self.prepared.chat
         sampling = chat.sampling
         choice = request.tool_choice
+        container_notice = None if chat.container is None else chat.container.notice
         has_notice = chat.server.notice is not None and not request.runs_code
         return {
             "id": self.prepared.id,
@@ -83,13 +84,14 @@ class Resource:
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
             "text": request.form.to_response(),
-            "tool_choice": choice.model_dump() if isinstance(choice, FunctionChoice) else choice or "auto",
+            "tool_choice": (choice or "auto") if isinstance(choice, str | None) else choice.model_dump(),
             "tools": [tool.to_response() for tool in request.offered_tools],
             "truncation": request.truncation or "disabled",
             "usage": self.usage,
             "user": request.user,
             "metadata": request.metadata or {},
             **({"notice": DEMO_WITHOUT_DEFERRAL} if has_notice else {}),
+            **({"notice": container_notice} if container_notice is not None else {}),
         }
 
 

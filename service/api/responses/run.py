@@ -78,13 +78,16 @@ class ResponseRun:
             prompt_tokens=len(chat.prompt_ids),
             attributes=self._attributes(),
             schema_param=prepared.schema_param,
+            cleanup=chat.close,
         )
-        async with running as episode:
+        async with chat.held_container(), running as episode:
             self._admitted = True
             if self.resource.status != "queued":
                 yield self.lifecycle("created")
             self.resource.status = "in_progress"
             yield self.lifecycle("in_progress")
+            for output_event in self.output.begin():
+                yield self._numbered(output_event)
             async for _, event in episode:
                 try:
                     output_events = self.output.add(event)

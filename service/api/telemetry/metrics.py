@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -22,6 +23,8 @@ from service.episode.events import (
     Sampled,
 )
 from service.episode.stop_strings import StopStringHit
+from service.sandbox.base import Sandbox
+from service.sandbox.runner.hosts import RunnerStatus
 
 
 class LoopHistogram(Collector):
@@ -54,6 +57,34 @@ class LoopHistogram(Collector):
         yield HistogramMetricFamily(self._name, self._about, buckets=buckets, sum_value=self._sum)
 
 
+@runtime_checkable
+class _HasRunners(Protocol):
+    def runners(self) -> list[RunnerStatus]: ...
+
+
+class _RunnerCollector(Collector):
+    """Collector of the client's view of each runner, read at each scrape. Its label is the address."""
+
+    def __init__(self, runners: Callable[[], list[RunnerStatus]]) -> None:
+        self._runners = runners
+
+    def collect(self) -> Iterator[Metric]:
+        metrics: list[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str]] = [
+            (GaugeMetricFamily, "up", "1 if the runner answered the last request."),
+            (GaugeMetricFamily, "draining", "1 if the runner takes no new sessions."),
+            (GaugeMetricFamily, "sessions", "Open sessions of this server."),
+            (GaugeMetricFamily, "load", "Sessions of all clients divided by the runner's capacity."),
+            (CounterMetricFamily, "opened", "Opened sessions."),
+            (CounterMetricFamily, "failures", "Failed requests and lost connections."),
+        ]
+        statuses = self._runners()
+        for family, name, about in metrics:
+            metric = family(f"ihgrpo_runner_client_{name}", f"By runner: {about}", labels=["runner"])
+            for status in statuses:
+                metric.add_metric([status.address], float(getattr(status, name)))
+            yield metric
+
+
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
@@ -63,6 +94,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._runners: _RunnerCollector | None = None
         self.requests = self._counter("requests", "HTTP requests, by route and status.", "route", "status")
         self.request_s = self._histogram("request_seconds", "Seconds a request took, by route.", "route")
         self.refused = self._counter("refused", "Requests rejected by a limit, by its name.", "limit")
@@ -117,6 +149,12 @@ class Metrics:
             "Seconds that first blocks waited for a container, by status.",
             "status",
         )
+
+    def watch(self, sandbox: Sandbox) -> None:
+        """Export the state of each runner if ``sandbox`` is their client. Later calls have no effect."""
+        if self._runners is None and isinstance(sandbox, _HasRunners):
+            self._runners = _RunnerCollector(sandbox.runners)
+            self.registry.register(self._runners)
 
     def observe(self, event: EpisodeEvent) -> None:
         """Count one event of an episode."""

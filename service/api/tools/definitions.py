@@ -1,43 +1,20 @@
-"""The client's functions, the validation of calls against them, and ``response_format``.
-
-JSON schemas are compiled once, offline, and their patterns run in linear time.
-"""
+"""The tools of requests: the client's functions, the validation of calls against them, and code."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import jsonschema_rs
-from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
-from service.api.validation import RequestModel, Skipped, Strict, in_union, invalid
+from service.api.tools.custom import CustomFields
+from service.api.tools.mcp import McpServerTool
+from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid, only
+from service.common.json import Json, compile_schema, first_error
 
-
-def compile_schema(schema: dict[str, object]) -> jsonschema_rs.Validator:
-    """Compile ``schema``, of draft 2020-12 unless it names another.
-
-    Raises:
-        ValueError: ``schema`` is not a valid JSON schema, or refers to another document.
-    """
-    try:
-        return jsonschema_rs.validator_for(schema, offline=True)
-    except jsonschema_rs.ReferencingError as error:
-        raise ValueError(str(error)) from None
-    except jsonschema_rs.ValidationError as error:
-        raise ValueError(error.message) from None
-
-
-def first_error(validator: jsonschema_rs.Validator, instance: object) -> str | None:
-    """Return the first error in ``instance`` with its path; None if it is valid."""
-    for error in validator.iter_errors(instance):
-        path = "".join(f"[{json.dumps(part)}]" for part in error.instance_path)
-        return f"{error.message} at {path}" if path else error.message
-    return None
-
-
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 class Function(RequestModel):
@@ -70,8 +47,76 @@ class Function(RequestModel):
 
 
 class FunctionTool(RequestModel):
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
     function: Function
+
+
+class CustomTool(FunctionTool):
+    """A tool that takes free text. The model sees a function."""
+
+    custom: CustomFields
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_function(cls, data: object) -> object:
+        custom = data.get("custom") if isinstance(data, dict) else None
+        if not isinstance(data, dict) or not isinstance(custom, dict):
+            return data
+        try:
+            function = CustomFields.model_validate(custom).as_function()
+        except ValidationError as error:
+            detail = error.errors()[0]
+            at = "".join(f".{part}" for part in detail["loc"]) + detail.get("ctx", {}).get("at", "")
+            raise invalid(detail["msg"], f".custom{at}") from None
+        return {**data, "function": function}
+
+
+class AutoContainer(Strict):
+    """A container that the server assigns: that of the conversation, or a new one."""
+
+    type: Literal["auto"] = "auto"
+    file_ids: Annotated[list[str] | None, Field(max_length=64)] = None
+    """Uploaded files that code can read, in the folder ``/inputs``."""
+    memory_limit: Annotated[str | None, Field(pattern=r"^[1-9][0-9]{0,5}[mg]$")] = None
+    """Memory such as ``1g``; clipped to the range of this server."""
+    network_policy: Annotated[object, only({"type": "disabled"})] = None
+
+    @property
+    def memory_mb(self) -> int | None:
+        """``memory_limit`` in MiB."""
+        if self.memory_limit is None:
+            return None
+        return int(self.memory_limit[:-1]) * (1024 if self.memory_limit.endswith("g") else 1)
+
+
+ContainerId = Annotated[str, Field(max_length=80)]
+
+
+def _container_tag(value: object) -> str:
+    return "<id>" if isinstance(value, str) else "<auto>"
+
+
+ContainerChoice = Annotated[
+    Annotated[ContainerId, Tag("<id>")] | Annotated[AutoContainer, Tag("<auto>")],
+    Discriminator(_container_tag),
+]
+OnExpired = Literal["error", "fresh"]
+Figures = Literal["png", "svg"]
+
+
+class CodeInterpreterTool(RequestModel):
+    """The tool that lets the model run code."""
+
+    type: Literal["code_interpreter"]
+    container: ContainerChoice = AutoContainer()
+    """``auto`` for the container of the conversation or a new one, or the id of a container."""
+    allowed_callers: Annotated[object, Ignored(["direct"])] = None
+
+    def to_response(self) -> Json:
+        """Return the value in the response object."""
+        if isinstance(self.container, str):
+            return {"type": self.type, "container": self.container}
+        return {"type": self.type, "container": self.container.model_dump(exclude_none=True)}
 
 
 class SkippedTool(Skipped):
@@ -79,11 +124,17 @@ class SkippedTool(Skipped):
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, Tag("<function>")] | Annotated[SkippedTool, Tag("<skipped>")],
+    Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[CustomTool, Tag("<custom>")]
+    | Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
+    | Annotated[McpServerTool, Tag("<mcp>")]
+    | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"function"})),
+        in_union(frozenset({"function", "custom", "code_interpreter", "mcp"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports tools of type 'function' only",
+        custom_error_message=(
+            "this server supports tools of type 'function', 'custom', 'code_interpreter' and 'mcp' only"
+        ),
     ),
 ]
 
@@ -93,24 +144,79 @@ class NamedFunction(RequestModel):
 
 
 class NamedChoice(Strict):
-    """The model must call this function."""
+    """The model must call this function or custom tool."""
 
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
     function: NamedFunction
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_custom(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("type") == "custom" and "function" not in data:
+            return {"function" if name == "custom" else name: value for name, value in data.items()}
+        return data
 
-def _choice_tag(value: object) -> str | None:
-    if isinstance(value, dict):
-        return "<function>" if value.get("type", "function") == "function" else None
-    return "<function>" if isinstance(value, NamedChoice) else "<mode>"
+
+ALLOWED_TYPES: Final = "this server accepts tools of type 'function', 'code_interpreter' and 'mcp' only"
+
+
+class AllowedCode(Strict):
+    """The code interpreter, in a list of allowed tools."""
+
+    type: Literal["code_interpreter"]
+
+
+def choice_tag(value: object) -> str:
+    """Return the union tag of a ``tool_choice``, or of an allowed tool."""
+    if isinstance(value, str):
+        return "<mode>"
+    kind = value.get("type", "function") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<function>" if kind == "custom" else f"<{kind}>"
+
+
+class AllowedServer(Strict):
+    """All tools of an MCP server, in a list of allowed tools."""
+
+    type: Literal["mcp"]
+    server_label: str = Field(max_length=64)
+
+
+AllowedTool = Annotated[
+    Annotated[NamedChoice, Tag("<function>")]
+    | Annotated[AllowedCode, Tag("<code_interpreter>")]
+    | Annotated[AllowedServer, Tag("<mcp>")],
+    Discriminator(
+        choice_tag,
+        custom_error_type="unsupported_parameter",
+        custom_error_message=ALLOWED_TYPES,
+    ),
+]
+
+
+class AllowedToolList(Strict):
+    """Part of the request's tools, and whether one of its functions must be called."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[AllowedTool] = Field(max_length=129)
+
+
+class AllowedChoice(Strict):
+    """The model may use only these tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedToolList
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<mode>")] | Annotated[NamedChoice, Tag("<function>")],
+    Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
+    | Annotated[NamedChoice, Tag("<function>")]
+    | Annotated[AllowedChoice, Tag("<allowed_tools>")],
     Discriminator(
-        _choice_tag,
+        choice_tag,
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server accepts 'none', 'auto', 'required' or a function by name",
+        custom_error_message=(
+            "this server accepts 'none', 'auto', 'required', a function by name, or 'allowed_tools'"
+        ),
     ),
 ]
 

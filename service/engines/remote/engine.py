@@ -13,7 +13,15 @@ from typing import Any, Final
 
 import structlog
 
-from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk, check_call
+from service.engines.base import (
+    OPTIONAL_SAMPLING,
+    EngineError,
+    EngineStats,
+    PromptLogprob,
+    Sampling,
+    TokenChunk,
+    check_call,
+)
 from service.engines.execute_head import reject_execute_head
 from service.engines.model_config import CheckpointEngine
 from service.engines.remote.server import RemoteServer, ServedModel, ServerError
@@ -189,10 +197,18 @@ class RemoteEngine(CheckpointEngine):
             tried.add(number)
             sampled: list[int] = []
             self._balancer.running[number] += 1
-            tokens = self._servers[number].complete(body, top)
+            server = self._servers[number]
             try:
+                prompt: tuple[PromptLogprob, ...] = ()
+                if (wanted := body.get("prompt_logprobs")) is not None:
+                    prompt = await server.prompt_logprobs(body, wanted)
+                tokens = server.complete(
+                    {name: value for name, value in body.items() if name != "prompt_logprobs"}, top
+                )
                 async with aclosing(tokens):
                     async for part in tokens:
+                        if not sampled:
+                            part.prompt_logprobs = prompt
                         sampled += part.ids
                         yield part
                 return

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import httpx
 
-from service.engines.base import EngineError, FinishReason, InvalidRequestError
+from service.engines.base import EngineError, FinishReason, InvalidRequestError, PromptLogprob
 from service.engines.settings import RemoteSettings
-from service.engines.token_stream import SampledTokens, top_logprobs
+from service.engines.token_stream import SampledTokens, prompt_logprob, top_logprobs
 
 _TOKEN = "token_id:"  # noqa: S105  # prefix of tokens with ``return_tokens_as_token_ids``
 
@@ -182,13 +182,39 @@ class RemoteServer:
         except StreamError as error:
             raise ServerError(f"{self.url}: {error}") from None
 
+    async def prompt_logprobs(self, body: dict[str, Any], top: int) -> tuple[PromptLogprob, ...]:
+        """Ask for the log-probabilities of a prompt's tokens from the second one on.
+
+        Args:
+            body: a request of ``/v1/completions``. vLLM reports them only without ``stream``.
+            top: number of alternatives.
+
+        Raises:
+            ServerError: the call failed; another server may succeed.
+            EngineError: the server rejected the request.
+        """
+        unstreamed = {name: value for name, value in body.items() if name not in ("stream", "stream_options")}
+        answer = await self._json(
+            "POST",
+            "/v1/completions",
+            timeout=self._client.timeout,
+            json={**unstreamed, "max_tokens": 1, "min_tokens": 0, "structured_outputs": None},
+        )
+        entries = answer["choices"][0].get("prompt_logprobs")
+        if entries is None:
+            raise EngineError(f"{self.url} reports no log-probabilities of prompts")
+        return tuple(
+            prompt_logprob({int(number): item["logprob"] for number, item in entry.items()}, token_id, top)
+            for token_id, entry in zip(body["prompt"][1:], entries[1:], strict=True)
+        )
+
     async def close(self) -> None:
         self.is_up = False
         await self._client.aclose()
 
     async def _json(self, method: str, path: str, **options: Any) -> Any:
         try:
-            response = await self._client.request(method, path, timeout=self._probe_timeout, **options)
+            response = await self._client.request(method, path, **{"timeout": self._probe_timeout, **options})
         except httpx.HTTPError as error:
             raise ServerError(f"{self.url}: {_words(error)}") from error
         if not response.is_success:

@@ -9,7 +9,15 @@ from pathlib import Path
 import torch
 
 from service.engines import execute_head
-from service.engines.base import OPTIONAL_SAMPLING, EngineError, EngineStats, Sampling, TokenChunk, check_call
+from service.engines.base import (
+    OPTIONAL_SAMPLING,
+    STRUCTURE_KINDS,
+    EngineError,
+    EngineStats,
+    Sampling,
+    TokenChunk,
+    check_call,
+)
 from service.engines.model_config import CheckpointEngine
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine_thread import EngineThread
@@ -51,7 +59,7 @@ class TransformersEngine(CheckpointEngine):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset(OPTIONAL_SAMPLING) - (frozenset() if is_available() else {"json_schema"})
+        return frozenset(OPTIONAL_SAMPLING) - (frozenset() if is_available() else set(STRUCTURE_KINDS))
 
     def supports_logprobs(self, _sampling: Sampling) -> bool:
         """Always true: this process computes them."""
@@ -97,8 +105,8 @@ class TransformersEngine(CheckpointEngine):
         """See ``Engine.generate``. Only ``stop_token_ids`` end the reply: include ``eos_token_ids``."""
         runner, thread = self._started()
         check_call(self, prompt_ids, sampling, runner.vocab_size)
-        schema = sampling.json_schema
-        grammar = None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
+        structure = sampling.structure
+        grammar = None if structure is None else await asyncio.to_thread(self._grammars.compile, *structure)
         request = Request(
             tokens=list(prompt_ids),
             sampling=sampling,

@@ -17,7 +17,7 @@ import torch
 
 from service.engines.base import EngineError, EngineStats, TokenChunk
 from service.engines.transformers.runner import ModelRunner
-from service.engines.transformers.sampling import Draw, adjust, sample
+from service.engines.transformers.sampling import Draw, adjust, sample, score
 from service.engines.transformers.scheduler import Request, Scheduler
 
 log = structlog.get_logger(__name__)
@@ -155,9 +155,13 @@ class EngineThread:
         plan = self._scheduler.plan()
         if not plan:
             return
-        sampling, logits = self._runner.forward(plan)
+        sampling, logits, scored = self._runner.forward(plan)
         for work in plan:
             work.slot.length = work.stop
+        for request, positions, rows in scored:
+            tokens = request.tokens[positions.start + 1 : positions.stop + 1]
+            top = request.sampling.prompt_logprobs or 0
+            request.add_prompt_logprobs(positions, score(rows, tokens, top))
         if sampling:
             requests = [work.request for work in sampling]
             settings = [request.sampling for request in requests]

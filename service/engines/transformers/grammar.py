@@ -1,4 +1,4 @@
-"""Constrained decoding for the embedded engine, with llguidance: replies that match a JSON schema."""
+"""Constrained decoding for the embedded engine with llguidance: JSON schemas, regexes and grammars."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import json
 import threading
 from collections.abc import Collection
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from service.engines.base import JSON_SPACING, InvalidRequestError
+from service.engines.base import JSON_SPACING, InvalidRequestError, StructureKind
 from service.engines.tokenizer import HFTokenizer
 
 
 def is_available() -> bool:
     """Whether llguidance is installed."""
     return find_spec("llguidance") is not None
+
+
+_NAMES: Final[dict[StructureKind, str]] = {
+    "json_schema": "schema",
+    "regex": "regular expression",
+    "grammar": "grammar",
+}
 
 
 class Grammar:
@@ -56,7 +63,7 @@ class Grammar:
 
 
 class GrammarCompiler:
-    """A compiler of JSON schemas. The first call reads the vocabulary, which takes seconds.
+    """A compiler of constraints. The first call reads the vocabulary, which takes seconds.
 
     Thread-safe.
     """
@@ -66,18 +73,29 @@ class GrammarCompiler:
         self._vocabulary: Any = None
         self._lock = threading.Lock()
 
-    def compile(self, schema: str) -> Grammar:
-        """Return a new grammar for ``schema``, with the white space of `JSON_SPACING`.
+    def compile(self, kind: StructureKind, text: str) -> Grammar:
+        """Return a new grammar for one reply.
+
+        Args:
+            kind: language of ``text``.
+            text: definition of the replies. Those of a JSON schema have the white space of `JSON_SPACING`.
 
         Raises:
-            InvalidRequestError: the schema has a keyword that can't be enforced.
+            InvalidRequestError: ``text`` is invalid, or contains something that can't be enforced.
         """
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, grammar_from
 
         vocabulary = self._read_vocabulary()
-        grammar = LLMatcher.grammar_from_json_schema(json.loads(schema), overrides=JSON_SPACING)
-        if error := LLMatcher.validate_grammar(grammar, vocabulary):
-            raise InvalidRequestError(f"the schema can't be enforced: {_first_line(error)}")
+        name = _NAMES[kind]
+        try:
+            if kind == "json_schema":
+                grammar = LLMatcher.grammar_from_json_schema(json.loads(text), overrides=JSON_SPACING)
+            else:
+                grammar = grammar_from(kind, text)
+        except ValueError as error:
+            raise InvalidRequestError(f"the {name} can't be read: {_first_line(str(error))}") from None
+        if message := LLMatcher.validate_grammar(grammar, vocabulary):
+            raise InvalidRequestError(f"the {name} can't be enforced: {_first_line(message)}")
         return Grammar(LLMatcher(vocabulary, grammar, log_level=0), vocabulary.vocab_size)
 
     def _read_vocabulary(self) -> Any:

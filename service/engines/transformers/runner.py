@@ -23,7 +23,7 @@ from service.engines.model_config import count_parameters
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.attention import NAME, Chunk, DecodeBatch, KVCache, Step, attend
 from service.engines.transformers.lora import AdapterRows, attach, read_adapters
-from service.engines.transformers.scheduler import Work
+from service.engines.transformers.scheduler import Request, Work
 from service.engines.transformers.weight_loading import (
     Weights,
     can_pack,
@@ -190,18 +190,23 @@ class ModelRunner:
             raise EngineError(f"execute head: the weight has shape {list(weight.shape)}, not [{width}]")
         self._execute_head = marker_id, weight.clone().to(self.device), bias.clone().to(self.device)
 
-    def forward(self, plan: Sequence[Work]) -> tuple[list[Work], Tensor]:
+    def forward(self, plan: Sequence[Work]) -> tuple[list[Work], Tensor, list[tuple[Request, range, Tensor]]]:
         """Run one step.
 
         Returns:
             The work items whose requests get a token in this step, and their logits [len(works), V], float32.
+            Then for each request that wants log-probabilities of its prompt: the positions, and their logits
+            [positions, V], float32.
         """
         works = sorted(plan, key=lambda work: (work.stop - work.start > 1, work.slot.index))
         ids: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
         ends: list[int] = []
+        scored: list[tuple[Request, range, int]] = []
         for work in works:
+            if wanted := work.request.scored_positions(work.start, work.stop):
+                scored.append((work.request, wanted, len(ids)))
             ids += work.request.tokens[work.start : work.stop]
             slots += [work.slot.index] * (work.stop - work.start)
             positions += range(work.start, work.stop)
@@ -216,13 +221,20 @@ class ModelRunner:
             self._singles(works),
             self._chunks(works),
         )
-        hidden, logits = self._logits(self._tensor(ids), step, self._tensor([end for _, end in sampling]))
+        keep = [end for _, end in sampling]
+        for _, wanted, first in scored:
+            keep += range(first, first + len(wanted))
+        hidden, logits = self._logits(self._tensor(ids), step, self._tensor(keep))
         logits = logits.float()
         if self._execute_head is not None:
             marker_id, weight, bias = self._execute_head
             temperatures = [work.request.sampling.temperature for work, _ in sampling]
+            temperatures += [1.0] * (len(keep) - len(sampling))  # scores of a prompt have no temperature
             logits = apply_execute_head(logits, hidden.float() @ weight + bias, marker_id, temperatures)
-        return [work for work, _ in sampling], logits
+        sizes = [len(sampling), *(len(wanted) for _, wanted, _ in scored)]
+        own, *others = torch.split(logits, sizes)
+        scores = [(request, wanted, rows) for (request, wanted, _), rows in zip(scored, others, strict=True)]
+        return [work for work, _ in sampling], own, scores
 
     def _logits(self, ids: Tensor, step: Step, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [S, H] and logits [S, V] of the tokens ``keep`` [S] among ``ids`` [T]."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.engines.base import Sampling, TopLogprob
+from service.engines.base import PromptLogprob, Sampling, TopLogprob
 from service.engines.transformers.grammar import Grammar
 
 GREEDY_BELOW = 1e-5
@@ -53,6 +53,21 @@ def sample(logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence[floa
     chosen = logprobs.gather(1, ids[:, None])[:, 0]
     tops = _top_logprobs(logprobs, settings)
     return [Draw(*row) for row in zip(ids.tolist(), chosen.tolist(), tops, strict=True)]
+
+
+def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[PromptLogprob]:
+    """Return the log-probability of each given token, and the ``top`` most likely ones.
+
+    Args:
+        logits: [T, V], float32.
+        tokens: one per row.
+        top: number of alternatives.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    ids = torch.tensor(tokens, dtype=torch.int64, device=logits.device)
+    chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
+    tops = _top_logprobs(logprobs, [Sampling(top_logprobs=top)] * len(tokens))
+    return [PromptLogprob(*row) for row in zip(chosen, tops, strict=True)]
 
 
 def _draw(

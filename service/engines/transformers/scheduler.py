@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from service.engines.base import FinishReason, Sampling, TokenChunk
+from service.engines.base import FinishReason, PromptLogprob, Sampling, TokenChunk
 from service.engines.token_stream import Detokenizer
 from service.engines.transformers.grammar import Grammar
 from service.engines.transformers.sampling import Draw, History
@@ -53,10 +53,12 @@ class SlotPool:
         self.slots = tuple(Slot(index) for index in range(count))
         self._clock = 0
 
-    def claim(self, tokens: list[int], adapter: str | None = None) -> SlotAllocation | None:
+    def claim(
+        self, tokens: list[int], adapter: str | None = None, *, reuse: bool = True
+    ) -> SlotAllocation | None:
         """Allocate a free slot to the sequence that starts with the prompt ``tokens`` (stored by reference).
 
-        Only keys and values computed by the same ``adapter`` are reused.
+        Only keys and values computed by the same ``adapter`` are reused, and none without ``reuse``.
 
         A slot is continued in place only if the prompt continues everything it holds. Otherwise the least
         recently used free slot is overwritten and the shared prefix copied into it, so that prompts with the
@@ -71,7 +73,7 @@ class SlotPool:
         # The last prompt token is always computed: the first sample is drawn from its logits.
         reusable = tokens[:-1]
         shared = {
-            slot: common_prefix(slot.tokens, reusable) if slot.adapter == adapter else 0
+            slot: common_prefix(slot.tokens, reusable) if reuse and slot.adapter == adapter else 0
             for slot in self.slots
         }
         best = max(
@@ -129,6 +131,8 @@ class Request:
     slot: Slot | None = None
     cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache."""
+    prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
+    """Log-probabilities of the prompt's tokens from the second one on, as far as they are computed."""
     history: History | None = field(init=False)
     """Kept only if something changes the logits."""
     _prompt_length: int = field(init=False)
@@ -164,7 +168,22 @@ class Request:
             text += self.detokenizer.finish()
         top = (draw.top_logprobs,) if self.sampling.top_logprobs else ()
         cached = self.cached_tokens if first else None
-        return TokenChunk((draw.token_id,), text, (draw.logprob,), top, cached, reason, weights_version)
+        chunk = TokenChunk((draw.token_id,), text, (draw.logprob,), top, cached, reason, weights_version)
+        if first and self.sampling.prompt_logprobs is not None:
+            return chunk._replace(prompt_logprobs=tuple(self.prompt_logprobs))
+        return chunk
+
+    def scored_positions(self, start: int, stop: int) -> range:
+        """Return the positions from ``start`` to ``stop`` whose logits belong to a next token of the
+        prompt; empty if the request doesn't want their log-probabilities."""
+        if self.sampling.prompt_logprobs is None:
+            return range(0)
+        return range(start, max(start, min(stop, self._prompt_length - 1)))
+
+    def add_prompt_logprobs(self, positions: range, rows: Sequence[PromptLogprob]) -> None:
+        """Add the log-probabilities of the tokens after ``positions``. A prompt that is prefilled again
+        replaces them."""
+        self.prompt_logprobs[positions.start :] = rows
 
     def _finish_reason(self, token_id: int) -> FinishReason | None:
         if token_id in self.stop_token_ids:
@@ -212,7 +231,9 @@ class Scheduler:
         """Move waiting requests into slots, in order, while slots are free."""
         while self.waiting:
             request = self.waiting[0]
-            claim = self.pool.claim(request.tokens, request.sampling.adapter)
+            # Log-probabilities of the prompt need the logits of all its tokens.
+            reuse = request.sampling.prompt_logprobs is None
+            claim = self.pool.claim(request.tokens, request.sampling.adapter, reuse=reuse)
             if claim is None:
                 return
             self.waiting.popleft()

@@ -18,6 +18,7 @@ from service.engines.base import (
     EngineStats,
     FinishReason,
     InvalidRequestError,
+    PromptLogprob,
     Sampling,
     TokenChunk,
     TopLogprob,
@@ -26,12 +27,19 @@ from service.engines.base import (
 from service.engines.execute_head import reject_execute_head
 from service.engines.model_config import CheckpointEngine, count_parameters
 from service.engines.settings import LogprobsMode, VLLMSettings
-from service.engines.token_stream import EngineCounters, SampledTokens, to_chunks, top_logprobs
+from service.engines.token_stream import (
+    EngineCounters,
+    SampledTokens,
+    prompt_logprob,
+    to_chunks,
+    top_logprobs,
+)
 from service.engines.vllm.request import logprobs_are_exact, request_fields
 
 
-def to_sampled_tokens(output: Any, is_first: bool, top: int) -> SampledTokens:
-    """Convert one ``RequestOutput`` of a call, with ``top`` alternatives per token.
+def to_sampled_tokens(output: Any, is_first: bool, top: int, prompt_top: int | None = None) -> SampledTokens:
+    """Convert one ``RequestOutput`` of a call, with ``top`` alternatives per sampled token and ``prompt_top``
+    per token of the prompt.
 
     At each position, its flat logprobs hold the sampled token, then the most likely tokens. The latter
     include the sampled token again, unless vLLM has merged several steps.
@@ -52,7 +60,17 @@ def to_sampled_tokens(output: Any, is_first: bool, top: int) -> SampledTokens:
             positions = [zip(flat.token_ids[span], flat.logprobs[span], strict=True) for span in spans]
             tops = tuple(top_logprobs(dict(position), top) for position in positions)
     cached = output.num_cached_tokens if is_first else None
-    return SampledTokens(completion.token_ids, logprobs, tops, cached, finish_reason)
+    prompt: tuple[PromptLogprob, ...] = ()
+    if prompt_top is not None and is_first:
+        prompt = tuple(
+            prompt_logprob(
+                {number: entry.logprob for number, entry in position.items()}, token_id, prompt_top
+            )
+            for token_id, position in zip(
+                output.prompt_token_ids[1:], list(output.prompt_logprobs)[1:], strict=True
+            )
+        )
+    return SampledTokens(completion.token_ids, logprobs, tops, cached, finish_reason, prompt)
 
 
 _RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -180,7 +198,7 @@ class VLLMEngine(CheckpointEngine):
             async with aclosing(stream):
                 is_first = True
                 async for output in stream:
-                    yield to_sampled_tokens(output, is_first, sampling.top_logprobs)
+                    yield to_sampled_tokens(output, is_first, sampling.top_logprobs, sampling.prompt_logprobs)
                     is_first = False
         except VLLMClientError as error:
             raise InvalidRequestError(f"vLLM: {error}") from error

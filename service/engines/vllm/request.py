@@ -33,6 +33,8 @@ def request_fields(sampling: Sampling, *, max_tokens: int, stop_token_ids: Colle
         fields["min_tokens"] = sampling.min_tokens
     if sampling.logprobs:
         fields["logprobs"] = sampling.top_logprobs
+    if sampling.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = sampling.prompt_logprobs
     if sampling.logit_bias:
         fields["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias}
     if sampling.json_schema is not None:
@@ -40,6 +42,9 @@ def request_fields(sampling: Sampling, *, max_tokens: int, stop_token_ids: Colle
         fields["structured_outputs"] = {
             "json": {**json.loads(sampling.json_schema), "x-guidance": JSON_SPACING}
         }
+    elif (structure := sampling.structure) is not None:
+        kind, text = structure
+        fields["structured_outputs"] = {kind: text}
     return fields
 
 

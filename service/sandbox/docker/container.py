@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import secrets
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import docker
 import structlog
@@ -18,9 +19,12 @@ from requests.exceptions import RequestException
 
 from service.sandbox.base import SandboxError
 from service.sandbox.docker.container_config import create_arguments
+from service.sandbox.docker.freezer import Freezer, FreezerCgroup
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
-from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Result
+from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Reply
 
+_FREEZE_S: Final = 1.0
+"""Time within which all processes of a container must be frozen, also on a busy machine."""
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
@@ -104,10 +108,18 @@ class Container(Channel):
         self.id = container_id
         self._daemon = daemon
         self._stream = stream
+        self._freezer: Freezer | None = None
+        self._cgroup: FreezerCgroup | None = None
+        self._frozen_at: float | None = None
+        """Time of ``freeze``, on the monotonic clock; None if the container runs."""
 
     @classmethod
     async def start(
-        cls, daemon: Daemon, settings: DockerSandboxSettings, labels: dict[str, str]
+        cls,
+        daemon: Daemon,
+        settings: DockerSandboxSettings,
+        labels: dict[str, str],
+        freezer: Freezer | None = None,
     ) -> Container:
         """Start a container and wait until its supervisor is ready.
 
@@ -139,6 +151,8 @@ class Container(Channel):
                 frame = await container.receive()
             if not isinstance(frame, Ready):
                 raise SandboxError(f"worker {name}: the first frame was {frame.op!r}, not 'ready'")
+            if freezer is not None:
+                container._freezer, container._cgroup = freezer, await freezer.attach(container_id)
         except BaseException as error:
             close()
             await daemon.remove(container_id)
@@ -150,7 +164,30 @@ class Container(Channel):
         await daemon.remove_leftovers()  # the daemon works, so earlier removals can be retried
         return container
 
-    async def receive(self) -> Ready | Result:
+    @property
+    def freezable(self) -> bool:  # type: ignore[override]
+        return self._cgroup is not None
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self._thaw()
+        await super().send(message)
+
+    def freeze(self) -> None:
+        if self._cgroup is not None:
+            self._frozen_at = time.monotonic()
+            with contextlib.suppress(OSError):  # the container has ended, which the next ``receive`` reports
+                self._cgroup.freeze()
+
+    def _thaw(self) -> None:
+        if self._frozen_at is None or self._cgroup is None:
+            return
+        with contextlib.suppress(OSError):
+            if time.monotonic() - self._frozen_at > _FREEZE_S and not self._cgroup.is_frozen():
+                log.warning("sandbox_was_not_frozen", container=self.name)
+            self._cgroup.thaw()
+        self._frozen_at = None
+
+    async def receive(self) -> Reply:
         try:
             return await super().receive()
         except SandboxError as error:
@@ -158,9 +195,20 @@ class Container(Channel):
                 raise
             raise SandboxError(f"{error}; the last line of its stderr: {lines[-1]}") from error
 
+    async def resize(self, memory_mb: int) -> None:
+        limit = memory_mb << 20
+        options = {"mem_limit": limit, "memswap_limit": limit}  # together: no swap
+        await self._daemon.call(lambda client: client.update_container(self.id, **options))
+
+    def close(self) -> None:
+        self._thaw()  # a frozen supervisor would not notice that its channel is closed
+        super().close()
+
     async def destroy(self) -> None:
         self.close()
         await self._daemon.remove(self.id)
+        if self._freezer is not None and self._cgroup is not None:
+            self._freezer.detach(self._cgroup)
 
 
 def remove_container(client: docker.APIClient, container: str) -> None:

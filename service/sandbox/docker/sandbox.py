@@ -14,9 +14,10 @@ import docker
 from service.common.process_id import boot_id, pid_namespace, process_start
 from service.sandbox.base import SandboxError
 from service.sandbox.docker.container import Container, Daemon, remove_container
+from service.sandbox.docker.freezer import Freezer
 from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.isolation_checks import isolation_checks
-from service.sandbox.session import PooledSandbox
+from service.sandbox.pooled_sandbox import PooledSandbox
 
 _APP = "ih-grpo.app"
 _APP_VALUE = "sandbox"
@@ -52,7 +53,7 @@ def owner_is_dead(labels: dict[str, str], settings: DockerSandboxSettings) -> bo
     return pid.isdigit() and process_start(int(pid)) != labels.get("ih-grpo.pid-start")
 
 
-async def remove_orphans(daemon: Daemon, settings: DockerSandboxSettings) -> int:
+async def remove_orphans(daemon: Daemon, settings: DockerSandboxSettings, freezer: Freezer) -> int:
     """Remove the containers of dead owners and return their number.
 
     Raises:
@@ -63,6 +64,7 @@ async def remove_orphans(daemon: Daemon, settings: DockerSandboxSettings) -> int
         removed = 0
         for container in client.containers(all=True, filters={"label": f"{_APP}={_APP_VALUE}"}):
             if owner_is_dead(container.get("Labels") or {}, settings):
+                freezer.thaw(container["Id"])  # not every runtime can kill a frozen container
                 remove_container(client, container["Id"])
                 removed += 1
         return removed
@@ -78,11 +80,17 @@ class DockerSandbox(PooledSandbox):
         self._daemon = Daemon(self.settings)
         # gVisor provides its own files in /proc and /dev, which say nothing about the machine.
         is_gvisor = self.settings.runtime == "runsc"
+        self._freezer = Freezer(
+            self.settings.cgroup_root,
+            unavailable=None
+            if self.settings.runtime is None
+            else "it is used with Docker's default runtime only",
+        )
         checks = [c for c in isolation_checks(self.settings) if not is_gvisor or c.name != "masked files"]
         super().__init__(self.settings, self._create, checks)
 
     async def _create(self) -> Container:
-        return await Container.start(self._daemon, self.settings, owner_labels(self.settings))
+        return await Container.start(self._daemon, self.settings, owner_labels(self.settings), self._freezer)
 
     async def start(self) -> None:
         """Remove orphaned containers, fill the pool and run the isolation checks.
@@ -92,7 +100,7 @@ class DockerSandbox(PooledSandbox):
                 removed again.
         """
         try:
-            self._pool.orphans_reaped += await remove_orphans(self._daemon, self.settings)
+            self._pool.orphans_reaped += await remove_orphans(self._daemon, self.settings, self._freezer)
         except BaseException:
             await self.stop()
             raise
@@ -111,4 +119,5 @@ class DockerSandbox(PooledSandbox):
     async def stop(self) -> None:
         await super().stop()
         await self._daemon.remove_leftovers()
+        self._freezer.close()
         self._daemon.close()

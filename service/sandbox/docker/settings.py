@@ -40,6 +40,9 @@ class DockerSandboxSettings(PoolSettings):
     registered with ``--oci-seccomp --network=none``, and with ``--platform=ptrace`` if KVM is unavailable."""
     instance: str = Field(default_factory=lambda: os.uname().nodename, min_length=1, max_length=128)
     """Name of the owner. Two owners that share a daemon at the same time need different names."""
+    cgroup_root: Path = Path("/sys/fs/cgroup")
+    """Directory of the daemon's cgroups, as this process sees it. Through it containers are frozen between
+    two runs. If they are not found there, code is stopped with SIGSTOP instead."""
     daemon_timeout_s: float = Field(default=20.0, gt=0)
     """Timeout of one request to the daemon, in seconds."""
     cpus: float = Field(default=1.0, gt=0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from service.sandbox.base import QueueTimeoutError, SandboxError
+from service.sandbox.base import QueueTimeoutError
+from service.sandbox.runner.protocol import DrainingError, QueueFullError
 
 
 class SessionAdmission:
@@ -22,13 +23,14 @@ class SessionAdmission:
         """Wait for a slot and take it.
 
         Raises:
-            QueueTimeoutError: the queue is full, or no slot became free in time.
-            SandboxError: admission is closed.
+            QueueFullError: the queue is full.
+            QueueTimeoutError: no slot became free in time.
+            DrainingError: admission is closed.
         """
         if self._closed:
-            raise SandboxError("the runner is shutting down")
+            raise DrainingError("the runner is draining and takes no new sessions")
         if self._slots.locked() and self.waiting >= self._max_waiting:
-            raise QueueTimeoutError(
+            raise QueueFullError(
                 f"the queue for a sandbox is full ({self._max_waiting} waiting); try again later"
             )
         self.waiting += 1
@@ -51,3 +53,7 @@ class SessionAdmission:
     def close(self) -> None:
         """Reject new sessions. Those that already wait still get a slot."""
         self._closed = True
+
+    def reopen(self) -> None:
+        """Undo ``close``."""
+        self._closed = False

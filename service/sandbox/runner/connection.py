@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.protocol import State
 
-from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.protocol import Address
+from service.sandbox.tool_calls import encode_result, log_failure, parse_arguments
+from service.tools.base import MAX_ERROR_CHARS, ToolError, ToolHost
 
 _HANDSHAKE_TIMEOUT_S = 5.0
 
@@ -24,6 +29,10 @@ class UnreachableError(SandboxError):
     """The runner does not answer or accepts no connections now. A retry may succeed."""
 
 
+class BusyError(UnreachableError):
+    """The runner is draining, or has as many connections as it accepts."""
+
+
 class ConnectionLostError(SandboxError):
     """The connection broke, which ended the session. The last request may or may not have been executed."""
 
@@ -32,45 +41,66 @@ class TooBigError(protocol.MessageError):
     """The request is larger than the runner accepts. Nothing was sent."""
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A runner's address and what a client needs to connect to it."""
+
+    address: Address
+    token: SecretStr
+    ping_interval_s: float
+    """Seconds between pings. A runner that does not answer one within this time is considered lost."""
+    tls: ssl.SSLContext | None = None
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token.get_secret_value()}"}
+
+
 class RunnerConnection:
     """Connection that holds one session. Replies come in order, and no request is sent twice."""
 
-    def __init__(self, websocket: ClientConnection) -> None:
+    def __init__(self, websocket: ClientConnection, tools: ToolHost | None = None) -> None:
+        self.queue_timeout_s = 0.0
+        """Time that the session may wait for its container, as granted by the runner."""
         self._websocket = websocket
         self._unanswered = 0
+        self._tools = None if tools is None else ToolRelay(websocket, tools)
 
     @classmethod
     async def open(
-        cls, address: Address, token: str, limits: SessionLimits, *, timeout_s: float
+        cls, endpoint: Endpoint, limits: SessionLimits, tools: ToolHost | None = None
     ) -> tuple[RunnerConnection, SessionLimits]:
         """Connect, open a session, and return the connection and the limits that the runner grants.
 
-        Retries for ``timeout_s`` while the runner is unreachable. This is safe, since no code was sent yet.
-
         Raises:
-            SandboxError: the token is wrong, or the runner stayed unreachable.
+            UnreachableError, ConnectionLostError: the runner does not answer. A retry is safe: no code was
+                sent.
+            SandboxError: the runner rejects the token, or its certificate can't be verified.
         """
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((UnreachableError, ConnectionLostError)),
-            wait=wait_random_exponential(multiplier=0.05, max=1.0),
-            stop=stop_after_delay(timeout_s),
-            reraise=True,
-        ):
-            with attempt:
-                connection = cls(await _connect(address, token))
-                request = protocol.OpenRequest(run_limit_s=limits.run_limit_s, eager=limits.eager)
-                opened = await connection.request(
-                    request, protocol.OpenedReply, timeout_s=_HANDSHAKE_TIMEOUT_S
-                )
-                return connection, SessionLimits(opened.run_limit_s, opened.eager)
-        raise AssertionError("tenacity either returns or raises")
+        connection = cls(await _connect(endpoint), tools)
+        request = protocol.OpenRequest(
+            run_limit_s=limits.run_limit_s,
+            eager=limits.eager,
+            tool_wait_s=limits.tool_wait_s,
+            tool_calls=limits.tool_calls,
+            tools=() if tools is None else tuple(tools.specs),
+            files=None if limits.figures is None else protocol.FileOptions(memory_mb=limits.memory_mb),
+        )
+        opened = await connection.request(request, protocol.OpenedReply, timeout_s=_HANDSHAKE_TIMEOUT_S)
+        connection.queue_timeout_s = opened.queue_timeout_s
+        return connection, replace(limits, run_limit_s=opened.run_limit_s, eager=opened.eager)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection has not been closed, as far as is known."""
+        return self._websocket.state is State.OPEN
 
     async def request(self, request: protocol.RunnerRequest, expected: type[R], *, timeout_s: float) -> R:
         """Send one request and wait for its reply.
 
         Raises:
             MessageError: the request is too big; nothing was sent.
-            QueueTimeoutError, SandboxError: the runner reported this error; the connection stays usable.
+            QueueFullError, QueueTimeoutError, DrainingError, SandboxError: the runner reported this error;
+                the connection stays usable.
             ConnectionLostError: it broke, or no reply came within ``timeout_s``; the connection is dropped.
         """
         async with self._exchange(timeout_s):
@@ -78,10 +108,43 @@ class RunnerConnection:
             await self._catch_up(1)
             reply = await self._receive()
         if isinstance(reply, protocol.FailedReply):
-            raise (QueueTimeoutError if reply.reason == "queue_timeout" else SandboxError)(reply.text)
+            raise protocol.failure(reply)
         if not isinstance(reply, expected):
             self.drop()
             raise ConnectionLostError(f"the runner replied {reply.type} to {request.type}")
+        return reply
+
+    async def put(
+        self, request: protocol.PutRequest, content: AsyncIterator[bytes], *, timeout_s: float
+    ) -> protocol.DoneReply:
+        """Send an input and wait for the reply. Raises as `request`."""
+        async with self._exchange(timeout_s):
+            await self._send(request)
+            left = request.size
+            async for chunk in content:
+                for start in range(0, len(chunk), protocol.CHUNK_BYTES):
+                    await self._websocket.send(chunk[start : start + protocol.CHUNK_BYTES])
+                left -= len(chunk)
+            if left:
+                raise ConnectionLostError(f"the input does not have {request.size} bytes")
+            await self._catch_up(1)
+            return self._done(await self._receive())
+
+    async def read(self, request: protocol.ReadRequest, *, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        """Yield the content that a read request returns. Raises as `request`."""
+        async with self._exchange(timeout_s):
+            await self._send(request)
+            await self._catch_up(1)
+            while isinstance(frame := await self._websocket.recv(), bytes):
+                yield frame
+            self._unanswered -= 1
+            self._done(protocol.decode_reply(frame))
+
+    def _done(self, reply: protocol.RunnerReply) -> protocol.DoneReply:
+        if isinstance(reply, protocol.FailedReply):
+            raise ConnectionLostError(reply.text)
+        if not isinstance(reply, protocol.DoneReply):
+            raise ConnectionLostError(f"the runner replied {reply.type}")
         return reply
 
     async def send_nowait(self, block: protocol.InvokeRequest, *, timeout_s: float) -> None:
@@ -105,7 +168,10 @@ class RunnerConnection:
         self._unanswered += 1
 
     async def _receive(self) -> protocol.RunnerReply:
-        reply = protocol.decode_reply(await self._websocket.recv())
+        if self._tools is None:
+            reply = protocol.decode_reply(await self._websocket.recv())
+        else:
+            reply = await self._tools.receive()
         self._unanswered -= 1
         return reply
 
@@ -142,6 +208,8 @@ class RunnerConnection:
 
     def drop(self) -> None:
         """Break the connection immediately. The runner then kills the running code."""
+        if self._tools is not None:
+            self._tools.close()
         self._websocket.transport.abort()
 
     async def close(self, *, timeout_s: float) -> None:
@@ -155,26 +223,97 @@ class RunnerConnection:
             self.drop()
 
 
-async def _connect(address: Address, token: str) -> ClientConnection:
-    uri = f"ws://{address.authority}{protocol.SESSION_PATH}"
+class ToolRelay:
+    """Reads the messages of a session with tools, and answers calls of tools in the background."""
+
+    def __init__(self, websocket: ClientConnection, host: ToolHost) -> None:
+        self._websocket = websocket
+        self._host = host
+        self._names = {spec.name for spec in host.specs}
+        self._replies: asyncio.Queue[protocol.RunnerReply | Exception] = asyncio.Queue()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = protocol.decode_reply(await self._websocket.recv())
+                if isinstance(message, protocol.ToolCallMessage):
+                    task = asyncio.create_task(self._answer(message))
+                    self._calls.add(task)
+                    task.add_done_callback(self._calls.discard)
+                    continue
+                if isinstance(message, protocol.FlushedReply):
+                    self._cancel_calls()  # the code has ended, so no one waits for them
+                self._replies.put_nowait(message)
+        except (ConnectionClosed, protocol.MessageError) as error:
+            self._replies.put_nowait(error)
+
+    async def receive(self) -> protocol.RunnerReply:
+        """Return the next message that is not a call of a tool.
+
+        Raises:
+            ConnectionClosed, MessageError: the connection broke, or a message was malformed.
+        """
+        reply = await self._replies.get()
+        if isinstance(reply, Exception):
+            self._replies.put_nowait(reply)
+            raise reply
+        return reply
+
+    async def _answer(self, call: protocol.ToolCallMessage) -> None:
+        try:
+            if call.name not in self._names:
+                raise ToolError(f"there is no tool {call.name[:64]!r}")
+            result = await self._host.call(call.name, parse_arguments(call.arguments), call.call_id)
+            ok, value = True, encode_result(result)
+        except ToolError as error:
+            text = str(error)[:MAX_ERROR_CHARS]
+            ok, value = False, text.encode("utf-8", "backslashreplace").decode("utf-8")
+        except Exception as error:  # a bug in a host must not end the episode
+            log_failure(call.name, error)
+            ok, value = False, f"the tool failed: {type(error).__name__}"
+        with contextlib.suppress(ConnectionClosed):
+            message = protocol.ToolResultMessage(call_id=call.call_id, ok=ok, value=value)
+            await self._websocket.send(protocol.encode(message))
+
+    def close(self) -> None:
+        """Stop reading, and cancel the calls."""
+        self._reading.cancel()
+        self._cancel_calls()
+
+    def _cancel_calls(self) -> None:
+        for task in self._calls:
+            task.cancel()
+
+
+async def _connect(endpoint: Endpoint) -> ClientConnection:
+    address = endpoint.address
+    uri = f"{'ws' if endpoint.tls is None else 'wss'}://{address.authority}{protocol.SESSION_PATH}"
     options: dict[str, Any] = {
-        "additional_headers": {"Authorization": f"Bearer {token}"},
+        "additional_headers": endpoint.headers(),
         "compression": None,
         "max_size": protocol.MAX_REPLY_BYTES,
         "open_timeout": _HANDSHAKE_TIMEOUT_S,
+        "ping_interval": endpoint.ping_interval_s,
+        "ping_timeout": endpoint.ping_interval_s,
         "user_agent_header": None,
     }
     try:
         if address.path is not None:
             return await unix_connect(str(address.path), uri, **options)
-        return await connect(uri, proxy=None, **options)
+        return await connect(uri, proxy=None, ssl=endpoint.tls, **options)
     except InvalidStatus as error:
         status = error.response.status_code
         if status == 503:
-            raise UnreachableError(f"the runner at {address} accepts no more connections now") from None
+            raise BusyError(f"the runner at {address} accepts no more connections now") from None
         hint = "check that both have the same token" if status in (401, 403) else "is it a runner?"
         raise SandboxError(
             f"the runner at {address} rejected the connection with status {status}; {hint}"
+        ) from None
+    except ssl.SSLCertVerificationError as error:
+        raise SandboxError(
+            f"the certificate of the runner at {address} is not trusted: {error.verify_message}"
         ) from None
     except (OSError, InvalidHandshake) as error:
         raise UnreachableError(

@@ -29,10 +29,20 @@ class RunnerMetrics:
     Args:
         admission: its numbers of active and waiting sessions are read at each scrape.
         connections: returns the number of connected clients.
+        draining: returns whether the runner takes no new sessions.
         sandbox: if it has a pool (a ``stats()`` method), the pool's numbers become ``ihgrpo_pool_<name>``.
+        max_sessions: the runner's capacity.
     """
 
-    def __init__(self, admission: SessionAdmission, connections: Callable[[], int], sandbox: Sandbox) -> None:
+    def __init__(
+        self,
+        admission: SessionAdmission,
+        connections: Callable[[], int],
+        draining: Callable[[], bool],
+        sandbox: Sandbox,
+        *,
+        max_sessions: int,
+    ) -> None:
         registry = CollectorRegistry()
         self._registry = registry
         self.flushes = Counter("ihgrpo_runner_flushes", "Flushes by status.", ["status"], registry=registry)
@@ -61,6 +71,8 @@ class RunnerMetrics:
             ("connections", "Open connections.", connections),
             ("sessions", "Admitted sessions.", lambda: admission.active),
             ("waiting", "Sessions that wait to be admitted.", lambda: admission.waiting),
+            ("max_sessions", "Highest number of admitted sessions.", lambda: max_sessions),
+            ("draining", "1 if no new sessions are taken.", draining),
         ):
             Gauge(f"ihgrpo_runner_{name}", text, registry=registry).set_function(read)
         if isinstance(sandbox, _Pooled):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from service.sandbox.runner.protocol import Address
+from service.sandbox.runner.tls import server_context
 
 TOKEN_ENV = "IHGRPO_RUNNER_TOKEN"  # noqa: S105  (the name of the variable)
 MIN_TOKEN_CHARS = 16
@@ -39,6 +41,8 @@ class RunnerSettings(BaseModel):
     """Permissions of the Unix socket."""
     max_run_limit_s: float = Field(default=60.0, gt=0)
     """Ceiling of a session's ``run_limit_s``, in seconds; higher values are clipped."""
+    max_tool_wait_s: float = Field(default=300.0, gt=0)
+    """Ceiling of a session's ``tool_wait_s``, in seconds; higher values are clipped."""
     max_sessions: int = Field(default=32, ge=1)
     """Sessions that hold a container at the same time."""
     max_waiting: int = Field(default=128, ge=0)
@@ -53,6 +57,38 @@ class RunnerSettings(BaseModel):
     """Seconds between pings; a client that does not answer one within this time is disconnected."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that open sessions may continue after SIGTERM before they are closed."""
+    tls_certificate: Path | None = None
+    """Certificate of the runner in PEM format, for a TCP address. None: no TLS."""
+    tls_key: Path | None = None
+    """Private key of the certificate."""
+    tls_client_ca: Path | None = None
+    """Certificate authorities; clients must present a certificate of one of them. None: any client with the
+    token."""
+
+    @model_validator(mode="after")
+    def _tls_fits(self) -> Self:
+        address = Address.parse(self.bind)
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("TLS needs both a certificate and its key")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError(
+                "certificates of clients can be required only with a certificate and a key of the runner"
+            )
+        if self.tls_certificate is not None and (address.path is not None or address.scheme == "ws"):
+            raise ValueError(f"TLS is not possible at {self.bind}: bind to host:port")
+        if self.tls_certificate is None and address.scheme == "wss":
+            raise ValueError(f"{self.bind} needs a TLS certificate and its key")
+        return self
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return the TLS context; None without TLS.
+
+        Raises:
+            ValueError: a file can't be read, or the key does not belong to the certificate.
+        """
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return server_context(self.tls_certificate, self.tls_key, self.tls_client_ca)
 
     def admits(self, authorization: str | None) -> bool:
         """Return whether an ``Authorization`` header holds the token. Compares in constant time."""

@@ -59,7 +59,7 @@ def test_rejects_nan_and_infinity() -> None:
         ("functions", []),
         ("function_call", "none"),
         ("modalities", ["text"]),
-        ("guided_regex", ""),
+        ("allowed_token_ids", []),
     ],
 )
 def test_accepts_neutral_values(name: str, neutral: object) -> None:
@@ -82,11 +82,34 @@ def test_accepts_neutral_values(name: str, neutral: object) -> None:
         ({"enable_thinking": True}, True),
         ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "high"}, False),
         ({"chat_template_kwargs": None, "reasoning_effort": None}, False),
-        ({"reasoning_effort": "high", "response_format": {"type": "json_object"}}, False),
+        ({"reasoning_effort": "high", "response_format": {"type": "json_object"}}, True),
+        ({"reasoning_effort": "high", "thinking_budget": 0}, False),
+        ({"reasoning": {"max_tokens": 100}}, True),
+        ({"reasoning": {"max_tokens": 0}}, False),
+        ({"thinking_budget": 100}, False),
     ],
 )
 def test_reasoning_effort_turns_thinking_on_or_off(fields: dict[str, Any], thinks: bool) -> None:
     assert request(**fields).thinks is thinks
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({}, None),
+        ({"reasoning_effort": "low"}, 1024),
+        ({"reasoning_effort": "high"}, None),
+        ({"reasoning": {"effort": "medium"}}, 8192),
+        ({"reasoning_effort": "low", "thinking_budget": 5}, 5),
+        ({"reasoning_effort": "low", "thinking_budget": -1}, None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 7}}, 7),
+        ({"reasoning": {"max_tokens": 8}}, 8),
+        ({"thinking_token_budget": 9}, 9),
+        ({"chat_template_kwargs": {"enable_thinking": True, "thinking_budget": 10}}, 10),
+    ],
+)
+def test_thought_has_a_budget(fields: dict[str, Any], tokens: int | None) -> None:
+    assert request(**fields).thinking_tokens == tokens
 
 
 def test_accepts_other_names_of_the_token_limit() -> None:

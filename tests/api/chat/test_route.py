@@ -248,7 +248,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
     ({"extra_body": {"temprature": 1}}, "temprature", "unknown_parameter"),
     ({"extra_body": {"ignore_eos": 3}}, "ignore_eos", "invalid_value"),
-    ({"extra_body": {"guided_json": {}}}, "guided_json", "unsupported_parameter"),
+    ({"extra_body": {"guided_json": {"type": "object"}}}, "guided_json", "unsupported_parameter"),
     ({"extra_body": {"stop_token_ids": [-1]}}, "stop_token_ids[0]", "invalid_value"),
     ({"extra_body": {"stop_token_ids": [2**30]}}, "stop_token_ids[0]", "invalid_value"),
     ({"extra_body": {"min_tokens": 2}}, "min_tokens", "unsupported_parameter"),

@@ -11,6 +11,8 @@ from agents import (
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
     Runner,
+    RunResult,
+    RunResultStreaming,
     function_tool,
     set_tracing_disabled,
 )
@@ -61,6 +63,40 @@ def deferred() -> None:
 def functions() -> None:
     agent = Agent(name="a", model=chat_model(), tools=[get_weather])
     assert "sunny" in Runner.run_sync(agent, "weather?").final_output
+
+
+BOTH = "What is 6 * 7 and the weather?"
+
+
+def check_both(result: RunResult | RunResultStreaming) -> None:
+    assert result.final_output.endswith("It is sunny in Paris, and the answer is \\boxed{42}.")
+    outputs = [item.output for item in result.new_items if item.type == "tool_call_output_item"]
+    assert outputs == ["sunny in Paris"]
+
+
+@feature("functions and code")
+def functions_and_code() -> None:
+    async def main() -> None:
+        tool = CodeInterpreterTool({"type": "code_interpreter", "container": {"type": "auto"}})
+        agent = Agent(name="a", model=responses_model(), tools=[get_weather, tool])
+        result = await Runner.run(agent, BOTH)
+        check_both(result)
+        kinds = [getattr(item.raw_item, "type", None) for item in result.new_items]
+        assert kinds.count("code_interpreter_call") == 2
+        # The conversation continues with all items sent back.
+        question = {"role": "user", "content": "Hi"}
+        assert (await Runner.run(agent, [*result.to_input_list(), question])).final_output == HELLO
+        streamed = Runner.run_streamed(agent, BOTH)
+        events = [event async for event in streamed.stream_events()]
+        check_both(streamed)
+        names = [event.name for event in events if event.type == "run_item_stream_event"]
+        assert names.index("tool_called") < names.index("tool_output")
+        # The SDK's chat model sends functions only; code is turned on in the body.
+        settings = ModelSettings(extra_body={"deferral": {"enabled": True}})
+        chat = Agent(name="a", model=chat_model(), tools=[get_weather], model_settings=settings)
+        check_both(await Runner.run(chat, BOTH))
+
+    asyncio.run(main())
 
 
 @feature("Responses API")

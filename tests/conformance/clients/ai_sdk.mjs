@@ -6,6 +6,7 @@ import assert from "node:assert";
 const require = createRequire(pathToFileURL(process.cwd() + "/"));
 const { generateObject, generateText, stepCountIs, streamText, tool } = require("ai");
 const { createOpenAI } = require("@ai-sdk/openai");
+const { createAnthropic } = require("@ai-sdk/anthropic");
 const { z } = require("zod");
 const [url, apiKey] = process.argv.slice(2);
 const openai = createOpenAI({ baseURL: url + "/v1", apiKey });
@@ -41,6 +42,18 @@ const features = {
     assert.equal(text, hello);
   },
   "own functions": () => converse(chat),
+  "functions and code": async () => {
+    const code_interpreter = openai.tools.codeInterpreter({});
+    const { text, steps } = await generateText({
+      model: responses,
+      tools: { ...tools, code_interpreter },
+      stopWhen,
+      prompt: "What is 6 * 7 and the weather?",
+    });
+    assert.match(text, /It is sunny in Paris, and the answer is \\boxed\{42\}\.$/);
+    const called = steps.flatMap((step) => step.toolCalls.map((call) => call.toolName));
+    assert.deepEqual(called, ["code_interpreter", "get_weather", "code_interpreter"]);
+  },
   "JSON by schema": async () => {
     for (const model of [chat, responses]) {
       const { object } = await generateObject({ model, schema: place, prompt: "JSON please" });
@@ -52,6 +65,21 @@ const features = {
     const include = ["reasoning.encrypted_content"];
     const reasoning = { forceReasoning: true, reasoningEffort: "low", reasoningSummary: "auto" };
     await converse(responses, { openai: { ...reasoning, store: false, include, textVerbosity: "low" } });
+  },
+  "Messages API": async () => {
+    const anthropic = createAnthropic({ baseURL: url + "/v1", apiKey });
+    const claude = anthropic("scripted");
+    await converse(claude);
+    await converse(claude, { anthropic: { thinking: { type: "enabled", budgetTokens: 1024 } } });
+    let text = "";
+    for await (const piece of streamText({ model: claude, prompt: "Hi" }).textStream) text += piece;
+    assert.equal(text, hello);
+    const { object } = await generateObject({ model: claude, schema: place, prompt: "JSON please" });
+    assert.deepEqual(object, { city: "Paris", degrees: 21 });
+    const code = { code_execution: anthropic.tools.codeExecution_20250522() };
+    const ran = await generateText({ model: claude, tools: code, prompt: "6 * 7?" });
+    assert.match(ran.text, /boxed\{42\}/);
+    assert.equal(ran.steps[0].toolResults[0].output.stdout, "42");
   },
 };
 

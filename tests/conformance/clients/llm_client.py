@@ -48,6 +48,7 @@ def functions() -> None:
     code = "def get_weather(city: str) -> str:\n    'Weather of a city.'\n    return 'sunny in ' + city\n"
     for options in ((), ("--no-stream",)):
         assert "sunny" in llm("weather?", "--functions", code, *options)
+        assert llm("Hello", "-c", *options) == HELLO
 
 
 @feature("JSON by schema")

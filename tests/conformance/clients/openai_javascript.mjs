@@ -56,6 +56,30 @@ const features = {
     const { message } = (await create({ messages: user("weather?"), tools: [weather] })).choices[0];
     assert.deepEqual(JSON.parse(message.tool_calls[0].function.arguments), { city: "Paris" });
   },
+  "functions and code": async () => {
+    const done = "It is sunny in Paris, and the answer is \\boxed{42}.";
+    const question = "What is 6 * 7 and the weather?";
+    const run = ({ city }) => `sunny in ${city}`;
+    for (const stream of [false, true]) {
+      const runner = client.chat.completions.runTools({
+        model,
+        messages: user(question),
+        stream,
+        tools: [{ type: "function", function: { ...weather.function, parse: JSON.parse, function: run } }],
+        deferral: { enabled: true },
+      });
+      assert.ok((await runner.finalContent()).endsWith(done));
+    }
+    const tools = [{ type: "function", strict: true, ...weather.function }, ...code];
+    const first = await client.responses.create({ model, input: question, tools });
+    const kinds = first.output.map((item) => item.type);
+    assert.deepEqual(kinds, ["message", "code_interpreter_call", "message", "function_call"]);
+    const output = { type: "function_call_output", call_id: first.output[3].call_id, output: "sunny in Paris" };
+    const second = await client.responses.create({
+      model, tools, input: [output], previous_response_id: first.id,
+    });
+    assert.ok(second.output_text.endsWith(done));
+  },
   "JSON by schema": async () => {
     const schema = { type: "object", properties: { degrees: { type: "integer" } }, required: ["degrees"] };
     const reply = await create({

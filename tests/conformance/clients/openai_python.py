@@ -57,11 +57,82 @@ def functions() -> None:
     assert forced.choices[0].message.tool_calls
 
 
+CODE = {"type": "code_interpreter", "container": {"type": "auto"}}
+BOTH = "What is 6 * 7 and the weather?"
+DONE = "It is sunny in Paris, and the answer is \\boxed{42}."
+
+
+def both_in_chat(streamed: bool) -> None:
+    tools, messages = [WEATHER, CODE], user(BOTH)
+    ran = []
+    while True:
+        if streamed:
+            with client.chat.completions.stream(model=MODEL, messages=messages, tools=tools) as stream:
+                choice = stream.get_final_completion().choices[0]
+        else:
+            choice = create(model=MODEL, messages=messages, tools=tools).choices[0]
+        ran += [tool["output"] for tool in choice.message.executed_tools if tool["status"] == "ok"]
+        messages = [*messages, choice.message]
+        if choice.finish_reason == "stop":
+            break
+        [call] = choice.message.tool_calls
+        assert json.loads(call.function.arguments) == {"city": "Paris"}
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": "sunny in Paris"})
+    assert choice.message.content.endswith(DONE)
+    assert ran == ["42", "42"]
+
+
+def both_in_responses(streamed: bool, stored: bool) -> None:
+    tools = [{"type": "function", "strict": True, **WEATHER["function"]}, CODE]
+    items, previous, kinds = user(BOTH), None, []
+    while True:
+        options = {"model": MODEL, "tools": tools, "input": items, "previous_response_id": previous}
+        if streamed:
+            with client.responses.stream(**options) as stream:
+                reply = stream.get_final_response()
+        else:
+            reply = client.responses.create(**options)
+        kinds += [item.type for item in reply.output]
+        calls = [item for item in reply.output if item.type == "function_call"]
+        if not calls:
+            break
+        answers = [
+            {"type": "function_call_output", "call_id": call.call_id, "output": "sunny in Paris"}
+            for call in calls
+        ]
+        previous = reply.id if stored else None
+        items = answers if stored else [*items, *reply.output, *answers]
+    assert reply.output_text.endswith(DONE)
+    code = ["message", "code_interpreter_call", "message"]
+    assert kinds == [*code, "function_call", *code]
+
+
+@feature("functions and code")
+def functions_and_code() -> None:
+    for streamed in (False, True):
+        both_in_chat(streamed)
+        for stored in (False, True):
+            both_in_responses(streamed, stored)
+
+
 @feature("JSON by schema")
 def structured() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "place", "schema": PLACE_SCHEMA, "strict": True}}
     reply = create(model=MODEL, messages=user("JSON please"), response_format=form)
     assert json.loads(reply.choices[0].message.content)["degrees"] == 21
+    extra = {"deferral": {"enabled": True}}
+    message = (
+        create(model=MODEL, messages=user("6 * 7?"), response_format=form, extra_body=extra)
+        .choices[0]
+        .message
+    )
+    assert json.loads(message.content)["degrees"] == 21
+    assert message.executed_tools[0]["status"] == "ok"
+    code = [{"type": "code_interpreter", "container": {"type": "auto"}}]
+    text = {"format": {"type": "json_schema", "name": "place", "schema": PLACE_SCHEMA, "strict": True}}
+    reply = client.responses.create(model=MODEL, input="6 * 7?", tools=code, text=text)
+    assert json.loads(reply.output_text)["degrees"] == 21
+    assert "code_interpreter_call" in [item.type for item in reply.output]
 
 
 @feature("thinking")
@@ -75,6 +146,16 @@ def thinking() -> None:
 def logprobs() -> None:
     choice = create(model=MODEL, messages=user("Hi"), logprobs=True, top_logprobs=1).choices[0]
     assert "".join(item.token for item in choice.logprobs.content) == HELLO
+
+
+@feature("text completions")
+def completions() -> None:
+    [choice] = client.completions.create(model=MODEL, prompt="Hi", max_tokens=100).choices
+    assert choice.text == HELLO
+    [choice] = client.completions.create(
+        model=MODEL, prompt="Hi", max_tokens=0, echo=True, logprobs=1
+    ).choices
+    assert (choice.text, choice.logprobs.tokens) == ("Hi", ["H", "i"])
 
 
 @feature("errors")

@@ -14,6 +14,7 @@ from service.engines.base import (
     Engine,
     EngineError,
     InvalidRequestError,
+    PromptLogprob,
     Sampling,
     TokenChunk,
     TopLogprob,
@@ -52,6 +53,21 @@ async def collect(engine: Engine, ids: list[int], sampling: Sampling = SHORT) ->
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.005)
+
+
+async def test_prompt_logprobs_come_with_the_first_token(
+    tiny_checkpoint: Path, tokenizer: HFTokenizer
+) -> None:
+    fake = FakeVLLM(tokenizer, "one two")
+    sampling = Sampling(max_tokens=8, prompt_logprobs=1, json_schema="{}")
+    async with served(fake), engine_on(tiny_checkpoint, fake) as engine:
+        first, *others = await collect(engine, [7, 8, 9], sampling)
+    assert first.prompt_logprobs == (PromptLogprob(-1.5, (TopLogprob(1, -0.5),)),) * 2
+    assert not any(chunk.prompt_logprobs for chunk in others)
+    scoring, generating = fake.bodies
+    assert (scoring["max_tokens"], scoring["prompt_logprobs"], "stream" in scoring) == (1, 1, False)
+    assert scoring["structured_outputs"] is None
+    assert (generating["max_tokens"], "prompt_logprobs" in generating) == (8, False)
 
 
 async def test_tokens_text_logprobs_and_counters(tiny_checkpoint: Path, tokenizer: HFTokenizer) -> None:

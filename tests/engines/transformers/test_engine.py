@@ -78,6 +78,26 @@ async def test_one_request_is_plain_greedy_decoding(
     assert "".join(chunk.text for chunk in chunks) == engine.tokenizer.decode(sampled(chunks))
 
 
+@pytest.mark.parametrize("length", [1, 2, 25, 100])
+async def test_prompt_logprobs_are_those_of_the_model(
+    engine: TransformersEngine, reference: torch.nn.Module, length: int
+) -> None:
+    ids = prompt(length)
+    await collect(engine, ids)  # a cached prefix must not hide tokens
+    first, *others = await collect(engine, ids, replace(GREEDY, prompt_logprobs=2, max_tokens=3))
+    assert len(others) == 2
+    assert not any(chunk.prompt_logprobs for chunk in others)
+    assert len(first.prompt_logprobs) == length - 1
+    with torch.no_grad():
+        expected = reference(torch.tensor([ids])).logits[0].log_softmax(-1)
+    for place, item in enumerate(first.prompt_logprobs):
+        assert item.logprob == pytest.approx(float(expected[place, ids[place + 1]]), abs=1e-3)
+        best = expected[place].topk(2)
+        assert [top.token_id for top in item.top_logprobs] == best.indices.tolist()
+        assert [top.logprob for top in item.top_logprobs] == pytest.approx(best.values.tolist(), abs=1e-3)
+    assert_greedy(reference, ids, [first, *others])
+
+
 async def test_concurrent_requests_with_cancellation_and_slot_reuse(
     engine: TransformersEngine, reference: torch.nn.Module
 ) -> None:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema_rs
 import pytest
 import torch
 
-from service.engines.base import InvalidRequestError, Sampling
+from service.engines.base import InvalidRequestError, Sampling, StructureKind
 from service.engines.settings import TransformersSettings
 from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers.engine import TransformersEngine
@@ -43,7 +44,7 @@ def fitting(grammar: Grammar, tokenizer: HFTokenizer, stop: int) -> set[int]:
 
 
 def test_mask_allows_only_the_schema(compiler: GrammarCompiler, tokenizer: HFTokenizer) -> None:
-    grammar = compiler.compile(json.dumps(SCHEMA))
+    grammar = compiler.compile("json_schema", json.dumps(SCHEMA))
     stop = tokenizer.eos_token_id
     assert stop is not None
     ids = tokenizer.encode(TEXT, allow_special=False)
@@ -54,13 +55,54 @@ def test_mask_allows_only_the_schema(compiler: GrammarCompiler, tokenizer: HFTok
         assert stop not in allowed
         assert max(allowed) < tokenizer.vocab_size
         grammar.accept(token)
-    assert wrong not in fitting(compiler.compile(json.dumps(SCHEMA)), tokenizer, stop)
+    assert wrong not in fitting(compiler.compile("json_schema", json.dumps(SCHEMA)), tokenizer, stop)
     assert fitting(grammar, tokenizer, stop) == {stop}
 
 
 def test_rejects_unsupported_schema(compiler: GrammarCompiler) -> None:
     with pytest.raises(InvalidRequestError, match="contains"):
-        compiler.compile('{"type": "array", "contains": {}}')
+        compiler.compile("json_schema", '{"type": "array", "contains": {}}')
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        ("regex", "(", "the regular expression can't be enforced"),
+        ("regex", "a(?=b)", "the regular expression can't be enforced"),
+        ("grammar", "root := x", "the grammar can't be read"),
+        ("grammar", "root ::= nothing", "Rule .nothing. not found"),
+        ("json_schema", "{", "the schema can't be read"),
+    ],
+)
+def test_rejects_unusable_constraint(
+    compiler: GrammarCompiler, kind: StructureKind, text: str, message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        compiler.compile(kind, text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "right", "wrong"),
+    [
+        ("regex", r"[0-9]{2}\.[ab]", "42.b", "42xb"),
+        ("regex", "^(yes|no)$", "no", "on"),
+        ("grammar", 'root ::= "<" word ">"\nword ::= [a-z]+', "<ab>", "<1>"),
+        ("grammar", 'start: "<" word ">"\nword: /[a-z]+/', "<ab>", "<1>"),
+    ],
+)
+def test_mask_allows_only_regex_or_grammar(
+    compiler: GrammarCompiler, tokenizer: HFTokenizer, kind: StructureKind, text: str, right: str, wrong: str
+) -> None:
+    stop = tokenizer.eos_token_id
+    assert stop is not None
+    for reply, fits in ((right, True), (wrong, False)):
+        grammar = compiler.compile(kind, text)
+        allowed = True
+        for token in tokenizer.encode(reply, allow_special=False):
+            allowed = allowed and token in fitting(grammar, tokenizer, stop)
+            if allowed:
+                grammar.accept(token)
+        assert (allowed and stop in fitting(grammar, tokenizer, stop)) is fits
 
 
 async def test_random_model_writes_json_of_the_schema(tiny_checkpoint: Path) -> None:
@@ -78,5 +120,8 @@ async def test_random_model_writes_json_of_the_schema(tiny_checkpoint: Path) -> 
                 text = "".join(chunk.text for chunk in written)
                 jsonschema_rs.validate(schema, json.loads(text))
                 assert end.ids[0] in engine.eos_token_ids
+            sampling = Sampling(seed=seed, max_tokens=400, regex="[0-9]{3}-[ab]{2}")
+            chunks = [c async for c in engine.generate(prompt, sampling, engine.eos_token_ids)]
+            assert re.fullmatch("[0-9]{3}-[ab]{2}", "".join(chunk.text for chunk in chunks[:-1]))
     finally:
         await engine.stop()

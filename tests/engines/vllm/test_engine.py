@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from service.engines import adapters
-from service.engines.base import Engine, EngineError, Sampling, TokenChunk, unsupported
+from service.engines.base import Engine, EngineError, InvalidRequestError, Sampling, TokenChunk, unsupported
 from service.engines.model_lookup import locate
 from service.engines.settings import TransformersSettings, VLLMSettings
 from service.engines.transformers.engine import TransformersEngine
@@ -257,6 +258,41 @@ async def test_reply_matches_the_schema(engine: VLLMEngine) -> None:
     reply = json.loads(text)
     assert isinstance(reply["n"], int)
     assert isinstance(reply["ok"], bool)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "pattern"),
+    [
+        ({"regex": "[0-9]{3}-[ab]{2}"}, "[0-9]{3}-[ab]{2}"),
+        ({"grammar": 'root ::= "<" [a-c] [a-c] ">"'}, "<[a-c]{2}>"),
+        ({"grammar": 'start: "yes" | "no"'}, "yes|no"),
+    ],
+)
+async def test_reply_matches_the_regex_or_grammar(
+    engine: VLLMEngine, constraint: dict[str, str], pattern: str
+) -> None:
+    sampling = Sampling(seed=1, max_tokens=60, logprobs=False, **constraint)  # type: ignore[arg-type]
+    chunks = await collect(engine, prompt(20), sampling, stop=[*engine.eos_token_ids])
+    assert re.fullmatch(pattern, "".join(chunk.text for chunk in chunks[:-1]))
+    with pytest.raises(InvalidRequestError):
+        await collect(engine, [1], replace(GREEDY, regex="("))
+
+
+async def test_prompt_logprobs_match_the_embedded_engine(engine: VLLMEngine, checkpoint: Path) -> None:
+    embedded = TransformersEngine(TransformersSettings(model=str(checkpoint), dtype="float32"))
+    await embedded.start()
+    sampling = replace(GREEDY, max_tokens=1, prompt_logprobs=2)
+    try:
+        ids = prompt(70)
+        [[one], [other]] = [await collect(either, ids, sampling) for either in (engine, embedded)]
+    finally:
+        await embedded.stop()
+    assert len(one.prompt_logprobs) == len(other.prompt_logprobs) == len(ids) - 1
+    for mine, theirs in zip(one.prompt_logprobs, other.prompt_logprobs, strict=True):
+        assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+        assert [top.logprob for top in mine.top_logprobs] == pytest.approx(
+            [top.logprob for top in theirs.top_logprobs], abs=1e-3
+        )
 
 
 async def test_vllm_errors_are_reported(engine: VLLMEngine) -> None:

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from service.sandbox.base import QueueTimeoutError, SandboxError
+from service.sandbox.base import QueueTimeoutError
 from service.sandbox.runner.admission import SessionAdmission
+from service.sandbox.runner.protocol import DrainingError
 
 
 async def test_a_free_slot_goes_to_the_longest_waiting_session() -> None:
@@ -60,5 +61,5 @@ async def test_without_a_queue_a_free_slot_is_granted() -> None:
 async def test_rejects_sessions_after_close() -> None:
     admission = SessionAdmission(1, max_waiting=1, timeout_s=30)
     admission.close()
-    with pytest.raises(SandboxError, match="shutting down"):
+    with pytest.raises(DrainingError, match="draining"):
         await admission.enter()

@@ -18,7 +18,7 @@ LIMITS = SessionLimits()
 
 
 def other_client(runner: Served, **options: object) -> RunnerClient:
-    settings = RunnerClientSettings(runner.settings.bind, TOKEN, connect_timeout_s=0.3)
+    settings = RunnerClientSettings((runner.settings.bind,), TOKEN, connect_timeout_s=0.3)
     return RunnerClient(replace(settings, **options))  # type: ignore[arg-type]
 
 
@@ -43,7 +43,7 @@ async def test_prepare_announces_blocks_to_the_runners_sandbox(serve_fake: Serve
         session = runner.client.session(LIMITS)
         await session.prepare()
         await until(lambda: runner.sandbox.announced == 1)
-        assert (runner.sandbox.active, runner.server._runner.admission.active) == (set(), 0)
+        assert (runner.sandbox.active, runner.server.runner.admission.active) == (set(), 0)
         await session.invoke("print 1")
         assert (await session.flush()).stdout == "1\n"
         assert len(runner.sandbox.sessions) == 1
@@ -52,7 +52,7 @@ async def test_prepare_announces_blocks_to_the_runners_sandbox(serve_fake: Serve
 
 async def test_start_has_its_own_timeout(tmp_path: Path) -> None:
     settings = RunnerClientSettings(
-        f"unix:{tmp_path}/none.sock", TOKEN, connect_timeout_s=600, start_timeout_s=0.05
+        (f"unix:{tmp_path}/none.sock",), TOKEN, connect_timeout_s=600, start_timeout_s=0.05
     )
     client = RunnerClient(settings)
     with pytest.raises(SandboxError, match=r"the runner at unix:.*none\.sock is not ready"):
@@ -61,7 +61,7 @@ async def test_start_has_its_own_timeout(tmp_path: Path) -> None:
 
 
 async def test_prepare_ignores_an_unreachable_runner(tmp_path: Path) -> None:
-    settings = RunnerClientSettings(f"unix:{tmp_path}/none.sock", TOKEN, connect_timeout_s=0.05)
+    settings = RunnerClientSettings((f"unix:{tmp_path}/none.sock",), TOKEN, connect_timeout_s=0.05)
     session = RunnerClient(settings).session(LIMITS)
     await session.prepare()
     with pytest.raises(SandboxError, match="no runner answers"):
@@ -122,7 +122,7 @@ async def test_a_wrong_token_is_not_retried(serve_fake: ServeFake) -> None:
 
 
 async def test_an_absent_runner_is_reported(tmp_path: Path) -> None:
-    client = RunnerClient(RunnerClientSettings(f"unix:{tmp_path}/r.sock", TOKEN, connect_timeout_s=0.3))
+    client = RunnerClient(RunnerClientSettings((f"unix:{tmp_path}/r.sock",), TOKEN, connect_timeout_s=0.3))
     assert not await client.ready()
     with pytest.raises(SandboxError, match="not ready"):
         await client.start()
@@ -148,7 +148,7 @@ async def test_a_full_queue_raises_immediately(serve_fake: ServeFake) -> None:
         holder, waiting, late = (runner.client.session(LIMITS) for _ in range(3))
         await holder.invoke("set held")
         waiter = asyncio.create_task(waiting.invoke("print waited"))
-        await until(lambda: runner.server._runner.admission.waiting == 1)
+        await until(lambda: runner.server.runner.admission.waiting == 1)
         with pytest.raises(QueueTimeoutError, match="full"):
             await late.invoke("print 1")
         await holder.close()
@@ -216,7 +216,7 @@ async def test_stop_closes_open_sessions(serve_fake: ServeFake) -> None:
 
 async def test_a_killed_runner_causes_one_error_and_no_repeated_execution(tmp_path: Path) -> None:
     bind, log = f"unix:{tmp_path}/r.sock", tmp_path / "log"
-    client = RunnerClient(RunnerClientSettings(bind, TOKEN, connect_timeout_s=60.0))
+    client = RunnerClient(RunnerClientSettings((bind,), TOKEN, connect_timeout_s=60.0))
     async with process("tests.support.fake_sandbox", bind, log) as first:
         await client.start()
         busy, idle = client.session(LIMITS), client.session(LIMITS)
@@ -246,6 +246,6 @@ async def test_a_killed_runner_causes_one_error_and_no_repeated_execution(tmp_pa
 async def test_not_ready_if_the_connection_is_cut(tmp_path: Path) -> None:
     server = await asyncio.start_unix_server(lambda _, writer: writer.transport.abort(), tmp_path / "r.sock")
     async with server:
-        client = RunnerClient(RunnerClientSettings(f"unix:{tmp_path}/r.sock", TOKEN))
+        client = RunnerClient(RunnerClientSettings((f"unix:{tmp_path}/r.sock",), TOKEN))
         assert not await client.ready()
         await client.stop()

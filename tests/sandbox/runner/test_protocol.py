@@ -115,8 +115,8 @@ def test_round_trip_of_errors(error: SandboxError, reason: str) -> None:
         ("unix:/run/r.sock", Address(path=Path("/run/r.sock"))),
         ("unix:///run/r.sock", Address(path=Path("/run/r.sock"))),
         ("127.0.0.1:8100", Address(host="127.0.0.1", port=8100)),
-        ("ws://runner:8100", Address(host="runner", port=8100)),
-        ("ws://runner:8100/", Address(host="runner", port=8100)),
+        ("ws://runner:8100", Address(host="runner", port=8100, scheme="ws")),
+        ("wss://runner:8100/", Address(host="runner", port=8100, scheme="wss")),
         ("[::1]:0", Address(host="::1", port=0)),
     ],
 )

@@ -8,12 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
+from service.sandbox.runner.control import set_draining
+from service.sandbox.runner.protocol import DrainingError
 from service.sandbox.runner.server import serve
 from service.sandbox.runner.settings import RunnerSettings
 from tests.sandbox.conftest import Served, ServeFake, process
@@ -61,12 +64,43 @@ async def test_only_health_needs_no_token(serve_fake: ServeFake) -> None:
         assert runner.sandbox.sessions == []
 
 
-async def test_ready_reflects_the_sandbox(serve_fake: ServeFake) -> None:
-    async with serve_fake() as runner, http(runner) as client:
-        assert (await client.get("/ready", headers=BEARER)).json() == {"ready": True}
+async def test_ready_reports_the_state_and_the_load(serve_fake: ServeFake) -> None:
+    async with serve_fake(max_sessions=3) as runner, http(runner) as client:
+        session = runner.client.session(SessionLimits())
+        await session.invoke("set 1")
+        answer = await client.get("/ready", headers=BEARER)
+        assert (answer.status_code, answer.json()) == (
+            200,
+            {"state": "ready", "max_sessions": 3, "connections": 1, "sessions": 1, "waiting": 0},
+        )
         runner.sandbox.is_ready = False
         answer = await client.get("/ready", headers=BEARER)
-        assert (answer.status_code, answer.json()) == (503, {"ready": False})
+        assert (answer.status_code, answer.json()["state"]) == (503, "not_ready")
+
+
+async def test_drain_rejects_new_sessions_and_lets_open_ones_continue(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, http(runner) as client:
+        assert (await client.post("/drain")).status_code == 401
+        session, idle = (runner.client.session(SessionLimits()) for _ in range(2))
+        await session.invoke("set kept")
+        await idle.prepare()
+        answer = await client.post("/drain", headers=BEARER)
+        assert (answer.json()["state"], answer.json()["connections"]) == ("draining", 2)
+        assert (await client.get("/ready", headers=BEARER)).status_code == 503
+        assert "ihgrpo_runner_draining 1.0" in (await client.get("/metrics", headers=BEARER)).text
+        with pytest.raises(InvalidStatus):
+            await connect(runner)
+        with pytest.raises(DrainingError):
+            await idle.invoke("print 1")
+        await session.invoke("get")
+        assert (await session.flush()).stdout == "kept\n"
+        await session.close()
+        await idle.close()
+        assert (await client.post("/drain", headers=BEARER)).json()["connections"] == 0
+        assert (await client.delete("/drain", headers=BEARER)).json()["state"] == "ready"
+        late = runner.client.session(SessionLimits())
+        await late.invoke("print 2")
+        assert (await late.flush()).stdout == "2\n"
 
 
 async def test_metrics_count_flushes_and_hold_no_code(serve_fake: ServeFake) -> None:
@@ -90,7 +124,8 @@ async def test_clips_limits_to_the_ceiling(serve_fake: ServeFake) -> None:
                 reply = await request(
                     socket, json.dumps({"type": "open", "run_limit_s": asked, "eager": False})
                 )
-                assert reply == {"type": "opened", "run_limit_s": granted, "eager": False}
+                limits = {"run_limit_s": granted, "eager": False, "queue_timeout_s": 30.0}
+                assert reply == {"type": "opened", **limits}
             assert runner.sandbox.sessions[-1].limits == SessionLimits(granted, eager=False)
 
 
@@ -155,7 +190,7 @@ async def test_a_disconnect_during_a_flush_ends_the_session(serve_fake: ServeFak
         socket.transport.abort()
         await until(lambda: runner.sandbox.sessions[0].closed)
         assert runner.sandbox.active == set()
-        assert runner.server._runner.admission.active == 0
+        assert runner.server.runner.admission.active == 0
 
 
 async def test_close_is_answered_after_the_session_ended(serve_fake: ServeFake) -> None:
@@ -210,7 +245,7 @@ async def test_an_unexpected_error_ends_the_session_and_is_logged_without_code(
 
 async def test_sigterm_drains_open_sessions_and_rejects_new_ones(tmp_path: Path) -> None:
     bind, log = f"unix:{tmp_path}/r.sock", tmp_path / "log"
-    client = RunnerClient(RunnerClientSettings(bind, TOKEN, connect_timeout_s=60.0))
+    client = RunnerClient(RunnerClientSettings((bind,), TOKEN, connect_timeout_s=60.0))
     async with process("tests.support.fake_sandbox", bind, log) as child:
         await client.start()
         assert (tmp_path / "r.sock").stat().st_mode & 0o777 == 0o600
@@ -221,7 +256,7 @@ async def test_sigterm_drains_open_sessions_and_rejects_new_ones(tmp_path: Path)
         async with asyncio.timeout(60):
             while await client.ready():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        late = RunnerClient(RunnerClientSettings(bind, TOKEN, connect_timeout_s=0.2))
+        late = RunnerClient(RunnerClientSettings((bind,), TOKEN, connect_timeout_s=0.2))
         with pytest.raises(SandboxError, match="no more connections"):
             await late.session(SessionLimits()).invoke("print late")
         await session.invoke("get")
@@ -241,4 +276,15 @@ async def test_does_not_serve_a_sandbox_that_fails_to_start(tmp_path: Path) -> N
     settings = RunnerSettings(bind=f"unix:{tmp_path}/r.sock", token=TOKEN)
     with pytest.raises(SandboxError, match="network"):
         await serve(Leaky(), settings)
-    assert not await RunnerClient(RunnerClientSettings(settings.bind, TOKEN)).ready()
+    assert not await RunnerClient(RunnerClientSettings((settings.bind,), TOKEN)).ready()
+
+
+async def test_control_reports_what_is_wrong(serve_fake: ServeFake, tmp_path: Path) -> None:
+    async with serve_fake() as runner:
+        assert (await asyncio.to_thread(set_draining, runner.settings, on=True)).state == "draining"
+        assert (await asyncio.to_thread(set_draining, runner.settings, on=False)).state == "ready"
+        stranger = runner.settings.model_copy(update={"token": SecretStr("quite-another-token")})
+        with pytest.raises(SandboxError, match="different token"):
+            await asyncio.to_thread(set_draining, stranger, on=True)
+    with pytest.raises(SandboxError, match="there is no socket"):
+        set_draining(runner.settings.model_copy(update={"bind": f"unix:{tmp_path}/absent.sock"}), on=True)

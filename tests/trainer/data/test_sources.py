@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,23 @@ def test_benchmarks_by_name_and_whatever_their_gold_answers(tmp_path: Path) -> N
         "logic": ["(("],
         "again": ["(("],
     }
+
+
+def test_reasoning_gym_takes_problems_in_turn() -> None:
+    pytest.importorskip("reasoning_gym")
+    problems = load_source("reasoning-gym:gcd,lcm,simple_equations:7").problems
+    assert len(problems) == 7
+    assert "Greatest Common Divisor" in problems[0].question
+    assert "Least Common Multiple" in problems[1].question
+    assert "Solve for" in problems[2].question
+    assert problems == load_source("reasoning-gym:gcd,lcm,simple_equations:7").problems
+    held_out = load_source("reasoning-gym-held-out:gcd,lcm,simple_equations:7").problems
+    assert not {p.question for p in problems} & {p.question for p in held_out}
+    with pytest.raises(DataError, match="reasoning-gym"):
+        load_source("reasoning-gym:no_such_set:7")
+
+
+def test_reasoning_gym_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(DataError, match=r"ih-grpo\[generators\]"):
+        load_source("reasoning-gym:gcd:7")

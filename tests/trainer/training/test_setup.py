@@ -37,6 +37,16 @@ def test_runner_sandbox(tmp_path: Path) -> None:
     secret.chmod(0o600)
     config = RuntimeConfig(sandbox="runner", runner_token_file=secret, runner_address="127.0.0.1:9")
     assert isinstance(make_sandbox(config, POLICY), RunnerClient)
+    several = RuntimeConfig(
+        sandbox="runner",
+        runner_token_file=secret,
+        runner_address="a:1, b:2",  # type: ignore[arg-type]
+    )
+    client = make_sandbox(several, POLICY)
+    assert isinstance(client, RunnerClient)
+    assert [status.address for status in client.runners()] == ["a:1", "b:2"]
+    with pytest.raises(ValueError, match=r"absent\.pem"):
+        make_sandbox(several.model_copy(update={"runner_ca_file": tmp_path / "absent.pem"}), POLICY)
 
 
 def test_engine_context_fits_one_episode(tiny_checkpoint: Path) -> None:

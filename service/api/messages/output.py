@@ -1,0 +1,275 @@
+"""Build the content blocks of a message, and the stream events that report their progress.
+
+Blocks follow each other without overlap. A run of pending code is two blocks: ``server_tool_use`` with the
+code and ``code_execution_tool_result`` with the output.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pydantic_core import from_json
+
+from service.api.messages.request import CODE_EXECUTION
+from service.common.json import Json, dumps
+from service.deferral.episode import Outcome
+from service.episode.accumulator import ReplyAccumulator, ReplyPart, usage_of
+from service.episode.events import EpisodeEvent, ExecutedTool, Finished, FlushFinished, FlushStarted
+from service.episode.reasoning_parser import ReasoningDelta
+from service.episode.tool_parser import (
+    ArgumentsDelta,
+    CallFailed,
+    TextDelta,
+    ToolCallEnd,
+    ToolCallStart,
+)
+from service.sandbox.base import Status
+
+Events = list[Json]
+
+_KILLED: Final = 137
+"""Return code of a process that was killed."""
+_ERROR_CODES: Final[dict[Status, str]] = {
+    "timeout": "execution_time_exceeded",
+    "sandbox_error": "unavailable",
+}
+_RETURN_CODES: Final[dict[Status, int]] = {"error": 1, "oom": _KILLED}
+
+
+class MessageBuilder:
+    """Builder of a message, whole or as stream events, from the events of its episode.
+
+    A call of a client's tool is held back until it is complete, so that its input is valid JSON and a call
+    that can't be parsed is text from its beginning. Only a call that a limit cut off has a partial input.
+
+    Args:
+        message_id: id of the message.
+        model: model name in the request.
+        prompt_tokens: length of the prompt.
+        reply: accumulates the episode's events, with the execute marker hidden if code may run.
+        seal: seals thoughts for the client to keep.
+        max_tokens: the client's limit on sampled tokens.
+        omits_thoughts: leave the text of thoughts out.
+        stops: the client's stop strings.
+    """
+
+    def __init__(
+        self,
+        message_id: str,
+        model: str,
+        prompt_tokens: int,
+        reply: ReplyAccumulator,
+        *,
+        seal: Callable[[str], str],
+        max_tokens: int,
+        omits_thoughts: bool = False,
+        stops: Sequence[str] = (),
+    ) -> None:
+        self.reply = reply
+        self.content: list[Json] = []
+        """Finished blocks."""
+        self._head: Json = {"id": message_id, "type": "message", "role": "assistant", "model": model}
+        self._prompt_tokens = prompt_tokens
+        self._seal = seal
+        self._max_tokens = max_tokens
+        self._omits_thoughts = omits_thoughts
+        self._stops = stops
+        self._kind: str | None = None
+        """Type of the open block, ``text`` or ``thinking``; None if none is open."""
+        self._texts: list[str] = []
+        self._call: str | None = None
+        """Name of the tool in an unfinished call."""
+        self._arguments: list[str] = []
+        self._run_id = ""
+
+    def start(self) -> Json:
+        """Return the first event, with an empty message."""
+        message: Json = {
+            **self._head,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {**self._usage(), "service_tier": "standard"},
+        }
+        return {"type": "message_start", "message": message}
+
+    def add(self, event: EpisodeEvent) -> Events:
+        """Add ``event`` and return its stream events."""
+        events: Events = []
+        for part in self.reply.add(event):
+            events += self._add_part(part)
+        match event:
+            case FlushStarted(_, blocks):
+                self._run_id = f"srvtoolu_{secrets.token_hex(12)}"
+                code = "\n".join(block.code for block in blocks)
+                block: Json = {"type": "server_tool_use", "id": self._run_id, "name": CODE_EXECUTION}
+                events += [*self._close(), *self._tool_use(block, {"code": code})]
+            case FlushFinished(tool):
+                result: Json = {
+                    "type": "code_execution_tool_result",
+                    "tool_use_id": self._run_id,
+                    "content": _result(tool),
+                }
+                events += self._whole(result, result)
+            case Finished():
+                events += self._close()
+                if self._call is not None:  # cut off by a limit
+                    events += self._client_call(_partial_input("".join(self._arguments)))
+        return events
+
+    def end(self) -> Events:
+        """Return the last events."""
+        delta: Json = {
+            "stop_reason": self.stop_reason,
+            "stop_sequence": self._stop_sequence,
+            "final_answer": self.reply.final_answer,
+        }
+        return [{"type": "message_delta", "delta": delta, "usage": self._usage()}, {"type": "message_stop"}]
+
+    def message(self) -> Json:
+        """Return the whole message."""
+        return {
+            **self._head,
+            "content": self.content,
+            "stop_reason": self.stop_reason,
+            "stop_sequence": self._stop_sequence,
+            "usage": {**self._usage(), "service_tier": "standard"},
+            "final_answer": self.reply.final_answer,
+        }
+
+    @property
+    def stop_reason(self) -> str:
+        """Reason for the end of the reply, in Anthropic's words."""
+        reply = self.reply
+        if self._stop_sequence is not None:
+            return "stop_sequence"
+        if reply.outcome is Outcome.LENGTH and reply.sampled_tokens < self._max_tokens:
+            return "model_context_window_exceeded"
+        if reply.outcome is not None and reply.outcome.is_truncated:
+            return "max_tokens"
+        return "tool_use" if reply.finished_calls else "end_turn"
+
+    @property
+    def _stop_sequence(self) -> str | None:
+        return self.reply.stop_string if self.reply.stop_string in self._stops else None
+
+    def _usage(self) -> Json:
+        usage = usage_of(self._prompt_tokens, [self.reply])
+        cached = usage.cached_tokens or 0
+        return {
+            "input_tokens": usage.prompt_tokens - cached,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached,
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {
+                "thinking_tokens": usage.reasoning_tokens,
+                "observation_tokens": usage.observation_tokens,
+            },
+        }
+
+    def _add_part(self, part: ReplyPart) -> Events:
+        match part:
+            case TextDelta(text):
+                return self._write("text", text)
+            case ReasoningDelta(text):
+                return self._write("thinking", text)
+            case ToolCallStart(_, name):
+                self._call, self._arguments = name, []
+            case ArgumentsDelta(_, text):
+                self._arguments.append(text)
+            case ToolCallEnd():
+                return self._client_call(_whole_input("".join(self._arguments)))
+            case CallFailed():
+                self._call = None
+        return []
+
+    def _write(self, kind: str, text: str) -> Events:
+        events: Events = []
+        if self._kind != kind:
+            more: Json = {"signature": ""} if kind == "thinking" else {}
+            events = [*self._close(), self._started({"type": kind, kind: "", **more})]
+            self._kind = kind
+        self._texts.append(text)
+        if kind == "thinking" and self._omits_thoughts:
+            return events
+        return [*events, self._delta({"type": f"{kind}_delta", kind: text})]
+
+    def _close(self) -> Events:
+        """Finish the open block, if there is one."""
+        kind, self._kind = self._kind, None
+        if kind is None:
+            return []
+        text, self._texts = "".join(self._texts), []
+        if kind == "text":
+            return self._stopped({"type": "text", "text": text})
+        signature = self._seal(text)
+        signed = self._delta({"type": "signature_delta", "signature": signature})
+        shown = "" if self._omits_thoughts else text
+        return [signed, *self._stopped({"type": "thinking", "thinking": shown, "signature": signature})]
+
+    def _client_call(self, arguments: object) -> Events:
+        block: Json = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": self._call}
+        self._call = None
+        return [*self._close(), *self._tool_use(block, arguments)]
+
+    def _tool_use(self, block: Json, arguments: object) -> Events:
+        """Return the events of a call with the input ``arguments``."""
+        delta: Json = {"type": "input_json_delta", "partial_json": dumps(arguments).decode()}
+        return self._whole({**block, "input": {}}, {**block, "input": arguments}, delta)
+
+    def _whole(self, first: Json, last: Json, *deltas: Json) -> Events:
+        """Return the events of a block that begins as ``first`` and ends as ``last``."""
+        return [self._started(first), *(self._delta(delta) for delta in deltas), *self._stopped(last)]
+
+    def _started(self, block: Json) -> Json:
+        return {"type": "content_block_start", "index": len(self.content), "content_block": block}
+
+    def _delta(self, delta: Json) -> Json:
+        return {"type": "content_block_delta", "index": len(self.content), "delta": delta}
+
+    def _stopped(self, block: Json) -> Events:
+        index = len(self.content)
+        self.content.append(block)
+        return [{"type": "content_block_stop", "index": index}]
+
+
+def _whole_input(written: str) -> object:
+    """Return the input that the model wrote, without the values that clients can't parse.
+
+    A number outside of the range of floats becomes the nearest one, and a lone surrogate a question mark.
+    """
+    text = json.dumps(json.loads(written, parse_float=_finite), ensure_ascii=False)
+    return json.loads(text.encode("utf-8", "replace"))
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else math.copysign(sys.float_info.max, value)
+
+
+def _partial_input(written: str) -> object:
+    """Return the complete part of an input that a limit cut off; empty if its beginning is not JSON."""
+    try:
+        value = from_json(written or "{}", allow_partial=True, allow_inf_nan=False)
+        return _whole_input(json.dumps(value, allow_nan=False))
+    except ValueError:
+        return {}
+
+
+def _result(tool: ExecutedTool) -> Json:
+    """Return the content of a result: the output that the model reads, or why there is none."""
+    if (code := _ERROR_CODES.get(tool.status)) is not None:
+        return {"type": "code_execution_tool_result_error", "error_code": code}
+    failed = tool.status in _RETURN_CODES
+    return {
+        "type": "code_execution_result",
+        "stdout": "" if failed else tool.output,
+        "stderr": tool.output if failed else "",
+        "return_code": _RETURN_CODES.get(tool.status, 0),
+        "content": [],
+    }

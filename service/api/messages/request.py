@@ -1,0 +1,446 @@
+"""Validation of the bodies of ``POST /v1/messages`` and ``POST /v1/messages/count_tokens``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from service.api.responses.request import CodeOptions
+from service.api.sampling import Stops
+from service.api.tools.definitions import SkippedTool
+from service.api.validation import (
+    Ignored,
+    OptionalContent,
+    RequestBody,
+    RequestModel,
+    Skipped,
+    Strict,
+    invalid,
+    is_strict,
+    only,
+    unsupported,
+)
+from service.common.json import compile_schema
+from service.deferral.observation import TIMEOUT_TEXT
+
+NoEffectOption = Annotated[object, Ignored()]
+CODE_EXECUTION: Final = "code_execution"
+
+
+class TextBlock(RequestModel):
+    """Text. Blocks of one message are joined without a separator."""
+
+    type: Literal["text"] = "text"
+    text: str
+    cache_control: NoEffectOption = None
+    citations: Annotated[object, Ignored([])] = None
+
+
+class ThinkingBlock(RequestModel):
+    """A thought of an earlier reply."""
+
+    type: Literal["thinking"]
+    thinking: str = ""
+    signature: str | None = None
+    """The thought, sealed by this server. It replaces a ``thinking`` that was omitted from the reply."""
+
+
+class RedactedThinkingBlock(RequestModel):
+    """A sealed thought of an earlier reply."""
+
+    type: Literal["redacted_thinking"]
+    data: str
+
+
+class ToolUseBlock(RequestModel):
+    """A call of one of the client's tools in an earlier reply."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, object] | str = Field(default_factory=dict)
+    """Text is read as JSON. If it is not, the model reads it unchanged."""
+    cache_control: NoEffectOption = None
+    caller: Annotated[object, Ignored({"type": "direct"})] = None
+
+
+class ToolResultBlock(RequestModel):
+    """The result of a call of one of the client's tools."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: OptionalContent = None
+    is_error: bool | None = None
+    """The tool failed: the model reads ``Error: `` before the content unless it begins so already."""
+    cache_control: NoEffectOption = None
+
+    @property
+    def text(self) -> str:
+        """The result in the form that the model reads."""
+        text = self.content or ""
+        return f"Error: {text}" if self.is_error and not text.lower().startswith("error") else text
+
+
+class ServerToolUseBlock(RequestModel):
+    """Code that ran in an earlier reply. The text before it already contains the code."""
+
+    type: Literal["server_tool_use"]
+    id: str
+    name: str
+    input: dict[str, object] = Field(default_factory=dict)
+    cache_control: NoEffectOption = None
+    caller: Annotated[object, Ignored({"type": "direct"})] = None
+
+
+class CodeExecutionResult(RequestModel):
+    """Output of code, or the reason why there is none."""
+
+    type: Literal["code_execution_result", "code_execution_tool_result_error"]
+    stdout: str = ""
+    stderr: str = ""
+    return_code: int = 0
+    error_code: str | None = None
+    content: Annotated[object, Ignored([])] = None
+
+    @property
+    def output(self) -> str:
+        """The output in the form that the model was shown."""
+        if self.type == "code_execution_result":
+            return self.stdout + self.stderr
+        return TIMEOUT_TEXT if self.error_code == "execution_time_exceeded" else _NO_SANDBOX
+
+
+_NO_SANDBOX: Final = "SandboxError: the sandbox failed; all variables are lost"
+
+
+class CodeExecutionToolResultBlock(RequestModel):
+    """The output of code that ran in an earlier reply."""
+
+    type: Literal["code_execution_tool_result"]
+    tool_use_id: str
+    content: CodeExecutionResult
+    cache_control: NoEffectOption = None
+
+
+class SkippedBlock(Skipped):
+    """A block of a type that this server never creates, from a conversation with another server."""
+
+    type: str = "unknown"
+
+
+_BLOCKS: Final = (
+    *("text", "thinking", "redacted_thinking", "tool_use", "tool_result"),
+    *("server_tool_use", "code_execution_tool_result"),
+)
+_REJECTED: Final = frozenset(
+    {"image", "document", "search_result", "container_upload", "audio", "video", "file"}
+)
+"""Types that are never skipped, because that would change the question."""
+
+
+def _block_tag(value: object) -> str | None:
+    kind = value.get("type", "text") if isinstance(value, dict) else getattr(value, "type", None)
+    if kind in _BLOCKS and not isinstance(value, SkippedBlock):
+        return f"<{kind}>"
+    is_skippable = isinstance(kind, str) and kind not in _REJECTED and not is_strict()
+    return "<skipped>" if is_skippable else None
+
+
+InputBlock = Annotated[
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ThinkingBlock, Tag("<thinking>")]
+    | Annotated[RedactedThinkingBlock, Tag("<redacted_thinking>")]
+    | Annotated[ToolUseBlock, Tag("<tool_use>")]
+    | Annotated[ToolResultBlock, Tag("<tool_result>")]
+    | Annotated[ServerToolUseBlock, Tag("<server_tool_use>")]
+    | Annotated[CodeExecutionToolResultBlock, Tag("<code_execution_tool_result>")]
+    | Annotated[SkippedBlock, Tag("<skipped>")],
+    Discriminator(
+        _block_tag,
+        custom_error_type="unsupported_parameter",
+        custom_error_message="blocks of this type are not supported: this model reads text only",
+    ),
+]
+
+
+def _as_blocks(value: object) -> object:
+    blocks = [value] if isinstance(value, str) else value
+    if not isinstance(blocks, list):
+        return blocks
+    return [{"type": "text", "text": block} if isinstance(block, str) else block for block in blocks]
+
+
+class InputMessage(RequestModel):
+    """One turn. Consecutive turns of one role are combined."""
+
+    clear_at: Literal["next_user_message", "never"] | None = None
+    """``next_user_message``: the model reads a system message only until a later user message."""
+    role: Literal["user", "assistant", "system"]
+    content: Annotated[
+        list[InputBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[InputBlock])
+    ]
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> Self:
+        if self.role == "assistant":
+            return self
+        allowed = ("text", "tool_result") if self.role == "user" else ("text",)
+        for index, block in enumerate(self.content):
+            if block.type not in allowed:
+                kinds = " and ".join(f"'{kind}'" for kind in allowed)
+                raise unsupported(
+                    f"a {self.role} message may have blocks of type {kinds} only", f".content[{index}]"
+                )
+        return self
+
+
+def _check_results(messages: list[InputMessage]) -> list[InputMessage]:
+    """Check that each tool result answers an earlier call, and that the last message contains no call."""
+    called: set[str] = set()
+    for index, message in enumerate(messages):
+        for place, block in enumerate(message.content):
+            if isinstance(block, ToolUseBlock):
+                called.add(block.id)
+            elif isinstance(block, ToolResultBlock) and block.tool_use_id not in called:
+                raise invalid(
+                    f"no earlier tool_use block has the id {block.tool_use_id!r}",
+                    f"[{index}].content[{place}].tool_use_id",
+                )
+    if messages[-1].role == "assistant" and any(isinstance(b, ToolUseBlock) for b in messages[-1].content):
+        raise invalid("its tool_use blocks need results in a next message", f"[{len(messages) - 1}].content")
+    return messages
+
+
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+_DIRECT: Final = Ignored(["direct"])
+
+
+class CodeExecutionTool(RequestModel):
+    """The server tool that lets the model run code. Without it no code runs. All versions are the same."""
+
+    type: Annotated[str, Field(pattern=r"^code_execution(_\d{8})?$")]
+    name: Literal["code_execution"] = "code_execution"
+    allowed_callers: Annotated[object, _DIRECT] = None
+    cache_control: NoEffectOption = None
+    defer_loading: Annotated[object, Ignored(False)] = None
+    strict: Annotated[object, Ignored(False)] = None
+
+
+class ClientTool(RequestModel):
+    """A tool that the client runs."""
+
+    type: Literal["custom"] | None = None
+    name: ToolName
+    description: str | None = None
+    input_schema: dict[str, object]
+    """JSON schema of the input."""
+    strict: Annotated[object, Ignored(True, False)] = None
+    """No effect: the input of every call is checked against ``input_schema``."""
+    allowed_callers: Annotated[object, _DIRECT] = None
+    cache_control: NoEffectOption = None
+    defer_loading: Annotated[object, Ignored(False)] = None
+    eager_input_streaming: Annotated[object, Ignored(False)] = None
+    input_examples: Annotated[object, Ignored([])] = None
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        try:
+            compile_schema(self.input_schema)
+        except ValueError as error:
+            raise invalid(f"not a usable JSON schema: {error}", ".input_schema") from None
+        return self
+
+
+def _tool_tag(value: object) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    if isinstance(value, SkippedTool):
+        return "<skipped>"
+    if kind in (None, "custom"):
+        return "<custom>"
+    if not isinstance(kind, str) or kind == "function":
+        return None  # a tool of another API
+    if kind.startswith(CODE_EXECUTION):
+        return "<code_execution>"
+    return None if is_strict() else "<skipped>"
+
+
+MessagesTool = Annotated[
+    Annotated[ClientTool, Tag("<custom>")]
+    | Annotated[CodeExecutionTool, Tag("<code_execution>")]
+    | Annotated[SkippedTool, Tag("<skipped>")],
+    Discriminator(
+        _tool_tag,
+        custom_error_type="unsupported_parameter",
+        custom_error_message="a tool has 'name' and 'input_schema', or the type 'code_execution_20250522'",
+    ),
+]
+
+
+class MessagesToolChoice(Strict):
+    """The client's choice between tools."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: ToolName | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        if self.type == "tool" and self.name is None:
+            raise invalid("a choice of type 'tool' needs the tool's name", ".name")
+        return self
+
+
+class ThinkingOptions(RequestModel):
+    """``adaptive`` counts as ``enabled``, and ``between_tools`` as ``disabled``."""
+
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    """Most tokens of the thought, which are part of ``max_tokens``. At the limit the server closes it."""
+    display: Literal["summarized", "omitted"] | None = None
+    """``omitted``: a thinking block has a signature, but no text."""
+
+
+class OutputFormat(RequestModel):
+    """Form of the reply: JSON of a schema."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, object] = Field(alias="schema")
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        try:
+            compile_schema(self.schema_)
+        except ValueError as error:
+            raise invalid(f"not a usable JSON schema: {error}", ".schema") from None
+        return self
+
+
+class OutputConfig(RequestModel):
+    """Options for the reply."""
+
+    effort: str | None = Field(default=None, max_length=32)
+    """With thinking on and without a budget, ``low`` and ``medium`` limit the thought to 1024 and 8192
+    tokens."""
+    format: OutputFormat | None = None
+    task_budget: NoEffectOption = None
+
+
+class MessagesMetadata(RequestModel):
+    user_id: str | None = None
+
+
+def _reject_thread(value: object) -> object:
+    """Reject threads with the code that makes the official clients send whole conversations instead."""
+    if value is not None:
+        message = "this server keeps no conversations: send all messages instead"
+        context = {"message": message, "at": "", "code": "thread_unsupported_request"}
+        raise PydanticCustomError("unsupported_parameter", "{message}", context)
+    return value
+
+
+class CountTokensRequest(RequestBody):
+    """The fields that determine the prompt."""
+
+    thread: Annotated[object, AfterValidator(_reject_thread)] = None
+    model: str
+    messages: Annotated[list[InputMessage], Field(min_length=1), AfterValidator(_check_results)]
+    system: OptionalContent = None
+    tools: list[MessagesTool] | None = Field(default=None, max_length=128)
+    tool_choice: MessagesToolChoice | None = None
+    thinking: ThinkingOptions | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+    """Earlier name of ``output_config.format``."""
+    deferral: CodeOptions | None = None
+
+    cache_control: NoEffectOption = None
+    container: Annotated[object, only({}, {"id": None})] = None
+    """Every reply has a new container, so none can be named."""
+    billing_policy: NoEffectOption = None
+    compaction: Annotated[object, only()] = None
+    context_management: NoEffectOption = None
+    mcp_servers: Annotated[object, Ignored([])] = None
+    speed: Annotated[object, Ignored("standard")] = None
+    betas: NoEffectOption = None
+    user_profile_id: NoEffectOption = None
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> Self:
+        names = [tool.name for tool in self.client_tools]
+        if len(names) != len(set(names)):
+            raise invalid("two tools have the same name", ".tools")
+        if self.deferral is not None and not self.runs_code:
+            raise unsupported(
+                "it configures code execution, but 'tools' contains no usable code_execution", ".deferral"
+            )
+        choice = self.tool_choice
+        if choice is None or choice.type in ("auto", "none"):
+            return self
+        if choice.name == CODE_EXECUTION or (choice.type == "any" and not names and self.runs_code):
+            raise unsupported("the model decides when code runs, so a run can't be required", ".tool_choice")
+        if choice.type == "any" and not names:
+            raise invalid("'tools' contains no tool to call", ".tool_choice")
+        if choice.type == "tool" and choice.name not in names:
+            raise invalid(f"'tools' contains no tool {choice.name!r}", ".tool_choice.name")
+        return self
+
+    def without_effect(self) -> Iterator[str]:
+        if self.effort is not None and not self.thinks:
+            yield "output_config.effort"
+
+    @property
+    def effort(self) -> str | None:
+        """The effort that the client asks for."""
+        return None if self.output_config is None else self.output_config.effort
+
+    @property
+    def client_tools(self) -> list[ClientTool]:
+        """The tools that the client runs."""
+        return [tool for tool in self.tools or () if isinstance(tool, ClientTool)]
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether the model may run code: only if the request has the tool for it."""
+        is_off = self.tool_choice is not None and self.tool_choice.type == "none"
+        return not is_off and any(isinstance(tool, CodeExecutionTool) for tool in self.tools or ())
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is asked to think first."""
+        return self.thinking is not None and self.thinking.type in ("enabled", "adaptive")
+
+    @property
+    def format(self) -> OutputFormat | None:
+        """Form of the reply; None for free text."""
+        asked = None if self.output_config is None else self.output_config.format
+        return asked or self.output_format
+
+
+class MessagesRequest(CountTokensRequest):
+    """Anthropic's fields, four sampling extras of vLLM, and ``deferral``."""
+
+    max_tokens: int = Field(ge=1)
+    """Limit on the tokens that the model samples in the whole reply, without outputs of code."""
+    stream: bool | None = None
+    stop_sequences: Stops | None = None
+    """Strings that end the reply; they are not returned. Pending code then never runs."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    metadata: MessagesMetadata | None = None
+
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    n: Annotated[object, only(1)] = None
+
+    diagnostics: NoEffectOption = None
+    fallback_credit_token: NoEffectOption = None
+    fallbacks: NoEffectOption = None
+    inference_geo: NoEffectOption = None
+    service_tier: Annotated[object, Ignored("auto", "standard_only")] = None
+    workspace_id: NoEffectOption = None

@@ -1,0 +1,180 @@
+"""Tool calls of one session: each is made at most once, also if the blocks of a flush run twice.
+
+An eager run that is given up runs again as one script. Its calls are then answered from a journal: the n-th
+call of a tool with the same arguments gets the n-th result. Calls with side effects wait for the flush (see
+``sandbox_image/worker/supervisor.py``). If the second run makes different ones, they fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import structlog
+
+from service.sandbox.base import SandboxError, SessionLimits
+from service.sandbox.worker_protocol import ToolCallFrame
+from service.tools.base import MAX_ERROR_CHARS, MAX_RESULT_BYTES, ToolError, ToolHost
+from service.tools.stubs import stub
+
+_log = structlog.get_logger(__name__)
+
+Outcome = tuple[bool, str]
+"""Whether a call succeeded, and its result or error message as JSON."""
+
+
+@dataclass(slots=True)
+class _JournalEntry:
+    name: str
+    arguments: str
+    has_effects: bool
+    task: asyncio.Task[Outcome]
+    attempt: int
+
+
+class ToolCalls:
+    """Makes the calls of one session and returns their results to the worker.
+
+    Args:
+        host: runs the tools.
+        limits: limits of the session.
+        send: sends a frame to the worker.
+    """
+
+    def __init__(
+        self, host: ToolHost, limits: SessionLimits, send: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> None:
+        self._host = host
+        self._limits = limits
+        self._send = send
+        self._specs = {spec.name: spec for spec in host.specs}
+        self._journal: list[_JournalEntry] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._received = 0
+        self.flushing = False
+        """The flush was requested, so calls with side effects may be made."""
+
+    def open_fields(self) -> dict[str, Any]:
+        """Return the fields of the ``open`` frame that describe the tools."""
+        return {
+            "tools": [stub(spec) for spec in self._specs.values()],
+            "read_only": [spec.name for spec in self._specs.values() if spec.read_only],
+            "max_calls": self._limits.tool_calls,
+            "tool_wait_s": self._limits.tool_wait_s,
+        }
+
+    def begin(self, frame: ToolCallFrame) -> None:
+        """Answer a call in the background.
+
+        Raises:
+            SandboxError: the worker passed on a call that it should have rejected.
+        """
+        self._received += 1
+        if self._received > 2 * self._limits.tool_calls:  # a flush may run twice
+            raise SandboxError("the worker passed on more calls of tools than its limit")
+        spec = self._specs.get(frame.name)
+        if not self.flushing and (spec is None or not spec.read_only):
+            raise SandboxError("the worker passed on a call of a tool before the flush")
+        self._start(self._answer(frame))
+
+    async def _answer(self, frame: ToolCallFrame) -> None:
+        try:
+            ok, value = await self._outcome(frame)
+        except ToolError as error:
+            ok, value = False, json.dumps(str(error)[:MAX_ERROR_CHARS])
+        try:
+            await self._send({"op": "tool_result", "id": frame.id, "ok": ok, "value": value})
+        except SandboxError:
+            return  # the flush reports it
+
+    async def _outcome(self, frame: ToolCallFrame) -> Outcome:
+        spec = self._specs.get(frame.name)
+        if spec is None:
+            raise ToolError(f"there is no tool {frame.name[:64]!r}")
+        arguments = parse_arguments(frame.arguments)
+        key = json.dumps(arguments, sort_keys=True)
+        earlier = [entry for entry in self._journal if entry.attempt < frame.attempt]
+        for entry in earlier:
+            if (entry.name, entry.arguments) == (spec.name, key):
+                entry.attempt = frame.attempt
+                return await asyncio.shield(entry.task)
+        if not spec.read_only and any(entry.has_effects for entry in earlier):
+            raise ToolError("the code ran again and made different calls: this call was not made")
+        task = self._start(self._call(spec.name, arguments))
+        self._journal.append(_JournalEntry(spec.name, key, not spec.read_only, task, frame.attempt))
+        return await asyncio.shield(task)
+
+    async def _call(self, name: str, arguments: dict[str, Any]) -> Outcome:
+        try:
+            result = await self._host.call(name, arguments, f"call_{secrets.token_hex(12)}")
+            return True, encode_result(result)
+        except ToolError as error:
+            return False, json.dumps(str(error)[:MAX_ERROR_CHARS])
+        except Exception as error:  # a bug in a host must not end the episode
+            log_failure(name, error)
+            return False, json.dumps(f"the tool failed: {type(error).__name__}")
+
+    def _start(self, work: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def end_flush(self) -> None:
+        """Forget the calls of a flush that has ended, and cancel those that are still running."""
+        self._journal, self._received, self.flushing = [], 0, False
+        self.close()
+
+    def close(self) -> None:
+        """Cancel all calls."""
+        for task in self._tasks:
+            task.cancel()
+
+
+def log_failure(name: str, error: Exception) -> None:
+    """Log a bug in a host, without the message and local variables, which may hold credentials."""
+    _log.error(
+        "tool_failed",
+        tool=name,
+        error=type(error).__name__,
+        traceback="".join(traceback.format_tb(error.__traceback__)),
+    )
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Parse the arguments of a call. Code may have written anything.
+
+    Raises:
+        ToolError: they are not a JSON object.
+    """
+
+    def reject(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        arguments = json.loads(text, parse_constant=reject)
+    except (ValueError, RecursionError):
+        raise ToolError("the arguments are not valid JSON") from None
+    if not isinstance(arguments, dict):
+        raise ToolError("the arguments are not a JSON object")
+    return arguments
+
+
+def encode_result(result: object) -> str:
+    """Return a result as JSON.
+
+    Raises:
+        ToolError: it is too large, or not a JSON value.
+    """
+    try:
+        text = json.dumps(result, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise ToolError("the tool returned something that is not JSON") from None
+    if len(text) > MAX_RESULT_BYTES:
+        raise ToolError(f"the result has {len(text)} bytes; at most {MAX_RESULT_BYTES} are passed on")
+    return text
