@@ -1,21 +1,18 @@
-"""Sandbox with a pool of workers, the base of the Docker and bubblewrap sandboxes."""
+"""A session on a worker of a pool."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from service.sandbox.base import ExecutionResult, SandboxError, Session, SessionLimits
-from service.sandbox.isolation_checks import IsolationCheck, check_isolation
-from service.sandbox.pool import Pool, PoolStats
-from service.sandbox.settings import PoolSettings
+from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.pool import Pool
 from service.sandbox.tool_calls import ToolCalls
 from service.sandbox.worker_protocol import (
     MAX_CODE_BYTES,
-    Ready,
+    Reply,
     Result,
     SandboxWorker,
     Settled,
@@ -69,11 +66,8 @@ class PooledSession:
             if self._failure is not None or self._pending_bytes > MAX_CODE_BYTES:
                 return
             try:
-                if self._worker is None:
-                    self._withdraw()
-                    self._worker = await self._pool.lease()
-                    await self._worker.send(self._opening(self._worker))
-                await self._worker.send({"op": "invoke", "code": code})
+                worker = self._worker or await self._lease()
+                await worker.send({"op": "invoke", "code": code})
             except SandboxError as error:
                 if self._worker is None:
                     self._pending_blocks, self._pending_bytes = 0, 0
@@ -83,8 +77,16 @@ class PooledSession:
                 self._drop_worker("cancelled")
                 raise
 
+    async def _lease(self) -> SandboxWorker:
+        self._withdraw()
+        self._worker = await self._pool.lease()
+        await self._worker.send(self._opening(self._worker))
+        return self._worker
+
     def _opening(self, worker: SandboxWorker) -> dict[str, Any]:
         frame = {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
+        if self._limits.figures is not None:
+            frame["figures"] = self._limits.figures
         if worker.freezable:
             frame["report_settled"] = True
         if self._tools is None:
@@ -195,7 +197,7 @@ class ToolChannel:
     def __init__(self, worker: SandboxWorker, calls: ToolCalls) -> None:
         self.calls = calls
         self._worker = worker
-        self._frames: asyncio.Queue[Ready | Result | Settled | SandboxError] = asyncio.Queue()
+        self._frames: asyncio.Queue[Reply | SandboxError] = asyncio.Queue()
         self._task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -210,7 +212,7 @@ class ToolChannel:
             self._frames.put_nowait(error)
             self._worker.close()  # a worker that breaks the protocol must not run on
 
-    async def receive(self) -> Ready | Result | Settled:
+    async def receive(self) -> Reply:
         """Return the next frame that is not a call of a tool.
 
         Raises:
@@ -237,54 +239,3 @@ def _nothing_ran(
         waited_seconds=waited_seconds,
         exit_code=exit_code,
     )
-
-
-class PooledSandbox:
-    """A ``Sandbox`` that gives each session its own worker, which no other session uses."""
-
-    def __init__(
-        self,
-        settings: PoolSettings,
-        create: Callable[[], Awaitable[SandboxWorker]],
-        checks: Sequence[IsolationCheck],
-    ) -> None:
-        self._limits = settings
-        self._checks = checks
-        self._checked = False
-        self._pool = Pool(
-            create,
-            size=settings.pool_size,
-            maximum=settings.max_containers,
-            concurrency=settings.start_concurrency,
-            queue_timeout_s=settings.queue_timeout_s,
-        )
-
-    async def start(self) -> None:
-        """Fill the pool and run the isolation checks in one of its workers.
-
-        Raises:
-            SandboxError: no worker can be started, or a check failed. All workers are removed again, and
-                ``ready`` stays false.
-        """
-        try:
-            await self._pool.start()
-            await check_isolation(self.session, self._checks)
-        except BaseException:
-            await self.stop()
-            raise
-        self._checked = True
-
-    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
-        clipped = min(limits.run_limit_s, self._limits.run_limit_ceiling_s)
-        return PooledSession(self._pool, replace(limits, run_limit_s=clipped), self._limits.grace_s, tools)
-
-    async def ready(self) -> bool:
-        """Return whether the isolation checks passed and sandboxes are available."""
-        return self._checked and self._pool.healthy
-
-    def stats(self) -> PoolStats:
-        return self._pool.stats()
-
-    async def stop(self) -> None:
-        self._checked = False
-        await self._pool.stop()

@@ -7,7 +7,9 @@ schema is a ``FrameError``, after which the worker is destroyed.
 The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
 worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
 ``open`` asks for it, ``Settled`` follows each result. If the session has tools, the worker also sends
-``ToolCallFrame``, each of which is answered with ``tool_result``.
+``ToolCallFrame``, each of which is answered with ``tool_result``. Sessions with files also use ``put`` (a
+frame with the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard``
+(drop the pending blocks), each with one reply.
 """
 
 from __future__ import annotations
@@ -15,12 +17,22 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
 from asyncio import IncompleteReadError
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from service.sandbox.base import EagerFallback, ExecutionResult, SandboxError
+from service.sandbox.files import DisplayType, SkipReason
 from service.tools.base import MAX_ARGUMENT_BYTES
 
 MAX_FRAME_BYTES = 1 << 20
@@ -42,6 +54,7 @@ class ByteReader(Protocol):
     """The method of ``asyncio.StreamReader`` that reading frames requires."""
 
     async def readexactly(self, n: int) -> bytes: ...
+    def at_eof(self) -> bool: ...
 
 
 def _encodable(text: str) -> str:
@@ -115,7 +128,56 @@ class ToolCallFrame(_Frame):
     """JSON, as the code wrote it: neither parsed nor validated yet."""
 
 
-AnyFrame = Ready | Fatal | Result | Settled | ToolCallFrame
+class Done(_Frame):
+    """Reply to ``put``, ``remove`` and ``discard``."""
+
+    op: Literal["done"]
+    error: Text | None = Field(max_length=2000)
+
+
+class ListedFile(_Frame):
+    path: Text = Field(min_length=1, max_length=512)
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _is_relative(cls, path: str) -> str:
+        if not path.isprintable() or any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError("not a relative path")
+        return path
+
+
+class SkippedEntry(_Frame):
+    path: Text = Field(max_length=400)
+    reason: SkipReason
+
+
+class ListedDisplay(_Frame):
+    type: DisplayType
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class FileListing(_Frame):
+    """Reply to ``files``: the changes in the work directory since the last listing, and the displays."""
+
+    op: Literal["files"]
+    files: list[ListedFile] = Field(max_length=64)
+    skipped: list[SkippedEntry] = Field(max_length=16)
+    displays: list[ListedDisplay] = Field(max_length=16)
+
+
+class Data(_Frame):
+    """Reply to ``read``: a part of a file, in base64; None if it can't be read."""
+
+    op: Literal["data"]
+    data: str | None = Field(max_length=MAX_FRAME_BYTES)
+
+
+Reply = Ready | Result | Settled | ToolCallFrame | Done | FileListing | Data
+"""A frame that a worker sends while it works correctly."""
+AnyFrame = Reply | Fatal
 WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]
 _worker_frame: TypeAdapter[AnyFrame] = TypeAdapter(WorkerFrame)
 
@@ -178,12 +240,26 @@ class DockerStream:
         del self._stdout[:n]
         return taken
 
+    def at_eof(self) -> bool:
+        """Return whether the stream has ended."""
+        return self._reader.at_eof()
+
 
 class SandboxWorker(Protocol):
     """A single-use container or process that runs the code of one session."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def created_at(self) -> float:
+        """Monotonic time of the start."""
+        ...
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its channel was closed from the other side."""
+        ...
 
     @property
     def freezable(self) -> bool:
@@ -198,11 +274,27 @@ class SandboxWorker(Protocol):
         """
         ...
 
-    async def receive(self) -> Ready | Result | Settled | ToolCallFrame:
+    async def receive(self) -> Reply:
         """Receive the next frame.
 
         Raises:
             SandboxError: the worker is gone, reported a fatal error, or sent an invalid frame.
+        """
+        ...
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send a part of the input that the last frame announced.
+
+        Raises:
+            SandboxError: the worker is gone.
+        """
+        ...
+
+    async def resize(self, memory_mb: int) -> None:
+        """Set the memory limit. No effect if no cgroup limits the memory.
+
+        Raises:
+            SandboxError: the limit can't be set.
         """
         ...
 
@@ -228,6 +320,11 @@ class Channel:
         self.name = name
         self._reader = reader
         self._writer = writer
+        self.created_at = time.monotonic()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._reader.at_eof()
 
     async def send(self, message: dict[str, Any]) -> None:
         try:
@@ -236,7 +333,16 @@ class Channel:
         except (OSError, RuntimeError) as error:
             raise SandboxError(f"worker {self.name} is gone: {error}") from error
 
-    async def receive(self) -> Ready | Result | Settled | ToolCallFrame:
+    async def send_bytes(self, data: bytes) -> None:
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except (OSError, RuntimeError) as error:
+            raise SandboxError(f"worker {self.name} is gone: {error}") from error
+
+    async def resize(self, memory_mb: int) -> None: ...
+
+    async def receive(self) -> Reply:
         try:
             frame = await read_frame(self._reader)
         except (FrameError, EOFError, OSError) as error:

@@ -14,6 +14,7 @@ from service.api.schemas import SCHEMAS, CalledTool, FinishedTool, WaitingTool, 
 from service.deferral.policy import FILE_NAME, DeferralPolicy
 from service.engines.checkpoint import quickstart
 from service.episode.events import CodeToolCall, ExecutedTool, InvokedBlock
+from service.sandbox.base import FlushFiles, OutputFile
 
 BLOCK = InvokedBlock("print(1)", 7, 1.5)
 
@@ -43,7 +44,10 @@ CALLED = CodeToolCall("call_1", "add", {"a": 1}, True, 2.0, 3.0, "ok", output=[1
 
 
 def test_all_fields_are_published() -> None:
-    full = executed_tool(tool(calls=(CALLED,), pauses=((1.0, 2.0),)), 0)
+    files = FlushFiles(
+        (OutputFile("f", "c", "/sandbox/a", 1, "0" * 64, "text/plain"),), ("<table>",), (("l", "symlink"),)
+    )
+    full = executed_tool(tool(files=files, calls=(CALLED,), pauses=((1.0, 2.0),)), 0)
     assert full.keys() == FinishedTool.model_fields.keys()
     assert full["calls"][0].keys() == CalledTool.model_fields.keys()  # type: ignore[index]
     jsonschema_rs.validate(executed_tools(), full)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from service.api.files.containers import ContainerUse
 from service.api.tools.custom import input_of
 from service.api.tools.history import EarlierCall
 from service.common.json import Json
@@ -29,6 +30,7 @@ from service.episode.events import (
 )
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
+from service.sandbox.base import FlushFiles, OutputFile
 
 Fields = dict[str, Any]
 """Fields of a message, or of a streamed delta."""
@@ -60,6 +62,7 @@ class ChoiceBuilder:
         reply: accumulates the choice's events.
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
         custom: names of tools that take free text. A stream reports their calls whole.
+        container: the reply's container, if it lives across requests.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class ChoiceBuilder:
         reply: ReplyAccumulator,
         tokenizer: Tokenizer | None = None,
         custom: Collection[str] = (),
+        container: ContainerUse | None = None,
     ) -> None:
         self.index = index
         self.reply = reply
         self._tokenizer = tokenizer
         self._custom = custom
+        self._container = container
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[Fields] = []
@@ -125,6 +130,10 @@ class ChoiceBuilder:
                 if unflushed:
                     delta["unflushed_blocks"] = [block_json(block) for block in unflushed]
                 delta["final_answer"] = self.reply.final_answer
+                if self._container is not None:
+                    delta["container"] = self._container.id
+                    if self._container.notice is not None:
+                        delta["notice"] = self._container.notice
                 return ChoiceDelta(delta, finish_reason=self.finish_reason)
         return ChoiceDelta(delta) if delta else None
 
@@ -158,6 +167,8 @@ class ChoiceBuilder:
                 for call in self.calls
             ]
         message["final_answer"] = self.reply.final_answer
+        if self._container is not None:
+            message["container"] = self._container.id
         if self.reply.executed:
             message["executed_tools"] = [
                 executed_tool(tool, index) for index, tool in enumerate(self.reply.executed)
@@ -261,6 +272,7 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
             if tool.pauses
             else {}
         ),
+        **({} if tool.files is None else flush_files(tool.files)),
         **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),
     }
 
@@ -278,6 +290,31 @@ def called_tool(call: CodeToolCall) -> Json:
         "output": call.output,
         "error": call.error,
     }
+
+
+def flush_files(found: FlushFiles) -> Json:
+    """Return the files and displays of a flush. URLs are relative to the server's address."""
+    return {
+        "files": [
+            {
+                "id": file.id,
+                "container_id": file.container_id,
+                "path": file.path,
+                "bytes": file.size,
+                "sha256": file.sha256,
+                "media_type": file.media_type,
+                "url": content_path(file),
+            }
+            for file in found.files
+        ],
+        "tables": list(found.tables),
+        "skipped_files": [{"path": path, "reason": reason} for path, reason in found.skipped],
+    }
+
+
+def content_path(file: OutputFile) -> str:
+    """Return the path of a file's content in this API."""
+    return f"/v1/containers/{file.container_id}/files/{file.id}/content"
 
 
 def waiting_tool(tool_id: str, index: int, blocks: Sequence[InvokedBlock], status: str) -> Json:

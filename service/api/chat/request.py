@@ -17,15 +17,27 @@ from service.api.tools.definitions import (
     AllowedServer,
     AllowedToolList,
     CodeInterpreterTool,
+    ContainerChoice,
     CustomTool,
+    Figures,
     FunctionTool,
     NamedChoice,
+    OnExpired,
     Tool,
     ToolChoice,
 )
 from service.api.tools.history import EarlierCall
 from service.api.tools.mcp import McpServerTool, check_labels
-from service.api.validation import Ignored, Label, OptionalContent, RequestModel, Strict, invalid, only
+from service.api.validation import (
+    FileParts,
+    Ignored,
+    Label,
+    OptionalContent,
+    RequestModel,
+    Strict,
+    invalid,
+    only,
+)
 from service.episode.tool_parser import loads
 
 _THOUGHT: Final = re.compile(r"\s*<think>\n*(.*?)\n*</think>\s*(.*)", re.DOTALL)
@@ -82,7 +94,7 @@ class ToolCall(RequestModel):
         return {**data, "function": {"name": custom.get("name"), "arguments": arguments}}
 
 
-class Message(RequestModel):
+class Message(FileParts):
     """One turn. All fields of a reply are accepted when it is sent back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -101,6 +113,8 @@ class Message(RequestModel):
     refusal: str | None = None
     """Used as the content of a message without any."""
     name: Annotated[object, Ignored()] = None
+    container: str | None = None
+    """Container of an earlier reply. Not part of the prompt."""
     audio: Annotated[object, Ignored()] = None
     annotations: Annotated[object, Ignored([])] = None
     function_call: Annotated[object, only()] = None
@@ -217,9 +231,17 @@ class DeferralOptions(Strict):
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
 
+    container: ContainerChoice | None = None
+    """A container that keeps its variables and files after the reply: ``{"type": "auto"}`` for a new one, or
+    the id that an earlier reply has in ``container``. Default: a container for this reply alone."""
+    on_expired: OnExpired | None = None
+    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+    figures: Figures | None = None
+    """Format of the figures that are stored with ``container``. Default: ``png``."""
+
     @model_validator(mode="after")
     def _together(self) -> Self:
-        names = ("eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
+        names = ("container", "eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
         given = [name for name in names if getattr(self, name) is not None]
         if self.enabled is False and given:
             raise invalid(f"'{given[0]}' configures code execution, but 'enabled' is false")

@@ -16,10 +16,12 @@ from service.api.tools.definitions import (
     AllowedCode,
     AllowedServer,
     CodeInterpreterTool,
+    Figures,
     Function,
     FunctionName,
     JsonObjectFormat,
     JsonSchema,
+    OnExpired,
     SkippedTool,
     TextFormat,
     choice_tag,
@@ -210,6 +212,10 @@ class CodeOptions(Strict):
     unflushed: Literal["drop", "run"] | None = None
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
+    on_expired: OnExpired | None = None
+    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+    figures: Figures | None = None
+    """Format of figures. Default: ``png``."""
 
 
 class ResponseRequest(RequestBody):
@@ -337,6 +343,12 @@ class ResponseRequest(RequestBody):
             return found
         labels = {tool.server_label for tool in choice.tools if isinstance(tool, AllowedServer)}
         return [tool for tool in found if tool.server_label in labels]
+
+    @property
+    def code_tool(self) -> CodeInterpreterTool | None:
+        """The tool that lets the model run code."""
+        tools = (tool for tool in self.tools or () if isinstance(tool, CodeInterpreterTool))
+        return next(tools, None)
 
     @property
     def functions(self) -> list[ResponseFunctionTool | ResponseCustomTool]:

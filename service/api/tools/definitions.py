@@ -72,24 +72,51 @@ class CustomTool(FunctionTool):
 
 
 class AutoContainer(Strict):
-    """A container that is assigned when code first runs and removed after the response."""
+    """A container that the server assigns: that of the conversation, or a new one."""
 
     type: Literal["auto"] = "auto"
-    file_ids: Annotated[object, only([])] = None
-    memory_limit: Annotated[object, only()] = None
+    file_ids: Annotated[list[str] | None, Field(max_length=64)] = None
+    """Uploaded files that code can read, in the folder ``/inputs``."""
+    memory_limit: Annotated[str | None, Field(pattern=r"^[1-9][0-9]{0,5}[mg]$")] = None
+    """Memory such as ``1g``; clipped to the range of this server."""
     network_policy: Annotated[object, only({"type": "disabled"})] = None
+
+    @property
+    def memory_mb(self) -> int | None:
+        """``memory_limit`` in MiB."""
+        if self.memory_limit is None:
+            return None
+        return int(self.memory_limit[:-1]) * (1024 if self.memory_limit.endswith("g") else 1)
+
+
+ContainerId = Annotated[str, Field(max_length=80)]
+
+
+def _container_tag(value: object) -> str:
+    return "<id>" if isinstance(value, str) else "<auto>"
+
+
+ContainerChoice = Annotated[
+    Annotated[ContainerId, Tag("<id>")] | Annotated[AutoContainer, Tag("<auto>")],
+    Discriminator(_container_tag),
+]
+OnExpired = Literal["error", "fresh"]
+Figures = Literal["png", "svg"]
 
 
 class CodeInterpreterTool(RequestModel):
     """The tool that lets the model run code."""
 
     type: Literal["code_interpreter"]
-    container: AutoContainer = AutoContainer()
+    container: ContainerChoice = AutoContainer()
+    """``auto`` for the container of the conversation or a new one, or the id of a container."""
     allowed_callers: Annotated[object, Ignored(["direct"])] = None
 
     def to_response(self) -> Json:
         """Return the value in the response object."""
-        return {"type": self.type, "container": {"type": "auto"}}
+        if isinstance(self.container, str):
+            return {"type": self.type, "container": self.container}
+        return {"type": self.type, "container": self.container.model_dump(exclude_none=True)}
 
 
 class SkippedTool(Skipped):

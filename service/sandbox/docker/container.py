@@ -21,15 +21,7 @@ from service.sandbox.base import SandboxError
 from service.sandbox.docker.container_config import create_arguments
 from service.sandbox.docker.freezer import Freezer, FreezerCgroup
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
-from service.sandbox.worker_protocol import (
-    MAX_FRAME_BYTES,
-    Channel,
-    DockerStream,
-    Ready,
-    Result,
-    Settled,
-    ToolCallFrame,
-)
+from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Reply
 
 _FREEZE_S: Final = 1.0
 """Time within which all processes of a container must be frozen, also on a busy machine."""
@@ -195,13 +187,18 @@ class Container(Channel):
             self._cgroup.thaw()
         self._frozen_at = None
 
-    async def receive(self) -> Ready | Result | Settled | ToolCallFrame:
+    async def receive(self) -> Reply:
         try:
             return await super().receive()
         except SandboxError as error:
             if not (lines := self._stream.diagnostics.strip().splitlines()):
                 raise
             raise SandboxError(f"{error}; the last line of its stderr: {lines[-1]}") from error
+
+    async def resize(self, memory_mb: int) -> None:
+        limit = memory_mb << 20
+        options = {"mem_limit": limit, "memswap_limit": limit}  # together: no swap
+        await self._daemon.call(lambda client: client.update_container(self.id, **options))
 
     def close(self) -> None:
         self._thaw()  # a frozen supervisor would not notice that its channel is closed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -83,6 +83,7 @@ class RunnerConnection:
             tool_wait_s=limits.tool_wait_s,
             tool_calls=limits.tool_calls,
             tools=() if tools is None else tuple(tools.specs),
+            files=None if limits.figures is None else protocol.FileOptions(memory_mb=limits.memory_mb),
         )
         opened = await connection.request(request, protocol.OpenedReply, timeout_s=_HANDSHAKE_TIMEOUT_S)
         connection.queue_timeout_s = opened.queue_timeout_s
@@ -111,6 +112,39 @@ class RunnerConnection:
         if not isinstance(reply, expected):
             self.drop()
             raise ConnectionLostError(f"the runner replied {reply.type} to {request.type}")
+        return reply
+
+    async def put(
+        self, request: protocol.PutRequest, content: AsyncIterator[bytes], *, timeout_s: float
+    ) -> protocol.DoneReply:
+        """Send an input and wait for the reply. Raises as `request`."""
+        async with self._exchange(timeout_s):
+            await self._send(request)
+            left = request.size
+            async for chunk in content:
+                for start in range(0, len(chunk), protocol.CHUNK_BYTES):
+                    await self._websocket.send(chunk[start : start + protocol.CHUNK_BYTES])
+                left -= len(chunk)
+            if left:
+                raise ConnectionLostError(f"the input does not have {request.size} bytes")
+            await self._catch_up(1)
+            return self._done(await self._receive())
+
+    async def read(self, request: protocol.ReadRequest, *, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        """Yield the content that a read request returns. Raises as `request`."""
+        async with self._exchange(timeout_s):
+            await self._send(request)
+            await self._catch_up(1)
+            while isinstance(frame := await self._websocket.recv(), bytes):
+                yield frame
+            self._unanswered -= 1
+            self._done(protocol.decode_reply(frame))
+
+    def _done(self, reply: protocol.RunnerReply) -> protocol.DoneReply:
+        if isinstance(reply, protocol.FailedReply):
+            raise ConnectionLostError(reply.text)
+        if not isinstance(reply, protocol.DoneReply):
+            raise ConnectionLostError(f"the runner replied {reply.type}")
         return reply
 
     async def send_nowait(self, block: protocol.InvokeRequest, *, timeout_s: float) -> None:
