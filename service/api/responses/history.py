@@ -137,7 +137,10 @@ async def _stored_reply(items: Sequence[InputItem], look_up: _ItemLookup) -> Sto
 
 def _reply_of(response: StoredResponse, ids: Sequence[int], output: Sequence[InputItem]) -> StoredReply:
     has_calls = any(isinstance(item, FunctionCall | CustomToolCall) for item in output)
-    return StoredReply(tuple(ids), response.text, tuple(output) if has_calls else ())
+    ran = [(item.container_id, item.id) for item in output if isinstance(item, CodeInterpreterCall)]
+    return StoredReply(
+        tuple(ids), response.text, tuple(output) if has_calls else (), ran[-1] if ran else None
+    )
 
 
 def _compared(items: Sequence[InputItem]) -> list[object]:

@@ -273,6 +273,8 @@ class StoredReply:
     items: tuple[InputItem, ...] = ()
     """The reply as output items if it calls functions. They name its calls, and take its place if the ids
     can't be used."""
+    container: tuple[str, str | None] | None = None
+    """Container of its last code and the id of that item; None if no code ran."""
 
 
 class Conversation:
@@ -311,6 +313,8 @@ class Conversation:
             self.add(reply.items)
         else:
             self.add_message("assistant", reply.text)
+        if reply.container is not None:
+            self.note_container(*reply.container)
         self.proven[len(self.messages) - 1] = without_thought(reply.ids, self._tokenizer)
 
     def add(self, items: Iterable[InputItem | StoredReply]) -> None:

@@ -149,11 +149,37 @@ async def test_conversation_finds_its_variables_and_files(play: Playground) -> N
     assert not hasattr(second, "notice")
 
 
-async def test_replayed_items_find_the_container_too(play: Playground) -> None:
-    first = await play.respond("x = 1", store=False)
+@pytest.mark.parametrize("store", [True, False])
+async def test_replayed_items_find_the_container_too(play: Playground, store: bool) -> None:
+    first = await play.respond("x = 1", store=store)
     items = [{"role": "user", "content": "Go"}, *first.output, {"role": "user", "content": "And?"}]
-    second = await play.respond("print(x)", input=items, store=False)
+    second = await play.respond("print(x)", input=items, store=store)
     assert logs(second) == "1"
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+async def test_function_call_between_runs_keeps_the_container(play: Playground, by_id: bool) -> None:
+    function: Any = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+    tools: Any = [function, {"type": "code_interpreter", "container": {"type": "auto"}}]
+    play.engine._turns[:] = [
+        "```python\nx = 1\n```<tool_call>",
+        "Now <tool_call>",
+        '{"name": "f", "arguments": {}}\n</tool_call>' + EOS,
+        "```python\nprint(x)\n```<tool_call>",
+        "Done." + EOS,
+    ]
+    question: Any = {"role": "user", "content": "Go"}
+    first = await play.client.responses.create(model="scripted", input=[question], tools=tools)
+    result: Any = {"type": "function_call_output", "call_id": first.output[-1].call_id, "output": "7"}
+    second = await play.client.responses.create(
+        model="scripted",
+        input=[result] if by_id else [question, *[item.to_dict() for item in first.output], result],
+        previous_response_id=first.id if by_id else None,
+        tools=tools,
+        include=["code_interpreter_call.outputs"],
+    )
+    assert logs(second) == "1"
+    assert output(second).container_id == output(first).container_id
 
 
 async def test_branch_from_an_older_response_starts_fresh_and_says_so(play: Playground) -> None:
