@@ -346,8 +346,9 @@ class Episode:
         self.transcript.add_sampled(ids, text, logprobs, version)
         self._texts.append(text)
         invocations = []
-        self.call_edges = []
-        start = self._scanner.offset
+        if self.call_edges:
+            self.call_edges = []
+        start = self._scanner.offset if self._functions else 0
         for event in self._scanner.scan(text):
             if not isinstance(event, BlockClosed):
                 self._add_tag(event, start, is_token=self.marker_id in ids)

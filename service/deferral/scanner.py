@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
@@ -111,12 +111,21 @@ class FenceScanner:
         """Add text and return the events that it completes, in order."""
         return list(self.scan(text))
 
-    def scan(self, text: str) -> Iterator[ScanEvent]:
-        """Add text and yield the events that it completes, each as soon as its last character is added."""
-        if self._completes_nothing(text):
+    def scan(self, text: str) -> Iterable[ScanEvent]:
+        """Add text and return the events that it completes, each as soon as its last character is added."""
+        if (  # nearly all tokens
+            self._marker[-1] not in text
+            and "\n" not in text
+            and "`" not in text
+            and self._call is None
+            and (self._call_tag is None or self._call_tag[-1] not in text)
+        ):
             self._append(text)
             self._offset += len(text)
-            return
+            return ()
+        return self._events(text)
+
+    def _events(self, text: str) -> Iterator[ScanEvent]:
         for char in text:
             if self._call is not None and (ended := self._add_to_call(char, self._call)) is not None:
                 yield ended
@@ -131,15 +140,6 @@ class FenceScanner:
                 event = self._match()
                 if event is not None:
                     yield event
-
-    def _completes_nothing(self, text: str) -> bool:
-        return (
-            self._marker[-1] not in text
-            and "\n" not in text
-            and "`" not in text
-            and self._call is None
-            and (self._call_tag is None or self._call_tag[-1] not in text)
-        )
 
     def open_call(self) -> None:
         """Begin a call at the end of the text so far. An open Python block is lost."""
