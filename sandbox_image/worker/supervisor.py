@@ -23,7 +23,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
-from .calls import NO_TOOLS, RunClock, SessionTools, ToolCalls
+from .calls import NO_TOOLS, CallRelay, RunClock, ToolConfig
 from .displays import HTML, MAX_BYTES, MEDIA_TYPES, parse_displays
 from .exchange import WorkFiles, extract_text, receive_input, remove_input
 from .flush import FlushRun
@@ -84,7 +84,7 @@ class Supervisor:
         """Media type and content of the displays of the last flush."""
         self._figures_seen: set[bytes] = set()
         self._tools = NO_TOOLS
-        self._calls: ToolCalls | None = None
+        self._calls: CallRelay | None = None
         """Calls of the current run."""
         self._eager_flush: FlushRun | None = None
         self._released = False
@@ -103,7 +103,7 @@ class Supervisor:
             self._run_limit_s, self._eager = float(frame["run_limit_s"]), bool(frame["eager"])
             self._figures = frame.get("figures")
             if "tools" in frame:
-                self._tools = SessionTools(
+                self._tools = ToolConfig(
                     stubs=frame["tools"],
                     read_only=frozenset(frame["read_only"]),
                     max_calls=int(frame["max_calls"]),
@@ -314,7 +314,7 @@ class Supervisor:
         await flush.begin()
         self._eager_flush = None if released else flush
         if self._tools.stubs:
-            self._calls = ToolCalls(
+            self._calls = CallRelay(
                 self._tools,
                 self._send,
                 self._next_call,

@@ -81,6 +81,8 @@ class ExecutedTool:
     """Time that the model waited for the output."""
     runs: tuple[tuple[float, float], ...] = ()
     """Start and end of each block that ran; a single pair if all ran as one script."""
+    pauses: tuple[tuple[float, float], ...] = ()
+    """Times within ``runs`` at which the code waited for the flush to call a tool with side effects."""
     container: str | None = None
     """Name of the episode's container; None if no container was available."""
     container_wait_ms: float = 0.0
@@ -97,7 +99,8 @@ class ExecutedTool:
     @property
     def hidden_ms(self) -> float:
         """The part of ``wall_ms`` that passed while the model was still writing."""
-        return min(hidden_seconds(self.runs, self.flushed_at) * 1000, self.wall_ms)
+        ran = hidden_seconds(self.runs, self.flushed_at) - hidden_seconds(self.pauses, self.flushed_at)
+        return max(min(ran * 1000, self.wall_ms), 0.0)
 
 
 class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`

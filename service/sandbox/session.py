@@ -16,7 +16,7 @@ from service.sandbox.worker_protocol import (
     Result,
     SandboxWorker,
     Settled,
-    ToolCall,
+    ToolCallFrame,
 )
 from service.tools.base import ToolHost
 
@@ -204,7 +204,7 @@ class ToolChannel:
         try:
             while True:
                 frame = await self._worker.receive()
-                if isinstance(frame, ToolCall):
+                if isinstance(frame, ToolCallFrame):
                     self.calls.begin(frame)
                 else:
                     self._frames.put_nowait(frame)

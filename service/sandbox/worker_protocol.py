@@ -7,9 +7,9 @@ schema is a ``FrameError``, after which the worker is destroyed.
 The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
 worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
 ``open`` asks for it, ``Settled`` follows each result. If the session has tools, the worker also sends
-``ToolCall``, each of which is answered with ``tool_result``. Sessions with files also use ``put`` (a frame
-with the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard`` (drop the
-pending blocks), each with one reply.
+``ToolCallFrame``, each of which is answered with ``tool_result``. Sessions with files also use ``put`` (a
+frame with the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard``
+(drop the pending blocks), each with one reply.
 """
 
 from __future__ import annotations
@@ -98,13 +98,15 @@ class Result(_Frame):
     started_at: Time | None
     finished_at: Time | None
     runs: list[Annotated[list[Time], Field(min_length=2, max_length=2)]]
+    pauses: list[Annotated[list[Time], Field(min_length=2, max_length=2)]] = []
     eager_fallback: EagerFallback | None = None
 
     def execution_result(self, waited_seconds: float) -> ExecutionResult:
         return ExecutionResult(
-            **self.model_dump(exclude={"op", "runs"}),
+            **self.model_dump(exclude={"op", "runs", "pauses"}),
             waited_seconds=waited_seconds,
             runs=tuple((start, end) for start, end in self.runs),
+            pauses=tuple((start, end) for start, end in self.pauses),
         )
 
 
@@ -114,7 +116,7 @@ class Settled(_Frame):
     op: Literal["settled"]
 
 
-class ToolCall(_Frame):
+class ToolCallFrame(_Frame):
     """Code called a tool."""
 
     op: Literal["tool_call"]
@@ -173,7 +175,7 @@ class Data(_Frame):
     data: str | None = Field(max_length=MAX_FRAME_BYTES)
 
 
-Reply = Ready | Result | Settled | ToolCall | Done | FileListing | Data
+Reply = Ready | Result | Settled | ToolCallFrame | Done | FileListing | Data
 """A frame that a worker sends while it works correctly."""
 AnyFrame = Reply | Fatal
 WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]

@@ -200,6 +200,7 @@ def _choices(chat: PreparedChat) -> list[ChoiceBuilder]:
             index,
             chat.reply(strict_calls=request.strict_tool_calls),
             chat.runner.engine.tokenizer if request.logprobs else None,
+            request.custom_names,
             container=chat.container,
         )
         for index in range(request.choices)

@@ -37,7 +37,7 @@ from service.api.responses.request import (
 from service.api.seal import Seal
 from service.api.state import Server
 from service.api.tools.definitions import AllowedCode, AllowedServer, AutoContainer
-from service.api.tools.mcp import McpTool, open_tools
+from service.api.tools.mcp import McpServerTool, open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.store.files import FileStore
@@ -94,6 +94,7 @@ class PreparedResponse:
             tokenizer=chat.runner.engine.tokenizer if LOGPROBS in include else None,
             seal=self._seal if SEALED in include else None,
             tools=chat.code_tools,
+            custom=self.request.custom_names,
             base_url=self.base_url,
         )
 
@@ -254,7 +255,7 @@ def _check(request: ResponseRequest) -> None:
         raise _unsupported("tool_choice.name", f"'tools' contains no function {choice.name!r}")
     if not isinstance(choice, ResponseAllowedTools):
         return
-    labels = {tool.server_label for tool in request.tools or () if isinstance(tool, McpTool)}
+    labels = {tool.server_label for tool in request.tools or () if isinstance(tool, McpServerTool)}
     for index, tool in enumerate(choice.tools):
         at = f"tool_choice.tools[{index}]"
         if isinstance(tool, FunctionChoice) and tool.name not in names:
@@ -371,14 +372,14 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
     if request.structured_outputs is not None:
         fields["structured_outputs"] = request.structured_outputs.model_dump(exclude_none=True, by_alias=True)
     if functions := request.callable_functions:
-        keep = {"name", "description", "parameters", "strict"}
+        keep = {"name", "description", "parameters", "strict", "format"}
         fields["tools"] = [
-            {"type": "function", "function": tool.model_dump(include=keep, exclude_none=True)}
+            {"type": tool.type, tool.type: tool.model_dump(include=keep, exclude_none=True)}
             for tool in functions
         ]
         choice = request.tool_choice
         if isinstance(choice, FunctionChoice):
-            fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+            fields["tool_choice"] = {"type": choice.type, choice.type: {"name": choice.name}}
         else:  # the tools that are not allowed were left out
             fields["tool_choice"] = choice.mode if isinstance(choice, ResponseAllowedTools) else choice
     return fields

@@ -62,7 +62,7 @@ class ClientTools:
             raise ToolError("the tool returned something that is not JSON") from None
 
     def answer(self, message: protocol.ToolResultMessage) -> None:
-        """Take a result. One that nobody waits for any more is ignored."""
+        """Take a result. The result of a call that has ended is ignored."""
         future = self._open.get(message.call_id)
         if future is not None and not future.done():
             future.set_result(message)
