@@ -58,11 +58,8 @@ class Supervisor:
     run, which have the attempt 2, with the results of the first.
     """
 
-    def __init__(
-        self, out: int, base: NamespaceProcess, config: Config, reader: asyncio.StreamReader
-    ) -> None:
+    def __init__(self, out: int, base: NamespaceProcess, config: Config) -> None:
         self.config = config
-        self._reader = reader
         self.base = base
         self.checkpoint = base  # until the first checkpoint
         self.processes = [base]
@@ -115,11 +112,10 @@ class Supervisor:
         elif operation == "flush":
             await self._flush_blocks()
         elif operation == "put":
-            name, inputs = frame["name"], self.config.inputs
-            error = await receive_input(self._reader, inputs, name, frame["size"])
-            if error is None and name.lower().endswith(".pdf"):
-                await extract_text(inputs, name, self.config.uid)
-            self._send({"op": "done", "error": error})
+            name = frame["name"]
+            if frame["error"] is None and name.lower().endswith(".pdf"):
+                await extract_text(self.config.inputs, name, self.config.uid)
+            self._send({"op": "done", "error": frame["error"]})
         elif operation == "remove":
             self._send({"op": "done", "error": remove_input(self.config.inputs, frame["name"])})
         elif operation == "discard":
@@ -438,7 +434,7 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
         fcntl.fcntl(channel_in, fcntl.F_SETPIPE_SZ, _CHANNEL_BYTES)
     reader = asyncio.StreamReader(limit=_CHANNEL_BYTES)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(channel_in, "rb"))
-    supervisor = Supervisor(channel_out, NamespaceProcess(control, pid), config, reader)
+    supervisor = Supervisor(channel_out, NamespaceProcess(control, pid), config)
     loop.add_signal_handler(signal.SIGCHLD, lambda: reap(supervisor.processes))
     reap(supervisor.processes)
     await supervisor.start()
@@ -454,6 +450,9 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
             if frame["op"] == "tool_result":  # a flush waits for it
                 supervisor.answer_call(frame)
             else:
+                if frame["op"] == "put":  # its bytes follow
+                    received = receive_input(reader, config.inputs, frame["name"], frame["size"])
+                    frame["error"] = await received
                 frames.put_nowait(frame)
 
     tasks = [asyncio.create_task(handle_all()), asyncio.create_task(read_all())]

@@ -81,10 +81,10 @@ def unreported() -> Iterator[None]:
         current.reset(token)
 
 
-def report_ignored(name: str) -> None:
-    """Record a field of the current request that has no effect."""
+def report_ignored(path: str, *, label: str | None = None) -> None:
+    """Record a field of the current request that has no effect; ``label`` is its name in the metric."""
     if (report := current.get()) is not None:
-        report.ignore(name, name)
+        report.ignore(path, label or path)
 
 
 def is_strict() -> bool:

@@ -81,7 +81,7 @@ async def test_sealed_thought_round_trips_through_the_client() -> None:
         raw = await served.openai.responses.with_raw_response.create(
             model="scripted", input=[again[0], foreign, *again[2:]], **THOUGHT
         )
-    assert raw.headers["x-ih-grpo-ignored"] == "input.encrypted_content"
+    assert raw.headers["x-ih-grpo-ignored"] == "input[1].encrypted_content"
     assert "Let me see" not in prompt(scripted)
 
 

@@ -123,10 +123,11 @@ async def prepare_response(
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
     earlier_parts = [file_part(fields, "previous_response_id") for _, fields in conversation.file_parts]
-    items = [
-        _opened(item, server.seal, owner, request.model)
-        for item in await resolved(request.input, store, owner)
+    own = [
+        _opened(item, f"input[{index}]", server.seal, owner, request.model)
+        for index, item in enumerate(request.input)
     ]
+    items = await resolved(own, store, owner)
     if not request.runs_code:
         _reject_files(items)
     server.check_model(request.model)
@@ -226,12 +227,20 @@ async def _container(
     )
 
 
-def _opened(item: InputItem, seal: Seal, owner: str, model: str) -> InputItem:
-    """Open a sealed thought. One that can't be opened keeps the text that the client sent."""
+def _opened(item: InputItem, at: str, seal: Seal, owner: str, model: str) -> InputItem:
+    """Open a sealed thought. One that can't be opened keeps the text that the client sent.
+
+    Args:
+        item: an item of the request.
+        at: its path.
+        seal: the server's keys.
+        owner: the client.
+        model: the model in the request.
+    """
     if not isinstance(item, Reasoning) or not item.encrypted_content:
         return item
     if (text := seal.open(item.encrypted_content, owner=owner, model=model)) is None:
-        report_ignored("input.encrypted_content")
+        report_ignored(f"{at}.encrypted_content", label="encrypted_content")
         return item
     return item.model_copy(update={"content": [ReasoningText(text=text)]})
 

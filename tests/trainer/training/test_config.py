@@ -66,6 +66,12 @@ def test_policy_starts_from_checkpoint(recipe: Path, tmp_path: Path) -> None:
     assert (policy.prompt, policy.max_turns) == ("brief-v1", 2)
 
 
+@pytest.mark.parametrize("thinking", ["true", "false"])
+def test_policy_records_whether_the_model_thought(recipe: Path, thinking: str) -> None:
+    policy = load_config(recipe, [f"thinking={thinking}"]).resolve_policy(Path("m"))
+    assert policy.thinking is (thinking == "true")
+
+
 @pytest.mark.parametrize(("override", "message"), [
     ("xyzzy=1", "xyzzy: unknown field$"),
     ("stepz=3", "stepz: unknown field. Did you mean steps"),
