@@ -43,7 +43,7 @@ class PooledSession:
         self._closed = False
         self._lock = asyncio.Lock()
         self._announced = False
-        self._settling: asyncio.Task[SandboxError | None] | None = None
+        self._settling: asyncio.Task[Result | SandboxError | None] | None = None
         """Reads the frame that follows a result, and then freezes the worker."""
 
     async def prepare(self) -> None:
@@ -125,10 +125,11 @@ class PooledSession:
             async with asyncio.timeout(self._answer_within_s):
                 if self._channel is not None:
                     self._channel.calls.flushing = True
+                settling, self._settling = self._settling, None
+                if settling is not None and settling.done() and isinstance(settling.result(), Result):
+                    raise SandboxError("the worker sent a result before the flush")
                 await self._worker.send({"op": "flush"})
-                if self._settling is not None and (error := await self._settling) is not None:
-                    raise error
-                frame = await (self._channel or self._worker).receive()
+                frame = await self._receive(self._worker, settling)
         except TimeoutError:
             self._fail("the worker did not answer in time")
         except SandboxError as error:
@@ -148,9 +149,24 @@ class PooledSession:
             self._fail(f"the worker replied {frame.op!r} to a flush")
         return None
 
+    async def _receive(
+        self, worker: SandboxWorker, settling: asyncio.Task[Result | SandboxError | None] | None
+    ) -> Reply:
+        """Receive the frame after that of ``settling``, which reads from the same channel."""
+        if settling is not None:
+            received = await settling
+            if isinstance(received, SandboxError):
+                raise received
+            if received is not None:
+                worker.freezing_failed(
+                    "the sandbox image does not report settled sessions; rebuild it: ih-grpo sandbox build"
+                )
+                return received
+        return await (self._channel or worker).receive()
+
     async def _settle(
         self, worker: SandboxWorker, source: SandboxWorker | ToolChannel
-    ) -> SandboxError | None:
+    ) -> Result | SandboxError | None:
         """Freeze the worker once its supervisor is done with the flush, unless new blocks are pending.
 
         Args:
@@ -158,12 +174,15 @@ class PooledSession:
             source: reads its frames.
 
         Returns:
-            The error if the worker failed. The next flush reports it.
+            The error if the worker failed, for the next flush. The result of the next flush if the worker
+            program is of an older version, which does not send ``Settled``.
         """
         try:
             frame = await source.receive()
         except SandboxError as error:
             return error
+        if isinstance(frame, Result):
+            return frame
         if not isinstance(frame, Settled):
             return SandboxError(f"the worker sent {frame.op!r} instead of 'settled'")
         if not self._pending_blocks and not self._lock.locked():

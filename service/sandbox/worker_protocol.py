@@ -302,6 +302,10 @@ class SandboxWorker(Protocol):
         """Stop all processes until the next ``send``. Never raises."""
         ...
 
+    def freezing_failed(self, reason: str) -> None:
+        """Do not freeze this worker any more, nor those that start later."""
+        ...
+
     def close(self) -> None:
         """Close the channel, on which the supervisor exits with all its processes. Never raises."""
         ...
@@ -352,6 +356,9 @@ class Channel:
         return frame
 
     def freeze(self) -> None:
+        pass
+
+    def freezing_failed(self, reason: str) -> None:
         pass
 
     def close(self) -> None:

@@ -204,6 +204,23 @@ async def test_a_failure_to_settle_is_reported_by_the_next_flush(
     await session.invoke("b")
     failed = await session.flush()
     assert failed.status == "sandbox_error"
-    assert ("died" if isinstance(answer, SandboxError) else "instead of 'settled'") in failed.stderr
+    assert ("died" if isinstance(answer, SandboxError) else "before the flush") in failed.stderr
     assert worker.closed
+    await session.close()
+
+
+async def test_a_worker_of_an_older_image_is_not_frozen(session: PooledSession, factory: Factory) -> None:
+    factory.made[0].freezable = True
+    await session.invoke("a")
+    worker = worker_of(session)
+    worker.answers.put_nowait(result())
+    await session.flush()
+    for output in ("b", "c"):
+        await session.invoke("more")
+        flush = asyncio.create_task(session.flush())
+        await until(lambda: worker.sent[-1] == {"op": "flush"})
+        worker.answers.put_nowait(result(stdout=output))  # without a frame "settled" before it
+        assert (await flush).stdout == output
+    assert (worker.freezable, worker.frozen) == (False, 0)
+    assert "rebuild it" in worker.reason
     await session.close()

@@ -54,6 +54,10 @@ class FakeWorker:
     def freeze(self) -> None:
         self.frozen += 1
 
+    def freezing_failed(self, reason: str) -> None:
+        self.freezable = False
+        self.reason = reason
+
     def close(self) -> None:
         self.closed = True
 

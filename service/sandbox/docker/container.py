@@ -178,6 +178,12 @@ class Container(Channel):
             with contextlib.suppress(OSError):  # the container has ended, which the next ``receive`` reports
                 self._cgroup.freeze()
 
+    def freezing_failed(self, reason: str) -> None:
+        if self._freezer is not None and self._cgroup is not None:
+            self._freezer.disable(reason)
+            self._freezer.detach(self._cgroup)
+        self._cgroup = None
+
     def _thaw(self) -> None:
         if self._frozen_at is None or self._cgroup is None:
             return

@@ -126,14 +126,14 @@ class Freezer:
             return None
         cgroup = FreezerCgroup.find(self._root, container)
         if cgroup is None:
-            self._disable(f"no cgroup of container {container[:12]} is under {self._root}")
+            self.disable(f"no cgroup of container {container[:12]} is under {self._root}")
             return None
         try:
             if not self._proven:
                 await self._prove(cgroup)
             self._report_to_guard("+", cgroup)
         except OSError as error:
-            self._disable(f"{cgroup.state_file}: {error.strerror or error}")
+            self.disable(f"{cgroup.state_file}: {error.strerror or error}")
         return cgroup if self.unavailable is None else None
 
     def detach(self, cgroup: FreezerCgroup) -> None:
@@ -160,13 +160,16 @@ class Freezer:
         try:
             cgroup.freeze()
             if not await cgroup.frozen_soon():
-                self._disable(f"{cgroup.state_file} did not freeze the container")
+                self.disable(f"{cgroup.state_file} did not freeze the container")
                 return
         finally:
             cgroup.thaw()
         self._proven = True
 
-    def _disable(self, reason: str) -> None:
+    def disable(self, reason: str) -> None:
+        """Freeze no containers that start later. Log the first reason."""
+        if self.unavailable is not None:
+            return
         self.unavailable = reason
         log.warning(
             "sandbox_freezer_unavailable",
