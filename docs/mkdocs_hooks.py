@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -40,7 +41,8 @@ def _openapi() -> dict[str, Any]:
     from service.server.settings import Settings
 
     # Only the routes are needed: no engine is started.
-    return create_app_from(None, Settings(sandbox="in-process")).openapi()  # type: ignore[arg-type]
+    runner: Any = SimpleNamespace(sandbox=None)  # routes are documented without an engine and a sandbox
+    return create_app_from(runner, Settings(sandbox="in-process")).openapi()
 
 
 def http_page(document: dict[str, Any]) -> str:
