@@ -35,7 +35,7 @@ from service.episode.events import hidden_seconds
 from service.sandbox.base import Sandbox, SessionLimits
 from service.sandbox.docker.settings import DEFAULT_IMAGE, default_docker_host
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
-from service.sandbox.session import PooledSandbox
+from service.sandbox.pooled_sandbox import PooledSandbox
 
 CODE, OUTPUT = "print(1)", "1"
 LIMITS = SessionLimits(run_limit_s=20.0)

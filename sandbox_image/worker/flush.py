@@ -20,6 +20,7 @@ from .protocol import (
     EXITED,
     FINISH,
     FINISHED,
+    FINISHED_WITH_DISPLAYS,
     FINISHED_WITH_TIMERS,
     NOT_SEPARABLE,
     RAN,
@@ -74,6 +75,10 @@ class FlushRun:
     """Timers or threads are left in the base process."""
     forked: bool = False
     """Code has forked. Run as one script, the new process would run the following blocks as well."""
+    wants_displays: bool = False
+    """Ask for the displays of the script at its end."""
+    has_displays: bool = False
+    """The script has ended with open figures or a table, which ``render`` returns."""
     refused: str | None = None
     """Reason why the last block can't run alone."""
     _killed_for: str | None = None
@@ -169,9 +174,10 @@ class FlushRun:
         """End the script: there are no more blocks."""
         if self.ended:
             return
-        reply = await self._command(FINISH)
-        if reply in (FINISHED, FINISHED_WITH_TIMERS):
+        reply = await self._command(FINISH, b"d" if self.wants_displays else b"")
+        if reply in (FINISHED, FINISHED_WITH_TIMERS, FINISHED_WITH_DISPLAYS):
             self.ended = self.committed = True
+            self.has_displays = reply == FINISHED_WITH_DISPLAYS
             self.has_background_work = reply == FINISHED_WITH_TIMERS or threads(self.base.pid) > 1
             self.outcome.exit_code = 0
 

@@ -29,18 +29,22 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
+from .displays import figures, is_table, write_displays
 from .open_files import OpenFiles
 from .protocol import (
     CHANNEL_LOST_SIGNAL,
     EXITED,
     FINISH,
     FINISHED,
+    FINISHED_WITH_DISPLAYS,
     FINISHED_WITH_TIMERS,
     HEADER,
     NO_TOKEN,
     NOT_SEPARABLE,
     PACKET_BYTES,
     RAN,
+    RENDER,
+    RENDERING,
     RUN,
     STARTED,
     STARTED_SHARING,
@@ -103,6 +107,8 @@ class Namespace:
         self.script = Script("", self.main.__dict__)
         self.stderr: TextIO = sys.stderr
         self.tools = ToolsModule(lambda: self.control)
+        self.table: object = None
+        """The last value of the script if it is a table to render."""
         self.forked = False
         """Code has forked a process that continues the script, like this one."""
         _register_at_fork(after_in_parent=self.note_fork)
@@ -124,7 +130,9 @@ class Namespace:
             if command == RUN:
                 self.run(_loads(payload), fds)
             elif command == FINISH:
-                self.finish()
+                self.finish(displays=bool(payload))
+            elif command == RENDER:
+                self.render(fds[0], svg=payload == b"svg")
             else:
                 self.checkpoint(socket.socket(fileno=fds[0]))
 
@@ -133,6 +141,7 @@ class Namespace:
         if fds:
             self.prepare(fds)
             self.tools.install(request["tools"])
+            self.table = None
             self.script = Script(request["name"], self.main.__dict__)
         pid = _getpid()
         self.forked = False
@@ -163,24 +172,45 @@ class Namespace:
             if request["alone"]:
                 _kill(_getpid(), CHANNEL_LOST_SIGNAL)
             if reply != EXITED:
-                self.finish()
+                self.finish(displays=False)
             _exit(0)
 
     def note_fork(self) -> None:
         self.forked = True
 
-    def finish(self) -> None:
+    def finish(self, *, displays: bool) -> None:
         """Print the last value, wait for the script's threads as Python does at exit, and become idle."""
+        self.table = None
         try:
+            if displays and is_table(self.script.value):
+                self.table = self.script.value
             self.script.show()
             join_threads()
         except BaseException as error:
             self.exit_with(error)
         self.flush_streams()
-        timers = has_timers()
+        reply = FINISHED_WITH_TIMERS if has_timers() else FINISHED
+        if displays and reply == FINISHED and (self.table is not None or figures()):
+            reply = FINISHED_WITH_DISPLAYS
         self.become_idle()
-        if not self.reply(FINISHED_WITH_TIMERS if timers else FINISHED):
+        if not self.reply(reply):
             _exit(0)  # the script has succeeded, but the state can't be kept
+
+    def render(self, fd: int, *, svg: bool) -> None:
+        """Render the displays in a fork, with the uid of code, which ends afterwards."""
+        reap_children()
+        table, self.table = self.table, None
+        if not fork_sibling():
+            _close(fd)
+            self.reply(RENDERING)
+            return
+        try:
+            self.control.close()
+            if self.config.uid:
+                _setresuid(self.config.uid, self.config.uid, self.config.uid)
+            write_displays(fd, table, svg=svg)
+        finally:
+            _exit(0)
 
     def prepare(self, pipes: list[int]) -> None:
         """Set up streams, builtins, modules, limits and the uid for a script."""

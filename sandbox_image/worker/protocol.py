@@ -20,7 +20,12 @@ RUN = b"R"
 """Run a block. Payload: JSON with ``name`` (of the script), ``code`` and ``alone`` (whether it may be one of
 several). The first block of a script comes with the descriptors of its stdout and stderr."""
 FINISH = b"F"
-"""End the script: print the value of its last expression and wait for its threads."""
+"""End the script: print the value of its last expression and wait for its threads. A payload asks for its
+displays (open figures, a table as last value)."""
+RENDER = b"D"
+"""Fork a process that renders the displays to the descriptor that comes with the command. The payload is the
+format of figures."""
+RENDERING = b"r"
 CHECKPOINT = b"C"
 """Fork a copy that answers on the descriptor that comes with the command."""
 
@@ -33,7 +38,7 @@ EXITED = b"e"
 """Reply to a block that left the script with exit code 0."""
 NOT_SEPARABLE = b"n"
 """Reply to a block that must run together with the others. Nothing of it has run."""
-FINISHED, FINISHED_WITH_TIMERS = b"f", b"u"
+FINISHED, FINISHED_WITH_TIMERS, FINISHED_WITH_DISPLAYS = b"f", b"u", b"v"
 
 TOOL_CALL = b"T"
 """Packet of code that calls a tool. It comes with a connected socket on which the request follows."""
@@ -72,6 +77,9 @@ class Config:
     """Largest number of open descriptors of a process."""
     max_lifetime_s: float
     """The supervisor exits after this many seconds in any case."""
+    inputs: str = ""
+    """Directory of the inputs, which code can only read; empty if there is none. It belongs to the supervisor
+    and is part of no snapshot."""
     address_space_bytes: int = 0
     """RLIMIT_AS of code, if no cgroup limits its memory; 0 for no limit."""
     processes: int = 0

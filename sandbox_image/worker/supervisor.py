@@ -8,7 +8,9 @@ sandbox.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -21,9 +23,11 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn
 
 from .calls import NO_TOOLS, RunClock, SessionTools, ToolCalls
+from .displays import HTML, MAX_BYTES, MEDIA_TYPES, parse_displays
+from .exchange import WorkFiles, extract_text, receive_input, remove_input
 from .flush import FlushRun
 from .processes import NamespaceProcess, WorkerError, as_user, cpu_seconds, reap, settle
-from .protocol import CHECKPOINT, STARTED, STARTED_SHARING, Config
+from .protocol import CHECKPOINT, RENDER, RENDERING, STARTED, STARTED_SHARING, Config
 from .script import compiles_alone, runs_one_by_one
 
 _LENGTH = struct.Struct("!I")
@@ -32,6 +36,7 @@ _FORK_TIMEOUT_S = 10.0
 _FORK_CPU_S = 2.0
 _CHECK_TIMEOUT_S = 5.0
 _POLL_S = 0.2
+_RENDER_TIMEOUT_S = 10.0
 
 
 class Supervisor:
@@ -51,8 +56,11 @@ class Supervisor:
     run, which have the attempt 2, with the results of the first.
     """
 
-    def __init__(self, out: int, base: NamespaceProcess, config: Config) -> None:
+    def __init__(
+        self, out: int, base: NamespaceProcess, config: Config, reader: asyncio.StreamReader
+    ) -> None:
         self.config = config
+        self._reader = reader
         self.base = base
         self.checkpoint = base  # until the first checkpoint
         self.processes = [base]
@@ -70,9 +78,17 @@ class Supervisor:
         self._calls: ToolCalls | None = None
         """Calls of the current run."""
         self._eager_flush: FlushRun | None = None
+        """The flush that is running eagerly."""
         self._released = False
         """The flush was requested, so an eager run may call tools with side effects."""
         self._next_call = itertools.count(1).__next__
+        self._figures: str | None = None
+        """Format of the figures to render; None if the session takes no files out."""
+        self._files = WorkFiles(config.home, config.uid, 2 * config.file_bytes)
+        self._has_displays = False
+        self._displays: list[tuple[str, bytes]] = []
+        """Media type and content of the displays of the last flush."""
+        self._figures_seen: set[bytes] = set()
 
     async def start(self) -> None:
         """Wait for the first namespace, fork its checkpoint, and report that the worker is ready."""
@@ -84,18 +100,28 @@ class Supervisor:
         operation = frame["op"]
         if operation == "open":
             self._run_limit_s, self._eager = float(frame["run_limit_s"]), bool(frame["eager"])
-            if "tools" in frame:
-                self._tools = SessionTools(
-                    stubs=frame["tools"],
-                    read_only=frozenset(frame["read_only"]),
-                    max_calls=int(frame["max_calls"]),
-                    wait_s=float(frame["tool_wait_s"]),
-                )
+            self._tools = _session_tools(frame)
             self._report_settled = bool(frame.get("report_settled"))
+            self._figures = frame.get("figures")
         elif operation == "invoke":
             self._add_block(frame["code"])
         elif operation == "flush":
             await self._flush_blocks()
+        elif operation == "put":
+            name, inputs = frame["name"], self.config.inputs
+            error = await receive_input(self._reader, inputs, name, frame["size"])
+            if error is None and name.lower().endswith(".pdf"):
+                await extract_text(inputs, name, self.config.uid)
+            self._send({"op": "done", "error": error})
+        elif operation == "remove":
+            self._send({"op": "done", "error": remove_input(self.config.inputs, frame["name"])})
+        elif operation == "discard":
+            await self._discard_blocks()
+            self._send({"op": "done", "error": None})
+        elif operation == "files":
+            await self._list_files()
+        elif operation == "read":
+            await self._read(frame)
         else:
             raise WorkerError(f"unknown operation {operation!r}")
 
@@ -173,11 +199,10 @@ class Supervisor:
             await flush.run("\n".join(self._blocks))
             await flush.finish()
             flush.outcome.eager_fallback = self._fallback
-        self._eager_run, self._fallback = None, None
-        self._eager_flush, self._released = None, False
-        self._blocks, self._queue = [], asyncio.Queue()
+        self._forget_blocks()
         self._flushes += 1
         await self._end_flush(flush)
+        self._has_displays = flush.committed and flush.has_displays
         self._send(flush.as_frame())
         await self._update_checkpoint(flush)
         if self._report_settled:
@@ -199,10 +224,90 @@ class Supervisor:
         if self._calls is not None:
             self._calls.release()
 
+    async def _discard_blocks(self) -> None:
+        """Drop the pending blocks, and undo them if they have run."""
+        if self._eager_run is not None:
+            while self._eager_flush is None:  # its files are being copied
+                await asyncio.sleep(0.001)
+                if self._eager_run.done():
+                    break
+            if self._eager_flush is not None:
+                self._eager_flush.kill("given_up")
+            self._queue.put_nowait(None)
+            flush = await self._eager_run
+            if flush is not None:
+                if not flush.ended:
+                    flush.kill("given_up")
+                flush.committed = False
+                await self._end_flush(flush)
+                self.checkpoint = await self._fork_checkpoint()
+        self._forget_blocks()
+
+    def _forget_blocks(self) -> None:
+        """Reset what belongs to the pending blocks: they were run or dropped."""
+        self._eager_run, self._eager_flush, self._fallback = None, None, None
+        self._calls, self._released = None, False
+        self._blocks, self._queue = [], asyncio.Queue()
+
+    async def _list_files(self) -> None:
+        """Send the files that were changed since the last listing, and the displays of the last flush."""
+        self._files.close()
+        await self._render()
+        changes = await self._files.changes()
+        if changes is None:
+            raise WorkerError("the work files can't be listed")
+        displays = [
+            {"type": kind, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for kind, content in self._displays
+        ]
+        self._send({"op": "files", **changes, "displays": displays})
+
+    async def _render(self) -> None:
+        """Render the displays of the last flush."""
+        self._displays = []
+        if not self._has_displays:
+            return
+        self._has_displays = False
+        reader, writer = os.pipe()
+        try:
+            os.set_blocking(reader, False)
+            await self.base.command(RENDER, (self._figures or "").encode(), [writer])
+            os.close(writer)
+            writer = -1
+            reply = await asyncio.wait_for(self.base.reply(), _RENDER_TIMEOUT_S)
+            data = (
+                await _read_pipe(reader, MAX_BYTES + 1024, _RENDER_TIMEOUT_S) if reply == RENDERING else b""
+            )
+        except TimeoutError:
+            data = b""
+        finally:
+            os.close(reader)
+            if writer >= 0:
+                os.close(writer)
+        await settle([self.base, self.checkpoint], self.config.uid)
+        # A figure that stays open is rendered again after the next flush; only changes are new displays.
+        rendered = parse_displays(data)
+        self._displays = [
+            item for item in rendered if item[0] == MEDIA_TYPES[HTML] or item[1] not in self._figures_seen
+        ]
+        self._figures_seen = {content for _, content in rendered}
+
+    async def _read(self, frame: dict[str, Any]) -> None:
+        """Send a part of a file or of a display."""
+        offset, size = frame["offset"], frame["size"]
+        data: bytes | None
+        if "display" in frame:
+            data = self._displays[frame["display"]][1][offset : offset + size]
+        else:
+            data = await self._files.read(frame["path"], offset, size)
+        encoded = None if data is None else base64.b64encode(data).decode()
+        self._send({"op": "data", "data": encoded})
+
     async def _begin_flush(self, *, attempt: int, released: bool) -> FlushRun:
         name = f"<call {self._flushes + 1}>"
         clock = RunClock(self._run_limit_s, self._tools.wait_s)
         flush = FlushRun(self.base, self.checkpoint, self.config, name, clock, self._tools.stubs)
+        flush.wants_displays = self._figures is not None
         await flush.begin()
         self._eager_flush = None if released else flush
         if self._tools.stubs:
@@ -232,6 +337,7 @@ class Supervisor:
             # A fork has no threads and no timers, so continue with the fork.
             self._fall_back()
             self.checkpoint = await self._fork_checkpoint()
+            self._has_displays = False  # rendered by the process that has ended
 
     def _fall_back(self) -> None:
         if self.checkpoint.exited.done():
@@ -280,6 +386,42 @@ class Supervisor:
         send_frame(self._out, frame)
 
 
+async def _read_pipe(fd: int, limit: int, seconds: float) -> bytes:
+    """Read from a pipe until its end, at most ``limit`` bytes within ``seconds``."""
+    loop = asyncio.get_running_loop()
+    deadline, data = loop.time() + seconds, bytearray()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        while len(data) < limit and (left := deadline - loop.time()) > 0:
+            readable.clear()
+            try:
+                chunk = os.read(fd, 1 << 16)
+            except BlockingIOError:
+                await asyncio.wait_for(readable.wait(), left)
+                continue
+            if not chunk:
+                return bytes(data)
+            data += chunk
+    except TimeoutError:
+        pass
+    finally:
+        loop.remove_reader(fd)
+    return bytes(data)
+
+
+def _session_tools(frame: dict[str, Any]) -> SessionTools:
+    """Return the tools in an ``open`` frame. A later frame without tools takes them away."""
+    if "tools" not in frame:
+        return NO_TOOLS
+    return SessionTools(
+        stubs=frame["tools"],
+        read_only=frozenset(frame["read_only"]),
+        max_calls=int(frame["max_calls"]),
+        wait_s=float(frame["tool_wait_s"]),
+    )
+
+
 def _require(condition: bool) -> None:
     if not condition:
         raise WorkerError
@@ -303,7 +445,7 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(channel_in, "rb"))
-    supervisor = Supervisor(channel_out, NamespaceProcess(control, pid), config)
+    supervisor = Supervisor(channel_out, NamespaceProcess(control, pid), config, reader)
     loop.add_signal_handler(signal.SIGCHLD, lambda: reap(supervisor.processes))
     reap(supervisor.processes)
     await supervisor.start()
@@ -312,6 +454,7 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
     async def handle_all() -> NoReturn:
         while True:
             await supervisor.handle(await frames.get())
+            frames.task_done()
 
     async def read_all() -> NoReturn:
         while True:
@@ -320,6 +463,8 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
                 supervisor.answer_call(frame)
             else:
                 frames.put_nowait(frame)
+            if frame["op"] == "put":  # its content follows, which ``handle`` reads
+                await frames.join()
 
     tasks = [asyncio.create_task(handle_all()), asyncio.create_task(read_all())]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

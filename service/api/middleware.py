@@ -190,20 +190,40 @@ class HeadAsGet:
         await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
-class BodyLimit:
-    """ASGI middleware that rejects bodies above ``max_bytes`` with 413."""
+_UPLOADS: Final = re.compile(r"/v1/(files|containers/[^/]+/files)/?")
+_FORM_BYTES: Final = 64 << 10
+"""Size of a form around its file, in bytes."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+
+def is_upload(scope: Scope) -> bool:
+    """Return whether the request uploads a file, whose size the route limits while it arrives."""
+    return scope.get("method") == "POST" and _UPLOADS.fullmatch(scope["path"]) is not None
+
+
+class BodyLimit:
+    """ASGI middleware that rejects bodies above ``max_bytes`` with 413, and uploads of larger files.
+
+    Args:
+        app: the next application.
+        max_bytes: limit of a body.
+        max_file_bytes: limit of an uploaded file.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_file_bytes: int = 0) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._max_body_bytes = max_bytes
+        self._max_file_bytes = max_file_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        too_large = HTTPException(413, f"The body is too large: at most {self._max_bytes} bytes.")
+        max_bytes = self._max_body_bytes
+        if is_upload(scope):
+            max_bytes = max(max_bytes, self._max_file_bytes + _FORM_BYTES)
+        too_large = HTTPException(413, f"The body is too large: at most {max_bytes} bytes.")
         announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdigit() and int(announced) > self._max_bytes:
+        if announced.isdigit() and int(announced) > max_bytes:
             await as_api_error(too_large).response()(scope, receive, send)
             return
         seen = 0
@@ -212,7 +232,7 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._max_bytes:
+            if seen > max_bytes:
                 raise too_large
             return message
 
@@ -262,13 +282,15 @@ class RequestDecoding:
         if scope["type"] != "http" or encoding in ("identity", ""):
             await self._app(scope, receive, send)
             return
-        if (decode := _DECODERS.get(encoding)) is None:
+        if (decode := None if is_upload(scope) else _DECODERS.get(encoding)) is None:
+            accepted = "none for uploads" if is_upload(scope) else "gzip, deflate, zstd or none"
             error = ApiError(
                 415,
-                f"Unsupported encoding '{encoding[:40]}': send gzip, deflate, zstd or none.",
+                f"Unsupported encoding '{encoding[:40]}': send {accepted}.",
                 code="unsupported_encoding",
             )
-            await error.response({"Accept-Encoding": "gzip, deflate, zstd"})(scope, receive, send)
+            names = "identity" if is_upload(scope) else "gzip, deflate, zstd"
+            await error.response({"Accept-Encoding": names})(scope, receive, send)
             return
         is_read = False
 

@@ -77,6 +77,28 @@ class WaitingTool(_Tool):
     status: Literal["pending", "running"]
 
 
+class FlushFile(_Published):
+    """A file or figure of a flush."""
+
+    id: str
+    container_id: str
+    path: str
+    """Path in the container."""
+    bytes: int = Field(ge=0)
+    sha256: str
+    media_type: str
+    url: str
+    """Path of the content in this API."""
+
+
+class SkippedFileObject(_Published):
+    path: str
+    """Path in printable ASCII, below the work folder."""
+    reason: str
+    """`symlink`, `not_a_file` (a FIFO, socket or device), `too_large`, `too_many`, `too_deep`, `unreadable`,
+    `name` (not printable UTF-8, or too long), `quota` or `not_stored`."""
+
+
 class FinishedTool(_Tool):
     """A finished flush."""
 
@@ -112,6 +134,13 @@ class FinishedTool(_Tool):
     on its own (`not_separable`), the code forked (`forked`), something was active between two blocks
     (`background_work`), pipes, sockets or shared memory were open (`shared_state`), or the code closed the
     sandbox's own descriptor (`channel_closed`)."""
+    files: list[FlushFile] | None = None
+    """Files that the flush created or changed, and its figures. Omitted, like the next two fields, unless the
+    request has a container that lives across requests."""
+    tables: list[str] | None = None
+    """HTML of a data frame that is the last expression. It is untrusted: code can choose it freely."""
+    skipped_files: list[SkippedFileObject] | None = None
+    """Entries of the work folder that are not returned, and files above a limit."""
 
 
 def executed_tools() -> dict[str, Any]:
@@ -185,6 +214,8 @@ class MessageObject(_Documented):
     """Omitted if no code ran."""
     unflushed_blocks: list[Block] | None = None
     """Code that was pending when the reply ended and never ran. Omitted if there is none."""
+    container: str | None = None
+    """Container of the reply, for `deferral.container`. Omitted unless it lives across requests."""
 
 
 class TokenLogprob(_Documented):
@@ -235,7 +266,8 @@ class ChatCompletionObject(_Documented):
     choices: list[ChoiceObject]
     usage: UsageObject
     notice: str | None = None
-    """Warning that the demo model can't answer with deferral off; omitted otherwise."""
+    """Warning that the demo model can't answer with deferral off, or that the container is not the one of the
+    conversation; omitted otherwise."""
 
 
 class TextLogprobsObject(_Documented):
@@ -310,6 +342,79 @@ class Readiness(_Documented):
     sandbox: Literal["ready", "not ready"] | None = None
 
 
+class FileObject(_Documented):
+    """An uploaded file. Times are Unix seconds."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    """Omitted if the file is kept until it is deleted."""
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+
+
+class FileList(_Documented):
+    object: Literal["list"]
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ContainerExpiry(_Documented):
+    anchor: Literal["last_active_at"]
+    minutes: int
+
+
+class NetworkPolicy(_Documented):
+    type: Literal["disabled"]
+
+
+class ContainerObject(_Documented):
+    """A container that lives across requests. Times are Unix seconds."""
+
+    id: str
+    object: Literal["container"]
+    created_at: int
+    status: Literal["running", "expired"]
+    expires_after: ContainerExpiry
+    last_active_at: int
+    memory_limit: str
+    name: str
+    network_policy: NetworkPolicy
+
+
+class ContainerList(_Documented):
+    object: Literal["list"]
+    data: list[ContainerObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ContainerFileObject(_Documented):
+    id: str
+    object: Literal["container.file"]
+    bytes: int
+    container_id: str
+    created_at: int
+    path: str
+    """Path in the container. Figures, which have no file there, are below ``/figures``."""
+    source: Literal["user", "assistant"]
+    sha256: str
+
+
+class ContainerFileList(_Documented):
+    object: Literal["list"]
+    data: list[ContainerFileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request can't be served; the message states the reason."},
     "5XX": {"model": ErrorBody, "description": "The server failed, or is shutting down."},
@@ -337,4 +442,24 @@ TEXT_COMPLETION: dict[int | str, dict[str, Any]] = {
         "description": "The completion; with `stream`, events with parts of the same object.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
+}
+FILE: dict[int | str, dict[str, Any]] = {200: {"model": FileObject, "description": "The file."}}
+FILE_LIST: dict[int | str, dict[str, Any]] = {200: {"model": FileList, "description": "One page of files."}}
+FILE_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The content.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+CONTAINER: dict[int | str, dict[str, Any]] = {
+    200: {"model": ContainerObject, "description": "The container."}
+}
+CONTAINER_LIST: dict[int | str, dict[str, Any]] = {
+    200: {"model": ContainerList, "description": "One page of containers."}
+}
+CONTAINER_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"model": ContainerFileObject, "description": "The file."}
+}
+CONTAINER_FILE_LIST: dict[int | str, dict[str, Any]] = {
+    200: {"model": ContainerFileList, "description": "One page of files."}
 }

@@ -25,6 +25,7 @@ from pydantic import (
     ConfigDict,
     GetCoreSchemaHandler,
     ModelWrapValidatorHandler,
+    PrivateAttr,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -358,12 +359,54 @@ class ResponseTextPart(RequestModel):
     text: str
 
 
+FILE_TYPES: Final = frozenset({"file", "input_file"})
+"""Types of parts with a file. `FileParts` takes them out of the content."""
+
+
+class FileParts(RequestModel):
+    """Base of messages whose content may have files for the code interpreter."""
+
+    _file_parts: list[tuple[str, dict[str, Any]]] = PrivateAttr(default_factory=list)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _take_files(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        content = data.get("content") if isinstance(data, dict) else None
+        if not isinstance(data, dict) or not isinstance(content, list) or data.get("role") != "user":
+            return handler(data)
+        found: list[tuple[str, dict[str, Any]]] = []
+        kept: list[object] = []
+        for index, part in enumerate(content):
+            is_file = isinstance(part, dict) and part.get("type") in FILE_TYPES
+            if is_file:
+                found.append((f"content[{index}]", part))
+            kept.append(
+                {"type": "text", "text": ""} if is_file else part
+            )  # keeps the positions of the others
+        message = handler({**data, "content": kept})
+        message._file_parts = found
+        return message
+
+    def with_files(self, parts: list[dict[str, Any]]) -> Self:
+        """Return a copy with other file parts."""
+        copied = self.model_copy()
+        copied._file_parts = [("content", part) for part in parts]
+        return copied
+
+    @property
+    def file_parts(self) -> list[tuple[str, dict[str, Any]]]:
+        """Path below the message and fields of each part with a file."""
+        return self._file_parts
+
+
 class _Parts(Lenient):
     """Reports ignored parts, and fields of parts without effect such as ``cache_control``."""
 
     def ignored_in(self, raw: object) -> Iterator[str]:
         for index, part in enumerate(raw if isinstance(raw, list) else ()):
             if not isinstance(part, dict):
+                continue
+            if part.get("type") in FILE_TYPES:
                 continue
             if str(part.get("type")) in _IGNORED_TYPES:
                 yield f"[{index}]"

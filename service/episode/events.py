@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
-from service.sandbox.base import EagerFallback, Status
+from service.sandbox.base import EagerFallback, FlushFiles, Status
 
 CallStatus = Literal["running", "ok", "error"]
 
@@ -91,6 +91,8 @@ class ExecutedTool:
     """Reason why the blocks ran at the flush although eager execution was on."""
     calls: tuple[CodeToolCall, ...] = ()
     """Tools that the code called, in order."""
+    files: FlushFiles | None = None
+    """Files and displays; None without a container that lives across requests."""
 
     @property
     def hidden_ms(self) -> float:

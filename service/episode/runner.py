@@ -220,6 +220,7 @@ class EpisodeRunner:
         tool_wait_s: float = SessionLimits().tool_wait_s,
         thought: ThoughtLimit | None = None,
         answer: str | None = None,
+        open_session: Callable[[SessionLimits, ToolHost | None], Session] | None = None,
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """Run ``episode`` to its end. Closing the generator cancels the engine and closes the session.
 
@@ -237,6 +238,7 @@ class EpisodeRunner:
             thought: limits the thought of the reply; None for no limit.
             answer: text that introduces a final answer after the last turn. A constraint of ``sampling``
                 applies to this answer and not to the turns before. None for no separate answer.
+            open_session: opens the session of the code; None for one of the sandbox's own.
 
         Raises:
             InvalidRequestError: the engine can't enforce the constraint; raised before the first event.
@@ -248,7 +250,11 @@ class EpisodeRunner:
         turn_stops = () if answer is not None else stop
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager, tool_wait_s=tool_wait_s)
         calls = None if tools is None else RecordedTools(tools, clock)
-        queue = BlockQueue(self.sandbox.session(limits, *(() if calls is None else (calls,))))
+        if open_session is not None:
+            session = open_session(limits, calls)
+        else:
+            session = self.sandbox.session(limits, *(() if calls is None else (calls,)))
+        queue = BlockQueue(session)
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
         tokens_left = sampling.max_tokens
@@ -543,4 +549,5 @@ def _executed(
         container=result.container,
         requested_by=flush.requested_by,
         eager_fallback=result.eager_fallback,
+        files=result.files,
     )

@@ -24,6 +24,31 @@ EagerFallback = Literal["not_separable", "forked", "background_work", "shared_st
 
 
 @dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file or figure of a flush that was stored for download."""
+
+    id: str
+    container_id: str
+    path: str
+    size: int
+    """Size in bytes."""
+    sha256: str
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlushFiles:
+    """Files and displays of a flush in a container that lives across requests."""
+
+    files: tuple[OutputFile, ...] = ()
+    """Files that the flush created or changed, and its figures."""
+    tables: tuple[str, ...] = ()
+    """HTML of a data frame that is the last expression. It is data of the tenant and must not be trusted."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Path and reason of each entry that is not returned, see `service.sandbox.files.SkipReason`."""
+
+
+@dataclass(frozen=True, slots=True)
 class ExecutionResult:
     """Result of one flush.
 
@@ -57,6 +82,8 @@ class ExecutionResult:
     """Name of the leased container; None if there was none."""
     eager_fallback: EagerFallback | None = None
     """Reason why the blocks ran at the flush; None if they ran eagerly, or if eager execution was off."""
+    files: FlushFiles | None = None
+    """None without a container that lives across requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +98,10 @@ class SessionLimits:
     """Wall-clock seconds that one flush may wait for tools, beside the run limit."""
     tool_calls: int = 100
     """Number of calls of tools that one flush may make."""
+    figures: Literal["png", "svg"] | None = None
+    """Sessions with files: format of the figures that are open at the end of a flush; None to render none."""
+    memory_mb: int | None = None
+    """Sessions with files: memory limit of the container in MiB, without its inputs; None for the default."""
 
 
 class SandboxError(Exception):

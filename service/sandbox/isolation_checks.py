@@ -77,7 +77,7 @@ def isolation_checks(settings: PoolSettings) -> list[IsolationCheck]:
         IsolationCheck(
             "read-only root",
             "import errno\n"
-            "for path in ('/', '/usr', '/etc', '/opt/sandbox', '/var/tmp', '/root'):\n"
+            "for path in ('/', '/usr', '/etc', '/opt/sandbox', '/var/tmp', '/root', '/inputs'):\n"
             "    try:\n"
             "        open(path + '/probe', 'w')\n"
             "        print('wrote', path)\n"

@@ -1,26 +1,16 @@
-"""Sandbox with a pool of workers, the base of the Docker and bubblewrap sandboxes."""
+"""A session on a worker of a pool."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from service.sandbox.base import ExecutionResult, SandboxError, Session, SessionLimits
-from service.sandbox.isolation_checks import IsolationCheck, check_isolation
-from service.sandbox.pool import Pool, PoolStats
-from service.sandbox.settings import PoolSettings
+from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.pool import Pool
 from service.sandbox.tool_calls import ToolCalls
-from service.sandbox.worker_protocol import (
-    MAX_CODE_BYTES,
-    Ready,
-    Result,
-    SandboxWorker,
-    Settled,
-    ToolCall,
-)
+from service.sandbox.worker_protocol import MAX_CODE_BYTES, Reply, Result, SandboxWorker, Settled, ToolCall
 from service.tools.base import ToolHost
 
 
@@ -31,12 +21,12 @@ class PooledSession:
         self, pool: Pool, limits: SessionLimits, grace_s: float, tools: ToolHost | None = None
     ) -> None:
         self._pool = pool
-        self._answer_within_s = limits.run_limit_s + grace_s
-        if tools is not None:
-            self._answer_within_s += limits.tool_wait_s
+        self._grace_s = grace_s
         self._tools = tools
         self._channel: ToolChannel | None = None
-        """Reads the worker's frames if the session has tools."""
+        """Reads the worker's frames if the session has, or had, tools."""
+        self._sending = asyncio.Lock()
+        """Held while an input is sent, whose parts nothing may separate."""
         self._limits = limits
         self._worker: SandboxWorker | None = None
         self._pending_bytes = 0
@@ -69,11 +59,8 @@ class PooledSession:
             if self._failure is not None or self._pending_bytes > MAX_CODE_BYTES:
                 return
             try:
-                if self._worker is None:
-                    self._withdraw()
-                    self._worker = await self._pool.lease()
-                    await self._worker.send(self._opening(self._worker))
-                await self._worker.send({"op": "invoke", "code": code})
+                worker = self._worker or await self._lease()
+                await worker.send({"op": "invoke", "code": code})
             except SandboxError as error:
                 if self._worker is None:
                     self._pending_blocks, self._pending_bytes = 0, 0
@@ -83,14 +70,41 @@ class PooledSession:
                 self._drop_worker("cancelled")
                 raise
 
-    def _opening(self, worker: SandboxWorker) -> dict[str, Any]:
-        frame = {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
+    async def _lease(self) -> SandboxWorker:
+        self._withdraw()
+        self._worker = await self._pool.lease()
+        await self._open(self._worker)
+        return self._worker
+
+    async def _open(self, worker: SandboxWorker) -> None:
+        """Send the limits and tools of the following flushes."""
+        limits = self._limits
+        frame: dict[str, Any] = {"op": "open", "run_limit_s": limits.run_limit_s, "eager": limits.eager}
         if worker.freezable:
             frame["report_settled"] = True
-        if self._tools is None:
-            return frame
-        self._channel = ToolChannel(worker, ToolCalls(self._tools, self._limits, worker.send))
-        return frame | self._channel.calls.open_fields()
+        if limits.figures is not None:
+            frame["figures"] = limits.figures
+        calls: ToolCalls | None = None
+        if self._tools is not None:
+            calls = ToolCalls(self._tools, limits, self._send_result)
+            frame |= calls.open_fields()
+        if self._channel is not None:
+            self._channel.use(calls)
+        elif calls is not None:
+            self._channel = ToolChannel(worker, calls)
+        await worker.send(frame)
+
+    async def _send_result(self, message: dict[str, Any]) -> None:
+        """Send the result of a call, but not in the middle of an input."""
+        async with self._sending:
+            if self._worker is not None:
+                await self._worker.send(message)
+
+    @property
+    def _answer_within_s(self) -> float:
+        """Time within which the worker must answer a flush, in seconds."""
+        wait_s = 0.0 if self._tools is None else self._limits.tool_wait_s
+        return self._limits.run_limit_s + wait_s + self._grace_s
 
     async def flush(self) -> ExecutionResult:
         async with self._lock:
@@ -122,11 +136,9 @@ class PooledSession:
         try:
             async with asyncio.timeout(self._answer_within_s):
                 if self._channel is not None:
-                    self._channel.calls.flushing = True
+                    self._channel.begin_flush()
                 await self._worker.send({"op": "flush"})
-                if self._settling is not None and (error := await self._settling) is not None:
-                    raise error
-                frame = await (self._channel or self._worker).receive()
+                frame = await self._receive(self._worker)
         except TimeoutError:
             self._fail("the worker did not answer in time")
         except SandboxError as error:
@@ -137,7 +149,7 @@ class PooledSession:
         else:
             if isinstance(frame, Result):
                 if self._channel is not None:
-                    self._channel.calls.end_flush()
+                    self._channel.end_flush()
                 if self._worker.freezable:
                     self._settling = asyncio.create_task(
                         self._settle(self._worker, self._channel or self._worker)
@@ -145,6 +157,24 @@ class PooledSession:
                 return frame
             self._fail(f"the worker replied {frame.op!r} to a flush")
         return None
+
+    async def _receive(self, worker: SandboxWorker) -> Reply:
+        """Return the worker's next frame, after the one that follows a result.
+
+        Raises:
+            SandboxError: the worker is gone or broke the protocol.
+        """
+        await self._settled()
+        return await (self._channel or worker).receive()
+
+    async def _settled(self) -> None:
+        """Wait until the worker is done with the last flush.
+
+        Raises:
+            SandboxError: it failed.
+        """
+        if self._settling is not None and (error := await self._settling) is not None:
+            raise error
 
     async def _settle(
         self, worker: SandboxWorker, source: SandboxWorker | ToolChannel
@@ -192,25 +222,33 @@ class PooledSession:
 class ToolChannel:
     """Reads a worker's frames from its lease on: tools may be called at any time before the flush."""
 
-    def __init__(self, worker: SandboxWorker, calls: ToolCalls) -> None:
-        self.calls = calls
+    def __init__(self, worker: SandboxWorker, calls: ToolCalls | None) -> None:
+        self._calls = calls
         self._worker = worker
-        self._frames: asyncio.Queue[Ready | Result | Settled | SandboxError] = asyncio.Queue()
+        self._frames: asyncio.Queue[Reply | SandboxError] = asyncio.Queue()
         self._task = asyncio.create_task(self._read())
+
+    def use(self, calls: ToolCalls | None) -> None:
+        """Replace the tools; None for none. No block may be pending."""
+        if self._calls is not None:
+            self._calls.close()
+        self._calls = calls
 
     async def _read(self) -> None:
         try:
             while True:
                 frame = await self._worker.receive()
-                if isinstance(frame, ToolCall):
-                    self.calls.begin(frame)
-                else:
+                if not isinstance(frame, ToolCall):
                     self._frames.put_nowait(frame)
+                elif self._calls is None:
+                    raise SandboxError("the worker passed on a call of a tool, but there are no tools")
+                else:
+                    self._calls.begin(frame)
         except SandboxError as error:
             self._frames.put_nowait(error)
             self._worker.close()  # a worker that breaks the protocol must not run on
 
-    async def receive(self) -> Ready | Result | Settled:
+    async def receive(self) -> Reply:
         """Return the next frame that is not a call of a tool.
 
         Raises:
@@ -221,9 +259,20 @@ class ToolChannel:
             raise frame
         return frame
 
+    def begin_flush(self) -> None:
+        """Allow calls with side effects."""
+        if self._calls is not None:
+            self._calls.flushing = True
+
+    def end_flush(self) -> None:
+        """Forget the calls of blocks that have run or were dropped."""
+        if self._calls is not None:
+            self._calls.end_flush()
+
     def close(self) -> None:
         self._task.cancel()
-        self.calls.close()
+        if self._calls is not None:
+            self._calls.close()
 
 
 def _nothing_ran(
@@ -237,54 +286,3 @@ def _nothing_ran(
         waited_seconds=waited_seconds,
         exit_code=exit_code,
     )
-
-
-class PooledSandbox:
-    """A ``Sandbox`` that gives each session its own worker, which no other session uses."""
-
-    def __init__(
-        self,
-        settings: PoolSettings,
-        create: Callable[[], Awaitable[SandboxWorker]],
-        checks: Sequence[IsolationCheck],
-    ) -> None:
-        self._limits = settings
-        self._checks = checks
-        self._checked = False
-        self._pool = Pool(
-            create,
-            size=settings.pool_size,
-            maximum=settings.max_containers,
-            concurrency=settings.start_concurrency,
-            queue_timeout_s=settings.queue_timeout_s,
-        )
-
-    async def start(self) -> None:
-        """Fill the pool and run the isolation checks in one of its workers.
-
-        Raises:
-            SandboxError: no worker can be started, or a check failed. All workers are removed again, and
-                ``ready`` stays false.
-        """
-        try:
-            await self._pool.start()
-            await check_isolation(self.session, self._checks)
-        except BaseException:
-            await self.stop()
-            raise
-        self._checked = True
-
-    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
-        clipped = min(limits.run_limit_s, self._limits.run_limit_ceiling_s)
-        return PooledSession(self._pool, replace(limits, run_limit_s=clipped), self._limits.grace_s, tools)
-
-    async def ready(self) -> bool:
-        """Return whether the isolation checks passed and sandboxes are available."""
-        return self._checked and self._pool.healthy
-
-    def stats(self) -> PoolStats:
-        return self._pool.stats()
-
-    async def stop(self) -> None:
-        self._checked = False
-        await self._pool.stop()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.sandbox.base import SessionLimits
 
 
 class PoolSettings(BaseModel):
@@ -36,6 +39,10 @@ class PoolSettings(BaseModel):
     """Processes and threads of a container."""
     disk_mb: int = Field(default=64, ge=1)
     """Size of each of /tmp and the work folder, both in memory."""
+    inputs_mb: int = Field(default=1024, ge=1)
+    """Size of the inputs of a sandbox, which are in memory. They raise its memory limit by their size."""
+    memory_ceiling_mb: int = Field(default=4096, ge=192)
+    """Ceiling of the memory that a session may request, without its inputs; higher values are clipped."""
     open_files: int = Field(default=256, ge=64, le=16384)
     """Open file descriptors of a process."""
 
@@ -52,3 +59,11 @@ class PoolSettings(BaseModel):
                 "raise max_containers or lower pool_size"
             )
         return self
+
+    def clip(self, limits: SessionLimits) -> SessionLimits:
+        """Return ``limits`` within the ceilings."""
+        memory_mb = limits.memory_mb
+        if memory_mb is not None:
+            memory_mb = min(max(memory_mb, self.memory_mb), max(self.memory_ceiling_mb, self.memory_mb))
+        clipped = min(limits.run_limit_s, self.run_limit_ceiling_s)
+        return replace(limits, run_limit_s=clipped, memory_mb=memory_mb)

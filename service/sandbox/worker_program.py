@@ -15,6 +15,10 @@ from typing import Any
 from service.sandbox.base import SandboxError
 from service.sandbox.settings import PoolSettings
 
+INPUTS = "/inputs"
+"""Directory of the inputs inside a sandbox."""
+WORK = "/sandbox"
+"""Work directory inside a sandbox."""
 _IMPORTS_MB = 384
 """Address space that Python, numpy and sympy use before any code runs, in megabytes."""
 MASKED_PATHS = (
@@ -44,8 +48,9 @@ def worker_config(settings: PoolSettings, uid: int) -> dict[str, Any]:
     """Return the argument of the worker program: the fields of its ``Config``."""
     return {
         "uid": uid,
-        "home": "/sandbox",
-        "writable": ["/tmp", "/sandbox", "/dev/shm"],  # noqa: S108  inside the container
+        "home": WORK,
+        "inputs": INPUTS,
+        "writable": ["/tmp", WORK, "/dev/shm"],  # noqa: S108  inside the container
         "output_bytes": settings.output_bytes,
         "output_limit_bytes": settings.output_limit_mb << 20,
         "file_bytes": settings.disk_mb << 20,

@@ -8,6 +8,10 @@ The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with 
 worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
 ``open`` asks for it, ``Settled`` follows each result. If the session has tools, the worker also sends
 ``ToolCall``, each of which is answered with ``tool_result``.
+
+Sessions with files also use ``put`` (a frame with the name and size of an input, then its bytes), ``remove``,
+``files``, ``read`` and ``discard`` (drop the pending blocks), each with one reply. They may send ``open``
+again, which replaces the limits and tools.
 """
 
 from __future__ import annotations
@@ -15,12 +19,22 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
 from asyncio import IncompleteReadError
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from service.sandbox.base import EagerFallback, ExecutionResult, SandboxError
+from service.sandbox.files import DisplayType, SkipReason
 from service.tools.base import MAX_ARGUMENT_BYTES
 
 MAX_FRAME_BYTES = 1 << 20
@@ -42,6 +56,7 @@ class ByteReader(Protocol):
     """The method of ``asyncio.StreamReader`` that reading frames requires."""
 
     async def readexactly(self, n: int) -> bytes: ...
+    def at_eof(self) -> bool: ...
 
 
 def _encodable(text: str) -> str:
@@ -113,9 +128,57 @@ class ToolCall(_Frame):
     """JSON, as the code wrote it: neither parsed nor validated yet."""
 
 
-AnyFrame = Ready | Fatal | Result | Settled | ToolCall
-WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]
-_worker_frame: TypeAdapter[AnyFrame] = TypeAdapter(WorkerFrame)
+class Done(_Frame):
+    """Reply to ``put``, ``remove`` and ``discard``."""
+
+    op: Literal["done"]
+    error: Text | None = Field(max_length=2000)
+
+
+class ListedFile(_Frame):
+    path: Text = Field(min_length=1, max_length=512)
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _is_relative(cls, path: str) -> str:
+        if not path.isprintable() or any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError("not a relative path")
+        return path
+
+
+class SkippedEntry(_Frame):
+    path: Text = Field(max_length=400)
+    reason: SkipReason
+
+
+class ListedDisplay(_Frame):
+    type: DisplayType
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Listing(_Frame):
+    """Reply to ``files``: the changes in the work directory since the last listing, and the displays."""
+
+    op: Literal["files"]
+    files: list[ListedFile] = Field(max_length=64)
+    skipped: list[SkippedEntry] = Field(max_length=16)
+    displays: list[ListedDisplay] = Field(max_length=16)
+
+
+class Data(_Frame):
+    """Reply to ``read``: a part of a file, in base64; None if it can't be read."""
+
+    op: Literal["data"]
+    data: str | None = Field(max_length=MAX_FRAME_BYTES)
+
+
+Reply = Ready | Result | Settled | ToolCall | Done | Listing | Data
+"""A frame that a worker sends while it works correctly."""
+Frame = Reply | Fatal
+_worker_frame: TypeAdapter[Frame] = TypeAdapter(Annotated[Frame, Field(discriminator="op")])
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -124,7 +187,7 @@ def encode(message: dict[str, Any]) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-async def read_frame(reader: ByteReader) -> AnyFrame:
+async def read_frame(reader: ByteReader) -> Frame:
     """Read and validate the next frame.
 
     Raises:
@@ -176,6 +239,10 @@ class DockerStream:
         del self._stdout[:n]
         return taken
 
+    def at_eof(self) -> bool:
+        """Return whether the stream has ended."""
+        return self._reader.at_eof()
+
 
 class SandboxWorker(Protocol):
     """A single-use container or process that runs the code of one session."""
@@ -188,6 +255,16 @@ class SandboxWorker(Protocol):
         """Whether ``freeze`` has an effect."""
         ...
 
+    @property
+    def created_at(self) -> float:
+        """Monotonic time of the start."""
+        ...
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its channel was closed from the other side."""
+        ...
+
     async def send(self, message: dict[str, Any]) -> None:
         """Send a frame. A frozen worker continues.
 
@@ -196,7 +273,7 @@ class SandboxWorker(Protocol):
         """
         ...
 
-    async def receive(self) -> Ready | Result | Settled | ToolCall:
+    async def receive(self) -> Reply:
         """Receive the next frame.
 
         Raises:
@@ -205,7 +282,41 @@ class SandboxWorker(Protocol):
         ...
 
     def freeze(self) -> None:
-        """Stop all processes until the next ``send``. Never raises."""
+        """Stop all processes until something is sent. Never raises."""
+        ...
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send a part of the input that the last frame announced. A frozen worker continues.
+
+        Raises:
+            SandboxError: the worker is gone.
+        """
+        ...
+
+    async def resize(self, memory_mb: int) -> None:
+        """Set the memory limit. No effect if no cgroup limits the memory.
+
+        Raises:
+            SandboxError: the limit can't be set.
+        """
+        ...
+
+    async def suspend(self) -> None:
+        """Stop all processes for longer, if necessary by a slower way than ``freeze``.
+
+        They continue at ``resume`` or when something is sent. No effect if neither way is supported.
+
+        Raises:
+            SandboxError: they can't be stopped.
+        """
+        ...
+
+    async def resume(self) -> None:
+        """Let all processes continue after ``freeze`` or ``suspend``.
+
+        Raises:
+            SandboxError: they can't be resumed.
+        """
         ...
 
     def close(self) -> None:
@@ -226,6 +337,11 @@ class Channel:
         self.name = name
         self._reader = reader
         self._writer = writer
+        self.created_at = time.monotonic()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._reader.at_eof()
 
     async def send(self, message: dict[str, Any]) -> None:
         try:
@@ -234,7 +350,20 @@ class Channel:
         except (OSError, RuntimeError) as error:
             raise SandboxError(f"worker {self.name} is gone: {error}") from error
 
-    async def receive(self) -> Ready | Result | Settled | ToolCall:
+    async def send_bytes(self, data: bytes) -> None:
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except (OSError, RuntimeError) as error:
+            raise SandboxError(f"worker {self.name} is gone: {error}") from error
+
+    async def resize(self, memory_mb: int) -> None: ...
+
+    async def suspend(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
+    async def receive(self) -> Reply:
         try:
             frame = await read_frame(self._reader)
         except (FrameError, EOFError, OSError) as error:

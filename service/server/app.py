@@ -15,6 +15,9 @@ from starlette.middleware.cors import CORSMiddleware
 from service.api import completions, errors, health, models, tokenize
 from service.api.auth import BEARER, ApiKeys
 from service.api.chat import route as chat
+from service.api.files import container_route as containers_api
+from service.api.files import route as files_api
+from service.api.files.containers import Containers
 from service.api.health import ApiDocs
 from service.api.limits import Admission, Drain, Draining, KeyLimits
 from service.api.messages import route as messages
@@ -43,6 +46,9 @@ from service.sandbox.base import Sandbox
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from service.sandbox.runner.settings import TokenError
 from service.server.settings import Settings
+from service.store.blobs import open_blobs
+from service.store.containers import ContainerStore
+from service.store.files import FileStore
 
 
 def create_app(settings: Settings | None = None, model_dir: Path | None = None) -> FastAPI:
@@ -114,6 +120,15 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         max_background=settings.max_background_responses,
         drain=drain,
     )
+    files = FileStore(
+        responses.store.engine,
+        open_blobs(settings.files_location),
+        max_file_bytes=settings.max_file_bytes,
+        max_owner_bytes=settings.key_files_bytes,
+    )
+    container_store = ContainerStore(files, keep_days=settings.container_files_days)
+    containers = Containers(runner.sandbox, container_store, files, settings.container_limits())
+    responses.cleaners += [files.clean, container_store.clean]
     seal = Seal(settings.seals())
     mcp = settings.mcp_hub()
 
@@ -123,10 +138,11 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             metrics.watch(runner.sandbox)
             await responses.start()
             await runner.sandbox.start()
+            await containers.start()
             await runner.engine.start()
         except BaseException as error:
             app.state.failure = error  # serve_forever reports it without a traceback
-            await _stop(responses, runner)
+            await _stop(responses, containers, runner)
             raise
         app.state.server = Server(
             runner,
@@ -144,7 +160,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            await _stop(responses, runner)
+            await _stop(responses, containers, runner)
             await mcp.stop()
             await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
@@ -159,6 +175,8 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     )
     app.state.drain = drain
     app.state.responses = responses
+    app.state.files = files
+    app.state.containers = containers
     errors.install(app)
     for router in (
         chat.router,
@@ -166,6 +184,8 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         messages.router,
         responses_api.router,
         responses_api.stored_router,
+        files_api.router,
+        containers_api.router,
         tokenize.router,
         models.router,
         health.router,
@@ -175,7 +195,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     app.include_router(health.open_router)
     # The middleware that is added last handles a request first.
     app.add_middleware(RequestDecoding, max_bytes=settings.max_body_bytes)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_file_bytes=settings.max_file_bytes)
     keys = settings.keys()
     if keys:
         app.add_middleware(
@@ -205,8 +225,9 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     return app
 
 
-async def _stop(responses: Responses, runner: EpisodeRunner) -> None:
+async def _stop(responses: Responses, containers: Containers, runner: EpisodeRunner) -> None:
     async with AsyncExitStack() as stack:  # in reverse order, even if one of them fails
         stack.push_async_callback(runner.sandbox.stop)
         stack.push_async_callback(runner.engine.stop)
         stack.push_async_callback(responses.stop)
+        stack.push_async_callback(containers.stop)

@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.api.auth import ApiKey, parse_keys
+from service.api.files.containers import ContainerLimits
 from service.api.seal import SealKey, parse_seal_key
 from service.api.state import ApiSettings
 from service.engines.checkpoint import quickstart
@@ -24,7 +25,7 @@ from service.engines.factory import EngineKind, engine_kind
 from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
 from service.sandbox.factory import RunnerTlsFiles, SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
-from service.store.database import default_url
+from service.store.database import default_files_url, default_url
 from service.tools.mcp.connection import McpServer
 from service.tools.mcp.egress import EgressPolicy
 from service.tools.mcp.hub import McpHub, read_servers
@@ -104,6 +105,23 @@ class Settings(BaseSettings):
     max_containers: int = Field(default=32, ge=1)
     """Maximum number of containers, for ``in-process``."""
 
+    container_idle_minutes: float = Field(default=20.0, ge=0, le=60)
+    """Minutes without a request after which a container of the Containers API, of the Responses API or of
+    ``deferral.container`` expires. 0 gives each reply its own container, without files."""
+    containers_per_key: int = Field(default=8, ge=1)
+    """Maximum number of these containers per key. Beyond, the least recently used one ends."""
+    parked_memory_mb: int = Field(default=4096, ge=0)
+    """Memory limits of all containers that wait for their next request, together, in MiB. Beyond, the least
+    recently used one ends. Each also counts as one of ``max_containers``, or of the runner's sessions."""
+    container_memory_mb: int = Field(default=1024, ge=192)
+    """Maximum memory of a container that a client may request, in MiB."""
+    container_wait_s: float = Field(default=10.0, ge=0)
+    """Seconds that a request waits for a container that another one uses. After it the request gets 409."""
+    container_files_days: float = Field(default=1.0, ge=0)
+    """Days that the files of an expired container can be downloaded."""
+    key_sandbox_seconds: float | None = Field(default=None, gt=0)
+    """Seconds that code of one key may run in these containers in a day (UTC). Default: unlimited."""
+
     max_turns: int | None = Field(default=None, ge=1)
     """Maximum number of turns that a client may request. Default: the checkpoint's value."""
     run_limit_s: float | None = Field(default=None, gt=0, le=600)
@@ -139,6 +157,15 @@ class Settings(BaseSettings):
     """Days that a response is kept."""
     store_max_bytes: int = Field(default=2**30, ge=2**20)
     """Approximate size limit of the store in bytes. Above it the oldest responses are removed first."""
+    files_url: str | None = None
+    """Store of uploaded files and of files that code wrote: the path of a directory, or an fsspec URL such as
+    ``s3://bucket/prefix`` (extra ``s3``), which several servers can share. Default: the directory ``files``
+    beside the SQLite database, or in the user's state directory."""
+    max_file_bytes: int = Field(default=512 * 2**20, ge=1024)
+    """Maximum size of an uploaded file in bytes. Larger ones get 413."""
+    key_files_bytes: int = Field(default=4 * 2**30, ge=1024)
+    """Maximum size of all files of one key in bytes, including files that its code wrote."""
+
     seal_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Comma-separated keys that encrypt the reasoning that clients of the Responses API keep
     (``encrypted_content``), as ``ID:BASE64`` of 32 bytes. The first key encrypts, all keys decrypt. Default:
@@ -332,6 +359,22 @@ class Settings(BaseSettings):
             always=always,
             policy=EgressPolicy(self.mcp_allowed_hosts, self.mcp_private_hosts),
             call_timeout_s=self.tool_call_timeout_s,
+        )
+
+    @property
+    def files_location(self) -> str:
+        """The configured store of files, with the default resolved."""
+        return self.files_url or default_files_url(self.store_url)
+
+    def container_limits(self) -> ContainerLimits:
+        """Limits on containers that live across requests."""
+        return ContainerLimits(
+            idle_minutes=self.container_idle_minutes,
+            per_key=self.containers_per_key,
+            parked_memory_mb=self.parked_memory_mb,
+            wait_s=self.container_wait_s,
+            seconds_per_day=self.key_sandbox_seconds,
+            max_memory_mb=self.container_memory_mb,
         )
 
     def seals(self) -> tuple[SealKey, ...]:

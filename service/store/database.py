@@ -6,6 +6,8 @@ An upgrade is applied as one transaction. Databases of newer versions are reject
 from __future__ import annotations
 
 import os
+import secrets
+import tempfile
 from pathlib import Path
 from sqlite3 import SQLITE_BUSY
 from typing import Any, Final
@@ -30,6 +32,20 @@ def default_url() -> str:
     """Return the default URL: SQLite in the user's state directory (``$XDG_STATE_HOME``)."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     return f"sqlite:///{state / 'ih-grpo' / 'responses.db'}"
+
+
+def default_files_url(store_url: str) -> str:
+    """Return the default directory of file contents.
+
+    It lies beside an SQLite database, or in the user's state directory with Postgres. With a database in
+    memory it is a temporary directory.
+    """
+    path = store_url.removeprefix("sqlite://").removeprefix("/")
+    if store_url.startswith("sqlite:") and path in _IN_MEMORY:
+        return str(Path(tempfile.gettempdir(), f"ih-grpo-files-{secrets.token_hex(8)}"))  # created if used
+    if store_url.startswith("sqlite:"):
+        return str(Path(path).with_name("files"))
+    return str(Path(default_url().removeprefix("sqlite:///")).with_name("files"))
 
 
 REVISIONS: Final = "service.store:migrations"

@@ -92,3 +92,59 @@ replies: Final = Table(
     Column("expires_at", Double, nullable=False, index=True),
     Column("bytes", BigInteger, nullable=False),
 )
+
+files: Final = Table(
+    "files",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("owner", String(64), nullable=False, index=True),
+    Column("filename", AsciiJson, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, index=True),
+    Column("listed", Boolean, nullable=False),
+)
+
+containers: Final = Table(
+    "containers",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("owner", String(64), nullable=False, index=True),
+    Column("name", AsciiJson, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("last_active_at", Double, nullable=False),
+    Column("idle_minutes", Double, nullable=False),
+    Column("memory_mb", Integer, nullable=False),
+    Column("status", String(16), nullable=False, index=True),
+    # The process that holds the container; it is lost with the process.
+    Column("holder", String(200), nullable=False),
+    Column("last_response_id", String(80)),
+    Column("inputs", AsciiJson, nullable=False),
+)
+
+container_files: Final = Table(
+    "container_files",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("container_id", ForeignKey("containers.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("owner", String(64), nullable=False, index=True),
+    Column("path", AsciiJson, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("source", String(16), nullable=False),
+    # Name of the content. A file that the client put into the container shares the content of its upload.
+    Column("blob", String(64), nullable=False),
+    Column("current", Boolean, nullable=False),
+)
+
+# Seconds that code of an owner ran in containers, per day (UTC).
+sandbox_usage: Final = Table(
+    "sandbox_usage",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("day", String(10), primary_key=True),
+    Column("seconds", Double, nullable=False),
+)

@@ -18,7 +18,7 @@ from service.sandbox.base import SandboxError, Session, SessionLimits
 from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.docker.settings import DockerSandboxSettings
-from service.sandbox.session import PooledSandbox
+from service.sandbox.pooled_sandbox import PooledSandbox
 from service.sandbox.settings import PoolSettings
 
 from .cases import CASES

@@ -23,13 +23,13 @@ from tests.support.stored import Clock, stored
 ADDS_A_COLUMN = """
 from alembic import op
 import sqlalchemy as sa
-revision, down_revision, branch_labels, depends_on = "0003", "0002", None, None
+revision, down_revision, branch_labels, depends_on = "0004", "0003", None, None
 
 def upgrade():
     op.add_column("responses", sa.Column("mood", sa.String(9), server_default="calm"))
 """
 BREAKS = (
-    ADDS_A_COLUMN.replace('"0003", "0002"', '"0004", "0003"').replace("mood", "mood2")
+    ADDS_A_COLUMN.replace('"0004", "0003"', '"0005", "0004"').replace("mood", "mood2")
     + """
     op.execute("INSERT INTO nowhere VALUES (1)")
 """
@@ -88,6 +88,10 @@ async def test_store_without_revisions_keeps_its_responses(store_url: str) -> No
         for later in (
             "DROP TABLE alembic_version",
             "DROP TABLE chat_replies",
+            "DROP TABLE container_files",
+            "DROP TABLE containers",
+            "DROP TABLE files",
+            "DROP TABLE sandbox_usage",
             "ALTER TABLE responses DROP COLUMN ids",
         ):
             await connection.execute(text(later))
@@ -96,7 +100,7 @@ async def test_store_without_revisions_keeps_its_responses(store_url: str) -> No
     await new.start()
     try:
         assert await new.get("resp_old", "me") is not None
-        assert await _read(new.engine, "SELECT version_num FROM alembic_version") == ["0002"]
+        assert await _read(new.engine, "SELECT version_num FROM alembic_version") == ["0003"]
     finally:
         async with new.engine.begin() as connection:
             await connection.run_sync(_drop)
@@ -116,7 +120,7 @@ async def test_upgrade_of_an_older_database_blocks_the_older_version(
         )
     await _upgrade(database, _revisions(tmp_path, ADDS_A_COLUMN))
     assert await _read(database, "SELECT mood FROM responses") == ["calm"]
-    with pytest.raises(StoreError, match=r"newer version .* schema is 0003, .* up to 0002"):
+    with pytest.raises(StoreError, match=r"newer version .* schema is 0004, .* up to 0003"):
         await prepare(database)
     assert await _read(database, "SELECT mood FROM responses") == ["calm"]
 
@@ -125,7 +129,7 @@ async def test_failed_upgrade_leaves_the_database_unchanged(database: AsyncEngin
     await prepare(database)
     with pytest.raises(Exception, match="nowhere"):
         await _upgrade(database, _revisions(tmp_path, ADDS_A_COLUMN, BREAKS))
-    assert await _read(database, "SELECT version_num FROM alembic_version") == ["0002"]
+    assert await _read(database, "SELECT version_num FROM alembic_version") == ["0003"]
     async with database.connect() as connection:
         columns = await connection.run_sync(lambda sync: inspect(sync).get_columns("responses"))
     assert "mood" not in {column["name"] for column in columns}
@@ -136,7 +140,7 @@ async def test_concurrent_starts_upgrade_once(store_url: str) -> None:
         pytest.skip("an in-memory database can't be shared")
     stores = [ResponseStore(store_url) for _ in range(6)]
     await asyncio.gather(*(store.start() for store in stores))
-    assert await _read(stores[0].engine, "SELECT version_num FROM alembic_version") == ["0002"]
+    assert await _read(stores[0].engine, "SELECT version_num FROM alembic_version") == ["0003"]
     for store in stores:
         await store.stop()
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from service.api.files.containers import ContainerUse
 from service.api.tools.history import EarlierCall
 from service.common.json import Json
 from service.engines.base import TokenChunk, Tokenizer
@@ -28,6 +29,7 @@ from service.episode.events import (
 )
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallStart
+from service.sandbox.base import FlushFiles, OutputFile
 
 Fields = dict[str, Any]
 """Fields of a message, or of a streamed delta."""
@@ -58,12 +60,20 @@ class ChoiceBuilder:
         index: index of the choice.
         reply: accumulates the choice's events.
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
+        container: the reply's container, if it lives across requests.
     """
 
-    def __init__(self, index: int, reply: ReplyAccumulator, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        index: int,
+        reply: ReplyAccumulator,
+        tokenizer: Tokenizer | None = None,
+        container: ContainerUse | None = None,
+    ) -> None:
         self.index = index
         self.reply = reply
         self._tokenizer = tokenizer
+        self._container = container
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[Fields] = []
@@ -116,6 +126,10 @@ class ChoiceBuilder:
                 if unflushed:
                     delta["unflushed_blocks"] = [block_json(block) for block in unflushed]
                 delta["final_answer"] = self.reply.final_answer
+                if self._container is not None:
+                    delta["container"] = self._container.id
+                    if self._container.notice is not None:
+                        delta["notice"] = self._container.notice
                 return ChoiceDelta(delta, finish_reason=self.finish_reason)
         return ChoiceDelta(delta) if delta else None
 
@@ -147,6 +161,8 @@ class ChoiceBuilder:
                 for call in self.calls
             ]
         message["final_answer"] = self.reply.final_answer
+        if self._container is not None:
+            message["container"] = self._container.id
         if self.reply.executed:
             message["executed_tools"] = [
                 executed_tool(tool, index) for index, tool in enumerate(self.reply.executed)
@@ -233,6 +249,7 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "container_wait_ms": round(tool.container_wait_ms, 3),
         "eager_fallback": tool.eager_fallback,
         **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),
+        **({} if tool.files is None else flush_files(tool.files)),
     }
 
 
@@ -249,6 +266,31 @@ def called_tool(call: CodeToolCall) -> Json:
         "output": call.output,
         "error": call.error,
     }
+
+
+def flush_files(found: FlushFiles) -> Json:
+    """Return the files and displays of a flush. URLs are relative to the server's address."""
+    return {
+        "files": [
+            {
+                "id": file.id,
+                "container_id": file.container_id,
+                "path": file.path,
+                "bytes": file.size,
+                "sha256": file.sha256,
+                "media_type": file.media_type,
+                "url": content_path(file),
+            }
+            for file in found.files
+        ],
+        "tables": list(found.tables),
+        "skipped_files": [{"path": path, "reason": reason} for path, reason in found.skipped],
+    }
+
+
+def content_path(file: OutputFile) -> str:
+    """Return the path of a file's content in this API."""
+    return f"/v1/containers/{file.container_id}/files/{file.id}/content"
 
 
 def waiting_tool(tool_id: str, index: int, blocks: Sequence[InvokedBlock], status: str) -> Json:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 from service.api.chat.request import ChatRequest, DeferralOptions
 from service.api.errors import ApiError
+from service.api.files.containers import ContainerUse
 from service.api.sampling import end_token_ids, sampling_of
 from service.api.state import EpisodeStream, Server
 from service.api.tools.choice import ForcedCall, force_call
@@ -64,6 +66,8 @@ class PreparedChat:
     """Fields of the request without effect on this model."""
     code_tools: SessionTools | None = None
     """Tools that code may call."""
+    container: ContainerUse | None = None
+    """Container that lives across requests; None for one of each episode."""
 
     @property
     def schema_param(self) -> str | None:
@@ -124,7 +128,22 @@ class PreparedChat:
             answer=self._answer_lead,
             tools=self.code_tools,
             tool_wait_s=self.server.settings.tool_wait_s,
+            open_session=None if self.container is None else self.container.session,
         )
+
+    @asynccontextmanager
+    async def held_container(self) -> AsyncGenerator[None, None]:
+        """Hold the container of the request in the context. Raises as `ContainerUse.held`."""
+        if self.container is None:
+            yield
+            return
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.container.held(self.id))
+            except BaseException:  # the episodes, which would close the connections, never start
+                await self.close()
+                raise
+            yield
 
     def _thought_limit(self) -> ThoughtLimit | None:
         """Return the limit of a choice's thought; None if there is nothing to limit."""
@@ -147,9 +166,12 @@ class PreparedChat:
 
 
 async def prepare(
-    server: Server, request: ChatRequest, proven: Mapping[int, Sequence[int]] | None = None
+    server: Server,
+    request: ChatRequest,
+    proven: Mapping[int, Sequence[int]] | None = None,
+    container: ContainerUse | None = None,
 ) -> PreparedChat:
-    """Prepare ``request`` to run on ``server``, and connect to its MCP servers.
+    """Prepare ``request`` to run on ``server``, and connect to its MCP servers; see `prepare_with`.
 
     Raises:
         ApiError: as `prepare_with`; 400 or 424 for an MCP server that can't be used.
@@ -160,7 +182,7 @@ async def prepare(
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
     tools = await open_tools(server.mcp, request.mcp_tools) if request.deferred else None
     try:
-        return await prepare_with(server, request, tools, proven)
+        return await prepare_with(server, request, tools, proven, container)
     except BaseException:
         if tools is not None:
             await tools.close()
@@ -172,6 +194,7 @@ async def prepare_with(
     request: ChatRequest,
     tools: SessionTools | None,
     proven: Mapping[int, Sequence[int]] | None = None,
+    container: ContainerUse | None = None,
 ) -> PreparedChat:
     """Prepare ``request`` to run on ``server`` with ``tools`` for its code.
 
@@ -181,6 +204,7 @@ async def prepare_with(
         tools: tools that code may call. The caller closes them if this fails.
         proven: token ids of the messages that are replies of this server, by index; see
             `service.store.replies`. All other messages are encoded as plain text.
+        container: the request's container, if it lives across requests. The prompt lists its files.
 
     Raises:
         ApiError: 404 for an unknown model; 400 for a field above its limit, a prompt that doesn't fit, or a
@@ -194,7 +218,8 @@ async def prepare_with(
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
     policy = effective_policy(server, request.deferral)
     forced = force_call(request.tool_choice, request.callable_tools) if request.forces_call else None
-    prompt_ids = await render_prompt(server, request, proven, tools)
+    note = "" if container is None else container.note
+    prompt_ids = await render_prompt(server, request, proven, tools, note)
     prompt_end = server.engine.tokenizer.decode(prompt_ids[-8:])
     thinks = _thinks(server, request) or opens_thought(prompt_end)
     _check_thought(server, request, prompt_end, thinks=thinks)
@@ -228,6 +253,7 @@ async def prepare_with(
         thinks=thinks,
         ignored=tuple(_ignored(server, request, thinks=thinks)),
         code_tools=tools,
+        container=container,
     )
 
 
@@ -312,8 +338,11 @@ async def render_prompt(
     request: ChatRequest,
     proven: Mapping[int, Sequence[int]] | None = None,
     code_tools: SessionTools | None = None,
+    note: str = "",
 ) -> list[int]:
     """Return the prompt ids of ``request``; for ``proven`` see `prepare`.
+
+    ``note`` is appended to the last user message.
 
     Raises:
         ApiError: 400 if the chat template rejects the messages.
@@ -325,6 +354,9 @@ async def render_prompt(
         if is_current(ids, message.content or "", names, server.engine.tokenizer):
             turns[index]["content"] = [TokenIds(tuple(ids))]
             turns[index].pop("tool_calls", None)  # the ids contain the calls
+    last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+    if note and last is not None:
+        turns[last]["content"] = f"{turns[last]['content']}{note}"
     tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
     render = partial(
         server.runner.render,

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from service.api.files.choice import AutoContainer, ContainerChoice, OnExpired
 from service.api.sampling import EFFORT_TOKENS, SamplingRequest, TokenBudget, enables_thinking
 from service.api.tools.definitions import (
     AllowedChoice,
@@ -23,7 +24,16 @@ from service.api.tools.definitions import (
 )
 from service.api.tools.history import EarlierCall
 from service.api.tools.mcp import McpTool, check_labels
-from service.api.validation import Ignored, Label, OptionalContent, RequestModel, Strict, invalid, only
+from service.api.validation import (
+    FileParts,
+    Ignored,
+    Label,
+    OptionalContent,
+    RequestModel,
+    Strict,
+    invalid,
+    only,
+)
 from service.episode.tool_parser import loads
 
 _THOUGHT: Final = re.compile(r"\s*<think>\n*(.*?)\n*</think>\s*(.*)", re.DOTALL)
@@ -80,7 +90,7 @@ class ToolCall(RequestModel):
         return {**data, "function": {"name": custom.get("name"), "arguments": arguments}}
 
 
-class Message(RequestModel):
+class Message(FileParts):
     """One turn. All fields of a reply are accepted when it is sent back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -99,6 +109,8 @@ class Message(RequestModel):
     refusal: str | None = None
     """Used as the content of a message without any."""
     name: Annotated[object, Ignored()] = None
+    container: str | None = None
+    """Container of an earlier reply. Not part of the prompt."""
     audio: Annotated[object, Ignored()] = None
     annotations: Annotated[object, Ignored([])] = None
     function_call: Annotated[object, only()] = None
@@ -215,9 +227,15 @@ class DeferralOptions(Strict):
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
 
+    container: ContainerChoice | None = None
+    """A container that keeps its variables and files after the reply: ``{"type": "auto"}`` for a new one, or
+    the id that an earlier reply has in ``container``. Default: a container for this reply alone."""
+    on_expired: OnExpired | None = None
+    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+
     @model_validator(mode="after")
     def _together(self) -> Self:
-        names = ("eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
+        names = ("container", "eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
         given = [name for name in names if getattr(self, name) is not None]
         if self.enabled is False and given:
             raise invalid(f"'{given[0]}' configures code execution, but 'enabled' is false")
@@ -339,6 +357,16 @@ class ChatRequest(SamplingRequest):
     def offers_code(self) -> bool:
         """Whether the request has the tool for running code."""
         return any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
+
+    @property
+    def container_choice(self) -> tuple[str, str | AutoContainer] | None:
+        """Name and value of the field that asks for a container which outlives the reply; None if unset."""
+        if self.deferral.container is not None:
+            return "deferral.container", self.deferral.container
+        for index, tool in enumerate(self.tools or ()):
+            if isinstance(tool, CodeInterpreterTool) and tool.container != AutoContainer():
+                return f"tools[{index}].container", tool.container
+        return None
 
     @property
     def mcp_tools(self) -> list[McpTool]:

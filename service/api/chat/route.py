@@ -15,6 +15,9 @@ from service.api.chat.history import find_replies, store_reply
 from service.api.chat.prepare import PreparedChat, prepare
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError
+from service.api.files.choice import CurrentContainers, choose_container
+from service.api.files.containers import Containers, ContainerUse
+from service.api.files.inputs import file_part
 from service.api.schemas import COMPLETION
 from service.api.sse import until_disconnect
 from service.api.state import CurrentReplies, CurrentServer, Owner
@@ -33,16 +36,56 @@ _Store = Callable[[PreparedChat, Sequence[ChoiceBuilder]], Awaitable[None]]
 
 @router.post("/v1/chat/completions", response_class=JsonResponse, responses=COMPLETION)
 async def create_chat_completion(
-    body: ChatRequest, request: Request, server: CurrentServer, replies: CurrentReplies, owner: Owner
+    body: ChatRequest,
+    request: Request,
+    server: CurrentServer,
+    replies: CurrentReplies,
+    containers: CurrentContainers,
+    owner: Owner,
 ) -> Response:
     """Answer a conversation. Code that the model writes runs in a sandbox when the model asks for it."""
-    chat = await prepare(server, body, await find_replies(replies, owner, body))
+    container = await _container(containers, body, owner)
+    chat = await prepare(server, body, await find_replies(replies, owner, body), container)
     for name in chat.ignored:
         report_ignored(name)
     store = partial(_store_choices, replies, owner)
     if body.stream:
         return sse.EventStream(_stream(chat, store), server.settings.keep_alive_s)
     return JsonResponse(await until_disconnect(request.receive, _complete(chat, store)))
+
+
+async def _container(containers: Containers, request: ChatRequest, owner: str) -> ContainerUse | None:
+    """Return the container of the request if it has files or asks for one.
+
+    Raises:
+        ApiError: 400 if files or a container can't be used here, 404 for an unknown file or container.
+    """
+    parts = [
+        file_part(part, f"messages[{index}].{where}")
+        for index, message in enumerate(request.messages)
+        for where, part in message.file_parts
+    ]
+    param, choice = request.container_choice or ("deferral.container", None)
+    if choice is None and not parts:
+        return None
+    cause = param if choice is not None else parts[0].param
+    if not request.deferred:
+        raise ApiError(
+            400,
+            f"'{cause}': files and containers need code execution, which is off in this request.",
+            param=cause,
+            code="unsupported_parameter",
+        )
+    if request.choices > 1:
+        raise ApiError(
+            400,
+            f"'{cause}': it can't be combined with 'n' above 1.",
+            param=cause,
+            code="unsupported_parameter",
+        )
+    return await choose_container(
+        containers, choice, parts, owner, param=param, on_expired=request.deferral.on_expired
+    )
 
 
 async def _store_choices(
@@ -68,6 +111,8 @@ async def _complete(chat: PreparedChat, store: _Store) -> Json:
     }
     if chat.server.notice is not None and not chat.request.deferred:
         completion["notice"] = DEMO_WITHOUT_DEFERRAL
+    if chat.container is not None and chat.container.notice is not None:
+        completion["notice"] = chat.container.notice
     return completion
 
 
@@ -111,7 +156,7 @@ async def _deltas(
         schema_param=chat.schema_param,
         cleanup=chat.close,
     )
-    async with running as events:
+    async with chat.held_container(), running as events:
         roles = [(choice, ChoiceDelta({"role": "assistant", "content": ""})) for choice in choices]
         if chat.schema_param is None:
             for role in roles:
@@ -137,6 +182,7 @@ def _choices(chat: PreparedChat) -> list[ChoiceBuilder]:
             index,
             chat.reply(strict_calls=request.strict_tool_calls),
             chat.runner.engine.tokenizer if request.logprobs else None,
+            container=chat.container,
         )
         for index in range(request.choices)
     ]

@@ -51,6 +51,9 @@ async def recall(conversation: Conversation, store: ResponseStore, response_id: 
         )
     for turn in turns:
         conversation.add(_items.validate_python(turn.input))
+        for item in _output(turn):
+            if item["type"] == "code_interpreter_call":
+                conversation.note_container(str(item["container_id"]), str(item["id"]))
         if any(item["type"] == "function_call" for item in _output(turn)):
             output = _items.validate_python(_output(turn))
             conversation.add(output if turn.ids is None else [_reply_of(turn, turn.ids, output)])

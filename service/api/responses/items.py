@@ -11,11 +11,19 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from service.api.validation import Ignored, RequestModel, ResponseContent, Skipped, in_union, invalid
+from service.api.validation import (
+    FileParts,
+    Ignored,
+    RequestModel,
+    ResponseContent,
+    Skipped,
+    in_union,
+    invalid,
+)
 from service.common.json import Json
 from service.deferral.observation import executed_text
 from service.deferral.policy import DeferralPolicy
@@ -48,8 +56,8 @@ class Item(RequestModel):
         return {**self.model_dump(exclude_none=True), "id": item_id, "status": self.status or "completed"}
 
 
-class MessageItem(Item):
-    """One message. Parts of its content are joined without a separator."""
+class MessageItem(Item, FileParts):
+    """One message. Parts of its content are joined without a separator; files are taken out of it."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -58,9 +66,10 @@ class MessageItem(Item):
 
     def as_listed(self, item_id: str) -> Json:
         part: Json = {"type": "input_text", "text": self.content}
+        files = [dict(fields) for _, fields in self.file_parts]
         if self.role == "assistant":
             part = {"type": "output_text", "text": self.content, "annotations": [], "logprobs": []}
-        return {**super().as_listed(item_id), "content": [part]}
+        return {**super().as_listed(item_id), "content": [*files, part]}
 
 
 class ReasoningText(RequestModel):
@@ -81,6 +90,19 @@ class Reasoning(Item):
 class Logs(RequestModel):
     type: Literal["logs"]
     logs: str
+    tables: object = None
+    """HTML of tables, which the model doesn't read."""
+
+
+class Image(RequestModel):
+    """A figure, which the model doesn't read."""
+
+    type: Literal["image"]
+    url: str = ""
+
+    @property
+    def logs(self) -> str:
+        return ""
 
 
 class CodeInterpreterCall(Item):
@@ -89,7 +111,7 @@ class CodeInterpreterCall(Item):
     type: Literal["code_interpreter_call"]
     code: str = ""
     container_id: str = ""
-    outputs: list[Logs] | None = None
+    outputs: list[Annotated[Logs | Image, Field(discriminator="type")]] | None = None
     """None if the response didn't include them; they are then read from the store."""
 
 
@@ -273,6 +295,10 @@ class Conversation:
         self._text: list[str] = []
         self._calls: list[Json] = []
         self._thought: list[str] = []
+        self.container: tuple[str, str] | None = None
+        """Container and response of the last code that ran in it."""
+        self.file_parts: list[tuple[str, dict[str, Any]]] = []
+        """Path below the item and fields of the files of all messages."""
 
     def add_message(self, role: str, content: str) -> None:
         """Add a message with exactly this content."""
@@ -302,9 +328,11 @@ class Conversation:
                 self._text.append(item.content)
             case MessageItem():
                 self.add_message(item.role, item.content)
+                self.file_parts += item.file_parts
             case Reasoning():
                 self._thought += [part.text for part in item.content]
             case CodeInterpreterCall():
+                self.note_container(item.container_id, item.id)
                 if item.outputs is not None:  # without them the model was shown nothing
                     logs = "".join(output.logs for output in item.outputs)
                     self._text.append(executed_text(logs, self._tokenizer, self._policy))
@@ -317,6 +345,12 @@ class Conversation:
             case FunctionCallOutput() | CustomToolCallOutput():
                 self.add_message("tool", item.output)
                 self.messages[-1]["tool_call_id"] = item.call_id
+
+    def note_container(self, container_id: str, item_id: str | None) -> None:
+        """Note the container of a call of the code interpreter."""
+        response_id = None if item_id is None else response_of(item_id)
+        if response_id is not None and container_id.startswith("cntr_"):
+            self.container = (container_id, response_id)
 
     def _end_reply(self) -> None:
         if self._text or self._calls or self._thought:

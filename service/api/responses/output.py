@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.api.chat.choice_builder import logprob_item
+from service.api.chat.choice_builder import content_path, logprob_item
 from service.api.responses.items import output_item_id
 from service.common.json import Json, dumps
 from service.engines.base import Tokenizer
@@ -29,7 +29,7 @@ from service.episode.events import (
 )
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
-from service.sandbox.base import Status
+from service.sandbox.base import OutputFile, Status
 from service.tools.mcp.hub import Listing, SessionTools
 
 Events = list[Json]
@@ -84,6 +84,7 @@ class TextItem:
         self._logprobs: list[Json] = []
         self._wants_logprobs = logprobs
         self._seal = seal if thought else None
+        self._annotations: list[Json] = []
         self._name = "response.reasoning_text" if thought else "response.output_text"
         head: Json = {"type": "reasoning", "summary": []} if thought else {"type": "message"}
         role: Json = {} if thought else {"role": "assistant"}
@@ -106,14 +107,39 @@ class TextItem:
 
     def close(self, status: str) -> Events:
         text = "".join(self._pieces)
+        cited = [
+            self._event(
+                "response.output_text.annotation.added", annotation=annotation, annotation_index=index
+            )
+            for index, annotation in enumerate(self._annotations)
+        ]
         part = self._part(text)
         extra: Json = {} if self.thought else {"logprobs": self._logprobs}
         sealed: Json = {} if self._seal is None else {"encrypted_content": self._seal(text)}
         return [
+            *cited,
             self._event(f"{self._name}.done", text=text, **extra),
             self._event("response.content_part.done", part=part),
             self._output.done(self._index, status=status, content=[part], **sealed),
         ]
+
+    def cite(self, files: Sequence[OutputFile]) -> None:
+        """Annotate the text with ``files``, where it names them, else at its end."""
+        text = "".join(self._pieces)
+        for file in files:
+            filename = file.path.rpartition("/")[2]
+            start = next((at for name in (file.path, filename) if (at := text.find(name)) >= 0), len(text))
+            named = file.path if text.startswith(file.path, start) else filename
+            self._annotations.append(
+                {
+                    "type": "container_file_citation",
+                    "container_id": file.container_id,
+                    "file_id": file.id,
+                    "filename": filename,
+                    "start_index": start,
+                    "end_index": start + len(named) if start < len(text) else start,
+                }
+            )
 
     def _part(self, text: str) -> Json:
         if self.thought:
@@ -121,7 +147,7 @@ class TextItem:
         return {
             "type": "output_text",
             "text": text,
-            "annotations": [],
+            "annotations": list(self._annotations),
             "logprobs": list(self._logprobs) if self._wants_logprobs else [],
         }
 
@@ -223,8 +249,24 @@ class CodeItem:
         self._flushed = True
         return [self._code_done(), self._event("response.code_interpreter_call.interpreting")]
 
-    def finish(self, tool: ExecutedTool, container: str) -> Events:
-        """Add the output. The item's status reports the code's success; the call itself is completed."""
+    def finish(self, tool: ExecutedTool, container: str, base_url: str = "") -> Events:
+        """Add the output. The item's status reports the code's success; the call itself is completed.
+
+        Args:
+            tool: the flush.
+            container: name of its container.
+            base_url: address of this server, for links to figures.
+        """
+        logs: Json = {"type": "logs", "logs": tool.output}
+        outputs = [logs]
+        if tool.files is not None:
+            if tool.files.tables:
+                logs["tables"] = list(tool.files.tables)
+            outputs += [
+                {"type": "image", "url": base_url.rstrip("/") + content_path(file)}
+                for file in tool.files.files
+                if file.media_type.startswith("image/")
+            ]
         return [
             self._event("response.code_interpreter_call.completed"),
             self._output.done(
@@ -232,7 +274,7 @@ class CodeItem:
                 status=_STATUSES[tool.status],
                 code=self._code,
                 container_id=container,
-                outputs=[{"type": "logs", "logs": tool.output}],
+                outputs=outputs,
             ),
         ]
 
@@ -337,6 +379,7 @@ class OutputBuilder:
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
         seal: seals thoughts for the client to keep; None if it didn't ask for that.
         tools: tools of MCP servers that code may call.
+        base_url: address of this server, for links to files.
     """
 
     def __init__(
@@ -347,7 +390,11 @@ class OutputBuilder:
         tokenizer: Tokenizer | None = None,
         seal: Callable[[str], str] | None = None,
         tools: SessionTools | None = None,
+        base_url: str = "",
     ) -> None:
+        self._base_url = base_url
+        self._files: list[OutputFile] = []
+        """Files of the flushes since the last message, which the next one cites."""
         self.output = Output(response_id)
         self.reply = reply
         self._tokenizer = tokenizer
@@ -392,8 +439,10 @@ class OutputBuilder:
             case FlushFinished(tool):
                 assert self._code is not None  # noqa: S101
                 self._container = tool.container or ""
-                events += self._code.finish(tool, self._container)
+                events += self._code.finish(tool, self._container, self._base_url)
                 self._code = None
+                if tool.files is not None:
+                    self._files += tool.files.files
             case ToolCalled(call):
                 events += self._add_call(call)
             case Finished(outcome):
@@ -463,7 +512,12 @@ class OutputBuilder:
 
     def _close_text(self, status: str) -> Events:
         text, self._text = self._text, None
-        return [] if text is None else text.close(status)
+        if text is None:
+            return []
+        if not text.thought:
+            text.cite(self._files)
+            self._files = []
+        return text.close(status)
 
 
 def response_usage(usage: Usage) -> Json:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import ValidationError
 
 from service.api.chat.prepare import PreparedChat, prepare_with
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError, api_error_of
+from service.api.files.choice import AutoContainer, choose_container
+from service.api.files.containers import Containers, ContainerUse
+from service.api.files.inputs import FilePart, file_part, resolve
 from service.api.responses.history import recall, resolved, with_stored_replies
 from service.api.responses.items import (
     PREFIXES,
     Conversation,
     InputItem,
+    MessageItem,
     Reasoning,
     ReasoningText,
     SkippedItem,
@@ -35,6 +40,7 @@ from service.api.tools.definitions import AllowedCode, AllowedServer
 from service.api.tools.mcp import McpTool, open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
+from service.store.files import FileStore
 from service.store.responses import ResponseStore
 from service.tools.mcp.hub import SessionTools
 
@@ -62,6 +68,8 @@ class PreparedResponse:
     items: list[InputItem]
     """The request's input, with references resolved."""
     chat: PreparedChat
+    base_url: str = ""
+    """Address of this server, for links to files."""
 
     @property
     def schema_param(self) -> str | None:
@@ -86,6 +94,7 @@ class PreparedResponse:
             tokenizer=chat.runner.engine.tokenizer if LOGPROBS in include else None,
             seal=self._seal if SEALED in include else None,
             tools=chat.code_tools,
+            base_url=self.base_url,
         )
 
     def _seal(self, text: str) -> str:
@@ -93,7 +102,14 @@ class PreparedResponse:
 
 
 async def prepare_response(
-    server: Server, store: ResponseStore, request: ResponseRequest, *, response_id: str, owner: str
+    server: Server,
+    store: ResponseStore,
+    request: ResponseRequest,
+    *,
+    response_id: str,
+    owner: str,
+    containers: Containers,
+    base_url: str = "",
 ) -> PreparedResponse:
     """Prepare ``request`` to run on ``server``.
 
@@ -105,16 +121,27 @@ async def prepare_response(
     conversation = Conversation(server.engine.tokenizer, server.runner.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
+    earlier_parts = [file_part(fields, "previous_response_id") for _, fields in conversation.file_parts]
     items = [
         _opened(item, server.seal, owner, request.model)
         for item in await resolved(request.input, store, owner)
     ]
+    if request.code_tool is None or not request.runs_code:
+        _reject_files(items)
+    items, parts = await _with_stored_files(containers.files, items, owner)
     conversation.add(await with_stored_replies(items, store, owner))
     server.check_model(request.model)
+    container = await _container(
+        containers,
+        request,
+        [*await _still_there(containers, earlier_parts, owner), *parts],
+        conversation,
+        owner,
+    )
     opens_tools = request.runs_code and not request.forces_call
     tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
     try:
-        chat = await _fitting(server, request, conversation, tools)
+        chat = await _fitting(server, request, conversation, tools, container)
     except BaseException:
         if tools is not None:
             await tools.close()
@@ -122,7 +149,70 @@ async def prepare_response(
     for name in chat.ignored:
         report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
-    return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id))
+    return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id), base_url)
+
+
+def _reject_files(items: list[InputItem]) -> None:
+    for index, item in enumerate(items):
+        if isinstance(item, MessageItem) and item.file_parts:
+            param = f"input[{index}].{item.file_parts[0][0]}"
+            raise _unsupported(param, "parts of type 'input_file' need the tool 'code_interpreter'")
+
+
+async def _with_stored_files(
+    files: FileStore, items: list[InputItem], owner: str
+) -> tuple[list[InputItem], list[FilePart]]:
+    """Store the files that were sent inside messages, and return the items with their ids instead."""
+    found: list[FilePart] = []
+    result: list[InputItem] = []
+    for index, item in enumerate(items):
+        if isinstance(item, MessageItem) and item.file_parts:
+            parts = [file_part(fields, f"input[{index}].{where}") for where, fields in item.file_parts]
+            stored = [
+                replace(part, file_id=file.id, file_data=None, filename=file.filename)
+                for part, file in zip(parts, await resolve(files, parts, owner), strict=True)
+            ]
+            found += stored
+            listed: list[Json] = [
+                {"type": "input_file", "file_id": part.file_id, "filename": part.filename} for part in stored
+            ]
+            result.append(item.with_files(listed))
+        else:
+            result.append(item)
+    return result, found
+
+
+async def _still_there(containers: Containers, parts: list[FilePart], owner: str) -> list[FilePart]:
+    """Return the files of earlier turns that were not deleted in the meantime."""
+    ids = {part.file_id for part in parts if part.file_id is not None}
+    known = {file.id for file in await containers.files.get_all(ids, owner)} if ids else set()
+    return [part for part in parts if part.file_id in known]
+
+
+async def _container(
+    containers: Containers,
+    request: ResponseRequest,
+    parts: list[FilePart],
+    conversation: Conversation,
+    owner: str,
+) -> ContainerUse | None:
+    """Return the container in which the response's code runs, if it lives across requests."""
+    tool = request.code_tool
+    if tool is None or not request.runs_code:
+        return None
+    is_plain = tool.container == AutoContainer() and not parts
+    if not containers.enabled and is_plain:
+        return None  # a container for this response alone
+    index = (request.tools or []).index(tool)
+    return await choose_container(
+        containers,
+        tool.container,
+        parts,
+        owner,
+        param=f"tools[{index}].container",
+        on_expired=None if request.deferral is None else request.deferral.on_expired,
+        previous=conversation.container,
+    )
 
 
 def _opened(item: InputItem, seal: Seal, owner: str, model: str) -> InputItem:
@@ -170,12 +260,16 @@ def _unsupported(param: str, why: str) -> ApiError:
 
 
 async def _fitting(
-    server: Server, request: ResponseRequest, conversation: Conversation, tools: SessionTools | None
+    server: Server,
+    request: ResponseRequest,
+    conversation: Conversation,
+    tools: SessionTools | None,
+    container: ContainerUse | None,
 ) -> PreparedChat:
     """Prepare the chat request; with ``truncation: auto``, of the longest fitting end of the conversation."""
     messages = conversation.messages
     try:
-        return await _prepare_chat(server, request, conversation, 0, tools)
+        return await _prepare_chat(server, request, conversation, 0, tools, container)
     except ApiError as error:
         if request.truncation != "auto" or error.code != "context_length_exceeded":
             raise
@@ -186,7 +280,8 @@ async def _fitting(
     while few <= many:
         half = (few + many) // 2
         try:
-            chat = await _prepare_chat(server, request, conversation, _whole_from(messages, half), tools)
+            start = _whole_from(messages, half)
+            chat = await _prepare_chat(server, request, conversation, start, tools, container)
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
@@ -210,6 +305,7 @@ async def _prepare_chat(
     conversation: Conversation,
     start: int,
     tools: SessionTools | None,
+    container: ContainerUse | None,
 ) -> PreparedChat:
     """Prepare the chat request for the conversation from message ``start`` on."""
     messages = conversation.messages[start:]
@@ -225,7 +321,7 @@ async def _prepare_chat(
         detail = error.errors()[0]
         raise _renamed(api_error_of(detail, detail["loc"], fields)) from None
     try:
-        return await prepare_with(server, chat, tools, proven)
+        return await prepare_with(server, chat, tools, proven, container)
     except ApiError as error:
         raise _renamed(error) from None
 
@@ -281,7 +377,9 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
 def _code_options(server: Server, request: ResponseRequest) -> Json:
     if not request.runs_code:
         return {}
-    options = {} if request.deferral is None else request.deferral.model_dump(exclude_none=True)
+    options: dict[str, Any] = {}
+    if request.deferral is not None:
+        options = request.deferral.model_dump(exclude_none=True, exclude={"on_expired"})
     if request.max_tool_calls is not None:
         # One turn for each call and a last one without, up to the usual limit.
         most = options.get("max_turns") or server.settings.max_turns or server.runner.policy.max_turns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Final
 
 import structlog
@@ -48,6 +49,8 @@ class Responses:
         self._seconds_kept = days * _DAY_S
         self._maintenance = StoreMaintenance(self.store, max_bytes=max_bytes)
         self._loop: asyncio.Task[None] | None = None
+        self.cleaners: list[Callable[[], Awaitable[object]]] = []
+        """Clean-ups of other tables of the store, run together with those of the responses."""
 
     async def start(self) -> None:
         """Open the store, and mark responses that an earlier server left running as failed.
@@ -121,6 +124,8 @@ class Responses:
         await self._maintenance.expire()
         await self._maintenance.shrink()
         await self.replies.clean()
+        for clean in self.cleaners:
+            await clean()
 
 
 async def _responses_of(request: Request) -> Responses:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from service.api.files.choice import OnExpired
 from service.api.responses.items import Input
 from service.api.sampling import TokenBudget, enables_thinking
 from service.api.structured_outputs import StructuredOutputs
@@ -195,6 +196,8 @@ class CodeOptions(Strict):
     unflushed: Literal["drop", "run"] | None = None
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
+    on_expired: OnExpired | None = None
+    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
 
 
 class ResponseRequest(RequestBody):
@@ -320,6 +323,12 @@ class ResponseRequest(RequestBody):
             return found
         labels = {tool.server_label for tool in choice.tools if isinstance(tool, AllowedServer)}
         return [tool for tool in found if tool.server_label in labels]
+
+    @property
+    def code_tool(self) -> CodeInterpreterTool | None:
+        """The tool that lets the model run code."""
+        tools = (tool for tool in self.tools or () if isinstance(tool, CodeInterpreterTool))
+        return next(tools, None)
 
     @property
     def functions(self) -> list[ResponseFunctionTool]:

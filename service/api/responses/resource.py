@@ -49,6 +49,7 @@ class Resource:
         request, chat = self.prepared.request, self.prepared.chat
         sampling = chat.sampling
         choice = request.tool_choice
+        container_notice = None if chat.container is None else chat.container.notice
         has_notice = chat.server.notice is not None and not request.runs_code
         return {
             "id": self.prepared.id,
@@ -90,6 +91,7 @@ class Resource:
             "user": request.user,
             "metadata": request.metadata or {},
             **({"notice": DEMO_WITHOUT_DEFERRAL} if has_notice else {}),
+            **({"notice": container_notice} if container_notice is not None else {}),
         }
 
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api import sse
 from service.api.errors import ApiError
+from service.api.files.choice import CurrentContainers
 from service.api.responses.items import is_response_id, new_response_id
 from service.api.responses.prepare import prepare_response
 from service.api.responses.registry import CurrentResponses, Responses
@@ -27,13 +28,24 @@ router = APIRouter(tags=["Responses"])
 
 @router.post("/v1/responses", response_class=JsonResponse)
 async def create_response(
-    body: ResponseRequest, request: Request, server: CurrentServer, responses: CurrentResponses, owner: Owner
+    body: ResponseRequest,
+    request: Request,
+    server: CurrentServer,
+    responses: CurrentResponses,
+    containers: CurrentContainers,
+    owner: Owner,
 ) -> Response:
     """Create a response. With the tool ``code_interpreter``, the model may run code in a sandbox."""
     if body.background:
         responses.background.check_room()
     prepared = await prepare_response(
-        server, responses.store, body, response_id=new_response_id(), owner=owner
+        server,
+        responses.store,
+        body,
+        response_id=new_response_id(),
+        owner=owner,
+        containers=containers,
+        base_url=str(request.base_url),
     )
     include: Collection[str] = body.include or ()
     run = ResponseRun(prepared, "queued" if body.background else "in_progress", responses.store_ended)

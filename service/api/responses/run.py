@@ -80,7 +80,7 @@ class ResponseRun:
             schema_param=prepared.schema_param,
             cleanup=chat.close,
         )
-        async with running as episode:
+        async with chat.held_container(), running as episode:
             self._admitted = True
             if self.resource.status != "queued":
                 yield self.lifecycle("created")

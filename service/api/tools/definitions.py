@@ -9,8 +9,9 @@ from typing import Annotated, Final, Literal, Self
 import jsonschema_rs
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
+from service.api.files.choice import AutoContainer, ContainerChoice
 from service.api.tools.mcp import McpTool
-from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid, only
+from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid
 from service.common.json import Json
 from service.common.json_schema import compile_schema, first_error
 
@@ -51,25 +52,19 @@ class FunctionTool(RequestModel):
     function: Function
 
 
-class AutoContainer(Strict):
-    """A container that is assigned when code first runs and removed after the response."""
-
-    type: Literal["auto"] = "auto"
-    file_ids: Annotated[object, only([])] = None
-    memory_limit: Annotated[object, only()] = None
-    network_policy: Annotated[object, only({"type": "disabled"})] = None
-
-
 class CodeInterpreterTool(RequestModel):
     """The tool that lets the model run code."""
 
     type: Literal["code_interpreter"]
-    container: AutoContainer = AutoContainer()
+    container: ContainerChoice = AutoContainer()
+    """``auto``, or the id of a container. In responses ``auto`` is the container of the conversation."""
     allowed_callers: Annotated[object, Ignored(["direct"])] = None
 
     def to_response(self) -> Json:
         """Return the value in the response object."""
-        return {"type": self.type, "container": {"type": "auto"}}
+        if isinstance(self.container, str):
+            return {"type": self.type, "container": self.container}
+        return {"type": self.type, "container": self.container.model_dump(exclude_none=True)}
 
 
 class SkippedTool(Skipped):

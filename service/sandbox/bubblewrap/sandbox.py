@@ -25,9 +25,10 @@ from pydantic import Field
 
 from service.sandbox.base import SandboxError
 from service.sandbox.isolation_checks import isolation_checks
-from service.sandbox.session import PooledSandbox
+from service.sandbox.pooled_sandbox import PooledSandbox
 from service.sandbox.settings import PoolSettings
 from service.sandbox.worker_program import (
+    INPUTS,
     MASKED_PATHS,
     address_space_bytes,
     compile_profile,
@@ -150,6 +151,7 @@ def command(settings: ProcessSandboxSettings, seccomp: int, uid: int) -> list[st
             arguments += ["--ro-bind", "/dev/null", path]
     for folder in ("/tmp", "/sandbox", "/dev/shm"):  # noqa: S108
         arguments += ["--perms", "1777", "--size", disk, "--tmpfs", folder]
+    arguments += ["--perms", "0755", "--size", str(settings.inputs_mb << 20), "--tmpfs", INPUTS]
     arguments += ["--remount-ro", "/", "--chdir", "/opt/sandbox"]
     for name, value in (("PYTHONHASHSEED", "0"), ("LANG", "C.UTF-8"), ("OMP_NUM_THREADS", "1")):
         arguments += ["--setenv", name, value]

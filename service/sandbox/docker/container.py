@@ -21,15 +21,7 @@ from service.sandbox.base import SandboxError
 from service.sandbox.docker.container_config import create_arguments
 from service.sandbox.docker.freezer import Freezer, FreezerCgroup
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
-from service.sandbox.worker_protocol import (
-    MAX_FRAME_BYTES,
-    Channel,
-    DockerStream,
-    Ready,
-    Result,
-    Settled,
-    ToolCall,
-)
+from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Reply
 
 _FREEZE_S: Final = 1.0
 """Time within which all processes of a container must be frozen, also on a busy machine."""
@@ -120,6 +112,8 @@ class Container(Channel):
         self._cgroup: FreezerCgroup | None = None
         self._frozen_at: float | None = None
         """Time of ``freeze``, on the monotonic clock; None if the container runs."""
+        self._is_paused = False
+        """Docker has paused the container."""
 
     @classmethod
     async def start(
@@ -177,11 +171,15 @@ class Container(Channel):
         return self._cgroup is not None
 
     async def send(self, message: dict[str, Any]) -> None:
-        self._thaw()
+        await self.resume()
         await super().send(message)
 
+    async def send_bytes(self, data: bytes) -> None:
+        await self.resume()
+        await super().send_bytes(data)
+
     def freeze(self) -> None:
-        if self._cgroup is not None:
+        if self._cgroup is not None and self._frozen_at is None:
             self._frozen_at = time.monotonic()
             with contextlib.suppress(OSError):  # the container has ended, which the next ``receive`` reports
                 self._cgroup.freeze()
@@ -195,7 +193,21 @@ class Container(Channel):
             self._cgroup.thaw()
         self._frozen_at = None
 
-    async def receive(self) -> Ready | Result | Settled | ToolCall:
+    async def suspend(self) -> None:
+        """See ``SandboxWorker.suspend``. Without the freezer Docker pauses the container."""
+        if self._cgroup is not None:
+            self.freeze()
+        elif not self._is_paused:
+            self._is_paused = True  # before: a request that timed out may still succeed
+            await self._daemon.call(lambda client: client.pause(self.id))
+
+    async def resume(self) -> None:
+        self._thaw()
+        if self._is_paused:
+            await self._daemon.call(lambda client: client.unpause(self.id))
+            self._is_paused = False
+
+    async def receive(self) -> Reply:
         try:
             return await super().receive()
         except SandboxError as error:
@@ -206,6 +218,11 @@ class Container(Channel):
     def close(self) -> None:
         self._thaw()  # a frozen supervisor would not notice that its channel is closed
         super().close()
+
+    async def resize(self, memory_mb: int) -> None:
+        limit = memory_mb << 20
+        options = {"mem_limit": limit, "memswap_limit": limit}  # together: no swap
+        await self._daemon.call(lambda client: client.update_container(self.id, **options))
 
     async def destroy(self) -> None:
         self.close()

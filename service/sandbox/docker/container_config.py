@@ -10,7 +10,9 @@ from typing import Any
 
 from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.worker_program import (
+    INPUTS,
     MASKED_PATHS,
+    WORK,
     address_space_bytes,
     fresh_uid,
     image_folder,
@@ -27,6 +29,7 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
     """Return the body of Docker's "create a container" request."""
     disk = f"rw,noexec,nosuid,nodev,size={settings.disk_mb}m,nr_inodes={settings.max_files},mode=1777"
     shared = f"rw,noexec,nosuid,nodev,size={settings.shared_memory_mb}m,nr_inodes=256,mode=1777"
+    inputs = f"rw,noexec,nosuid,nodev,size={settings.inputs_mb}m,nr_inodes=256,mode=0755"
     memory, pids = settings.memory_mb << 20, settings.pids
     worker = {**worker_config(settings, fresh_uid()), "processes": settings.pids}
     if settings.runtime == _GVISOR:
@@ -46,7 +49,7 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
     host = {
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
-        "Tmpfs": {"/tmp": disk, "/sandbox": disk, "/dev/shm": shared},  # noqa: S108
+        "Tmpfs": {"/tmp": disk, WORK: disk, INPUTS: inputs, "/dev/shm": shared},  # noqa: S108
         "ShmSize": settings.shared_memory_mb << 20,
         "Memory": memory,
         "MemorySwap": memory,  # memory and swap together: no swap

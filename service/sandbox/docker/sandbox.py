@@ -17,7 +17,7 @@ from service.sandbox.docker.container import Container, Daemon, remove_container
 from service.sandbox.docker.freezer import Freezer
 from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.isolation_checks import isolation_checks
-from service.sandbox.session import PooledSandbox
+from service.sandbox.pooled_sandbox import PooledSandbox
 
 _APP = "ih-grpo.app"
 _APP_VALUE = "sandbox"

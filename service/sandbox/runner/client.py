@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import ssl
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +20,7 @@ from typing import TypeVar
 from pydantic import SecretStr
 
 from service.sandbox.base import ExecutionResult, QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.files import Display, FileChanges, WorkFile
 from service.sandbox.runner import protocol
 from service.sandbox.runner.balancer import RunnerBalancer
 from service.sandbox.runner.connection import ConnectionLostError, Endpoint, RunnerConnection
@@ -59,6 +62,10 @@ class RunnerClientSettings:
     """Time between two health checks of a runner that answers."""
     ping_interval_s: float = 10.0
     """Time between two pings on a connection, and the time within which the runner must answer one."""
+    files_timeout_s: float = 60.0
+    """Time for a request about files, without the transfer of an input."""
+    input_timeout_s: float = 600.0
+    """Time for the transfer of one input."""
 
 
 class RunnerClient:
@@ -101,6 +108,10 @@ class RunnerClient:
     def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> RunnerSession:
         """Return a session that leases its container at the first ``invoke``. This process runs the tools."""
         return RunnerSession(self._balancer, limits, self._settings, self._connected, tools)
+
+    def file_session(self, limits: SessionLimits) -> RunnerFileSession:
+        """Return a session with files."""
+        return RunnerFileSession(self._balancer, limits, self._settings, self._connected)
 
     async def ready(self) -> bool:
         """Return whether a runner has containers. Answers within two seconds and never raises."""
@@ -172,6 +183,7 @@ class RunnerSession:
         self._host: RunnerHost | None = None
         self._lost: str | None = None
         self._cancelled = False
+        self._file_options: protocol.FileOptions | None = None
         self._leased = False
         """The session has a container, so further blocks need not wait for their replies."""
         self._closed = False
@@ -201,14 +213,16 @@ class RunnerSession:
                     self._connection.send_nowait(request, timeout_s=self._settings.invoke_timeout_s)
                 )
             else:
-                await self._invoke_first(request)
+                await self._lease_with(request, protocol.InvokedReply)
         except ConnectionLostError as error:
             self._lost = str(error)
         except protocol.MessageError as error:
             raise SandboxError(str(error)) from None
 
-    async def _invoke_first(self, request: protocol.InvokeRequest) -> None:
-        """Send the block that leases a container. If a runner has none, try the others.
+    async def _lease_with(
+        self, request: protocol.InvokeRequest | protocol.LeaseRequest, expected: type[R]
+    ) -> None:
+        """Send the request that leases a container. If a runner has none, try the others.
 
         Raises:
             QueueTimeoutError, SandboxError: no runner had a container. Nothing ran.
@@ -221,7 +235,7 @@ class RunnerSession:
             connection = self._connection or await self._connect()
             try:
                 timeout_s = connection.queue_timeout_s + self._settings.invoke_timeout_s
-                await self._request(connection, request, protocol.InvokedReply, timeout_s)
+                await self._request(connection, request, expected, timeout_s)
             except ConnectionLostError:
                 raise
             except SandboxError as error:
@@ -239,7 +253,9 @@ class RunnerSession:
         if len(avoid) == len(self._balancer.hosts):
             return False
         try:
-            host, connection, granted = await self._balancer.open(self._limits, self._tools, avoid=avoid)
+            host, connection, granted = await self._balancer.open(
+                self._limits, self._tools, files=self._file_options, avoid=avoid
+            )
         except SandboxError:
             return False
         former = self._connection
@@ -284,7 +300,9 @@ class RunnerSession:
         self._disconnected()
 
     async def _connect(self) -> RunnerConnection:
-        host, connection, granted = await self._balancer.open(self._limits, self._tools)
+        host, connection, granted = await self._balancer.open(
+            self._limits, self._tools, files=self._file_options
+        )
         return self._adopt(host, connection, granted)
 
     def _adopt(
@@ -319,4 +337,110 @@ class RunnerSession:
             return await work
         except asyncio.CancelledError:
             self._lost, self._cancelled = "an earlier call was cancelled, which ended its session", True
+            raise
+
+
+class RunnerFileSession(RunnerSession):
+    """A session with files that lives in the runner. The open connection keeps it between requests."""
+
+    def __init__(
+        self,
+        balancer: RunnerBalancer,
+        limits: SessionLimits,
+        settings: RunnerClientSettings,
+        connected: set[RunnerSession],
+    ) -> None:
+        super().__init__(balancer, limits, settings, connected)
+        self._file_options = protocol.FileOptions(memory_mb=limits.memory_mb)
+
+    @property
+    def is_alive(self) -> bool:
+        connection = self._connection
+        return self._leased and self._lost is None and connection is not None and connection.is_open
+
+    async def lease(self) -> None:
+        if self._closed:
+            raise SandboxError("the session is closed")
+        if self._lost is not None:
+            self._disconnected(lost=not self._cancelled)
+            self._lost, self._cancelled = None, False
+        await self._lease_with(protocol.LeaseRequest(), protocol.DoneReply)
+
+    async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
+        self._limits, self._tools = replace(limits, memory_mb=self._limits.memory_mb), tools
+        self._run_limit_s = limits.run_limit_s
+        if self._connection is not None:
+            self._connection.use_tools(tools)
+        if self.is_alive:
+            await self._ask(
+                protocol.ConfigureRequest(
+                    run_limit_s=limits.run_limit_s,
+                    eager=limits.eager,
+                    tool_wait_s=limits.tool_wait_s,
+                    tool_calls=limits.tool_calls,
+                    tools=() if tools is None else tuple(tools.specs),
+                    figures=limits.figures,
+                )
+            )
+
+    async def put(self, name: str, size: int, content: AsyncIterator[bytes]) -> None:
+        request = protocol.PutRequest(name=name, size=size)
+        work = self._alive().put(request, content, timeout_s=self._settings.input_timeout_s)
+        try:
+            reply = await self._note_cancellation(work)
+        except ConnectionLostError as error:
+            self._lost = str(error)
+            raise
+        if reply.error is not None:
+            raise ValueError(reply.error)
+
+    async def remove(self, name: str) -> None:
+        await self._ask(protocol.RemoveRequest(name=name))
+
+    async def changes(self) -> FileChanges:
+        return (await self._asked(protocol.ChangesRequest(), protocol.ChangesReply)).changes
+
+    async def read(self, item: WorkFile | Display) -> AsyncGenerator[bytes, None]:
+        digest = hashlib.sha256()
+        request = protocol.ReadRequest(item=item)
+        chunks = self._alive().read(request, timeout_s=self._settings.input_timeout_s)
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    digest.update(chunk)
+                    yield chunk
+        except ConnectionLostError as error:
+            self._lost = str(error)
+            raise
+        if digest.hexdigest() != item.sha256:
+            raise SandboxError("the runner returned another content than it had listed")
+
+    async def park(self) -> None:
+        if self.is_alive:
+            self._alive().cancel_calls()
+            await self._ask(protocol.ParkRequest(freeze=False))
+
+    async def freeze(self) -> None:
+        await self._ask(protocol.ParkRequest(freeze=True))
+
+    async def resume(self) -> None:
+        await self._ask(protocol.ResumeRequest())
+
+    def _alive(self) -> RunnerConnection:
+        if not self.is_alive or self._connection is None:
+            raise SandboxError(self._lost or "the session has no container")
+        return self._connection
+
+    async def _ask(self, request: protocol.FileRequest) -> None:
+        reply = await self._asked(request, protocol.DoneReply)
+        if reply.error is not None:
+            raise ValueError(reply.error)
+
+    async def _asked(self, request: protocol.FileRequest, expected: type[R]) -> R:
+        try:
+            return await self._request(self._alive(), request, expected, self._settings.files_timeout_s)
+        except SandboxError as error:
+            self._leased = False
+            if isinstance(error, ConnectionLostError):
+                self._lost = str(error)
             raise

@@ -7,13 +7,16 @@ import contextlib
 import json
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Final, cast
 
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from service.sandbox.base import Sandbox, SandboxError, Session, SessionLimits
+from service.sandbox.files import FileSandbox, FileSession
 from service.sandbox.runner import protocol
 from service.sandbox.runner.admission import SessionAdmission
 from service.sandbox.runner.metrics import RunnerMetrics
@@ -21,6 +24,8 @@ from service.sandbox.runner.settings import RunnerSettings
 from service.tools.base import ToolError, ToolSpec
 
 _log = structlog.get_logger(__name__)
+_CHUNKS_AHEAD: Final = 4
+_Request = protocol.InvokeRequest | protocol.FlushRequest | protocol.FileRequest
 
 
 class ClientTools:
@@ -81,6 +86,10 @@ class Lease:
         self._settings = settings
         self._admitted = False
         self._tools: ClientTools | None = None
+        self._has_files = False
+        self._bytes_due = 0
+        """Bytes of an input that the client has announced and not sent yet."""
+        self._chunks: asyncio.Queue[bytes] = asyncio.Queue(maxsize=_CHUNKS_AHEAD)
 
     async def serve(self) -> None:
         """Answer requests until the client leaves or violates the protocol, or the lease expires."""
@@ -101,14 +110,8 @@ class Lease:
             return
         if not isinstance(message, protocol.OpenRequest):
             raise protocol.MessageError("type: the first message must be open")
-        limits = SessionLimits(
-            min(message.run_limit_s, self._settings.max_run_limit_s),
-            message.eager,
-            tool_wait_s=min(message.tool_wait_s, self._settings.max_tool_wait_s),
-            tool_calls=message.tool_calls,
-        )
-        self._tools = ClientTools(message.tools, self._send) if message.tools else None
-        session = self._sandbox.session(limits, *([self._tools] if self._tools is not None else []))
+        limits = self._granted(message)
+        session = self._open(message, limits)
         try:
             await self._send(
                 protocol.OpenedReply(
@@ -124,20 +127,45 @@ class Lease:
             if self._admitted:
                 self._admission.leave()
 
+    def _granted(self, request: protocol.OpenRequest | protocol.ConfigureRequest) -> SessionLimits:
+        return SessionLimits(
+            run_limit_s=min(request.run_limit_s, self._settings.max_run_limit_s),
+            eager=request.eager,
+            tool_wait_s=min(request.tool_wait_s, self._settings.max_tool_wait_s),
+            tool_calls=request.tool_calls,
+        )
+
+    def _client_tools(self, request: protocol.OpenRequest | protocol.ConfigureRequest) -> ClientTools | None:
+        """Return the tools of the following flushes. From now on, results belong to their calls."""
+        self._tools = ClientTools(request.tools, self._send) if request.tools else None
+        return self._tools
+
+    def _open(self, request: protocol.OpenRequest, limits: SessionLimits) -> Session:
+        if request.files is None:
+            tools = self._client_tools(request)
+            return self._sandbox.session(limits, *([tools] if tools is not None else []))
+        if not isinstance(self._sandbox, FileSandbox):
+            raise protocol.MessageError("files: this sandbox has no sessions with files")
+        self._has_files = True
+        return self._sandbox.file_session(replace(limits, memory_mb=request.files.memory_mb))
+
     async def _answer_requests(self, session: Session) -> None:
         """Keep reading while a request is answered, so that a disconnect is noticed immediately."""
-        requests: asyncio.Queue[protocol.InvokeRequest | protocol.FlushRequest] = asyncio.Queue(
-            maxsize=protocol.MAX_AHEAD
-        )
+        requests: asyncio.Queue[_Request] = asyncio.Queue(maxsize=protocol.MAX_AHEAD)
         worker = asyncio.create_task(self._answer_all(session, requests))
         try:
-            while not isinstance(message := await self._receive(), protocol.CloseRequest):
+            while not isinstance(message := await self._receive_any(), protocol.CloseRequest):
+                if isinstance(message, bytes):
+                    await self._chunks.put(message)
+                    continue
                 if isinstance(message, protocol.OpenRequest):
                     raise protocol.MessageError("type: open may be sent only once")
                 if isinstance(message, protocol.ToolResultMessage):
                     if self._tools is not None:
                         self._tools.answer(message)
                     continue
+                if isinstance(message, protocol.PutRequest):
+                    self._bytes_due = message.size
                 requests.put_nowait(message)
         except asyncio.QueueFull:
             raise protocol.MessageError(
@@ -147,9 +175,7 @@ class Lease:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
 
-    async def _answer_all(
-        self, session: Session, requests: asyncio.Queue[protocol.InvokeRequest | protocol.FlushRequest]
-    ) -> None:
+    async def _answer_all(self, session: Session, requests: asyncio.Queue[_Request]) -> None:
         try:
             while True:
                 await self._send(await self._answer(session, await requests.get()))
@@ -160,10 +186,10 @@ class Lease:
             )
             await self._disconnect(protocol.CLOSE_INTERNAL, "the runner failed; see its log")
 
-    async def _answer(
-        self, session: Session, request: protocol.InvokeRequest | protocol.FlushRequest
-    ) -> protocol.RunnerReply:
+    async def _answer(self, session: Session, request: _Request) -> protocol.RunnerReply:
         try:
+            if not isinstance(request, protocol.InvokeRequest | protocol.FlushRequest):
+                return await self._answer_file_request(cast("FileSession", session), request)
             if isinstance(request, protocol.FlushRequest):
                 result = await session.flush()
                 self._metrics.flushes.labels(result.status).inc()
@@ -178,6 +204,58 @@ class Lease:
             return reply
         return protocol.InvokedReply()
 
+    async def _answer_file_request(
+        self, session: FileSession, request: protocol.FileRequest
+    ) -> protocol.RunnerReply:
+        """Answer a request of a session with files.
+
+        Raises:
+            SandboxError: the container is lost, or none became free.
+        """
+        if not self._has_files:
+            raise SandboxError("the session was opened without files")
+        try:
+            match request:
+                case protocol.LeaseRequest():
+                    await self._admit()
+                    await session.lease()
+                case protocol.ConfigureRequest():
+                    limits = replace(self._granted(request), figures=request.figures)
+                    await session.configure(limits, self._client_tools(request))
+                case protocol.PutRequest():
+                    await self._put(session, request)
+                case protocol.RemoveRequest():
+                    await session.remove(request.name)
+                case protocol.ChangesRequest():
+                    return protocol.ChangesReply(changes=await session.changes())
+                case protocol.ReadRequest():
+                    async with aclosing(session.read(request.item)) as chunks:
+                        async for chunk in chunks:
+                            await self._websocket.send_bytes(chunk)
+                case protocol.ParkRequest():
+                    await (session.freeze() if request.freeze else session.park())
+                case protocol.ResumeRequest():
+                    await session.resume()
+        except ValueError as error:
+            return protocol.done_reply(error)
+        return protocol.done_reply()
+
+    async def _put(self, session: FileSession, request: protocol.PutRequest) -> None:
+        left = request.size
+
+        async def content() -> AsyncGenerator[bytes, None]:
+            nonlocal left
+            while left:
+                chunk = await self._chunks.get()
+                left -= len(chunk)
+                yield chunk
+
+        try:
+            await session.put(request.name, request.size, content())
+        finally:
+            while left:  # of an input that was rejected
+                left -= len(await self._chunks.get())
+
     async def _admit(self) -> None:
         if self._admitted:
             return
@@ -191,6 +269,27 @@ class Lease:
         if event["type"] == "websocket.disconnect":
             return protocol.CloseRequest()
         return protocol.decode_request(event.get("text"))
+
+    async def _receive_any(self) -> protocol.RunnerRequest | bytes:
+        """Return the next request, or the next part of an input.
+
+        Raises:
+            MessageError: a frame is invalid, or not the one that must follow.
+        """
+        event: dict[str, Any] = dict(await self._websocket.receive())
+        if event["type"] == "websocket.disconnect":
+            return protocol.CloseRequest()
+        data: bytes | None = event.get("bytes")
+        if data is None:
+            request = protocol.decode_request(event.get("text"))
+            anytime = protocol.CloseRequest | protocol.ToolResultMessage
+            if self._bytes_due and not isinstance(request, anytime):
+                raise protocol.MessageError("type: the announced input is not complete")
+            return request
+        if not data or len(data) > self._bytes_due:
+            raise protocol.MessageError("frame: binary data that no request has announced")
+        self._bytes_due -= len(data)
+        return data
 
     async def _send(self, reply: protocol.RunnerReply) -> None:
         await self._websocket.send_text(protocol.encode(reply))

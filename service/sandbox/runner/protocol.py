@@ -6,6 +6,8 @@ connection is one session and one lease:
 1. The client sends ``OpenRequest`` first and exactly once.
 2. It then sends ``InvokeRequest`` and ``FlushRequest`` in any order. Each request has one reply, in order. At
    most ``MAX_AHEAD`` requests may wait for their replies.
+   A session that was opened with ``files`` also takes the other requests. After a ``PutRequest`` the client
+   sends the input in binary frames; before its reply to a ``ReadRequest`` the runner sends the file in them.
 3. ``CloseRequest`` is valid at any time. A dropped connection has the same effect.
 4. If the session has tools, the runner sends a ``ToolCallMessage`` whenever code calls one. The client
    answers each with a ``ToolResultMessage``, in any order and at any time. Neither counts as a request.
@@ -24,6 +26,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from service.sandbox.base import ExecutionResult, QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.files import Display, FileChanges, WorkFile
 from service.tools.base import MAX_ARGUMENT_BYTES, MAX_RESULT_BYTES, ToolSpec
 
 SESSION_PATH = "/session"
@@ -35,6 +38,8 @@ MAX_REQUEST_BYTES = 2 * 1024 * 1024
 """Largest frame to the runner."""
 MAX_REPLY_BYTES = 8 * 1024 * 1024
 """Largest frame to the client. Holds an output of the maximum size, escaped."""
+CHUNK_BYTES = 1024 * 1024
+"""Largest binary frame."""
 MAX_AHEAD = 8
 """Highest number of requests that may wait for their replies."""
 MAX_TEXT_CHARS = 2000
@@ -78,15 +83,82 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
 
-class OpenRequest(_Message):
-    """Open a session with these limits; the runner clips them. Answered by ``OpenedReply``."""
+class FileOptions(_Message):
+    """Options of a session with files."""
 
-    type: Literal["open"] = "open"
+    memory_mb: int | None = Field(default=None, ge=1, le=1 << 20)
+
+
+class _Limits(_Message):
+    """Limits of flushes, which the runner clips, and the tools that their code can call."""
+
     run_limit_s: float = Field(gt=0, allow_inf_nan=False)
     eager: bool
     tool_wait_s: float = Field(default=SessionLimits().tool_wait_s, ge=0, allow_inf_nan=False)
     tool_calls: int = Field(default=SessionLimits().tool_calls, ge=0)
     tools: tuple[ToolSpec, ...] = Field(default=(), max_length=MAX_TOOLS)
+
+
+class OpenRequest(_Limits):
+    """Open a session with these limits. Answered by ``OpenedReply``."""
+
+    type: Literal["open"] = "open"
+    files: FileOptions | None = None
+    """None for a session without files."""
+
+
+class LeaseRequest(_Message):
+    """Lease a container now. Answered by ``DoneReply`` or ``FailedReply``, like the following requests."""
+
+    type: Literal["lease"] = "lease"
+
+
+class ConfigureRequest(_Limits):
+    """Change the limits and tools of the following flushes."""
+
+    type: Literal["configure"] = "configure"
+    figures: Literal["png", "svg"] | None
+
+
+class PutRequest(_Message):
+    """Write an input; its content follows."""
+
+    type: Literal["put"] = "put"
+    name: str = Field(min_length=1, max_length=200)
+    size: int = Field(ge=0, le=1 << 40)
+
+
+class RemoveRequest(_Message):
+    """Remove an input."""
+
+    type: Literal["remove"] = "remove"
+    name: str = Field(min_length=1, max_length=200)
+
+
+class ChangesRequest(_Message):
+    """List the changes since the last listing. Answered by ``ChangesReply`` or ``FailedReply``."""
+
+    type: Literal["changes"] = "changes"
+
+
+class ReadRequest(_Message):
+    """Return the content of a listed item. Its binary frames precede the reply."""
+
+    type: Literal["read"] = "read"
+    item: WorkFile | Display
+
+
+class ParkRequest(_Message):
+    """Drop the pending blocks, or with ``freeze`` stop all processes of the parked container."""
+
+    type: Literal["park"] = "park"
+    freeze: bool
+
+
+class ResumeRequest(_Message):
+    """Continue after a ``ParkRequest``."""
+
+    type: Literal["resume"] = "resume"
 
 
 class InvokeRequest(_Message):
@@ -151,6 +223,20 @@ class FlushedReply(_Message):
     result: ExecutionResult
 
 
+class DoneReply(_Message):
+    """The request was executed, or rejected with ``error``; then the session is unchanged."""
+
+    type: Literal["done"] = "done"
+    error: str | None = Field(default=None, max_length=MAX_TEXT_CHARS)
+
+
+class ChangesReply(_Message):
+    """The changes since the last listing."""
+
+    type: Literal["changed"] = "changed"
+    changes: FileChanges
+
+
 class FailedReply(_Message):
     """The request failed. The session stays open."""
 
@@ -173,8 +259,20 @@ class LoadReport(_Message):
     """Sessions that wait for a container."""
 
 
-RunnerRequest = OpenRequest | InvokeRequest | FlushRequest | CloseRequest | ToolResultMessage
-RunnerReply = OpenedReply | InvokedReply | FlushedReply | FailedReply | ToolCallMessage
+FileRequest = (
+    LeaseRequest
+    | ConfigureRequest
+    | PutRequest
+    | RemoveRequest
+    | ChangesRequest
+    | ReadRequest
+    | ParkRequest
+    | ResumeRequest
+)
+RunnerRequest = OpenRequest | InvokeRequest | FlushRequest | CloseRequest | FileRequest | ToolResultMessage
+RunnerReply = (
+    OpenedReply | InvokedReply | FlushedReply | FailedReply | DoneReply | ChangesReply | ToolCallMessage
+)
 
 _requests: TypeAdapter[RunnerRequest] = TypeAdapter(Annotated[RunnerRequest, Field(discriminator="type")])
 _replies: TypeAdapter[RunnerReply] = TypeAdapter(Annotated[RunnerReply, Field(discriminator="type")])
@@ -225,6 +323,11 @@ def invoke_request(code: str) -> InvokeRequest:
             f"the block has {len(code)} characters; the sandbox takes at most {MAX_CODE_CHARS}"
         )
     return InvokeRequest(code=_encodable(code))
+
+
+def done_reply(error: ValueError | None = None) -> DoneReply:
+    """Return the reply to a request that was executed, or rejected with ``error``."""
+    return DoneReply(error=None if error is None else _encodable(str(error))[:MAX_TEXT_CHARS])
 
 
 def flushed_reply(result: ExecutionResult) -> FlushedReply:

@@ -1,0 +1,1 @@
+"""Files: uploads of clients, and the containers that code uses them in."""

@@ -1,0 +1,96 @@
+"""The container of a request, from its fields and the files of its messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from fastapi import Depends, Request
+from pydantic import Discriminator, Field, Tag
+
+from service.api.errors import ApiError
+from service.api.files.containers import Containers, ContainerUse, ContainerWish
+from service.api.files.inputs import FilePart, resolve
+from service.api.validation import Strict, only
+
+
+class AutoContainer(Strict):
+    """A container that the server assigns: that of the conversation, or a new one."""
+
+    type: Literal["auto"] = "auto"
+    file_ids: Annotated[list[str] | None, Field(max_length=64)] = None
+    """Uploaded files that code can read, in the folder ``/inputs``."""
+    memory_limit: Annotated[str | None, Field(pattern=r"^[1-9][0-9]{0,5}[mg]$")] = None
+    """Memory such as ``1g``; clipped to the range of this server."""
+    network_policy: Annotated[object, only({"type": "disabled"})] = None
+
+    @property
+    def memory_mb(self) -> int | None:
+        """``memory_limit`` in MiB."""
+        if self.memory_limit is None:
+            return None
+        return int(self.memory_limit[:-1]) * (1024 if self.memory_limit.endswith("g") else 1)
+
+
+ContainerId = Annotated[str, Field(max_length=80)]
+
+
+def _container_tag(value: object) -> str:
+    return "<id>" if isinstance(value, str) else "<auto>"
+
+
+ContainerChoice = Annotated[
+    Annotated[ContainerId, Tag("<id>")] | Annotated[AutoContainer, Tag("<auto>")],
+    Discriminator(_container_tag),
+]
+OnExpired = Literal["error", "fresh"]
+
+
+async def _containers_of(request: Request) -> Containers:
+    containers: Containers = request.app.state.containers
+    return containers
+
+
+CurrentContainers = Annotated[Containers, Depends(_containers_of)]
+
+
+async def choose_container(
+    containers: Containers,
+    choice: str | AutoContainer | None,
+    parts: Sequence[FilePart],
+    owner: str,
+    *,
+    param: str,
+    on_expired: OnExpired | None = None,
+    previous: tuple[str, str] | None = None,
+) -> ContainerUse:
+    """Return the container for a request; see `ContainerWish`.
+
+    Args:
+        containers: of this server.
+        choice: the request's field.
+        parts: files of the messages.
+        owner: the request's key.
+        param: path of the field.
+        on_expired: handling of an explicit container that has expired.
+        previous: container and response of the last code that ran in the conversation.
+
+    Raises:
+        ApiError: 400 if this server has no such containers; otherwise as `Containers.use` and `resolve`.
+    """
+    if not containers.enabled:
+        message = "this server runs each reply in its own container, without files."
+        raise ApiError(400, f"'{param}': {message}", param=param, code="unsupported_parameter")
+    is_auto = isinstance(choice, AutoContainer)
+    listed = choice.file_ids or () if isinstance(choice, AutoContainer) else ()
+    ids = [FilePart(f"{param}.file_ids[{index}]", file_id) for index, file_id in enumerate(listed)]
+    files = await resolve(containers.files, [*ids, *parts], owner)
+    wish = ContainerWish(
+        container_id=choice if isinstance(choice, str) else None,
+        files=files,
+        memory_mb=choice.memory_mb if isinstance(choice, AutoContainer) else None,
+        previous=previous if is_auto or choice is None else None,
+        fresh_if_expired=on_expired == "fresh",
+        param=param,
+    )
+    return await containers.use(owner, wish)
