@@ -304,10 +304,7 @@ class SandboxWorker(Protocol):
     async def suspend(self) -> None:
         """Stop all processes for longer, if necessary by a slower way than ``freeze``.
 
-        They continue at ``resume`` or when something is sent. No effect if neither way is supported.
-
-        Raises:
-            SandboxError: they can't be stopped.
+        They continue at ``resume`` or when something is sent. No effect if that is not possible.
         """
         ...
 

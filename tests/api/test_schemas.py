@@ -14,6 +14,7 @@ from service.api.schemas import SCHEMAS, FinishedTool, WaitingTool, deferral, ex
 from service.deferral.policy import FILE_NAME, DeferralPolicy
 from service.engines.checkpoint import quickstart
 from service.episode.events import ExecutedTool, InvokedBlock
+from service.sandbox.base import FlushFiles, OutputFile
 
 BLOCK = InvokedBlock("print(1)", 7, 1.5)
 
@@ -40,7 +41,12 @@ def test_executed_tools_match_the_published_schema(sent: dict[str, Any]) -> None
 
 
 def test_all_fields_are_published() -> None:
-    assert executed_tool(tool(), 0).keys() == FinishedTool.model_fields.keys()
+    files = FlushFiles(
+        (OutputFile("f", "c", "/sandbox/a", 1, "0" * 64, "text/plain"),), ("<table>",), (("l", "symlink"),)
+    )
+    sent = executed_tool(tool(files=files), 0)
+    assert sent.keys() == FinishedTool.model_fields.keys()
+    jsonschema_rs.validate(executed_tools(), sent)
     assert waiting_tool("x", 0, [BLOCK], "pending").keys() == WaitingTool.model_fields.keys()
 
 

@@ -133,13 +133,13 @@ class PreparedChat:
 
     @asynccontextmanager
     async def held_container(self) -> AsyncGenerator[None, None]:
-        """Hold the container of the request in the context. Raises as `ContainerUse.held`."""
+        """Hold the container of the request in the context. Raises as `ContainerUse.acquire`."""
         if self.container is None:
             yield
             return
         async with AsyncExitStack() as stack:
             try:
-                await stack.enter_async_context(self.container.held(self.id))
+                await stack.enter_async_context(self.container.acquire(self.id))
             except BaseException:  # the episodes, which would close the connections, never start
                 await self.close()
                 raise

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from service.api.files.choice import AutoContainer, ContainerChoice, OnExpired
+from service.api.files.choice import AutoContainer, ContainerChoice, Figures, OnExpired
 from service.api.sampling import EFFORT_TOKENS, SamplingRequest, TokenBudget, enables_thinking
 from service.api.tools.definitions import (
     AllowedChoice,
@@ -232,6 +232,8 @@ class DeferralOptions(Strict):
     the id that an earlier reply has in ``container``. Default: a container for this reply alone."""
     on_expired: OnExpired | None = None
     """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+    figures: Figures | None = None
+    """Format of the figures that are stored with ``container``. Default: ``png``."""
 
     @model_validator(mode="after")
     def _together(self) -> Self:

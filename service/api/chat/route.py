@@ -84,7 +84,13 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
             code="unsupported_parameter",
         )
     return await choose_container(
-        containers, choice, parts, owner, param=param, on_expired=request.deferral.on_expired
+        containers,
+        choice,
+        parts,
+        owner,
+        param=param,
+        on_expired=request.deferral.on_expired,
+        figures=request.deferral.figures,
     )
 
 

@@ -44,6 +44,7 @@ ContainerChoice = Annotated[
     Discriminator(_container_tag),
 ]
 OnExpired = Literal["error", "fresh"]
+Figures = Literal["png", "svg"]
 
 
 async def _containers_of(request: Request) -> Containers:
@@ -63,6 +64,7 @@ async def choose_container(
     param: str,
     on_expired: OnExpired | None = None,
     previous: tuple[str, str] | None = None,
+    figures: Figures | None = None,
 ) -> ContainerUse:
     """Return the container for a request; see `ContainerWish`.
 
@@ -74,6 +76,7 @@ async def choose_container(
         param: path of the field.
         on_expired: handling of an explicit container that has expired.
         previous: container and response of the last code that ran in the conversation.
+        figures: format of figures; None for PNG.
 
     Raises:
         ApiError: 400 if this server has no such containers; otherwise as `Containers.use` and `resolve`.
@@ -92,5 +95,6 @@ async def choose_container(
         previous=previous if is_auto or choice is None else None,
         fresh_if_expired=on_expired == "fresh",
         param=param,
+        figures=figures or "png",
     )
     return await containers.use(owner, wish)

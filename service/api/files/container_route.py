@@ -66,7 +66,7 @@ async def create_container(body: ContainerRequest, containers: CurrentContainers
     use = await choose_container(containers, choice, [], owner, param="file_ids")
     minutes = None if body.expires_after is None else body.expires_after.minutes
     use.live = containers.new(owner, choice.memory_mb, body.name, minutes)
-    async with use.held(""):
+    async with use.acquire(""):
         await _make_ready(containers, use)
     return JsonResponse(container_object(use.live.record))
 
@@ -107,7 +107,7 @@ async def delete_container(container_id: str, containers: CurrentContainers, own
     await _find(containers, container_id, owner)
     live = containers.get(container_id, owner)
     if live is not None:
-        async with containers.held(live):
+        async with containers.acquire(live):
             await live.session.close()
     await containers.store.delete(container_id)
     return {"id": container_id, "object": "container.deleted", "deleted": True}
@@ -123,7 +123,7 @@ async def create_container_file(
     if live is None:
         raise expired(container_id)
     file = await _sent_file(request, containers, owner)
-    async with containers.held(live):
+    async with containers.acquire(live):
         [item] = named([file], [one.name for one in live.inputs])
         copied = await _copy(containers, ContainerUse(containers, owner, ContainerWish(), live, []), item)
     return JsonResponse(file_object(copied))
@@ -221,7 +221,7 @@ async def delete_container_file(
     file = await _find_file(containers, container_id, file_id, owner)
     live = containers.get(container_id, owner)
     if live is not None and file.source == "user":
-        async with containers.held(live):
+        async with containers.acquire(live):
             item = next((item for item in live.inputs if item.path == file.path), None)
             if item is not None:
                 await containers.thaw(live)

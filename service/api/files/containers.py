@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -82,7 +82,7 @@ class LiveContainer:
 
 @dataclass(frozen=True, slots=True)
 class ContainerWish:
-    """What a request says about its container."""
+    """Fields of a request that determine its container."""
 
     container_id: str | None = None
     """An explicit container; None for one that the server assigns."""
@@ -95,6 +95,8 @@ class ContainerWish:
     """Replace an explicit container that has expired."""
     param: str = "container"
     """Request field with the explicit container."""
+    figures: Literal["png", "svg"] = "png"
+    """Format of the figures of the request."""
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ class ContainerUse:
     new_inputs: list[InputFile]
     notice: str | None = None
     """Message for the client if the container is not the one of the conversation."""
-    _held: HeldSession | None = None
+    _session: HeldSession | None = None
 
     @property
     def id(self) -> str:
@@ -121,7 +123,7 @@ class ContainerUse:
         return prompt_note(inputs, restarted=self.notice is not None)
 
     @asynccontextmanager
-    async def held(self, response_id: str) -> AsyncGenerator[None, None]:
+    async def acquire(self, response_id: str) -> AsyncGenerator[None, None]:
         """Hold the container, and park it at the end of the context.
 
         Raises:
@@ -142,12 +144,14 @@ class ContainerUse:
             self.live, self.notice = replacement, FROM_OLDER
         try:
             await self.containers.hold(live)
-            self._held = HeldSession(live, self.new_inputs, self.containers, response_id)
+            self._session = HeldSession(
+                live, self.new_inputs, self.containers, response_id, figures=self.wish.figures
+            )
             yield
         finally:
             try:
-                if self._held is not None:
-                    await self._held.close()
+                if self._session is not None:
+                    await self._session.close()
                 await self.containers.park(live)
             finally:
                 live.lock.release()
@@ -187,9 +191,9 @@ class ContainerUse:
 
     def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
         """Return the session of the held container, whose code can call ``tools``."""
-        assert self._held is not None  # noqa: S101  (called inside `held`)
-        self._held.configure(limits, tools)
-        return self._held
+        assert self._session is not None  # noqa: S101  (called inside `acquire`)
+        self._session.configure(limits, tools)
+        return self._session
 
 
 class Containers:
@@ -402,14 +406,14 @@ class Containers:
                         _log.warning("container_not_frozen", container=live.record.id, error=str(error))
 
     @asynccontextmanager
-    async def held(self, live: LiveContainer, param: str = "container_id") -> AsyncGenerator[None, None]:
+    async def acquire(self, live: LiveContainer, param: str = "container_id") -> AsyncGenerator[None, None]:
         """Hold a container for a change of its files.
 
         Raises:
             ApiError: 409 if another request holds it for too long, 400 if it is lost.
         """
         use = ContainerUse(self, live.record.owner, ContainerWish(live.record.id, param=param), live, [])
-        async with use.held(""):
+        async with use.acquire(""):
             try:
                 yield
             except SandboxError:

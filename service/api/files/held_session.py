@@ -7,7 +7,7 @@ import mimetypes
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 
@@ -39,12 +39,15 @@ class HeldSession:
         new_inputs: Sequence[InputFile],
         containers: Containers,
         response_id: str,
+        *,
+        figures: Literal["png", "svg"] = "png",
     ) -> None:
         self._live = live
         self._new_inputs = list(new_inputs)
         self._containers = containers
         self._response_id = response_id
-        self._limits = SessionLimits()
+        self._format: Literal["png", "svg"] = figures
+        self._limits = SessionLimits(figures=figures)
         self._tools: ToolHost | None = None
         self._ready: asyncio.Task[None] | None = None
         self._figures = 0
@@ -54,7 +57,7 @@ class HeldSession:
     def configure(self, limits: SessionLimits, tools: ToolHost | None) -> None:
         """Set the limits of the flushes, and the tools that their code can call."""
         self._tools = tools
-        self._limits = replace(limits, figures=limits.figures or "png", memory_mb=None)
+        self._limits = replace(limits, figures=self._format, memory_mb=None)
 
     async def prepare(self) -> None:
         """Resume the container, or lease one if the request has files; see ``Session.prepare``."""

@@ -212,6 +212,7 @@ async def _container(
         param=f"tools[{index}].container",
         on_expired=None if request.deferral is None else request.deferral.on_expired,
         previous=conversation.container,
+        figures=None if request.deferral is None else request.deferral.figures,
     )
 
 
@@ -379,7 +380,7 @@ def _code_options(server: Server, request: ResponseRequest) -> Json:
         return {}
     options: dict[str, Any] = {}
     if request.deferral is not None:
-        options = request.deferral.model_dump(exclude_none=True, exclude={"on_expired"})
+        options = request.deferral.model_dump(exclude_none=True, exclude={"on_expired", "figures"})
     if request.max_tool_calls is not None:
         # One turn for each call and a last one without, up to the usual limit.
         most = options.get("max_turns") or server.settings.max_turns or server.runner.policy.max_turns

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from service.api.files.choice import OnExpired
+from service.api.files.choice import Figures, OnExpired
 from service.api.responses.items import Input
 from service.api.sampling import TokenBudget, enables_thinking
 from service.api.structured_outputs import StructuredOutputs
@@ -198,6 +198,8 @@ class CodeOptions(Strict):
     runs them and the model continues."""
     on_expired: OnExpired | None = None
     """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+    figures: Figures | None = None
+    """Format of figures. Default: ``png``."""
 
 
 class ResponseRequest(RequestBody):

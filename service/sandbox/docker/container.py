@@ -199,7 +199,14 @@ class Container(Channel):
             self.freeze()
         elif not self._is_paused:
             self._is_paused = True  # before: a request that timed out may still succeed
-            await self._daemon.call(lambda client: client.pause(self.id))
+            try:
+                await self._daemon.call(lambda client: client.pause(self.id))
+            except SandboxError as error:
+                # The kernel gives up on a busy machine (cgroup v1). The code's processes are stopped anyway.
+                log.info("sandbox_not_paused", container=self.name, error=str(error))
+                with contextlib.suppress(SandboxError):
+                    await self._daemon.call(lambda client: client.unpause(self.id))
+                self._is_paused = False
 
     async def resume(self) -> None:
         self._thaw()

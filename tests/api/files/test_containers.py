@@ -407,6 +407,13 @@ async def test_containers_api_of_the_sdk(play: Playground) -> None:
     assert len(play.sandbox.alive) == 1
 
 
+async def test_figures_are_svg_on_request(play: Playground) -> None:
+    reply = await play.chat("print(1)", {"type": "auto"}, deferral={"figures": "svg"})
+    assert play.sandbox.sessions[0].limits.figures == "svg"
+    await play.chat("print(1)", reply.choices[0].message.container)
+    assert play.sandbox.sessions[0].limits.figures == "png"
+
+
 async def test_skipped_entries_are_reported(play: Playground) -> None:
     reply = await play.chat("skip('link', 'symlink')\nprint(1)", {"type": "auto"})
     [tool] = reply.choices[0].message.executed_tools

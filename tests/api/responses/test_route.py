@@ -245,10 +245,14 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"truncation": "middle"}, "truncation", "invalid_value"),
     ({"include": [1]}, "include[0]", "invalid_value"),
     ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
-    ({"tools": [{"type": "code_interpreter", "container": "cntr_1"}]}, "tools[0].container", "invalid_value"),
+    (
+        {"tools": [{"type": "code_interpreter", "container": "cntr_1"}]},
+        "tools[0].container",
+        "unsupported_parameter",
+    ),
     (
         {"tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["f"]}}]},
-        "tools[0].container.file_ids",
+        "tools[0].container",
         "unsupported_parameter",
     ),
     ({"tools": CODE_TOOL, "tool_choice": "required"}, "tool_choice", "unsupported_parameter"),

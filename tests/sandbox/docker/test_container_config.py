@@ -43,7 +43,9 @@ def test_gvisor_gets_an_allowance_and_code_its_own_limits() -> None:
 
 def test_the_workers_writable_folders_are_the_tmpfs_mounts() -> None:
     config = json.loads(ARGUMENTS["Cmd"][0])
-    assert set(config["writable"]) == set(ARGUMENTS["HostConfig"]["Tmpfs"])
+    mounts = ARGUMENTS["HostConfig"]["Tmpfs"]
+    assert {*config["writable"], config["inputs"]} == set(mounts)
+    assert mounts[config["inputs"]].endswith("mode=0755")  # it belongs to the supervisor
 
 
 def test_uses_the_bundled_seccomp_profile() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from service.sandbox.base import SessionLimits
 from service.sandbox.docker.sandbox import DockerSandbox
-from service.sandbox.docker.settings import DockerSandboxSettings
+from service.sandbox.docker.settings import DEFAULT_IMAGE, DockerSandboxSettings
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from tests.sandbox.conftest import Served, process, served
 from tests.support.fake_sandbox import TOKEN
@@ -60,6 +60,7 @@ async def runner(tmp_path: Path, containers: Containers) -> AsyncGenerator[Serve
     """A runner in this process with at most one idle container."""
     sandbox = DockerSandbox(
         DockerSandboxSettings(
+            image=os.environ.get("IHGRPO_SANDBOX_IMAGE", DEFAULT_IMAGE),
             pool_size=1,
             max_containers=6,
             queue_timeout_s=300,
@@ -94,6 +95,40 @@ async def connect(tmp_path: Path, child: asyncio.subprocess.Process) -> RunnerCl
     ended.cancel()
     await started
     return client
+
+
+async def test_session_with_files_lives_while_it_is_parked(runner: Served, containers: Containers) -> None:
+    async def content() -> AsyncGenerator[bytes]:
+        for _ in range(5):
+            yield b"a,b\n" * 500_000
+
+    session = runner.client.file_session(SessionLimits(run_limit_s=60.0, figures="png", memory_mb=700))
+    await session.lease()
+    await session.put("data.csv", 10_000_000, content())
+    await session.invoke("size = len(open('/inputs/data.csv').read())")
+    await session.invoke("open('out.txt', 'w').write('x' * 700_000)")
+    result = await session.flush()
+    assert result.status == "ok", result
+    [file] = (await session.changes()).files
+    assert (file.path, file.size) == ("out.txt", 700_000)
+    assert b"".join([chunk async for chunk in session.read(file)]) == b"x" * 700_000
+    await session.park()
+    await session.freeze()
+    [container] = [one for one in containers.ids() if _memory(containers, one) == (700 + 10) << 20]
+    await session.resume()
+    await session.configure(SessionLimits(run_limit_s=50.0, eager=False, figures="png"))
+    await session.invoke("print(size, open('out.txt').read(1))")
+    assert (await session.flush()).stdout == "10000000 x\n"
+    containers.client.kill(container)
+    await session.invoke("print(1)")
+    assert (await session.flush()).status == "sandbox_error"
+    assert not session.is_alive
+    await session.close()
+
+
+def _memory(containers: Containers, container: str) -> int:
+    limit: int = containers.client.inspect_container(container)["HostConfig"]["Memory"]
+    return limit
 
 
 async def test_sessions_have_separate_namespaces(runner: Served) -> None:
