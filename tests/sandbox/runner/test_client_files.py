@@ -40,7 +40,7 @@ async def test_files_go_in_and_out(runner: Served) -> None:
     await session.put("big", len(big), parts(big[:3_000_000], big[3_000_000:]))
     await session.put("empty", 0, parts())
     await session.configure(SessionLimits(run_limit_s=1.5, eager=False, figures="svg"))
-    assert runner.sandbox.sessions[0].limits == SessionLimits(1.5, False, "svg")
+    assert runner.sandbox.sessions[0].limits == SessionLimits(1.5, eager=False, figures="svg")
     await session.invoke(f"work['d/ü'] = inputs['big']; show('image/png', {PNG!r})")
     assert (await session.flush()).status == "ok"
     changes = await session.changes()
