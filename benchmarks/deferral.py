@@ -15,7 +15,8 @@ sleeping tool needs no CPU; tools that compute would compete with the engine if 
 
 The ways take turns problem by problem ("alone": one request at a time) or round by round ("together":
 up to ``--concurrency`` requests), so that other load on the machine affects all of them. Wall time includes
-the wait for a container, which is also shown: on a machine that is busy otherwise, it is most of the noise.
+the wait for a container. Each episode needs a new one, which takes long to start on a busy machine, so the
+ratios are also given without it.
 Ratios are of the sums over problems, with 95 % bootstrap intervals over problems.
 """
 
@@ -147,6 +148,11 @@ class Measured:
     """Status of each flush that failed."""
     right: bool
     text: str
+
+    @property
+    def net_seconds(self) -> float:
+        """Wall time without the wait for a container."""
+        return self.seconds - self.container
 
 
 @asynccontextmanager
@@ -333,13 +339,15 @@ def ratio(one: Sequence[Measured], other: Sequence[Measured], field: str) -> tup
 
 
 def comparison(found: dict[str, list[Measured]]) -> str:
-    """Return the ratios of wall time and tokens between the ways."""
+    """Return the ratios of wall time, with and without container waits, and of tokens between the ways."""
     names = list(found)
     pairs = [(a, b) for b in names for a in names if names.index(a) > names.index(b)]
     lines = []
     for a, b in pairs:
         parts = []
-        for field, label in (("seconds", "wall time"), ("tokens", "tokens")):
+        for field, label in (
+            ("seconds", "wall time"), ("net_seconds", "without container waits"), ("tokens", "tokens")
+        ):  # fmt: skip
             value, low, high = ratio(found[a], found[b], field)
             ends = "" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
             parts.append(f"{label} {value:.2f}{ends}")

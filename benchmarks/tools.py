@@ -3,8 +3,8 @@
     DOCKER_HOST=unix:///... python benchmarks/tools.py
 
 The first table is the round trip of one call, measured by the code itself: to a function in this process,
-and to local MCP servers of the official SDK in processes of their own. The second part serves a scripted
-model that calls a read-only tool in a block, writes on for a while, and then asks for the output. Prints the
+and to local MCP servers of the official SDK in separate processes. The second part serves a scripted model
+that calls a read-only tool in a block, keeps writing for a while, and then asks for the output. Prints the
 tables of docs/reference/benchmarks.md.
 """
 
@@ -134,7 +134,7 @@ async def directly(call: Callable[[], Awaitable[object]], calls: int) -> list[fl
 
 
 async def episode(sandbox: Sandbox, tools: ToolHost, delay_ms: int, writes_s: float) -> ExecutedTool:
-    """One episode of a model that calls the tool, writes on for ``writes_s`` and asks for the output."""
+    """One episode of a model that calls the tool, keeps writing for ``writes_s`` and asks for the output."""
     block = f"```python\nfrom tools import probe\nx = probe({delay_ms})\n```\n"
     written = PAUSE[:200]
     engine = ScriptedEngine(

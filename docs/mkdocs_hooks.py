@@ -15,6 +15,7 @@ INTRO = """# HTTP routes
 
 Generated from the server's OpenAPI document, which a running server returns at `/openapi.json`.
 Errors have OpenAI's format: `{"error": {"message", "type", "param", "code"}}`.
+Below `/v1/messages` they have Anthropic's, see [the Messages API](messages.md#errors).
 """
 
 

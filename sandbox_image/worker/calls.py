@@ -75,7 +75,7 @@ class RunClock:
 
 
 @dataclass(frozen=True)
-class SessionTools:
+class ToolConfig:
     """The tools of a session, from its ``open`` frame."""
 
     stubs: list[dict[str, Any]]
@@ -92,10 +92,10 @@ class SessionTools:
         return any(stub["name"] not in self.read_only for stub in self.stubs)
 
 
-NO_TOOLS = SessionTools([], frozenset(), 0, 0.0)
+NO_TOOLS = ToolConfig([], frozenset(), 0, 0.0)
 
 
-class ToolCalls:
+class CallRelay:
     """The calls of one run of a script. ``close`` ends them; results that come later are lost.
 
     Args:
@@ -110,7 +110,7 @@ class ToolCalls:
 
     def __init__(
         self,
-        tools: SessionTools,
+        tools: ToolConfig,
         send: Callable[[dict[str, Any]], None],
         ids: Callable[[], int],
         *,
@@ -174,8 +174,8 @@ class ToolCalls:
     def release(self) -> None:
         """Pass on the calls that were held: the flush was requested."""
         self._released = True
-        held, self._held = self._held, []
-        for connection, name, arguments in held:
+        waiting, self._held = self._held, []
+        for connection, name, arguments in waiting:
             self._forward(connection, name, arguments)
         self._update()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .calls import RunClock, ToolCalls
+from .calls import CallRelay, RunClock
 from .files import FileSnapshot
 from .processes import NamespaceProcess, living, oom_kills, settle, threads
 from .protocol import (
@@ -46,8 +46,9 @@ class FlushOutcome:
     started_at: float | None = None
     finished_at: float | None = None
     runs: list[tuple[float, float]] = field(default_factory=list)
-    """Start and end of each block, in Unix seconds; one pair if the blocks ran as one script. A block that
-    waited for the flush to call a tool has a pair before and one after the wait."""
+    """Start and end of each block, in Unix seconds; one pair if the blocks ran as one script."""
+    pauses: list[tuple[float, float]] = field(default_factory=list)
+    """Times within the runs at which a block waited for the flush to call a tool."""
     eager_fallback: str | None = None
     """Reason why the blocks ran at the flush although eager execution was on."""
 
@@ -82,9 +83,8 @@ class FlushRun:
     refused: str | None = None
     """Reason why the last block can't run alone."""
     _killed_for: str | None = None
-    _calls: ToolCalls | None = None
-    _run_began: float | None = None
-    """Start of the current part of ``runs``; None while no block runs or it waits for the flush."""
+    _calls: CallRelay | None = None
+    _paused_at: float = 0.0
     _stopping: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -116,13 +116,13 @@ class FlushRun:
         if self.ended:
             return
         first = self.outcome.started_at is None
-        self._run_began = time.time()
+        began = time.time()
         if first:
-            self.outcome.started_at = self._run_began
+            self.outcome.started_at = began
         fds = (self._stdout.writer, self._stderr.writer) if first else ()
         request = {"name": self.name, "code": block, "alone": alone, "tools": self.stubs if first else []}
         reply = await self._command(RUN, json.dumps(request).encode(), fds)
-        self._end_part(self.outcome.finished_at or time.time())
+        self.outcome.runs.append((began, self.outcome.finished_at or began))
         self._stdout.close_writer()
         self._stderr.close_writer()
         self.has_background_work = reply in (RAN[False, True], RAN[True, True])
@@ -135,28 +135,23 @@ class FlushRun:
             await self.finish()
             self.ended = True
 
-    def _end_part(self, end: float) -> None:
-        if self._run_began is not None:
-            self.outcome.runs.append((self._run_began, end))
-            self._run_began = None
-
-    def accept_calls(self, calls: ToolCalls) -> None:
+    def accept_calls(self, calls: CallRelay) -> None:
         """Let the code call tools."""
         self._calls = calls
         self.base.on_call = calls.accept
 
     def on_tools(self, state: str) -> None:
-        """Note that the script waits for tools, or for the flush, or runs again; see ``ToolCalls``."""
+        """Note that the script waits for tools, or for the flush, or runs again; see ``CallRelay``."""
         was_held = self._stopping is not None
         self.clock.switch(state)
         if state == "held" and not was_held:
-            self._end_part(time.time())
+            self._paused_at = time.time()
             self._stopping = asyncio.create_task(self._stop_until_flush())
         elif was_held and state != "held":
             assert self._stopping is not None  # noqa: S101
             self._stopping.cancel()
             self._stopping = None
-            self._run_began = time.time()
+            self.outcome.pauses.append((self._paused_at, time.time()))
             self.base.resume()
 
     async def _stop_until_flush(self) -> None:

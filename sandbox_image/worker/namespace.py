@@ -106,9 +106,9 @@ class Namespace:
         self.main.__dict__["__builtins__"] = self.builtins
         self.script = Script("", self.main.__dict__)
         self.stderr: TextIO = sys.stderr
-        self.tools = ToolsModule(lambda: self.control)
         self.table: object = None
         """The last value of the script if it is a table to render."""
+        self.tools = ToolsModule(lambda: self.control)
         self.forked = False
         """Code has forked a process that continues the script, like this one."""
         _register_at_fork(after_in_parent=self.note_fork)
@@ -140,8 +140,8 @@ class Namespace:
         """Run one block. The first block of a script comes with the pipes for its output."""
         if fds:
             self.prepare(fds)
-            self.tools.install(request["tools"])
             self.table = None
+            self.tools.install(request["tools"])
             self.script = Script(request["name"], self.main.__dict__)
         pid = _getpid()
         self.forked = False

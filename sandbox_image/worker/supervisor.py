@@ -23,7 +23,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
-from .calls import NO_TOOLS, RunClock, SessionTools, ToolCalls
+from .calls import NO_TOOLS, CallRelay, RunClock, ToolConfig
 from .displays import HTML, MAX_BYTES, MEDIA_TYPES, parse_displays
 from .exchange import WorkFiles, extract_text, receive_input, remove_input
 from .flush import FlushRun
@@ -58,11 +58,8 @@ class Supervisor:
     run, which have the attempt 2, with the results of the first.
     """
 
-    def __init__(
-        self, out: int, base: NamespaceProcess, config: Config, reader: asyncio.StreamReader
-    ) -> None:
+    def __init__(self, out: int, base: NamespaceProcess, config: Config) -> None:
         self.config = config
-        self._reader = reader
         self.base = base
         self.checkpoint = base  # until the first checkpoint
         self.processes = [base]
@@ -76,14 +73,6 @@ class Supervisor:
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._eager_run: asyncio.Task[FlushRun | None] | None = None
         self._fallback: str | None = None
-        self._tools = NO_TOOLS
-        self._calls: ToolCalls | None = None
-        """Calls of the current run."""
-        self._eager_flush: FlushRun | None = None
-        """The flush that is running eagerly."""
-        self._released = False
-        """The flush was requested, so an eager run may call tools with side effects."""
-        self._next_call = itertools.count(1).__next__
         self._figures: str | None = None
         """Format of the figures to render; None if the session takes no files out."""
         self._files = WorkFiles(config.home, config.uid, 2 * config.file_bytes)
@@ -91,6 +80,13 @@ class Supervisor:
         self._displays: list[tuple[str, bytes]] = []
         """Media type and content of the displays of the last flush."""
         self._figures_seen: set[bytes] = set()
+        self._tools = NO_TOOLS
+        self._calls: CallRelay | None = None
+        """Calls of the current run."""
+        self._eager_flush: FlushRun | None = None
+        self._released = False
+        """The flush was requested, so an eager run may call tools with side effects."""
+        self._next_call = itertools.count(1).__next__
 
     async def start(self) -> None:
         """Wait for the first namespace, fork its checkpoint, and report that the worker is ready."""
@@ -102,19 +98,24 @@ class Supervisor:
         operation = frame["op"]
         if operation == "open":
             self._run_limit_s, self._eager = float(frame["run_limit_s"]), bool(frame["eager"])
-            self._tools = _session_tools(frame)
-            self._report_settled = bool(frame.get("report_settled"))
             self._figures = frame.get("figures")
+            if "tools" in frame:
+                self._tools = ToolConfig(
+                    stubs=frame["tools"],
+                    read_only=frozenset(frame["read_only"]),
+                    max_calls=int(frame["max_calls"]),
+                    wait_s=float(frame["tool_wait_s"]),
+                )
+            self._report_settled = bool(frame.get("report_settled"))
         elif operation == "invoke":
             self._add_block(frame["code"])
         elif operation == "flush":
             await self._flush_blocks()
         elif operation == "put":
-            name, inputs = frame["name"], self.config.inputs
-            error = await receive_input(self._reader, inputs, name, frame["size"])
-            if error is None and name.lower().endswith(".pdf"):
-                await extract_text(inputs, name, self.config.uid)
-            self._send({"op": "done", "error": error})
+            name = frame["name"]
+            if frame["error"] is None and name.lower().endswith(".pdf"):
+                await extract_text(self.config.inputs, name, self.config.uid)
+            self._send({"op": "done", "error": frame["error"]})
         elif operation == "remove":
             self._send({"op": "done", "error": remove_input(self.config.inputs, frame["name"])})
         elif operation == "discard":
@@ -201,7 +202,9 @@ class Supervisor:
             await flush.run("\n".join(self._blocks))
             await flush.finish()
             flush.outcome.eager_fallback = self._fallback
-        self._forget_blocks()
+        self._eager_run, self._fallback = None, None
+        self._eager_flush, self._released = None, False
+        self._blocks, self._queue = [], asyncio.Queue()
         self._flushes += 1
         await self._end_flush(flush)
         self._has_displays = flush.committed and flush.has_displays
@@ -210,29 +213,11 @@ class Supervisor:
         if self._report_settled:
             self._send({"op": "settled"})
 
-    async def _release_calls(self) -> None:
-        """Let the eager run call tools with side effects, if nothing of it can have to run again."""
-        if not self._tools.have_effects:
-            return
-        blocks = self._blocks
-        if len(blocks) > 1 and not await as_user(
-            self.config.uid, lambda: _require(runs_one_by_one(blocks)), seconds=_CHECK_TIMEOUT_S
-        ):
-            self._fallback = self._fallback or "not_separable"
-            if self._eager_flush is not None:
-                self._eager_flush.kill("given_up")
-            return
-        self._released = True
-        if self._calls is not None:
-            self._calls.release()
-
     async def _discard_blocks(self) -> None:
         """Drop the pending blocks, and undo them if they have run."""
         if self._eager_run is not None:
-            while self._eager_flush is None:  # its files are being copied
+            while self._eager_flush is None and not self._eager_run.done():  # noqa: ASYNC110  (it copies files)
                 await asyncio.sleep(0.001)
-                if self._eager_run.done():
-                    break
             if self._eager_flush is not None:
                 self._eager_flush.kill("given_up")
             self._queue.put_nowait(None)
@@ -243,12 +228,8 @@ class Supervisor:
                 flush.committed = False
                 await self._end_flush(flush)
                 self.checkpoint = await self._fork_checkpoint()
-        self._forget_blocks()
-
-    def _forget_blocks(self) -> None:
-        """Reset what belongs to the pending blocks: they were run or dropped."""
-        self._eager_run, self._eager_flush, self._fallback = None, None, None
-        self._calls, self._released = None, False
+        self._eager_run, self._fallback = None, None
+        self._eager_flush, self._released = None, False
         self._blocks, self._queue = [], asyncio.Queue()
 
     async def _list_files(self) -> None:
@@ -305,6 +286,22 @@ class Supervisor:
         encoded = None if data is None else base64.b64encode(data).decode()
         self._send({"op": "data", "data": encoded})
 
+    async def _release_calls(self) -> None:
+        """Let the eager run call tools with side effects, if nothing of it can have to run again."""
+        if not self._tools.have_effects:
+            return
+        blocks = self._blocks
+        if len(blocks) > 1 and not await as_user(
+            self.config.uid, lambda: _require(runs_one_by_one(blocks)), seconds=_CHECK_TIMEOUT_S
+        ):
+            self._fallback = self._fallback or "not_separable"
+            if self._eager_flush is not None:
+                self._eager_flush.kill("given_up")
+            return
+        self._released = True
+        if self._calls is not None:
+            self._calls.release()
+
     async def _begin_flush(self, *, attempt: int, released: bool) -> FlushRun:
         name = f"<call {self._flushes + 1}>"
         clock = RunClock(self._run_limit_s, self._tools.wait_s)
@@ -313,7 +310,7 @@ class Supervisor:
         await flush.begin()
         self._eager_flush = None if released else flush
         if self._tools.stubs:
-            self._calls = ToolCalls(
+            self._calls = CallRelay(
                 self._tools,
                 self._send,
                 self._next_call,
@@ -412,18 +409,6 @@ async def _read_pipe(fd: int, limit: int, seconds: float) -> bytes:
     return bytes(data)
 
 
-def _session_tools(frame: dict[str, Any]) -> SessionTools:
-    """Return the tools in an ``open`` frame. A later frame without tools takes them away."""
-    if "tools" not in frame:
-        return NO_TOOLS
-    return SessionTools(
-        stubs=frame["tools"],
-        read_only=frozenset(frame["read_only"]),
-        max_calls=int(frame["max_calls"]),
-        wait_s=float(frame["tool_wait_s"]),
-    )
-
-
 def _require(condition: bool) -> None:
     if not condition:
         raise WorkerError
@@ -449,7 +434,7 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
         fcntl.fcntl(channel_in, fcntl.F_SETPIPE_SZ, _CHANNEL_BYTES)
     reader = asyncio.StreamReader(limit=_CHANNEL_BYTES)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(channel_in, "rb"))
-    supervisor = Supervisor(channel_out, NamespaceProcess(control, pid), config, reader)
+    supervisor = Supervisor(channel_out, NamespaceProcess(control, pid), config)
     loop.add_signal_handler(signal.SIGCHLD, lambda: reap(supervisor.processes))
     reap(supervisor.processes)
     await supervisor.start()
@@ -458,7 +443,6 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
     async def handle_all() -> NoReturn:
         while True:
             await supervisor.handle(await frames.get())
-            frames.task_done()
 
     async def read_all() -> NoReturn:
         while True:
@@ -466,9 +450,10 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
             if frame["op"] == "tool_result":  # a flush waits for it
                 supervisor.answer_call(frame)
             else:
+                if frame["op"] == "put":  # its bytes follow
+                    received = receive_input(reader, config.inputs, frame["name"], frame["size"])
+                    frame["error"] = await received
                 frames.put_nowait(frame)
-            if frame["op"] == "put":  # its content follows, which ``handle`` reads
-                await frames.join()
 
     tasks = [asyncio.create_task(handle_all()), asyncio.create_task(read_all())]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -27,10 +27,12 @@ _dumps, _loads, _socketpair = json.dumps, json.loads, socket.socketpair
 _REQUEST, _REPLY = struct.Struct(TOOL_REQUEST), struct.Struct(TOOL_REPLY)
 
 
-class ToolError(Exception):
+class CodeToolError(Exception):
     """A tool failed, or could not be called. The message is the tool's own."""
 
-    __module__ = "tools"
+
+CodeToolError.__module__ = "tools"
+CodeToolError.__name__ = CodeToolError.__qualname__ = "ToolError"
 
 
 class BoundCall:
@@ -73,7 +75,7 @@ class ToolsModule:
             return
         if self._built is None or self._built[0] != stubs:
             functions = {stub["name"]: self._function(stub) for stub in stubs}
-            content = {**functions, "gather": self._gather, "ToolError": ToolError}
+            content = {**functions, "gather": self._gather, "ToolError": CodeToolError}
             self._built = stubs, {**content, "__all__": list(content)}
             self._module = ModuleType("tools", "Functions that are available to this code.")
         self._module.__dict__.update(self._built[1])  # code may have replaced some
@@ -106,7 +108,7 @@ class ToolsModule:
         return call
 
     def _gather(self, *calls: Any, return_exceptions: bool = False) -> list[Any]:
-        """Make several calls at once and return their results in order.
+        """Make several calls at the same time and return their results in order.
 
         Args:
             calls: ``tool.bind(...)`` or ``functools.partial(tool, ...)``, or one iterable of them.
@@ -145,7 +147,7 @@ class ToolsModule:
             ours.sendall(request, socket.MSG_NOSIGNAL)
         except OSError as error:
             ours.close()
-            raise ToolError("tools can't be called here: the connection to them is closed") from error
+            raise CodeToolError("tools can't be called here: the connection to them is closed") from error
         finally:
             theirs.close()
         return ours
@@ -193,9 +195,9 @@ def _encode(call: BoundCall) -> bytes:
     try:
         arguments = _dumps(call.arguments, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ToolError(f"{call.name}(): the arguments can't be sent as JSON: {error}") from None
+        raise CodeToolError(f"{call.name}(): the arguments can't be sent as JSON: {error}") from None
     if len(arguments) > MAX_ARGUMENT_BYTES:
-        raise ToolError(f"{call.name}(): the arguments are larger than {MAX_ARGUMENT_BYTES} bytes")
+        raise CodeToolError(f"{call.name}(): the arguments are larger than {MAX_ARGUMENT_BYTES} bytes")
     name = call.name.encode()
     return _REQUEST.pack(len(name), len(arguments)) + name + arguments
 
@@ -207,10 +209,10 @@ def _receive(connection: socket.socket) -> Any:
             ok, size = _REPLY.unpack(_exactly(connection, _REPLY.size))
             value = _loads(_exactly(connection, size))
     except (OSError, EOFError):
-        return ToolError("the call was given up")
+        return CodeToolError("the call was given up")
     except (ValueError, RecursionError) as error:
-        return ToolError(f"the result can't be read: {error}")
-    return value if ok else ToolError(value)
+        return CodeToolError(f"the result can't be read: {error}")
+    return value if ok else CodeToolError(value)
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:

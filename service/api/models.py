@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -33,8 +34,15 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 @router.get("", responses={200: {"model": ModelList}})
 async def list_models(server: CurrentServer) -> Json:
-    """List the served models."""
-    return {"object": "list", "data": [_model(server, name) for name in server.model_names]}
+    """List the served models, in one page."""
+    names = server.model_names
+    return {
+        "object": "list",
+        "data": [_model(server, name) for name in names],
+        "first_id": names[0],
+        "last_id": names[-1],
+        "has_more": False,
+    }
 
 
 @router.get("/{model_id:path}", responses={200: {"model": ModelObject}})
@@ -48,11 +56,17 @@ async def retrieve_model(model_id: str, server: CurrentServer) -> Json:
 
 
 def _model(server: Server, name: str) -> Json:
+    """Return a model with the fields of OpenAI's and of Anthropic's API."""
     return {
         "id": name,
         "object": "model",
         "created": server.started_at,
         "owned_by": "ih-grpo",
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(server.started_at, UTC).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": server.engine.context_length,
         "context_length": server.engine.context_length,
         "deferral": server.runner.policy.model_dump(),
         "notice": server.notice,

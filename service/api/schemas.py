@@ -127,6 +127,9 @@ class FinishedTool(_Tool):
     container_wait_ms: float = Field(default=0.0, ge=0)
     """Wait of the first block for a container in milliseconds, from its `invoked_at`. It is not part of
     `wall_ms`; the part after `flushed_at` is included in `waited_ms`."""
+    pauses: list[Run] = Field(default=[])
+    """Times within `runs` at which the code waited for the flush, because it called a tool with side effects.
+    They are not part of `wall_ms`. Absent if there are none."""
     calls: list[CalledTool] = Field(default=[])
     """Calls of tools by the code, in order. Absent if there are none."""
     eager_fallback: EagerFallback | None = None
@@ -323,6 +326,12 @@ class ModelObject(_Documented):
     object: Literal["model"]
     created: int
     owned_by: str
+    type: Literal["model"]
+    """Of Anthropic's API, like the next four fields."""
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    max_input_tokens: int
     context_length: int
     deferral: dict[str, Any]
     """Deferral policy that the checkpoint was trained with."""
@@ -333,6 +342,10 @@ class ModelObject(_Documented):
 class ModelList(_Documented):
     object: Literal["list"]
     data: list[ModelObject]
+    first_id: str
+    """Of Anthropic's API, like the next two fields."""
+    last_id: str
+    has_more: Literal[False]
 
 
 class Readiness(_Documented):

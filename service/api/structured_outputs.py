@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from service.api.tools.definitions import ResponseFormat
 from service.api.validation import Ignored, RequestBody, RequestModel, invalid, only
-from service.common.json_schema import compile_schema
+from service.common.json import compile_schema
 from service.engines.base import StructureKind
 
 Definition = Annotated[str, Field(max_length=100_000)]

@@ -38,9 +38,11 @@ def doctor(
       ih-grpo doctor
       ih-grpo doctor --model Qwen/Qwen3-4B --quick
     """
+    from service.common import logs
     from service.doctor import report
     from service.server.settings import Settings
 
+    logs.configure("error", "console")  # the results contain what the parts would log
     given = {"model": model, "base": base, "sandbox": sandbox, "port": port}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

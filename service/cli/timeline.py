@@ -12,7 +12,14 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
-STYLES = {"write": "cyan", "run": "green", "failed": "red", "wait": "yellow", "container": "magenta"}
+STYLES = {
+    "write": "cyan",
+    "run": "green",
+    "failed": "red",
+    "call": "blue",
+    "wait": "yellow",
+    "container": "magenta",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ MIN_CONTAINER_WAIT_MS: Final = 10.0
 
 
 def episode_spans(start: float, end: float, tools: Sequence[Mapping[str, Any]]) -> list[Span]:
-    """Return the spans of an episode: the model's writing, each block's run, each wait.
+    """Return the spans of an episode: the model's writing, each block's run, each call of a tool, each wait.
 
     Waiting for a container has its own lane and kind. The part of it that the model waited for also appears,
     with this kind, in the lane ``waits``.
@@ -67,6 +74,7 @@ def episode_spans(start: float, end: float, tools: Sequence[Mapping[str, Any]]) 
     waits: list[Span] = []
     runs: list[Span] = []
     containers: list[Span] = []
+    calls: list[Span] = []
     first = 1
     for tool in tools:
         asked = tool["flushed_at"]
@@ -81,10 +89,19 @@ def episode_spans(start: float, end: float, tools: Sequence[Mapping[str, Any]]) 
             waits.append(Span("waits", "container", asked, leased))
         waits.append(Span("waits", "wait", max(asked, leased), delivered))
         runs += _runs(tool, first)
+        calls += _calls(tool, delivered)
         first += len(tool["blocks"])
         start = delivered
     writes.append(Span("writes", "write", start, max(end, start)))
-    return writes + containers + runs + waits
+    return writes + containers + runs + calls + waits
+
+
+def _calls(tool: Mapping[str, Any], delivered: float) -> Iterator[Span]:
+    """Yield a span per call, in a lane for each tool. A call that never ended ends with the flush."""
+    for call in tool.get("calls", ()):
+        kind = "call" if call["status"] == "ok" else "failed"
+        finished = call["finished_at"]
+        yield Span(f"{call['name']}()", kind, call["started_at"], delivered if finished is None else finished)
 
 
 def _runs(tool: Mapping[str, Any], first: int) -> Iterator[Span]:

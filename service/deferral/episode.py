@@ -267,6 +267,8 @@ class Episode:
             only call is complete.
         call_edges: begins and ends of calls in the text of the last ``feed``, as offsets in it.
         transcript: the tokens so far.
+        has_foreign_output: outputs may contain text of other parties, because code has called tools. A box in
+            an output is then not an answer. Set by the caller.
     """
 
     def __init__(
@@ -294,6 +296,7 @@ class Episode:
         self.transcript = Transcript(prompt_ids)
         self.turn = 1
         self.outcome: Outcome | None = None
+        self.has_foreign_output = False
         self._tokenizer = tokenizer
         self.marker_id = marker_id
         self._begin_turn()
@@ -318,6 +321,8 @@ class Episode:
     @property
     def answer(self) -> str | None:
         """Content of the last boxed answer in the response; None if there is none."""
+        if self.has_foreign_output:
+            return last_boxed(self._earlier_text + "".join(self._texts))
         return last_boxed(self.transcript.text)
 
     def turn_budget(self) -> int:
@@ -531,7 +536,7 @@ class Episode:
             return Observation(output, (), "")
         text = self._tokenizer.decode(ids)
         self.transcript.add_observation(ids, text)
-        if self.policy.answer == "boxed" and last_boxed(output) is not None:
+        if self.policy.answer == "boxed" and not self.has_foreign_output and last_boxed(output) is not None:
             self.outcome = Outcome.BOXED_OUTPUT
         self.turn += 1
         self._earlier_text += "".join(self._texts)

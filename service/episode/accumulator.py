@@ -62,10 +62,12 @@ class FinalAnswer:
     The answer is the content of the last complete ``\boxed{...}``. A box that code printed counts, because it
     ends the episode. Without a box the answer is the last turn: the text after the last observation, or the
     whole reply if no code ran. There is no answer if that turn was cut by a limit, ends with code that never
-    ran, or calls the client's functions. Thoughts are never searched.
+    ran, or calls the client's functions. Thoughts are never searched. After code has called tools, a box that
+    it printed may come from another party and does not count.
     """
 
     def __init__(self) -> None:
+        self.has_foreign_output = False
         self._boxed: str | None = None
         self._turn: list[str] = []
 
@@ -75,7 +77,8 @@ class FinalAnswer:
 
     def add_observation(self, text: str) -> None:
         """End the turn with the observation ``text``."""
-        self._boxed = last_boxed(text) or last_boxed("".join(self._turn)) or self._boxed
+        printed = None if self.has_foreign_output else last_boxed(text)
+        self._boxed = printed or last_boxed("".join(self._turn)) or self._boxed
         self._turn = []
 
     def result(self, *, complete: bool) -> str | None:
@@ -184,6 +187,7 @@ class ReplyAccumulator:
                 return self._end_reasoning()
             case FlushFinished(tool):
                 self.executed.append(tool)
+                self._answer.has_foreign_output |= bool(tool.calls)
                 self._hides_observation = self._hidden_marker is not None
             case Finished(outcome, unflushed):
                 self.outcome, self.unflushed = outcome, unflushed

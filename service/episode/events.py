@@ -81,6 +81,8 @@ class ExecutedTool:
     """Time that the model waited for the output."""
     runs: tuple[tuple[float, float], ...] = ()
     """Start and end of each block that ran; a single pair if all ran as one script."""
+    pauses: tuple[tuple[float, float], ...] = ()
+    """Times within ``runs`` at which the code waited for the flush to call a tool with side effects."""
     container: str | None = None
     """Name of the episode's container; None if no container was available."""
     container_wait_ms: float = 0.0
@@ -89,15 +91,16 @@ class ExecutedTool:
     """Party that requested the flush. The delay rate counts only the model's flushes."""
     eager_fallback: EagerFallback | None = None
     """Reason why the blocks ran at the flush although eager execution was on."""
-    calls: tuple[CodeToolCall, ...] = ()
-    """Tools that the code called, in order."""
     files: FlushFiles | None = None
     """Files and displays; None without a container that lives across requests."""
+    calls: tuple[CodeToolCall, ...] = ()
+    """Tools that the code called, in order."""
 
     @property
     def hidden_ms(self) -> float:
         """The part of ``wall_ms`` that passed while the model was still writing."""
-        return min(hidden_seconds(self.runs, self.flushed_at) * 1000, self.wall_ms)
+        ran = hidden_seconds(self.runs, self.flushed_at) - hidden_seconds(self.pauses, self.flushed_at)
+        return max(min(ran * 1000, self.wall_ms), 0.0)
 
 
 class Sampled(NamedTuple):  # a named tuple for speed, as `TokenChunk`

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import count
 
+from service.deferral.call_span import CALL_OPEN
 from service.deferral.episode import CallEdge, Episode, Flush, Invocation, Outcome, ends_in_thought
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
@@ -220,7 +221,7 @@ class EpisodeRunner:
         tool_wait_s: float = SessionLimits().tool_wait_s,
         thought: ThoughtLimit | None = None,
         answer: str | None = None,
-        open_session: Callable[[SessionLimits, ToolHost | None], Session] | None = None,
+        open_session: Callable[[SessionLimits], Session] | None = None,
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """Run ``episode`` to its end. Closing the generator cancels the engine and closes the session.
 
@@ -238,7 +239,7 @@ class EpisodeRunner:
             thought: limits the thought of the reply; None for no limit.
             answer: text that introduces a final answer after the last turn. A constraint of ``sampling``
                 applies to this answer and not to the turns before. None for no separate answer.
-            open_session: opens the session of the code; None for one of the sandbox's own.
+            open_session: opens the session of the code, which then has no tools. None for one of the sandbox.
 
         Raises:
             InvalidRequestError: the engine can't enforce the constraint; raised before the first event.
@@ -249,12 +250,11 @@ class EpisodeRunner:
         stop_ids = endings.keys() | ({episode.marker_id} if episode.marker_flushes else set())
         turn_stops = () if answer is not None else stop
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager, tool_wait_s=tool_wait_s)
-        calls = None if tools is None else RecordedTools(tools, clock)
+        calls = None if tools is None or open_session is not None else RecordedTools(tools, clock)
         if open_session is not None:
-            session = open_session(limits, calls)
+            queue = BlockQueue(open_session(limits))
         else:
-            session = self.sandbox.session(limits, *(() if calls is None else (calls,)))
-        queue = BlockQueue(session)
+            queue = BlockQueue(self.sandbox.session(limits, *(() if calls is None else (calls,))))
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
         tokens_left = sampling.max_tokens
@@ -342,6 +342,7 @@ class EpisodeRunner:
                             await asyncio.gather(flushing, return_exceptions=True)
                     flushes += 1
                 made = () if calls is None or result is None else calls.take()
+                episode.has_foreign_output |= bool(made)
                 observation = episode.observe(
                     result,
                     requested_by=flush.requested_by,
@@ -400,25 +401,58 @@ class EpisodeRunner:
         *,
         stop: Sequence[str] = (),
         thought: ThoughtLimit | None = None,
+        answer: str | None = None,
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """Generate one turn without deferral: the marker is a token like any other and no code runs.
 
         Closing the generator cancels the engine.
 
+        Args:
+            prompt_ids: the rendered prompt.
+            sampling: ``max_tokens`` bounds the sampled tokens.
+            stop: strings that end the reply.
+            thought: limits the thought of the reply; None for no limit.
+            answer: text that introduces a final answer, to which the constraint of ``sampling`` applies,
+                after a turn without function calls. None for no separate answer.
+
         Raises:
+            InvalidRequestError: the engine can't enforce the constraint; raised before the first event.
             EngineError: the engine failed.
         """
         outcome, endings = Outcome.VOID, self.endings
-        stream = self._generate(prompt_ids, sampling, endings.keys(), stop, endings, thought)
+        ids, texts, is_stopped = list(prompt_ids), [""], False
+        if answer is not None:
+            await self._check_structure(ids[:1], sampling)
+        free = sampling if answer is None else sampling.without_structure()
+        stream = self._generate(prompt_ids, free, endings.keys(), stop, endings, thought)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, StopStringHit):
+                    is_stopped = True
                     yield chunk
                     continue
                 yield Sampled(chunk)
+                if answer is not None:
+                    ids += chunk.ids
+                    texts.append(chunk.text)
                 if chunk.finish_reason == "length":
                     outcome = Outcome.LENGTH
-        yield Finished(outcome)
+        left = sampling.max_tokens - (len(ids) - len(prompt_ids))
+        called = is_stopped or CALL_OPEN in "".join(texts)
+        if answer is None or called or outcome is Outcome.LENGTH:
+            yield Finished(outcome)
+            return
+        if ids[-1] in endings:
+            ids.pop()
+        lead = self.engine.tokenizer.encode(answer, allow_special=False)  # it may quote the client's schema
+        left = min(left, self.room([*ids, *lead], deferral=False))
+        if left < 1:
+            yield Finished(Outcome.LENGTH)
+            return
+        yield AnswerStarted(tuple(lead), answer)
+        last = replace(sampling, max_tokens=left, min_tokens=min(sampling.min_tokens, left))
+        async for event in self.complete([*ids, *lead], last, stop=stop):
+            yield event
 
     def _sample_turn(
         self,
@@ -546,6 +580,7 @@ def _executed(
         wall_ms=result.wall_seconds * 1000,
         waited_ms=result.waited_seconds * 1000,
         runs=result.runs,
+        pauses=result.pauses,
         container=result.container,
         requested_by=flush.requested_by,
         eager_fallback=result.eager_fallback,

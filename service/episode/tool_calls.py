@@ -65,7 +65,7 @@ class RecordedTools:
         return events
 
     async def events_until(self, flushing: asyncio.Future[Any]) -> AsyncGenerator[ToolCalled, None]:
-        """Yield events as they come, until ``flushing`` is done."""
+        """Yield events until ``flushing`` is done."""
         while not flushing.done():
             waiting = asyncio.ensure_future(self._events.get())
             try:

@@ -263,10 +263,10 @@ class ToolCallParser:
             if tag:
                 events += self._open_call(text, after)
                 return True
-        held = partial_stop_length(text, [CALL_OPEN])
+        tag_chars = partial_stop_length(text, [CALL_OPEN])
         if self._marked and text.endswith(CALL_OPEN):
-            held = len(CALL_OPEN)
-        certain = text[: len(text) - held].rstrip()
+            tag_chars = len(CALL_OPEN)
+        certain = text[: len(text) - tag_chars].rstrip()
         if certain:
             events.append(TextDelta(certain))
             self._buffer = text[len(certain) :]

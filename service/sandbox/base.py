@@ -78,6 +78,9 @@ class ExecutionResult:
     """Unix time at which the last block ended; None if nothing ran."""
     runs: tuple[tuple[float, float], ...] = ()
     """Start and end of each block that ran, in Unix seconds. One pair if all blocks ran as one script."""
+    pauses: tuple[tuple[float, float], ...] = ()
+    """Times within ``runs`` at which a block waited for the flush to call a tool, in Unix seconds. They are
+    not part of ``wall_seconds``."""
     container: str | None = None
     """Name of the leased container; None if there was none."""
     eager_fallback: EagerFallback | None = None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from service.sandbox.base import Session, SessionLimits
-from service.tools.base import ToolHost
 
 SkipReason = Literal["symlink", "not_a_file", "too_large", "too_many", "too_deep", "unreadable", "name"]
 """Reason why an entry of the work directory is not returned:
@@ -79,8 +78,8 @@ class FileSession(Session, Protocol):
         """
         ...
 
-    async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
-        """Change the limits of the following flushes, and the tools that their code can call.
+    async def configure(self, limits: SessionLimits) -> None:
+        """Change the limits of the following flushes.
 
         Raises:
             SandboxError: the container is lost.
@@ -122,7 +121,7 @@ class FileSession(Session, Protocol):
         ...
 
     async def park(self) -> None:
-        """Drop the pending blocks and keep the container without using CPU time. Undone by `resume`.
+        """Drop the pending blocks and keep the container for a later request.
 
         Raises:
             SandboxError: the container is lost.
@@ -130,15 +129,7 @@ class FileSession(Session, Protocol):
         ...
 
     async def freeze(self) -> None:
-        """Stop all processes of the parked container until `resume`.
-
-        Raises:
-            SandboxError: the container is lost.
-        """
-        ...
-
-    async def resume(self) -> None:
-        """Continue after `park` or `freeze`.
+        """Stop all processes of the parked container until its next use, if the machine supports that.
 
         Raises:
             SandboxError: the container is lost.

@@ -16,8 +16,7 @@ from service.sandbox.files import Display, FileChanges, SkippedFile, WorkFile
 from service.sandbox.pool import Pool
 from service.sandbox.session import PooledSession
 from service.sandbox.settings import PoolSettings
-from service.sandbox.worker_protocol import Data, Done, Listing, SandboxWorker
-from service.tools.base import ToolHost
+from service.sandbox.worker_protocol import Data, Done, FileListing, Reply, SandboxWorker
 
 T = TypeVar("T")
 _READ_BYTES: Final = 512 << 10
@@ -72,13 +71,14 @@ class PooledFileSession(PooledSession):
                 self._drop_worker("cancelled")
                 raise
 
-    async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
+    async def configure(self, limits: SessionLimits) -> None:
+        limits = self._settings.clip(limits)
         async with self._lock:
             # The memory of the container stays as it was created.
-            self._limits = replace(self._settings.clip(limits), memory_mb=self._limits.memory_mb)
-            self._tools = tools
+            self._limits = replace(limits, memory_mb=self._limits.memory_mb)
+            self._answer_within_s = limits.run_limit_s + self._settings.grace_s
             if self._worker is not None:
-                await self._exchange(self._open)
+                await self._exchange(lambda worker: worker.send(self._opening(worker)))
 
     async def put(self, name: str, size: int, content: AsyncIterator[bytes]) -> None:
         async with self._lock:
@@ -100,15 +100,14 @@ class PooledFileSession(PooledSession):
         self, worker: SandboxWorker, name: str, size: int, content: AsyncIterator[bytes], total: int
     ) -> None:
         await worker.resize(self._memory_mb(total))
-        async with self._sending:
-            await worker.send({"op": "put", "name": name, "size": size})
-            left = size
-            async for chunk in content:
-                left -= len(chunk)
-                if left < 0:
-                    break
-                async with asyncio.timeout(_ANSWER_WITHIN_S):  # of each part: a large input takes long
-                    await worker.send_bytes(chunk)
+        await worker.send({"op": "put", "name": name, "size": size})
+        left = size
+        async for chunk in content:
+            left -= len(chunk)
+            if left < 0:
+                break
+            async with asyncio.timeout(_ANSWER_WITHIN_S):  # of each part: a large input takes long
+                await worker.send_bytes(chunk)
         if left:  # the worker waits for bytes that will never come
             raise SandboxError(f"the content of the input {name!r} does not have {size} bytes")
         await self._done(worker)
@@ -120,7 +119,7 @@ class PooledFileSession(PooledSession):
 
     async def changes(self) -> FileChanges:
         async with self._lock:
-            listing = await self._exchange(lambda worker: self._ask(worker, {"op": "files"}, Listing))
+            listing = await self._exchange(lambda worker: self._ask(worker, {"op": "files"}, FileListing))
         return FileChanges(
             files=tuple(WorkFile(file.path, file.size, file.sha256) for file in listing.files),
             displays=tuple(
@@ -151,17 +150,14 @@ class PooledFileSession(PooledSession):
             self._withdraw()
             if self._pending_blocks and self._failure is None and self._worker is not None:
                 await self._exchange(lambda worker: self._ask_done(worker, {"op": "discard"}))
-                if self._channel is not None:
-                    self._channel.end_flush()
             self._pending_blocks, self._pending_bytes = 0, 0
 
     async def freeze(self) -> None:
         async with self._lock:
-            await self._exchange(lambda worker: worker.suspend())
+            await self._exchange(self._freeze)
 
-    async def resume(self) -> None:
-        async with self._lock:
-            await self._exchange(lambda worker: worker.resume(), freezes=False)
+    async def _freeze(self, worker: SandboxWorker) -> None:
+        worker.freeze()
 
     def _memory_mb(self, input_bytes: int) -> int:
         """Return the memory limit of the container with its inputs."""
@@ -169,7 +165,7 @@ class PooledFileSession(PooledSession):
 
     async def _ask(self, worker: SandboxWorker, request: dict[str, Any], expected: type[T]) -> T:
         await worker.send(request)
-        reply = await self._receive(worker)
+        reply: Reply = await worker.receive()
         if not isinstance(reply, expected):
             raise SandboxError(f"the worker replied {reply.op!r} to {request['op']!r}")
         return reply
@@ -179,41 +175,29 @@ class PooledFileSession(PooledSession):
         await self._done(worker)
 
     async def _done(self, worker: SandboxWorker) -> None:
-        reply = await self._receive(worker)
+        reply = await worker.receive()
         if not isinstance(reply, Done):
             raise SandboxError(f"the worker sent {reply.op!r} instead of its reply")
         if reply.error is not None:
             raise ValueError(reply.error)
 
     async def _exchange(
-        self,
-        work: Callable[[SandboxWorker], Awaitable[T]],
-        within_s: float = _ANSWER_WITHIN_S,
-        *,
-        freezes: bool = True,
+        self, work: Callable[[SandboxWorker], Awaitable[T]], within_s: float = _ANSWER_WITHIN_S
     ) -> T:
-        """Run ``work`` with the worker. A failure in it, or a cancellation, loses the worker.
-
-        Args:
-            work: sends a request and returns its reply.
-            within_s: time that it may take, beside the time of a flush.
-            freezes: freeze the worker afterwards, unless blocks are pending.
-        """
+        """Run ``work`` with the worker. A failure in it, or a cancellation, loses the worker."""
         if self._worker is None or self._failure is not None:
             raise SandboxError(self._failure or "the session has no container")
         try:
             async with asyncio.timeout(within_s + self._answer_within_s):
-                await self._settled()
-                result = await work(self._worker)
+                if self._settling is not None and (error := await self._settling) is not None:
+                    raise error
+                return await work(self._worker)
         except TimeoutError:
             self._drop_worker("sandbox_error")
             raise SandboxError("the worker did not answer in time") from None
         except (SandboxError, asyncio.CancelledError):
             self._drop_worker("sandbox_error")
             raise
-        if freezes and not self._pending_blocks:
-            self._worker.freeze()  # the next ``send`` ends it
-        return result
 
     async def _lost(self, reason: str) -> SandboxError:
         async with self._lock:

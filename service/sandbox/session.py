@@ -10,7 +10,14 @@ from typing import Any
 from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
 from service.sandbox.pool import Pool
 from service.sandbox.tool_calls import ToolCalls
-from service.sandbox.worker_protocol import MAX_CODE_BYTES, Reply, Result, SandboxWorker, Settled, ToolCall
+from service.sandbox.worker_protocol import (
+    MAX_CODE_BYTES,
+    Reply,
+    Result,
+    SandboxWorker,
+    Settled,
+    ToolCallFrame,
+)
 from service.tools.base import ToolHost
 
 
@@ -21,12 +28,12 @@ class PooledSession:
         self, pool: Pool, limits: SessionLimits, grace_s: float, tools: ToolHost | None = None
     ) -> None:
         self._pool = pool
-        self._grace_s = grace_s
+        self._answer_within_s = limits.run_limit_s + grace_s
+        if tools is not None:
+            self._answer_within_s += limits.tool_wait_s
         self._tools = tools
         self._channel: ToolChannel | None = None
-        """Reads the worker's frames if the session has, or had, tools."""
-        self._sending = asyncio.Lock()
-        """Held while an input is sent, whose parts nothing may separate."""
+        """Reads the worker's frames if the session has tools."""
         self._limits = limits
         self._worker: SandboxWorker | None = None
         self._pending_bytes = 0
@@ -73,38 +80,19 @@ class PooledSession:
     async def _lease(self) -> SandboxWorker:
         self._withdraw()
         self._worker = await self._pool.lease()
-        await self._open(self._worker)
+        await self._worker.send(self._opening(self._worker))
         return self._worker
 
-    async def _open(self, worker: SandboxWorker) -> None:
-        """Send the limits and tools of the following flushes."""
-        limits = self._limits
-        frame: dict[str, Any] = {"op": "open", "run_limit_s": limits.run_limit_s, "eager": limits.eager}
+    def _opening(self, worker: SandboxWorker) -> dict[str, Any]:
+        frame = {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
+        if self._limits.figures is not None:
+            frame["figures"] = self._limits.figures
         if worker.freezable:
             frame["report_settled"] = True
-        if limits.figures is not None:
-            frame["figures"] = limits.figures
-        calls: ToolCalls | None = None
-        if self._tools is not None:
-            calls = ToolCalls(self._tools, limits, self._send_result)
-            frame |= calls.open_fields()
-        if self._channel is not None:
-            self._channel.use(calls)
-        elif calls is not None:
-            self._channel = ToolChannel(worker, calls)
-        await worker.send(frame)
-
-    async def _send_result(self, message: dict[str, Any]) -> None:
-        """Send the result of a call, but not in the middle of an input."""
-        async with self._sending:
-            if self._worker is not None:
-                await self._worker.send(message)
-
-    @property
-    def _answer_within_s(self) -> float:
-        """Time within which the worker must answer a flush, in seconds."""
-        wait_s = 0.0 if self._tools is None else self._limits.tool_wait_s
-        return self._limits.run_limit_s + wait_s + self._grace_s
+        if self._tools is None:
+            return frame
+        self._channel = ToolChannel(worker, ToolCalls(self._tools, self._limits, worker.send))
+        return frame | self._channel.calls.open_fields()
 
     async def flush(self) -> ExecutionResult:
         async with self._lock:
@@ -136,9 +124,11 @@ class PooledSession:
         try:
             async with asyncio.timeout(self._answer_within_s):
                 if self._channel is not None:
-                    self._channel.begin_flush()
+                    self._channel.calls.flushing = True
                 await self._worker.send({"op": "flush"})
-                frame = await self._receive(self._worker)
+                if self._settling is not None and (error := await self._settling) is not None:
+                    raise error
+                frame = await (self._channel or self._worker).receive()
         except TimeoutError:
             self._fail("the worker did not answer in time")
         except SandboxError as error:
@@ -149,7 +139,7 @@ class PooledSession:
         else:
             if isinstance(frame, Result):
                 if self._channel is not None:
-                    self._channel.end_flush()
+                    self._channel.calls.end_flush()
                 if self._worker.freezable:
                     self._settling = asyncio.create_task(
                         self._settle(self._worker, self._channel or self._worker)
@@ -157,24 +147,6 @@ class PooledSession:
                 return frame
             self._fail(f"the worker replied {frame.op!r} to a flush")
         return None
-
-    async def _receive(self, worker: SandboxWorker) -> Reply:
-        """Return the worker's next frame, after the one that follows a result.
-
-        Raises:
-            SandboxError: the worker is gone or broke the protocol.
-        """
-        await self._settled()
-        return await (self._channel or worker).receive()
-
-    async def _settled(self) -> None:
-        """Wait until the worker is done with the last flush.
-
-        Raises:
-            SandboxError: it failed.
-        """
-        if self._settling is not None and (error := await self._settling) is not None:
-            raise error
 
     async def _settle(
         self, worker: SandboxWorker, source: SandboxWorker | ToolChannel
@@ -222,28 +194,20 @@ class PooledSession:
 class ToolChannel:
     """Reads a worker's frames from its lease on: tools may be called at any time before the flush."""
 
-    def __init__(self, worker: SandboxWorker, calls: ToolCalls | None) -> None:
-        self._calls = calls
+    def __init__(self, worker: SandboxWorker, calls: ToolCalls) -> None:
+        self.calls = calls
         self._worker = worker
         self._frames: asyncio.Queue[Reply | SandboxError] = asyncio.Queue()
         self._task = asyncio.create_task(self._read())
-
-    def use(self, calls: ToolCalls | None) -> None:
-        """Replace the tools; None for none. No block may be pending."""
-        if self._calls is not None:
-            self._calls.close()
-        self._calls = calls
 
     async def _read(self) -> None:
         try:
             while True:
                 frame = await self._worker.receive()
-                if not isinstance(frame, ToolCall):
-                    self._frames.put_nowait(frame)
-                elif self._calls is None:
-                    raise SandboxError("the worker passed on a call of a tool, but there are no tools")
+                if isinstance(frame, ToolCallFrame):
+                    self.calls.begin(frame)
                 else:
-                    self._calls.begin(frame)
+                    self._frames.put_nowait(frame)
         except SandboxError as error:
             self._frames.put_nowait(error)
             self._worker.close()  # a worker that breaks the protocol must not run on
@@ -259,20 +223,9 @@ class ToolChannel:
             raise frame
         return frame
 
-    def begin_flush(self) -> None:
-        """Allow calls with side effects."""
-        if self._calls is not None:
-            self._calls.flushing = True
-
-    def end_flush(self) -> None:
-        """Forget the calls of blocks that have run or were dropped."""
-        if self._calls is not None:
-            self._calls.end_flush()
-
     def close(self) -> None:
         self._task.cancel()
-        if self._calls is not None:
-            self._calls.close()
+        self.calls.close()
 
 
 def _nothing_ran(

@@ -2,7 +2,7 @@
 
 An eager run that is given up runs again as one script. Its calls are then answered from a journal: the n-th
 call of a tool with the same arguments gets the n-th result. Calls with side effects wait for the flush (see
-``sandbox_image/worker/supervisor.py``). If the second run makes other ones than the first, they fail.
+``sandbox_image/worker/supervisor.py``). If the second run makes different ones, they fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import structlog
 
 from service.sandbox.base import SandboxError, SessionLimits
-from service.sandbox.worker_protocol import ToolCall
+from service.sandbox.worker_protocol import ToolCallFrame
 from service.tools.base import MAX_ERROR_CHARS, MAX_RESULT_BYTES, ToolError, ToolHost
 from service.tools.stubs import stub
 
@@ -29,7 +29,7 @@ Outcome = tuple[bool, str]
 
 
 @dataclass(slots=True)
-class _Entry:
+class _JournalEntry:
     name: str
     arguments: str
     has_effects: bool
@@ -53,7 +53,7 @@ class ToolCalls:
         self._limits = limits
         self._send = send
         self._specs = {spec.name: spec for spec in host.specs}
-        self._journal: list[_Entry] = []
+        self._journal: list[_JournalEntry] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._received = 0
         self.flushing = False
@@ -68,7 +68,7 @@ class ToolCalls:
             "tool_wait_s": self._limits.tool_wait_s,
         }
 
-    def begin(self, frame: ToolCall) -> None:
+    def begin(self, frame: ToolCallFrame) -> None:
         """Answer a call in the background.
 
         Raises:
@@ -82,7 +82,7 @@ class ToolCalls:
             raise SandboxError("the worker passed on a call of a tool before the flush")
         self._start(self._answer(frame))
 
-    async def _answer(self, frame: ToolCall) -> None:
+    async def _answer(self, frame: ToolCallFrame) -> None:
         try:
             ok, value = await self._outcome(frame)
         except ToolError as error:
@@ -92,7 +92,7 @@ class ToolCalls:
         except SandboxError:
             return  # the flush reports it
 
-    async def _outcome(self, frame: ToolCall) -> Outcome:
+    async def _outcome(self, frame: ToolCallFrame) -> Outcome:
         spec = self._specs.get(frame.name)
         if spec is None:
             raise ToolError(f"there is no tool {frame.name[:64]!r}")
@@ -104,9 +104,9 @@ class ToolCalls:
                 entry.attempt = frame.attempt
                 return await asyncio.shield(entry.task)
         if not spec.read_only and any(entry.has_effects for entry in earlier):
-            raise ToolError("the code ran again and called other tools than before: this call was not made")
+            raise ToolError("the code ran again and made different calls: this call was not made")
         task = self._start(self._call(spec.name, arguments))
-        self._journal.append(_Entry(spec.name, key, not spec.read_only, task, frame.attempt))
+        self._journal.append(_JournalEntry(spec.name, key, not spec.read_only, task, frame.attempt))
         return await asyncio.shield(task)
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> Outcome:

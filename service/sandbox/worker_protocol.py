@@ -7,11 +7,9 @@ schema is a ``FrameError``, after which the worker is destroyed.
 The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
 worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
 ``open`` asks for it, ``Settled`` follows each result. If the session has tools, the worker also sends
-``ToolCall``, each of which is answered with ``tool_result``.
-
-Sessions with files also use ``put`` (a frame with the name and size of an input, then its bytes), ``remove``,
-``files``, ``read`` and ``discard`` (drop the pending blocks), each with one reply. They may send ``open``
-again, which replaces the limits and tools.
+``ToolCallFrame``, each of which is answered with ``tool_result``. Sessions with files also use ``put`` (a
+frame with the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard``
+(drop the pending blocks), each with one reply.
 """
 
 from __future__ import annotations
@@ -100,13 +98,15 @@ class Result(_Frame):
     started_at: Time | None
     finished_at: Time | None
     runs: list[Annotated[list[Time], Field(min_length=2, max_length=2)]]
+    pauses: list[Annotated[list[Time], Field(min_length=2, max_length=2)]] = []
     eager_fallback: EagerFallback | None = None
 
     def execution_result(self, waited_seconds: float) -> ExecutionResult:
         return ExecutionResult(
-            **self.model_dump(exclude={"op", "runs"}),
+            **self.model_dump(exclude={"op", "runs", "pauses"}),
             waited_seconds=waited_seconds,
             runs=tuple((start, end) for start, end in self.runs),
+            pauses=tuple((start, end) for start, end in self.pauses),
         )
 
 
@@ -116,7 +116,7 @@ class Settled(_Frame):
     op: Literal["settled"]
 
 
-class ToolCall(_Frame):
+class ToolCallFrame(_Frame):
     """Code called a tool."""
 
     op: Literal["tool_call"]
@@ -159,7 +159,7 @@ class ListedDisplay(_Frame):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Listing(_Frame):
+class FileListing(_Frame):
     """Reply to ``files``: the changes in the work directory since the last listing, and the displays."""
 
     op: Literal["files"]
@@ -175,10 +175,11 @@ class Data(_Frame):
     data: str | None = Field(max_length=MAX_FRAME_BYTES)
 
 
-Reply = Ready | Result | Settled | ToolCall | Done | Listing | Data
+Reply = Ready | Result | Settled | ToolCallFrame | Done | FileListing | Data
 """A frame that a worker sends while it works correctly."""
-Frame = Reply | Fatal
-_worker_frame: TypeAdapter[Frame] = TypeAdapter(Annotated[Frame, Field(discriminator="op")])
+AnyFrame = Reply | Fatal
+WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]
+_worker_frame: TypeAdapter[AnyFrame] = TypeAdapter(WorkerFrame)
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -187,7 +188,7 @@ def encode(message: dict[str, Any]) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-async def read_frame(reader: ByteReader) -> Frame:
+async def read_frame(reader: ByteReader) -> AnyFrame:
     """Read and validate the next frame.
 
     Raises:
@@ -251,11 +252,6 @@ class SandboxWorker(Protocol):
     def name(self) -> str: ...
 
     @property
-    def freezable(self) -> bool:
-        """Whether ``freeze`` has an effect."""
-        ...
-
-    @property
     def created_at(self) -> float:
         """Monotonic time of the start."""
         ...
@@ -263,6 +259,11 @@ class SandboxWorker(Protocol):
     @property
     def has_ended(self) -> bool:
         """Whether its channel was closed from the other side."""
+        ...
+
+    @property
+    def freezable(self) -> bool:
+        """Whether ``freeze`` has an effect."""
         ...
 
     async def send(self, message: dict[str, Any]) -> None:
@@ -281,12 +282,8 @@ class SandboxWorker(Protocol):
         """
         ...
 
-    def freeze(self) -> None:
-        """Stop all processes until something is sent. Never raises."""
-        ...
-
     async def send_bytes(self, data: bytes) -> None:
-        """Send a part of the input that the last frame announced. A frozen worker continues.
+        """Send a part of the input that the last frame announced.
 
         Raises:
             SandboxError: the worker is gone.
@@ -301,19 +298,8 @@ class SandboxWorker(Protocol):
         """
         ...
 
-    async def suspend(self) -> None:
-        """Stop all processes for longer, if necessary by a slower way than ``freeze``.
-
-        They continue at ``resume`` or when something is sent. No effect if that is not possible.
-        """
-        ...
-
-    async def resume(self) -> None:
-        """Let all processes continue after ``freeze`` or ``suspend``.
-
-        Raises:
-            SandboxError: they can't be resumed.
-        """
+    def freeze(self) -> None:
+        """Stop all processes until the next ``send``. Never raises."""
         ...
 
     def close(self) -> None:
@@ -355,10 +341,6 @@ class Channel:
             raise SandboxError(f"worker {self.name} is gone: {error}") from error
 
     async def resize(self, memory_mb: int) -> None: ...
-
-    async def suspend(self) -> None: ...
-
-    async def resume(self) -> None: ...
 
     async def receive(self) -> Reply:
         try:

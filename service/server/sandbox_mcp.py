@@ -38,14 +38,14 @@ SessionId = Annotated[
 ]
 
 
-class Pending(BaseModel):
+class PendingBlocks(BaseModel):
     """Result of adding a block."""
 
     session_id: str
     pending_blocks: int
 
 
-class Output(BaseModel):
+class FlushOutput(BaseModel):
     """Result of a flush."""
 
     session_id: str
@@ -88,20 +88,20 @@ class Namespaces:
         self.starting: asyncio.Future[None] | None = None
         """Start of the sandbox, which the first calls wait for."""
 
-    async def invoke(self, code: str, session_id: str | None) -> Pending:
+    async def invoke(self, code: str, session_id: str | None) -> PendingBlocks:
         """Add a block to a namespace."""
         namespace = await self._find(session_id)
         async with namespace.lock:
             await self._add(namespace, code)
-        return Pending(session_id=namespace.id, pending_blocks=namespace.pending)
+        return PendingBlocks(session_id=namespace.id, pending_blocks=namespace.pending)
 
-    async def flush(self, session_id: str) -> Output:
+    async def flush(self, session_id: str) -> FlushOutput:
         """Return the output of the pending blocks."""
         namespace = await self._find(session_id)
         async with namespace.lock:
             return await self._flush(namespace)
 
-    async def run(self, code: str, session_id: str | None) -> Output:
+    async def run(self, code: str, session_id: str | None) -> FlushOutput:
         """Add a block and return the output of all pending blocks."""
         namespace = await self._find(session_id)
         async with namespace.lock:
@@ -135,10 +135,10 @@ class Namespaces:
             raise ToolError(f"the sandbox is not available: {error}") from None
         namespace.pending += 1
 
-    async def _flush(self, namespace: _Namespace) -> Output:
+    async def _flush(self, namespace: _Namespace) -> FlushOutput:
         result: ExecutionResult = await namespace.session.flush()
         namespace.pending, namespace.used_at = 0, time.monotonic()
-        return Output(
+        return FlushOutput(
             session_id=namespace.id,
             status=result.status,
             stdout=result.stdout,
@@ -174,19 +174,19 @@ def make_server(namespaces: Namespaces) -> MCPServer[Any]:
     server: MCPServer[Any] = MCPServer("ih-grpo-sandbox", instructions=_INSTRUCTIONS, log_level="ERROR")
 
     @server.tool()
-    async def python_run(code: Code, session_id: SessionId = None) -> Output:
+    async def python_run(code: Code, session_id: SessionId = None) -> FlushOutput:
         """Run Python and return its output, together with that of all pending blocks."""
         return await namespaces.run(code, session_id)
 
     @server.tool()
-    async def python_invoke(code: Code, session_id: SessionId = None) -> Pending:
+    async def python_invoke(code: Code, session_id: SessionId = None) -> PendingBlocks:
         """Add a block of Python that runs in the background. Its output waits for python_flush."""
         return await namespaces.invoke(code, session_id)
 
     @server.tool()
     async def python_flush(
         session_id: Annotated[str, Field(description="Namespace from an earlier result.", max_length=64)],
-    ) -> Output:
+    ) -> FlushOutput:
         """Return the output of all blocks since the last flush, waiting for those that still run."""
         return await namespaces.flush(session_id)
 

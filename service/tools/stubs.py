@@ -74,7 +74,7 @@ def listing(specs: Sequence[ToolSpec]) -> str:
     return (
         f"In Python blocks you can call these functions, after `from tools import {names}`. "
         "A failed call raises ToolError. Results stay in variables: print only what you must read. "
-        f"`gather({specs[0].name}.bind(...), ...)` makes several calls at once.\n\n{functions}"
+        f"`gather({specs[0].name}.bind(...), ...)` makes several calls at the same time.\n\n{functions}"
     )
 
 

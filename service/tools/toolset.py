@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from service.common.json_schema import compile_schema, first_error
+from service.common.json import compile_schema, first_error
 from service.tools.base import ToolError, ToolSpec
 
 CALL_TIMEOUT_S = 30.0

@@ -10,10 +10,10 @@ import jsonschema_rs
 import pytest
 
 from service.api.chat.choice_builder import executed_tool, waiting_tool
-from service.api.schemas import SCHEMAS, FinishedTool, WaitingTool, deferral, executed_tools
+from service.api.schemas import SCHEMAS, CalledTool, FinishedTool, WaitingTool, deferral, executed_tools
 from service.deferral.policy import FILE_NAME, DeferralPolicy
 from service.engines.checkpoint import quickstart
-from service.episode.events import ExecutedTool, InvokedBlock
+from service.episode.events import CodeToolCall, ExecutedTool, InvokedBlock
 from service.sandbox.base import FlushFiles, OutputFile
 
 BLOCK = InvokedBlock("print(1)", 7, 1.5)
@@ -40,13 +40,17 @@ def test_executed_tools_match_the_published_schema(sent: dict[str, Any]) -> None
     jsonschema_rs.validate(executed_tools(), sent)
 
 
+CALLED = CodeToolCall("call_1", "add", {"a": 1}, True, 2.0, 3.0, "ok", output=[1, None])
+
+
 def test_all_fields_are_published() -> None:
     files = FlushFiles(
         (OutputFile("f", "c", "/sandbox/a", 1, "0" * 64, "text/plain"),), ("<table>",), (("l", "symlink"),)
     )
-    sent = executed_tool(tool(files=files), 0)
-    assert sent.keys() == FinishedTool.model_fields.keys()
-    jsonschema_rs.validate(executed_tools(), sent)
+    full = executed_tool(tool(calls=(CALLED,), pauses=((1.0, 2.0),), files=files), 0)
+    assert full.keys() == FinishedTool.model_fields.keys()
+    assert full["calls"][0].keys() == CalledTool.model_fields.keys()  # type: ignore[index]
+    jsonschema_rs.validate(executed_tools(), full)
     assert waiting_tool("x", 0, [BLOCK], "pending").keys() == WaitingTool.model_fields.keys()
 
 

@@ -60,6 +60,15 @@ async def test_events_then_done() -> None:
     assert client.sent[-1]["more_body"] is False
 
 
+async def test_stream_in_another_form() -> None:
+    form = sse.StreamForm(b"ping\n\n", lambda error: error.message.encode(), b"")
+    for parts, expected in ((("a",), b'data: "a"\n\n'), (("a", ApiError(429, "busy")), b'data: "a"\n\nbusy')):
+        client = Client()
+        stream = sse.EventStream(say(*parts), 10, form)
+        await stream({"type": "http"}, client.receive, client.send)
+        assert client.body == expected
+
+
 async def test_keep_alive_starts_with_the_stream() -> None:
     client = Client()
     await send(client, say(0.1, "a", 0.1, "b"), keep_alive_s=0.02)

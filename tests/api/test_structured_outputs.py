@@ -211,6 +211,69 @@ async def test_responses_answer_by_schema_after_code_has_run(streamed: bool) -> 
     assert kinds == ["reasoning", "code_interpreter_call", "reasoning", "message"]
 
 
+WEATHER = {
+    "type": "function",
+    "function": {"name": "get_weather", "parameters": {"type": "object"}},
+}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+def with_functions(**fields: Any) -> dict[str, Any]:
+    return {
+        "model": "scripted",
+        "messages": [{"role": "user", "content": "weather?"}],
+        "tools": [WEATHER],
+        "response_format": FORM,
+        **fields,
+    }
+
+
+async def test_functions_can_be_called_before_an_answer_by_schema() -> None:
+    scripted = engine("{", "Let me look." + CALL + EOS)
+    async with serve(make_app(scripted, sandbox())) as served:
+        answer = await post(served, "/v1/chat/completions", json=with_functions())
+    choice = answer.json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "get_weather"
+    assert choice["message"]["content"] is None
+    assert [sampling.structure is None for _, sampling in scripted.calls] == [False, True]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_answer_by_schema_replaces_the_text_beside_functions(streamed: bool) -> None:
+    scripted = engine("{", "It is sunny, 42 degrees." + EOS, '{"n": 42}' + EOS)
+    async with serve(make_app(scripted, sandbox())) as served:
+        options: dict[str, Any] = with_functions(extra_body={"top_k": 3})
+        if streamed:
+            async with served.openai.chat.completions.stream(**options) as stream:
+                choice = (await stream.get_final_completion()).choices[0]
+        else:
+            choice = (await served.openai.chat.completions.create(**options)).choices[0]
+    assert (choice.message.content, choice.finish_reason) == ('{"n": 42}', "stop")
+    context = scripted.tokenizer.decode(scripted.calls[-1][0])
+    assert "42 degrees.\n\nThe final answer as JSON" in context
+    assert EOS not in context
+
+
+async def test_answer_by_schema_beside_functions_fits_the_limit() -> None:
+    scripted = engine("{", "It is sunny.")
+    async with serve(make_app(scripted, sandbox())) as served:
+        answer = await post(served, "/v1/chat/completions", json=with_functions(max_tokens=5))
+    choice = answer.json()["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", "")
+    assert len(scripted.calls) == 2
+
+
+async def test_forced_call_has_no_text_to_constrain() -> None:
+    scripted = engine(' {"city": "Paris"}}\n</tool_call>' + EOS)
+    async with serve(make_app(scripted, sandbox())) as served:
+        answer = await post(served, "/v1/chat/completions", json=with_functions(tool_choice="required"))
+    assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
+    assert answer.headers["x-ih-grpo-ignored"] == "response_format"
+    [(_, sampling)] = scripted.calls
+    assert sampling.json_schema == '{"type": "object"}'
+
+
 async def test_json_reply_may_follow_a_thought() -> None:
     thinking = ThinkingEngine("Hm.</think>", '{"n": 1}' + EOS)
     async with serve(make_app(thinking, sandbox())) as served:

@@ -74,6 +74,7 @@ def test_table_and_comparison() -> None:
     assert rows[3][-2:] == ["1 of 2", "2.0 |"]
     assert rows[4][10] == "1"
     text = comparison(found)
-    assert "- delayed / immediate: wall time 0.50 (0.50 to 0.50), tokens 1.00 (1.00 to 1.00)" in text
+    assert "- delayed / immediate: wall time 0.50 (0.50 to 0.50), without container waits 0.49" in text
+    assert "tokens 1.00 (1.00 to 1.00)" in text
     assert "- delayed, eager / delayed: wall time 0.50" in text
     assert "- 1 of 2 delayed episodes have the same text" in text

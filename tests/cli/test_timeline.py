@@ -91,6 +91,20 @@ def test_container_ready_before_the_marker_adds_no_model_wait() -> None:
     assert "container" not in {span.lane for span in episode_spans(0, 3, [tool])}
 
 
+def test_each_tool_has_a_lane_for_its_calls() -> None:
+    tool = flush(1, [(1.0, 2.0)], at=2.0, waited=0.5)
+    tool["calls"] = [
+        {"name": "add", "status": "ok", "started_at": 1.1, "finished_at": 1.4},
+        {"name": "find", "status": "error", "started_at": 1.4, "finished_at": 1.5},
+        {"name": "add", "status": "running", "started_at": 1.6, "finished_at": None},
+    ]
+    assert [span for span in episode_spans(0, 3, [tool]) if span.lane.endswith("()")] == [
+        Span("add()", "call", 1.1, 1.4),
+        Span("find()", "failed", 1.4, 1.5),
+        Span("add()", "failed", 1.6, 2.5),
+    ]
+
+
 def test_blocks_that_never_ran_have_no_lane() -> None:
     spans = episode_spans(0, 3, [flush(1, [], at=1.0, waited=1.0, status="sandbox_error")])
     assert [span.lane for span in spans] == ["writes", "writes", "waits"]

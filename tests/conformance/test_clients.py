@@ -32,7 +32,7 @@ CLIENTS = {
     "anthropic_python.py": ("Anthropic SDK for Python", "anthropic"),
     "anthropic_javascript.mjs": ("Anthropic SDK for JavaScript", "npm:@anthropic-ai/sdk"),
     "ai_sdk.mjs": ("Vercel AI SDK", "npm:ai"),
-    "langchain.py": ("LangChain for Python, `ChatOpenAI`", "langchain-openai"),
+    "langchain.py": ("LangChain for Python, `ChatOpenAI` and `ChatAnthropic`", "langchain-openai"),
     "langchain_javascript.mjs": ("LangChain for JavaScript, `ChatOpenAI`", "npm:@langchain/openai"),
     "langgraph_client.py": ("LangGraph for Python", "langgraph"),
     "langgraph_javascript.mjs": ("LangGraph for JavaScript", "npm:@langchain/langgraph"),

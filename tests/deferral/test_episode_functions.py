@@ -66,7 +66,7 @@ def test_marker_with_no_pending_block_begins_a_call() -> None:
     episode = make()
     assert write(episode, f"I call.\n{CALL}\n{CALL}{EOS}") is None
     assert (episode.outcome, episode.turn) == (Outcome.CALL, 1)
-    assert episode.pending == ()  # the fence in the arguments is no block
+    assert episode.pending == ()  # the fence in the arguments does not count
     assert not Outcome.CALL.is_truncated
 
 
@@ -81,7 +81,7 @@ def test_marker_that_begins_no_call_leaves_the_protocol_intact(text: str) -> Non
     assert episode.outcome is Outcome.ANSWER
 
 
-def test_unknown_function_is_no_call() -> None:
+def test_call_of_an_unknown_function_is_text() -> None:
     episode = make(IMMEDIATE)
     call = f'{MARKER}\n{{"name": "h", "arguments": {{}}}}\n</tool_call>\n'
     assert codes(write(episode, call + BLOCK)) == ["print(1)"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.deferral.observation import cut_middle, observation_ids, result_text
+from service.deferral.observation import cut_middle, effects_note, observation_ids, result_text
 from service.deferral.policy import ASSISTANT_POLICY
 from service.sandbox.base import ExecutionResult, Status
 from tests.support.char_tokenizer import CharTokenizer
@@ -94,3 +94,11 @@ def test_full_traceback_follows_the_printed_output() -> None:
     )
     killed = result("1\n", status="timeout")
     assert result_text(killed, ASSISTANT_POLICY) == "1\ninterpreter timeout"
+
+
+def test_effects_of_a_failed_flush_are_listed_in_short() -> None:
+    assert effects_note([]) == ""
+    assert effects_note(["f()"]) == "\nVariables were restored, but these calls took effect: f()"
+    note = effects_note([f"f(n={n}, text={'x' * 500})" for n in range(8)])
+    assert note.endswith(" and 3 more")
+    assert len(note) < 600

@@ -198,14 +198,14 @@ class ChunkedEngine(ResumingEngine):
         self._size = size
 
     async def generate(self, prompt_ids, sampling, stop_token_ids=()):  # type: ignore[no-untyped-def]
-        held: list[TokenChunk] = []
+        waiting: list[TokenChunk] = []
         async for chunk in super().generate(prompt_ids, sampling, stop_token_ids):
-            held.append(chunk)
-            if len(held) == self._size or chunk.finish_reason is not None:
-                yield _joined(held)
-                held = []
-        if held:
-            yield _joined(held)
+            waiting.append(chunk)
+            if len(waiting) == self._size or chunk.finish_reason is not None:
+                yield _joined(waiting)
+                waiting = []
+        if waiting:
+            yield _joined(waiting)
 
 
 def _joined(chunks: list[TokenChunk]) -> TokenChunk:

@@ -122,4 +122,4 @@ async def test_forced_tokens_are_masked_in_the_transcript() -> None:
     assert transcript.text == "<think>\n```python\nx = 1\nxx" + CLOSING + "\\boxed{1}" + EOS
     assert sum(len(event.chunk.ids) for event in events if isinstance(event, Sampled)) == len(transcript.ids)
     assert isinstance(events[-1], Finished)
-    assert not events[-1].unflushed  # the block that the model did not finish is no code
+    assert not events[-1].unflushed  # the block that the model did not finish is never run

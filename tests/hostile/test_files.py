@@ -265,7 +265,6 @@ async def test_parked_container_keeps_its_state_and_runs_nothing(tenant: FileSes
     await tenant.park()
     await tenant.freeze()
     assert tenant.is_alive
-    await tenant.resume()
     stdout, _ = await run(tenant, "import os\nprint(x + 1, sorted(os.listdir('.')))")
     assert stdout == "42 ['a']\n"
 

@@ -10,7 +10,7 @@ import pytest
 
 from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.tool_calls import ToolCalls, encode_result, parse_arguments
-from service.sandbox.worker_protocol import ToolCall
+from service.sandbox.worker_protocol import ToolCallFrame
 from service.tools.base import MAX_RESULT_BYTES, ToolError
 from tests.support.tool_host import RecordingHost
 from tests.support.until import until
@@ -32,7 +32,7 @@ class Calls:
     def begin(self, name: str, arguments: str = "{}", attempt: int = 1) -> int:
         self._number += 1
         frame = {"op": "tool_call", "id": self._number, "name": name, "arguments": arguments}
-        self.calls.begin(ToolCall(**frame, attempt=attempt))
+        self.calls.begin(ToolCallFrame(**frame, attempt=attempt))
         return self._number
 
     async def call(self, name: str, attempt: int = 1, **arguments: Any) -> tuple[bool, Any]:

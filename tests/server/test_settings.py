@@ -42,6 +42,11 @@ def test_runner_addresses_are_separated_by_commas(monkeypatch: pytest.MonkeyPatc
     assert Settings().runner_url == ("c:3", "unix:/run/r.sock")
 
 
+def test_empty_tls_files_are_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IHGRPO_RUNNER_CA_FILE", "")
+    assert Settings().runner_tls().ca is None
+
+
 def test_runner_token_in_environment_selects_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IHGRPO_RUNNER_TOKEN", "t" * 32)
     assert Settings().sandbox_kind == "runner"

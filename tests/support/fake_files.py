@@ -12,7 +12,6 @@ from typing import Any
 
 from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
 from service.sandbox.files import Display, FileChanges, SkippedFile, WorkFile
-from service.tools.base import ToolHost
 
 PNG = b"\x89PNG\r\n\x1a\nfigure"
 
@@ -23,7 +22,6 @@ class FakeFileSession:
     def __init__(self, sandbox: FakeFileSandbox, limits: SessionLimits) -> None:
         self.sandbox = sandbox
         self.limits = limits
-        self.tools: ToolHost | None = None
         self.log: list[str] = []
         self.inputs: dict[str, bytes] = {}
         self.work: dict[str, bytes] = {}
@@ -49,12 +47,12 @@ class FakeFileSession:
         self.log.append("lease")
         self.inputs, self.work, self._names = {}, {}, {}
 
-    async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
-        self.limits, self.tools = limits, tools
+    async def configure(self, limits: SessionLimits) -> None:
+        self.limits = limits
 
     async def invoke(self, code: str) -> None:
         assert self.is_leased
-        assert not self.is_frozen
+        self.is_frozen = False
         self._pending.append(code)
 
     async def flush(self) -> ExecutionResult:
@@ -115,10 +113,7 @@ class FakeFileSession:
 
     async def freeze(self) -> None:
         self.is_frozen = True
-
-    async def resume(self) -> None:
-        self.is_frozen = False
-        self.log.append("resume")
+        self.log.append("freeze")
 
     async def close(self) -> None:
         self.is_leased = False

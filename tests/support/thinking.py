@@ -60,15 +60,15 @@ class ThinkingEngine(ScriptedEngine):
     ) -> AsyncGenerator[TokenChunk, None]:
         if self._continues:
             self._turns = [self._rest(self.tokenizer.decode(prompt_ids))]
-        held: list[TokenChunk] = []
+        waiting: list[TokenChunk] = []
         async with aclosing(super().generate(prompt_ids, sampling, stop_token_ids)) as chunks:
             async for chunk in chunks:
-                held.append(chunk)
-                if len(held) == self._size or chunk.finish_reason is not None:
-                    yield _joined(held)
-                    held = []
-        if held:
-            yield _joined(held)
+                waiting.append(chunk)
+                if len(waiting) == self._size or chunk.finish_reason is not None:
+                    yield _joined(waiting)
+                    waiting = []
+        if waiting:
+            yield _joined(waiting)
 
     def _rest(self, context: str) -> str:
         if not hasattr(self, "_whole"):

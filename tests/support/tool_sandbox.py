@@ -10,7 +10,7 @@ from service.tools.base import ToolError, ToolHost
 
 
 class ToolSession:
-    """Runs the calls of read-only tools at once, up to the first other one, and the rest at the flush."""
+    """Runs the calls of read-only tools immediately, up to the first other one, and the rest at the flush."""
 
     _ids = itertools.count()
 
@@ -36,7 +36,7 @@ class ToolSession:
         if not self._error:
             try:
                 result = await self._tools.call(name, json.loads(arguments), f"call_{next(self._ids)}")
-                self._printed.append(json.dumps(result))
+                self._printed.append(result if isinstance(result, str) else json.dumps(result))
             except ToolError as error:
                 self._error = f"tools.ToolError: {error}\n"
         return True

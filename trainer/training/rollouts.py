@@ -267,48 +267,62 @@ class Shard:
     processes: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class RunParts:
+    """The parts of a training run that rollouts and validation share."""
+
+    config: TrainConfig
+    settings: RolloutSettings
+    """Settings of the episodes."""
+    tokenizer: Tokenizer
+    worker: RolloutWorker
+    """Started in ``loop``."""
+    sink: WeightSink
+    """Receives the weights and passes them to the engine that ``worker`` samples with."""
+    rewards: RewardSet
+    """Entered and called in ``loop``."""
+    loop: BackgroundLoop
+    shard: Shard = Shard()
+    """The problems of this process, out of several processes."""
+
+    def render(self, problem: Problem) -> list[int]:
+        """Return the prompt of a problem."""
+        turns = with_instruction(problem.messages, self.settings.policy.prompt)
+        options: dict[str, object] = {"enable_thinking": self.config.thinking}
+        return self.tokenizer.render_chat(turns, template_kwargs=options)
+
+    async def score(self, problem: Problem, sample: Sample, *, is_void: bool) -> ScoredSample:
+        """Return the sample with its reward; None if the sandbox failed."""
+        if any(tool.status == "sandbox_error" for tool in sample.tools):
+            return ScoredSample(problem, sample, None, "sandbox_error")
+        verdict = await self.rewards.score(sample.finished(is_void=is_void), problem.row)
+        return ScoredSample(problem, sample, verdict.value, verdict.reason, parts=verdict.parts)
+
+
 class RolloutCollector:
     """The `RolloutSource` of a training run. Draws depend only on the run's seed and the rollout's number.
 
     With ``config.max_staleness`` rollouts of later steps run in the background; call `close` at the end.
 
     Args:
-        config: the run.
-        settings: how episodes are run.
+        parts: of the run.
         problems: the training set, filtered by prompt length.
-        tokenizer: the model's.
-        worker: started in ``loop``.
-        sink: receives the weights of each rollout and passes them to the engine that ``worker`` samples with.
-        rewards: entered and called in ``loop``.
-        loop: running.
-        shard: the problems that this process draws, out of several processes.
         on_group: called after each finished group with the number of groups kept so far and wanted.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
-        settings: RolloutSettings,
+        parts: RunParts,
         problems: Sequence[Problem],
-        tokenizer: Tokenizer,
-        worker: RolloutWorker,
-        sink: WeightSink,
-        rewards: RewardSet,
-        loop: BackgroundLoop,
         *,
-        shard: Shard = Shard(),
         on_group: Callable[[int, int], None] = lambda kept, wanted: None,  # noqa: ARG005
     ) -> None:
-        self._config = config
+        config, worker = parts.config, parts.worker
+        self._parts, self._config, self._worker = parts, config, worker
+        self._settings, self._sink, self._rewards = parts.settings, parts.sink, parts.rewards
+        self._loop, self._shard = parts.loop, parts.shard
         self._stream = ProblemStream(problems, seed=config.seed)
         self._count = len(problems)
-        self._settings = settings
-        self._tokenizer = tokenizer
-        self._worker = worker
-        self._sink = sink
-        self._rewards = rewards
-        self._loop = loop
-        self._shard = shard
         self._on_group = on_group
         self._log = EpisodeLog(worker)
         self._queue: RolloutQueue[RolloutBatch] | None = None
@@ -401,7 +415,7 @@ class RolloutCollector:
         drawn = self.draw(index)
         wanted = self._config.prompts_per_step // self._shard.processes
         groups = rollout(
-            [self._render(problem) for _, problem in drawn],
+            [self._parts.render(problem) for _, problem in drawn],
             worker,
             self._settings,
             seeds=[self._seeds(number) for number, _ in drawn],
@@ -455,7 +469,7 @@ class RolloutCollector:
         return await asyncio.gather(
             *(
                 self._worker.run_episode(
-                    self._render(problem),
+                    self._parts.render(problem),
                     seed=sample_seed(self._config.seed, "plain", number),
                     episode_id=f"plain{number}",
                 )
@@ -463,16 +477,8 @@ class RolloutCollector:
             )
         )
 
-    def _render(self, problem: Problem) -> list[int]:
-        turns = with_instruction(problem.messages, self._settings.policy.prompt)
-        options: dict[str, object] = {"enable_thinking": self._config.thinking}
-        return self._tokenizer.render_chat(turns, template_kwargs=options)
-
     async def _score(self, problem: Problem, sample: Sample) -> ScoredSample:
-        if any(tool.status == "sandbox_error" for tool in sample.tools):
-            return ScoredSample(problem, sample, None, "sandbox_error")
-        verdict = await self._rewards.score(sample.finished(is_void=sample.outcome.is_void), problem.row)
-        return ScoredSample(problem, sample, verdict.value, verdict.reason, parts=verdict.parts)
+        return await self._parts.score(problem, sample, is_void=sample.outcome.is_void)
 
     def _check_rewards(self, index: int, scored: Sequence[ScoredSample]) -> None:
         for name in self._rewards.names:

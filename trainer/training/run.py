@@ -36,7 +36,7 @@ from trainer.training.hub_push import prepare_push, push
 from trainer.training.lora import attach_adapter, inspect_marker_row
 from trainer.training.progress import RunProgress
 from trainer.training.reporters import check_reporters, make_reporters
-from trainer.training.rollouts import BackgroundLoop, RolloutCollector, Shard
+from trainer.training.rollouts import BackgroundLoop, RolloutCollector, RunParts, Shard
 from trainer.training.run_files import run_lock, write_atomically
 from trainer.training.run_info import write_info
 from trainer.training.setup import load_training_set, start_all
@@ -114,19 +114,17 @@ def _train(
             console.print(str(held_out), highlight=False)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with ray_connection(config), BackgroundLoop() as loop, progress:
-        shard = Shard(processes.process_index, processes.num_processes)
-        source = RolloutCollector(
+        parts = RunParts(
             config,
             rollout_settings(config, policy),
-            data.problems,
             generation.tokenizer,
             generation.worker,
             generation.sink,
             rewards,
             loop,
-            shard=shard,
-            on_group=progress.on_group,
+            Shard(processes.process_index, processes.num_processes),
         )
+        source = RolloutCollector(parts, data.problems, on_group=progress.on_group)
         checkpoint = latest(config.run_dir / "checkpoints")
         skipped = 0
         if checkpoint is not None:
@@ -178,17 +176,7 @@ def _train(
             )
             trainer.skipped_steps = skipped
             if held_out is not None:
-                validator = Validator(
-                    config,
-                    rollout_settings(config, policy),
-                    held_out.problems,
-                    generation.tokenizer,
-                    generation.worker,
-                    generation.sink,
-                    rewards,
-                    loop,
-                    shard=shard,
-                )
+                validator = Validator(parts, held_out.problems)
                 trainer.add_callback(ValidationCallback(trainer, validator, progress.on_validation))
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -17,6 +17,7 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -196,11 +197,25 @@ class IHGRPOTrainer(GRPOTrainer):
         wrapped.forward = lambda *args, **kwargs: head(*args, **kwargs)
         if isinstance(self._reference, PolicyModel):
             self._reference.to(self.accelerator.device)
+        if self.is_fsdp_enabled:
+            self._prepare_fsdp(model)
         if self.is_fsdp_enabled and config.has_execute_head:
             raise ConfigError(
                 "execute_head: a second head cannot be trained under FSDP: set execute_head = 'marker', or "
                 "use recipes/accelerate/ddp.yaml"
             )
+
+    def _prepare_fsdp(self, model: PreTrainedModel | PeftModel) -> None:
+        """Adjust what accelerate shards and casts when training starts."""
+        plugin: Any = self.accelerator.state.fsdp_plugin
+        if self.config.dtype == "bfloat16":
+            # accelerate's policy would also round gradients and the float32 outputs of the head.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32)
+        if isinstance(model, PeftModel):
+            # accelerate gathers an untied LM head with the final norm, which it looks for in this attribute.
+            base: Any = model.get_base_model()
+            object.__setattr__(model, "decoder", base.base_model)
+            object.__setattr__(model, "base_model_prefix", "decoder")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create AdamW as transformers does; the marker's row of an adapter has its own learning rate."""

@@ -15,17 +15,14 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from service.deferral.policy import DeferralPolicy
-from service.deferral.prompt import with_instruction
 from service.engines.base import EngineError, Tokenizer
 from trainer.data.problems import Problem
-from trainer.rewards.registry import RewardSet
 from trainer.training.config import ConfigError, TrainConfig
-from trainer.training.episodes import RolloutSettings, RolloutWorker, Sample, rollout, sample_seed
-from trainer.training.rollouts import BackgroundLoop, Means, Shard
+from trainer.training.episodes import rollout, sample_seed
+from trainer.training.rollouts import Means, RunParts
 from trainer.training.run_files import ScoredSample, write_rollout
 from trainer.training.run_info import EVAL_ACCURACY
 from trainer.training.setup import TrainingSet, load_training_set
-from trainer.weight_sync.sinks import WeightSink
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,37 +64,17 @@ class Validator:
     The seeds depend on the run's seed and the problem only, so all validations of a run use the same ones.
 
     Args:
-        config: the run, with ``[validation]``.
-        settings: how the run's episodes are sampled.
+        parts: of the run, whose recipe has ``[validation]``.
         problems: of all processes.
-        tokenizer: the model's.
-        worker: started in ``loop``.
-        sink: receives the weights.
-        rewards: entered, called in ``loop``.
-        loop: running.
-        shard: the part of the problems that this process runs.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        settings: RolloutSettings,
-        problems: Sequence[Problem],
-        tokenizer: Tokenizer,
-        worker: RolloutWorker,
-        sink: WeightSink,
-        rewards: RewardSet,
-        loop: BackgroundLoop,
-        *,
-        shard: Shard,
-    ) -> None:
+    def __init__(self, parts: RunParts, problems: Sequence[Problem]) -> None:
+        config, shard = parts.config, parts.shard
         if config.validation is None:
             raise ValueError("the run has no section [validation]")
-        self._config = config
+        self._parts, self._config, self._shard = parts, config, shard
         self._validation = config.validation
-        self._settings = replace(settings, group_size=config.validation.samples)
-        self._tokenizer, self._worker, self._sink, self._rewards = tokenizer, worker, sink, rewards
-        self._loop, self._shard = loop, shard
+        self._settings = replace(parts.settings, group_size=config.validation.samples)
         self._drawn = list(enumerate(problems))[shard.process :: shard.processes]
 
     def is_due(self, step: int) -> bool:
@@ -114,14 +91,14 @@ class Validator:
             EngineError: the engine failed, or every episode was lost.
             WeightSyncError: a server did not accept the weights.
         """
-        return self._loop.run(self._validate(step, weights))
+        return self._parts.loop.run(self._validate(step, weights))
 
     async def _validate(self, step: int, weights: Mapping[str, Tensor]) -> Means:
         # The next rollout has the same number and the same weights.
-        await self._sink.push(step // self._config.updates_per_rollout, weights)
+        await self._parts.sink.push(step // self._config.updates_per_rollout, weights)
         groups = rollout(
-            [self._render(problem) for _, problem in self._drawn],
-            self._worker,
+            [self._parts.render(problem) for _, problem in self._drawn],
+            self._parts.worker,
             self._settings,
             seeds=[
                 [sample_seed(self._config.seed, "validation", number, place)
@@ -133,23 +110,14 @@ class Validator:
         async with aclosing(groups):
             for _, problem in self._drawn:
                 samples = await anext(groups)
-                scored += await asyncio.gather(*(self._score(problem, sample) for sample in samples))
+                scored += await asyncio.gather(
+                    *(self._parts.score(problem, sample, is_void=False) for sample in samples)
+                )
         if self._drawn and not scored:
             raise EngineError(f"all validation episodes of step {step} were lost: see the warnings above")
         if self._config.save_rollouts:
             await asyncio.to_thread(write_rollout, self._path(step), step, scored)
         return _metrics(scored)
-
-    def _render(self, problem: Problem) -> list[int]:
-        turns = with_instruction(problem.messages, self._settings.policy.prompt)
-        options: dict[str, object] = {"enable_thinking": self._config.thinking}
-        return self._tokenizer.render_chat(turns, template_kwargs=options)
-
-    async def _score(self, problem: Problem, sample: Sample) -> ScoredSample:
-        if any(tool.status == "sandbox_error" for tool in sample.tools):
-            return ScoredSample(problem, sample, None, "sandbox_error")
-        verdict = await self._rewards.score(sample.finished(is_void=False), problem.row)
-        return ScoredSample(problem, sample, verdict.value, verdict.reason, parts=verdict.parts)
 
     def _path(self, step: int) -> Path:
         part = "" if self._shard.processes == 1 else f"-{self._shard.process}"

@@ -47,7 +47,7 @@ from trainer.training.supervised import (
 from trainer.warm_start.chat import Exchange, load_chat, ordinary_requests, sample_chat, save_chat
 from trainer.warm_start.recipe import MARKER_LR, WarmStartRecipe
 from trainer.warm_start.solved import FILE as SOLVED_FILE
-from trainer.warm_start.solved import Solution, load_solutions, read_problems, sample_solutions
+from trainer.warm_start.solved import SampledSolution, load_solutions, read_problems, sample_solutions
 from trainer.warm_start.texts import TextWriter, held_out_texts, solved_texts, training_texts
 
 STATE_FILE: Final = "warm_start.json"
@@ -308,7 +308,7 @@ def _solved(
         total = len(read_problems(settings, recipe.seed)) * settings.samples
         bar = progress.add_task("", total=total, completed=verdicts.total(), kept=verdicts["kept"])
 
-        def show(solution: Solution) -> None:
+        def show(solution: SampledSolution) -> None:
             verdicts[solution.verdict] += 1
             progress.update(bar, advance=1, kept=verdicts["kept"])
             if verdicts.total() % 50 == 0 and not console.is_terminal:

@@ -92,7 +92,7 @@ class SolvedSettings(RuntimeConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Solution:
+class SampledSolution:
     """A sampled episode with its verdict. ``segments`` is empty unless it is kept."""
 
     problem: str
@@ -135,7 +135,7 @@ async def sample_solutions(
     path: Path,
     *,
     seed: int,
-    on_solution: Callable[[Solution], None] = lambda solution: None,  # noqa: ARG005
+    on_solution: Callable[[SampledSolution], None] = lambda solution: None,  # noqa: ARG005
     sandbox: Sandbox | None = None,
 ) -> None:
     """Sample what is missing in ``path`` and append every result to it.
@@ -144,7 +144,7 @@ async def sample_solutions(
         settings: problems, model and limits.
         model_dir: the untrained checkpoint.
         policy: of the texts that are trained on.
-        path: JSON Lines of `Solution`. Results in it are not sampled again.
+        path: JSON Lines of `SampledSolution`. Results in it are not sampled again.
         seed: of the run.
         on_solution: called with each new result.
         sandbox: replaces the sandbox of the settings; not started.
@@ -214,8 +214,8 @@ def judge(
     tokenizer: Tokenizer,
     policy: DeferralPolicy,
     max_errors: int,
-) -> Solution:
-    """Return the sample as a `Solution`, kept if it is right and keeps to the protocol.
+) -> SampledSolution:
+    """Return the sample as a `SampledSolution`, kept if it is right and keeps to the protocol.
 
     Args:
         sample: the episode.
@@ -242,7 +242,7 @@ def judge(
         verdict = "protocol not kept" if found is None else "kept"
         segments = tuple(found or ())
     delayed = sum(max(len(tool.blocks) - 1, 0) for tool in sample.tools)
-    return Solution(problem.id, number, problem.question, reward, delayed, verdict, segments)
+    return SampledSolution(problem.id, number, problem.question, reward, delayed, verdict, segments)
 
 
 def protocol_segments(sample: Sample, tokenizer: Tokenizer, marker: str) -> list[Segment] | None:
@@ -293,7 +293,7 @@ def _runs(sample: Sample) -> Iterator[tuple[bool, Sequence[int]]]:
             start = index
 
 
-def load_solutions(path: Path) -> list[Solution]:
+def load_solutions(path: Path) -> list[SampledSolution]:
     """Read the results in ``path``, without a last line that was cut off. No file: no results."""
     if not path.is_file():
         return []
@@ -304,6 +304,6 @@ def load_solutions(path: Path) -> list[Solution]:
     return [_solution(json.loads(line)) for line in whole.splitlines()]
 
 
-def _solution(values: dict[str, Any]) -> Solution:
+def _solution(values: dict[str, Any]) -> SampledSolution:
     segments = tuple(Segment(**segment) for segment in values.pop("segments"))
-    return Solution(**values, segments=segments)
+    return SampledSolution(**values, segments=segments)

@@ -14,7 +14,7 @@ from trainer.quickstart.traces import Segment, TraceMix, write_trace
 from trainer.training.supervised import TrainingText
 from trainer.warm_start.chat import Exchange
 from trainer.warm_start.problems.draw import word_problem
-from trainer.warm_start.solved import BOX_REQUEST, Solution
+from trainer.warm_start.solved import BOX_REQUEST, SampledSolution
 
 
 class TextWriter:
@@ -111,7 +111,7 @@ def _dealt(
 
 
 def solved_texts(
-    writer: TextWriter, solutions: Sequence[Solution], *, delayed_weight: int
+    writer: TextWriter, solutions: Sequence[SampledSolution], *, delayed_weight: int
 ) -> list[TrainingText]:
     """Return the texts of the kept solutions, half of them with a request for a box around the answer.
 

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from service.api.files.containers import ContainerUse
+from service.api.tools.custom import input_of
 from service.api.tools.history import EarlierCall
 from service.common.json import Json
 from service.engines.base import TokenChunk, Tokenizer
@@ -28,7 +29,7 @@ from service.episode.events import (
     Sampled,
 )
 from service.episode.reasoning_parser import ReasoningDelta
-from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallStart
+from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
 from service.sandbox.base import FlushFiles, OutputFile
 
 Fields = dict[str, Any]
@@ -60,6 +61,7 @@ class ChoiceBuilder:
         index: index of the choice.
         reply: accumulates the choice's events.
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
+        custom: names of tools that take free text. A stream reports their calls whole.
         container: the reply's container, if it lives across requests.
     """
 
@@ -68,11 +70,13 @@ class ChoiceBuilder:
         index: int,
         reply: ReplyAccumulator,
         tokenizer: Tokenizer | None = None,
+        custom: Collection[str] = (),
         container: ContainerUse | None = None,
     ) -> None:
         self.index = index
         self.reply = reply
         self._tokenizer = tokenizer
+        self._custom = custom
         self._container = container
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -153,7 +157,9 @@ class ChoiceBuilder:
         if self._calls:
             message["content"] = content or None
             message["tool_calls"] = [
-                {
+                self._custom_call(call)
+                if call.name in self._custom
+                else {
                     "id": call.id,
                     "type": "function",
                     "function": {"name": call.name, "arguments": call.arguments},
@@ -185,17 +191,30 @@ class ChoiceBuilder:
                     call = {"id": f"call_{secrets.token_hex(12)}", "name": name}
                     self._calls.append(call)
                     self._arguments.append([])
+                    if name in self._custom:
+                        continue
                     function = {"name": name, "arguments": ""}
                     delta.setdefault("tool_calls", []).append(
                         {"index": index, "id": call["id"], "type": "function", "function": function}
                     )
                 case ArgumentsDelta(index, text):
                     self._arguments[index].append(text)
+                    if self._calls[index]["name"] in self._custom:
+                        continue
                     _append_arguments(delta.setdefault("tool_calls", []), index, text)
+                case ToolCallEnd(index):
+                    call_at_end = self.calls[index]
+                    if call_at_end.name in self._custom:
+                        entry = {"index": index, **self._custom_call(call_at_end)}
+                        delta.setdefault("tool_calls", []).append(entry)
                 case CallFailed():
                     self._calls.pop()
                     self._arguments.pop()
         return delta
+
+    def _custom_call(self, call: EarlierCall) -> Fields:
+        custom = {"name": call.name, "input": input_of(call.arguments)}
+        return {"id": call.id, "type": "custom", "custom": custom}
 
     def _chunk_logprobs(self, chunk: TokenChunk, tokenizer: Tokenizer) -> Json | None:
         items = [logprob_item(chunk, at, tokenizer) for at in range(self.reply.shown_tokens)]
@@ -248,13 +267,18 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         "hidden_ms": round(tool.hidden_ms, 3),
         "container_wait_ms": round(tool.container_wait_ms, 3),
         "eager_fallback": tool.eager_fallback,
-        **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),
+        **(
+            {"pauses": [{"started_at": start, "finished_at": end} for start, end in tool.pauses]}
+            if tool.pauses
+            else {}
+        ),
         **({} if tool.files is None else flush_files(tool.files)),
+        **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),
     }
 
 
 def called_tool(call: CodeToolCall) -> Json:
-    """Return a call of a tool by code. Its result is what the code got, which the model may not have seen."""
+    """Return a call of a tool by code. The model may not have seen its result."""
     return {
         "id": call.id,
         "name": call.name,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -74,7 +74,7 @@ class PreparedChat:
         """Request field that the constraint of the sampling comes from."""
         if self.sampling.structure is None:
             return None
-        return "tools" if self.request.structure is None else self.request.structure.param
+        return "tools" if self.request.constraint is None else self.request.constraint.param
 
     def reply(self, *, strict_calls: bool, hidden_marker: str | None = None) -> ReplyAccumulator:
         """Return an accumulator for one reply; see `ReplyAccumulator`."""
@@ -110,7 +110,13 @@ class PreparedChat:
         if not request.deferred:
             if request.callable_tools and request.parallel_tool_calls is False:
                 stops.append(CALL_CLOSE)
-            return runner.complete(self.prompt_ids, sampling, stop=stops, thought=self._thought_limit())
+            return runner.complete(
+                self.prompt_ids,
+                sampling,
+                stop=stops,
+                thought=self._thought_limit(),
+                answer=self._answer_lead,
+            )
         return runner.run(
             runner.start(
                 self.prompt_ids,
@@ -131,38 +137,29 @@ class PreparedChat:
             open_session=None if self.container is None else self.container.session,
         )
 
-    @asynccontextmanager
-    async def held_container(self) -> AsyncGenerator[None, None]:
-        """Hold the container of the request in the context. Raises as `ContainerUse.acquire`."""
-        if self.container is None:
-            yield
-            return
-        async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(self.container.acquire(self.id))
-            except BaseException:  # the episodes, which would close the connections, never start
-                await self.close()
-                raise
-            yield
+    def held_container(self) -> AbstractAsyncContextManager[None]:
+        """Return the context in which the request holds its container. Raises as `ContainerUse.acquire`."""
+        return nullcontext() if self.container is None else self.container.acquire(self.id)
 
     def _thought_limit(self) -> ThoughtLimit | None:
         """Return the limit of a choice's thought; None if there is nothing to limit."""
         tokenizer, tokens = self.runner.engine.tokenizer, self.request.thinking_tokens
-        is_needed = tokens is not None or (self.request.structure is not None and not self.request.deferred)
+        is_constrained = self.request.constraint is not None and self._answer_lead is None
+        is_needed = tokens is not None or is_constrained
         if not (self.thinks and is_needed and supports_thought_limit(tokenizer)):
             return None
         return ThoughtLimit(tokenizer, self.prompt_end, tokens)
 
     @property
     def _answer_lead(self) -> str | None:
-        """Text before a constrained answer that follows the turns with code; None if there is no such
-        answer."""
-        structure = self.request.structure
-        if structure is None or not self.request.deferred:
+        """Text before a constrained answer that follows a turn with code or without a function call; None if
+        there is no such answer."""
+        structure = self.request.constraint
+        if structure is None or not (self.request.deferred or self.request.callable_tools):
             return None
         if structure.kind == "json_schema" and len(structure.text) <= _QUOTED_CHARS:
             return f"\n\nThe final answer as JSON that matches the schema {structure.text}:\n"
-        return "\n\nThe final answer:\n"
+        return "\n\nThe final answer is:\n"
 
 
 async def prepare(
@@ -171,7 +168,9 @@ async def prepare(
     proven: Mapping[int, Sequence[int]] | None = None,
     container: ContainerUse | None = None,
 ) -> PreparedChat:
-    """Prepare ``request`` to run on ``server``, and connect to its MCP servers; see `prepare_with`.
+    """Prepare ``request`` to run on ``server``, and connect to its MCP servers.
+
+    Code in a container that lives across requests has no tools of MCP servers.
 
     Raises:
         ApiError: as `prepare_with`; 400 or 424 for an MCP server that can't be used.
@@ -180,7 +179,8 @@ async def prepare(
     if (conflict := request.conflict) is not None:
         param, why = conflict
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
-    tools = await open_tools(server.mcp, request.mcp_tools) if request.deferred else None
+    opens_tools = request.deferred and container is None
+    tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
     try:
         return await prepare_with(server, request, tools, proven, container)
     except BaseException:
@@ -237,7 +237,7 @@ async def prepare_with(
         model=request.model,
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
-        structure=request.structure,
+        structure=request.constraint,
     )
     return PreparedChat(
         id=f"chatcmpl-{secrets.token_hex(12)}",
@@ -267,7 +267,7 @@ def _thinks(server: Server, request: ChatRequest) -> bool:
         return request.thinks
     if request.deferred:
         return server.runner.policy.thinking
-    return request.structure is None or supports_thought_limit(server.engine.tokenizer)
+    return request.constraint is None or supports_thought_limit(server.engine.tokenizer)
 
 
 def _ignored(server: Server, request: ChatRequest, *, thinks: bool) -> Iterator[str]:
@@ -286,9 +286,11 @@ def _check_thought(server: Server, request: ChatRequest, prompt_end: str, *, thi
     if request.forces_call and always:
         param, why = "tool_choice", "this model always thinks first, so a call can't be forced"
     elif (
-        (structure := request.structure) is not None
+        (structure := request.constraint) is not None
         and thinks
-        and not (request.deferred or supports_thought_limit(server.engine.tokenizer))
+        and not (
+            request.deferred or request.callable_tools or supports_thought_limit(server.engine.tokenizer)
+        )
     ):
         param, why = structure.param, "the form of the reply can't be enforced after this model's thoughts"
     else:
@@ -357,7 +359,10 @@ async def render_prompt(
     last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=None)
     if note and last is not None:
         turns[last]["content"] = f"{turns[last]['content']}{note}"
-    tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
+    tools = [
+        {"type": "function", **tool.model_dump(include={"function"}, exclude_none=True)}
+        for tool in request.callable_tools
+    ]
     render = partial(
         server.runner.render,
         turns,

@@ -9,21 +9,25 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from service.api.files.choice import AutoContainer, ContainerChoice, Figures, OnExpired
 from service.api.sampling import EFFORT_TOKENS, SamplingRequest, TokenBudget, enables_thinking
+from service.api.structured_outputs import Structure
 from service.api.tools.definitions import (
     AllowedChoice,
     AllowedCode,
     AllowedServer,
     AllowedToolList,
     CodeInterpreterTool,
+    ContainerChoice,
+    CustomTool,
+    Figures,
     FunctionTool,
     NamedChoice,
+    OnExpired,
     Tool,
     ToolChoice,
 )
 from service.api.tools.history import EarlierCall
-from service.api.tools.mcp import McpTool, check_labels
+from service.api.tools.mcp import McpServerTool, check_labels
 from service.api.validation import (
     FileParts,
     Ignored,
@@ -328,7 +332,7 @@ class ChatRequest(SamplingRequest):
         return self
 
     def _check_allowed(self, names: list[str]) -> None:
-        labels = {tool.server_label for tool in self.tools or () if isinstance(tool, McpTool)}
+        labels = {tool.server_label for tool in self.tools or () if isinstance(tool, McpServerTool)}
         for index, tool in enumerate(self._allowed.tools if self._allowed else ()):
             at = f".tool_choice.allowed_tools.tools[{index}]"
             if isinstance(tool, NamedChoice) and tool.function.name not in names:
@@ -361,21 +365,11 @@ class ChatRequest(SamplingRequest):
         return any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
 
     @property
-    def container_choice(self) -> tuple[str, str | AutoContainer] | None:
-        """Name and value of the field that asks for a container which outlives the reply; None if unset."""
-        if self.deferral.container is not None:
-            return "deferral.container", self.deferral.container
-        for index, tool in enumerate(self.tools or ()):
-            if isinstance(tool, CodeInterpreterTool) and tool.container != AutoContainer():
-                return f"tools[{index}].container", tool.container
-        return None
-
-    @property
-    def mcp_tools(self) -> list[McpTool]:
+    def mcp_tools(self) -> list[McpServerTool]:
         """MCP servers whose tools code in the reply may call."""
         if self.tool_choice == "none":
             return []
-        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        found = [tool for tool in self.tools or () if isinstance(tool, McpServerTool)]
         if self._allowed is None:
             return found
         labels = {tool.server_label for tool in self._allowed.tools if isinstance(tool, AllowedServer)}
@@ -429,6 +423,8 @@ class ChatRequest(SamplingRequest):
         yield from super().without_effect()
         if self._effort and not self.thinks:
             yield self.effort_param
+        if self.structure is not None and self.forces_call:
+            yield self.structure.param
 
     @property
     def callable_tools(self) -> list[FunctionTool]:
@@ -439,6 +435,16 @@ class ChatRequest(SamplingRequest):
             return self.functions_offered
         names = {tool.function.name for tool in self._allowed.tools if isinstance(tool, NamedChoice)}
         return [tool for tool in self.functions_offered if tool.function.name in names]
+
+    @property
+    def custom_names(self) -> frozenset[str]:
+        """Names of the tools that take free text."""
+        return frozenset(tool.function.name for tool in self.callable_tools if isinstance(tool, CustomTool))
+
+    @property
+    def constraint(self) -> Structure | None:
+        """The constraint on the reply's text. A reply that must be a function call has no text."""
+        return None if self.forces_call else self.structure
 
     @property
     def effort_param(self) -> str:
@@ -478,11 +484,6 @@ class ChatRequest(SamplingRequest):
         if self.mcp_tools and not self.runs_code:
             return "deferral", "tools of MCP servers are called from code, which must be able to run"
         options = self.deferral.model_dump(exclude_none=True)
-        if self.structure and self.callable_tools and not self.deferred:
-            return (
-                self.structure.param,
-                "a constraint on the reply can be combined with functions only if code can run",
-            )
         if options and self.deferral.enabled is None and not self.runs_code:
             return "deferral", "it configures code execution, which needs a code_interpreter in 'tools' here"
         if forced and thinking:

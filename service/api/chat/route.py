@@ -22,6 +22,7 @@ from service.api.schemas import COMPLETION
 from service.api.sse import until_disconnect
 from service.api.state import CurrentReplies, CurrentServer, Owner
 from service.api.telemetry.tracing import Attributes
+from service.api.tools.definitions import AutoContainer, CodeInterpreterTool
 from service.api.tools.history import reply_key
 from service.api.validation import report_ignored
 from service.common.json import Json, JsonResponse, dumps
@@ -65,22 +66,33 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
         for index, message in enumerate(request.messages)
         for where, part in message.file_parts
     ]
-    param, choice = request.container_choice or ("deferral.container", None)
+    choice = request.deferral.container
+    choice_param = "deferral.container"
+    for index, tool in enumerate(request.tools or ()):
+        if choice is None and isinstance(tool, CodeInterpreterTool) and tool.container != AutoContainer():
+            choice, choice_param = tool.container, f"tools[{index}].container"
     if choice is None and not parts:
         return None
-    cause = param if choice is not None else parts[0].param
+    param = choice_param if choice is not None else parts[0].param
     if not request.deferred:
         raise ApiError(
             400,
-            f"'{cause}': files and containers need code execution, which is off in this request.",
-            param=cause,
+            f"'{param}': files and containers need code execution, which is off in this request.",
+            param=param,
+            code="unsupported_parameter",
+        )
+    if request.mcp_tools:
+        raise ApiError(
+            400,
+            f"'{param}': it can't be combined with tools of MCP servers.",
+            param=param,
             code="unsupported_parameter",
         )
     if request.choices > 1:
         raise ApiError(
             400,
-            f"'{cause}': it can't be combined with 'n' above 1.",
-            param=cause,
+            f"'{param}': it can't be combined with 'n' above 1.",
+            param=param,
             code="unsupported_parameter",
         )
     return await choose_container(
@@ -88,7 +100,7 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
         choice,
         parts,
         owner,
-        param=param,
+        param=choice_param,
         on_expired=request.deferral.on_expired,
         figures=request.deferral.figures,
     )
@@ -188,6 +200,7 @@ def _choices(chat: PreparedChat) -> list[ChoiceBuilder]:
             index,
             chat.reply(strict_calls=request.strict_tool_calls),
             chat.runner.engine.tokenizer if request.logprobs else None,
+            request.custom_names,
             container=chat.container,
         )
         for index in range(request.choices)

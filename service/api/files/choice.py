@@ -3,48 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import Depends, Request
-from pydantic import Discriminator, Field, Tag
 
 from service.api.errors import ApiError
 from service.api.files.containers import Containers, ContainerUse, ContainerWish
 from service.api.files.inputs import FilePart, resolve
-from service.api.validation import Strict, only
-
-
-class AutoContainer(Strict):
-    """A container that the server assigns: that of the conversation, or a new one."""
-
-    type: Literal["auto"] = "auto"
-    file_ids: Annotated[list[str] | None, Field(max_length=64)] = None
-    """Uploaded files that code can read, in the folder ``/inputs``."""
-    memory_limit: Annotated[str | None, Field(pattern=r"^[1-9][0-9]{0,5}[mg]$")] = None
-    """Memory such as ``1g``; clipped to the range of this server."""
-    network_policy: Annotated[object, only({"type": "disabled"})] = None
-
-    @property
-    def memory_mb(self) -> int | None:
-        """``memory_limit`` in MiB."""
-        if self.memory_limit is None:
-            return None
-        return int(self.memory_limit[:-1]) * (1024 if self.memory_limit.endswith("g") else 1)
-
-
-ContainerId = Annotated[str, Field(max_length=80)]
-
-
-def _container_tag(value: object) -> str:
-    return "<id>" if isinstance(value, str) else "<auto>"
-
-
-ContainerChoice = Annotated[
-    Annotated[ContainerId, Tag("<id>")] | Annotated[AutoContainer, Tag("<auto>")],
-    Discriminator(_container_tag),
-]
-OnExpired = Literal["error", "fresh"]
-Figures = Literal["png", "svg"]
+from service.api.tools.definitions import AutoContainer, Figures, OnExpired
 
 
 async def _containers_of(request: Request) -> Containers:

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field, ValidationError
 
 from service.api.errors import ApiError, api_error_of
-from service.api.files.choice import AutoContainer, CurrentContainers, choose_container
+from service.api.files.choice import CurrentContainers, choose_container
 from service.api.files.containers import (
     Containers,
     ContainerUse,
@@ -25,6 +25,7 @@ from service.api.files.multipart import read_form
 from service.api.files.route import download, find, list_object, stored
 from service.api.schemas import CONTAINER, CONTAINER_FILE, CONTAINER_FILE_LIST, CONTAINER_LIST, FILE_CONTENT
 from service.api.state import Owner
+from service.api.tools.definitions import AutoContainer
 from service.api.validation import RequestBody, RequestModel, only
 from service.common.json import Json, JsonResponse
 from service.sandbox.base import SandboxError
@@ -224,7 +225,7 @@ async def delete_container_file(
         async with containers.acquire(live):
             item = next((item for item in live.inputs if item.path == file.path), None)
             if item is not None:
-                await containers.thaw(live)
+                live.is_frozen = False
                 await live.session.remove(item.name)
                 live.inputs.remove(item)
                 await containers.update(live, inputs=[one.as_stored() for one in live.inputs])

@@ -9,7 +9,6 @@ ends first).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -26,7 +25,6 @@ from service.sandbox.base import Sandbox, SandboxError, Session, SessionLimits
 from service.sandbox.files import FileSandbox, FileSession
 from service.store.containers import ACTIVE, EXPIRED, ContainerStore, StoredContainer, new_container_id
 from service.store.files import FileStore, StoredFile
-from service.tools.base import ToolHost
 
 _log = structlog.get_logger(__name__)
 _SWEEP_S: Final = 2.0
@@ -189,10 +187,10 @@ class ContainerUse:
             return None
         return self.containers.new(self.owner, record.memory_mb)
 
-    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
-        """Return the session of the held container, whose code can call ``tools``."""
+    def session(self, limits: SessionLimits) -> Session:
+        """Return the session of the held container."""
         assert self._session is not None  # noqa: S101  (called inside `acquire`)
-        self._session.configure(limits, tools)
+        self._session.configure(limits)
         return self._session
 
 
@@ -363,23 +361,9 @@ class Containers:
     async def end(self, live: LiveContainer) -> None:
         """End a container. Its files stay available for a while."""
         self._live.pop(live.record.id, None)
-        with contextlib.suppress(SandboxError):
-            if live.is_frozen:
-                live.is_frozen = False
-                await live.session.resume()
         await live.session.close()
         if live.is_stored and live.record.status == ACTIVE:
             await self.update(live, status=EXPIRED)
-
-    async def thaw(self, live: LiveContainer) -> None:
-        """Resume a parked container.
-
-        Raises:
-            SandboxError: it is lost.
-        """
-        if live.is_frozen:
-            live.is_frozen = False
-            await live.session.resume()
 
     async def _sweep_forever(self) -> None:
         while True:

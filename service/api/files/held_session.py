@@ -18,7 +18,6 @@ from service.sandbox.worker_program import WORK
 from service.store.blobs import BlobError, whole
 from service.store.containers import ContainerFile
 from service.store.files import FileTooLargeError
-from service.tools.base import ToolHost
 
 if TYPE_CHECKING:
     from service.api.files.containers import Containers, LiveContainer
@@ -48,15 +47,13 @@ class HeldSession:
         self._response_id = response_id
         self._format: Literal["png", "svg"] = figures
         self._limits = SessionLimits(figures=figures)
-        self._tools: ToolHost | None = None
         self._ready: asyncio.Task[None] | None = None
         self._figures = 0
         self._is_closing = False
         self._is_interruptible = False
 
-    def configure(self, limits: SessionLimits, tools: ToolHost | None) -> None:
-        """Set the limits of the flushes, and the tools that their code can call."""
-        self._tools = tools
+    def configure(self, limits: SessionLimits) -> None:
+        """Set the limits of the flushes."""
         self._limits = replace(limits, figures=self._format, memory_mb=None)
 
     async def prepare(self) -> None:
@@ -79,14 +76,12 @@ class HeldSession:
         """
         live, session = self._live, self._live.session
         inputs, self._new_inputs = self._new_inputs, []
-        if session.is_alive:
-            await self._containers.thaw(live)
-        else:
-            live.is_frozen = False
+        live.is_frozen = False
+        if not session.is_alive:
             await self._interruptibly(session.lease)
             await self._containers.register(live)
             inputs, live.inputs = [*live.inputs, *inputs], []
-        await session.configure(self._limits, self._tools)
+        await session.configure(self._limits)
         for item in inputs:
             await self.add_input(item)
 

@@ -135,12 +135,12 @@ def named(files: Iterable[StoredFile], taken: Collection[str] = ()) -> list[Inpu
 def safe_name(filename: str) -> str:
     """Return the last part of ``filename`` with letters, digits, dots, hyphens and underscores only."""
     last = unicodedata.normalize("NFC", filename.replace("\\", "/").rstrip("/").rpartition("/")[2])
-    name = _UNSAFE.sub("_", last).strip("_").lstrip(".-")
+    name = _UNSAFE.sub("_", last).lstrip("._-").rstrip("_")
     if len(name) > _MAX_NAME_CHARS:
         stem, dot, ending = name.rpartition(".")
         ending = ending[:10]
         name = f"{stem[: _MAX_NAME_CHARS - 1 - len(ending)]}{dot}{ending}" if dot else name[:_MAX_NAME_CHARS]
-    return name or "file"
+    return name.rstrip("_") or "file"
 
 
 def is_pdf(name: str) -> bool:

@@ -44,6 +44,8 @@ _PARAMS = {
     "stop": "stop_sequences",
     "response_format": "output_config.format",
     "deferral": "tools",
+    "reasoning_effort": "thinking",
+    "thinking_budget": "thinking.budget_tokens",
 }
 """Names of a chat request's fields in the Messages API."""
 
@@ -109,6 +111,8 @@ async def prepare_message(
         chat = await prepare(server, chat_request, await find_replies(store, owner, chat_request))
     except ApiError as error:
         raise _renamed(error) from None
+    for name in chat.ignored:
+        report_ignored(_PARAMS.get(name, name))
     message_id = f"msg_{secrets.token_hex(12)}"
     # The sandbox and the traces name flushes by this id.
     return PreparedMessage(message_id, owner, request, replace(chat, id=message_id))
@@ -152,7 +156,9 @@ def _chat_request(server: Server, request: CountTokensRequest, owner: str) -> Ch
         **_tool_fields(request),
     }
     if request.thinking is not None:
-        fields["thinking"] = {"type": "enabled" if request.thinks else "disabled"}
+        budget = request.thinking.budget_tokens if request.thinks else None
+        fields["thinking"] = {"type": "enabled" if request.thinks else "disabled", "budget_tokens": budget}
+        fields["reasoning_effort"] = request.effort if request.thinks else None
     if (form := request.format) is not None:
         fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.schema_}}
     if isinstance(request, MessagesRequest):

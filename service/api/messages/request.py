@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -22,7 +23,7 @@ from service.api.validation import (
     only,
     unsupported,
 )
-from service.common.json_schema import compile_schema
+from service.common.json import compile_schema
 from service.deferral.observation import TIMEOUT_TEXT
 
 NoEffectOption = Annotated[object, Ignored()]
@@ -296,8 +297,8 @@ class ThinkingOptions(RequestModel):
     """``adaptive`` counts as ``enabled``, and ``between_tools`` as ``disabled``."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Annotated[int | None, Ignored(), Field(ge=1)] = None
-    """The model has no budget for thoughts; ``max_tokens`` includes them."""
+    budget_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    """Most tokens of the thought, which are part of ``max_tokens``. At the limit the server closes it."""
     display: Literal["summarized", "omitted"] | None = None
     """``omitted``: a thinking block has a signature, but no text."""
 
@@ -320,8 +321,9 @@ class OutputFormat(RequestModel):
 class OutputConfig(RequestModel):
     """Options for the reply."""
 
-    effort: NoEffectOption = None
-    """The model has no degrees of effort; ``thinking`` turns thoughts on and off."""
+    effort: str | None = Field(default=None, max_length=32)
+    """With thinking on and without a budget, ``low`` and ``medium`` limit the thought to 1024 and 8192
+    tokens."""
     format: OutputFormat | None = None
     task_budget: NoEffectOption = None
 
@@ -384,6 +386,15 @@ class CountTokensRequest(RequestBody):
         if choice.type == "tool" and choice.name not in names:
             raise invalid(f"'tools' contains no tool {choice.name!r}", ".tool_choice.name")
         return self
+
+    def without_effect(self) -> Iterator[str]:
+        if self.effort is not None and not self.thinks:
+            yield "output_config.effort"
+
+    @property
+    def effort(self) -> str | None:
+        """The effort that the client asks for."""
+        return None if self.output_config is None else self.output_config.effort
 
     @property
     def client_tools(self) -> list[ClientTool]:

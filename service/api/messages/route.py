@@ -80,6 +80,7 @@ async def _events(
         prompt_tokens=len(chat.prompt_ids),
         attributes=_attributes(prepared),
         schema_param=prepared.schema_param,
+        cleanup=chat.close,
     )
     async with running as episode:
         first: list[Json] = [builder.start(), {"type": "ping"}]

@@ -10,6 +10,7 @@ from service.api.errors import ApiError
 from service.api.responses.items import (
     CodeInterpreterCall,
     Conversation,
+    CustomToolCall,
     FunctionCall,
     InputItem,
     ItemReference,
@@ -54,7 +55,7 @@ async def recall(conversation: Conversation, store: ResponseStore, response_id: 
         for item in _output(turn):
             if item["type"] == "code_interpreter_call":
                 conversation.note_container(str(item["container_id"]), str(item["id"]))
-        if any(item["type"] == "function_call" for item in _output(turn)):
+        if any(item["type"] in ("function_call", "custom_tool_call") for item in _output(turn)):
             output = _items.validate_python(_output(turn))
             conversation.add(output if turn.ids is None else [_reply_of(turn, turn.ids, output)])
         elif turn.ids is not None:
@@ -113,13 +114,16 @@ async def with_stored_replies(
 
 
 def _is_output(item: InputItem) -> bool:
-    return isinstance(item, Reasoning | CodeInterpreterCall | FunctionCall | McpListTools | McpCall) or (
-        isinstance(item, MessageItem) and item.role == "assistant"
-    )
+    return isinstance(
+        item, Reasoning | CodeInterpreterCall | FunctionCall | CustomToolCall | McpListTools | McpCall
+    ) or (isinstance(item, MessageItem) and item.role == "assistant")
 
 
 async def _stored_reply(items: Sequence[InputItem], look_up: _ItemLookup) -> StoredReply | None:
-    call = next((item for item in items if isinstance(item, CodeInterpreterCall | FunctionCall)), None)
+    call = next(
+        (item for item in items if isinstance(item, CodeInterpreterCall | FunctionCall | CustomToolCall)),
+        None,
+    )
     if call is None or call.id is None:
         return None
     response = await look_up.response(call.id)
@@ -132,7 +136,7 @@ async def _stored_reply(items: Sequence[InputItem], look_up: _ItemLookup) -> Sto
 
 
 def _reply_of(response: StoredResponse, ids: Sequence[int], output: Sequence[InputItem]) -> StoredReply:
-    has_calls = any(isinstance(item, FunctionCall) for item in output)
+    has_calls = any(isinstance(item, FunctionCall | CustomToolCall) for item in output)
     return StoredReply(tuple(ids), response.text, tuple(output) if has_calls else ())
 
 
@@ -152,6 +156,8 @@ def _comparable(item: InputItem) -> object:
             return item.id, item.code, None if item.outputs is None else [log.logs for log in item.outputs]
         case FunctionCall():
             return item.id, item.call_id, item.name, item.arguments
+        case CustomToolCall():
+            return item.id, item.call_id, item.name, item.input
     return item
 
 

@@ -6,12 +6,13 @@ A flush is one ``code_interpreter_call``, which opens when its first block becom
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.api.chat.choice_builder import content_path, logprob_item
 from service.api.responses.items import output_item_id
+from service.api.tools.custom import input_of
 from service.common.json import Json, dumps
 from service.engines.base import Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
@@ -198,6 +199,38 @@ class FunctionCallItem:
         return {"type": event_type, "item_id": self._id, "output_index": self._index, **fields}
 
 
+class CustomCallItem(FunctionCallItem):
+    """A call of a tool that takes free text. The input is decoded at the end, from the arguments."""
+
+    def __init__(self, output: Output, name: str, call_id: str) -> None:
+        self._output = output
+        self._name = name
+        self._pieces: list[str] = []
+        self._index, self._id = output.open(
+            "ctc",
+            {
+                "type": "custom_tool_call",
+                "status": "in_progress",
+                "call_id": call_id,
+                "name": name,
+                "input": "",
+            },
+        )
+
+    def write(self, text: str) -> Events:
+        """Add to the arguments."""
+        self._pieces.append(text)
+        return []
+
+    def close(self, status: str) -> Events:
+        text = input_of("".join(self._pieces))
+        return [
+            self._event("response.custom_tool_call_input.delta", delta=text),
+            self._event("response.custom_tool_call_input.done", input=text),
+            self._output.done(self._index, status=status, input=text),
+        ]
+
+
 _STATUSES: dict[Status, str] = {
     "ok": "completed",
     "error": "completed",  # the interpreter worked: the traceback is its output
@@ -379,6 +412,7 @@ class OutputBuilder:
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
         seal: seals thoughts for the client to keep; None if it didn't ask for that.
         tools: tools of MCP servers that code may call.
+        custom: names of tools that take free text.
         base_url: address of this server, for links to files.
     """
 
@@ -390,12 +424,14 @@ class OutputBuilder:
         tokenizer: Tokenizer | None = None,
         seal: Callable[[str], str] | None = None,
         tools: SessionTools | None = None,
+        custom: Collection[str] = (),
         base_url: str = "",
     ) -> None:
         self._base_url = base_url
         self._files: list[OutputFile] = []
         """Files of the flushes since the last message, which the next one cites."""
         self.output = Output(response_id)
+        self._custom = custom
         self.reply = reply
         self._tokenizer = tokenizer
         self._seal = seal
@@ -483,7 +519,8 @@ class OutputBuilder:
                     events += self._write(text, thought=True)
                 case ToolCallStart(_, name):
                     events += self._close_text("completed")
-                    self._call = FunctionCallItem(self.output, name, f"call_{secrets.token_hex(12)}")
+                    kind = CustomCallItem if name in self._custom else FunctionCallItem
+                    self._call = kind(self.output, name, f"call_{secrets.token_hex(12)}")
                     events += self._call.open()
                 case ArgumentsDelta(_, text):
                     assert self._call is not None  # noqa: S101

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from service.api.chat.prepare import PreparedChat, prepare_with
 from service.api.chat.request import ChatRequest
 from service.api.errors import ApiError, api_error_of
-from service.api.files.choice import AutoContainer, choose_container
+from service.api.files.choice import choose_container
 from service.api.files.containers import Containers, ContainerUse
 from service.api.files.inputs import FilePart, file_part, resolve
 from service.api.responses.history import recall, resolved, with_stored_replies
@@ -36,8 +36,8 @@ from service.api.responses.request import (
 )
 from service.api.seal import Seal
 from service.api.state import Server
-from service.api.tools.definitions import AllowedCode, AllowedServer
-from service.api.tools.mcp import McpTool, open_tools
+from service.api.tools.definitions import AllowedCode, AllowedServer, AutoContainer
+from service.api.tools.mcp import McpServerTool, open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.store.files import FileStore
@@ -94,6 +94,7 @@ class PreparedResponse:
             tokenizer=chat.runner.engine.tokenizer if LOGPROBS in include else None,
             seal=self._seal if SEALED in include else None,
             tools=chat.code_tools,
+            custom=self.request.custom_names,
             base_url=self.base_url,
         )
 
@@ -126,11 +127,11 @@ async def prepare_response(
         _opened(item, server.seal, owner, request.model)
         for item in await resolved(request.input, store, owner)
     ]
-    if request.code_tool is None or not request.runs_code:
+    if not request.runs_code:
         _reject_files(items)
+    server.check_model(request.model)
     items, parts = await _with_stored_files(containers.files, items, owner)
     conversation.add(await with_stored_replies(items, store, owner))
-    server.check_model(request.model)
     container = await _container(
         containers,
         request,
@@ -141,6 +142,9 @@ async def prepare_response(
     opens_tools = request.runs_code and not request.forces_call
     tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
     try:
+        if tools is not None:
+            _reject_container(container)
+            container = None
         chat = await _fitting(server, request, conversation, tools, container)
     except BaseException:
         if tools is not None:
@@ -150,6 +154,12 @@ async def prepare_response(
         report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
     return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id), base_url)
+
+
+def _reject_container(container: ContainerUse | None) -> None:
+    """Raise ApiError 400 if code that calls tools would need files or a container of another request."""
+    if container is not None and (container.wish.files or container.wish.container_id is not None):
+        raise _unsupported("tools", "files and containers can't be combined with tools of MCP servers")
 
 
 def _reject_files(items: list[InputItem]) -> None:
@@ -245,7 +255,7 @@ def _check(request: ResponseRequest) -> None:
         raise _unsupported("tool_choice.name", f"'tools' contains no function {choice.name!r}")
     if not isinstance(choice, ResponseAllowedTools):
         return
-    labels = {tool.server_label for tool in request.tools or () if isinstance(tool, McpTool)}
+    labels = {tool.server_label for tool in request.tools or () if isinstance(tool, McpServerTool)}
     for index, tool in enumerate(choice.tools):
         at = f"tool_choice.tools[{index}]"
         if isinstance(tool, FunctionChoice) and tool.name not in names:
@@ -362,14 +372,14 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
     if request.structured_outputs is not None:
         fields["structured_outputs"] = request.structured_outputs.model_dump(exclude_none=True, by_alias=True)
     if functions := request.callable_functions:
-        keep = {"name", "description", "parameters", "strict"}
+        keep = {"name", "description", "parameters", "strict", "format"}
         fields["tools"] = [
-            {"type": "function", "function": tool.model_dump(include=keep, exclude_none=True)}
+            {"type": tool.type, tool.type: tool.model_dump(include=keep, exclude_none=True)}
             for tool in functions
         ]
         choice = request.tool_choice
         if isinstance(choice, FunctionChoice):
-            fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+            fields["tool_choice"] = {"type": choice.type, choice.type: {"name": choice.name}}
         else:  # the tools that are not allowed were left out
             fields["tool_choice"] = choice.mode if isinstance(choice, ResponseAllowedTools) else choice
     return fields

@@ -7,24 +7,26 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from service.api.files.choice import Figures, OnExpired
 from service.api.responses.items import Input
 from service.api.sampling import TokenBudget, enables_thinking
 from service.api.structured_outputs import StructuredOutputs
+from service.api.tools.custom import CustomFields
 from service.api.tools.definitions import (
     ALLOWED_TYPES,
     AllowedCode,
     AllowedServer,
     CodeInterpreterTool,
+    Figures,
     Function,
     FunctionName,
     JsonObjectFormat,
     JsonSchema,
+    OnExpired,
     SkippedTool,
     TextFormat,
     choice_tag,
 )
-from service.api.tools.mcp import McpTool, check_labels
+from service.api.tools.mcp import McpServerTool, check_labels
 from service.api.validation import (
     Ignored,
     Label,
@@ -57,6 +59,17 @@ class ResponseFunctionTool(Function):
         return self.model_dump(include={"type", "name", "description", "parameters", "strict"})
 
 
+class ResponseCustomTool(CustomFields):
+    """A tool that takes free text."""
+
+    name: FunctionName
+    type: Literal["custom"] = "custom"
+
+    def to_response(self) -> Json:
+        """Return the value in the response object."""
+        return self.model_dump(include={"type", "name", "description", "format"}, exclude_none=True)
+
+
 def by_type(value: object) -> str | None:
     """Return the tag of a union's member, made of its ``type``."""
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
@@ -66,20 +79,23 @@ def by_type(value: object) -> str | None:
 Tool = Annotated[
     Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
     | Annotated[ResponseFunctionTool, Tag("<function>")]
-    | Annotated[McpTool, Tag("<mcp>")]
+    | Annotated[ResponseCustomTool, Tag("<custom>")]
+    | Annotated[McpServerTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"code_interpreter", "function", "mcp"})),
+        in_union(frozenset({"code_interpreter", "function", "custom", "mcp"})),
         custom_error_type="unsupported_parameter",
-        custom_error_message="this server supports the tools 'code_interpreter', 'function' and 'mcp' only",
+        custom_error_message=(
+            "this server supports the tools 'code_interpreter', 'function', 'custom' and 'mcp' only"
+        ),
     ),
 ]
 
 
 class FunctionChoice(Strict):
-    """The model must call this function."""
+    """The model must call this function or custom tool."""
 
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
     name: FunctionName
 
 
@@ -293,7 +309,9 @@ class ResponseRequest(RequestBody):
         return self.text or TextOptions()
 
     @property
-    def offered_tools(self) -> list[CodeInterpreterTool | ResponseFunctionTool | McpTool]:
+    def offered_tools(
+        self,
+    ) -> list[CodeInterpreterTool | ResponseFunctionTool | ResponseCustomTool | McpServerTool]:
         """Tools of the types that this server supports."""
         return [tool for tool in self.tools or () if not isinstance(tool, SkippedTool)]
 
@@ -315,12 +333,12 @@ class ResponseRequest(RequestBody):
         return self.offers_code and choice != "none"
 
     @property
-    def mcp_tools(self) -> list[McpTool]:
+    def mcp_tools(self) -> list[McpServerTool]:
         """MCP servers whose tools code may call."""
         choice = self.tool_choice
         if choice == "none":
             return []
-        found = [tool for tool in self.tools or () if isinstance(tool, McpTool)]
+        found = [tool for tool in self.tools or () if isinstance(tool, McpServerTool)]
         if not isinstance(choice, ResponseAllowedTools):
             return found
         labels = {tool.server_label for tool in choice.tools if isinstance(tool, AllowedServer)}
@@ -333,12 +351,19 @@ class ResponseRequest(RequestBody):
         return next(tools, None)
 
     @property
-    def functions(self) -> list[ResponseFunctionTool]:
-        """The client's functions."""
-        return [tool for tool in self.tools or () if isinstance(tool, ResponseFunctionTool)]
+    def functions(self) -> list[ResponseFunctionTool | ResponseCustomTool]:
+        """The client's functions and custom tools."""
+        return [
+            tool for tool in self.tools or () if isinstance(tool, ResponseFunctionTool | ResponseCustomTool)
+        ]
 
     @property
-    def callable_functions(self) -> list[ResponseFunctionTool]:
+    def custom_names(self) -> frozenset[str]:
+        """Names of the tools that take free text."""
+        return frozenset(tool.name for tool in self.functions if isinstance(tool, ResponseCustomTool))
+
+    @property
+    def callable_functions(self) -> list[ResponseFunctionTool | ResponseCustomTool]:
         """The functions that this response may call."""
         choice = self.tool_choice
         if choice == "none":

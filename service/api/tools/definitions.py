@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Annotated, Final, Literal, Self
 
 import jsonschema_rs
-from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
-from service.api.files.choice import AutoContainer, ContainerChoice
-from service.api.tools.mcp import McpTool
-from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid
-from service.common.json import Json
-from service.common.json_schema import compile_schema, first_error
+from service.api.tools.custom import CustomFields
+from service.api.tools.mcp import McpServerTool
+from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid, only
+from service.common.json import Json, compile_schema, first_error
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
@@ -48,8 +47,61 @@ class Function(RequestModel):
 
 
 class FunctionTool(RequestModel):
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
     function: Function
+
+
+class CustomTool(FunctionTool):
+    """A tool that takes free text. The model sees a function."""
+
+    custom: CustomFields
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_function(cls, data: object) -> object:
+        custom = data.get("custom") if isinstance(data, dict) else None
+        if not isinstance(data, dict) or not isinstance(custom, dict):
+            return data
+        try:
+            function = CustomFields.model_validate(custom).as_function()
+        except ValidationError as error:
+            detail = error.errors()[0]
+            at = "".join(f".{part}" for part in detail["loc"]) + detail.get("ctx", {}).get("at", "")
+            raise invalid(detail["msg"], f".custom{at}") from None
+        return {**data, "function": function}
+
+
+class AutoContainer(Strict):
+    """A container that the server assigns: that of the conversation, or a new one."""
+
+    type: Literal["auto"] = "auto"
+    file_ids: Annotated[list[str] | None, Field(max_length=64)] = None
+    """Uploaded files that code can read, in the folder ``/inputs``."""
+    memory_limit: Annotated[str | None, Field(pattern=r"^[1-9][0-9]{0,5}[mg]$")] = None
+    """Memory such as ``1g``; clipped to the range of this server."""
+    network_policy: Annotated[object, only({"type": "disabled"})] = None
+
+    @property
+    def memory_mb(self) -> int | None:
+        """``memory_limit`` in MiB."""
+        if self.memory_limit is None:
+            return None
+        return int(self.memory_limit[:-1]) * (1024 if self.memory_limit.endswith("g") else 1)
+
+
+ContainerId = Annotated[str, Field(max_length=80)]
+
+
+def _container_tag(value: object) -> str:
+    return "<id>" if isinstance(value, str) else "<auto>"
+
+
+ContainerChoice = Annotated[
+    Annotated[ContainerId, Tag("<id>")] | Annotated[AutoContainer, Tag("<auto>")],
+    Discriminator(_container_tag),
+]
+OnExpired = Literal["error", "fresh"]
+Figures = Literal["png", "svg"]
 
 
 class CodeInterpreterTool(RequestModel):
@@ -57,7 +109,7 @@ class CodeInterpreterTool(RequestModel):
 
     type: Literal["code_interpreter"]
     container: ContainerChoice = AutoContainer()
-    """``auto``, or the id of a container. In responses ``auto`` is the container of the conversation."""
+    """``auto`` for the container of the conversation or a new one, or the id of a container."""
     allowed_callers: Annotated[object, Ignored(["direct"])] = None
 
     def to_response(self) -> Json:
@@ -73,14 +125,15 @@ class SkippedTool(Skipped):
 
 Tool = Annotated[
     Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[CustomTool, Tag("<custom>")]
     | Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
-    | Annotated[McpTool, Tag("<mcp>")]
+    | Annotated[McpServerTool, Tag("<mcp>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"function", "code_interpreter", "mcp"})),
+        in_union(frozenset({"function", "custom", "code_interpreter", "mcp"})),
         custom_error_type="unsupported_parameter",
         custom_error_message=(
-            "this server supports tools of type 'function', 'code_interpreter' and 'mcp' only"
+            "this server supports tools of type 'function', 'custom', 'code_interpreter' and 'mcp' only"
         ),
     ),
 ]
@@ -91,10 +144,17 @@ class NamedFunction(RequestModel):
 
 
 class NamedChoice(Strict):
-    """The model must call this function."""
+    """The model must call this function or custom tool."""
 
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
     function: NamedFunction
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_custom(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("type") == "custom" and "function" not in data:
+            return {"function" if name == "custom" else name: value for name, value in data.items()}
+        return data
 
 
 ALLOWED_TYPES: Final = "this server accepts tools of type 'function', 'code_interpreter' and 'mcp' only"
@@ -111,7 +171,7 @@ def choice_tag(value: object) -> str:
     if isinstance(value, str):
         return "<mode>"
     kind = value.get("type", "function") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>"
+    return "<function>" if kind == "custom" else f"<{kind}>"
 
 
 class AllowedServer(Strict):

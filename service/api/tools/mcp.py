@@ -27,7 +27,7 @@ class ToolFilter(Strict):
     read_only: Annotated[object, only()] = None
 
 
-class McpTool(RequestModel):
+class McpServerTool(RequestModel):
     """An MCP server whose tools code can call."""
 
     type: Literal["mcp"]
@@ -114,12 +114,12 @@ def _is_header_value(value: str) -> bool:
 
 def check_labels(tools: Sequence[object]) -> None:
     """Raise an error if two MCP servers have the same label."""
-    labels = [tool.server_label for tool in tools if isinstance(tool, McpTool)]
+    labels = [tool.server_label for tool in tools if isinstance(tool, McpServerTool)]
     if len(labels) != len(set(labels)):
         raise invalid("two MCP servers have the same 'server_label'", ".tools")
 
 
-async def open_tools(hub: McpHub, tools: Sequence[McpTool]) -> SessionTools | None:
+async def open_tools(hub: McpHub, tools: Sequence[McpServerTool]) -> SessionTools | None:
     """Connect to the servers of a request and list their tools. None if there are no tools.
 
     Raises:

@@ -247,7 +247,7 @@ class ModelRunner:
             logits_to_keep=keep,
             step=step,
         )
-        return self._head_input.reshape(len(keep), -1), output.logits[0]
+        return self._head_input.flatten(0, -2), output.logits[0]
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Copy new weights over the old ones. Changes nothing unless all of them fit. Adapters are kept. An

@@ -132,7 +132,7 @@ class Request:
     cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache."""
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
-    """Those of the prompt's tokens from the second one on, as far as they are computed."""
+    """Log-probabilities of the prompt's tokens from the second one on, as far as they are computed."""
     history: History | None = field(init=False)
     """Kept only if something changes the logits."""
     _prompt_length: int = field(init=False)

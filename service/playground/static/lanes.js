@@ -8,7 +8,7 @@ export function lanesOf(episode, now = duration(episode)) {
   const since = (unix) => Math.max((unix - (episode.began ?? unix)) * 1000, 0);
   const tools = flushes(episode.events).map((tool) => timed(tool, since, now));
   const first = episode.events[0]?.[0] ?? now;
-  const lanes = [writing(first, now, tools), container(tools), ...tools.flatMap((tool) => tool.lanes), waiting(tools)];
+  const lanes = [writing(first, now, tools), container(tools), ...tools.flatMap((tool) => tool.lanes), ...calling(tools), waiting(tools)];
   for (const lane of lanes) {
     lane.spans = lane.spans
       .filter(({ start }) => start < now)
@@ -30,7 +30,11 @@ function timed(tool, since, now) {
   if (settled && tool.status !== "ok" && runs.length) runs.at(-1).kind = "failed";
   const waited = tool.container_wait_ms >= MIN_CONTAINER_WAIT_MS;
   const leased = waited ? Math.min(invoked[0] + tool.container_wait_ms, delivered) : null; // time of its container
-  return { tool, settled, requested, delivered, invoked, leased, lanes: blockLanes(tool, invoked, runs, delivered) };
+  const calls = (tool.calls ?? []).map((call) => ({
+    name: `${call.name}()`,
+    span: { start: since(call.started_at), end: call.finished_at === null ? delivered : since(call.finished_at), kind: call.status === "ok" ? "call" : "failed" },
+  }));
+  return { tool, settled, requested, delivered, invoked, leased, calls, lanes: blockLanes(tool, invoked, runs, delivered) };
 }
 
 /** One lane per block, or one for all blocks that ran as one script. */
@@ -61,6 +65,13 @@ function waiting(tools) {
       return from > requested ? [{ start: requested, end: from, kind: "container" }, rest] : [rest];
     });
   return { name: "waits", spans };
+}
+
+/** Calls of tools by code, one lane per tool. */
+function calling(tools) {
+  const calls = tools.flatMap((tool) => tool.calls);
+  const names = [...new Set(calls.map(({ name }) => name))];
+  return names.map((name) => ({ name, spans: calls.filter((call) => call.name === name).map(({ span }) => span) }));
 }
 
 /** Waits of first blocks for a container, which are neither writing nor running time. */

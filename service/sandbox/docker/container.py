@@ -112,8 +112,6 @@ class Container(Channel):
         self._cgroup: FreezerCgroup | None = None
         self._frozen_at: float | None = None
         """Time of ``freeze``, on the monotonic clock; None if the container runs."""
-        self._is_paused = False
-        """Docker has paused the container."""
 
     @classmethod
     async def start(
@@ -171,15 +169,11 @@ class Container(Channel):
         return self._cgroup is not None
 
     async def send(self, message: dict[str, Any]) -> None:
-        await self.resume()
+        self._thaw()
         await super().send(message)
 
-    async def send_bytes(self, data: bytes) -> None:
-        await self.resume()
-        await super().send_bytes(data)
-
     def freeze(self) -> None:
-        if self._cgroup is not None and self._frozen_at is None:
+        if self._cgroup is not None:
             self._frozen_at = time.monotonic()
             with contextlib.suppress(OSError):  # the container has ended, which the next ``receive`` reports
                 self._cgroup.freeze()
@@ -193,27 +187,6 @@ class Container(Channel):
             self._cgroup.thaw()
         self._frozen_at = None
 
-    async def suspend(self) -> None:
-        """See ``SandboxWorker.suspend``. Without the freezer Docker pauses the container."""
-        if self._cgroup is not None:
-            self.freeze()
-        elif not self._is_paused:
-            self._is_paused = True  # before: a request that timed out may still succeed
-            try:
-                await self._daemon.call(lambda client: client.pause(self.id))
-            except SandboxError as error:
-                # The kernel gives up on a busy machine (cgroup v1). The code's processes are stopped anyway.
-                log.info("sandbox_not_paused", container=self.name, error=str(error))
-                with contextlib.suppress(SandboxError):
-                    await self._daemon.call(lambda client: client.unpause(self.id))
-                self._is_paused = False
-
-    async def resume(self) -> None:
-        self._thaw()
-        if self._is_paused:
-            await self._daemon.call(lambda client: client.unpause(self.id))
-            self._is_paused = False
-
     async def receive(self) -> Reply:
         try:
             return await super().receive()
@@ -222,14 +195,14 @@ class Container(Channel):
                 raise
             raise SandboxError(f"{error}; the last line of its stderr: {lines[-1]}") from error
 
-    def close(self) -> None:
-        self._thaw()  # a frozen supervisor would not notice that its channel is closed
-        super().close()
-
     async def resize(self, memory_mb: int) -> None:
         limit = memory_mb << 20
         options = {"mem_limit": limit, "memswap_limit": limit}  # together: no swap
         await self._daemon.call(lambda client: client.update_container(self.id, **options))
+
+    def close(self) -> None:
+        self._thaw()  # a frozen supervisor would not notice that its channel is closed
+        super().close()
 
     async def destroy(self) -> None:
         self.close()

@@ -165,7 +165,6 @@ class Freezer:
         finally:
             cgroup.thaw()
         self._proven = True
-        log.info("sandbox_freezer", cgroup_version=cgroup.version)
 
     def _disable(self, reason: str) -> None:
         self.unavailable = reason

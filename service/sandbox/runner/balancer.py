@@ -75,7 +75,6 @@ class RunnerBalancer:
         limits: SessionLimits,
         tools: ToolHost | None = None,
         *,
-        files: protocol.FileOptions | None = None,
         avoid: Collection[RunnerHost] = (),
     ) -> tuple[RunnerHost, RunnerConnection, SessionLimits]:
         """Open a session on the least loaded runner, or on the next one if it does not answer.
@@ -85,7 +84,6 @@ class RunnerBalancer:
         Args:
             limits: requested limits; the runner returns those that it grants.
             tools: tools that the code may call; run by this process.
-            files: options of a session with files; None for one without.
             avoid: runners not to use. If there are any, each of the others is tried once.
 
         Raises:
@@ -98,15 +96,11 @@ class RunnerBalancer:
             reraise=True,
         ):
             with attempt:
-                return await self._open_once(limits, tools, files, avoid)
+                return await self._open_once(limits, tools, avoid)
         raise AssertionError("tenacity either returns or raises")
 
     async def _open_once(
-        self,
-        limits: SessionLimits,
-        tools: ToolHost | None,
-        files: protocol.FileOptions | None,
-        avoid: Collection[RunnerHost],
+        self, limits: SessionLimits, tools: ToolHost | None, avoid: Collection[RunnerHost]
     ) -> tuple[RunnerHost, RunnerConnection, SessionLimits]:
         """Try each runner once."""
         tried = set(avoid)
@@ -116,7 +110,7 @@ class RunnerBalancer:
             tried.add(host)
             host.opening()  # counted now, so that sessions that start at the same time choose another one
             try:
-                connection, granted = await RunnerConnection.open(self._endpoints[host], limits, tools, files)
+                connection, granted = await RunnerConnection.open(self._endpoints[host], limits, tools)
             except BaseException as error:
                 host.closed()
                 if not isinstance(error, SandboxError):

@@ -58,14 +58,14 @@ class RunnerClientSettings:
     flush_margin_s: float = 10.0
     """Time after the run limit within which the reply to a flush must arrive."""
     close_timeout_s: float = 10.0
-    check_interval_s: float = 2.0
-    """Time between two health checks of a runner that answers."""
-    ping_interval_s: float = 10.0
-    """Time between two pings on a connection, and the time within which the runner must answer one."""
     files_timeout_s: float = 60.0
     """Time for a request about files, without the transfer of an input."""
     input_timeout_s: float = 600.0
     """Time for the transfer of one input."""
+    check_interval_s: float = 2.0
+    """Time between two health checks of a runner that answers."""
+    ping_interval_s: float = 10.0
+    """Time between two pings on a connection, and the time within which the runner must answer one."""
 
 
 class RunnerClient:
@@ -111,7 +111,9 @@ class RunnerClient:
 
     def file_session(self, limits: SessionLimits) -> RunnerFileSession:
         """Return a session with files."""
-        return RunnerFileSession(self._balancer, limits, self._settings, self._connected)
+        return RunnerFileSession(
+            self._balancer, replace(limits, figures=limits.figures or "png"), self._settings, self._connected
+        )
 
     async def ready(self) -> bool:
         """Return whether a runner has containers. Answers within two seconds and never raises."""
@@ -183,7 +185,6 @@ class RunnerSession:
         self._host: RunnerHost | None = None
         self._lost: str | None = None
         self._cancelled = False
-        self._file_options: protocol.FileOptions | None = None
         self._leased = False
         """The session has a container, so further blocks need not wait for their replies."""
         self._closed = False
@@ -213,16 +214,14 @@ class RunnerSession:
                     self._connection.send_nowait(request, timeout_s=self._settings.invoke_timeout_s)
                 )
             else:
-                await self._lease_with(request, protocol.InvokedReply)
+                await self._invoke_first(request)
         except ConnectionLostError as error:
             self._lost = str(error)
         except protocol.MessageError as error:
             raise SandboxError(str(error)) from None
 
-    async def _lease_with(
-        self, request: protocol.InvokeRequest | protocol.LeaseRequest, expected: type[R]
-    ) -> None:
-        """Send the request that leases a container. If a runner has none, try the others.
+    async def _invoke_first(self, request: protocol.InvokeRequest) -> None:
+        """Send the block that leases a container. If a runner has none, try the others.
 
         Raises:
             QueueTimeoutError, SandboxError: no runner had a container. Nothing ran.
@@ -235,7 +234,7 @@ class RunnerSession:
             connection = self._connection or await self._connect()
             try:
                 timeout_s = connection.queue_timeout_s + self._settings.invoke_timeout_s
-                await self._request(connection, request, expected, timeout_s)
+                await self._request(connection, request, protocol.InvokedReply, timeout_s)
             except ConnectionLostError:
                 raise
             except SandboxError as error:
@@ -253,9 +252,7 @@ class RunnerSession:
         if len(avoid) == len(self._balancer.hosts):
             return False
         try:
-            host, connection, granted = await self._balancer.open(
-                self._limits, self._tools, files=self._file_options, avoid=avoid
-            )
+            host, connection, granted = await self._balancer.open(self._limits, self._tools, avoid=avoid)
         except SandboxError:
             return False
         former = self._connection
@@ -300,9 +297,7 @@ class RunnerSession:
         self._disconnected()
 
     async def _connect(self) -> RunnerConnection:
-        host, connection, granted = await self._balancer.open(
-            self._limits, self._tools, files=self._file_options
-        )
+        host, connection, granted = await self._balancer.open(self._limits, self._tools)
         return self._adopt(host, connection, granted)
 
     def _adopt(
@@ -343,16 +338,6 @@ class RunnerSession:
 class RunnerFileSession(RunnerSession):
     """A session with files that lives in the runner. The open connection keeps it between requests."""
 
-    def __init__(
-        self,
-        balancer: RunnerBalancer,
-        limits: SessionLimits,
-        settings: RunnerClientSettings,
-        connected: set[RunnerSession],
-    ) -> None:
-        super().__init__(balancer, limits, settings, connected)
-        self._file_options = protocol.FileOptions(memory_mb=limits.memory_mb)
-
     @property
     def is_alive(self) -> bool:
         connection = self._connection
@@ -361,25 +346,21 @@ class RunnerFileSession(RunnerSession):
     async def lease(self) -> None:
         if self._closed:
             raise SandboxError("the session is closed")
-        if self._lost is not None:
-            self._disconnected(lost=not self._cancelled)
+        if self._lost is not None or (self._connection is not None and not self._connection.is_open):
+            self._disconnected(lost=True)
             self._lost, self._cancelled = None, False
-        await self._lease_with(protocol.LeaseRequest(), protocol.DoneReply)
+        connection = self._connection or await self._connect()
+        timeout_s = connection.queue_timeout_s + self._settings.invoke_timeout_s
+        await self._request(connection, protocol.LeaseRequest(), protocol.DoneReply, timeout_s)
+        self._leased = True
 
-    async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
-        self._limits, self._tools = replace(limits, memory_mb=self._limits.memory_mb), tools
+    async def configure(self, limits: SessionLimits) -> None:
+        self._limits = replace(limits, memory_mb=self._limits.memory_mb)
         self._run_limit_s = limits.run_limit_s
-        if self._connection is not None:
-            self._connection.use_tools(tools)
         if self.is_alive:
             await self._ask(
                 protocol.ConfigureRequest(
-                    run_limit_s=limits.run_limit_s,
-                    eager=limits.eager,
-                    tool_wait_s=limits.tool_wait_s,
-                    tool_calls=limits.tool_calls,
-                    tools=() if tools is None else tuple(tools.specs),
-                    figures=limits.figures,
+                    run_limit_s=limits.run_limit_s, eager=limits.eager, figures=limits.figures
                 )
             )
 
@@ -417,14 +398,10 @@ class RunnerFileSession(RunnerSession):
 
     async def park(self) -> None:
         if self.is_alive:
-            self._alive().cancel_calls()
             await self._ask(protocol.ParkRequest(freeze=False))
 
     async def freeze(self) -> None:
         await self._ask(protocol.ParkRequest(freeze=True))
-
-    async def resume(self) -> None:
-        await self._ask(protocol.ResumeRequest())
 
     def _alive(self) -> RunnerConnection:
         if not self.is_alive or self._connection is None:

@@ -21,8 +21,6 @@ from service.sandbox.tool_calls import encode_result, log_failure, parse_argumen
 from service.tools.base import MAX_ERROR_CHARS, ToolError, ToolHost
 
 _HANDSHAKE_TIMEOUT_S = 5.0
-_READ_AHEAD = 2 * protocol.MAX_AHEAD
-"""Messages that wait to be received. More of them are left in the socket."""
 
 R = TypeVar("R", bound=protocol.RunnerReply)
 
@@ -69,19 +67,9 @@ class RunnerConnection:
 
     @classmethod
     async def open(
-        cls,
-        endpoint: Endpoint,
-        limits: SessionLimits,
-        tools: ToolHost | None = None,
-        files: protocol.FileOptions | None = None,
+        cls, endpoint: Endpoint, limits: SessionLimits, tools: ToolHost | None = None
     ) -> tuple[RunnerConnection, SessionLimits]:
         """Connect, open a session, and return the connection and the limits that the runner grants.
-
-        Args:
-            endpoint: of the runner.
-            limits: requested limits.
-            tools: tools that the code may call; run by this process.
-            files: options of a session with files; None for one without.
 
         Raises:
             UnreachableError, ConnectionLostError: the runner does not answer. A retry is safe: no code was
@@ -95,7 +83,7 @@ class RunnerConnection:
             tool_wait_s=limits.tool_wait_s,
             tool_calls=limits.tool_calls,
             tools=() if tools is None else tuple(tools.specs),
-            files=files,
+            files=None if limits.figures is None else protocol.FileOptions(memory_mb=limits.memory_mb),
         )
         opened = await connection.request(request, protocol.OpenedReply, timeout_s=_HANDSHAKE_TIMEOUT_S)
         connection.queue_timeout_s = opened.queue_timeout_s
@@ -126,18 +114,6 @@ class RunnerConnection:
             raise ConnectionLostError(f"the runner replied {reply.type} to {request.type}")
         return reply
 
-    def use_tools(self, tools: ToolHost | None) -> None:
-        """Replace the tools that the code may call; None for none. No block may be pending."""
-        if self._tools is not None:
-            self._tools.use(tools)
-        elif tools is not None:
-            self._tools = ToolRelay(self._websocket, tools)
-
-    def cancel_calls(self) -> None:
-        """Cancel the calls of blocks that were dropped."""
-        if self._tools is not None:
-            self._tools.cancel_calls()
-
     async def put(
         self, request: protocol.PutRequest, content: AsyncIterator[bytes], *, timeout_s: float
     ) -> protocol.DoneReply:
@@ -159,10 +135,10 @@ class RunnerConnection:
         async with self._exchange(timeout_s):
             await self._send(request)
             await self._catch_up(1)
-            while isinstance(message := await self._next_message(), bytes):
-                yield message
+            while isinstance(frame := await self._websocket.recv(), bytes):
+                yield frame
             self._unanswered -= 1
-            self._done(message)
+            self._done(protocol.decode_reply(frame))
 
     def _done(self, reply: protocol.RunnerReply) -> protocol.DoneReply:
         if isinstance(reply, protocol.FailedReply):
@@ -192,17 +168,12 @@ class RunnerConnection:
         self._unanswered += 1
 
     async def _receive(self) -> protocol.RunnerReply:
-        reply = await self._next_message()
-        if isinstance(reply, bytes):
-            raise ConnectionLostError("the runner sent binary data that was not requested")
+        if self._tools is None:
+            reply = protocol.decode_reply(await self._websocket.recv())
+        else:
+            reply = await self._tools.receive()
         self._unanswered -= 1
         return reply
-
-    async def _next_message(self) -> protocol.RunnerReply | bytes:
-        """Return the next reply, or the next part of a file."""
-        if self._tools is not None:
-            return await self._tools.receive()
-        return _decoded(await self._websocket.recv())
 
     async def _catch_up(self, unanswered: int) -> None:
         """Read replies to blocks until at most ``unanswered`` requests are without a reply."""
@@ -252,42 +223,34 @@ class RunnerConnection:
             self.drop()
 
 
-def _decoded(frame: str | bytes) -> protocol.RunnerReply | bytes:
-    return frame if isinstance(frame, bytes) else protocol.decode_reply(frame)
-
-
 class ToolRelay:
     """Reads the messages of a session with tools, and answers calls of tools in the background."""
 
     def __init__(self, websocket: ClientConnection, host: ToolHost) -> None:
         self._websocket = websocket
-        self._host: ToolHost | None = host
-        self._replies: asyncio.Queue[protocol.RunnerReply | bytes | Exception] = asyncio.Queue(_READ_AHEAD)
+        self._host = host
+        self._names = {spec.name for spec in host.specs}
+        self._replies: asyncio.Queue[protocol.RunnerReply | Exception] = asyncio.Queue()
         self._calls: set[asyncio.Task[None]] = set()
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         try:
             while True:
-                message = _decoded(await self._websocket.recv())
+                message = protocol.decode_reply(await self._websocket.recv())
                 if isinstance(message, protocol.ToolCallMessage):
                     task = asyncio.create_task(self._answer(message))
                     self._calls.add(task)
                     task.add_done_callback(self._calls.discard)
                     continue
                 if isinstance(message, protocol.FlushedReply):
-                    self.cancel_calls()  # the code has ended, so nobody waits for them
-                await self._replies.put(message)
+                    self._cancel_calls()  # the code has ended, so nobody waits for them
+                self._replies.put_nowait(message)
         except (ConnectionClosed, protocol.MessageError) as error:
-            await self._replies.put(error)
+            self._replies.put_nowait(error)
 
-    def use(self, host: ToolHost | None) -> None:
-        """Replace the tools; None for none."""
-        self.cancel_calls()
-        self._host = host
-
-    async def receive(self) -> protocol.RunnerReply | bytes:
-        """Return the next message that is not a call of a tool, or the next part of a file.
+    async def receive(self) -> protocol.RunnerReply:
+        """Return the next message that is not a call of a tool.
 
         Raises:
             ConnectionClosed, MessageError: the connection broke, or a message was malformed.
@@ -300,10 +263,9 @@ class ToolRelay:
 
     async def _answer(self, call: protocol.ToolCallMessage) -> None:
         try:
-            host = self._host
-            if host is None or call.name not in {spec.name for spec in host.specs}:
+            if call.name not in self._names:
                 raise ToolError(f"there is no tool {call.name[:64]!r}")
-            result = await host.call(call.name, parse_arguments(call.arguments), call.call_id)
+            result = await self._host.call(call.name, parse_arguments(call.arguments), call.call_id)
             ok, value = True, encode_result(result)
         except ToolError as error:
             text = str(error)[:MAX_ERROR_CHARS]
@@ -318,10 +280,9 @@ class ToolRelay:
     def close(self) -> None:
         """Stop reading, and cancel the calls."""
         self._reading.cancel()
-        self.cancel_calls()
+        self._cancel_calls()
 
-    def cancel_calls(self) -> None:
-        """Cancel the calls that are running."""
+    def _cancel_calls(self) -> None:
         for task in self._calls:
             task.cancel()
 

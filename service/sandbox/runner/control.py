@@ -38,10 +38,16 @@ def set_draining(settings: RunnerSettings, *, on: bool) -> protocol.LoadReport:
             transport=httpx.HTTPTransport(uds=path, verify=context or False), timeout=_TIMEOUT_S
         ) as http:
             answer = http.request("POST" if on else "DELETE", url, headers=headers)
-            answer.raise_for_status()
+        if answer.status_code == 401:
+            raise SandboxError(f"the runner at {settings.bind} has a different token")
         return protocol.LoadReport.model_validate_json(answer.content)
-    except (httpx.HTTPError, ValidationError) as error:
+    except httpx.RemoteProtocolError:
+        hint = "pass its certificate and key if it uses TLS" if context is None else "is it a runner?"
+        raise SandboxError(f"the runner at {settings.bind} closed the connection; {hint}") from None
+    except httpx.HTTPError as error:
         raise SandboxError(f"the runner at {settings.bind} does not answer: {error}") from None
+    except ValidationError:
+        raise SandboxError(f"{settings.bind} is not a runner: status {answer.status_code}") from None
 
 
 def _own_context(settings: RunnerSettings) -> ssl.SSLContext | None:

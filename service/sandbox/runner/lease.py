@@ -62,7 +62,7 @@ class ClientTools:
             raise ToolError("the tool returned something that is not JSON") from None
 
     def answer(self, message: protocol.ToolResultMessage) -> None:
-        """Take a result. One that nobody waits for any more is ignored."""
+        """Take a result. The result of a call that has ended is ignored."""
         future = self._open.get(message.call_id)
         if future is not None and not future.done():
             future.set_result(message)
@@ -110,7 +110,13 @@ class Lease:
             return
         if not isinstance(message, protocol.OpenRequest):
             raise protocol.MessageError("type: the first message must be open")
-        limits = self._granted(message)
+        limits = SessionLimits(
+            min(message.run_limit_s, self._settings.max_run_limit_s),
+            message.eager,
+            tool_wait_s=min(message.tool_wait_s, self._settings.max_tool_wait_s),
+            tool_calls=message.tool_calls,
+        )
+        self._tools = ClientTools(message.tools, self._send) if message.tools else None
         session = self._open(message, limits)
         try:
             await self._send(
@@ -127,27 +133,13 @@ class Lease:
             if self._admitted:
                 self._admission.leave()
 
-    def _granted(self, request: protocol.OpenRequest | protocol.ConfigureRequest) -> SessionLimits:
-        return SessionLimits(
-            run_limit_s=min(request.run_limit_s, self._settings.max_run_limit_s),
-            eager=request.eager,
-            tool_wait_s=min(request.tool_wait_s, self._settings.max_tool_wait_s),
-            tool_calls=request.tool_calls,
-        )
-
-    def _client_tools(self, request: protocol.OpenRequest | protocol.ConfigureRequest) -> ClientTools | None:
-        """Return the tools of the following flushes. From now on, results belong to their calls."""
-        self._tools = ClientTools(request.tools, self._send) if request.tools else None
-        return self._tools
-
     def _open(self, request: protocol.OpenRequest, limits: SessionLimits) -> Session:
         if request.files is None:
-            tools = self._client_tools(request)
-            return self._sandbox.session(limits, *([tools] if tools is not None else []))
+            return self._sandbox.session(limits, *([self._tools] if self._tools is not None else []))
         if not isinstance(self._sandbox, FileSandbox):
             raise protocol.MessageError("files: this sandbox has no sessions with files")
         self._has_files = True
-        return self._sandbox.file_session(replace(limits, memory_mb=request.files.memory_mb))
+        return self._sandbox.file_session(replace(limits, memory_mb=request.files.memory_mb, figures="png"))
 
     async def _answer_requests(self, session: Session) -> None:
         """Keep reading while a request is answered, so that a disconnect is noticed immediately."""
@@ -220,8 +212,10 @@ class Lease:
                     await self._admit()
                     await session.lease()
                 case protocol.ConfigureRequest():
-                    limits = replace(self._granted(request), figures=request.figures)
-                    await session.configure(limits, self._client_tools(request))
+                    run_limit_s = min(request.run_limit_s, self._settings.max_run_limit_s)
+                    await session.configure(
+                        SessionLimits(run_limit_s, request.eager, figures=request.figures)
+                    )
                 case protocol.PutRequest():
                     await self._put(session, request)
                 case protocol.RemoveRequest():
@@ -234,8 +228,6 @@ class Lease:
                             await self._websocket.send_bytes(chunk)
                 case protocol.ParkRequest():
                     await (session.freeze() if request.freeze else session.park())
-                case protocol.ResumeRequest():
-                    await session.resume()
         except ValueError as error:
             return protocol.done_reply(error)
         return protocol.done_reply()
@@ -281,11 +273,9 @@ class Lease:
             return protocol.CloseRequest()
         data: bytes | None = event.get("bytes")
         if data is None:
-            request = protocol.decode_request(event.get("text"))
-            anytime = protocol.CloseRequest | protocol.ToolResultMessage
-            if self._bytes_due and not isinstance(request, anytime):
+            if self._bytes_due and event.get("text") != protocol.encode(protocol.CloseRequest()):
                 raise protocol.MessageError("type: the announced input is not complete")
-            return request
+            return protocol.decode_request(event.get("text"))
         if not data or len(data) > self._bytes_due:
             raise protocol.MessageError("frame: binary data that no request has announced")
         self._bytes_due -= len(data)

@@ -89,20 +89,15 @@ class FileOptions(_Message):
     memory_mb: int | None = Field(default=None, ge=1, le=1 << 20)
 
 
-class _Limits(_Message):
-    """Limits of flushes, which the runner clips, and the tools that their code can call."""
+class OpenRequest(_Message):
+    """Open a session with these limits; the runner clips them. Answered by ``OpenedReply``."""
 
+    type: Literal["open"] = "open"
     run_limit_s: float = Field(gt=0, allow_inf_nan=False)
     eager: bool
     tool_wait_s: float = Field(default=SessionLimits().tool_wait_s, ge=0, allow_inf_nan=False)
     tool_calls: int = Field(default=SessionLimits().tool_calls, ge=0)
     tools: tuple[ToolSpec, ...] = Field(default=(), max_length=MAX_TOOLS)
-
-
-class OpenRequest(_Limits):
-    """Open a session with these limits. Answered by ``OpenedReply``."""
-
-    type: Literal["open"] = "open"
     files: FileOptions | None = None
     """None for a session without files."""
 
@@ -113,10 +108,12 @@ class LeaseRequest(_Message):
     type: Literal["lease"] = "lease"
 
 
-class ConfigureRequest(_Limits):
-    """Change the limits and tools of the following flushes."""
+class ConfigureRequest(_Message):
+    """Change the limits of the following flushes."""
 
     type: Literal["configure"] = "configure"
+    run_limit_s: float = Field(gt=0, allow_inf_nan=False)
+    eager: bool
     figures: Literal["png", "svg"] | None
 
 
@@ -153,12 +150,6 @@ class ParkRequest(_Message):
 
     type: Literal["park"] = "park"
     freeze: bool
-
-
-class ResumeRequest(_Message):
-    """Continue after a ``ParkRequest``."""
-
-    type: Literal["resume"] = "resume"
 
 
 class InvokeRequest(_Message):
@@ -260,18 +251,11 @@ class LoadReport(_Message):
 
 
 FileRequest = (
-    LeaseRequest
-    | ConfigureRequest
-    | PutRequest
-    | RemoveRequest
-    | ChangesRequest
-    | ReadRequest
-    | ParkRequest
-    | ResumeRequest
+    LeaseRequest | ConfigureRequest | PutRequest | RemoveRequest | ChangesRequest | ReadRequest | ParkRequest
 )
-RunnerRequest = OpenRequest | InvokeRequest | FlushRequest | CloseRequest | FileRequest | ToolResultMessage
+RunnerRequest = OpenRequest | InvokeRequest | FlushRequest | CloseRequest | ToolResultMessage | FileRequest
 RunnerReply = (
-    OpenedReply | InvokedReply | FlushedReply | FailedReply | DoneReply | ChangesReply | ToolCallMessage
+    OpenedReply | InvokedReply | FlushedReply | FailedReply | ToolCallMessage | DoneReply | ChangesReply
 )
 
 _requests: TypeAdapter[RunnerRequest] = TypeAdapter(Annotated[RunnerRequest, Field(discriminator="type")])

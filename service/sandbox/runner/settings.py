@@ -69,13 +69,15 @@ class RunnerSettings(BaseModel):
     def _tls_fits(self) -> Self:
         address = Address.parse(self.bind)
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("TLS needs both a certificate and its key: set tls_certificate and tls_key")
+            raise ValueError("TLS needs both a certificate and its key")
         if self.tls_client_ca is not None and self.tls_certificate is None:
-            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+            raise ValueError(
+                "certificates of clients can be required only with a certificate and a key of the runner"
+            )
         if self.tls_certificate is not None and (address.path is not None or address.scheme == "ws"):
             raise ValueError(f"TLS is not possible at {self.bind}: bind to host:port")
         if self.tls_certificate is None and address.scheme == "wss":
-            raise ValueError(f"{self.bind} needs TLS: set tls_certificate and tls_key")
+            raise ValueError(f"{self.bind} needs a TLS certificate and its key")
         return self
 
     def tls_context(self) -> ssl.SSLContext | None:

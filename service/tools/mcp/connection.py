@@ -22,7 +22,7 @@ from mcp import Client, MCPError, StdioServerParameters, types
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
-from service.common.json_schema import compile_schema
+from service.common.json import compile_schema
 from service.tools.base import MAX_RESULT_BYTES, ToolError, ToolSpec
 from service.tools.mcp.egress import BoundedTransport, CheckedTransport, EgressError, EgressPolicy
 
@@ -209,10 +209,10 @@ class McpConnection:
                 ready.set_exception(McpError("was closed"))
                 ready.exception()
             raise
-        except BaseException as error:  # the SDK raises groups of whatever its tasks raise
+        except BaseException as error:  # the SDK raises groups of its tasks' errors
             if not ready.done():
                 ready.set_exception(McpError(_reason(error)))
-                ready.exception()  # whoever waits for it raises it; nobody may
+                ready.exception()  # retrieved, in case no call waits for it
             else:
                 _log.info("mcp_connection_lost", server=self.server.label, error=_reason(error))
 

@@ -272,7 +272,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": "none", "extra_body": {"deferral": {"max_turns": 2}}}, "deferral"),
     ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "response_format"),
     ({"tools": [CODE], "tool_choice": "required"}, "tool_choice"),
-    ({"tools": [{**CODE, "container": {"type": "auto", "file_ids": ["f"]}}]}, "tools[0].container.file_ids"),
+    ({"tools": [{**CODE, "container": {"type": "auto", "file_ids": ["f"]}}]}, "tools[0].container"),
     ({"tool_choice": allowed("required", {"type": "code_interpreter"})}, "tool_choice"),
     (
         {"tool_choice": allowed("auto", {"type": "function", "function": {"name": "rain"}})},

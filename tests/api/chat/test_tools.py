@@ -143,7 +143,7 @@ async def test_call_that_violates_its_schema_is_passed_on() -> None:
 
 async def test_tools_of_other_types_are_ignored_unless_required() -> None:
     scripted = ScriptedEngine(f"No.{EOS}")
-    others: Any = [{"type": "web_search"}, {"type": "custom", "custom": {"name": "x"}}]
+    others: Any = [{"type": "web_search"}, {"type": "computer"}]
     async with serve(make_app(scripted, sandbox())) as served:
         raw = await served.openai.chat.completions.with_raw_response.create(
             model="scripted", messages=MESSAGES, tools=[*TOOLS, *others]
@@ -152,7 +152,7 @@ async def test_tools_of_other_types_are_ignored_unless_required() -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             await ask(served, tools=others, tool_choice="required")
     assert caught.value.param == "tool_choice"
-    assert "custom" not in scripted.tokenizer.decode(scripted.calls[0][0])
+    assert "computer" not in scripted.tokenizer.decode(scripted.calls[0][0])
 
 
 @pytest.mark.parametrize(

@@ -137,13 +137,14 @@ async def test_conversation_finds_its_variables_and_files(play: Playground) -> N
     file_id = await play.upload()
     first = await play.respond("x = 41; work['a'] = b'1'", {"type": "auto", "file_ids": [file_id]})
     live = play.sandbox.sessions[0]
-    await asyncio.sleep(0.01)
-    live.is_frozen = True
-    next(iter(play.containers._live.values())).is_frozen = True
+    next(iter(play.containers._live.values())).used_at -= 3
+    await play.containers.sweep()
+    assert live.is_frozen
     second = await play.respond("print(x + 1, list(work), list(inputs))", previous_response_id=first.id)
     assert logs(second) == "42 ['a'] ['a.csv']"
     assert output(second).container_id == output(first).container_id
-    assert live.log.count("resume") == 1
+    assert live.log.count("lease") == 1
+    assert not live.is_frozen
     assert "- /inputs/a.csv" in play.prompt()
     assert not hasattr(second, "notice")
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.api.chat.prepare import prepare
 from service.api.chat.request import ChatRequest
+from service.api.errors import ApiError
 from service.api.messages.prepare import count_tokens, prepare_message
 from service.api.messages.request import CountTokensRequest, MessagesRequest
 from service.api.state import Server
@@ -117,7 +118,7 @@ def turns(draw: st.DrawFn) -> Pair:
     ours.append({"role": "user", "content": question})
     chat.append({"role": "user", "content": question})
     if draw(st.booleans()):
-        beginning = draw(TEXT)
+        beginning = f"{draw(TEXT)}."  # a prompt that ends with "<think>" can't force a call
         ours.append({"role": "assistant", "content": beginning})
         chat.append({"role": "assistant", "content": beginning})
         more[1]["continue_final_message"] = True
@@ -138,7 +139,7 @@ MODES: list[Pair] = [
         {"tools": [FUNCTION], "tool_choice": "required", "parallel_tool_calls": False},
     ),
     (
-        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+        {"output_format": {"type": "json_schema", "schema": {"type": "object"}}},
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}},
     ),
 ]
@@ -150,7 +151,11 @@ SAMPLING: list[Pair] = [
 ]
 THINKING: list[Pair] = [
     ({}, {}),
-    ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"reasoning_effort": "high"}),
+    (
+        {"thinking": {"type": "enabled", "budget_tokens": 2048}},
+        {"reasoning_effort": "high", "thinking_budget": 2048},
+    ),
+    ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
     ({"thinking": {"type": "adaptive"}}, {"reasoning_effort": "high"}),
     ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
 ]
@@ -176,6 +181,8 @@ async def test_same_tokens_and_sampling_as_chat(
     assert prepared.chat.request.stop == expected.request.stop
     assert prepared.chat.request.parallel_tool_calls == expected.request.parallel_tool_calls
     assert prepared.chat.request.deferred == expected.request.deferred
+    assert prepared.chat.request.thinking_tokens == expected.request.thinking_tokens
+    assert prepared.chat.thinks == expected.thinks
     counted = {name: value for name, value in ours.items() if name in CountTokensRequest.model_fields}
     count = await count_tokens(server, store, CountTokensRequest.model_validate(counted), owner="")
     assert count == len(expected.prompt_ids)
@@ -341,6 +348,20 @@ async def test_outputs_of_code_inside_a_thought_belong_to_it(parts: tuple[Server
     message = prepared.chat.request.messages[1]
     assert message.content == "One."
     assert message.reasoning_content == "Hm.<tool_call>\nCode execution result: 1\n</tool_call>\nSo."
+
+
+async def test_deep_nesting_is_rejected(parts: tuple[Server, ReplyStore]) -> None:
+    server, store = parts
+    value: Any = {}
+    for _ in range(900):
+        value = {"a": value}
+    call = {"type": "tool_use", "id": "t", "name": "weather", "input": value}
+    turns = messages(
+        ("user", "a"), ("assistant", [call]), ("user", [{"type": "tool_result", "tool_use_id": "t"}])
+    )
+    body = {"model": "scripted", "max_tokens": 9, "messages": turns}
+    with pytest.raises(ApiError, match="nested too deeply"):
+        await prepare_message(server, store, MessagesRequest.model_validate(body), owner="")
 
 
 async def test_adapter_is_used(parts: tuple[Server, ReplyStore]) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
+from anthropic.types import ModelInfo
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service.engines.base import EngineError
 from tests.support.messages_api import CODE_TOOL, QUESTION, WEATHER, ask, checked, kinds, serving, streamed
@@ -384,7 +388,6 @@ async def test_input_in_the_history_may_be_text(written: Any, read: Any) -> None
         ({"stop_sequences": ["x" * 300]}, 400, "stop_sequences[0]"),
         ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, 400, "output_config.format"),
         ({"n": 2}, 400, "n"),
-        ({"messages": called(nested(600))}, 400, "messages"),
         ({"tools": [{"name": "f", "input_schema": nested(600)}]}, 400, "tools[0].input_schema"),
         ({"thread": {"type": "create"}}, 400, "thread"),
         ({"compaction": {"type": "summarize"}}, 400, "compaction"),
@@ -433,6 +436,7 @@ async def test_prompt_that_is_too_long() -> None:
         ({"output_config": {"effort": "high"}}, "output_config.effort"),
         ({"thinking": {"type": "adaptive"}, "tools": [WEATHER], "tool_choice": {"type": "any"}}, "thinking"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "adaptive"}, "tools": CODE_TOOL}, "thinking"),
         ({"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, "mcp_servers"),
         ({"service_tier": "auto", "metadata": {"user_id": "u"}, "betas": None}, None),
         (
@@ -473,6 +477,32 @@ async def test_keys_and_unknown_routes_in_anthropics_form() -> None:
         assert caught.value.body["type"] == "error"  # type: ignore[index]
     assert unknown_key.value.body["error"]["type"] == "authentication_error"  # type: ignore[index]
     assert (wrong.status_code, wrong.json()["error"]["details"]["error_code"]) == (405, "method_not_allowed")
+
+
+async def test_models_in_the_form_of_both_apis() -> None:
+    async with serving(ScriptedEngine("")) as (served, client):
+        [model] = [model async for model in client.models.list()]
+        same = await client.models.retrieve("scripted")
+        [openai_model] = [model async for model in served.openai.models.list()]
+    ModelInfo.model_validate(model.to_dict())
+    assert (model.id, model.type, model.max_input_tokens) == ("scripted", "model", 10_000)
+    assert model == same
+    assert model.created_at.timestamp() == openai_model.created
+
+
+async def test_trace_names_the_user() -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with serving(engine()) as (served, client):
+        served.app.state.server.tracer = provider.get_tracer("test")
+        reply = await ask(client, tools=CODE_TOOL, metadata={"user_id": "me"})
+    [span] = [span for span in exporter.get_finished_spans() if span.name == "messages scripted"]
+    assert span.attributes is not None
+    assert span.attributes["enduser.id"] == "me"
+    assert span.attributes["ih_grpo.request.id"] == reply.id
+    assert span.attributes["ih_grpo.deferred"] is True
+    names = {other.name for other in exporter.get_finished_spans()}
+    assert {"invoke python", "execute python", "deliver python"} <= names
 
 
 async def test_overload_and_shutdown_in_anthropics_form() -> None:

@@ -58,5 +58,32 @@ def test_schema_of_any_function_has_references_resolved() -> None:
     assert check.error_in({"name": "h", "arguments": {}}) is not None
 
 
-def test_recursive_schema_is_not_enforced() -> None:
-    assert force_call("required", [tool("f", NODE), tool("g")]).schema is None
+TREE = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}}
+
+
+def test_recursive_schemas_are_enforced() -> None:
+    forced = force_call("required", [tool("f", NODE), tool("g", TREE), tool("h", CITY)])
+    check = Function(name="x", parameters=json.loads(forced.schema or ""))
+    for name, arguments, valid in (
+        ("f", {"next": {"next": {}}}, True),
+        ("f", {"next": {"next": 5}}, False),
+        ("g", {"kids": [{"kids": []}]}, True),
+        ("g", {"kids": [{"kids": [1]}]}, False),
+        ("h", {"city": "Ulm"}, True),
+        ("h", {"next": {}}, False),
+    ):
+        assert (check.error_in({"name": name, "arguments": arguments}) is None) is valid
+
+
+def test_recursive_schema_with_a_base_is_not_enforced() -> None:
+    based = {**NODE, "$id": "https://example.org/node"}
+    assert force_call("required", [tool("f", based), tool("g")]).schema is None
+
+
+@pytest.mark.parametrize("parameters", [{}, {"properties": {"a": {"type": "integer"}}}, NODE])
+def test_arguments_are_always_an_object(parameters: dict[str, object]) -> None:
+    for tools in ([tool("f", parameters)], [tool("f", parameters), tool("g", parameters)]):
+        forced = force_call("required", tools)
+        check = Function(name="x", parameters=json.loads(forced.schema or ""))
+        call = {"name": "f", "arguments": 5}
+        assert check.error_in(call if len(tools) > 1 else call["arguments"]) is not None  # type: ignore[arg-type]

@@ -26,8 +26,12 @@ const features = {
     const message = await create(user("Hi"), { system: "Be kind.", metadata: { user_id: "me" } });
     assert.equal(message.content[0].text, hello);
     assert.equal(message.stop_reason, "end_turn");
+  },
+  "Messages API": async () => {
     const { input_tokens } = await client.messages.countTokens({ model: "scripted", messages: user("Hi") });
     assert.equal(input_tokens, (await create(user("Hi"))).usage.input_tokens);
+    const stopped = await create(user("Hi"), { stop_sequences: [" there"] });
+    assert.deepEqual([stopped.content[0].text, stopped.stop_sequence], ["Hello", " there"]);
   },
   streaming: async () => {
     let text = "";

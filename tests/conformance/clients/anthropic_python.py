@@ -26,10 +26,6 @@ def chat() -> None:
     )
     assert reply.content[0].text == HELLO
     assert (reply.stop_reason, reply.usage.output_tokens > 0) == ("end_turn", True)
-    count = client.messages.count_tokens(model=MODEL, messages=user("Hi"))
-    assert count.input_tokens == create(user("Hi")).usage.input_tokens
-    stopped = create(user("Hi"), stop_sequences=[" there"])
-    assert (stopped.content[0].text, stopped.stop_sequence) == ("Hello", " there")
 
 
 @feature("streaming")
@@ -85,6 +81,16 @@ def functions() -> None:
             model=MODEL, max_tokens=900, messages=user("weather?"), tools=[get_weather], stream=streamed
         )
         assert "sunny" in runner.until_done().content[0].text
+
+
+@feature("Messages API")
+def messages() -> None:
+    count = client.messages.count_tokens(model=MODEL, messages=user("Hi"))
+    assert count.input_tokens == create(user("Hi")).usage.input_tokens
+    stopped = create(user("Hi"), stop_sequences=[" there"])
+    assert (stopped.content[0].text, stopped.stop_sequence) == ("Hello", " there")
+    started = [*user("Hi"), {"role": "assistant", "content": "Well, "}]
+    assert create(started).content[0].text == HELLO
 
 
 class Place(BaseModel):

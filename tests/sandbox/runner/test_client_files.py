@@ -40,7 +40,7 @@ async def test_files_go_in_and_out(runner: Served) -> None:
     await session.put("big", len(big), parts(big[:3_000_000], big[3_000_000:]))
     await session.put("empty", 0, parts())
     await session.configure(SessionLimits(run_limit_s=1.5, eager=False, figures="svg"))
-    assert runner.sandbox.sessions[0].limits == SessionLimits(1.5, eager=False, figures="svg")
+    assert runner.sandbox.sessions[0].limits == SessionLimits(1.5, False, figures="svg")
     await session.invoke(f"work['d/ü'] = inputs['big']; show('image/png', {PNG!r})")
     assert (await session.flush()).status == "ok"
     changes = await session.changes()
@@ -74,7 +74,7 @@ async def test_incomplete_input_loses_the_session(runner: Served) -> None:
     assert session.is_alive
 
 
-async def test_parked_session_survives_and_is_resumed(runner: Served) -> None:
+async def test_parked_session_survives(runner: Served) -> None:
     session = runner.client.file_session(LIMITS)
     await session.lease()
     await session.invoke("x = 5")
@@ -82,7 +82,6 @@ async def test_parked_session_survives_and_is_resumed(runner: Served) -> None:
     await session.park()
     await session.freeze()
     assert runner.sandbox.sessions[0].is_frozen
-    await session.resume()
     await session.invoke("print(x)")
     assert (await session.flush()).stdout == "5\n"
 
@@ -104,7 +103,7 @@ async def test_lost_connection_is_noticed(runner: Served) -> None:
     session._connection.drop()
     await until(lambda: not session.is_alive)
     with pytest.raises(SandboxError):
-        await session.resume()
+        await session.changes()
 
 
 async def test_requests_about_files_need_a_session_with_files(runner: Served) -> None:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from service.sandbox.base import SessionLimits
+from service.sandbox.docker.freezer import DEFAULT_ROOT, FreezerCgroup
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.docker.settings import DEFAULT_IMAGE, DockerSandboxSettings
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
@@ -115,7 +116,6 @@ async def test_session_with_files_lives_while_it_is_parked(runner: Served, conta
     await session.park()
     await session.freeze()
     [container] = [one for one in containers.ids() if _memory(containers, one) == (700 + 10) << 20]
-    await session.resume()
     await session.configure(SessionLimits(run_limit_s=50.0, eager=False, figures="png"))
     await session.invoke("print(size, open('out.txt').read(1))")
     assert (await session.flush()).stdout == "10000000 x\n"
@@ -206,6 +206,22 @@ async def test_a_killed_runner_causes_one_error_and_its_orphans_are_removed(
         second.terminate()
         await second.wait()
         assert owned_by(second, containers).ids() == set()
+
+
+async def test_frozen_containers_of_a_killed_runner_end(tmp_path: Path, containers: Containers) -> None:
+    async with command(tmp_path) as child:
+        client = await connect(tmp_path, child)
+        session = client.session(LIMITS)
+        await session.invoke("x = 1")
+        assert (await session.flush()).status == "ok"
+        mine = owned_by(child, containers)
+        cgroups = [FreezerCgroup.find(DEFAULT_ROOT, name) for name in mine.ids()]
+        if not all(cgroups):
+            pytest.skip("the cgroups of the containers are not reachable")
+        await until(lambda: any(cgroup is not None and cgroup.is_frozen() for cgroup in cgroups))
+        child.kill()
+        await until(lambda: not mine.ids(), timeout_s=300)  # without a new runner
+        await client.stop()
 
 
 @pytest.mark.slow

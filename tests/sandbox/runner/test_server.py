@@ -8,12 +8,14 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
+from service.sandbox.runner.control import set_draining
 from service.sandbox.runner.protocol import DrainingError
 from service.sandbox.runner.server import serve
 from service.sandbox.runner.settings import RunnerSettings
@@ -275,3 +277,14 @@ async def test_does_not_serve_a_sandbox_that_fails_to_start(tmp_path: Path) -> N
     with pytest.raises(SandboxError, match="network"):
         await serve(Leaky(), settings)
     assert not await RunnerClient(RunnerClientSettings((settings.bind,), TOKEN)).ready()
+
+
+async def test_control_reports_what_is_wrong(serve_fake: ServeFake, tmp_path: Path) -> None:
+    async with serve_fake() as runner:
+        assert (await asyncio.to_thread(set_draining, runner.settings, on=True)).state == "draining"
+        assert (await asyncio.to_thread(set_draining, runner.settings, on=False)).state == "ready"
+        stranger = runner.settings.model_copy(update={"token": SecretStr("quite-another-token")})
+        with pytest.raises(SandboxError, match="different token"):
+            await asyncio.to_thread(set_draining, stranger, on=True)
+    with pytest.raises(SandboxError, match="there is no socket"):
+        set_draining(runner.settings.model_copy(update={"bind": f"unix:{tmp_path}/absent.sock"}), on=True)

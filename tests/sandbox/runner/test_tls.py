@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
 from dataclasses import dataclass, replace
@@ -148,8 +149,6 @@ async def test_mutual_tls_requires_a_client_certificate(authority: Authority, un
 
 
 async def test_drain_trusts_the_runners_own_certificate(authority: Authority, unused_tcp_port: int) -> None:
-    import asyncio
-
     certificate, key = authority.issue("runner")
     for options in (
         {"tls_certificate": certificate, "tls_key": key},
@@ -161,14 +160,17 @@ async def test_drain_trusts_the_runners_own_certificate(authority: Authority, un
         ) as runner:
             report = await asyncio.to_thread(set_draining, runner.settings, on=True)
             assert report.state == "draining"
+            plain = RunnerSettings(token=TOKEN, bind=address)
+            with pytest.raises(SandboxError, match="certificate and key if it uses TLS"):
+                await asyncio.to_thread(set_draining, plain, on=True)
 
 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         ({"tls_certificate": "a.crt"}, "both a certificate and its key"),
-        ({"tls_client_ca": "ca.pem"}, "needs tls_certificate"),
-        ({"bind": "wss://127.0.0.1:1"}, "needs TLS"),
+        ({"tls_client_ca": "ca.pem"}, "only with a certificate"),
+        ({"bind": "wss://127.0.0.1:1"}, "needs a TLS certificate"),
         ({"bind": "unix:/r.sock", "tls_certificate": "a", "tls_key": "b"}, "bind to host:port"),
     ],
 )

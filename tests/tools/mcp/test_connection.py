@@ -226,7 +226,7 @@ async def test_a_pattern_of_a_server_can_not_block_the_process() -> None:
         await found.close()
 
 
-async def test_equal_names_of_two_servers_are_told_apart() -> None:
+async def test_equal_names_of_two_servers_get_a_prefix() -> None:
     async with serve_mcp() as one, serve_mcp() as other:
         hub = McpHub(policy=EgressPolicy(private_hosts=("127.0.0.1",)))
         servers = [

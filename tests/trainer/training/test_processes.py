@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from service.deferral.policy import DeferralPolicy
 from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers.weight_loading import read_weights
-from tests.support.toy_task import GOLD, POLICY, QUESTION
+from tests.support.toy_task import GOLD, POLICY, QUESTION, make_toy_checkpoint
 from trainer.training.config import TrainConfig
 from trainer.training.rollout_queue import QueueState
 
@@ -156,6 +156,29 @@ def test_two_processes_train_the_same_adapter(
     assert {tensor.dtype for tensor in adapters[0].values()} == {torch.float32}
     far = sum(int(((adapters[0][name] - own).abs() > 1e-5).sum()) for name, own in adapters[1].items())
     assert far < 0.01 * sum(own.numel() for own in adapters[1].values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "changes", [{"lora": {"rank": 4}}, {}], ids=["adapter-of-untied-model", "all-weights"]
+)
+def test_fsdp2_in_bfloat16_matches_one_process(tmp_path: Path, changes: dict[str, object]) -> None:
+    checkpoint = make_toy_checkpoint(tmp_path / "toy", tie_word_embeddings=not changes)
+    alone, settings = (
+        config(
+            tmp_path / name, checkpoint, dtype="bfloat16", steps=1, tensorboard=False, mask_void=False,
+            **changes,
+        )
+        for name in ("alone", "two")
+    )  # fmt: skip
+    launch([sys.executable], alone)
+    launch(FSDP2, settings)
+    ours, theirs = (torch.load(c.run_dir / "gradients-0.pt") for c in (settings, alone))
+    assert ours.keys() == theirs.keys()
+    assert {gradient.dtype for gradient in ours.values()} == {torch.float32}
+    for name, gradient in theirs.items():
+        assert (ours[name] - gradient).norm() <= 0.05 * gradient.norm(), name
 
 
 @pytest.mark.slow

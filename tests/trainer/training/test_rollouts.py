@@ -30,7 +30,7 @@ from trainer.rewards.registry import RewardConfigError, RewardSet, RewardSpec
 from trainer.training.config import TrainConfig
 from trainer.training.episodes import EpisodeLostError, LocalRolloutWorker, RolloutWorker, Sample
 from trainer.training.generation import rollout_settings
-from trainer.training.rollouts import BackgroundLoop, Means, RolloutCollector, Shard
+from trainer.training.rollouts import BackgroundLoop, Means, RolloutCollector, RunParts, Shard
 from trainer.weight_sync.sinks import EngineSink
 
 PROBLEMS = [Problem(f"p:{i}", f"question {i}", "1") for i in range(7)]
@@ -91,17 +91,17 @@ def collector(
 ) -> RolloutCollector:
     sandbox = ScriptedSandbox(lambda blocks: answer or printed("1"))
     episodes = rollout_settings(settings, DeferralPolicy())
-    return RolloutCollector(
+    parts = RunParts(
         settings,
         episodes,
-        problems,
         engine.tokenizer,
         worker or LocalRolloutWorker(engine, sandbox, episodes),
         EngineSink(engine),
         rewards or RewardSet(scorer=scorer or PlainScorer()),
         loop,
-        shard=shard,
+        shard,
     )
+    return RolloutCollector(parts, problems)
 
 
 def boxed(value: int) -> str:

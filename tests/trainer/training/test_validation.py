@@ -21,7 +21,7 @@ from trainer.rewards.registry import RewardSet, RewardSpec
 from trainer.training.config import TrainConfig
 from trainer.training.episodes import EpisodeLostError, LocalRolloutWorker, Sample
 from trainer.training.generation import rollout_settings
-from trainer.training.rollouts import BackgroundLoop, Means, Shard
+from trainer.training.rollouts import BackgroundLoop, Means, RunParts, Shard
 from trainer.training.run_files import read_rollout
 from trainer.training.setup import TrainingSet, load_training_set
 from trainer.training.validation import ValidationCallback, Validator, load_validation_set
@@ -75,17 +75,17 @@ def own_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
 def validator(settings: TrainConfig, loop: BackgroundLoop, shard: Shard, worker: Any = None) -> Validator:
     engine, episodes = AnswerEngine(), rollout_settings(settings, DeferralPolicy())
     sandbox = ScriptedSandbox(lambda blocks: printed("1"))
-    return Validator(
+    parts = RunParts(
         settings,
         episodes,
-        PROBLEMS,
         engine.tokenizer,
         worker or LocalRolloutWorker(engine, sandbox, episodes),
         EngineSink(engine),
         RewardSet(REWARDS),
         loop,
-        shard=shard,
+        shard,
     )
+    return Validator(parts, PROBLEMS)
 
 
 def test_accuracy_counts_first_reward_only(tmp_path: Path, loop: BackgroundLoop) -> None:

@@ -13,7 +13,7 @@ from trainer.quickstart.draws import training_trace
 from trainer.quickstart.traces import Segment, TraceMix
 from trainer.training.supervised import TrainingText
 from trainer.warm_start.chat import Exchange
-from trainer.warm_start.solved import BOX_REQUEST, Solution
+from trainer.warm_start.solved import BOX_REQUEST, SampledSolution
 from trainer.warm_start.texts import TextWriter, held_out_texts, solved_texts, training_texts
 
 MIX = TraceMix(natural_share=0.6, detour_share=0.0)
@@ -97,13 +97,13 @@ def test_held_out_problems_are_never_trained_on(tokenizer: HFTokenizer) -> None:
     assert not any(text in trained for text in held_out)
 
 
-def solution(question: str, *, delayed: int = 0, verdict: str = "kept") -> Solution:
+def solution(question: str, *, delayed: int = 0, verdict: str = "kept") -> SampledSolution:
     segments = (
         Segment("I multiply.\n```python\nprint(6 * 7)\n```<tool_call>", "written"),
         Segment("42", "observed"),
         Segment("\\boxed{42}", "written"),
     )
-    return Solution(f"p:{question}", 0, question, 1.0, delayed, verdict, segments)
+    return SampledSolution(f"p:{question}", 0, question, 1.0, delayed, verdict, segments)
 
 
 def test_kept_solutions_become_texts_and_delayed_ones_several(tokenizer: HFTokenizer) -> None:

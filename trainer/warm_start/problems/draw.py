@@ -7,14 +7,13 @@ the last block prints and runs all of them.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from random import Random
 from typing import Final
 
 from trainer.quickstart.problems.base import PlanBlock, PracticeProblem
 from trainer.warm_start.problems.algebra import ALGEBRA, expression
-from trainer.warm_start.problems.base import Answer, Kind
+from trainer.warm_start.problems.base import Kind, printed, tidy_code, tidy_terms
 from trainer.warm_start.problems.counting import COUNTING
 from trainer.warm_start.problems.geometry import GEOMETRY
 from trainer.warm_start.problems.stories import STORIES
@@ -32,23 +31,7 @@ def word_problem(rng: Random) -> PracticeProblem:
     """Return a problem of a random kind. Some ask for a box around the answer."""
     kind = rng.choice(KINDS)
     question, answer, plan, closing = kind(rng)
-    blocks = [PlanBlock(reason, _tidy_code(code), name=name) for reason, code, name in plan]
+    blocks = [PlanBlock(reason, tidy_code(code), name=name) for reason, code, name in plan]
     blocks[-1] = replace(blocks[-1], run=True)
-    text = _tidy_terms(question) + rng.choice(BOX_REQUESTS)
-    return PracticeProblem(f"word {kind.__name__}", text, _printed(answer), tuple(blocks), closing)
-
-
-def _tidy_code(code: str) -> str:
-    """Return ``a - 3`` for ``a + (-3)`` and the like."""
-    code = re.sub(r"(?<=[+*-] )\((\d+)\)", r"\1", code)
-    return re.sub(r"([+-]) \(-(\d+)\)", lambda m: f"{'-' if m[1] == '+' else '+'} {m[2]}", code)
-
-
-def _tidy_terms(question: str) -> str:
-    """Return ``x`` for ``1x``, and nothing for ``+ 0x``."""
-    question = re.sub(r" [+-] 0(?:[xy](?:\^2)?|a_\{n-2\})?(?=[ $)|=.,])", "", question)
-    return re.sub(r"(?<![\d.])1(?=[xyi]|a_)", "", question)
-
-
-def _printed(answer: Answer) -> int | str:
-    return answer if isinstance(answer, int) else str(answer)
+    text = tidy_terms(question) + rng.choice(BOX_REQUESTS)
+    return PracticeProblem(f"word {kind.__name__}", text, printed(answer), tuple(blocks), closing)

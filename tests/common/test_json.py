@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.common.json_schema import compile_schema, first_error
+from service.common.json import compile_schema, first_error
 
 
 def test_first_error_has_its_path() -> None:
