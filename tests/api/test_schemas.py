@@ -47,7 +47,7 @@ def test_all_fields_are_published() -> None:
     files = FlushFiles(
         (OutputFile("f", "c", "/sandbox/a", 1, "0" * 64, "text/plain"),), ("<table>",), (("l", "symlink"),)
     )
-    full = executed_tool(tool(calls=(CALLED,), pauses=((1.0, 2.0),), files=files), 0)
+    full = executed_tool(tool(files=files, calls=(CALLED,), pauses=((1.0, 2.0),)), 0)
     assert full.keys() == FinishedTool.model_fields.keys()
     assert full["calls"][0].keys() == CalledTool.model_fields.keys()  # type: ignore[index]
     jsonschema_rs.validate(executed_tools(), full)

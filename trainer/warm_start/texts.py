@@ -13,7 +13,7 @@ from trainer.quickstart.draws import training_problem
 from trainer.quickstart.traces import Segment, TraceMix, write_trace
 from trainer.training.supervised import TrainingText
 from trainer.warm_start.chat import Exchange
-from trainer.warm_start.problems.draw import word_problem
+from trainer.warm_start.problems import word_problem
 from trainer.warm_start.solved import BOX_REQUEST, SampledSolution
 
 

@@ -244,7 +244,7 @@ class ToolRelay:
                     task.add_done_callback(self._calls.discard)
                     continue
                 if isinstance(message, protocol.FlushedReply):
-                    self._cancel_calls()  # the code has ended, so nobody waits for them
+                    self._cancel_calls()  # the code has ended, so no one waits for them
                 self._replies.put_nowait(message)
         except (ConnectionClosed, protocol.MessageError) as error:
             self._replies.put_nowait(error)

@@ -7,13 +7,13 @@ from random import Random
 import pytest
 
 from trainer.quickstart.traces import TraceMix, write_trace
+from trainer.warm_start.problems import KINDS, word_problem
 from trainer.warm_start.problems.base import Kind
-from trainer.warm_start.problems.draw import KINDS, word_problem
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys(KINDS), ids=lambda kind: kind.__name__)
 def test_question_answer_and_plan_agree(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.warm_start.problems.draw.KINDS", (kind,))
+    monkeypatch.setattr("trainer.warm_start.problems.KINDS", (kind,))
     texts = set()
     for seed in range(12):
         problem = word_problem(Random(seed))
