@@ -12,6 +12,7 @@ from typing import Any
 
 from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
 from service.sandbox.files import Display, FileChanges, SkippedFile, WorkFile
+from service.tools.base import ToolHost
 
 PNG = b"\x89PNG\r\n\x1a\nfigure"
 
@@ -22,6 +23,7 @@ class FakeFileSession:
     def __init__(self, sandbox: FakeFileSandbox, limits: SessionLimits) -> None:
         self.sandbox = sandbox
         self.limits = limits
+        self.tools: ToolHost | None = None
         self.log: list[str] = []
         self.inputs: dict[str, bytes] = {}
         self.work: dict[str, bytes] = {}
@@ -47,8 +49,8 @@ class FakeFileSession:
         self.log.append("lease")
         self.inputs, self.work, self._names = {}, {}, {}
 
-    async def configure(self, limits: SessionLimits) -> None:
-        self.limits = limits
+    async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
+        self.limits, self.tools = limits, tools
 
     async def invoke(self, code: str) -> None:
         assert self.is_leased
