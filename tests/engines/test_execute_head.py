@@ -10,6 +10,7 @@ from service.engines.base import EngineError, Sampling
 from service.engines.execute_head import ExecuteHead, apply_execute_head
 from service.engines.settings import TransformersSettings, VLLMSettings
 from service.engines.transformers.engine import TransformersEngine
+from service.engines.transformers.weight_loading import can_pack
 from service.engines.vllm.engine import VLLMEngine
 from tests.support.tiny_qwen3 import make_checkpoint, make_tokenizer
 from tests.support.tokens import prompt
@@ -79,7 +80,8 @@ async def test_engine_samples_from_the_two_level_policy(checkpoint: Path, temper
         states = model.model(torch.tensor([ids])).last_hidden_state[0, -1]
         decision = float(states @ torch.tensor(head.weight) + head.bias)
         expected = two_levels(model.lm_head(states), decision, temperature).log()
-    engine = TransformersEngine(TransformersSettings(model=str(checkpoint), threads=1, dtype="float32"))
+    settings = TransformersSettings(model=str(checkpoint), threads=1, dtype="float32", prefill_chunk=8)
+    engine = TransformersEngine(settings)
     await engine.start()
     try:
         drawn = set()
@@ -91,6 +93,21 @@ async def test_engine_samples_from_the_two_level_policy(checkpoint: Path, temper
         assert len(drawn) > 1
     finally:
         await engine.stop()
+
+
+async def test_packed_weights_in_bfloat16(checkpoint: Path) -> None:
+    if not can_pack(torch.device("cpu"), torch.bfloat16):
+        pytest.skip("this CPU has no bfloat16 products")
+    ids, greedy = prompt(30), Sampling(temperature=0.0, max_tokens=1, logprobs=True)
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        ExecuteHead("<tool_call>", (0.05,) * 48, 3.0).save(checkpoint)
+        engine = TransformersEngine(TransformersSettings(model=str(checkpoint), threads=1, dtype=dtype))
+        await engine.start()
+        found.append(await first_token(engine, ids, greedy))
+        await engine.stop()
+    assert found[0][0] == found[1][0] == MARKER
+    assert found[1][1] == pytest.approx(found[0][1], abs=0.05)
 
 
 async def test_new_weights_replace_or_remove_the_head(checkpoint: Path, tmp_path: Path) -> None:

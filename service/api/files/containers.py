@@ -29,6 +29,8 @@ from service.tools.base import ToolHost
 
 _log = structlog.get_logger(__name__)
 _SWEEP_S: Final = 2.0
+_ORPHANS_S: Final = 3600.0
+"""Interval at which contents are removed that a crash left in the store of files."""
 FROM_OLDER: Final = (
     "The conversation continues from an older response than its container's last, so it has a new container "
     "without the earlier variables and files."
@@ -367,10 +369,14 @@ class Containers:
             await self.update(live, status=EXPIRED)
 
     async def _sweep_forever(self) -> None:
+        orphans_at = time.monotonic()
         while True:
             await asyncio.sleep(_SWEEP_S)
             try:
                 await self.sweep()
+                if time.monotonic() >= orphans_at:
+                    orphans_at += _ORPHANS_S
+                    await self.files.remove_orphans()
             except Exception:
                 _log.exception("container_sweep_failed")  # retried at the next interval
 

@@ -76,6 +76,18 @@ const features = {
       assert.match((await runner.runUntilDone()).content[0].text, /sunny/);
     }
   },
+  "functions and code": async () => {
+    const tools = [weather, ...code], messages = user("6 * 7 and the weather?");
+    const ran = ["text", "server_tool_use", "code_execution_tool_result", "text"];
+    for (const ask of [create, stream]) {
+      const first = await ask(messages, { tools });
+      assert.deepEqual(first.content.map((block) => block.type), [...ran, "tool_use"]);
+      const result = { type: "tool_result", tool_use_id: first.content.at(-1).id, content: "sunny" };
+      const second = await ask([...messages, reply(first), { role: "user", content: [result] }], { tools });
+      assert.deepEqual(second.content.map((block) => block.type), ran);
+      assert.match(second.content.at(-1).text, /sunny in Paris/);
+    }
+  },
   "JSON by schema": async () => {
     const schema = { type: "object", properties: { degrees: { type: "integer" } }, required: ["degrees"] };
     const message = await create(user("JSON please"), { output_config: { format: { type: "json_schema", schema } } });

@@ -83,6 +83,30 @@ def functions() -> None:
         assert "sunny" in runner.until_done().content[0].text
 
 
+@feature("functions and code")
+def functions_and_code() -> None:
+    """Code runs, then the function, then code again."""
+    tools = [WEATHER, CODE]
+    ran = ["text", "server_tool_use", "code_execution_tool_result", "text"]
+    for streamed in (False, True):
+        messages = user("6 * 7 and the weather?")
+        first = _reply(messages, streamed, tools)
+        assert [block.type for block in first.content] == [*ran, "tool_use"]
+        assert first.stop_reason == "tool_use"
+        result = {"type": "tool_result", "tool_use_id": first.content[-1].id, "content": "sunny"}
+        messages = [*messages, first.to_param(), {"role": "user", "content": [result]}]
+        second = _reply(messages, streamed, tools)
+        assert [block.type for block in second.content] == ran
+        assert "sunny in Paris" in second.content[-1].text
+
+
+def _reply(messages, streamed, tools):
+    if not streamed:
+        return create(messages, tools=tools)
+    with stream(messages, tools=tools) as events:
+        return events.get_final_message()
+
+
 @feature("Messages API")
 def messages() -> None:
     count = client.messages.count_tokens(model=MODEL, messages=user("Hi"))
