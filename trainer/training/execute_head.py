@@ -75,7 +75,7 @@ def attach_execute_head(
         _set(head, ExecuteHead.load(start), start)
     elif episodes:
         description = _fit(head, base, marker_id, episodes, config)
-    base.add_module("execute_head", head)
+    base.add_module("execute_head", head.to(next(base.parameters()).device))
     return description
 
 

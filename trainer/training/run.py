@@ -155,7 +155,7 @@ def _train(
                     [] if checkpoint or has_saved_head(start) else loop.run(source.sample_plainly(EPISODES))
                 )
                 line = attach_execute_head(
-                    model, policy.marker, generation.tokenizer, start, episodes, config
+                    model.to(processes.device), policy.marker, generation.tokenizer, start, episodes, config
                 )
                 if processes.is_main_process:
                     console.print(line, highlight=False, soft_wrap=True)
