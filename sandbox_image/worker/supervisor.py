@@ -99,13 +99,7 @@ class Supervisor:
         if operation == "open":
             self._run_limit_s, self._eager = float(frame["run_limit_s"]), bool(frame["eager"])
             self._figures = frame.get("figures")
-            if "tools" in frame:
-                self._tools = ToolConfig(
-                    stubs=frame["tools"],
-                    read_only=frozenset(frame["read_only"]),
-                    max_calls=int(frame["max_calls"]),
-                    wait_s=float(frame["tool_wait_s"]),
-                )
+            self._tools = _tool_config(frame)
             self._report_settled = bool(frame.get("report_settled"))
         elif operation == "invoke":
             self._add_block(frame["code"])
@@ -407,6 +401,18 @@ async def _read_pipe(fd: int, limit: int, seconds: float) -> bytes:
     finally:
         loop.remove_reader(fd)
     return bytes(data)
+
+
+def _tool_config(frame: dict[str, Any]) -> ToolConfig:
+    """Return the tools in an ``open`` frame. A later frame without tools takes them away."""
+    if "tools" not in frame:
+        return NO_TOOLS
+    return ToolConfig(
+        stubs=frame["tools"],
+        read_only=frozenset(frame["read_only"]),
+        max_calls=int(frame["max_calls"]),
+        wait_s=float(frame["tool_wait_s"]),
+    )
 
 
 def _require(condition: bool) -> None:

@@ -70,8 +70,10 @@ class ToolsModule:
         self._module = ModuleType("tools")
 
     def install(self, stubs: list[dict[str, Any]]) -> None:
-        """Make ``stubs`` importable. See ``service.tools.stubs`` for their form."""
+        """Make ``stubs`` importable, and earlier ones not. See ``service.tools.stubs`` for their form."""
         if not stubs:
+            if self._built is not None and sys.modules.get("tools") is self._module:
+                del sys.modules["tools"]  # of an earlier request
             return
         if self._built is None or self._built[0] != stubs:
             functions = {stub["name"]: self._function(stub) for stub in stubs}

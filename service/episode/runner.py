@@ -221,7 +221,7 @@ class EpisodeRunner:
         tool_wait_s: float = SessionLimits().tool_wait_s,
         thought: ThoughtLimit | None = None,
         answer: str | None = None,
-        open_session: Callable[[SessionLimits], Session] | None = None,
+        open_session: Callable[[SessionLimits, ToolHost | None], Session] | None = None,
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """Run ``episode`` to its end. Closing the generator cancels the engine and closes the session.
 
@@ -239,7 +239,7 @@ class EpisodeRunner:
             thought: limits the thought of the reply; None for no limit.
             answer: text that introduces a final answer after the last turn. A constraint of ``sampling``
                 applies to this answer and not to the turns before. None for no separate answer.
-            open_session: opens the session of the code, which then has no tools. None for one of the sandbox.
+            open_session: opens the session of the code; None for one of the sandbox's own.
 
         Raises:
             InvalidRequestError: the engine can't enforce the constraint; raised before the first event.
@@ -250,9 +250,9 @@ class EpisodeRunner:
         stop_ids = endings.keys() | ({episode.marker_id} if episode.marker_flushes else set())
         turn_stops = () if answer is not None else stop
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager, tool_wait_s=tool_wait_s)
-        calls = None if tools is None or open_session is not None else RecordedTools(tools, clock)
+        calls = None if tools is None else RecordedTools(tools, clock)
         if open_session is not None:
-            queue = BlockQueue(open_session(limits))
+            queue = BlockQueue(open_session(limits, calls))
         else:
             queue = BlockQueue(self.sandbox.session(limits, *(() if calls is None else (calls,))))
         flushes = 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from service.sandbox.base import Session, SessionLimits
+from service.tools.base import ToolHost
 
 SkipReason = Literal["symlink", "not_a_file", "too_large", "too_many", "too_deep", "unreadable", "name"]
 """Reason why an entry of the work directory is not returned:
@@ -78,8 +79,8 @@ class FileSession(Session, Protocol):
         """
         ...
 
-    async def configure(self, limits: SessionLimits) -> None:
-        """Change the limits of the following flushes.
+    async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
+        """Change the limits of the following flushes, and the tools that their code can call.
 
         Raises:
             SandboxError: the container is lost.

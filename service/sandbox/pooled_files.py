@@ -17,6 +17,7 @@ from service.sandbox.pool import Pool
 from service.sandbox.session import PooledSession
 from service.sandbox.settings import PoolSettings
 from service.sandbox.worker_protocol import Data, Done, FileListing, Reply, SandboxWorker
+from service.tools.base import ToolHost
 
 T = TypeVar("T")
 _READ_BYTES: Final = 512 << 10
@@ -71,14 +72,13 @@ class PooledFileSession(PooledSession):
                 self._drop_worker("cancelled")
                 raise
 
-    async def configure(self, limits: SessionLimits) -> None:
-        limits = self._settings.clip(limits)
+    async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
         async with self._lock:
             # The memory of the container stays as it was created.
-            self._limits = replace(limits, memory_mb=self._limits.memory_mb)
-            self._answer_within_s = limits.run_limit_s + self._settings.grace_s
+            self._limits = replace(self._settings.clip(limits), memory_mb=self._limits.memory_mb)
+            self._tools = tools
             if self._worker is not None:
-                await self._exchange(lambda worker: worker.send(self._opening(worker)))
+                await self._exchange(self._open)
 
     async def put(self, name: str, size: int, content: AsyncIterator[bytes]) -> None:
         async with self._lock:
@@ -100,14 +100,15 @@ class PooledFileSession(PooledSession):
         self, worker: SandboxWorker, name: str, size: int, content: AsyncIterator[bytes], total: int
     ) -> None:
         await worker.resize(self._memory_mb(total))
-        await worker.send({"op": "put", "name": name, "size": size})
-        left = size
-        async for chunk in content:
-            left -= len(chunk)
-            if left < 0:
-                break
-            async with asyncio.timeout(_ANSWER_WITHIN_S):  # of each part: a large input takes long
-                await worker.send_bytes(chunk)
+        async with self._sending:
+            await worker.send({"op": "put", "name": name, "size": size})
+            left = size
+            async for chunk in content:
+                left -= len(chunk)
+                if left < 0:
+                    break
+                async with asyncio.timeout(_ANSWER_WITHIN_S):  # of each part: a large input takes long
+                    await worker.send_bytes(chunk)
         if left:  # the worker waits for bytes that will never come
             raise SandboxError(f"the content of the input {name!r} does not have {size} bytes")
         await self._done(worker)
@@ -150,6 +151,8 @@ class PooledFileSession(PooledSession):
             self._withdraw()
             if self._pending_blocks and self._failure is None and self._worker is not None:
                 await self._exchange(lambda worker: self._ask_done(worker, {"op": "discard"}))
+                if self._channel is not None:
+                    self._channel.end_flush()
             self._pending_blocks, self._pending_bytes = 0, 0
 
     async def freeze(self) -> None:
@@ -165,7 +168,7 @@ class PooledFileSession(PooledSession):
 
     async def _ask(self, worker: SandboxWorker, request: dict[str, Any], expected: type[T]) -> T:
         await worker.send(request)
-        reply: Reply = await worker.receive()
+        reply: Reply = await (self._channel or worker).receive()
         if not isinstance(reply, expected):
             raise SandboxError(f"the worker replied {reply.op!r} to {request['op']!r}")
         return reply
@@ -175,7 +178,7 @@ class PooledFileSession(PooledSession):
         await self._done(worker)
 
     async def _done(self, worker: SandboxWorker) -> None:
-        reply = await worker.receive()
+        reply = await (self._channel or worker).receive()
         if not isinstance(reply, Done):
             raise SandboxError(f"the worker sent {reply.op!r} instead of its reply")
         if reply.error is not None:

@@ -28,12 +28,12 @@ class PooledSession:
         self, pool: Pool, limits: SessionLimits, grace_s: float, tools: ToolHost | None = None
     ) -> None:
         self._pool = pool
-        self._answer_within_s = limits.run_limit_s + grace_s
-        if tools is not None:
-            self._answer_within_s += limits.tool_wait_s
+        self._grace_s = grace_s
         self._tools = tools
         self._channel: ToolChannel | None = None
-        """Reads the worker's frames if the session has tools."""
+        """Reads the worker's frames if the session has, or had, tools."""
+        self._sending = asyncio.Lock()
+        """Held while an input is sent, whose parts nothing may separate."""
         self._limits = limits
         self._worker: SandboxWorker | None = None
         self._pending_bytes = 0
@@ -80,19 +80,38 @@ class PooledSession:
     async def _lease(self) -> SandboxWorker:
         self._withdraw()
         self._worker = await self._pool.lease()
-        await self._worker.send(self._opening(self._worker))
+        await self._open(self._worker)
         return self._worker
 
-    def _opening(self, worker: SandboxWorker) -> dict[str, Any]:
-        frame = {"op": "open", "run_limit_s": self._limits.run_limit_s, "eager": self._limits.eager}
-        if self._limits.figures is not None:
-            frame["figures"] = self._limits.figures
+    async def _open(self, worker: SandboxWorker) -> None:
+        """Send the limits and tools of the following flushes."""
+        limits = self._limits
+        frame: dict[str, Any] = {"op": "open", "run_limit_s": limits.run_limit_s, "eager": limits.eager}
+        if limits.figures is not None:
+            frame["figures"] = limits.figures
         if worker.freezable:
             frame["report_settled"] = True
-        if self._tools is None:
-            return frame
-        self._channel = ToolChannel(worker, ToolCalls(self._tools, self._limits, worker.send))
-        return frame | self._channel.calls.open_fields()
+        calls: ToolCalls | None = None
+        if self._tools is not None:
+            calls = ToolCalls(self._tools, limits, self._send_result)
+            frame |= calls.open_fields()
+        if self._channel is not None:
+            self._channel.use(calls)
+        elif calls is not None:
+            self._channel = ToolChannel(worker, calls)
+        await worker.send(frame)
+
+    async def _send_result(self, message: dict[str, Any]) -> None:
+        """Send the result of a call, but not in the middle of an input."""
+        async with self._sending:
+            if self._worker is not None:
+                await self._worker.send(message)
+
+    @property
+    def _answer_within_s(self) -> float:
+        """Time within which the worker must answer a flush, in seconds."""
+        wait_s = 0.0 if self._tools is None else self._limits.tool_wait_s
+        return self._limits.run_limit_s + wait_s + self._grace_s
 
     async def flush(self) -> ExecutionResult:
         async with self._lock:
@@ -124,7 +143,7 @@ class PooledSession:
         try:
             async with asyncio.timeout(self._answer_within_s):
                 if self._channel is not None:
-                    self._channel.calls.flushing = True
+                    self._channel.begin_flush()
                 settling, self._settling = self._settling, None
                 if settling is not None and settling.done() and isinstance(settling.result(), Result):
                     raise SandboxError("the worker sent a result before the flush")
@@ -140,7 +159,7 @@ class PooledSession:
         else:
             if isinstance(frame, Result):
                 if self._channel is not None:
-                    self._channel.calls.end_flush()
+                    self._channel.end_flush()
                 if self._worker.freezable:
                     self._settling = asyncio.create_task(
                         self._settle(self._worker, self._channel or self._worker)
@@ -213,20 +232,28 @@ class PooledSession:
 class ToolChannel:
     """Reads a worker's frames from its lease on: tools may be called at any time before the flush."""
 
-    def __init__(self, worker: SandboxWorker, calls: ToolCalls) -> None:
-        self.calls = calls
+    def __init__(self, worker: SandboxWorker, calls: ToolCalls | None) -> None:
+        self._calls = calls
         self._worker = worker
         self._frames: asyncio.Queue[Reply | SandboxError] = asyncio.Queue()
         self._task = asyncio.create_task(self._read())
+
+    def use(self, calls: ToolCalls | None) -> None:
+        """Replace the tools; None for none. No block may be pending."""
+        if self._calls is not None:
+            self._calls.close()
+        self._calls = calls
 
     async def _read(self) -> None:
         try:
             while True:
                 frame = await self._worker.receive()
-                if isinstance(frame, ToolCallFrame):
-                    self.calls.begin(frame)
-                else:
+                if not isinstance(frame, ToolCallFrame):
                     self._frames.put_nowait(frame)
+                elif self._calls is None:
+                    raise SandboxError("the worker passed on a call of a tool, but there are no tools")
+                else:
+                    self._calls.begin(frame)
         except SandboxError as error:
             self._frames.put_nowait(error)
             self._worker.close()  # a worker that breaks the protocol must not run on
@@ -242,9 +269,20 @@ class ToolChannel:
             raise frame
         return frame
 
+    def begin_flush(self) -> None:
+        """Allow calls with side effects."""
+        if self._calls is not None:
+            self._calls.flushing = True
+
+    def end_flush(self) -> None:
+        """Forget the calls of blocks that have run or were dropped."""
+        if self._calls is not None:
+            self._calls.end_flush()
+
     def close(self) -> None:
         self._task.cancel()
-        self.calls.close()
+        if self._calls is not None:
+            self._calls.close()
 
 
 def _nothing_ran(

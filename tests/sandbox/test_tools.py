@@ -19,6 +19,7 @@ from service.sandbox.base import ExecutionResult, Sandbox, SandboxError, Session
 from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.docker.settings import DockerSandboxSettings
+from service.sandbox.files import FileSandbox
 from tests.sandbox.conftest import served
 from tests.support.tool_host import RecordingHost
 from tests.support.until import until
@@ -164,6 +165,48 @@ async def test_the_functions_describe_themselves(sandbox: Sandbox) -> None:
             "add() missing a required argument: 'a'",
             "['add', 'notes', 'note', 'slow', 'fail', 'echo', 'gather', 'ToolError']",
         ]
+
+
+async def test_sessions_with_files_have_other_tools_in_each_request(sandbox: Sandbox) -> None:
+    async def content() -> AsyncGenerator[bytes]:
+        for _ in range(8):
+            yield b"x" * 250_000
+
+    assert isinstance(sandbox, FileSandbox)
+    limits, host = replace(LIMITS, figures="png"), RecordingHost()
+    session = sandbox.file_session(limits)
+    try:
+        await session.lease()
+        await session.configure(limits, host)
+        await session.invoke(
+            "from tools import add, note, slow\nslow(0.3)\nopen('a', 'w').write(str(add(1)))"
+        )
+        await session.put("big", 2_000_000, content())
+        await session.invoke("print(note('x'), len(open('/inputs/big').read()))")
+        result = await session.flush()
+        assert seen(result) == ("1 2000000\n", "", "ok", 0, None)
+        assert result.eager_fallback is None
+        [file] = (await session.changes()).files
+        assert b"".join([chunk async for chunk in session.read(file)]) == b"2"
+
+        await session.invoke("y = add(5)\nnote('never')")  # waits for the flush, which never comes
+        await until(lambda: ("add", {"a": 5}) in host.calls)
+        await session.park()
+        await session.freeze()
+        other = RecordingHost()
+        await session.configure(limits, other)
+        await session.invoke("print(note('z'), 'y' in globals())")
+        assert (await session.flush()).stdout == "1 False\n"
+        assert (host.notes, other.notes) == (["x"], ["z"])
+
+        await session.park()
+        await session.configure(limits)
+        await session.invoke("print(open('a').read())\nimport tools")
+        result = await session.flush()
+        assert result.stdout == "2\n"
+        assert result.stderr.endswith("No module named 'tools'\n")
+    finally:
+        await session.close()
 
 
 async def test_without_tools_there_is_no_module(sandbox: Sandbox) -> None:

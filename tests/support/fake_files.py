@@ -6,22 +6,28 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import itertools
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
 from service.sandbox.files import Display, FileChanges, SkippedFile, WorkFile
+from service.tools.base import ToolHost
 
 PNG = b"\x89PNG\r\n\x1a\nfigure"
 
 
 class FakeFileSession:
-    """A session whose code has the dicts ``inputs`` and ``work``, ``show(type, content)`` and ``skip``."""
+    """A session whose code has the dicts ``inputs`` and ``work``, ``show(type, content)``, ``skip`` and
+    ``call(tool, **arguments)``, whose result is printed at the end."""
+
+    _call_ids = itertools.count()
 
     def __init__(self, sandbox: FakeFileSandbox, limits: SessionLimits) -> None:
         self.sandbox = sandbox
         self.limits = limits
+        self.tools: ToolHost | None = None
         self.log: list[str] = []
         self.inputs: dict[str, bytes] = {}
         self.work: dict[str, bytes] = {}
@@ -47,8 +53,8 @@ class FakeFileSession:
         self.log.append("lease")
         self.inputs, self.work, self._names = {}, {}, {}
 
-    async def configure(self, limits: SessionLimits) -> None:
-        self.limits = limits
+    async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
+        self.limits, self.tools = limits, tools
 
     async def invoke(self, code: str) -> None:
         assert self.is_leased
@@ -68,6 +74,8 @@ class FakeFileSession:
             "show": lambda kind, content: self._shown.append((kind, content)),
             "skip": lambda path, reason: self.skipped.append(SkippedFile(path, reason)),
         }
+        called: list[tuple[str, dict[str, Any]]] = []
+        self._names["call"] = lambda tool, **arguments: called.append((tool, arguments))
         out = io.StringIO()
         status: Any = "ok"
         with contextlib.redirect_stdout(out):
@@ -76,6 +84,9 @@ class FakeFileSession:
             except Exception:
                 status, self.work = "error", before
                 return ExecutionResult("", traceback.format_exc(), "error", 0.25, 0.25, container="box")
+        for name, arguments in called:
+            assert self.tools is not None
+            print(await self.tools.call(name, arguments, f"call_{next(self._call_ids)}"), file=out)
         return ExecutionResult(out.getvalue(), "", status, 0.25, 0.25, exit_code=0, container="box")
 
     async def put(self, name: str, size: int, content: AsyncIterator[bytes]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -137,9 +137,17 @@ class PreparedChat:
             open_session=None if self.container is None else self.container.session,
         )
 
-    def held_container(self) -> AbstractAsyncContextManager[None]:
-        """Return the context in which the request holds its container. Raises as `ContainerUse.acquire`."""
-        return nullcontext() if self.container is None else self.container.acquire(self.id)
+    @asynccontextmanager
+    async def held_container(self) -> AsyncGenerator[None, None]:
+        """Hold the container of the request in the context. Raises as `ContainerUse.acquire`."""
+        async with AsyncExitStack() as stack:
+            if self.container is not None:
+                try:
+                    await stack.enter_async_context(self.container.acquire(self.id))
+                except BaseException:  # the episodes, which would close the connections, never start
+                    await self.close()
+                    raise
+            yield
 
     def _thought_limit(self) -> ThoughtLimit | None:
         """Return the limit of a choice's thought; None if there is nothing to limit."""
@@ -170,8 +178,6 @@ async def prepare(
 ) -> PreparedChat:
     """Prepare ``request`` to run on ``server``, and connect to its MCP servers.
 
-    Code in a container that lives across requests has no tools of MCP servers.
-
     Raises:
         ApiError: as `prepare_with`; 400 or 424 for an MCP server that can't be used.
     """
@@ -179,8 +185,7 @@ async def prepare(
     if (conflict := request.conflict) is not None:
         param, why = conflict
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
-    opens_tools = request.deferred and container is None
-    tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
+    tools = await open_tools(server.mcp, request.mcp_tools) if request.deferred else None
     try:
         return await prepare_with(server, request, tools, proven, container)
     except BaseException:

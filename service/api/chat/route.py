@@ -81,13 +81,6 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
             param=param,
             code="unsupported_parameter",
         )
-    if request.mcp_tools:
-        raise ApiError(
-            400,
-            f"'{param}': it can't be combined with tools of MCP servers.",
-            param=param,
-            code="unsupported_parameter",
-        )
     if request.choices > 1:
         raise ApiError(
             400,

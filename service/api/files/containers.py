@@ -25,6 +25,7 @@ from service.sandbox.base import Sandbox, SandboxError, Session, SessionLimits
 from service.sandbox.files import FileSandbox, FileSession
 from service.store.containers import ACTIVE, EXPIRED, ContainerStore, StoredContainer, new_container_id
 from service.store.files import FileStore, StoredFile
+from service.tools.base import ToolHost
 
 _log = structlog.get_logger(__name__)
 _SWEEP_S: Final = 2.0
@@ -189,10 +190,10 @@ class ContainerUse:
             return None
         return self.containers.new(self.owner, record.memory_mb)
 
-    def session(self, limits: SessionLimits) -> Session:
-        """Return the session of the held container."""
+    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
+        """Return the session of the held container, whose code can call ``tools``."""
         assert self._session is not None  # noqa: S101  (called inside `acquire`)
-        self._session.configure(limits)
+        self._session.configure(limits, tools)
         return self._session
 
 

@@ -18,6 +18,7 @@ from service.sandbox.worker_program import WORK
 from service.store.blobs import BlobError, whole
 from service.store.containers import ContainerFile
 from service.store.files import FileTooLargeError
+from service.tools.base import ToolHost
 
 if TYPE_CHECKING:
     from service.api.files.containers import Containers, LiveContainer
@@ -47,13 +48,15 @@ class HeldSession:
         self._response_id = response_id
         self._format: Literal["png", "svg"] = figures
         self._limits = SessionLimits(figures=figures)
+        self._tools: ToolHost | None = None
         self._ready: asyncio.Task[None] | None = None
         self._figures = 0
         self._is_closing = False
         self._is_interruptible = False
 
-    def configure(self, limits: SessionLimits) -> None:
-        """Set the limits of the flushes."""
+    def configure(self, limits: SessionLimits, tools: ToolHost | None) -> None:
+        """Set the limits of the flushes, and the tools that their code can call."""
+        self._tools = tools
         self._limits = replace(limits, figures=self._format, memory_mb=None)
 
     async def prepare(self) -> None:
@@ -81,7 +84,7 @@ class HeldSession:
             await self._interruptibly(session.lease)
             await self._containers.register(live)
             inputs, live.inputs = [*live.inputs, *inputs], []
-        await session.configure(self._limits)
+        await session.configure(self._limits, self._tools)
         for item in inputs:
             await self.add_input(item)
 

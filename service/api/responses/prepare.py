@@ -143,9 +143,6 @@ async def prepare_response(
     opens_tools = request.runs_code and not request.forces_call
     tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
     try:
-        if tools is not None:
-            _reject_container(container)
-            container = None
         chat = await _fitting(server, request, conversation, tools, container)
     except BaseException:
         if tools is not None:
@@ -155,12 +152,6 @@ async def prepare_response(
         report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
     return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id), base_url)
-
-
-def _reject_container(container: ContainerUse | None) -> None:
-    """Raise ApiError 400 if code that calls tools would need files or a container of another request."""
-    if container is not None and (container.wish.files or container.wish.container_id is not None):
-        raise _unsupported("tools", "files and containers can't be combined with tools of MCP servers")
 
 
 def _reject_files(items: list[InputItem]) -> None:

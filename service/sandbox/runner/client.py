@@ -214,14 +214,16 @@ class RunnerSession:
                     self._connection.send_nowait(request, timeout_s=self._settings.invoke_timeout_s)
                 )
             else:
-                await self._invoke_first(request)
+                await self._lease_with(request, protocol.InvokedReply)
         except ConnectionLostError as error:
             self._lost = str(error)
         except protocol.MessageError as error:
             raise SandboxError(str(error)) from None
 
-    async def _invoke_first(self, request: protocol.InvokeRequest) -> None:
-        """Send the block that leases a container. If a runner has none, try the others.
+    async def _lease_with(
+        self, request: protocol.InvokeRequest | protocol.LeaseRequest, expected: type[R]
+    ) -> None:
+        """Send the request that leases a container. If a runner has none, try the others.
 
         Raises:
             QueueTimeoutError, SandboxError: no runner had a container. Nothing ran.
@@ -234,7 +236,7 @@ class RunnerSession:
             connection = self._connection or await self._connect()
             try:
                 timeout_s = connection.queue_timeout_s + self._settings.invoke_timeout_s
-                await self._request(connection, request, protocol.InvokedReply, timeout_s)
+                await self._request(connection, request, expected, timeout_s)
             except ConnectionLostError:
                 raise
             except SandboxError as error:
@@ -346,21 +348,24 @@ class RunnerFileSession(RunnerSession):
     async def lease(self) -> None:
         if self._closed:
             raise SandboxError("the session is closed")
-        if self._lost is not None or (self._connection is not None and not self._connection.is_open):
-            self._disconnected(lost=True)
+        if self._lost is not None:
+            self._disconnected(lost=not self._cancelled)
             self._lost, self._cancelled = None, False
-        connection = self._connection or await self._connect()
-        timeout_s = connection.queue_timeout_s + self._settings.invoke_timeout_s
-        await self._request(connection, protocol.LeaseRequest(), protocol.DoneReply, timeout_s)
-        self._leased = True
+        await self._lease_with(protocol.LeaseRequest(), protocol.DoneReply)
 
-    async def configure(self, limits: SessionLimits) -> None:
-        self._limits = replace(limits, memory_mb=self._limits.memory_mb)
+    async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
+        self._limits, self._tools = replace(limits, memory_mb=self._limits.memory_mb), tools
         self._run_limit_s = limits.run_limit_s
         if self.is_alive:
+            self._alive().use_tools(tools)
             await self._ask(
                 protocol.ConfigureRequest(
-                    run_limit_s=limits.run_limit_s, eager=limits.eager, figures=limits.figures
+                    run_limit_s=limits.run_limit_s,
+                    eager=limits.eager,
+                    tool_wait_s=limits.tool_wait_s,
+                    tool_calls=limits.tool_calls,
+                    tools=() if tools is None else tuple(tools.specs),
+                    figures=limits.figures,
                 )
             )
 
@@ -398,6 +403,7 @@ class RunnerFileSession(RunnerSession):
 
     async def park(self) -> None:
         if self.is_alive:
+            self._alive().cancel_calls()
             await self._ask(protocol.ParkRequest(freeze=False))
 
     async def freeze(self) -> None:

@@ -21,6 +21,8 @@ from service.sandbox.tool_calls import encode_result, log_failure, parse_argumen
 from service.tools.base import MAX_ERROR_CHARS, ToolError, ToolHost
 
 _HANDSHAKE_TIMEOUT_S = 5.0
+_READ_AHEAD = 2 * protocol.MAX_AHEAD
+"""Messages that wait to be received. More of them are left in the socket."""
 
 R = TypeVar("R", bound=protocol.RunnerReply)
 
@@ -114,6 +116,18 @@ class RunnerConnection:
             raise ConnectionLostError(f"the runner replied {reply.type} to {request.type}")
         return reply
 
+    def use_tools(self, tools: ToolHost | None) -> None:
+        """Replace the tools that the code may call; None for none. No block may be pending."""
+        if self._tools is not None:
+            self._tools.use(tools)
+        elif tools is not None:
+            self._tools = ToolRelay(self._websocket, tools)
+
+    def cancel_calls(self) -> None:
+        """Cancel the calls of blocks that were dropped."""
+        if self._tools is not None:
+            self._tools.cancel_calls()
+
     async def put(
         self, request: protocol.PutRequest, content: AsyncIterator[bytes], *, timeout_s: float
     ) -> protocol.DoneReply:
@@ -135,10 +149,10 @@ class RunnerConnection:
         async with self._exchange(timeout_s):
             await self._send(request)
             await self._catch_up(1)
-            while isinstance(frame := await self._websocket.recv(), bytes):
-                yield frame
+            while isinstance(message := await self._next_message(), bytes):
+                yield message
             self._unanswered -= 1
-            self._done(protocol.decode_reply(frame))
+            self._done(message)
 
     def _done(self, reply: protocol.RunnerReply) -> protocol.DoneReply:
         if isinstance(reply, protocol.FailedReply):
@@ -168,12 +182,17 @@ class RunnerConnection:
         self._unanswered += 1
 
     async def _receive(self) -> protocol.RunnerReply:
-        if self._tools is None:
-            reply = protocol.decode_reply(await self._websocket.recv())
-        else:
-            reply = await self._tools.receive()
+        reply = await self._next_message()
+        if isinstance(reply, bytes):
+            raise ConnectionLostError("the runner sent binary data that was not requested")
         self._unanswered -= 1
         return reply
+
+    async def _next_message(self) -> protocol.RunnerReply | bytes:
+        """Return the next reply, or the next part of a file."""
+        if self._tools is not None:
+            return await self._tools.receive()
+        return _decoded(await self._websocket.recv())
 
     async def _catch_up(self, unanswered: int) -> None:
         """Read replies to blocks until at most ``unanswered`` requests are without a reply."""
@@ -223,34 +242,42 @@ class RunnerConnection:
             self.drop()
 
 
+def _decoded(frame: str | bytes) -> protocol.RunnerReply | bytes:
+    return frame if isinstance(frame, bytes) else protocol.decode_reply(frame)
+
+
 class ToolRelay:
     """Reads the messages of a session with tools, and answers calls of tools in the background."""
 
     def __init__(self, websocket: ClientConnection, host: ToolHost) -> None:
         self._websocket = websocket
-        self._host = host
-        self._names = {spec.name for spec in host.specs}
-        self._replies: asyncio.Queue[protocol.RunnerReply | Exception] = asyncio.Queue()
+        self._host: ToolHost | None = host
+        self._replies: asyncio.Queue[protocol.RunnerReply | bytes | Exception] = asyncio.Queue(_READ_AHEAD)
         self._calls: set[asyncio.Task[None]] = set()
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         try:
             while True:
-                message = protocol.decode_reply(await self._websocket.recv())
+                message = _decoded(await self._websocket.recv())
                 if isinstance(message, protocol.ToolCallMessage):
                     task = asyncio.create_task(self._answer(message))
                     self._calls.add(task)
                     task.add_done_callback(self._calls.discard)
                     continue
                 if isinstance(message, protocol.FlushedReply):
-                    self._cancel_calls()  # the code has ended
-                self._replies.put_nowait(message)
+                    self.cancel_calls()  # the code has ended
+                await self._replies.put(message)
         except (ConnectionClosed, protocol.MessageError) as error:
-            self._replies.put_nowait(error)
+            await self._replies.put(error)
 
-    async def receive(self) -> protocol.RunnerReply:
-        """Return the next message that is not a call of a tool.
+    def use(self, host: ToolHost | None) -> None:
+        """Replace the tools; None for none."""
+        self.cancel_calls()
+        self._host = host
+
+    async def receive(self) -> protocol.RunnerReply | bytes:
+        """Return the next message that is not a call of a tool, or the next part of a file.
 
         Raises:
             ConnectionClosed, MessageError: the connection broke, or a message was malformed.
@@ -263,9 +290,10 @@ class ToolRelay:
 
     async def _answer(self, call: protocol.ToolCallMessage) -> None:
         try:
-            if call.name not in self._names:
+            host = self._host
+            if host is None or call.name not in {spec.name for spec in host.specs}:
                 raise ToolError(f"there is no tool {call.name[:64]!r}")
-            result = await self._host.call(call.name, parse_arguments(call.arguments), call.call_id)
+            result = await host.call(call.name, parse_arguments(call.arguments), call.call_id)
             ok, value = True, encode_result(result)
         except ToolError as error:
             text = str(error)[:MAX_ERROR_CHARS]
@@ -280,9 +308,10 @@ class ToolRelay:
     def close(self) -> None:
         """Stop reading, and cancel the calls."""
         self._reading.cancel()
-        self._cancel_calls()
+        self.cancel_calls()
 
-    def _cancel_calls(self) -> None:
+    def cancel_calls(self) -> None:
+        """Cancel the calls that are running."""
         for task in self._calls:
             task.cancel()
 

@@ -110,13 +110,7 @@ class Lease:
             return
         if not isinstance(message, protocol.OpenRequest):
             raise protocol.MessageError("type: the first message must be open")
-        limits = SessionLimits(
-            min(message.run_limit_s, self._settings.max_run_limit_s),
-            message.eager,
-            tool_wait_s=min(message.tool_wait_s, self._settings.max_tool_wait_s),
-            tool_calls=message.tool_calls,
-        )
-        self._tools = ClientTools(message.tools, self._send) if message.tools else None
+        limits = self._granted(message)
         session = self._open(message, limits)
         try:
             await self._send(
@@ -133,9 +127,23 @@ class Lease:
             if self._admitted:
                 self._admission.leave()
 
+    def _granted(self, request: protocol.OpenRequest | protocol.ConfigureRequest) -> SessionLimits:
+        return SessionLimits(
+            run_limit_s=min(request.run_limit_s, self._settings.max_run_limit_s),
+            eager=request.eager,
+            tool_wait_s=min(request.tool_wait_s, self._settings.max_tool_wait_s),
+            tool_calls=request.tool_calls,
+        )
+
+    def _client_tools(self, request: protocol.OpenRequest | protocol.ConfigureRequest) -> ClientTools | None:
+        """Return the tools of the following flushes. From now on, results belong to their calls."""
+        self._tools = ClientTools(request.tools, self._send) if request.tools else None
+        return self._tools
+
     def _open(self, request: protocol.OpenRequest, limits: SessionLimits) -> Session:
         if request.files is None:
-            return self._sandbox.session(limits, *([self._tools] if self._tools is not None else []))
+            tools = self._client_tools(request)
+            return self._sandbox.session(limits, *([tools] if tools is not None else []))
         if not isinstance(self._sandbox, FileSandbox):
             raise protocol.MessageError("files: this sandbox has no sessions with files")
         self._has_files = True
@@ -212,10 +220,8 @@ class Lease:
                     await self._admit()
                     await session.lease()
                 case protocol.ConfigureRequest():
-                    run_limit_s = min(request.run_limit_s, self._settings.max_run_limit_s)
-                    await session.configure(
-                        SessionLimits(run_limit_s, request.eager, figures=request.figures)
-                    )
+                    limits = replace(self._granted(request), figures=request.figures)
+                    await session.configure(limits, self._client_tools(request))
                 case protocol.PutRequest():
                     await self._put(session, request)
                 case protocol.RemoveRequest():
@@ -273,9 +279,11 @@ class Lease:
             return protocol.CloseRequest()
         data: bytes | None = event.get("bytes")
         if data is None:
-            if self._bytes_due and event.get("text") != protocol.encode(protocol.CloseRequest()):
+            request = protocol.decode_request(event.get("text"))
+            anytime = protocol.CloseRequest | protocol.ToolResultMessage
+            if self._bytes_due and not isinstance(request, anytime):
                 raise protocol.MessageError("type: the announced input is not complete")
-            return protocol.decode_request(event.get("text"))
+            return request
         if not data or len(data) > self._bytes_due:
             raise protocol.MessageError("frame: binary data that no request has announced")
         self._bytes_due -= len(data)

@@ -89,15 +89,20 @@ class FileOptions(_Message):
     memory_mb: int | None = Field(default=None, ge=1, le=1 << 20)
 
 
-class OpenRequest(_Message):
-    """Open a session with these limits; the runner clips them. Answered by ``OpenedReply``."""
+class _Limits(_Message):
+    """Limits of flushes, which the runner clips, and the tools that their code can call."""
 
-    type: Literal["open"] = "open"
     run_limit_s: float = Field(gt=0, allow_inf_nan=False)
     eager: bool
     tool_wait_s: float = Field(default=SessionLimits().tool_wait_s, ge=0, allow_inf_nan=False)
     tool_calls: int = Field(default=SessionLimits().tool_calls, ge=0)
     tools: tuple[ToolSpec, ...] = Field(default=(), max_length=MAX_TOOLS)
+
+
+class OpenRequest(_Limits):
+    """Open a session with these limits. Answered by ``OpenedReply``."""
+
+    type: Literal["open"] = "open"
     files: FileOptions | None = None
     """None for a session without files."""
 
@@ -108,12 +113,10 @@ class LeaseRequest(_Message):
     type: Literal["lease"] = "lease"
 
 
-class ConfigureRequest(_Message):
-    """Change the limits of the following flushes."""
+class ConfigureRequest(_Limits):
+    """Change the limits and tools of the following flushes."""
 
     type: Literal["configure"] = "configure"
-    run_limit_s: float = Field(gt=0, allow_inf_nan=False)
-    eager: bool
     figures: Literal["png", "svg"] | None
 
 

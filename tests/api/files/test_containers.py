@@ -12,6 +12,7 @@ import pytest
 
 from service.api.files.containers import FROM_OLDER, GONE, Containers
 from tests.support.fake_files import PNG, FakeFileSandbox
+from tests.support.mcp_server import serve_mcp
 from tests.support.scripted import EOS, ScriptedEngine
 from tests.support.serving import Served, make_app, serve
 from tests.support.until import until
@@ -480,3 +481,28 @@ async def test_background_responses_hold_and_release_their_container(play: Playg
     second = await play.respond("print(x)", previous_response_id=response.id)
     assert logs(second) == "3"
     assert not any(live.lock.locked() for live in play.containers._live.values())
+
+
+async def test_code_in_a_container_calls_tools() -> None:
+    async with serve_mcp() as mcp:
+        async for play in playground(mcp_private_hosts=mcp.host):
+            server = {
+                "type": "mcp",
+                "server_label": "demo",
+                "server_url": mcp.url,
+                "require_approval": "never",
+            }
+            code = {"type": "code_interpreter", "container": {"type": "auto"}}
+            first = await play.respond("work['f'] = b'1'; call('add', a=2, b=3)", tools=[code, server])
+            assert logs(first) == "5"
+            assert [item.type for item in first.output] == [
+                *("mcp_list_tools", "message", "code_interpreter_call", "mcp_call", "message")
+            ]
+            assert "from tools import" in play.prompt()
+            second = await play.respond("print(work['f'])", previous_response_id=first.id)
+            assert logs(second) == "b'1'"
+            assert output(second).container_id == output(first).container_id
+            assert play.sandbox.sessions[0].tools is None
+            reply = await play.chat("call('add', a=1, b=1)", {"type": "auto"}, tools=[server])
+            assert reply.choices[0].message.executed_tools[0]["calls"][0]["output"] == 2
+            assert mcp.log == ["add 2 3", "add 1 1"]

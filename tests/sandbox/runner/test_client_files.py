@@ -14,6 +14,7 @@ from service.sandbox.runner import protocol
 from tests.sandbox.conftest import Served, ServeFake, served
 from tests.sandbox.runner.test_server import OPEN, connect, request
 from tests.support.fake_files import PNG, FakeFileSandbox
+from tests.support.tool_host import RecordingHost
 from tests.support.until import until
 
 LIMITS = SessionLimits(run_limit_s=2.0, memory_mb=1024, figures="png")
@@ -52,6 +53,30 @@ async def test_files_go_in_and_out(runner: Served) -> None:
     assert (await session.flush()).stdout == "['big']\n"
     await session.close()
     await until(lambda: not runner.sandbox.alive)
+
+
+async def test_client_runs_the_tools_of_each_request(runner: Served) -> None:
+    session, host = runner.client.file_session(LIMITS), RecordingHost()
+    await session.lease()
+    await session.configure(LIMITS, host)
+    await session.invoke("work['a'] = b'content'; call('add', a=1, b=2); call('note', text='x')")
+    assert (await session.flush()).stdout == "3\n1\n"
+    assert host.notes == ["x"]
+    [file] = (await session.changes()).files
+    assert b"".join([chunk async for chunk in session.read(file)]) == b"content"
+    await session.put("in", 3, parts(b"123"))
+    await session.park()
+    await session.freeze()
+    other = RecordingHost()
+    await session.configure(LIMITS, other)
+    await session.invoke("call('note', text='y')")
+    assert (await session.flush()).stdout == "1\n"
+    assert (host.notes, other.notes) == (["x"], ["y"])
+    await session.configure(LIMITS)
+    assert runner.sandbox.sessions[0].tools is None
+    await session.invoke("print(bytes(inputs['in']))")
+    assert (await session.flush()).stdout == "b'123'\n"
+    await session.close()
 
 
 async def test_rejected_input_leaves_the_session_usable(runner: Served) -> None:
