@@ -28,7 +28,7 @@ def merge(
 
     \b
     Example:
-      ih-grpo merge runs/warm-start/checkpoints/checkpoint-100 merged --base Qwen/Qwen2.5-Coder-0.5B-Instruct
+      ih-grpo merge runs/warm-start/checkpoints/checkpoint-120 merged --base Qwen/Qwen2.5-Coder-0.5B-Instruct
       ih-grpo serve --model merged
     """
     try:

@@ -31,7 +31,7 @@ def select(
 
     \b
     Example:
-      ih-grpo eval train.parquet --samples 4 --model runs/warm-start/checkpoints/checkpoint-100 \\
+      ih-grpo eval train.parquet --samples 4 --model runs/warm-start/checkpoints/checkpoint-120 \\
         --out runs/rates
       ih-grpo eval select runs/rates --out data/sometimes.jsonl
     """
