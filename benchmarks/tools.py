@@ -31,7 +31,7 @@ from service.episode.runner import EpisodeRunner
 from service.sandbox.base import Sandbox, SessionLimits
 from service.sandbox.docker.settings import DEFAULT_IMAGE
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
-from service.sandbox.session import PooledSandbox
+from service.sandbox.pooled_sandbox import PooledSandbox
 from service.tools.base import ToolHost, ToolSpec
 from service.tools.mcp.connection import McpConnection, McpServer
 from service.tools.mcp.hub import McpHub
