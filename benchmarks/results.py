@@ -7,6 +7,7 @@ The TOML file names the evaluations (directories that were used as ``--out`` of 
     title = "Qwen2.5-Coder-0.5B-Instruct"
     baseline = "plain prompt"                # the column that all others are compared with
     pass_at = [1, 4]                         # default: 1 and the largest number of samples
+    notes = ["Only the first 150 problems were run."]      # optional
 
     [[columns]]
     name = "plain prompt"
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ from trainer.evaluation.statistics import Interval
 
 NOT_RUN: Final = "not run"
 _FIELDS: Final = {"name", "runs", "best_of", "requests"}
-_TOP_FIELDS: Final = {"title", "baseline", "pass_at", "machine", "columns"}
+_TOP_FIELDS: Final = {"title", "baseline", "pass_at", "machine", "notes", "columns"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +186,9 @@ def render(fields: Mapping[str, Any], columns: Sequence[Column], source: str) ->
         parts += [f"## {benchmark}", _benchmark_table(benchmark, columns, baseline, fields.get("pass_at"))]
     if any(column.requests for column in columns):
         parts += ["## Ordinary requests", _requests_table(columns)]
-    notes = [note for column in columns for note in _notes(column)]
+    notes = [*fields.get("notes", ()), *(note for column in columns for note in _notes(column))]
     if notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in dict.fromkeys(notes))]
+        parts += ["## Notes", "\n".join(_wrapped(f"- {note}", "  ") for note in dict.fromkeys(notes))]
     machine = fields.get("machine") or describe_machine(
         "ih-grpo", "torch", "transformers", "peft", "trl", "vllm"
     )
@@ -208,7 +210,7 @@ def _introduction(baseline: Column | None) -> str:
             f" Differences are paired: they compare each problem with the same problem under "
             f'"{baseline.name}", with a bootstrap interval over problems and a sign-flip test.'
         )
-    return text
+    return _wrapped(text)
 
 
 def _benchmark_table(
@@ -292,6 +294,10 @@ def _judge_replies(path: Path | None) -> dict[str, str] | None:
         "code left pending": str(sum(v.pending_code for _, v in pairs)),
         "empty replies": str(sum(v.empty for _, v in pairs)),
     }
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _notes(column: Column) -> list[str]:
