@@ -23,7 +23,7 @@ from tests.support.serving import Served, serve, settings
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 ROOT: Final = Path(__file__).parents[2]
-MAX_FILES: Final = 35
+MAX_FILES: Final = 44
 HTTP_LAYERS: Final = ("service/server/run.py", "service/api/middleware.py", "service/playground/files.py")
 """Crossed before the route: the web server's protocol and the middleware."""
 CONTAINERS: Final = (

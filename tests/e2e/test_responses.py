@@ -34,7 +34,7 @@ def test_deferred_episode_has_openais_events(
     calls = [item for item in final["output"] if item["type"] == "code_interpreter_call"]
     assert final["status"] == "completed"
     assert any(call["outputs"] == [{"type": "logs", "logs": RESULT}] for call in calls)
-    assert all(call["container_id"].startswith("ih-grpo-") for call in calls)
+    assert all(call["container_id"].startswith("cntr_") for call in calls)
     assert RESULT in final["output"][-1]["content"][0]["text"]
     first = [name for name in kinds(events) if name.startswith("code_interpreter_call")]
     end = first.index("code_interpreter_call.completed") + 1

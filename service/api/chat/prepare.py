@@ -185,7 +185,9 @@ async def prepare(
     if (conflict := request.conflict) is not None:
         param, why = conflict
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
-    tools = await open_tools(server.mcp, request.mcp_tools) if request.deferred else None
+    tools = (
+        await open_tools(server.mcp, request.mcp_tools) if request.deferred and request.mcp_tools else None
+    )
     try:
         return await prepare_with(server, request, tools, proven, container)
     except BaseException:

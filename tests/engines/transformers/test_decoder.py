@@ -63,7 +63,7 @@ def test_matches_transformers(
     with torch.inference_mode():
         for step in steps:
             plan = [Work(requests[n], slots[n], start, stop) for n, start, stop in step]
-            (_, expected), (_, found) = theirs.forward(plan), ours.forward(plan)
+            (_, expected, _), (_, found, _) = theirs.forward(plan), ours.forward(plan)
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
     assert found.shape == (3, model.config.vocab_size)
 
