@@ -141,8 +141,9 @@ async def run_load(load: Load) -> Report:
     """
     report = Report(load)
     chosen = random.Random(load.seed)
+    with_code = [case for case in CASES if case.code.strip()]  # an empty block is never run
     cases = {
-        number: chosen.choice(CASES) for number in range(load.episodes) if chosen.random() < load.hostile
+        number: chosen.choice(with_code) for number in range(load.episodes) if chosen.random() < load.hostile
     }
 
     def reply(context: str) -> str:
