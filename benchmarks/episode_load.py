@@ -25,6 +25,7 @@ from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 import docker
 
@@ -56,6 +57,10 @@ class Load:
     hostile: float = 0.05
     seed: int = 0
     image: str = DEFAULT_IMAGE
+
+
+MAX_CODE_CHARS: Final = 4000
+"""Longest hostile code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,8 @@ async def run_load(load: Load) -> Report:
     """
     report = Report(load)
     chosen = random.Random(load.seed)
-    with_code = [case for case in CASES if case.code.strip()]  # an empty block is never run
+    # An empty block never runs, and a very long one does not fit into the turn.
+    with_code = [case for case in CASES if 0 < len(case.code.strip()) < MAX_CODE_CHARS]
     cases = {
         number: chosen.choice(with_code) for number in range(load.episodes) if chosen.random() < load.hostile
     }
