@@ -221,6 +221,7 @@ async def test_frozen_containers_of_a_killed_runner_end(tmp_path: Path, containe
         await until(lambda: any(cgroup is not None and cgroup.is_frozen() for cgroup in cgroups))
         child.kill()
         await until(lambda: not mine.ids(), timeout_s=300)  # without a new runner
+        await session.close()
         await client.stop()
 
 

@@ -126,6 +126,7 @@ async def endless(request: Request, message: dict[str, Any]) -> Response:
     async def body() -> Any:
         while True:
             yield b" " * 2**16
+            await asyncio.sleep(0)  # a closed connection does not block the sender
 
     return StreamingResponse(body(), media_type="application/json")
 
@@ -134,6 +135,7 @@ async def endless_events(request: Request, message: dict[str, Any]) -> Response:
     async def body() -> Any:
         while True:
             yield b": comment\n\n" * 1000
+            await asyncio.sleep(0)
 
     return StreamingResponse(body(), media_type="text/event-stream")
 
