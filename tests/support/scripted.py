@@ -15,6 +15,7 @@ from service.engines.base import (
     TopLogprob,
 )
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from service.tools.base import ToolHost
 from tests.support.char_tokenizer import CharTokenizer
 
 EOS = "<|im_end|>"
@@ -147,7 +148,7 @@ class ScriptedSandbox:
         self._answer = answer
         self._delay_s = delay_s
 
-    def session(self, limits: SessionLimits) -> Session:
+    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
         self.limits.append(limits)
         self.sessions.append(ScriptedSession(self._answer, self._delay_s))
         return self.sessions[-1]

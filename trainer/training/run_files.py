@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.deferral.episode import Outcome
-from service.episode.events import ExecutedTool, InvokedBlock
+from service.episode.events import CodeToolCall, ExecutedTool, InvokedBlock
 from trainer.data.problems import DataError, Problem
 from trainer.rewards.registry import RewardPart
 from trainer.training.episodes import Sample
@@ -174,6 +174,8 @@ def _from_row(row: dict[str, Any]) -> RolloutRecord:
                 **tool,
                 "blocks": tuple(InvokedBlock(**block) for block in tool["blocks"]),
                 "runs": tuple((start, end) for start, end in tool["runs"]),
+                "pauses": tuple((start, end) for start, end in tool.get("pauses", ())),
+                "calls": tuple(CodeToolCall(**call) for call in tool.get("calls", ())),
             }
         )
         for tool in json.loads(row["tools"])
