@@ -350,11 +350,11 @@ async def test_non_finite_logits_fail_only_their_request(
     forward = ModelRunner.forward
 
     def poison(self: ModelRunner, plan: list) -> object:  # type: ignore[type-arg]
-        works, logits = forward(self, plan)
+        works, logits, scores = forward(self, plan)
         for row, work in enumerate(works):
             if work.request.tokens[: len(poisoned)] == poisoned:
                 logits[row] = torch.nan
-        return works, logits
+        return works, logits, scores
 
     with patch.object(ModelRunner, "forward", poison):
         failed, fine = await asyncio.gather(
