@@ -219,13 +219,14 @@ async def test_frozen_containers_of_a_killed_runner_end(tmp_path: Path, containe
             await session.invoke("x = 1")
             assert (await session.flush()).status == "ok"
             mine = owned_by(child, containers)
-            found = [FreezerCgroup.find(DEFAULT_ROOT, name) for name in mine.ids()]
-            cgroups = [cgroup for cgroup in found if cgroup is not None]  # one may be starting
+            found = {name: FreezerCgroup.find(DEFAULT_ROOT, name) for name in mine.ids()}
+            cgroups = {name: cgroup for name, cgroup in found.items() if cgroup is not None}
             if not cgroups:
                 pytest.skip("the cgroups of the containers are not reachable")
-            await until(lambda: any(cgroup.is_frozen() for cgroup in cgroups))
+            await until(lambda: any(cgroup.is_frozen() for cgroup in cgroups.values()))
             child.kill()
-            await until(lambda: not mine.ids(), timeout_s=300)  # without a new runner
+            # Without a new runner. A container that was starting is removed by the next one.
+            await until(lambda: not cgroups.keys() & mine.ids(), timeout_s=150)
         finally:
             await session.close()
             await client.stop()
