@@ -64,7 +64,7 @@ class SlowTools(ScriptedSandbox):
         self._median, self._sigma = median, sigma
         self._random = Random(seed)
 
-    def session(self, limits: SessionLimits) -> Session:
+    def session(self, limits: SessionLimits, tools: object = None) -> Session:
         self.limits.append(limits)
         return SlowSession(self._draw)
 

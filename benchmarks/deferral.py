@@ -49,6 +49,7 @@ from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimit
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from service.server.app import create_app_from
 from service.server.settings import Settings
+from service.tools.base import ToolHost
 from tests.support.serving import serve
 from trainer.data.problems import Problem
 from trainer.data.sources import load_source
@@ -79,8 +80,8 @@ class SlowBlocks:
     async def start(self) -> None:
         await self._sandbox.start()
 
-    def session(self, limits: SessionLimits) -> Session:
-        return SlowBlockSession(self._sandbox.session(limits), self._range)
+    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
+        return SlowBlockSession(self._sandbox.session(limits, tools), self._range)
 
     async def ready(self) -> bool:
         return await self._sandbox.ready()

@@ -34,8 +34,8 @@ PAYLOAD = {"model": "scripted", "messages": [{"role": "user", "content": "What i
 class Endless(ScriptedSandbox):
     """A sandbox whose flushes never end."""
 
-    def session(self, limits: Any) -> Any:
-        session: Any = super().session(limits)
+    def session(self, limits: Any, tools: Any = None) -> Any:
+        session: Any = super().session(limits, tools)
         session.flush = asyncio.Event().wait
         return session
 

@@ -233,9 +233,9 @@ class EpisodeRunner:
             eager: start blocks in the background as soon as they are closed.
             prewarm: request a container immediately, because blocks are likely.
             stop: strings that end the episode where the model writes them. Pending blocks then never run.
+                With ``answer`` they apply to the final answer only.
             tools: tools that code may call.
             tool_wait_s: time that a flush may wait for them, in seconds.
-                With ``answer`` they apply to the final answer only.
             thought: limits the thought of the reply; None for no limit.
             answer: text that introduces a final answer after the last turn. A constraint of ``sampling``
                 applies to this answer and not to the turns before. None for no separate answer.
@@ -251,10 +251,7 @@ class EpisodeRunner:
         turn_stops = () if answer is not None else stop
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager, tool_wait_s=tool_wait_s)
         calls = None if tools is None else RecordedTools(tools, clock)
-        if open_session is not None:
-            queue = BlockQueue(open_session(limits, calls))
-        else:
-            queue = BlockQueue(self.sandbox.session(limits, *(() if calls is None else (calls,))))
+        queue = BlockQueue((open_session or self.sandbox.session)(limits, calls))
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
         tokens_left = sampling.max_tokens

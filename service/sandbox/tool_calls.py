@@ -110,14 +110,8 @@ class ToolCalls:
         return await asyncio.shield(task)
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> Outcome:
-        try:
-            result = await self._host.call(name, arguments, f"call_{secrets.token_hex(12)}")
-            return True, encode_result(result)
-        except ToolError as error:
-            return False, json.dumps(str(error)[:MAX_ERROR_CHARS])
-        except Exception as error:  # a bug in a host must not end the episode
-            log_failure(name, error)
-            return False, json.dumps(f"the tool failed: {type(error).__name__}")
+        ok, value = await run_tool(self._host, name, arguments, f"call_{secrets.token_hex(12)}")
+        return ok, value if ok else json.dumps(value)
 
     def _start(self, work: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.create_task(work)
@@ -136,7 +130,18 @@ class ToolCalls:
             task.cancel()
 
 
-def log_failure(name: str, error: Exception) -> None:
+async def run_tool(host: ToolHost, name: str, arguments: dict[str, Any], call_id: str) -> tuple[bool, str]:
+    """Call a tool. Return True and the result as JSON, or False and the message of the error."""
+    try:
+        return True, encode_result(await host.call(name, arguments, call_id))
+    except ToolError as error:
+        return False, str(error)[:MAX_ERROR_CHARS]
+    except Exception as error:  # a bug in a host must not end the episode
+        _log_failure(name, error)
+        return False, f"the tool failed: {type(error).__name__}"
+
+
+def _log_failure(name: str, error: Exception) -> None:
     """Log a bug in a host, without the message and local variables, which may hold credentials."""
     _log.error(
         "tool_failed",

@@ -111,7 +111,7 @@ class ContainerStore:
         """Return one page of the containers by time of creation, and whether there are more.
 
         Raises:
-            KeyError: there is no container ``after``.
+            KeyError: the container ``after`` does not exist.
         """
         where: list[ColumnElement[bool]] = [containers.c.owner == owner]
         if name is not None:
@@ -206,7 +206,7 @@ class ContainerStore:
         """Return one page of the current files of a container, and whether there are more.
 
         Raises:
-            KeyError: there is no file ``after``.
+            KeyError: the file ``after`` does not exist.
         """
         where: list[ColumnElement[bool]] = [
             container_files.c.container_id == container_id,

@@ -198,7 +198,7 @@ class FileStore:
         """Return one page of the files by time of creation, and whether there are more.
 
         Raises:
-            KeyError: there is no file ``after``.
+            KeyError: the file ``after`` does not exist.
         """
         where: list[ColumnElement[bool]] = [*self._visible(owner), files.c.listed]
         if purpose is not None:

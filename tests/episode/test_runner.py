@@ -45,7 +45,7 @@ async def run(
 
 def runner(engine: ScriptedEngine, session: ScriptedSession) -> EpisodeRunner:
     sandbox = ScriptedSandbox(lambda blocks: printed(""))
-    sandbox.session = lambda limits: session  # type: ignore[method-assign]
+    sandbox.session = lambda limits, tools=None: session  # type: ignore[method-assign]
     return EpisodeRunner(engine, sandbox, DeferralPolicy(), Sampling(), clock=lambda: 5.0)
 
 

@@ -351,7 +351,7 @@ async def test_page_shows_the_notice_of_the_demo_model(open_page: OpenPage, tiny
 
 async def test_container_wait_has_a_lane_and_a_sum(open_page: OpenPage) -> None:
     class Queued(ScriptedSandbox):
-        def session(self, limits: SessionLimits) -> Session:
+        def session(self, limits: SessionLimits, tools: object = None) -> Session:
             session = super().session(limits)
             invoke = session.invoke
 

@@ -142,7 +142,7 @@ class FakeFileSandbox:
         self.sessions.append(FakeFileSession(self, limits))
         return self.sessions[-1]
 
-    def session(self, limits: SessionLimits) -> FakeFileSession:
+    def session(self, limits: SessionLimits, tools: object = None) -> FakeFileSession:
         session = self.file_session(limits)
         session.is_leased = True
         return session

@@ -86,7 +86,7 @@ class FakeSandbox:
             with self._log.open("a") as file:
                 file.write(block + "\n")
 
-    def session(self, limits: SessionLimits) -> FakeSession:
+    def session(self, limits: SessionLimits, tools: object = None) -> FakeSession:
         self.sessions.append(FakeSession(self, limits))
         return self.sessions[-1]
 

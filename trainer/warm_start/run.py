@@ -302,10 +302,11 @@ def _solved(
     settings = recipe.solved
     if not settings.problems:
         return []
+    problems = read_problems(settings, recipe.seed)
     path = recipe.run_dir / SOLVED_FILE
     verdicts = Counter(solution.verdict for solution in load_solutions(path))
     with _progress(console, "rejection sampling", "kept {task.fields[kept]}  left") as progress:
-        total = len(read_problems(settings, recipe.seed)) * settings.samples
+        total = len(problems) * settings.samples
         bar = progress.add_task("", total=total, completed=verdicts.total(), kept=verdicts["kept"])
 
         def show(solution: SampledSolution) -> None:
@@ -315,7 +316,9 @@ def _solved(
                 console.print(f"sampled {verdicts.total()} of {total}, kept {verdicts['kept']}")
 
         asyncio.run(
-            sample_solutions(settings, model_dir, recipe.deferral, path, seed=recipe.seed, on_solution=show)
+            sample_solutions(
+                settings, problems, model_dir, recipe.deferral, path, seed=recipe.seed, on_solution=show
+            )
         )
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     console.print(f"{verdicts.total()} solutions in {path}: {counts}", highlight=False, soft_wrap=True)

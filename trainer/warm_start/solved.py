@@ -130,6 +130,7 @@ def read_problems(settings: SolvedSettings, seed: int) -> list[Problem]:
 
 async def sample_solutions(
     settings: SolvedSettings,
+    problems: Sequence[Problem],
     model_dir: Path,
     policy: DeferralPolicy,
     path: Path,
@@ -141,7 +142,8 @@ async def sample_solutions(
     """Sample what is missing in ``path`` and append every result to it.
 
     Args:
-        settings: problems, model and limits.
+        settings: model and limits.
+        problems: of `read_problems`.
         model_dir: the untrained checkpoint.
         policy: of the texts that are trained on.
         path: JSON Lines of `SampledSolution`. Results in it are not sampled again.
@@ -150,14 +152,13 @@ async def sample_solutions(
         sandbox: replaces the sandbox of the settings; not started.
 
     Raises:
-        DataError, EngineError, SandboxError, ValueError: the sampling can't start or failed; finished results
-            are kept.
+        EngineError, SandboxError, ValueError: the sampling can't start or failed; finished results are kept.
     """
     done = {(solution.problem, solution.sample) for solution in load_solutions(path)}
     missing = [
         (problem, sample)
         for sample in range(settings.samples)
-        for problem in read_problems(settings, seed)
+        for problem in problems
         if (problem.id, sample) not in done
     ]
     if not missing:

@@ -75,7 +75,7 @@ class HeldSession:
         """Lease or resume the container, and copy the inputs that it does not have yet.
 
         Raises:
-            SandboxError: there is no container, or a file could not be copied.
+            SandboxError: no container is available, or a file could not be copied.
         """
         live, session = self._live, self._live.session
         inputs, self._new_inputs = self._new_inputs, []

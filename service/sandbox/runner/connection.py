@@ -17,7 +17,7 @@ from websockets.protocol import State
 from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.protocol import Address
-from service.sandbox.tool_calls import encode_result, log_failure, parse_arguments
+from service.sandbox.tool_calls import parse_arguments, run_tool
 from service.tools.base import MAX_ERROR_CHARS, ToolError, ToolHost
 
 _HANDSHAKE_TIMEOUT_S = 5.0
@@ -293,14 +293,11 @@ class ToolRelay:
             host = self._host
             if host is None or call.name not in {spec.name for spec in host.specs}:
                 raise ToolError(f"there is no tool {call.name[:64]!r}")
-            result = await host.call(call.name, parse_arguments(call.arguments), call.call_id)
-            ok, value = True, encode_result(result)
+            ok, value = await run_tool(host, call.name, parse_arguments(call.arguments), call.call_id)
         except ToolError as error:
-            text = str(error)[:MAX_ERROR_CHARS]
-            ok, value = False, text.encode("utf-8", "backslashreplace").decode("utf-8")
-        except Exception as error:  # a bug in a host must not end the episode
-            log_failure(call.name, error)
-            ok, value = False, f"the tool failed: {type(error).__name__}"
+            ok, value = False, str(error)[:MAX_ERROR_CHARS]
+        if not ok:
+            value = value.encode("utf-8", "backslashreplace").decode("utf-8")
         with contextlib.suppress(ConnectionClosed):
             message = protocol.ToolResultMessage(call_id=call.call_id, ok=ok, value=value)
             await self._websocket.send(protocol.encode(message))

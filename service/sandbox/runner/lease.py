@@ -142,8 +142,7 @@ class Lease:
 
     def _open(self, request: protocol.OpenRequest, limits: SessionLimits) -> Session:
         if request.files is None:
-            tools = self._client_tools(request)
-            return self._sandbox.session(limits, *([tools] if tools is not None else []))
+            return self._sandbox.session(limits, self._client_tools(request))
         if not isinstance(self._sandbox, FileSandbox):
             raise protocol.MessageError("files: this sandbox has no sessions with files")
         self._has_files = True

@@ -113,7 +113,7 @@ async def test_item_status_reflects_the_code(status: Any, item_status: str) -> N
 class NoContainer(ScriptedSandbox):
     """Has no container to give."""
 
-    def session(self, limits: Any) -> Any:
+    def session(self, limits: Any, tools: object = None) -> Any:
         session: Any = super().session(limits)
 
         async def refuse(code: str) -> None:

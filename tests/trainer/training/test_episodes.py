@@ -97,7 +97,7 @@ async def test_slow_call_does_not_block_batch() -> None:
             return await super().flush()
 
     class SlowOnce(ScriptedSandbox):
-        def session(self, limits: SessionLimits) -> Session:
+        def session(self, limits: SessionLimits, tools: object = None) -> Session:
             if self.sessions:
                 return super().session(limits)
             self.sessions.append(Slow(lambda blocks: printed("42")))

@@ -267,7 +267,7 @@ class HeldSandbox(ScriptedSandbox):
         super().__init__(lambda blocks: printed("1"))
         self._engine = engine
 
-    def session(self, limits: SessionLimits) -> Session:
+    def session(self, limits: SessionLimits, tools: object = None) -> Session:
         self.sessions.append(HeldSession(self._engine))
         return self.sessions[-1]
 

@@ -121,7 +121,7 @@ async def test_solutions_are_sampled_once_and_kept_if_right(tmp_path: Path) -> N
         new: list[str] = []
         sandbox = ScriptedSandbox(notebook)
         await sample_solutions(
-            settings, QUICKSTART, policy, path, seed=0,
+            settings, read_problems(settings, 0), QUICKSTART, policy, path, seed=0,
             on_solution=lambda solution: new.append(solution.verdict), sandbox=sandbox,
         )  # fmt: skip
         return new
