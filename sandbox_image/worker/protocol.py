@@ -42,8 +42,9 @@ FINISHED, FINISHED_WITH_TIMERS, FINISHED_WITH_DISPLAYS = b"f", b"u", b"v"
 
 TOOL_CALL = b"T"
 """Packet of code that calls a tool. It comes with a connected socket on which the request follows."""
-TOOL_REQUEST = "!II"
-"""Head of a request: the sizes of the name and of the arguments, in bytes. Both follow."""
+TOOL_REQUEST = "!III"
+"""Head of a request: the sizes of the name and of the arguments, in bytes, and the number of calls that the
+code makes immediately afterwards. Name and arguments follow."""
 TOOL_REPLY = "!BI"
 """Head of a reply: 1 if the call succeeded, and the size of the value, in bytes. The value follows."""
 MAX_NAME_BYTES = 256

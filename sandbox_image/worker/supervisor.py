@@ -83,6 +83,8 @@ class Supervisor:
         self._tools = NO_TOOLS
         self._calls: CallRelay | None = None
         """Calls of the current run."""
+        self._flush: FlushRun | None = None
+        """The current run."""
         self._eager_flush: FlushRun | None = None
         self._released = False
         """The flush was requested, so an eager run may call tools with side effects."""
@@ -126,6 +128,18 @@ class Supervisor:
         """Pass on the result of a call of a tool."""
         if self._calls is not None:
             self._calls.answer(int(frame["id"]), bool(frame["ok"]), frame["value"])
+
+    async def suspend(self) -> None:
+        """Stop the script of the flush, which waits for tools, until ``resume``."""
+        if self._calls is not None and self._flush is not None:
+            self._calls.suspend()
+            await self._flush.stopped()
+        self._send({"op": "suspended"})
+
+    def resume(self) -> None:
+        """Undo ``suspend``."""
+        if self._calls is not None:
+            self._calls.resume()
 
     def _add_block(self, code: str) -> None:
         self._blocks.append(code)
@@ -301,6 +315,7 @@ class Supervisor:
         clock = RunClock(self._run_limit_s, self._tools.wait_s)
         flush = FlushRun(self.base, self.checkpoint, self.config, name, clock, self._tools.stubs)
         flush.wants_displays = self._figures is not None
+        self._flush = flush
         await flush.begin()
         self._eager_flush = None if released else flush
         if self._tools.stubs:
@@ -455,6 +470,10 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
             frame = await read_frame(reader)
             if frame["op"] == "tool_result":  # a flush waits for it
                 supervisor.answer_call(frame)
+            elif frame["op"] == "suspend":
+                await supervisor.suspend()
+            elif frame["op"] == "resume":
+                supervisor.resume()
             else:
                 if frame["op"] == "put":  # its bytes follow
                     received = receive_input(reader, config.inputs, frame["name"], frame["size"])

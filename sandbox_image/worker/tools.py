@@ -2,7 +2,8 @@
 
 Every call has its own pair of connected sockets, one of which goes to the supervisor with a packet on the
 control socket. So threads and forked processes can call tools at the same time, and an idle namespace holds
-no socket. A request is two lengths (u32, big endian), the name, and the arguments as JSON; a reply is a byte
+no socket. A request is three numbers (u32, big
+endian: see ``TOOL_REQUEST``), the name, and the arguments as JSON; a reply is a byte
 (1 for success), a length, and JSON. Nothing is ever unpickled or evaluated.
 """
 
@@ -130,10 +131,12 @@ class ToolsModule:
         outcomes: list[Any] = []
         open_calls: list[socket.socket] = []
         try:
-            for request in encoded:
+            for at, (name, arguments) in enumerate(encoded):
                 if len(open_calls) == MAX_OPEN_CALLS:
                     outcomes.append(_receive(open_calls.pop(0)))
-                open_calls.append(self._send(request))
+                following = min(len(encoded) - at, MAX_OPEN_CALLS - len(open_calls)) - 1
+                head = _REQUEST.pack(len(name), len(arguments), following)
+                open_calls.append(self._send(head + name + arguments))
             while open_calls:
                 outcomes.append(_receive(open_calls.pop(0)))
         finally:
@@ -193,15 +196,15 @@ def _signature(stub: dict[str, Any]) -> inspect.Signature:
     return inspect.Signature(parameters, return_annotation=_Annotation(stub["returns"]))
 
 
-def _encode(call: BoundCall) -> bytes:
+def _encode(call: BoundCall) -> tuple[bytes, bytes]:
+    """Return the name and the arguments of a call."""
     try:
         arguments = _dumps(call.arguments, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CodeToolError(f"{call.name}(): the arguments can't be sent as JSON: {error}") from None
     if len(arguments) > MAX_ARGUMENT_BYTES:
         raise CodeToolError(f"{call.name}(): the arguments are larger than {MAX_ARGUMENT_BYTES} bytes")
-    name = call.name.encode()
-    return _REQUEST.pack(len(name), len(arguments)) + name + arguments
+    return call.name.encode(), arguments
 
 
 def _receive(connection: socket.socket) -> Any:

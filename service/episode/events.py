@@ -31,6 +31,8 @@ class CodeToolCall:
     """The result, a JSON value, if the call succeeded."""
     error: str | None = None
     """The message, if it failed."""
+    by_client: bool = False
+    """The client of the API runs the tool."""
 
     @property
     def took_effect(self) -> bool:
@@ -152,6 +154,17 @@ class ToolCalled:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspended:
+    """The code of a flush is stopped: it waits for tools that the client runs. The next event comes when the
+    results are there."""
+
+    tool_id: str
+    blocks: tuple[InvokedBlock, ...]
+    calls: tuple[CodeToolCall, ...]
+    """The calls that wait, in order."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Tokens that were appended for the model to read."""
 
@@ -184,6 +197,7 @@ EpisodeEvent = (
     | Invoked
     | FlushStarted
     | ToolCalled
+    | Suspended
     | FlushFinished
     | Observed
     | AnswerStarted

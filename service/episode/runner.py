@@ -31,6 +31,7 @@ from service.episode.events import (
     InvokedBlock,
     Observed,
     Sampled,
+    Suspended,
 )
 from service.episode.stop_strings import StopStringHit, until_stop
 from service.episode.thought_limit import CLOSING, ThoughtLimit, limit_thought
@@ -97,6 +98,14 @@ class BlockQueue:
             self._last.cancel()
             await asyncio.gather(self._last, return_exceptions=True)
         await self._session.close()
+
+    async def suspend(self) -> None:
+        """Stop the code of the flush; see ``Session.suspend``."""
+        await self._session.suspend()
+
+    async def resume(self) -> None:
+        """Undo ``suspend``."""
+        await self._session.resume()
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,9 +339,17 @@ class EpisodeRunner:
                     else:
                         flushing = asyncio.ensure_future(queue.flush())
                         try:
-                            async with aclosing(calls.events_until(flushing)) as during:
-                                async for called in during:
-                                    yield called
+                            while not flushing.done():
+                                async with aclosing(calls.events_until(flushing)) as during:
+                                    async for called in during:
+                                        yield called
+                                if not flushing.done():
+                                    await queue.suspend()
+                                    if not flushing.done() and (left := calls.waiting):
+                                        yield Suspended(tool_id, tuple(blocks), left)
+                                    await queue.resume()
+                            for called in calls.new_events():
+                                yield called
                             result = await flushing
                         finally:
                             flushing.cancel()

@@ -6,10 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from service.episode.events import CallStatus, CodeToolCall, ToolCalled
 from service.tools.base import ToolError, ToolHost, ToolSpec
+
+_QUIET_S: Final = 0.05
+"""Seconds without another call after which code that waits for the client is suspended. Threads of the code
+may make several calls one after the other."""
 
 
 class RecordedTools:
@@ -23,7 +27,7 @@ class RecordedTools:
     def __init__(self, host: ToolHost, clock: Callable[[], float]) -> None:
         self._host = host
         self._clock = clock
-        self._read_only = {spec.name: spec.read_only for spec in host.specs}
+        self._own = {spec.name: spec for spec in host.specs}
         self._calls: dict[str, CodeToolCall] = {}
         self._events: asyncio.Queue[ToolCalled] = asyncio.Queue()
 
@@ -33,8 +37,10 @@ class RecordedTools:
 
     async def call(self, name: str, arguments: dict[str, Any], call_id: str) -> object:
         """Run a tool and record the call. See `ToolHost`."""
-        read_only = self._read_only.get(name, False)
-        self._record(CodeToolCall(call_id, name, arguments, read_only, self._clock()))
+        spec = self._own.get(name) or ToolSpec(name)
+        self._record(
+            CodeToolCall(call_id, name, arguments, spec.read_only, self._clock(), by_client=spec.by_client)
+        )
         try:
             output = await self._host.call(name, arguments, call_id)
         except ToolError as error:
@@ -64,14 +70,26 @@ class RecordedTools:
             events.append(self._events.get_nowait())
         return events
 
+    @property
+    def waiting(self) -> tuple[CodeToolCall, ...]:
+        """The calls without a result, if the client runs all of them; otherwise empty."""
+        running = tuple(call for call in self._calls.values() if call.status == "running")
+        return running if all(call.by_client for call in running) else ()
+
     async def events_until(self, flushing: asyncio.Future[Any]) -> AsyncGenerator[ToolCalled, None]:
-        """Yield events until ``flushing`` is done."""
+        """Yield events until ``flushing`` is done, or until it waits only for tools that the client runs."""
         while not flushing.done():
             waiting = asyncio.ensure_future(self._events.get())
             try:
-                await asyncio.wait({waiting, flushing}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {waiting, flushing},
+                    timeout=_QUIET_S if self.waiting else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
                 if waiting.done():
                     yield waiting.result()
+                elif not flushing.done():
+                    return
             finally:
                 waiting.cancel()
         for event in self.new_events():

@@ -13,16 +13,25 @@ import secrets
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import structlog
 
 from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.worker_protocol import ToolCallFrame
-from service.tools.base import MAX_ERROR_CHARS, MAX_RESULT_BYTES, ToolError, ToolHost
+from service.tools.base import (
+    CODE_CALL_PREFIX,
+    MAX_ERROR_CHARS,
+    MAX_RESULT_BYTES,
+    ToolError,
+    ToolHost,
+    ToolSpec,
+)
 from service.tools.stubs import stub
 
 _log = structlog.get_logger(__name__)
+_BATCH_S: Final = 1.0
+"""Seconds that a call waits for others that the code has announced."""
 
 Outcome = tuple[bool, str]
 """Whether a call succeeded, and its result or error message as JSON."""
@@ -56,6 +65,9 @@ class ToolCalls:
         self._journal: list[_JournalEntry] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._received = 0
+        self._batch: list[ToolCallFrame] = []
+        """Calls that wait for others that the code makes at the same time."""
+        self._batch_end: asyncio.TimerHandle | None = None
         self.flushing = False
         """The flush was requested, so calls with side effects may be made."""
 
@@ -80,7 +92,19 @@ class ToolCalls:
         spec = self._specs.get(frame.name)
         if not self.flushing and (spec is None or not spec.read_only):
             raise SandboxError("the worker passed on a call of a tool before the flush")
-        self._start(self._answer(frame))
+        self._batch.append(frame)
+        if self._batch_end is not None:
+            self._batch_end.cancel()
+            self._batch_end = None
+        if frame.following:
+            self._batch_end = asyncio.get_running_loop().call_later(_BATCH_S, self._begin_batch)
+        else:
+            self._begin_batch()
+
+    def _begin_batch(self) -> None:
+        batch, self._batch = self._batch, []
+        for frame in batch:
+            self._start(self._answer(frame))
 
     async def _answer(self, frame: ToolCallFrame) -> None:
         try:
@@ -105,12 +129,13 @@ class ToolCalls:
                 return await asyncio.shield(entry.task)
         if not spec.read_only and any(entry.has_effects for entry in earlier):
             raise ToolError("the code ran again and made different calls: this call was not made")
-        task = self._start(self._call(spec.name, arguments))
+        task = self._start(self._call(spec, arguments))
         self._journal.append(_JournalEntry(spec.name, key, not spec.read_only, task, frame.attempt))
         return await asyncio.shield(task)
 
-    async def _call(self, name: str, arguments: dict[str, Any]) -> Outcome:
-        ok, value = await run_tool(self._host, name, arguments, f"call_{secrets.token_hex(12)}")
+    async def _call(self, spec: ToolSpec, arguments: dict[str, Any]) -> Outcome:
+        prefix = CODE_CALL_PREFIX if spec.by_client else "call_"
+        ok, value = await run_tool(self._host, spec.name, arguments, f"{prefix}{secrets.token_hex(12)}")
         return ok, value if ok else json.dumps(value)
 
     def _start(self, work: Any) -> asyncio.Task[Any]:
@@ -126,6 +151,7 @@ class ToolCalls:
 
     def close(self) -> None:
         """Cancel all calls."""
+        self._batch = []
         for task in self._tasks:
             task.cancel()
 

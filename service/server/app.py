@@ -34,6 +34,7 @@ from service.api.responses.registry import Responses
 from service.api.schemas import ERRORS
 from service.api.seal import Seal
 from service.api.state import Server
+from service.api.suspension import Suspensions
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
@@ -128,6 +129,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     )
     container_store = ContainerStore(files, keep_days=settings.container_files_days)
     containers = Containers(runner.sandbox, container_store, files, settings.container_limits())
+    suspensions = Suspensions(settings.suspension_limits())
     responses.cleaners += [files.clean, container_store.clean]
     seal = Seal(settings.seals())
     mcp = settings.mcp_hub()
@@ -139,10 +141,11 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             await responses.start()
             await runner.sandbox.start()
             await containers.start()
+            await suspensions.start()
             await runner.engine.start()
         except BaseException as error:
             app.state.failure = error  # serve_forever reports it without a traceback
-            await _stop(responses, containers, runner)
+            await _stop(responses, containers, suspensions, runner)
             raise
         app.state.server = Server(
             runner,
@@ -160,7 +163,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            await _stop(responses, containers, runner)
+            await _stop(responses, containers, suspensions, runner)
             await mcp.stop()
             await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
@@ -177,6 +180,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     app.state.responses = responses
     app.state.files = files
     app.state.containers = containers
+    app.state.suspensions = suspensions
     errors.install(app)
     for router in (
         chat.router,
@@ -225,9 +229,12 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     return app
 
 
-async def _stop(responses: Responses, containers: Containers, runner: EpisodeRunner) -> None:
+async def _stop(
+    responses: Responses, containers: Containers, suspensions: Suspensions, runner: EpisodeRunner
+) -> None:
     async with AsyncExitStack() as stack:  # in reverse order, even if one of them fails
         stack.push_async_callback(runner.sandbox.stop)
         stack.push_async_callback(runner.engine.stop)
         stack.push_async_callback(responses.stop)
         stack.push_async_callback(containers.stop)
+        stack.push_async_callback(suspensions.stop)

@@ -20,6 +20,7 @@ from service.api.auth import ApiKey, parse_keys
 from service.api.files.containers import ContainerLimits
 from service.api.seal import SealKey, parse_seal_key
 from service.api.state import ApiSettings
+from service.api.suspension import SuspensionLimits
 from service.engines.checkpoint import quickstart
 from service.engines.factory import EngineKind, engine_kind
 from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
@@ -199,6 +200,13 @@ class Settings(BaseSettings):
     """Maximum time of one call of a tool by code, in seconds."""
     tool_wait_s: float = Field(default=60.0, gt=0, le=600)
     """Maximum time that one flush may wait for tools, in seconds, beside its run time."""
+    client_call_timeout_s: float = Field(default=300.0, gt=0, le=3000)
+    """Seconds that code waits for the output of a function of the client. Its container is kept meanwhile."""
+    suspended_per_key: int = Field(default=4, ge=1)
+    """Maximum number of replies of one API key whose code waits for the client. Beyond, the oldest ends."""
+    max_suspended: int = Field(default=16, ge=1)
+    """Maximum number of replies whose code waits for the client. Each holds a container, which counts as one
+    of ``max_containers``, or of the runner's sessions."""
 
     reload_root: Path | None = None
     """Directory that ``POST /admin/reload`` may load checkpoints from; unset disables reloading. Requires an
@@ -344,6 +352,15 @@ class Settings(BaseSettings):
             keep_alive_s=self.keep_alive_s,
             reload_root=self.reload_root,
             tool_wait_s=self.tool_wait_s,
+        )
+
+    def suspension_limits(self) -> SuspensionLimits:
+        """Limits on replies whose code waits for the client."""
+        return SuspensionLimits(
+            seconds=self.client_call_timeout_s,
+            per_key=self.suspended_per_key,
+            total=self.max_suspended,
+            memory_mb=self.parked_memory_mb,
         )
 
     def mcp_hub(self) -> McpHub:

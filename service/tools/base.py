@@ -15,6 +15,8 @@ MAX_ARGUMENT_BYTES: Final = 1 << 16
 """Largest arguments of one call, in bytes of JSON. The worker has the same limit."""
 MAX_RESULT_BYTES: Final = 1 << 18
 """Largest result of one call, in bytes of JSON."""
+CODE_CALL_PREFIX: Final = "call_code_"
+"""Beginning of the ids of calls that code makes and the client runs. Other calls have other ids."""
 MAX_ERROR_CHARS: Final = 4000
 """Longest message of an error that code is shown."""
 
@@ -37,6 +39,8 @@ class ToolSpec:
     read_only: bool = False
     """The tool has no side effects, so a call may run before the flush, or for a block that is never
     flushed. Set by the operator or by the request, never by the server that offers the tool."""
+    by_client: bool = False
+    """The client of the API runs it, after the reply has ended. The code waits for the next request."""
 
 
 class ToolError(Exception):

@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from service.api.files.containers import ContainerUse
 from service.api.tools.custom import input_of
 from service.api.tools.history import EarlierCall
-from service.common.json import Json
+from service.common.json import Json, dumps
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
@@ -27,6 +27,7 @@ from service.episode.events import (
     Invoked,
     InvokedBlock,
     Sampled,
+    Suspended,
 )
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
@@ -63,6 +64,7 @@ class ChoiceBuilder:
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
         custom: names of tools that take free text. A stream reports their calls whole.
         container: the reply's container, if it lives across requests.
+        functions: names of the client's functions, by their names in code.
     """
 
     def __init__(
@@ -72,7 +74,13 @@ class ChoiceBuilder:
         tokenizer: Tokenizer | None = None,
         custom: Collection[str] = (),
         container: ContainerUse | None = None,
+        functions: Mapping[str, str] | None = None,
     ) -> None:
+        self._functions = functions or {}
+        self._earlier = len(reply.executed), reply.finished_calls
+        """Flushes and calls in earlier messages of the reply."""
+        self._waiting: list[Fields] = []
+        """The flush whose code waits for the client."""
         self.index = index
         self.reply = reply
         self._tokenizer = tokenizer
@@ -99,11 +107,17 @@ class ChoiceBuilder:
         ]
 
     @property
+    def is_suspended(self) -> bool:
+        """Whether the reply continues when the client has answered the calls of code."""
+        return bool(self._waiting)
+
+    @property
     def finish_reason(self) -> str:
         """``length``, ``tool_calls`` or ``stop``."""
         if self.reply.outcome is not None and self.reply.outcome.is_truncated:
             return "length"
-        return "tool_calls" if self.reply.finished_calls else "stop"
+        called = self.is_suspended or self.reply.finished_calls > self._earlier[1]
+        return "tool_calls" if called else "stop"
 
     def add(self, event: EpisodeEvent) -> ChoiceDelta | None:
         """Add ``event`` and return its delta; None if it adds nothing to the stream.
@@ -126,6 +140,11 @@ class ChoiceBuilder:
                 delta["executed_tools"] = [waiting_tool(tool_id, self._snapshot(), blocks, "running")]
             case FlushFinished(tool):
                 delta["executed_tools"] = [executed_tool(tool, self._snapshot())]
+            case Suspended(tool_id, blocks, calls):
+                self._waiting = [waiting_tool(tool_id, self._snapshot(), blocks, "suspended")]
+                added = [self._code_call(call) for call in calls]
+                delta |= {"executed_tools": self._waiting, "tool_calls": added}
+                return ChoiceDelta(delta, finish_reason=self.finish_reason)
             case Finished(_, unflushed):
                 if unflushed:
                     delta["unflushed_blocks"] = [block_json(block) for block in unflushed]
@@ -169,9 +188,13 @@ class ChoiceBuilder:
         message["final_answer"] = self.reply.final_answer
         if self._container is not None:
             message["container"] = self._container.id
-        if self.reply.executed:
+        executed = [
+            executed_tool(tool, index) for index, tool in enumerate(self.reply.executed[self._earlier[0] :])
+        ]
+        if executed or self._waiting:
             message["executed_tools"] = [
-                executed_tool(tool, index) for index, tool in enumerate(self.reply.executed)
+                *executed,
+                *({**tool, "index": len(executed)} for tool in self._waiting),
             ]
         if self.reply.unflushed:
             message["unflushed_blocks"] = [block_json(block) for block in self.reply.unflushed]
@@ -211,6 +234,14 @@ class ChoiceBuilder:
                     self._calls.pop()
                     self._arguments.pop()
         return delta
+
+    def _code_call(self, call: CodeToolCall) -> Fields:
+        """Add a call of code and return it for a delta."""
+        function = {"name": self._functions[call.name], "arguments": dumps(call.arguments).decode()}
+        self._calls.append({"id": call.id, "name": function["name"]})
+        self._arguments.append([function["arguments"]])
+        index = len(self._calls) - 1
+        return {"index": index, "id": call.id, "type": "function", "function": function}
 
     def _custom_call(self, call: EarlierCall) -> Fields:
         custom = {"name": call.name, "input": input_of(call.arguments)}
@@ -289,6 +320,7 @@ def called_tool(call: CodeToolCall) -> Json:
         "finished_at": call.finished_at,
         "output": call.output,
         "error": call.error,
+        **({"by_client": True} if call.by_client else {}),
     }
 
 

@@ -29,6 +29,7 @@ from service.deferral.observation import executed_text
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Tokenizer
 from service.episode.reasoning_parser import without_thought
+from service.tools.base import CODE_CALL_PREFIX
 
 PREFIXES: Final = {
     "message": "msg",
@@ -115,6 +116,13 @@ class CodeInterpreterCall(Item):
     """None if the response didn't include them; they are then read from the store."""
 
 
+class CallCaller(RequestModel):
+    """Origin of a call: the model (``direct``), or code (``program``), with the id of its item."""
+
+    type: Literal["direct", "program"]
+    caller_id: str | None = Field(default=None, max_length=512)
+
+
 class FunctionCall(Item):
     """A call of one of the client's functions."""
 
@@ -123,6 +131,7 @@ class FunctionCall(Item):
     name: str
     arguments: str = ""
     parsed_arguments: object = None
+    caller: CallCaller | None = None
 
 
 class FunctionCallOutput(Item):
@@ -131,6 +140,7 @@ class FunctionCallOutput(Item):
     type: Literal["function_call_output"]
     call_id: str
     output: ResponseContent
+    caller: CallCaller | None = None
 
 
 class CustomToolCall(Item):
@@ -340,6 +350,8 @@ class Conversation:
                 if item.outputs is not None:  # without them the model was shown nothing
                     logs = "".join(output.logs for output in item.outputs)
                     self._text.append(executed_text(logs, self._tokenizer, self._policy))
+            case FunctionCall() | FunctionCallOutput() if item.call_id.startswith(CODE_CALL_PREFIX):
+                pass  # between code and the client; the model reads what the code prints
             case FunctionCall():
                 function = {"name": item.name, "arguments": item.arguments}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})

@@ -26,6 +26,7 @@ from service.episode.events import (
     Invoked,
     InvokedBlock,
     Sampled,
+    Suspended,
     ToolCalled,
 )
 from service.episode.reasoning_parser import ReasoningDelta
@@ -163,9 +164,16 @@ class TextItem:
 
 
 class FunctionCallItem:
-    """A call of one of the client's functions."""
+    """A call of one of the client's functions.
 
-    def __init__(self, output: Output, name: str, call_id: str) -> None:
+    Args:
+        output: the response's items.
+        name: the function.
+        call_id: id of the call.
+        caller: OpenAI's field for the origin of the call; None for the model.
+    """
+
+    def __init__(self, output: Output, name: str, call_id: str, caller: Json | None = None) -> None:
         self._output = output
         self._name = name
         self._pieces: list[str] = []
@@ -177,6 +185,7 @@ class FunctionCallItem:
                 "call_id": call_id,
                 "name": name,
                 "arguments": "",
+                **({} if caller is None else {"caller": caller}),
             },
         )
 
@@ -276,6 +285,14 @@ class CodeItem:
         piece = f"\n{block.code}" if self._code else block.code
         self._code += piece
         return [self._event("response.code_interpreter_call_code.delta", delta=piece)]
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    def suspend(self) -> Events:
+        """End the item in this response. Its code waits, and the next response has its output."""
+        return [self._output.done(self._index, status="interpreting", code=self._code)]
 
     def flush(self) -> Events:
         """Start the flush."""
@@ -414,6 +431,7 @@ class OutputBuilder:
         tools: tools of MCP servers that code may call.
         custom: names of tools that take free text.
         base_url: address of this server, for links to files.
+        waiting: blocks of the flush with which the response begins, because it continues another one.
     """
 
     def __init__(
@@ -426,7 +444,9 @@ class OutputBuilder:
         tools: SessionTools | None = None,
         custom: Collection[str] = (),
         base_url: str = "",
+        waiting: Sequence[InvokedBlock] = (),
     ) -> None:
+        self._waiting = waiting
         self._base_url = base_url
         self._files: list[OutputFile] = []
         """Files of the flushes since the last message, which the next one cites."""
@@ -447,6 +467,10 @@ class OutputBuilder:
 
     def begin(self) -> Events:
         """Add the items that precede the reply, and return their events."""
+        if self._waiting:
+            self._code = CodeItem(self.output, self._container)
+            added = [event for block in self._waiting for event in self._code.add(block)]
+            return [*self._code.open(), *added, *self._code.flush()]
         listings = () if self._tools is None else self._tools.listings
         return [event for listing in listings for event in list_tools_events(self.output, listing)]
 
@@ -481,13 +505,27 @@ class OutputBuilder:
                     self._files += tool.files.files
             case ToolCalled(call):
                 events += self._add_call(call)
+            case Suspended(_, _, calls):
+                events += self._suspend(calls)
             case Finished(outcome):
                 events += self._close("incomplete" if outcome.is_truncated else "completed")
         return events
 
+    def _suspend(self, calls: Sequence[CodeToolCall]) -> Events:
+        """Add the calls of code that waits for the client."""
+        assert self._code is not None and self._tools is not None  # noqa: S101, PT018
+        events: Events = []
+        caller: Json = {"type": "program", "caller_id": self._code.id}
+        for call in calls:
+            item = FunctionCallItem(self.output, self._tools.client.names[call.name], call.id, caller)
+            events += [*item.open(), *item.write(dumps(call.arguments).decode()), *item.close("completed")]
+        events += self._code.suspend()
+        self._code = None
+        return events
+
     def _add_call(self, call: CodeToolCall) -> Events:
-        """Add a call of a tool by code, or its end."""
-        if self._tools is None:
+        """Add a call of a tool by code, or its end. Those for the client are added when the code waits."""
+        if self._tools is None or call.by_client:
             return []
         if call.status == "running":
             label, name = self._tools.origins[call.name]

@@ -20,6 +20,7 @@ from service.api.responses.resource import Resource, cancelled, shown
 from service.api.responses.run import ResponseRun, Stream
 from service.api.sse import until_disconnect
 from service.api.state import CurrentServer, Owner
+from service.api.suspension import CurrentSuspensions
 from service.common.json import Json, JsonResponse
 from service.store.responses import StoredResponse
 
@@ -33,6 +34,7 @@ async def create_response(
     server: CurrentServer,
     responses: CurrentResponses,
     containers: CurrentContainers,
+    suspensions: CurrentSuspensions,
     owner: Owner,
 ) -> Response:
     """Create a response. With the tool ``code_interpreter``, the model may run code in a sandbox."""
@@ -45,10 +47,12 @@ async def create_response(
         response_id=new_response_id(),
         owner=owner,
         containers=containers,
+        suspensions=suspensions,
         base_url=str(request.base_url),
     )
     include: Collection[str] = body.include or ()
-    run = ResponseRun(prepared, "queued" if body.background else "in_progress", responses.store_ended)
+    status = "queued" if body.background else "in_progress"
+    run = ResponseRun(prepared, status, responses.store_ended, suspensions)
     if body.background:
         await responses.store.put(responses.record(run))
         responses.background.start(run)
@@ -124,10 +128,17 @@ async def retrieve_response(
 
 @stored_router.post("/cancel", response_class=JsonResponse)
 async def cancel_response(
-    response_id: str, request: Request, responses: CurrentResponses, owner: Owner
+    response_id: str,
+    request: Request,
+    responses: CurrentResponses,
+    suspensions: CurrentSuspensions,
+    owner: Owner,
 ) -> Response:
-    """Cancel a background response. A response that has ended stays as it is."""
+    """Cancel a background response. A response that has ended stays as it is, but code of it that waits for
+    outputs ends."""
     stored = await _find(responses, response_id, owner)
+    if await suspensions.end(response_id, owner):
+        return JsonResponse(shown(stored.body, _include(request)))
     if not stored.background:
         raise ApiError(
             400, "Only a response created with background=true can be cancelled.", code="invalid_value"
@@ -140,9 +151,12 @@ async def cancel_response(
 
 
 @stored_router.delete("")
-async def delete_response(response_id: str, responses: CurrentResponses, owner: Owner) -> Json:
+async def delete_response(
+    response_id: str, responses: CurrentResponses, suspensions: CurrentSuspensions, owner: Owner
+) -> Json:
     """Delete a response, cancelling it first if it runs."""
     await _find(responses, response_id, owner)
+    await suspensions.end(response_id, owner)
     await responses.background.cancel(response_id)
     await responses.store.delete(response_id, owner)
     return {"id": response_id, "object": "response", "deleted": True}

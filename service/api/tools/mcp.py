@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, model_validator
 from service.api.errors import ApiError
 from service.api.validation import Ignored, RequestModel, Strict, invalid, only, unsupported
 from service.common.json import Json
+from service.tools.client import ClientFunction
 from service.tools.mcp.connection import McpServer
 from service.tools.mcp.hub import McpHub, McpServerError, SessionTools
 
@@ -119,14 +120,21 @@ def check_labels(tools: Sequence[object]) -> None:
         raise invalid("two MCP servers have the same 'server_label'", ".tools")
 
 
-async def open_tools(hub: McpHub, tools: Sequence[McpServerTool]) -> SessionTools | None:
+async def open_tools(
+    hub: McpHub, tools: Sequence[McpServerTool], functions: Sequence[ClientFunction] = ()
+) -> SessionTools | None:
     """Connect to the servers of a request and list their tools. None if there are no tools.
+
+    Args:
+        hub: of this process.
+        tools: servers of the request.
+        functions: functions of the client that code may call.
 
     Raises:
         ApiError: 400 for a server that is unknown or not allowed, 424 for one that can't be used.
     """
     try:
-        return await hub.open([tool.server() for tool in tools])
+        return await hub.open([tool.server() for tool in tools], functions)
     except McpServerError as error:
         if error.refused:
             message = f"MCP server '{error.label}': {error}."

@@ -17,6 +17,7 @@ from websockets.protocol import State
 from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.protocol import Address
+from service.sandbox.session import Deadline
 from service.sandbox.tool_calls import parse_arguments, run_tool
 from service.tools.base import MAX_ERROR_CHARS, ToolError, ToolHost
 
@@ -65,6 +66,7 @@ class RunnerConnection:
         """Time that the session may wait for its container, as granted by the runner."""
         self._websocket = websocket
         self._unanswered = 0
+        self._deadline = Deadline()
         self._tools = None if tools is None else ToolRelay(websocket, tools)
 
     @classmethod
@@ -122,6 +124,17 @@ class RunnerConnection:
             self._tools.use(tools)
         elif tools is not None:
             self._tools = ToolRelay(self._websocket, tools)
+
+    async def suspend(self, on: bool) -> None:
+        """Stop the code of the flush, or resume it. A broken connection is reported by the flush."""
+        if not self._deadline.is_running:
+            return
+        if on:
+            self._deadline.suspend()
+        else:
+            self._deadline.resume()
+        with contextlib.suppress(ConnectionClosed):
+            await self._websocket.send(protocol.encode(protocol.SuspendMessage(on=on)))
 
     def cancel_calls(self) -> None:
         """Cancel the calls of blocks that were dropped."""
@@ -207,7 +220,7 @@ class RunnerConnection:
         """Drop the connection if the block fails: a late reply would be mistaken for the next request's."""
         keep = False
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._deadline.within(timeout_s):
                 yield
             keep = True
         except TooBigError:

@@ -163,6 +163,9 @@ class Lease:
                     if self._tools is not None:
                         self._tools.answer(message)
                     continue
+                if isinstance(message, protocol.SuspendMessage):
+                    await (session.suspend() if message.on else session.resume())
+                    continue
                 if isinstance(message, protocol.PutRequest):
                     self._bytes_due = message.size
                 requests.put_nowait(message)
@@ -279,7 +282,7 @@ class Lease:
         data: bytes | None = event.get("bytes")
         if data is None:
             request = protocol.decode_request(event.get("text"))
-            anytime = protocol.CloseRequest | protocol.ToolResultMessage
+            anytime = protocol.CloseRequest | protocol.ToolResultMessage | protocol.SuspendMessage
             if self._bytes_due and not isinstance(request, anytime):
                 raise protocol.MessageError("type: the announced input is not complete")
             return request

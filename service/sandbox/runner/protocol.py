@@ -10,7 +10,8 @@ connection is one session and one lease:
    sends the input in binary frames; before its reply to a ``ReadRequest`` the runner sends the file in them.
 3. ``CloseRequest`` is valid at any time. A dropped connection has the same effect.
 4. If the session has tools, the runner sends a ``ToolCallMessage`` whenever code calls one. The client
-   answers each with a ``ToolResultMessage``, in any order and at any time. Neither counts as a request.
+   answers each with a ``ToolResultMessage``, in any order and at any time. With a ``SuspendMessage`` it stops
+   the code of the flush, and resumes it. None of them counts as a request.
 
 The runner listens on a Unix socket or on a TCP port, see ``Address``. Its load is a ``LoadReport``.
 """
@@ -184,6 +185,13 @@ class ToolResultMessage(_Message):
     """JSON if ``ok``, otherwise the message."""
 
 
+class SuspendMessage(_Message):
+    """Stop the code of the current flush, or resume it."""
+
+    type: Literal["suspend"] = "suspend"
+    on: bool
+
+
 class ToolCallMessage(_Message):
     """Code called a tool. The arguments are not validated."""
 
@@ -256,7 +264,15 @@ class LoadReport(_Message):
 FileRequest = (
     LeaseRequest | ConfigureRequest | PutRequest | RemoveRequest | ChangesRequest | ReadRequest | ParkRequest
 )
-RunnerRequest = OpenRequest | InvokeRequest | FlushRequest | CloseRequest | ToolResultMessage | FileRequest
+RunnerRequest = (
+    OpenRequest
+    | InvokeRequest
+    | FlushRequest
+    | CloseRequest
+    | ToolResultMessage
+    | SuspendMessage
+    | FileRequest
+)
 RunnerReply = (
     OpenedReply | InvokedReply | FlushedReply | FailedReply | ToolCallMessage | DoneReply | ChangesReply
 )

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from service.tools.client import ClientCalls, ClientFunction
 from service.tools.mcp.connection import McpConnection, McpError, McpServer, McpTool
 from service.tools.mcp.egress import EgressError, EgressPolicy
 from service.tools.stubs import identifier
@@ -52,8 +53,11 @@ class SessionTools(ToolSet):
         own: Sequence[McpConnection],
         *,
         timeout_s: float,
+        client: ClientCalls | None = None,
     ) -> None:
         super().__init__(tools, timeout_s=timeout_s)
+        self.client = client or ClientCalls()
+        """Calls of the functions that the client runs."""
         self.listings = tuple(listings)
         self.origins = origins
         """Label of the server and name of the tool there, by the name in Python."""
@@ -89,19 +93,22 @@ class McpHub:
         }
         self.always = tuple(always)
 
-    async def open(self, servers: Sequence[McpServer]) -> SessionTools | None:
+    async def open(
+        self, servers: Sequence[McpServer], functions: Sequence[ClientFunction] = ()
+    ) -> SessionTools | None:
         """Return the tools of ``servers``, and of those that every request gets; None if there are none.
 
         Args:
             servers: servers of the request. One without a URL is one of the operator's, of which it may
                 restrict the tools.
+            functions: functions of the client that code may call.
 
         Raises:
             McpServerError: a server is unknown, not allowed or unreachable.
         """
         named = {server.label for server in servers}
         wanted = [*servers, *(McpServer(label) for label in self.always if label not in named)]
-        if not wanted:
+        if not (wanted or functions):
             return None
         pairs = [(server, self._connection(server)) for server in wanted]
         own = [connection for server, connection in pairs if server.url is not None]
@@ -112,7 +119,8 @@ class McpHub:
         if errors:
             await asyncio.gather(*(connection.close() for connection in own))
             raise errors[0]
-        tools: list[Tool] = []
+        client = ClientCalls()
+        tools: list[Tool] = [function.tool(client) for function in functions[:MAX_SESSION_TOOLS]]
         listings: list[Listing] = []
         origins: dict[str, tuple[str, str]] = {}
         for (server, connection), found in zip(pairs, listed, strict=True):
@@ -120,15 +128,15 @@ class McpHub:
             offered = found[: MAX_SESSION_TOOLS - len(tools)]
             for tool in offered:
                 name = identifier(tool.name)
-                if name in origins:
-                    name = identifier(f"{server.label}_{tool.name}", origins)
+                if name in origins or name in client.names:
+                    name = identifier(f"{server.label}_{tool.name}", {*origins, *client.names})
                 origins[name] = server.label, tool.name
                 is_read_only = server.is_read_only(tool.name) or (
                     server.url is None and connection.server.is_read_only(tool.name)
                 )
                 tools.append(Tool(tool.spec(name, read_only=is_read_only), partial(_call, connection, tool)))
             listings.append(Listing(server.label, tuple(offered)))
-        return SessionTools(tools, listings, origins, own, timeout_s=self._call_timeout_s)
+        return SessionTools(tools, listings, origins, own, timeout_s=self._call_timeout_s, client=client)
 
     def _connection(self, server: McpServer) -> McpConnection:
         if server.url is None:

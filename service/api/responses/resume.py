@@ -1,0 +1,92 @@
+"""Find the code that a request continues with its outputs of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from service.api.errors import ApiError
+from service.api.responses.items import (
+    CustomToolCall,
+    CustomToolCallOutput,
+    FunctionCall,
+    FunctionCallOutput,
+    InputItem,
+)
+from service.api.responses.request import ResponseRequest
+from service.api.suspension import LiveEpisode, Suspensions, check_outputs, is_code_call, not_waiting
+from service.common.json import Json
+from service.store.responses import ResponseStore, StoredResponse
+
+
+async def find_suspended(
+    suspensions: Suspensions,
+    store: ResponseStore,
+    request: ResponseRequest,
+    items: Sequence[InputItem],
+    owner: str,
+    response_id: str,
+) -> LiveEpisode | None:
+    """Return the episode that ``request`` continues, with its outputs set; None if it continues none.
+
+    Args:
+        suspensions: of this process.
+        store: the responses of all processes.
+        request: names an earlier response, or contains the whole conversation.
+        items: its input, with references resolved.
+        owner: the key of the client.
+        response_id: id of the new response.
+
+    Raises:
+        ApiError: 400 if the outputs are incomplete or don't fit, 409 if the code does not wait any more.
+    """
+    answers = {
+        item.call_id: item.output
+        for item in items
+        if isinstance(item, FunctionCallOutput | CustomToolCallOutput)
+    }
+    at_end = set(_ids_at_end(items))
+    stored: StoredResponse | None = None
+    if (previous := request.previous_response_id) is not None:
+        live = suspensions.of_reply(previous, owner)
+        stored = await store.get(previous, owner)
+    else:
+        live = suspensions.of_calls(answers, owner)
+    if live is None:
+        for_code = [call_id for call_id in answers if is_code_call(call_id) and call_id in at_end]
+        waiting = None if stored is None else stored.body.get("suspended")
+        if waiting is not None or for_code:
+            elsewhere = isinstance(waiting, dict) and waiting.get("server") != suspensions.server
+            raise not_waiting(for_code, elsewhere=elsewhere)
+        return None
+    outputs = {call_id: output for call_id, output in answers.items() if call_id in at_end}
+    if previous is not None and len(at_end) < len(items):
+        raise ApiError(
+            400,
+            "Code of the previous response waits for outputs: 'input' may contain only these.",
+            param="input",
+            code="invalid_value",
+        )
+    check_outputs(live, outputs, _called(items, stored), "input")
+    if request.model != live.chat.request.model:
+        name = live.chat.request.model
+        raise ApiError(400, f"'model' must be '{name}', as in the reply that continues.", param="model")
+    live.give(outputs, response_id)
+    return live
+
+
+def _ids_at_end(items: Sequence[InputItem]) -> list[str]:
+    """Return the calls whose outputs end the input."""
+    found: list[str] = []
+    for item in reversed(items):
+        if not isinstance(item, FunctionCallOutput | CustomToolCallOutput):
+            break
+        found.append(item.call_id)
+    return found
+
+
+def _called(items: Sequence[InputItem], previous: StoredResponse | None) -> set[str]:
+    """Return the ids of the calls in the conversation."""
+    found = {item.call_id for item in items if isinstance(item, FunctionCall | CustomToolCall)}
+    output = [] if previous is None else cast("list[Json]", previous.body["output"])
+    return found | {str(item["call_id"]) for item in output if "call_id" in item}
