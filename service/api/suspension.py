@@ -71,7 +71,6 @@ class LiveEpisode:
         self._counted: Usage | None = None
         self._streams: list[EpisodeStream] | None = None
         self._resources = AsyncExitStack()
-        self._outputs: Mapping[str, str] = {}
         self._handed_over = 0
         """Number of times that it was suspended and kept."""
         self._started = False
@@ -104,23 +103,23 @@ class LiveEpisode:
         usage = usage_of(len(self.chat.prompt_ids), replies)
         return usage if self._counted is None else usage.since(self._counted)
 
-    def give(self, outputs: Mapping[str, str], reply_id: str) -> None:
-        """Set the outputs with which the reply ``reply_id`` continues the episode."""
-        self._outputs = outputs
-        self._next_id = reply_id
+    def streams(self, outputs: Mapping[str, str], reply_id: str) -> list[EpisodeStream]:
+        """Start or continue the episodes of all choices. Each stream ends where its episode is suspended.
 
-    def streams(self) -> list[EpisodeStream]:
-        """Start or continue the episodes of all choices. Each stream ends where its episode is suspended."""
+        Args:
+            outputs: of the calls that wait, by their ids.
+            reply_id: id of the reply that continues it.
+        """
         self._started = True
         if self._streams is None:
             self._streams = self.chat.episodes()
         else:
             self.suspended = None
-            self.reply_id = self._next_id
+            self.reply_id = reply_id
             if self.chat.container is not None:
                 self.chat.container.continue_as(self.reply_id)
             if self.chat.code_tools is not None:
-                self.chat.code_tools.client.answer(self._outputs)
+                self.chat.code_tools.client.answer(outputs)
         return [self._until_suspended(stream) for stream in self._streams]
 
     async def _until_suspended(self, stream: EpisodeStream) -> EpisodeStream:
@@ -143,11 +142,11 @@ class LiveEpisode:
         Raises:
             ApiError: as `ContainerUse.acquire`; 409 if it was suspended and has ended in the meantime.
         """
-        before, self._started = self._handed_over, False
-        if self.suspended is not None and self._taken_from is not None:
+        if self._taken_from is not None:
             self._taken_from.take(self)
-        elif not self.is_continued:
+        else:
             self._resources.push_async_callback(self.chat.close)
+        before, self._started = self._handed_over, False
         try:
             if not self.is_continued:
                 await self._resources.enter_async_context(self.chat.held_container())
@@ -236,7 +235,7 @@ class Suspensions:
             ApiError: 409 if it has ended, or if another request continues it.
         """
         if self._kept.get(live.reply_id) is not live:
-            raise not_waiting(live.calls)
+            raise not_waiting(())
         del self._kept[live.reply_id]
 
     def put_back(self, live: LiveEpisode) -> None:
@@ -325,7 +324,7 @@ def not_waiting(call_ids: Collection[str], *, elsewhere: bool = False) -> ApiErr
         call_ids: the calls.
         elsewhere: the code waits in another process of this service.
     """
-    first = next(iter(call_ids), "")[:80]
+    first = next(iter(call_ids), "the calls")[:80]
     if elsewhere:
         message = (
             f"The code that made the call '{first}' waits in another process of this service. Send the "

@@ -134,6 +134,9 @@ class ScriptedSession:
         blocks, self.pending = self.pending, []
         return self._answer(blocks)
 
+    async def suspend(self) -> None: ...
+    async def resume(self) -> None: ...
+
     async def close(self) -> None:
         self.closed = True
 

@@ -83,8 +83,7 @@ class _Reply:
         self.usage: Usage | None = None
         """Set when the episode is suspended: the next request may continue it at any time."""
         self.is_continued = live.is_continued
-        if live.is_continued:
-            live.give({call.tool_call_id or "": call.content or "" for call in answers(request)}, self.id)
+        self.outputs = {call.tool_call_id or "": call.content or "" for call in answers(request)}
         self.choices = self._choices()
 
     def _choices(self) -> list[ChoiceBuilder]:
@@ -229,7 +228,7 @@ async def _deltas(reply: _Reply) -> AsyncGenerator[tuple[ChoiceBuilder, ChoiceDe
     """
     chat, live, choices = reply.chat, reply.live, reply.choices
     running = chat.server.run_episodes(
-        live.streams,
+        partial(live.streams, reply.outputs, reply.id),
         count=len(choices),
         operation="chat",
         model=chat.request.model,

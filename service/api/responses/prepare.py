@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -75,6 +76,8 @@ class PreparedResponse:
     """Address of this server, for links to files."""
     continued_from: str | None = None
     """Id of the response whose code this one continues; None for a new reply."""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """Outputs for that code, by the id of the call."""
 
     @property
     def schema_param(self) -> str | None:
@@ -133,11 +136,11 @@ async def prepare_response(
         for index, item in enumerate(request.input)
     ]
     items = await resolved(own, store, owner)
-    live = await find_suspended(suspensions, store, request, items, owner, response_id)
-    if live is not None:
-        return PreparedResponse(
-            response_id, owner, request, items, live.chat, live, base_url, continued_from=live.reply_id
-        )
+    found = await find_suspended(suspensions, store, request, items, owner)
+    if found is not None:
+        live, outputs = found
+        continued = PreparedResponse(response_id, owner, request, items, live.chat, live, base_url)
+        return replace(continued, continued_from=live.reply_id, outputs=outputs)
     conversation = Conversation(server.engine.tokenizer, server.runner.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)

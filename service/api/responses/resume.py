@@ -25,9 +25,8 @@ async def find_suspended(
     request: ResponseRequest,
     items: Sequence[InputItem],
     owner: str,
-    response_id: str,
-) -> LiveEpisode | None:
-    """Return the episode that ``request`` continues, with its outputs set; None if it continues none.
+) -> tuple[LiveEpisode, dict[str, str]] | None:
+    """Return the episode that ``request`` continues, and the outputs by call id; None if it continues none.
 
     Args:
         suspensions: of this process.
@@ -35,7 +34,6 @@ async def find_suspended(
         request: names an earlier response, or contains the whole conversation.
         items: its input, with references resolved.
         owner: the key of the client.
-        response_id: id of the new response.
 
     Raises:
         ApiError: 400 if the outputs are incomplete or don't fit, 409 if the code does not wait any more.
@@ -55,7 +53,7 @@ async def find_suspended(
     if live is None:
         for_code = [call_id for call_id in answers if is_code_call(call_id) and call_id in at_end]
         waiting = None if stored is None else stored.body.get("suspended")
-        if waiting is not None or for_code:
+        if waiting is not None or (for_code and previous is None):
             elsewhere = isinstance(waiting, dict) and waiting.get("server") != suspensions.server
             raise not_waiting(for_code, elsewhere=elsewhere)
         return None
@@ -71,8 +69,7 @@ async def find_suspended(
     if request.model != live.chat.request.model:
         name = live.chat.request.model
         raise ApiError(400, f"'model' must be '{name}', as in the reply that continues.", param="model")
-    live.give(outputs, response_id)
-    return live
+    return live, outputs
 
 
 def _ids_at_end(items: Sequence[InputItem]) -> list[str]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 import structlog
@@ -80,7 +81,7 @@ class ResponseRun:
         """
         prepared, chat, live = self.prepared, self.prepared.chat, self.prepared.live
         running = chat.server.run_episodes(
-            live.streams,
+            partial(live.streams, prepared.outputs, prepared.id),
             count=1,
             operation="responses",
             model=prepared.request.model,
