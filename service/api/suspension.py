@@ -324,15 +324,15 @@ def not_waiting(call_ids: Collection[str], *, elsewhere: bool = False) -> ApiErr
         call_ids: the calls.
         elsewhere: the code waits in another process of this service.
     """
-    first = next(iter(call_ids), "the calls")[:80]
+    first = next((f"'{call_id[:80]}'" for call_id in call_ids), "these calls")
     if elsewhere:
         message = (
-            f"The code that made the call '{first}' waits in another process of this service. Send the "
+            f"The code that waits for the output of {first} is in another process of this service. Send the "
             "requests of a conversation to the same process."
         )
         return ApiError(409, message, code="code_waits_elsewhere")
     message = (
-        f"No code waits for the output of '{first}': it was continued already, has expired, was cancelled, "
+        f"No code waits for the output of {first}: it was continued already, has expired, was cancelled, "
         "or its server was restarted. Leave out the reply with this call and its outputs, and ask again."
     )
     return ApiError(409, message, code="code_not_waiting")
