@@ -23,7 +23,7 @@ from service.api.errors import ApiError
 from service.api.state import EpisodeStream
 from service.common.json import Json
 from service.episode.accumulator import ReplyAccumulator, Usage, usage_of
-from service.episode.events import CodeToolCall, InvokedBlock, Suspended
+from service.episode.events import CodeToolCall, Suspended
 from service.store.responses import runner_id
 from service.tools.base import CODE_CALL_PREFIX
 
@@ -81,11 +81,6 @@ class LiveEpisode:
     def is_continued(self) -> bool:
         """Whether an earlier request has started the episode."""
         return self._streams is not None
-
-    @property
-    def blocks(self) -> tuple[InvokedBlock, ...]:
-        """The blocks that wait."""
-        return () if self.suspended is None else self.suspended.blocks
 
     @property
     def calls(self) -> dict[str, CodeToolCall]:

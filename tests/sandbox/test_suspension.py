@@ -1,6 +1,5 @@
 """Suspended flushes in real containers: their time, their processes, and their end."""
 
-
 from __future__ import annotations
 
 import asyncio

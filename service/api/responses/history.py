@@ -18,6 +18,8 @@ from service.api.responses.items import (
     McpCall,
     McpListTools,
     MessageItem,
+    Program,
+    ProgramOutput,
     Reasoning,
     SkippedItem,
     StoredReply,
@@ -138,14 +140,23 @@ def _is_output(item: InputItem) -> bool:
     return (
         _for_code(item)
         or isinstance(
-            item, Reasoning | CodeInterpreterCall | FunctionCall | CustomToolCall | McpListTools | McpCall
+            item,
+            Reasoning
+            | CodeInterpreterCall
+            | Program
+            | ProgramOutput
+            | FunctionCall
+            | CustomToolCall
+            | McpListTools
+            | McpCall,
         )
         or (isinstance(item, MessageItem) and item.role == "assistant")
     )
 
 
 async def _stored_reply(items: Sequence[InputItem], look_up: _ItemLookup) -> StoredReply | None:
-    calls = [item for item in items if isinstance(item, CodeInterpreterCall | FunctionCall | CustomToolCall)]
+    kinds = CodeInterpreterCall | ProgramOutput | FunctionCall | CustomToolCall
+    calls = [item for item in items if isinstance(item, kinds)]
     if not calls or calls[-1].id is None:
         return None
     last = response = await look_up.response(calls[-1].id)
@@ -183,6 +194,10 @@ def _comparable(item: InputItem) -> object:
             return item.id, [part.text for part in item.content]
         case CodeInterpreterCall():
             return item.id, item.code, None if item.outputs is None else [log.logs for log in item.outputs]
+        case Program():
+            return item.id, item.call_id, item.code
+        case ProgramOutput():
+            return item.id, item.call_id, item.result
         case FunctionCall():
             return item.id, item.call_id, item.name, item.arguments
         case CustomToolCall():

@@ -42,6 +42,8 @@ PREFIXES: Final = {
     "item_reference": "ref",
     "mcp_list_tools": "mcpl",
     "mcp_call": "mcp",
+    "program": "prog",
+    "program_output": "progo",
 }
 """Prefix of an item's id, by its type."""
 
@@ -134,6 +136,23 @@ class FunctionCall(Item):
     caller: CallCaller | None = None
 
 
+class Program(Item):
+    """Code of an earlier response, which has called functions of the client."""
+
+    type: Literal["program"]
+    call_id: str = ""
+    code: str = ""
+    fingerprint: str = ""
+
+
+class ProgramOutput(Item):
+    """The output of such code."""
+
+    type: Literal["program_output"]
+    call_id: str = ""
+    result: str = ""
+
+
 class FunctionCallOutput(Item):
     """The result of a function call."""
 
@@ -223,6 +242,8 @@ InputItem = Annotated[
     | Annotated[CustomToolCallOutput, Tag("<custom_tool_call_output>")]
     | Annotated[McpListTools, Tag("<mcp_list_tools>")]
     | Annotated[McpCall, Tag("<mcp_call>")]
+    | Annotated[Program, Tag("<program>")]
+    | Annotated[ProgramOutput, Tag("<program_output>")]
     | Annotated[ItemReference, Tag("<item_reference>")]
     | Annotated[SkippedItem, Tag("<skipped>")],
     Discriminator(
@@ -350,6 +371,8 @@ class Conversation:
                 if item.outputs is not None:  # without them the model was shown nothing
                     logs = "".join(output.logs for output in item.outputs)
                     self._text.append(executed_text(logs, self._tokenizer, self._policy))
+            case ProgramOutput():
+                self._text.append(executed_text(item.result, self._tokenizer, self._policy))
             case FunctionCall() | FunctionCallOutput() if item.call_id.startswith(CODE_CALL_PREFIX):
                 pass  # between code and the client; the model reads what the code prints
             case FunctionCall():

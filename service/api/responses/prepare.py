@@ -39,7 +39,7 @@ from service.api.responses.resume import find_suspended
 from service.api.seal import Seal
 from service.api.state import Server
 from service.api.suspension import LiveEpisode, Suspensions
-from service.api.tools.definitions import AllowedCode, AllowedServer, AutoContainer
+from service.api.tools.definitions import AllowedCode, AllowedServer, AutoContainer, ProgrammaticTool
 from service.api.tools.mcp import McpServerTool, open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
@@ -106,8 +106,15 @@ class PreparedResponse:
             tools=chat.code_tools,
             custom=self.request.custom_names,
             base_url=self.base_url,
-            waiting=self.live.blocks,
+            waiting=self.live.suspended,
+            programs=self._has_programs,
         )
+
+    @property
+    def _has_programs(self) -> bool:
+        # As in the response that this one continues, whose items the client knows.
+        tools = self.chat.request.tools or ()
+        return any(isinstance(tool, ProgrammaticTool) for tool in tools)
 
     def _seal(self, text: str) -> str:
         return self.chat.server.seal.close(text, owner=self.owner, model=self.request.model)
@@ -390,9 +397,11 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
         fields["response_format"] = request.form.as_response_format()
     if request.structured_outputs is not None:
         fields["structured_outputs"] = request.structured_outputs.model_dump(exclude_none=True, by_alias=True)
+    if request.runs_code and any(isinstance(tool, ProgrammaticTool) for tool in request.tools or ()):
+        fields["tools"] = [{"type": "programmatic_tool_calling"}]
     if functions := request.allowed_functions:
         keep = {"name", "description", "parameters", "strict", "format", "allowed_callers", "output_schema"}
-        fields["tools"] = [
+        fields["tools"] = fields.get("tools", []) + [
             {"type": tool.type, tool.type: tool.model_dump(include=keep, exclude_none=True)}
             for tool in functions
         ]
