@@ -131,7 +131,7 @@ class LiveEpisode:
                 await stream.aclose()
 
     @asynccontextmanager
-    async def held(self) -> AsyncGenerator[None, None]:
+    async def acquired(self) -> AsyncGenerator[None, None]:
         """Hold what the episode needs in the context. It ends with the context, unless it is kept.
 
         Raises:

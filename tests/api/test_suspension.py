@@ -16,7 +16,6 @@ from tests.support.response_events import checked, collected
 from tests.support.scripted import EOS, ResumingEngine, ScriptedEngine
 from tests.support.serving import Served, make_app, serve
 from tests.support.tool_sandbox import ToolSandbox
-from tests.support.until import until
 
 TURN = "Let me see.\n```python\n{}\n```<tool_call>"
 ONE = TURN.format('call weather {"city": "Ulm"}')
@@ -52,9 +51,16 @@ class Suspending:
         self.url, self.app = served.url, served.app
         self.kept: Suspensions = served.app.state.suspensions
 
-    async def respond(self, input: Any = "Rain?", **more: Any) -> Any:
+    async def respond(self, items: Any = "Rain?", **more: Any) -> Any:
         fields = {"model": "scripted", "tools": [WEATHER], "include": OUTPUTS, **more}
-        return await self.client.responses.create(input=input, **fields)
+        return await self.client.responses.create(input=items, **fields)
+
+    async def ended(self, response_id: str) -> Any:
+        """Wait for the end of a background response."""
+        stream = await self.client.responses.retrieve(response_id, stream=True)
+        async for event in stream:
+            last = event
+        return last.response  # type: ignore[union-attr]
 
     async def chat(self, messages: list[Any], **more: Any) -> Any:
         fields = {"model": "scripted", "tools": [CHAT_WEATHER], **more}
@@ -241,12 +247,36 @@ async def test_functions_of_the_model_and_of_code_are_kept_apart() -> None:
         assert '"name": "weather"' not in server.prompt()
 
 
-async def test_openais_tool_turns_code_on() -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_openais_tool_shows_code_as_programs(streamed: bool) -> None:
+    tools: Any = [WEATHER, {"type": "programmatic_tool_calling"}]
+    async with serving(ONE, ANSWER, f"Bye.{EOS}") as server:
+        if streamed:
+            body = checked(await collected(await server.respond(tools=tools, stream=True)))
+            first = await server.client.responses.retrieve(str(body["id"]))
+        else:
+            first = await server.respond(tools=tools)
+        assert [tool.type for tool in first.tools] == ["function", "programmatic_tool_calling"]
+        assert [item.type for item in first.output] == ["message", "program", "function_call"]
+        _, program, call = first.output
+        assert (program.code, call.caller.caller_id) == ('call weather {"city": "Ulm"}', program.call_id)
+        second = await server.respond(outputs(first), previous_response_id=first.id, tools=tools)
+        assert [item.type for item in second.output] == ["program_output", "message"]
+        done = second.output[0]
+        assert (done.call_id, done.result, done.status) == (program.call_id, "rain in Ulm", "completed")
+        items = [item.model_dump(exclude_none=True) for item in (*first.output, *second.output)]
+        items[3:3] = outputs(first)
+        ask = {"role": "user", "content": "Rain?"}
+        await server.respond([ask, *items, {**ask, "content": "Sure?"}], tools=tools)
+        ids = server.engine.calls[-1][0]
+        reply = ONE + "\nCode execution result: rain in Ulm\n</tool_call>\nSo \\boxed{rain}."
+        wanted = server.engine.tokenizer.encode(reply, allow_special=True)
+        assert any(ids[at : at + len(wanted)] == wanted for at in range(len(ids)))
+
+
+async def test_functions_are_for_the_model_only_by_default() -> None:
     tools: Any = [WEATHER, {"type": "programmatic_tool_calling"}]
     async with serving(ONE, ANSWER) as server:
-        first = await server.respond(tools=tools)
-        assert [tool.type for tool in first.tools] == ["function", "programmatic_tool_calling"]
-        assert len(calls(first)) == 1
         only = {**WEATHER, "allowed_callers": None}
         await server.respond(tools=[only, tools[1]])
         assert "def weather" not in server.prompt()
@@ -408,7 +438,7 @@ async def test_response_of_another_process_is_reported() -> None:
         assert live is not None
         server.kept.take(live)
         server.kept.server = "another"
-        with pytest.raises(openai.ConflictError, match="waits in another process") as error:
+        with pytest.raises(openai.ConflictError, match="another process") as error:
             await server.respond(outputs(first), previous_response_id=first.id)
         assert error.value.code == "code_waits_elsewhere"
         await live.end()
@@ -424,13 +454,9 @@ async def test_shutdown_ends_the_waiting_code() -> None:
 async def test_background_response_waits_too() -> None:
     async with serving(ONE, ANSWER) as server:
         first = await server.respond(background=True)
-        while (done := await server.client.responses.retrieve(first.id)).status in ("queued", "in_progress"):
-            await asyncio.sleep(0.01)
+        done = await server.ended(first.id)
         second = await server.respond(outputs(done), previous_response_id=first.id, background=True)
-        await until(lambda: len(server.engine.calls) == 2)
-        while (done := await server.client.responses.retrieve(second.id)).status != "completed":
-            await asyncio.sleep(0.01)
-        assert done.final_answer == "rain"
+        assert (await server.ended(second.id)).final_answer == "rain"
 
 
 @pytest.mark.parametrize(

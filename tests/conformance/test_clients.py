@@ -24,7 +24,15 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).with_name("clients")
 FEATURES = (
     *("chat", "streaming", "deferred code", "own functions", "functions and code", "functions from code"),
-    *("JSON by schema", "thinking", "log-probabilities", "text completions", "errors", "Responses API", "Messages API"),
+    *(
+        "JSON by schema",
+        "thinking",
+        "log-probabilities",
+        "text completions",
+        "errors",
+        "Responses API",
+        "Messages API",
+    ),
 )
 CLIENTS = {
     "openai_python.py": ("OpenAI SDK for Python", "openai"),

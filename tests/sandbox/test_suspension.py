@@ -47,7 +47,7 @@ async def runner_client(
         yield runner.client
 
 
-@pytest.fixture(params=["docker_sandbox", "runner_client"])
+@pytest.fixture(params=["docker_sandbox", "runner_client"], scope="module")
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     found: Sandbox = request.getfixturevalue(request.param)
     return found

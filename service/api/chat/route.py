@@ -236,7 +236,7 @@ async def _deltas(reply: _Reply) -> AsyncGenerator[tuple[ChoiceBuilder, ChoiceDe
         attributes=_attributes(reply),
         schema_param=chat.schema_param,
     )
-    async with live.held(), running as events:
+    async with live.acquired(), running as events:
         roles = [(choice, ChoiceDelta({"role": "assistant", "content": ""})) for choice in choices]
         if chat.schema_param is None:
             for role in roles:

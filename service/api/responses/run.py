@@ -89,7 +89,7 @@ class ResponseRun:
             attributes=self._attributes(),
             schema_param=prepared.schema_param,
         )
-        async with live.held(), running as episode:
+        async with live.acquired(), running as episode:
             self._admitted = True
             if self.resource.status != "queued":
                 yield self.lifecycle("created")
