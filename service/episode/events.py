@@ -154,7 +154,7 @@ class ToolCalled:
 
 
 @dataclass(frozen=True, slots=True)
-class Suspended:
+class FlushSuspended:
     """The code of a flush is stopped: it waits for tools that the client runs. The next event comes when the
     results are there."""
 
@@ -197,7 +197,7 @@ EpisodeEvent = (
     | Invoked
     | FlushStarted
     | ToolCalled
-    | Suspended
+    | FlushSuspended
     | FlushFinished
     | Observed
     | AnswerStarted

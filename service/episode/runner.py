@@ -28,11 +28,11 @@ from service.episode.events import (
     Finished,
     FlushFinished,
     FlushStarted,
+    FlushSuspended,
     Invoked,
     InvokedBlock,
     Observed,
     Sampled,
-    Suspended,
 )
 from service.episode.stop_strings import StopStringHit, until_stop
 from service.episode.thought_limit import CLOSING, ThoughtLimit, limit_thought
@@ -282,7 +282,7 @@ class EpisodeRunner:
                                 if not flushing.done():
                                     await queue.suspend()
                                     if not flushing.done() and (left := calls.waiting):
-                                        yield Suspended(tool_id, tuple(blocks), left)
+                                        yield FlushSuspended(tool_id, tuple(blocks), left)
                                     await queue.resume()
                             for called in calls.new_events():
                                 yield called

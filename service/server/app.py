@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.api import completions, errors, health, models, tokenize
 from service.api.auth import BEARER, ApiKeys
 from service.api.chat import route as chat
+from service.api.chat.suspension import Suspensions
 from service.api.files import container_route as containers_api
 from service.api.files import route as files_api
 from service.api.files.containers import Containers
@@ -34,7 +35,6 @@ from service.api.responses.registry import Responses
 from service.api.schemas import ERRORS
 from service.api.seal import Seal
 from service.api.state import Server
-from service.api.suspension import Suspensions
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy

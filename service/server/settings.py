@@ -17,10 +17,10 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.api.auth import ApiKey, parse_keys
+from service.api.chat.suspension import SuspensionLimits
 from service.api.files.containers import ContainerLimits
 from service.api.seal import SealKey, parse_seal_key
 from service.api.state import ApiSettings
-from service.api.suspension import SuspensionLimits
 from service.engines.checkpoint import quickstart
 from service.engines.factory import EngineKind, engine_kind
 from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
-from service.episode.events import FlushFinished, Suspended, ToolCalled
+from service.episode.events import FlushFinished, FlushSuspended, ToolCalled
 from service.episode.runner import EpisodeRunner
 from service.tools.base import ToolSpec
 from service.tools.client import ClientCalls
@@ -37,7 +37,7 @@ async def tokens(code: list[str], answers: dict[str, str], *, by_client: bool) -
     episode = runner.start(engine.tokenizer.encode("q", allow_special=False))
     stops = 0
     async for event in runner.run(episode, Sampling(max_tokens=5000), episode_id="e", tools=ToolSet([ask])):
-        if isinstance(event, Suspended):
+        if isinstance(event, FlushSuspended):
             stops += 1
             await asyncio.sleep(0.01)
             client.answer({call.id: answers[str(call.arguments["q"])] for call in event.calls})
@@ -77,7 +77,7 @@ async def test_an_episode_that_is_closed_while_it_waits_closes_its_session() -> 
         tools=ToolSet([client.tool(ASK, "ask")]),
     )
     async for event in stream:
-        if isinstance(event, Suspended):
+        if isinstance(event, FlushSuspended):
             break
     assert engine.open_streams == 0
     await stream.aclose()
@@ -96,10 +96,12 @@ async def test_events_of_a_call_of_the_client() -> None:
         tools=ToolSet([client.tool(ASK, "ask")]),
     ):
         events.append(event)
-        if isinstance(event, Suspended):
+        if isinstance(event, FlushSuspended):
             client.answer({call.id: "yes" for call in event.calls})
-    kinds = [type(event) for event in events if isinstance(event, ToolCalled | Suspended | FlushFinished)]
-    assert kinds == [ToolCalled, Suspended, ToolCalled, FlushFinished]
+    kinds = [
+        type(event) for event in events if isinstance(event, ToolCalled | FlushSuspended | FlushFinished)
+    ]
+    assert kinds == [ToolCalled, FlushSuspended, ToolCalled, FlushFinished]
     [flush] = [event.tool for event in events if isinstance(event, FlushFinished)]
     [call] = flush.calls
     assert (call.by_client, call.status, call.output) == (True, "ok", "yes")

@@ -24,10 +24,10 @@ from service.episode.events import (
     Finished,
     FlushFinished,
     FlushStarted,
+    FlushSuspended,
     Invoked,
     InvokedBlock,
     Sampled,
-    Suspended,
 )
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
@@ -140,7 +140,7 @@ class ChoiceBuilder:
                 delta["executed_tools"] = [waiting_tool(tool_id, self._snapshot(), blocks, "running")]
             case FlushFinished(tool):
                 delta["executed_tools"] = [executed_tool(tool, self._snapshot())]
-            case Suspended(tool_id, blocks, calls):
+            case FlushSuspended(tool_id, blocks, calls):
                 self._waiting = [waiting_tool(tool_id, self._snapshot(), blocks, "suspended")]
                 added = [self._code_call(call) for call in calls]
                 delta |= {"executed_tools": self._waiting, "tool_calls": added}

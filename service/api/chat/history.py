@@ -8,8 +8,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.chat.request import ChatRequest, Message
+from service.api.chat.suspension import LiveEpisode, Suspensions, check_outputs, is_code_call, not_waiting
 from service.api.errors import ApiError
-from service.api.suspension import LiveEpisode, Suspensions, check_outputs, is_code_call, not_waiting
 from service.api.tools.history import reply_key
 from service.deferral.scanner import FENCE
 from service.engines.base import Tokenizer

@@ -15,6 +15,7 @@ from service.api.chat.choice_builder import ChoiceBuilder, ChoiceDelta, chat_usa
 from service.api.chat.history import answers, find_replies, find_suspended, store_reply, with_whole_replies
 from service.api.chat.prepare import prepare
 from service.api.chat.request import ChatRequest
+from service.api.chat.suspension import CurrentSuspensions, LiveEpisode, Suspensions
 from service.api.errors import ApiError
 from service.api.files.choice import CurrentContainers, choose_container
 from service.api.files.containers import Containers, ContainerUse
@@ -22,7 +23,6 @@ from service.api.files.inputs import file_part
 from service.api.schemas import COMPLETION
 from service.api.sse import until_disconnect
 from service.api.state import CurrentReplies, CurrentServer, Owner
-from service.api.suspension import CurrentSuspensions, LiveEpisode, Suspensions
 from service.api.telemetry.tracing import Attributes
 from service.api.tools.definitions import AutoContainer, CodeInterpreterTool
 from service.api.tools.history import reply_key
@@ -30,7 +30,7 @@ from service.api.validation import report_ignored
 from service.common.json import Json, JsonResponse, dumps
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
 from service.episode.accumulator import Usage, usage_of
-from service.episode.events import Suspended
+from service.episode.events import FlushSuspended
 from service.episode.tool_parser import CallError
 from service.store.replies import ReplyStore
 
@@ -251,7 +251,7 @@ async def _deltas(reply: _Reply) -> AsyncGenerator[tuple[ChoiceBuilder, ChoiceDe
             except CallError as error:
                 details = {"failed_generation": error.written}
                 raise ApiError(400, str(error), code="tool_use_failed", details=details) from None
-            if isinstance(event, Suspended):
+            if isinstance(event, FlushSuspended):
                 await reply.suspend()
             if delta is not None:
                 yield choices[index], delta

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
+from service.api.chat.suspension import is_code_call
 from service.api.errors import ApiError
 from service.api.responses.items import (
     CodeInterpreterCall,
@@ -26,7 +27,6 @@ from service.api.responses.items import (
     is_response_id,
     response_of,
 )
-from service.api.suspension import is_code_call
 from service.common.json import Json
 from service.store.responses import ResponseStore, StoredResponse
 

@@ -29,9 +29,9 @@ from service.episode.events import (
     Finished,
     FlushFinished,
     FlushStarted,
+    FlushSuspended,
     Invoked,
     Sampled,
-    Suspended,
     ToolCalled,
 )
 from service.episode.reasoning_parser import ReasoningDelta
@@ -70,7 +70,7 @@ class OutputBuilder:
         tools: SessionTools | None = None,
         custom: Collection[str] = (),
         base_url: str = "",
-        waiting: Suspended | None = None,
+        waiting: FlushSuspended | None = None,
         programs: bool = False,
     ) -> None:
         self._programs = programs
@@ -138,7 +138,7 @@ class OutputBuilder:
                     self._files += tool.files.files
             case ToolCalled(call):
                 events += self._add_call(call)
-            case Suspended(_, _, calls):
+            case FlushSuspended(_, _, calls):
                 events += self._suspend(calls)
             case Finished(outcome):
                 events += self._close("incomplete" if outcome.is_truncated else "completed")

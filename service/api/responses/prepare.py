@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from service.api.chat.prepare import PreparedChat, prepare_with
 from service.api.chat.request import ChatRequest
+from service.api.chat.suspension import LiveEpisode, Suspensions
 from service.api.errors import ApiError, api_error_of
 from service.api.files.choice import choose_container
 from service.api.files.containers import Containers, ContainerUse
@@ -38,7 +39,6 @@ from service.api.responses.request import (
 from service.api.responses.resume import find_suspended
 from service.api.seal import Seal
 from service.api.state import Server
-from service.api.suspension import LiveEpisode, Suspensions
 from service.api.tools.definitions import AllowedCode, AllowedServer, AutoContainer, ProgrammaticTool
 from service.api.tools.mcp import McpServerTool, open_tools
 from service.api.validation import report_ignored, unreported

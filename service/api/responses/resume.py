@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from service.api.chat.suspension import LiveEpisode, Suspensions, check_outputs, is_code_call, not_waiting
 from service.api.errors import ApiError
 from service.api.responses.items import (
     CustomToolCall,
@@ -14,7 +15,6 @@ from service.api.responses.items import (
     InputItem,
 )
 from service.api.responses.request import ResponseRequest
-from service.api.suspension import LiveEpisode, Suspensions, check_outputs, is_code_call, not_waiting
 from service.common.json import Json
 from service.store.responses import ResponseStore, StoredResponse
 

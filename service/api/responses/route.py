@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api import sse
+from service.api.chat.suspension import CurrentSuspensions
 from service.api.errors import ApiError
 from service.api.files.choice import CurrentContainers
 from service.api.responses.items import is_response_id, new_response_id
@@ -20,7 +21,6 @@ from service.api.responses.resource import Resource, cancelled, shown
 from service.api.responses.run import ResponseRun, Stream
 from service.api.sse import until_disconnect
 from service.api.state import CurrentServer, Owner
-from service.api.suspension import CurrentSuspensions
 from service.common.json import Json, JsonResponse
 from service.store.responses import StoredResponse
 

@@ -17,16 +17,16 @@ from http import HTTPStatus
 
 import structlog
 
+from service.api.chat.suspension import Suspensions
 from service.api.errors import ApiError, as_api_error
 from service.api.limits import Drain
 from service.api.responses.output import response_usage
 from service.api.responses.prepare import PreparedResponse
 from service.api.responses.resource import STOPPED, Resource
-from service.api.suspension import Suspensions
 from service.api.telemetry.tracing import Attributes
 from service.common.json import Json
 from service.episode.accumulator import Usage
-from service.episode.events import Finished, Suspended
+from service.episode.events import Finished, FlushSuspended
 from service.episode.tool_parser import CallError
 from service.store.responses import ResponseStore, StoredResponse
 
@@ -107,7 +107,7 @@ class ResponseRun:
                 if isinstance(event, Finished):
                     self.resource.finish(event.outcome)
                     self.resource.final_answer = self.output.reply.final_answer
-                elif isinstance(event, Suspended):
+                elif isinstance(event, FlushSuspended):
                     self._usage = live.usage()
                     await self._suspensions.add(live)
                     self.resource.suspend(self._suspensions.as_json(live))

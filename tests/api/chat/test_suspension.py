@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from service.api.suspension import Suspensions
+from service.api.chat.suspension import Suspensions
 from tests.support.response_events import checked, collected
 from tests.support.scripted import EOS, ResumingEngine, ScriptedEngine
 from tests.support.serving import Served, make_app, serve

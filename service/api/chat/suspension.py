@@ -23,7 +23,7 @@ from service.api.errors import ApiError
 from service.api.state import EpisodeStream
 from service.common.json import Json
 from service.episode.accumulator import ReplyAccumulator, Usage, usage_of
-from service.episode.events import CodeToolCall, Suspended
+from service.episode.events import CodeToolCall, FlushSuspended
 from service.store.responses import runner_id
 from service.tools.base import CODE_CALL_PREFIX
 
@@ -64,7 +64,7 @@ class LiveEpisode:
         """Accumulates the whole reply, over all requests. Set by the first."""
         self.text = ""
         """Content of the earlier messages of the reply; chat only."""
-        self.suspended: Suspended | None = None
+        self.suspended: FlushSuspended | None = None
         """None while it runs."""
         self.expires_at = 0.0
         """Monotonic time at which it ends if it is still suspended."""
@@ -121,7 +121,7 @@ class LiveEpisode:
         is_suspended = False
         try:
             async for event in stream:
-                if isinstance(event, Suspended):
+                if isinstance(event, FlushSuspended):
                     is_suspended, self.suspended = True, event
                 yield event
                 if is_suspended:
