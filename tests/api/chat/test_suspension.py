@@ -276,7 +276,7 @@ async def test_openais_tool_shows_code_as_programs(streamed: bool) -> None:
 
 async def test_functions_are_for_the_model_only_by_default() -> None:
     tools: Any = [WEATHER, {"type": "programmatic_tool_calling"}]
-    async with serving(ONE, ANSWER) as server:
+    async with serving(ANSWER) as server:
         only = {**WEATHER, "allowed_callers": None}
         await server.respond(tools=[only, tools[1]])
         assert "def weather" not in server.prompt()
