@@ -84,6 +84,8 @@ class ToolConfig:
     """See ``service.tools.stubs``."""
     read_only: frozenset[str]
     """Names of the tools that may be called before the flush."""
+    announced: frozenset[str]
+    """Names of the tools whose calls are reported while they are held."""
     max_calls: int
     """Highest number of calls of one flush."""
     wait_s: float
@@ -94,7 +96,7 @@ class ToolConfig:
         return any(stub["name"] not in self.read_only for stub in self.stubs)
 
 
-NO_TOOLS = ToolConfig([], frozenset(), 0, 0.0)
+NO_TOOLS = ToolConfig([], frozenset(), frozenset(), 0, 0.0)
 
 
 class CallRelay:
@@ -128,7 +130,7 @@ class CallRelay:
         self._on_state = on_state
         self._connections: set[_Connection] = set()
         self._sent: dict[int, _Connection] = {}
-        self._held: list[tuple[_Connection, str, str, int]] = []
+        self._held: list[tuple[int, _Connection, str, str, int]] = []
         self._count = 0
         self.state = "run"
         self._suspended = False
@@ -156,13 +158,17 @@ class CallRelay:
         elif len(self._sent) + len(self._held) >= MAX_OPEN_CALLS:
             connection.reply(False, f"more than {MAX_OPEN_CALLS} calls of tools at the same time")
         elif self._released or name in self._tools.read_only:
-            self._forward(connection, name, arguments, following)
+            self._forward(self._ids(), connection, name, arguments, following)
         else:
-            self._held.append((connection, name, arguments, following))
+            number = self._ids()
+            self._held.append((number, connection, name, arguments, following))
+            if name in self._tools.announced:
+                self._send({"op": "tool_held", "id": number, "name": name, "arguments": arguments})
         self._update()
 
-    def _forward(self, connection: _Connection, name: str, arguments: str, following: int) -> None:
-        number = self._ids()
+    def _forward(
+        self, number: int, connection: _Connection, name: str, arguments: str, following: int
+    ) -> None:
         self._sent[number] = connection
         self._send(
             {
@@ -179,8 +185,8 @@ class CallRelay:
         """Pass on the calls that were held: the flush was requested."""
         self._released = True
         waiting, self._held = self._held, []
-        for connection, name, arguments, following in waiting:
-            self._forward(connection, name, arguments, following)
+        for call in waiting:
+            self._forward(*call)
         self._update()
 
     def suspend(self) -> None:
@@ -193,17 +199,23 @@ class CallRelay:
         self._suspended = False
         self._update()
 
-    def answer(self, number: int, ok: bool, value: str) -> None:
-        """Pass on a result. ``value`` is JSON. Results of calls that were given up are ignored."""
+    def answer(self, number: int, state: int, value: str) -> None:
+        """Pass on a result. ``value`` is JSON. Results of calls that were given up are ignored.
+
+        Args:
+            number: of the call.
+            state: see ``TOOL_REPLY``.
+            value: the result, or the message of the error.
+        """
         if (connection := self._sent.pop(number, None)) is not None:
-            connection.reply_json(ok, value)
+            connection.reply_json(state, value)
             self._update()
 
     def _gone(self, connection: _Connection) -> None:
         """Forget a connection. If its call was passed on already, the result is lost."""
         self._connections.discard(connection)
         self._sent = {number: other for number, other in self._sent.items() if other is not connection}
-        self._held = [entry for entry in self._held if entry[0] is not connection]
+        self._held = [entry for entry in self._held if entry[1] is not connection]
         self._update()
 
     def _update(self) -> None:
@@ -268,11 +280,11 @@ class _Connection:
     def reply(self, ok: bool, text: str) -> None:
         self.reply_json(ok, json.dumps(text))
 
-    def reply_json(self, ok: bool, value: str) -> None:
+    def reply_json(self, state: int, value: str) -> None:
         if self._socket.fileno() < 0:
             return
         data = value.encode()
-        self._reply = memoryview(_REPLY.pack(ok, len(data)) + data)
+        self._reply = memoryview(_REPLY.pack(state, len(data)) + data)
         self._loop.add_writer(self._socket, self._write)
 
     def _write(self) -> None:

@@ -28,7 +28,17 @@ from .displays import HTML, MAX_BYTES, MEDIA_TYPES, parse_displays
 from .exchange import WorkFiles, extract_text, receive_input, remove_input
 from .flush import FlushRun
 from .processes import NamespaceProcess, WorkerError, as_user, cpu_seconds, reap, settle
-from .protocol import CHECKPOINT, RENDER, RENDERING, STARTED, STARTED_SHARING, Config
+from .protocol import (
+    CALL_DENIED,
+    CALL_FAILED,
+    CALL_OK,
+    CHECKPOINT,
+    RENDER,
+    RENDERING,
+    STARTED,
+    STARTED_SHARING,
+    Config,
+)
 from .script import compiles_alone, runs_one_by_one
 
 _LENGTH = struct.Struct("!I")
@@ -127,7 +137,8 @@ class Supervisor:
     def answer_call(self, frame: dict[str, Any]) -> None:
         """Pass on the result of a call of a tool."""
         if self._calls is not None:
-            self._calls.answer(int(frame["id"]), bool(frame["ok"]), frame["value"])
+            state = CALL_DENIED if frame.get("denied") else CALL_OK if frame["ok"] else CALL_FAILED
+            self._calls.answer(int(frame["id"]), state, frame["value"])
 
     async def suspend(self) -> None:
         """Stop the script of the flush, which waits for tools, until ``resume``."""
@@ -425,6 +436,7 @@ def _tool_config(frame: dict[str, Any]) -> ToolConfig:
     return ToolConfig(
         stubs=frame["tools"],
         read_only=frozenset(frame["read_only"]),
+        announced=frozenset(frame.get("announced", ())),
         max_calls=int(frame["max_calls"]),
         wait_s=float(frame["tool_wait_s"]),
     )

@@ -21,7 +21,15 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from .protocol import MAX_ARGUMENT_BYTES, MAX_OPEN_CALLS, TOOL_CALL, TOOL_REPLY, TOOL_REQUEST
+from .protocol import (
+    CALL_DENIED,
+    CALL_OK,
+    MAX_ARGUMENT_BYTES,
+    MAX_OPEN_CALLS,
+    TOOL_CALL,
+    TOOL_REPLY,
+    TOOL_REQUEST,
+)
 
 # Code may replace these functions in their modules.
 _dumps, _loads, _socketpair = json.dumps, json.loads, socket.socketpair
@@ -32,8 +40,12 @@ class CodeToolError(Exception):
     """A tool failed, or could not be called. The message is the tool's own."""
 
 
-CodeToolError.__module__ = "tools"
-CodeToolError.__name__ = CodeToolError.__qualname__ = "ToolError"
+class CodeToolDeniedError(CodeToolError):
+    """The call was denied, or not approved in time. It was not made."""
+
+
+for _error, _name in ((CodeToolError, "ToolError"), (CodeToolDeniedError, "ToolDeniedError")):
+    _error.__module__, _error.__name__, _error.__qualname__ = "tools", _name, _name
 
 
 class BoundCall:
@@ -78,7 +90,8 @@ class ToolsModule:
             return
         if self._built is None or self._built[0] != stubs:
             functions = {stub["name"]: self._function(stub) for stub in stubs}
-            content = {**functions, "gather": self._gather, "ToolError": CodeToolError}
+            errors = {"ToolError": CodeToolError, "ToolDeniedError": CodeToolDeniedError}
+            content = {**functions, "gather": self._gather, **errors}
             self._built = stubs, {**content, "__all__": list(content)}
             self._module = ModuleType("tools", "Functions that are available to this code.")
         self._module.__dict__.update(self._built[1])  # code may have replaced some
@@ -211,13 +224,15 @@ def _receive(connection: socket.socket) -> Any:
     """Return the result of a call, or its error."""
     try:
         with connection:
-            ok, size = _REPLY.unpack(_exactly(connection, _REPLY.size))
+            state, size = _REPLY.unpack(_exactly(connection, _REPLY.size))
             value = _loads(_exactly(connection, size))
     except (OSError, EOFError):
         return CodeToolError("the call was given up")
     except (ValueError, RecursionError) as error:
         return CodeToolError(f"the result can't be read: {error}")
-    return value if ok else CodeToolError(value)
+    if state == CALL_OK:
+        return value
+    return CodeToolDeniedError(value) if state == CALL_DENIED else CodeToolError(value)
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:

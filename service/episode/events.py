@@ -10,6 +10,7 @@ from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
 from service.sandbox.base import EagerFallback, FlushFiles, Status
+from service.tools.approval import ApprovalRequest
 
 CallStatus = Literal["running", "ok", "error"]
 
@@ -33,6 +34,8 @@ class CodeToolCall:
     """The message, if it failed."""
     by_client: bool = False
     """The client of the API runs the tool."""
+    approval_id: str | None = None
+    """The request that the client has approved; None if the tool needs no approval."""
 
     @property
     def took_effect(self) -> bool:
@@ -161,7 +164,16 @@ class FlushSuspended:
     tool_id: str
     blocks: tuple[InvokedBlock, ...]
     calls: tuple[CodeToolCall, ...]
-    """The calls that wait, in order."""
+    """The calls that wait for the client's outputs, in order."""
+    approvals: tuple[ApprovalRequest, ...] = ()
+    """The calls that wait for the client's approval."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalChanged:
+    """Code wants to call a tool that needs approval, or the client has decided."""
+
+    request: ApprovalRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +209,7 @@ EpisodeEvent = (
     | Invoked
     | FlushStarted
     | ToolCalled
+    | ApprovalChanged
     | FlushSuspended
     | FlushFinished
     | Observed

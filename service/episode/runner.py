@@ -38,6 +38,7 @@ from service.episode.stop_strings import StopStringHit, until_stop
 from service.episode.thought_limit import CLOSING, ThoughtLimit, limit_thought
 from service.episode.tool_calls import RecordedTools, call_text
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
+from service.tools.approval import Approvals
 from service.tools.base import ToolHost, ToolSpec
 from service.tools.stubs import listing
 
@@ -164,6 +165,7 @@ class EpisodeRunner:
         stop: Sequence[str] = (),
         tools: ToolHost | None = None,
         tool_wait_s: float = SessionLimits().tool_wait_s,
+        approvals: Approvals | None = None,
         thought: ThoughtLimit | None = None,
         answer: str | None = None,
         open_session: Callable[[SessionLimits, ToolHost | None], Session] | None = None,
@@ -181,6 +183,7 @@ class EpisodeRunner:
                 With ``answer`` they apply to the final answer only.
             tools: tools that code may call.
             tool_wait_s: time that a flush may wait for them, in seconds.
+            approvals: decides about their calls that need approval; None denies these calls.
             thought: limits the thought of the reply; None for no limit.
             answer: text that introduces a final answer after the last turn. A constraint of ``sampling``
                 applies to this answer and not to the turns before. None for no separate answer.
@@ -195,7 +198,7 @@ class EpisodeRunner:
         stop_ids = endings.keys() | ({episode.marker_id} if episode.marker_flushes else set())
         turn_stops = () if answer is not None else stop
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager, tool_wait_s=tool_wait_s)
-        calls = None if tools is None else RecordedTools(tools, clock)
+        calls = None if tools is None else RecordedTools(tools, clock, approvals)
         queue = BlockQueue((open_session or self.sandbox.session)(limits, calls))
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
@@ -281,8 +284,10 @@ class EpisodeRunner:
                                         yield called
                                 if not flushing.done():
                                     await queue.suspend()
-                                    if not flushing.done() and (left := calls.waiting):
-                                        yield FlushSuspended(tool_id, tuple(blocks), left)
+                                    if not flushing.done() and calls.waits_for_client:
+                                        yield FlushSuspended(
+                                            tool_id, tuple(blocks), calls.running, calls.open_approvals
+                                        )
                                     await queue.resume()
                             for called in calls.new_events():
                                 yield called

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from service.episode.events import CallStatus, CodeToolCall, ToolCalled
-from service.tools.base import ToolError, ToolHost, ToolSpec
+from service.episode.events import ApprovalChanged, CallStatus, CodeToolCall, ToolCalled
+from service.tools.approval import ApprovalRequest, Approvals
+from service.tools.base import ToolDeniedError, ToolError, ToolHost, ToolSpec
 
 _QUIET_S: Final = 0.05
 """Seconds without another call after which code that waits for the client is suspended. Threads of the code
@@ -22,14 +23,21 @@ class RecordedTools:
     Args:
         host: runs the tools.
         clock: source of the times, in Unix seconds.
+        approvals: decides about calls of tools with ``needs_approval``. None denies them.
     """
 
-    def __init__(self, host: ToolHost, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, host: ToolHost, clock: Callable[[], float], approvals: Approvals | None = None
+    ) -> None:
+        self._approvals = approvals
+        if approvals is not None:
+            approvals.on_change = lambda request: self._events.put_nowait(ApprovalChanged(request))
         self._host = host
         self._clock = clock
         self._own = {spec.name: spec for spec in host.specs}
         self._calls: dict[str, CodeToolCall] = {}
-        self._events: asyncio.Queue[ToolCalled] = asyncio.Queue()
+        self._events: asyncio.Queue[ToolCalled | ApprovalChanged | None] = asyncio.Queue()
+        """None wakes `events_until`."""
 
     @property
     def specs(self) -> Sequence[ToolSpec]:
@@ -38,8 +46,24 @@ class RecordedTools:
     async def call(self, name: str, arguments: dict[str, Any], call_id: str) -> object:
         """Run a tool and record the call. See `ToolHost`."""
         spec = self._own.get(name) or ToolSpec(name)
+        approval_id = None
+        if spec.needs_approval:
+            if self._approvals is None:
+                raise ToolDeniedError(f"{name}() can't be approved here")
+            approval_id = self._approvals.claim(name, arguments)
+            self._events.put_nowait(None)  # the code may now wait for the client only
+            if approval_id is not None:
+                await self._approvals.granted(approval_id)
         self._record(
-            CodeToolCall(call_id, name, arguments, spec.read_only, self._clock(), by_client=spec.by_client)
+            CodeToolCall(
+                call_id,
+                name,
+                arguments,
+                spec.read_only,
+                self._clock(),
+                by_client=spec.by_client,
+                approval_id=approval_id,
+            )
         )
         try:
             output = await self._host.call(name, arguments, call_id)
@@ -52,6 +76,11 @@ class RecordedTools:
         self._end(call_id, "ok", output=output)
         return output
 
+    def announce(self, name: str, arguments: dict[str, Any]) -> None:
+        """Request the approval of a call. See `AnnouncedTools`."""
+        if self._approvals is not None and name in self._own and self._own[name].needs_approval:
+            self._approvals.announce(name, arguments)
+
     def _end(
         self, call_id: str, status: CallStatus, *, output: object = None, error: str | None = None
     ) -> None:
@@ -63,31 +92,44 @@ class RecordedTools:
         self._calls[call.id] = call
         self._events.put_nowait(ToolCalled(call))
 
-    def new_events(self) -> list[ToolCalled]:
+    def new_events(self) -> list[ToolCalled | ApprovalChanged]:
         """Return the events since the last time."""
         events = []
         while not self._events.empty():
             events.append(self._events.get_nowait())
-        return events
+        return [event for event in events if event is not None]
 
     @property
-    def waiting(self) -> tuple[CodeToolCall, ...]:
-        """The calls without a result, if the client runs all of them; otherwise empty."""
-        running = tuple(call for call in self._calls.values() if call.status == "running")
-        return running if all(call.by_client for call in running) else ()
+    def running(self) -> tuple[CodeToolCall, ...]:
+        """The calls without a result."""
+        return tuple(call for call in self._calls.values() if call.status == "running")
 
-    async def events_until(self, flushing: asyncio.Future[Any]) -> AsyncGenerator[ToolCalled, None]:
-        """Yield events until ``flushing`` is done, or until it waits only for tools that the client runs."""
+    @property
+    def open_approvals(self) -> tuple[ApprovalRequest, ...]:
+        """The requests for whose decisions code waits."""
+        return () if self._approvals is None else self._approvals.blocking
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether the client must act, and no other tool runs."""
+        running = self.running
+        return bool(running or self.open_approvals) and all(call.by_client for call in running)
+
+    async def events_until(
+        self, flushing: asyncio.Future[Any]
+    ) -> AsyncGenerator[ToolCalled | ApprovalChanged, None]:
+        """Yield events until ``flushing`` is done, or until it waits for the client only."""
         while not flushing.done():
             waiting = asyncio.ensure_future(self._events.get())
             try:
                 await asyncio.wait(
                     {waiting, flushing},
-                    timeout=_QUIET_S if self.waiting else None,
+                    timeout=_QUIET_S if self.waits_for_client else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if waiting.done():
-                    yield waiting.result()
+                    if (event := waiting.result()) is not None:
+                        yield event
                 elif not flushing.done():
                     return
             finally:
@@ -98,6 +140,8 @@ class RecordedTools:
     def take(self) -> tuple[CodeToolCall, ...]:
         """Return the calls since the last flush, and forget them."""
         calls, self._calls = tuple(self._calls.values()), {}
+        if self._approvals is not None:
+            self._approvals.end_flush()
         return calls
 
 

@@ -21,6 +21,7 @@ from service.sandbox.worker_protocol import (
     Settled,
     Suspended,
     ToolCallFrame,
+    ToolHeld,
 )
 from service.tools.base import ToolHost
 
@@ -314,6 +315,8 @@ class ToolChannel:
                 frame = await self._worker.receive()
                 if isinstance(frame, Suspended):
                     self.suspended.set()
+                elif isinstance(frame, ToolHeld) and self._calls is not None:
+                    self._calls.announce(frame)
                 elif not isinstance(frame, ToolCallFrame):
                     self._frames.put_nowait(frame)
                 elif self._calls is None:

@@ -8,21 +8,24 @@ call of a tool with the same arguments gets the n-th result. Calls with side eff
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import structlog
 
 from service.sandbox.base import SandboxError, SessionLimits
-from service.sandbox.worker_protocol import ToolCallFrame
+from service.sandbox.worker_protocol import ToolCallFrame, ToolHeld
 from service.tools.base import (
     CODE_CALL_PREFIX,
     MAX_ERROR_CHARS,
     MAX_RESULT_BYTES,
+    AnnouncedTools,
+    ToolDeniedError,
     ToolError,
     ToolHost,
     ToolSpec,
@@ -33,8 +36,14 @@ _log = structlog.get_logger(__name__)
 _BATCH_S: Final = 1.0
 """Seconds that a call waits for others that the code has announced."""
 
-Outcome = tuple[bool, str]
-"""Whether a call succeeded, and its result or error message as JSON."""
+
+class Outcome(NamedTuple):
+    """The end of a call."""
+
+    ok: bool
+    value: str
+    """The result as JSON, or the message of the error."""
+    denied: bool = False
 
 
 @dataclass(slots=True)
@@ -75,7 +84,8 @@ class ToolCalls:
         """Return the fields of the ``open`` frame that describe the tools."""
         return {
             "tools": [stub(spec) for spec in self._specs.values()],
-            "read_only": [spec.name for spec in self._specs.values() if spec.read_only],
+            "read_only": [spec.name for spec in self._specs.values() if _runs_ahead(spec)],
+            "announced": [spec.name for spec in self._specs.values() if spec.needs_approval],
             "max_calls": self._limits.tool_calls,
             "tool_wait_s": self._limits.tool_wait_s,
         }
@@ -90,7 +100,7 @@ class ToolCalls:
         if self._received > 2 * self._limits.tool_calls:  # a flush may run twice
             raise SandboxError("the worker passed on more calls of tools than its limit")
         spec = self._specs.get(frame.name)
-        if not self.flushing and (spec is None or not spec.read_only):
+        if not self.flushing and (spec is None or not _runs_ahead(spec)):
             raise SandboxError("the worker passed on a call of a tool before the flush")
         self._batch.append(frame)
         if self._batch_end is not None:
@@ -106,13 +116,29 @@ class ToolCalls:
         for frame in batch:
             self._start(self._answer(frame))
 
+    def announce(self, frame: ToolHeld) -> None:
+        """Tell the host about a call that waits for the flush.
+
+        Raises:
+            SandboxError: the worker reports more than it should.
+        """
+        self._received += 1
+        spec = self._specs.get(frame.name)
+        if self._received > 2 * self._limits.tool_calls or spec is None or not spec.needs_approval:
+            raise SandboxError("the worker reported a call of a tool that it should not report")
+        if isinstance(self._host, AnnouncedTools):
+            with contextlib.suppress(ToolError):  # the call itself reports it
+                self._host.announce(frame.name, parse_arguments(frame.arguments))
+
     async def _answer(self, frame: ToolCallFrame) -> None:
         try:
-            ok, value = await self._outcome(frame)
+            outcome = await self._outcome(frame)
         except ToolError as error:
-            ok, value = False, json.dumps(str(error)[:MAX_ERROR_CHARS])
+            outcome = Outcome(False, str(error)[:MAX_ERROR_CHARS])
+        value = outcome.value if outcome.ok else json.dumps(outcome.value)
+        answer = {"op": "tool_result", "id": frame.id, "ok": outcome.ok, "value": value}
         try:
-            await self._send({"op": "tool_result", "id": frame.id, "ok": ok, "value": value})
+            await self._send({**answer, "denied": True} if outcome.denied else answer)
         except SandboxError:
             return  # the flush reports it
 
@@ -135,8 +161,7 @@ class ToolCalls:
 
     async def _call(self, spec: ToolSpec, arguments: dict[str, Any]) -> Outcome:
         prefix = CODE_CALL_PREFIX if spec.by_client else "call_"
-        ok, value = await run_tool(self._host, spec.name, arguments, f"{prefix}{secrets.token_hex(12)}")
-        return ok, value if ok else json.dumps(value)
+        return await run_tool(self._host, spec.name, arguments, f"{prefix}{secrets.token_hex(12)}")
 
     def _start(self, work: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.create_task(work)
@@ -156,15 +181,20 @@ class ToolCalls:
             task.cancel()
 
 
-async def run_tool(host: ToolHost, name: str, arguments: dict[str, Any], call_id: str) -> tuple[bool, str]:
-    """Call a tool. Return True and the result as JSON, or False and the message of the error."""
+def _runs_ahead(spec: ToolSpec) -> bool:
+    """Return whether a tool may be called before the flush."""
+    return spec.read_only and not (spec.by_client or spec.needs_approval)
+
+
+async def run_tool(host: ToolHost, name: str, arguments: dict[str, Any], call_id: str) -> Outcome:
+    """Call a tool."""
     try:
-        return True, encode_result(await host.call(name, arguments, call_id))
+        return Outcome(True, encode_result(await host.call(name, arguments, call_id)))
     except ToolError as error:
-        return False, str(error)[:MAX_ERROR_CHARS]
+        return Outcome(False, str(error)[:MAX_ERROR_CHARS], isinstance(error, ToolDeniedError))
     except Exception as error:  # a bug in a host must not end the episode
         _log_failure(name, error)
-        return False, f"the tool failed: {type(error).__name__}"
+        return Outcome(False, f"the tool failed: {type(error).__name__}")
 
 
 def _log_failure(name: str, error: Exception) -> None:

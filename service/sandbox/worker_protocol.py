@@ -123,6 +123,16 @@ class Suspended(_Frame):
     op: Literal["suspended"]
 
 
+class ToolHeld(_Frame):
+    """Code has called a tool and waits for the flush. ``ToolCallFrame`` follows at the flush."""
+
+    op: Literal["tool_held"]
+    id: int = Field(ge=1)
+    name: str = Field(max_length=256)
+    arguments: Text = Field(max_length=MAX_ARGUMENT_BYTES)
+    """JSON, as the code wrote it."""
+
+
 class ToolCallFrame(_Frame):
     """Code called a tool."""
 
@@ -184,7 +194,7 @@ class Data(_Frame):
     data: str | None = Field(max_length=MAX_FRAME_BYTES)
 
 
-Reply = Ready | Result | Settled | Suspended | ToolCallFrame | Done | FileListing | Data
+Reply = Ready | Result | Settled | Suspended | ToolHeld | ToolCallFrame | Done | FileListing | Data
 """A frame that a worker sends while it works correctly."""
 AnyFrame = Reply | Fatal
 WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]

@@ -200,6 +200,8 @@ class Settings(BaseSettings):
     """Maximum time of one call of a tool by code, in seconds."""
     tool_wait_s: float = Field(default=60.0, gt=0, le=600)
     """Maximum time that one flush may wait for tools, in seconds, beside its run time."""
+    approval_timeout_s: float = Field(default=300.0, gt=0, le=3000)
+    """Seconds after which a call of a tool that nobody has approved is denied."""
     client_call_timeout_s: float = Field(default=300.0, gt=0, le=3000)
     """Seconds that code waits for the output of a function of the client. Its container is kept meanwhile."""
     suspended_per_key: int = Field(default=4, ge=1)
@@ -381,6 +383,7 @@ class Settings(BaseSettings):
             always=always,
             policy=EgressPolicy(self.mcp_allowed_hosts, self.mcp_private_hosts),
             call_timeout_s=self.tool_call_timeout_s,
+            approval_timeout_s=self.approval_timeout_s,
         )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 MAX_ARGUMENT_BYTES: Final = 1 << 16
 """Largest arguments of one call, in bytes of JSON. The worker has the same limit."""
@@ -41,10 +41,16 @@ class ToolSpec:
     flushed. Set by the operator or by the request, never by the server that offers the tool."""
     by_client: bool = False
     """The client of the API runs it, after the reply has ended. The code waits for the next request."""
+    needs_approval: bool = False
+    """The client must approve each call, whose arguments it sees. See `service.tools.approval`."""
 
 
 class ToolError(Exception):
     """A tool failed or rejected its arguments. Code gets the message as an exception."""
+
+
+class ToolDeniedError(ToolError):
+    """The client has denied a call."""
 
 
 class ToolHost(Protocol):
@@ -64,4 +70,13 @@ class ToolHost(Protocol):
         Raises:
             ToolError: the tool failed, or the arguments or the result don't match the schema.
         """
+        ...
+
+
+@runtime_checkable
+class AnnouncedTools(ToolHost, Protocol):
+    """A host that wants to know calls before they are made, for tools with ``needs_approval``."""
+
+    def announce(self, name: str, arguments: dict[str, Any]) -> None:
+        """Note a call that code will make at the flush, unless it changes its mind."""
         ...

@@ -45,6 +45,10 @@ class ToolSet:
             spec.name: compile_schema(spec.output) for spec in self.specs if spec.output is not None
         }
 
+    def error_in(self, name: str, arguments: dict[str, Any]) -> str | None:
+        """Return the error in the arguments of a call; None if they are valid."""
+        return None if name not in self._tools else first_error(self._arguments[name], arguments)
+
     async def call(self, name: str, arguments: dict[str, Any], call_id: str) -> object:
         """Validate the arguments, run the tool and validate the result. See `ToolHost`."""
         tool = self._tools.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from service.episode.tool_calls import RecordedTools
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.files import FileSandbox
+from service.tools.approval import Approvals
 from service.tools.base import ToolSpec
 from service.tools.client import ClientCalls
-from service.tools.toolset import ToolSet
+from service.tools.toolset import Tool, ToolSet
 from tests.sandbox.conftest import served
 from tests.support.until import until
 
@@ -204,3 +207,42 @@ async def test_suspending_without_a_flush_has_no_effect(sandbox: Sandbox) -> Non
         await asking.session.resume()
         await asking.session.invoke("print(2)")
         assert (await asking.session.flush()).stdout == "2\n"
+
+
+ORDER = ToolSpec("order", "Order.", {"type": "object"}, needs_approval=True, read_only=True)
+GATED = """
+from tools import ToolDeniedError, ToolError, order
+try:
+    print(order(item='tea'))
+except ToolDeniedError as error:
+    print(isinstance(error, ToolError), error)
+"""
+
+
+@pytest.mark.parametrize("approve", [True, False])
+async def test_gated_call_is_announced_early_and_made_at_the_flush(sandbox: Sandbox, approve: bool) -> None:
+    made: list[dict[str, Any]] = []
+
+    async def order(arguments: dict[str, Any], _call_id: str) -> object:
+        made.append(arguments)
+        return "done"
+
+    tools = ToolSet([Tool(ORDER, order)])
+    approvals = Approvals(tools.error_in, timeout_s=60, clock=time.time)
+    session = sandbox.session(LIMITS, RecordedTools(tools, time.time, approvals))
+    try:
+        await session.invoke(GATED)
+        await until(lambda: bool(approvals.open))
+        [request] = approvals.open
+        assert (request.name, request.arguments, approvals.blocking) == ("order", {"item": "tea"}, ())
+        approvals.decide(request.id, approve=approve, reason=None if approve else "no tea")
+        await asyncio.sleep(0.2)
+        assert made == []
+        result = await session.flush()
+        assert (result.status, result.eager_fallback) == ("ok", None)
+        if approve:
+            assert (result.stdout, made) == ("done\n", [{"item": "tea"}])
+        else:
+            assert (result.stdout, made) == ("True order() was denied: no tea\n", [])
+    finally:
+        await session.close()

@@ -8,7 +8,7 @@ import itertools
 import json
 
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
-from service.tools.base import CODE_CALL_PREFIX, ToolError, ToolHost
+from service.tools.base import CODE_CALL_PREFIX, AnnouncedTools, ToolDeniedError, ToolError, ToolHost
 
 
 def is_of_client(tools: ToolHost, name: str) -> bool:
@@ -40,11 +40,22 @@ class ToolSession:
         for line in code.splitlines():
             if self._waiting or not await self._run(line, flushed=False):
                 self._waiting.append(line)
+                if len(self._waiting) == 1:
+                    self._announce(line)
+
+    def _announce(self, line: str) -> None:
+        """Report the call at which the code waits for the flush."""
+        _, name, arguments = line.split(" ", 2)
+        host = self._tools
+        if isinstance(host, AnnouncedTools) and line.startswith("call "):
+            host.announce(name, json.loads(arguments))
 
     async def _run(self, line: str, *, flushed: bool) -> bool:
         assert self._tools is not None
         verb, name, arguments = line.split(" ", 2)
-        read_only = {spec.name: spec.read_only for spec in self._tools.specs}.get(name, True)
+        read_only = {spec.name: spec.read_only and not spec.needs_approval for spec in self._tools.specs}.get(
+            name, True
+        )
         if not (flushed or read_only):
             return False
         if not self._error:
@@ -59,7 +70,8 @@ class ToolSession:
                 ):
                     self._printed.append(result if isinstance(result, str) else json.dumps(result))
             except ToolError as error:
-                self._error = f"tools.ToolError: {error}\n"
+                kind = "ToolDeniedError" if isinstance(error, ToolDeniedError) else "ToolError"
+                self._error = f"tools.{kind}: {error}\n"
         return True
 
     async def flush(self) -> ExecutionResult:

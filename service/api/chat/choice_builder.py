@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from service.common.json import Json, dumps
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
+    ApprovalChanged,
     CodeToolCall,
     EpisodeEvent,
     ExecutedTool,
@@ -32,6 +33,8 @@ from service.episode.events import (
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
 from service.sandbox.base import FlushFiles, OutputFile
+from service.tools.approval import ApprovalRequest
+from service.tools.mcp.hub import SessionTools
 
 Fields = dict[str, Any]
 """Fields of a message, or of a streamed delta."""
@@ -64,7 +67,7 @@ class ChoiceBuilder:
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
         custom: names of tools that take free text. A stream reports their calls whole.
         container: the reply's container, if it lives across requests.
-        functions: names of the client's functions, by their names in code.
+        tools: tools that code may call.
     """
 
     def __init__(
@@ -74,9 +77,9 @@ class ChoiceBuilder:
         tokenizer: Tokenizer | None = None,
         custom: Collection[str] = (),
         container: ContainerUse | None = None,
-        functions: Mapping[str, str] | None = None,
+        tools: SessionTools | None = None,
     ) -> None:
-        self._functions = functions or {}
+        self._tools = tools
         self._earlier = len(reply.executed), reply.finished_calls
         """Flushes and calls in earlier messages of the reply."""
         self._waiting: list[Fields] = []
@@ -140,6 +143,8 @@ class ChoiceBuilder:
                 delta["executed_tools"] = [waiting_tool(tool_id, self._snapshot(), blocks, "running")]
             case FlushFinished(tool):
                 delta["executed_tools"] = [executed_tool(tool, self._snapshot())]
+            case ApprovalChanged(asked) if self._tools is not None:
+                delta["approval_requests"] = [approval_json(asked, self._tools)]
             case FlushSuspended(tool_id, blocks, calls):
                 self._waiting = [waiting_tool(tool_id, self._snapshot(), blocks, "suspended")]
                 added = [self._code_call(call) for call in calls]
@@ -237,7 +242,8 @@ class ChoiceBuilder:
 
     def _code_call(self, call: CodeToolCall) -> Fields:
         """Add a call of code and return it for a delta."""
-        function = {"name": self._functions[call.name], "arguments": dumps(call.arguments).decode()}
+        assert self._tools is not None  # noqa: S101  (code calls them)
+        function = {"name": self._tools.client.names[call.name], "arguments": dumps(call.arguments).decode()}
         self._calls.append({"id": call.id, "name": function["name"]})
         self._arguments.append([function["arguments"]])
         index = len(self._calls) - 1
@@ -321,6 +327,24 @@ def called_tool(call: CodeToolCall) -> Json:
         "output": call.output,
         "error": call.error,
         **({"by_client": True} if call.by_client else {}),
+    }
+
+
+def approval_json(request: ApprovalRequest, tools: SessionTools) -> Json:
+    """Return a request for approval. Times are Unix seconds."""
+    label, name = tools.origins[request.name]
+    status = {None: "open", True: "approved", False: "denied"}[request.approve]
+    return {
+        "id": request.id,
+        "object": "approval_request",
+        "server_label": label,
+        "name": name,
+        "arguments": request.arguments,
+        "status": status,
+        "reason": request.reason,
+        "decided_by": request.decided_by,
+        "requested_at": request.requested_at,
+        "decided_at": request.decided_at,
     }
 
 

@@ -8,7 +8,14 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.chat.request import ChatRequest, Message
-from service.api.chat.suspension import LiveEpisode, Suspensions, check_outputs, is_code_call, not_waiting
+from service.api.chat.suspension import (
+    Answers,
+    LiveEpisode,
+    Suspensions,
+    check_answers,
+    is_code_call,
+    not_waiting,
+)
 from service.api.errors import ApiError
 from service.api.tools.history import reply_key
 from service.deferral.scanner import FENCE
@@ -19,14 +26,14 @@ from service.store.replies import ReplyStore
 _log = structlog.get_logger(__name__)
 
 
-def answers(request: ChatRequest) -> list[Message]:
-    """Return the messages of role ``tool`` that end the conversation."""
-    found: list[Message] = []
+def outputs_at_end(request: ChatRequest) -> Answers:
+    """Return the outputs in the messages of role ``tool`` that end the conversation."""
+    found: dict[str, str] = {}
     for message in reversed(request.messages):
         if message.role != "tool":
             break
-        found.insert(0, message)
-    return found
+        found[message.tool_call_id or ""] = message.content or ""
+    return Answers(found)
 
 
 def find_suspended(suspensions: Suspensions, request: ChatRequest, owner: str) -> LiveEpisode | None:
@@ -36,14 +43,14 @@ def find_suspended(suspensions: Suspensions, request: ChatRequest, owner: str) -
         ApiError: 400 if an output is missing or another model is named, 409 if the code doesn't wait any
             more.
     """
-    outputs = {message.tool_call_id or "": message.content or "" for message in answers(request)}
-    live = suspensions.of_calls(outputs, owner)
+    found = outputs_at_end(request)
+    live = suspensions.of_calls(found.outputs, owner)
     if live is None:
-        if for_code := [call_id for call_id in outputs if is_code_call(call_id)]:
+        if for_code := [call_id for call_id in found.outputs if is_code_call(call_id)]:
             raise not_waiting(for_code)
         return None
     known = {call.id for message in request.messages for call in message.tool_calls or ()}
-    check_outputs(live, outputs, known, "messages")
+    check_answers(live, found, known, "messages")
     if request.model != live.chat.request.model:
         name = live.chat.request.model
         raise ApiError(400, f"'model' must be '{name}', as in the reply that continues.", param="model")

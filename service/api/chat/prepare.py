@@ -134,6 +134,7 @@ class PreparedChat:
             answer=self._answer_lead,
             tools=self.code_tools,
             tool_wait_s=self.server.settings.tool_wait_s,
+            approvals=None if self.code_tools is None else self.code_tools.approvals,
             open_session=None if self.container is None else self.container.session,
         )
 

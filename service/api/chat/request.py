@@ -498,6 +498,11 @@ class ChatRequest(SamplingRequest):
             return "deferral", "tools of MCP servers are called from code, which must be able to run"
         if self.code_functions and not self.runs_code:
             return "deferral", "'tools' contains a function that code may call, so code must be able to run"
+        if any(tool.unapproved is not True for tool in self.mcp_tools):
+            if self.choices > 1:
+                return "n", "calls that need approval need a single choice"
+            if not self.stream:
+                return "require_approval", "calls are approved during the stream, which needs 'stream': true"
         if self.code_functions and self.choices > 1:
             return "n", "code that calls functions of the client needs a single choice"
         options = self.deferral.model_dump(exclude_none=True)

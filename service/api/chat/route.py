@@ -11,8 +11,15 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from service.api import sse
+from service.api.chat.approvals import ApprovalDecision, decide
 from service.api.chat.choice_builder import ChoiceBuilder, ChoiceDelta, chat_usage
-from service.api.chat.history import answers, find_replies, find_suspended, store_reply, with_whole_replies
+from service.api.chat.history import (
+    find_replies,
+    find_suspended,
+    outputs_at_end,
+    store_reply,
+    with_whole_replies,
+)
 from service.api.chat.prepare import prepare
 from service.api.chat.request import ChatRequest
 from service.api.chat.suspension import CurrentSuspensions, LiveEpisode, Suspensions
@@ -56,11 +63,19 @@ async def create_chat_completion(
         chat = await prepare(server, body, await find_replies(replies, owner, body), container)
         for name in chat.ignored:
             report_ignored(name)
-        live = LiveEpisode(chat, owner)
+        live = LiveEpisode(chat, owner, waits_for_approvals=True)
     reply = _Reply(body, live, suspensions, partial(_store_choices, replies, owner))
     if body.stream:
         return sse.EventStream(_stream(reply), server.settings.keep_alive_s)
     return JsonResponse(await until_disconnect(request.receive, _complete(reply)))
+
+
+@router.post("/v1/chat/completions/{completion_id}/approvals")
+async def decide_call_of_completion(
+    completion_id: str, body: ApprovalDecision, suspensions: CurrentSuspensions, owner: Owner
+) -> Json:
+    """Approve or deny a call of a tool that code in a streamed completion wants to make."""
+    return decide(suspensions, completion_id, owner, body)
 
 
 class _Reply:
@@ -83,7 +98,7 @@ class _Reply:
         self.usage: Usage | None = None
         """Set when the episode is suspended: the next request may continue it at any time."""
         self.is_continued = live.is_continued
-        self.outputs = {call.tool_call_id or "": call.content or "" for call in answers(request)}
+        self.answers = outputs_at_end(request)
         self.choices = self._choices()
 
     def _choices(self) -> list[ChoiceBuilder]:
@@ -101,7 +116,7 @@ class _Reply:
                 chat.runner.engine.tokenizer if chat.request.logprobs else None,
                 chat.request.custom_names,
                 container=chat.container,
-                functions={} if chat.code_tools is None else chat.code_tools.client.names,
+                tools=chat.code_tools,
             )
             for index, accumulator in enumerate(accumulators)
         ]
@@ -228,7 +243,7 @@ async def _deltas(reply: _Reply) -> AsyncGenerator[tuple[ChoiceBuilder, ChoiceDe
     """
     chat, live, choices = reply.chat, reply.live, reply.choices
     running = chat.server.run_episodes(
-        partial(live.streams, reply.outputs, reply.id),
+        partial(live.streams, reply.answers, reply.id),
         count=len(choices),
         operation="chat",
         model=chat.request.model,
@@ -236,7 +251,7 @@ async def _deltas(reply: _Reply) -> AsyncGenerator[tuple[ChoiceBuilder, ChoiceDe
         attributes=_attributes(reply),
         schema_param=chat.schema_param,
     )
-    async with live.acquired(), running as events:
+    async with live.acquired(reply.suspensions, reply.id), running as events:
         roles = [(choice, ChoiceDelta({"role": "assistant", "content": ""})) for choice in choices]
         if chat.schema_param is None:
             for role in roles:

@@ -8,11 +8,12 @@ stood. Episodes are kept in this process only, as the connection to their contai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 import structlog
@@ -25,6 +26,7 @@ from service.common.json import Json
 from service.episode.accumulator import ReplyAccumulator, Usage, usage_of
 from service.episode.events import CodeToolCall, FlushSuspended
 from service.store.responses import runner_id
+from service.tools.approval import ApprovalRequest, DecidedApprovalError, UnknownApprovalError
 from service.tools.base import CODE_CALL_PREFIX
 
 _log = structlog.get_logger(__name__)
@@ -47,15 +49,27 @@ class SuspensionLimits:
     """Memory limit of a container of one reply, in MiB."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a client sends to code that waits."""
+
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """Outputs of functions, by the id of the call."""
+    approvals: Mapping[str, tuple[bool, str | None]] = field(default_factory=dict)
+    """Decisions and their reasons, by the id of the request."""
+
+
 class LiveEpisode:
     """The episode of a reply, which may continue in later requests.
 
     Args:
         chat: the request that starts it.
         owner: the key of the client.
+        waits_for_approvals: open approvals at a flush don't suspend the episode: it waits for the decisions.
     """
 
-    def __init__(self, chat: PreparedChat, owner: str) -> None:
+    def __init__(self, chat: PreparedChat, owner: str, *, waits_for_approvals: bool = False) -> None:
+        self._waits_for_approvals = waits_for_approvals
         self.chat = chat
         self.owner = owner
         self.reply_id = chat.id
@@ -75,7 +89,6 @@ class LiveEpisode:
         """Number of times that it was suspended and kept."""
         self._started = False
         """The episode runs in the current request."""
-        self._taken_from: Suspensions | None = None
 
     @property
     def is_continued(self) -> bool:
@@ -88,6 +101,23 @@ class LiveEpisode:
         return {} if self.suspended is None else {call.id: call for call in self.suspended.calls}
 
     @property
+    def approvals(self) -> dict[str, ApprovalRequest]:
+        """The approvals for whose decisions the suspended code waits, by their ids."""
+        requests = () if self.chat.code_tools is None else self.chat.code_tools.approvals.blocking
+        return {request.id: request for request in requests}
+
+    def decide(self, request_id: str, *, approve: bool, reason: str | None) -> ApprovalRequest:
+        """Decide about a call.
+
+        Raises:
+            UnknownApprovalError: there is no such request.
+            DecidedApprovalError: it was decided before.
+        """
+        if self.chat.code_tools is None:
+            raise UnknownApprovalError(request_id)
+        return self.chat.code_tools.approvals.decide(request_id, approve=approve, reason=reason)
+
+    @property
     def memory_mb(self) -> int | None:
         """Memory limit of its container, in MiB; None for the default."""
         return None if self.chat.container is None else self.chat.container.live.memory_mb
@@ -98,11 +128,11 @@ class LiveEpisode:
         usage = usage_of(len(self.chat.prompt_ids), replies)
         return usage if self._counted is None else usage.since(self._counted)
 
-    def streams(self, outputs: Mapping[str, str], reply_id: str) -> list[EpisodeStream]:
+    def streams(self, answers: Answers, reply_id: str) -> list[EpisodeStream]:
         """Start or continue the episodes of all choices. Each stream ends where its episode is suspended.
 
         Args:
-            outputs: of the calls that wait, by their ids.
+            answers: to the calls and approvals that wait.
             reply_id: id of the reply that continues it.
         """
         self._started = True
@@ -114,7 +144,10 @@ class LiveEpisode:
             if self.chat.container is not None:
                 self.chat.container.continue_as(self.reply_id)
             if self.chat.code_tools is not None:
-                self.chat.code_tools.client.answer(outputs)
+                self.chat.code_tools.client.answer(answers.outputs)
+                for request_id, (approve, reason) in answers.approvals.items():
+                    with contextlib.suppress(UnknownApprovalError, DecidedApprovalError):
+                        self.decide(request_id, approve=approve, reason=reason)
         return [self._until_suspended(stream) for stream in self._streams]
 
     async def _until_suspended(self, stream: EpisodeStream) -> EpisodeStream:
@@ -122,6 +155,9 @@ class LiveEpisode:
         try:
             async for event in stream:
                 if isinstance(event, FlushSuspended):
+                    if self._waits_for_approvals and not event.calls and self.chat.code_tools is not None:
+                        await self.chat.code_tools.approvals.settled()
+                        continue
                     is_suspended, self.suspended = True, event
                 yield event
                 if is_suspended:
@@ -131,32 +167,32 @@ class LiveEpisode:
                 await stream.aclose()
 
     @asynccontextmanager
-    async def acquired(self) -> AsyncGenerator[None, None]:
-        """Hold what the episode needs in the context. It ends with the context, unless it is kept.
+    async def acquired(self, registry: Suspensions, reply_id: str) -> AsyncGenerator[None, None]:
+        """Hold what the episode needs in the context. It ends with the context, unless ``registry`` keeps it.
 
         Raises:
             ApiError: as `ContainerUse.acquire`; 409 if it was suspended and has ended in the meantime.
         """
-        if self._taken_from is not None:
-            self._taken_from.take(self)
+        if self.is_continued:
+            registry.take(self)
         else:
             self._resources.push_async_callback(self.chat.close)
         before, self._started = self._handed_over, False
         try:
             if not self.is_continued:
                 await self._resources.enter_async_context(self.chat.held_container())
-            yield
+            with registry.running(self, reply_id):
+                yield
         finally:
             if self._handed_over == before:
-                if self.is_continued and not self._started and self._taken_from is not None:
-                    self._taken_from.put_back(self)  # there was no room, so the client may try again
+                if self.is_continued and not self._started:
+                    registry.put_back(self)  # there was no room, so the client may try again
                 else:
                     await self.end()
 
-    def hand_over(self, registry: Suspensions) -> None:
-        """Note that ``registry`` keeps it after this request."""
+    def hand_over(self) -> None:
+        """Note that it is kept after this request."""
         self._handed_over += 1
-        self._taken_from = registry
         self._counted = usage_of(len(self.chat.prompt_ids), [] if self.reply is None else [self.reply])
 
     async def end(self) -> None:
@@ -186,6 +222,8 @@ class Suspensions:
         self._clock = clock
         self._kept: dict[str, LiveEpisode] = {}
         """By the id of the reply, the oldest first."""
+        self._running: dict[str, LiveEpisode] = {}
+        """Episodes of current requests, by the id of the reply."""
         self._sweeper: asyncio.Task[None] | None = None
         self.server = hashlib.sha256(runner_id().encode()).hexdigest()[:8]
         """Label of this process in responses."""
@@ -206,7 +244,7 @@ class Suspensions:
 
     async def add(self, live: LiveEpisode) -> None:
         """Keep an episode that was suspended, and end the oldest ones beyond the limits."""
-        live.hand_over(self)
+        live.hand_over()
         live.expires_at = self._clock() + self.limits.seconds
         self._kept[live.reply_id] = live
         mine = [other for other in self._kept.values() if other.owner == live.owner]
@@ -237,15 +275,30 @@ class Suspensions:
         """Keep an episode that could not continue now, until the same time as before."""
         self._kept[live.reply_id] = live
 
+    @contextmanager
+    def running(self, live: LiveEpisode, reply_id: str) -> Iterator[None]:
+        """Find the episode by ``reply_id`` inside the context."""
+        self._running[reply_id] = live
+        try:
+            yield
+        finally:
+            del self._running[reply_id]
+
+    def any_of_reply(self, reply_id: str, owner: str) -> LiveEpisode | None:
+        """Return the episode of a reply to ``owner`` that runs or is suspended."""
+        live = self._running.get(reply_id) or self._kept.get(reply_id)
+        return live if live is not None and live.owner == owner else None
+
     def of_reply(self, reply_id: str, owner: str) -> LiveEpisode | None:
         """Return the episode that was suspended at the end of a reply to ``owner``."""
         live = self._kept.get(reply_id)
         return live if live is not None and live.owner == owner else None
 
     def of_calls(self, call_ids: Collection[str], owner: str) -> LiveEpisode | None:
-        """Return the episode of ``owner`` that waits for one of these calls."""
+        """Return the episode of ``owner`` that waits for one of these calls or approvals."""
         for live in self._kept.values():
-            if live.owner == owner and not live.calls.keys().isdisjoint(call_ids):
+            waiting = {*live.calls, *live.approvals}
+            if live.owner == owner and not waiting.isdisjoint(call_ids):
                 return live
         return None
 
@@ -284,24 +337,26 @@ def is_code_call(call_id: str) -> bool:
     return call_id.startswith(CODE_CALL_PREFIX)
 
 
-def check_outputs(live: LiveEpisode, outputs: Mapping[str, str], known: Collection[str], param: str) -> None:
+def check_answers(live: LiveEpisode, answers: Answers, known: Collection[str], param: str) -> None:
     """Check the outputs with which a request continues an episode.
 
     Args:
         live: the episode.
-        outputs: outputs by the id of the call.
+        answers: of the request.
         known: ids of other calls that they may answer.
         param: the request's field.
 
     Raises:
         ApiError: 400 if one is missing, or if there was no such call.
     """
+    outputs = answers.outputs
     missing = [call_id for call_id in live.calls if call_id not in outputs]
+    missing += [request_id for request_id in live.approvals if request_id not in answers.approvals]
     if missing:
         raise ApiError(
             400,
-            f"Code waits for {len(live.calls)} calls, and the outputs of these are missing: "
-            f"{', '.join(missing)}. Send the outputs of all of them in one request.",
+            f"Code waits for {len(live.calls) + len(live.approvals)} answers, and these are missing: "
+            f"{', '.join(missing)}. Send all of them in one request.",
             param=param,
             code="missing_tool_outputs",
         )

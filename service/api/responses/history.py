@@ -16,6 +16,8 @@ from service.api.responses.items import (
     FunctionCallOutput,
     InputItem,
     ItemReference,
+    McpApprovalRequest,
+    McpApprovalResponse,
     McpCall,
     McpListTools,
     MessageItem,
@@ -132,7 +134,9 @@ def _is_call(item: InputItem) -> bool:
 
 
 def _for_code(item: InputItem) -> bool:
-    """Return whether an item is an output of the client for code."""
+    """Return whether an item is an answer of the client to code."""
+    if isinstance(item, McpApprovalResponse):
+        return True
     return isinstance(item, FunctionCallOutput) and is_code_call(item.call_id)
 
 
@@ -148,7 +152,8 @@ def _is_output(item: InputItem) -> bool:
             | FunctionCall
             | CustomToolCall
             | McpListTools
-            | McpCall,
+            | McpCall
+            | McpApprovalRequest,
         )
         or (isinstance(item, MessageItem) and item.role == "assistant")
     )
@@ -182,7 +187,8 @@ def _reply_of(response: StoredResponse, ids: Sequence[int], output: Sequence[Inp
 
 def _compared(items: Sequence[InputItem]) -> list[object]:
     """Return what must be equal. Calls of tools say nothing to the model, so clients may leave them out."""
-    return [_comparable(item) for item in items if not isinstance(item, McpListTools | McpCall)]
+    unseen = McpListTools | McpCall | McpApprovalRequest
+    return [_comparable(item) for item in items if not isinstance(item, unseen)]
 
 
 def _comparable(item: InputItem) -> object:

@@ -42,6 +42,8 @@ PREFIXES: Final = {
     "item_reference": "ref",
     "mcp_list_tools": "mcpl",
     "mcp_call": "mcp",
+    "mcp_approval_request": "mcpr",
+    "mcp_approval_response": "mcpa",
     "program": "prog",
     "program_output": "progo",
 }
@@ -200,6 +202,24 @@ class McpCall(Item):
     approval_request_id: str | None = None
 
 
+class McpApprovalRequest(Item):
+    """A request for the approval of a call in an earlier response."""
+
+    type: Literal["mcp_approval_request"]
+    server_label: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class McpApprovalResponse(Item):
+    """The decision about such a call."""
+
+    type: Literal["mcp_approval_response"]
+    approval_request_id: str = Field(max_length=80)
+    approve: bool
+    reason: str | None = Field(default=None, max_length=500)
+
+
 class ItemReference(Item):
     """Reference to a stored item."""
 
@@ -242,6 +262,8 @@ InputItem = Annotated[
     | Annotated[CustomToolCallOutput, Tag("<custom_tool_call_output>")]
     | Annotated[McpListTools, Tag("<mcp_list_tools>")]
     | Annotated[McpCall, Tag("<mcp_call>")]
+    | Annotated[McpApprovalRequest, Tag("<mcp_approval_request>")]
+    | Annotated[McpApprovalResponse, Tag("<mcp_approval_response>")]
     | Annotated[Program, Tag("<program>")]
     | Annotated[ProgramOutput, Tag("<program_output>")]
     | Annotated[ItemReference, Tag("<item_reference>")]

@@ -18,12 +18,14 @@ from service.api.responses.output_items import (
     Output,
     ProgramItem,
     TextItem,
+    approval_events,
     list_tools_events,
 )
 from service.common.json import Json, dumps
 from service.engines.base import Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
+    ApprovalChanged,
     CodeToolCall,
     EpisodeEvent,
     Finished,
@@ -138,6 +140,8 @@ class OutputBuilder:
                     self._files += tool.files.files
             case ToolCalled(call):
                 events += self._add_call(call)
+            case ApprovalChanged(request) if self._tools is not None:
+                events += approval_events(self.output, request, self._tools)
             case FlushSuspended(_, _, calls):
                 events += self._suspend(calls)
             case Finished(outcome):

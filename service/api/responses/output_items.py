@@ -13,7 +13,8 @@ from service.api.tools.custom import input_of
 from service.common.json import Json, dumps
 from service.episode.events import CodeToolCall, ExecutedTool, InvokedBlock
 from service.sandbox.base import OutputFile, Status
-from service.tools.mcp.hub import Listing
+from service.tools.approval import ApprovalRequest
+from service.tools.mcp.hub import Listing, SessionTools
 
 Events = list[Json]
 
@@ -33,10 +34,10 @@ class Output:
     response_id: str
     items: list[Json] = field(default_factory=list)
 
-    def open(self, kind: str, item: Json) -> tuple[int, str]:
-        """Append an item and return its index and id."""
+    def open(self, kind: str, item: Json, item_id: str | None = None) -> tuple[int, str]:
+        """Append an item and return its index and id, by default one of its kind and place."""
         index = len(self.items)
-        item_id = output_item_id(kind, self.response_id, index)
+        item_id = item_id or output_item_id(kind, self.response_id, index)
         self.items.append({"id": item_id, **item})
         return index, item_id
 
@@ -390,7 +391,7 @@ class McpCallItem:
                 "arguments": "",
                 "output": None,
                 "error": None,
-                "approval_request_id": None,
+                "approval_request_id": call.approval_id,
             },
         )
 
@@ -423,6 +424,32 @@ class McpCallItem:
 
     def _event(self, event_type: str, **fields: object) -> Json:
         return {"type": event_type, "item_id": self._id, "output_index": self._index, **fields}
+
+
+def approval_events(output: Output, request: ApprovalRequest, tools: SessionTools) -> Events:
+    """Add a request for approval as an item; if it was decided, report that. Return the events."""
+    if request.approve is not None:
+        indexes = [at for at, item in enumerate(output.items) if item["id"] == request.id]
+        return [  # no event if the item is in the response that this one continues
+            {
+                "type": "response.mcp_approval_request.decided",
+                "item_id": request.id,
+                "output_index": index,
+                "approve": request.approve,
+                "reason": request.reason,
+                "decided_by": request.decided_by,
+            }
+            for index in indexes
+        ]
+    label, name = tools.origins[request.name]
+    item: Json = {
+        "type": "mcp_approval_request",
+        "server_label": label,
+        "name": name,
+        "arguments": dumps(request.arguments).decode(),
+    }
+    index, _ = output.open("mcpr", item, request.id)
+    return [output.added(index), output.done(index)]
 
 
 def list_tools_events(output: Output, listing: Listing) -> Events:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 
 from service.api.chat.prepare import PreparedChat, prepare_with
 from service.api.chat.request import ChatRequest
-from service.api.chat.suspension import LiveEpisode, Suspensions
+from service.api.chat.suspension import Answers, LiveEpisode, Suspensions
 from service.api.errors import ApiError, api_error_of
 from service.api.files.choice import choose_container
 from service.api.files.containers import Containers, ContainerUse
@@ -76,8 +75,8 @@ class PreparedResponse:
     """Address of this server, for links to files."""
     continued_from: str | None = None
     """Id of the response whose code this one continues; None for a new reply."""
-    outputs: Mapping[str, str] = field(default_factory=dict)
-    """Outputs for that code, by the id of the call."""
+    answers: Answers = field(default_factory=Answers)
+    """Answers to that code."""
 
     @property
     def schema_param(self) -> str | None:
@@ -145,9 +144,9 @@ async def prepare_response(
     items = await resolved(own, store, owner)
     found = await find_suspended(suspensions, store, request, items, owner)
     if found is not None:
-        live, outputs = found
+        live, answers = found
         continued = PreparedResponse(response_id, owner, request, items, live.chat, live, base_url)
-        return replace(continued, continued_from=live.reply_id, outputs=outputs)
+        return replace(continued, continued_from=live.reply_id, answers=answers)
     conversation = Conversation(server.engine.tokenizer, server.runner.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)

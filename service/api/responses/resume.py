@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from service.api.chat.suspension import LiveEpisode, Suspensions, check_outputs, is_code_call, not_waiting
+from service.api.chat.suspension import (
+    Answers,
+    LiveEpisode,
+    Suspensions,
+    check_answers,
+    is_code_call,
+    not_waiting,
+)
 from service.api.errors import ApiError
 from service.api.responses.items import (
     CustomToolCall,
@@ -13,6 +20,7 @@ from service.api.responses.items import (
     FunctionCall,
     FunctionCallOutput,
     InputItem,
+    McpApprovalResponse,
 )
 from service.api.responses.request import ResponseRequest
 from service.common.json import Json
@@ -25,8 +33,8 @@ async def find_suspended(
     request: ResponseRequest,
     items: Sequence[InputItem],
     owner: str,
-) -> tuple[LiveEpisode, dict[str, str]] | None:
-    """Return the episode that ``request`` continues, and the outputs by call id; None if it continues none.
+) -> tuple[LiveEpisode, Answers] | None:
+    """Return the episode that ``request`` continues, and its answers; None if it continues none.
 
     Args:
         suspensions: of this process.
@@ -38,10 +46,15 @@ async def find_suspended(
     Raises:
         ApiError: 400 if the outputs are incomplete or don't fit, 409 if the code does not wait any more.
     """
-    answers = {
+    outputs = {
         item.call_id: item.output
         for item in items
         if isinstance(item, FunctionCallOutput | CustomToolCallOutput)
+    }
+    decisions = {
+        item.approval_request_id: (item.approve, item.reason)
+        for item in items
+        if isinstance(item, McpApprovalResponse)
     }
     at_end = set(_ids_at_end(items))
     stored: StoredResponse | None = None
@@ -49,15 +62,18 @@ async def find_suspended(
         live = suspensions.of_reply(previous, owner)
         stored = await store.get(previous, owner)
     else:
-        live = suspensions.of_calls(answers, owner)
+        live = suspensions.of_calls({*outputs, *decisions}, owner)
     if live is None:
-        for_code = [call_id for call_id in answers if is_code_call(call_id) and call_id in at_end]
+        for_code = [call_id for call_id in outputs if is_code_call(call_id) and call_id in at_end]
+        for_code += [request_id for request_id in decisions if request_id in at_end]
         waiting = None if stored is None else stored.body.get("suspended")
         if waiting is not None or (for_code and previous is None):
             elsewhere = isinstance(waiting, dict) and waiting.get("server") != suspensions.server
             raise not_waiting(for_code, elsewhere=elsewhere)
         return None
-    outputs = {call_id: output for call_id, output in answers.items() if call_id in at_end}
+    answers = Answers(
+        {call_id: output for call_id, output in outputs.items() if call_id in at_end}, decisions
+    )
     if previous is not None and len(at_end) < len(items):
         raise ApiError(
             400,
@@ -65,20 +81,23 @@ async def find_suspended(
             param="input",
             code="invalid_value",
         )
-    check_outputs(live, outputs, _called(items, stored), "input")
+    check_answers(live, answers, _called(items, stored), "input")
     if request.model != live.chat.request.model:
         name = live.chat.request.model
         raise ApiError(400, f"'model' must be '{name}', as in the reply that continues.", param="model")
-    return live, outputs
+    return live, answers
 
 
 def _ids_at_end(items: Sequence[InputItem]) -> list[str]:
-    """Return the calls whose outputs end the input."""
+    """Return the calls and approvals whose answers end the input."""
     found: list[str] = []
     for item in reversed(items):
-        if not isinstance(item, FunctionCallOutput | CustomToolCallOutput):
+        if isinstance(item, McpApprovalResponse):
+            found.append(item.approval_request_id)
+        elif isinstance(item, FunctionCallOutput | CustomToolCallOutput):
+            found.append(item.call_id)
+        else:
             break
-        found.append(item.call_id)
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api import sse
+from service.api.chat.approvals import ApprovalDecision, decide
 from service.api.chat.suspension import CurrentSuspensions
 from service.api.errors import ApiError
 from service.api.files.choice import CurrentContainers
@@ -148,6 +149,14 @@ async def cancel_response(
             await responses.store.change(response_id, status="cancelled", body=cancelled(stored.body))
         stored = await _find(responses, response_id, owner)
     return JsonResponse(shown(stored.body, _include(request)))
+
+
+@stored_router.post("/approvals", response_class=JsonResponse)
+async def decide_call(
+    response_id: str, body: ApprovalDecision, suspensions: CurrentSuspensions, owner: Owner
+) -> Json:
+    """Approve or deny a call of a tool that code of the response wants to make, while the response runs."""
+    return decide(suspensions, response_id, owner, body)
 
 
 @stored_router.delete("")

@@ -81,7 +81,7 @@ class ResponseRun:
         """
         prepared, chat, live = self.prepared, self.prepared.chat, self.prepared.live
         running = chat.server.run_episodes(
-            partial(live.streams, prepared.outputs, prepared.id),
+            partial(live.streams, prepared.answers, prepared.id),
             count=1,
             operation="responses",
             model=prepared.request.model,
@@ -89,7 +89,7 @@ class ResponseRun:
             attributes=self._attributes(),
             schema_param=prepared.schema_param,
         )
-        async with live.acquired(), running as episode:
+        async with live.acquired(self._suspensions, prepared.id), running as episode:
             self._admitted = True
             if self.resource.status != "queued":
                 yield self.lifecycle("created")

@@ -183,6 +183,7 @@ class ToolResultMessage(_Message):
     ok: bool
     value: str = Field(max_length=MAX_RESULT_BYTES)
     """JSON if ``ok``, otherwise the message."""
+    denied: bool = False
 
 
 class SuspendMessage(_Message):
@@ -200,6 +201,14 @@ class ToolCallMessage(_Message):
     name: str = Field(max_length=256)
     arguments: str = Field(max_length=6 * MAX_ARGUMENT_BYTES)
     """A JSON object."""
+
+
+class ToolHeldMessage(_Message):
+    """Code has called a tool that needs approval and waits for the flush."""
+
+    type: Literal["tool_held"] = "tool_held"
+    name: str = Field(max_length=256)
+    arguments: str
 
 
 class OpenedReply(_Message):
@@ -274,7 +283,14 @@ RunnerRequest = (
     | FileRequest
 )
 RunnerReply = (
-    OpenedReply | InvokedReply | FlushedReply | FailedReply | ToolCallMessage | DoneReply | ChangesReply
+    OpenedReply
+    | InvokedReply
+    | FlushedReply
+    | FailedReply
+    | ToolCallMessage
+    | ToolHeldMessage
+    | DoneReply
+    | ChangesReply
 )
 
 _requests: TypeAdapter[RunnerRequest] = TypeAdapter(Annotated[RunnerRequest, Field(discriminator="type")])
