@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, OutputChunk, SandboxError, SessionLimits
 from service.sandbox.pool import PoolStats
 
 TOKEN = SecretStr("a-token-for-the-tests-only")
@@ -39,7 +39,7 @@ class FakeSession:
         self._sandbox.active.add(self)
         self._pending.append(code)
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         began = time.time()
         blocks, self._pending = self._pending, []
         out = ""
@@ -48,6 +48,8 @@ class FakeSession:
             self._sandbox.record(block)
             if verb == "print":
                 out += rest + "\n"
+                if on_output is not None:
+                    on_output(OutputChunk("stdout", rest + "\n"))
             elif verb == "sleep":
                 await asyncio.sleep(float(rest))
             elif verb == "set":

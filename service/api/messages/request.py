@@ -390,6 +390,8 @@ class CountTokensRequest(RequestBody):
     def without_effect(self) -> Iterator[str]:
         if self.effort is not None and not self.thinks:
             yield "output_config.effort"
+        if self.deferral is not None and self.deferral.live_output:
+            yield "deferral.live_output"
 
     @property
     def effort(self) -> str | None:
