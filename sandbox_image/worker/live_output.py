@@ -1,7 +1,7 @@
 """Live output: what the code of a flush writes, sent to the owner while it runs.
 
-It is a copy for display: the result contains what ``OutputCapture`` keeps. A frame is sent only if the channel
-takes it at once, so a slow owner delays neither the code nor the supervisor.
+It is a copy for display: the result contains what ``OutputCapture`` keeps. A frame is sent only if the
+channel takes it at once, so a slow owner delays neither the code nor the supervisor.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 MAX_TEXT_BYTES = 64 << 10
 """UTF-8 bytes of text to send of one run."""
 _INTERVAL_S = 0.05
+_DELAY_S = 0.005
+"""Time to wait for more after the first byte: ``print`` writes a line and its end separately."""
 _CHUNK_BYTES = 4 << 10
 """Pending text that does not wait for the end of the interval, in UTF-8 bytes."""
 _FRAME_BYTES = 4096 - 4
@@ -99,13 +101,12 @@ class OutputRelay:
             self._pending.append(_Piece(stream, "", truncated=True))
 
     def _send_in_time(self) -> None:
-        """Send the pending text now, or at the end of the interval."""
-        if not self._pending:
-            return
-        if self._loop.time() >= self._next_at or self._pending_bytes >= _CHUNK_BYTES:
+        """Send the pending text now if there is enough, otherwise soon or at the end of the interval."""
+        if self._pending_bytes >= _CHUNK_BYTES:
             self._send_pending()
-        elif self._timer is None:
-            self._timer = self._loop.call_at(self._next_at, self._send_pending)
+        elif self._pending and self._timer is None:
+            at = max(self._next_at, self._loop.time() + _DELAY_S)
+            self._timer = self._loop.call_at(at, self._send_pending)
 
     def _send_pending(self, *, wait: bool = False) -> None:
         self._cancel_timer()
@@ -133,9 +134,10 @@ class OutputRelay:
                 "attempt": self._attempt,
                 "truncated": piece.truncated,
             }
-            if len(json.dumps(frame)) <= _FRAME_BYTES:
+            size = len(json.dumps(frame))
+            if size <= _FRAME_BYTES:
                 return frame, length
-            length = length * 3 // 4
+            length = length * (_FRAME_BYTES - 100) // size
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
