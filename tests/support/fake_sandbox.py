@@ -41,6 +41,7 @@ class FakeSession:
 
     async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         began = time.time()
+        self._sandbox.live_flushes += on_output is not None
         blocks, self._pending = self._pending, []
         out = ""
         for block in blocks:
@@ -60,6 +61,7 @@ class FakeSession:
                 raise RuntimeError("a bug")
             else:
                 return ExecutionResult("", "broken", "sandbox_error", 0.0, 0.0)
+        self._sandbox.finished += 1
         took = time.time() - began
         return ExecutionResult(
             out, "", "ok", took, took, exit_code=0, started_at=began, finished_at=time.time()
@@ -75,6 +77,10 @@ class FakeSandbox:
 
     def __init__(self, log: Path | None = None) -> None:
         self.sessions: list[FakeSession] = []
+        self.finished = 0
+        """Flushes that ran to their end."""
+        self.live_flushes = 0
+        """Flushes with live output."""
         self.active: set[FakeSession] = set()
         self.announced = 0
         self.is_ready = True
