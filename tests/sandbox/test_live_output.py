@@ -19,7 +19,7 @@ from service.sandbox.docker.settings import DockerSandboxSettings
 from tests.sandbox.conftest import served
 from tests.support.eager_programs import FORGET, programs
 
-EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "10"))
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.timeout(1500 + 30 * EXAMPLES),
@@ -114,7 +114,7 @@ async def test_both_streams_and_split_characters(sandbox: Sandbox) -> None:
     session, viewer = sandbox.session(LIMITS), Viewer()
     code = (
         "import os, time\nfor byte in 'a\u20ac\U0001f600'.encode():\n    os.write(1, bytes([byte]))\n"
-        "    time.sleep(0.06)\nos.write(1, b'\\xe2\\x82')\nos.write(2, b'<|im_end|>')"
+        "    time.sleep(0.06)\nos.write(1, b'\\xe2\\x82')\nos.write(2, b'<|im_end|>')\nNone"
     )
     result = await flushed(session, [code], viewer)
     assert viewer.text() == result.stdout == "a€😀\\xe2\\x82"
