@@ -1,7 +1,7 @@
 """Live output: what the code of a flush writes, sent to the owner while it runs.
 
 It is a copy for display: the result contains what ``OutputCapture`` keeps. A frame is sent only if the
-channel takes it at once, so a slow owner delays neither the code nor the supervisor.
+channel takes it immediately, so a slow owner delays neither the code nor the supervisor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DELAY_S = 0.005
 _CHUNK_BYTES = 4 << 10
 """Pending text that does not wait for the end of the interval, in UTF-8 bytes."""
 _FRAME_BYTES = 4096 - 4
-"""Largest frame without its length. A pipe that is writable takes 4096 bytes (PIPE_BUF) at once."""
+"""Largest frame without its length. A pipe that is writable takes 4096 bytes (PIPE_BUF) without waiting."""
 
 
 @dataclass

@@ -112,7 +112,7 @@ class Result(_Frame):
 
 
 class OutputFrame(_Frame):
-    """What the code of the running flush has written, for a ``flush`` with ``live_output``."""
+    """Output of the running flush, for a ``flush`` with ``live_output``."""
 
     op: Literal["output"]
     stream: Literal["stdout", "stderr"]

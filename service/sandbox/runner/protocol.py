@@ -204,7 +204,7 @@ class ToolCallMessage(_Message):
 
 
 class OutputMessage(_Message):
-    """What the code of the running flush has written."""
+    """Output that the code of the running flush has written."""
 
     type: Literal["output"] = "output"
     chunk: OutputChunk
