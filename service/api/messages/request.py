@@ -511,6 +511,8 @@ class CountTokensRequest(RequestBody):
     def without_effect(self) -> Iterator[str]:
         if self.effort is not None and not self.thinks:
             yield "output_config.effort"
+        if self.deferral is not None and self.deferral.live_output:
+            yield "deferral.live_output"
         if self.mcp_servers and not self.runs_code:
             yield "mcp_servers"
 

@@ -212,6 +212,8 @@ class CodeOptions(Strict):
     unflushed: Literal["drop", "run"] | None = None
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
+    live_output: bool | None = None
+    """Stream the output of code while it runs. Default: false."""
     on_expired: OnExpired | None = None
     """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
     figures: Figures | None = None

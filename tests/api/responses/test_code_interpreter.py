@@ -68,6 +68,54 @@ async def test_blocks_of_one_flush_are_one_item() -> None:
     assert answer["content"][0]["text"] == ANSWER
 
 
+async def test_live_output_has_events_of_its_own_on_request() -> None:
+    result = replace(printed("1\n2\n"), container="box-1")
+    wanted = {"deferral": {"live_output": True}}
+    events, usual = [
+        await streamed(sandbox(result), extra_body=options) for options in (wanted, {"deferral": {}})
+    ]
+    name = "ih_grpo:code_interpreter_call_output.delta"
+    final = checked(events)
+    names = kinds(events)
+    at = names.index("code_interpreter_call.interpreting")
+    assert names[at + 1 : at + 4] == [name, name, "code_interpreter_call.completed"]
+    assert events[at + 1] == {
+        "type": name,
+        "item_id": final["output"][1]["id"],
+        "output_index": 1,
+        "stream": "stdout",
+        "delta": "1\n",
+        "attempt": 1,
+        "truncated": False,
+        "sequence_number": at + 1,
+    }
+    assert [kind for kind in names if kind != name] == kinds(usual)
+    assert name not in kinds(usual)
+
+
+async def streamed(box: ScriptedSandbox, **options: Any) -> list[dict[str, Any]]:
+    async with serving(engine(), box) as served:
+        return await collected(await ask(served, tools=CODE_TOOL, stream=True, **options))
+
+
+async def test_sdk_accumulates_a_response_with_live_output() -> None:
+    async with (
+        serving(engine()) as served,
+        served.openai.responses.stream(
+            model="scripted",
+            input="6 * 7?",
+            tools=CODE_TOOL,
+            include=OUTPUTS,
+            extra_body={"deferral": {"live_output": True}},
+        ) as stream,
+    ):
+        types = [event.type async for event in stream]
+        response: Any = await stream.get_final_response()
+    assert "ih_grpo:code_interpreter_call_output.delta" in types
+    assert response.output_text == FIRST + SECOND + ANSWER
+    assert response.output[1].outputs[0].logs == "42"
+
+
 async def test_call_is_streamed_at_once() -> None:
     async with serving(engine()) as served:
         events = await collected(await ask(served, tools=CODE_TOOL, stream=True))
