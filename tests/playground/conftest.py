@@ -8,8 +8,19 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-expect.set_options(timeout=60_000)  # no test is decided by how fast the machine is
+expect.set_options(timeout=7_000)  # no test is decided by how fast the machine is
 OpenPage = Callable[..., Coroutine[Any, Any, Page]]
+
+
+async def ask(page: Page, question: str = "6 * 7?") -> None:
+    """Type a question and send it."""
+    await page.fill("#question", question)
+    await page.locator("#question").press("Enter")
+
+
+async def until_over(page: Page, answers: int = 1) -> None:
+    """Wait until all ``answers`` on the page are complete."""
+    await expect(page.locator(".episode[data-mode=over]")).to_have_count(answers)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -40,7 +51,7 @@ async def open_page(browser: Browser) -> AsyncGenerator[OpenPage, None]:
         context = await browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
         contexts.append(context)
         page = await context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(7_000)
         page.on(
             "console", lambda message: complaints.append(message.text) if message.type == "error" else None
         )

@@ -44,7 +44,10 @@ export class Answer {
     this.speed = el("select", { class: "speed", "aria-label": "Speed of the replay", title: "Speed of the replay" }, ...SPEEDS.map((value) => el("option", { value }, `${value}×`)));
     this.totals = el("dl", { class: "totals" });
     this.time = el("details", { class: "time" }, this.summary, this.picture, el("div", { class: "playbar" }, this.play, this.slider, this.clock), el("div", { class: "under" }, this.totals, this.speed));
-    this.time.addEventListener("toggle", () => this.paint());
+    this.time.addEventListener("toggle", () => {
+      this.paint();
+      if (this.time.open) this.time.scrollIntoView({ block: "nearest" });
+    });
     new ResizeObserver(() => this.time.open && this.paint()).observe(this.picture);
     this.bar = el("div", { class: "actions", role: "group", "aria-label": "Actions" });
     this.copy = button("Copy", () => copyText(answerText(this.episode), this.copy, "Answer"), { class: "quiet small", title: "Copy the answer as Markdown" });

@@ -1,5 +1,6 @@
 // Recorded episodes: a list of events [milliseconds since the question, kind, value].
 //   "t" text of the model   "r" its thinking   "o" an observation   "b" a snapshot of a flush
+//   "l" output of running code: {id, text, attempt}, with the id of its flush
 // Links contain this format, so it must stay readable: change VERSION with its meaning.
 
 export const VERSION = 1;
@@ -71,6 +72,7 @@ const isTime = (value) => value === null || Number.isFinite(value);
 function isEvent(event) {
   if (!Array.isArray(event) || !Number.isFinite(event[0])) return false;
   const [, kind, value] = event;
+  if (kind === "l") return typeof value?.id === "string" && typeof value.text === "string";
   if (kind !== "b") return ["t", "r", "o"].includes(kind) && typeof value === "string";
   return (
     typeof value?.id === "string" && typeof value.status === "string" && Array.isArray(value.blocks) &&

@@ -53,13 +53,19 @@ const sidebar = new Sidebar({
 });
 
 /** Update what depends on the open conversation. */
+function refresh() {
+  const { conversation } = chat;
+  byId("welcome").hidden = conversation.turns.length > 0 || !online;
+  document.title = conversation.title ? `${conversation.title} – IH-GRPO` : "IH-GRPO playground";
+  if (online) sidebar.show(conversation.id);
+}
+
+/** Do the same, and name the conversation in the address, so that a reload opens it again. */
 function onChange() {
+  refresh();
+  if (!online) return;
   const { conversation } = chat;
   const isEmpty = conversation.turns.length === 0;
-  byId("welcome").hidden = !isEmpty || !online;
-  document.title = conversation.title ? `${conversation.title} – IH-GRPO` : "IH-GRPO playground";
-  if (!online) return;
-  sidebar.show(conversation.id);
   const isStored = listConversations().some(({ id }) => id === conversation.id);
   if (isStored) history.replaceState(null, "", `${location.pathname}${location.search}#c=${conversation.id}`);
   else if (isEmpty) history.replaceState(null, "", location.pathname + location.search);
@@ -195,6 +201,6 @@ addEventListener("pagehide", () => chat.run && chat.save(chat.run.conversation))
 addEventListener("storage", (event) => isConversationKey(event.key) && sidebar.show());
 setTheme(THEMES[lasting.getItem(THEME_STORE)] ? lasting.getItem(THEME_STORE) : "auto");
 
-onChange();
+refresh();
 if (online) await loadModels();
 await openFragment();

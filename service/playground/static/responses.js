@@ -28,7 +28,7 @@ export class ResponseReader {
     this.episode.finish = FINISH[response.status] ?? null;
     if (response.incomplete_details?.reason === "max_messages") this.episode.finish = "turns";
     this.episode.usage = response.usage && { completion_tokens: response.usage.output_tokens };
-    this.turn.notice = response.notice ?? null;
+    this.turn.notice = response.notice ?? this.turn.notice;
     this.turn.answer = response.final_answer ?? null;
     if (response.error) throw new UserError(/[.!?]$/.test(response.error.message) ? response.error.message : `${response.error.message}.`);
   }
@@ -51,6 +51,13 @@ const HANDLERS = {
     tool.status = "running";
     addText(reader.episode, ms, "t", MARKER);
     reader.snapshot(tool, ms);
+  },
+  "ih_grpo:code_interpreter_call_output.delta"(reader, event, ms) {
+    const last = reader.episode.events.at(-1);
+    const fits = last?.[1] === "l" && last[2].id === event.item_id && last[2].attempt === event.attempt;
+    const text = (event.truncated ? "\n… output left out …\n" : "") + event.delta;
+    if (fits && ms - last[0] < 100) last[2].text += text;
+    else reader.episode.events.push([ms, "l", { id: event.item_id, text, attempt: event.attempt }]);
   },
   "response.output_item.done"(reader, { item }, ms) {
     const tool = reader.tools.get(item.id);

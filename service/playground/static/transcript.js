@@ -19,7 +19,7 @@ export class Transcript {
     while (this.shown.length > segments.length) this.shown.pop().node.remove();
     segments.forEach((segment, at) => {
       const known = this.shown[at];
-      const key = JSON.stringify([segment.kind, segment.text, segment.state, segment.note, segment.tool?.status]);
+      const key = JSON.stringify([segment.kind, segment.text, segment.state, segment.note, segment.tool?.status, segment.live]);
       if (known?.key === key) return;
       const node = known?.kind === segment.kind ? known.node : MAKE[segment.kind]();
       FILL[segment.kind](node, segment, this.online);
@@ -57,11 +57,12 @@ const FILL = {
     if (pre.textContent !== code) pre.firstChild.replaceChildren(pythonNodes(code));
   },
   marker: (node, { text }) => (node.firstChild.textContent = text),
-  observation(node, { text, tool }, online) {
+  observation(node, { text, tool, live }, online) {
+    node.classList.toggle("live", Boolean(live));
     const failed = tool && tool.status !== "ok";
     node.dataset.state = failed ? "error" : "done";
     const count = tool?.blocks.length ?? 0;
-    const what = tool ? `Output of ${count} block${count === 1 ? "" : "s"}` : "Observation";
+    const what = tool ? `Output of ${count} block${count === 1 ? "" : "s"}` : live ? "Output so far" : "Observation";
     const label = failed ? `${what}: ${tool.status.replace("_", " ")}, all changes rolled back` : what;
     node.setAttribute("aria-label", label);
     node.firstChild.firstChild.textContent = label;
