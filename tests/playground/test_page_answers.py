@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from playwright.async_api import Browser, Page, expect
 
 from tests.playground.conftest import OpenPage, ask, until_over
 from tests.playground.test_page import ANSWER, ASK, app
-from tests.support.fake_files import PNG, FakeFileSandbox
+from tests.support.fake_files import FakeFileSandbox
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import make_app, serve
 
@@ -38,6 +39,9 @@ const answer = 42;
 
 So \boxed{\frac{1}{\sqrt{2}}} or \boxed{Paris}."""
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script><svg onload=alert(3)>"
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 HOSTILE_TABLE = (
     "<table onclick='alert(1)' style='position:fixed' class='primary' id='question'><tr><td>cell"
     "<script>alert(2)</script><img src=x onerror=alert(3)><a href='javascript:alert(4)'>x</a>"
@@ -117,6 +121,8 @@ async def test_model_output_is_never_markup(open_page: OpenPage) -> None:
 async def test_trusted_types_stop_markup_that_gets_through(browser: Browser) -> None:
     async with serve(app(ANSWER)) as served, await browser.new_page() as page:
         await page.goto(served.url)
+        await ask(page)  # DOMPurify creates its policy when it is first used
+        await until_over(page)
         error = await page.evaluate(
             "(() => { try { document.body.innerHTML = '<b>x</b>' } catch (e) { return e.name } })()"
         )
@@ -128,13 +134,13 @@ async def test_trusted_types_stop_markup_that_gets_through(browser: Browser) -> 
 
 async def test_files_reach_the_code_and_come_back(open_page: OpenPage) -> None:
     code = (
-        f"work['d/out.txt'] = b'hello'; show('image/png', {PNG!r}); show('text/html', {HOSTILE_TABLE!r})\n"
-        "print(inputs)"
+        f"work['d/out.txt'] = b'hello'; show('image/png', {PNG!r})\n"
+        f"show('text/html', {HOSTILE_TABLE.encode()!r})\nprint(inputs)"
     )
     engine = ScriptedEngine(f"Run\n```python\n{code}\n```<tool_call>", f"Done.{EOS}")
     app = make_app(engine, FakeFileSandbox(), api_keys="key")  # type: ignore[arg-type]
     async with serve(app, "key") as served:
-        page = await open_page(served.url)
+        page = await open_page(served.url, blocks=True)
         page.on("dialog", lambda dialog: pytest.fail(dialog.message))
         await page.fill("#key", "key")
         await page.keyboard.press("Tab")
