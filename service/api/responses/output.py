@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.api.chat.choice_builder import content_path, logprob_item
+from service.api.chat.choice_builder import content_path, executed_tool, logprob_item
 from service.api.responses.items import output_item_id
 from service.api.tools.custom import input_of
 from service.common.json import Json, dumps
@@ -321,6 +321,7 @@ class CodeItem:
                 code=self._code,
                 container_id=container,
                 outputs=outputs,
+                execution=executed_tool(tool, self._index),
             ),
         ]
 

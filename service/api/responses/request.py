@@ -165,9 +165,11 @@ class TextOptions(RequestModel):
 
 
 OUTPUTS = "code_interpreter_call.outputs"
+EXECUTION = "code_interpreter_call.execution"
+"""Blocks, times, files and calls of tools of a run, as in ``executed_tools`` of chat completions."""
 LOGPROBS = "message.output_text.logprobs"
 SEALED = "reasoning.encrypted_content"
-INCLUDES = (OUTPUTS, LOGPROBS, SEALED)
+INCLUDES = (OUTPUTS, EXECUTION, LOGPROBS, SEALED)
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Unsupported = Annotated[object, only()]

@@ -270,3 +270,26 @@ async def test_output_with_invalid_unicode_is_escaped() -> None:
         response = await ask(served, tools=CODE_TOOL)
         again = await served.openai.responses.retrieve(response.id, include=OUTPUTS)
     assert again.output[1].outputs[0].logs == "\ud800\0"
+
+
+async def test_execution_is_returned_on_request() -> None:
+    include: Any = [*OUTPUTS, "code_interpreter_call.execution"]
+    async with serving(engine()) as served:
+        events = await collected(await ask(served, tools=CODE_TOOL, stream=True, include=include))
+        _, call, _ = checked(events)["output"]
+        execution = call["execution"]
+        assert [block["code"] for block in execution["blocks"]] == ["x = 6 * 7", "print(x)"]
+        assert (execution["status"], execution["output"], execution["waited_ms"]) == ("ok", "42", 100.0)
+        assert execution["runs"] == [{"started_at": 1.0, "finished_at": 1.2}]
+        url = f"/responses/{checked(events)['id']}"
+        stored = await served.openai.get(f"{url}?include=code_interpreter_call.execution", cast_to=object)
+        plain = await served.openai.get(url, cast_to=object)
+        # The model reads the same conversation if a client sends such an item back.
+        again = await ask(
+            served, tools=CODE_TOOL, input=[*checked(events)["output"], {"role": "user", "content": "?"}]
+        )
+    calls: Any = [stored["output"][1], plain["output"][1]]  # type: ignore[index]
+    assert calls[0]["execution"] == execution
+    assert calls[0]["outputs"] is None
+    assert "execution" not in calls[1]
+    assert again.status == "completed"
