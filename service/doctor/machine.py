@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from service.common.machine import available_memory
 from service.doctor import CheckResult
 from service.sandbox.settings import PoolSettings
 from service.server.settings import Settings
@@ -115,16 +116,3 @@ def memory(weights: int, containers: int) -> CheckResult:
             "lower max_containers and max_concurrent_episodes",
         )
     return CheckResult("memory", "ok", found)
-
-
-def available_memory() -> int:
-    """Available memory in bytes, of the machine or of the surrounding container."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        if Path(limit).is_file() and (text := Path(limit).read_text().strip()) != "max":
-            free = min(free, int(text) - int(Path(used).read_text()))
-    return free
