@@ -11,9 +11,12 @@ import struct
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from service.engines.base import EngineError, Sampling
+
+WeightType = Literal["f32", "f16", "bf16", "q8_0"]
+"""Types of matrices that can be written."""
 
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Value types of the format, in the notation of the module ``struct``."""

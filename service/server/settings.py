@@ -266,7 +266,8 @@ class Settings(BaseSettings):
             return self
         if self.engine not in ("auto", "gguf") or self.engine_url or self.vllm_args:
             raise ValueError(
-                "model is a GGUF file, which only engine 'gguf' serves: remove engine, engine_url and vllm_args"
+                "model is a GGUF file, which only engine 'gguf' serves: remove engine, engine_url and "
+                "vllm_args"
             )
         if self.lora or self.base is not None:
             raise ValueError(

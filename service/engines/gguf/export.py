@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import gguf
 import numpy as np
@@ -25,10 +25,7 @@ from service.deferral.policy import FILE_NAME, DeferralPolicy
 from service.engines.checkpoint import default_sampling
 from service.engines.execute_head import reject_execute_head
 from service.engines.gguf.vocabulary import HF_JSON, pattern_name
-from service.engines.gguf_metadata import sampling_metadata
-
-WeightType = Literal["f32", "f16", "bf16", "q8_0"]
-WEIGHT_TYPES: Final[tuple[WeightType, ...]] = get_args(WeightType)
+from service.engines.gguf_metadata import WeightType, sampling_metadata
 
 _TYPES: Final[dict[WeightType, gguf.GGMLQuantizationType]] = {
     "f32": gguf.GGMLQuantizationType.F32,
@@ -70,6 +67,7 @@ def export(checkpoint: Path, path: Path, kind: WeightType = "f16") -> Exported:
 
     Raises:
         ValueError: ``path`` exists, or the checkpoint can't be represented; the message says why.
+        EngineError: the checkpoint has an execute head.
     """
     if path.exists():
         raise ValueError(f"{path} already exists: choose another file")
@@ -96,8 +94,8 @@ def export(checkpoint: Path, path: Path, kind: WeightType = "f16") -> Exported:
 def _check(checkpoint: Path, config: PretrainedConfig) -> None:
     if config.model_type not in _ARCHITECTURES:
         raise ValueError(
-            f"{checkpoint} has the architecture {config.model_type}; only {' and '.join(_ARCHITECTURES)} can be "
-            "written as GGUF. For others use llama.cpp's convert_hf_to_gguf.py"
+            f"{checkpoint} has the architecture {config.model_type}; only {' and '.join(_ARCHITECTURES)} "
+            "can be written as GGUF. For others use llama.cpp's convert_hf_to_gguf.py"
         )
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         raise ValueError(f"{checkpoint} has layers without full attention, which can't be written as GGUF")
@@ -132,7 +130,10 @@ def _add_architecture(
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     for key, value in sampling_metadata(default_sampling(checkpoint)).items():
-        (writer.add_int32 if isinstance(value, int) else writer.add_float32)(key, value)
+        if isinstance(value, int):
+            writer.add_int32(key, value)
+        else:
+            writer.add_float32(key, value)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: Path, size: int) -> bool:

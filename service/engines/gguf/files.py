@@ -78,7 +78,7 @@ def _bytes_per_token(path: Path, metadata: Mapping[str, Any]) -> int:
     def value(name: str, default: int | None = None) -> int:
         # Some architectures have one value per layer.
         found = _architecture_value(path, metadata, name, default)
-        return max(found) if isinstance(found, list) else found
+        return int(max(found) if isinstance(found, list) else found)
 
     heads = value("attention.head_count")
     width = value("embedding_length") // heads

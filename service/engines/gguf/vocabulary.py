@@ -64,7 +64,7 @@ def load_tokenizer(path: Path, metadata: Mapping[str, Any]) -> PreTrainedTokeniz
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
         if f"tokenizer.ggml.{key}_token_id" in metadata
     }
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         chat_template=metadata.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
