@@ -46,7 +46,7 @@ def locate(model: str, *, weights: bool = True, base: str | None = None, revisio
         if not (path / "config.json").is_file() and not adapters.is_adapter(path):
             raise ValueError(
                 f"model {model!r} is not a checkpoint: the hub repository has neither config.json nor "
-                "adapter_config.json. To serve a GGUF file, download it and set model to its path"
+                "adapter_config.json (to serve a GGUF file, download it and set model to its path)"
             )
     if not adapters.is_adapter(path):
         if base is not None:

@@ -90,6 +90,7 @@ class LlamaRunner:
         params.n_batch = self._batch.capacity
         params.n_ubatch = min(self._batch.capacity, _LARGEST_PASS)
         params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = getattr(llama, f"GGML_TYPE_{settings.cache_type.upper()}")
         params.no_perf = True
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
