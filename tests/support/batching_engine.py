@@ -3,8 +3,8 @@
     from tests.support.batching_engine import *  # noqa: F403
 
 and defines the fixtures ``create``, a function from fields of the engine's settings to an engine of the tiny
-checkpoint, ``runner_class``, the class whose ``forward`` runs the model, and ``reference``, the same weights in
-transformers.
+checkpoint, ``runner_class``, the class whose ``forward`` runs the model, and ``reference``, the same weights
+in transformers.
 """
 
 from __future__ import annotations

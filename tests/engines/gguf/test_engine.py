@@ -186,7 +186,7 @@ async def test_quickstart_gives_the_tokens_of_the_embedded_engine(tmp_path: Path
 async def test_rejects_a_damaged_file(path: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     shutil.copyfile(path, damaged)
-    os.truncate(damaged, os.path.getsize(path) - 20_000)  # noqa: PTH202
+    os.truncate(damaged, 200_000)
     engine = make(damaged)
     with pytest.raises(EngineError, match=r"llama\.cpp can't load .*damaged\.gguf"):
         await engine.start()

@@ -20,25 +20,8 @@ from tests.support.tiny_qwen3 import CONTROL_TOKENS, MARKUP_TOKENS, make_model
 PIECES = (
     *CONTROL_TOKENS,
     *MARKUP_TOKENS,
-    *(
-        [
-            "a",
-            "Hello",
-            "I'LL",
-            "it's",
-            "don't",
-            "print(x)",
-            "1",
-            "23",
-            "4567",
-            "(",
-            "));",
-            "_",
-            "\\boxed{",
-            "...",
-        ]
-    ),
-    *(["é", "é", "ß", "日本語", "🎉", "½", "٣", "Ⅷ"]),
+    *("a", "Hello", "I'LL", "it's", "don't", "print(x)", "1", "23", "4567"),
+    *("(", "));", "_", "\\boxed{", "...", "é", "e\u0301", "ß", "日本語", "🎉", "½", "٣", "Ⅷ"),
     *(" ", "  ", "\t", "\n", "\r\n", "\n\n", "\u00a0", "\u200b"),
 )
 
