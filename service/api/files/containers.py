@@ -20,6 +20,7 @@ import structlog
 from service.api.errors import ApiError
 from service.api.files.held_session import HeldSession
 from service.api.files.inputs import InputFile, named, prompt_note
+from service.api.limits import Quotas
 from service.common.json import Json
 from service.sandbox.base import Sandbox, SandboxError, Session, SessionLimits
 from service.sandbox.files import FileSandbox, FileSession
@@ -55,8 +56,6 @@ class ContainerLimits:
     """Memory limits of all parked containers together."""
     wait_s: float = 10.0
     """Seconds that a request waits for a container that another one holds."""
-    seconds_per_day: float | None = None
-    """Seconds that code of one key may run in a day (UTC); None for no limit."""
     default_memory_mb: int = 512
     max_memory_mb: int = 4096
 
@@ -201,12 +200,18 @@ class Containers:
     """The containers of this process; ``app.state.containers``."""
 
     def __init__(
-        self, sandbox: Sandbox, store: ContainerStore, files: FileStore, limits: ContainerLimits
+        self,
+        sandbox: Sandbox,
+        store: ContainerStore,
+        files: FileStore,
+        limits: ContainerLimits,
+        quotas: Quotas,
     ) -> None:
         self._sandbox = sandbox
         self.store = store
         self.files = files
         self.limits = limits
+        self.quotas = quotas
         self._live: dict[str, LiveContainer] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -264,13 +269,9 @@ class Containers:
 
         Raises:
             ApiError: 404 for an unknown container, 400 for an expired one, 429 if the key has used up its
-                seconds.
+                seconds or its storage.
         """
-        if (most := self.limits.seconds_per_day) is not None and await self.store.seconds_today(
-            owner
-        ) >= most:
-            message = f"Code of this key has run for {most:g} seconds today (UTC), the most that it may."
-            raise ApiError(429, message, code="sandbox_quota_exceeded")
+        await self.quotas.check(owner, code=True, storage=True)
         live, notice = None, None
         files = list(wish.files)
         if wish.container_id is not None:

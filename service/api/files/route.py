@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from service.api.errors import ApiError
 from service.api.files.multipart import read_form
 from service.api.schemas import FILE, FILE_CONTENT, FILE_LIST
-from service.api.state import Owner
+from service.api.state import CurrentServer, Owner
 from service.common.json import Json, JsonResponse
 from service.store.blobs import BlobError
 from service.store.files import FileStore, FileTooLargeError, StoredFile
@@ -59,9 +59,9 @@ _UPLOAD: Final[dict[str, Any]] = {
 
 
 @router.post("", response_class=JsonResponse, responses=FILE, openapi_extra=_UPLOAD)
-async def upload_file(request: Request, files: Files, owner: Owner) -> Response:
+async def upload_file(request: Request, server: CurrentServer, files: Files, owner: Owner) -> Response:
     """Upload a file as a multipart form. It is stored while it arrives."""
-
+    await server.quotas.check(owner, storage=True)
     saved: list[StoredFile] = []
 
     async def save(filename: str, content: AsyncIterator[bytes]) -> None:

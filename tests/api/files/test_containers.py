@@ -325,7 +325,7 @@ async def test_daily_seconds_of_a_key_are_limited() -> None:
         await play.respond("print(1)")
         with pytest.raises(openai.RateLimitError) as error:
             await play.respond("print(1)")
-        assert error.value.code == "sandbox_quota_exceeded"
+        assert error.value.code == "insufficient_quota"
         bob = play.client.with_options(api_key="bob")
         assert logs(await play.respond("print(1)", client=bob)) == "1"
 
