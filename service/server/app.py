@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.api import completions, errors, health, models, tokenize
 from service.api import usage as usage_api
+from service.api.audit import Audit
 from service.api.auth import BEARER, ApiKeys
 from service.api.chat import route as chat
 from service.api.files import container_route as containers_api
@@ -135,7 +136,10 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     )
     container_store = ContainerStore(files, keep_days=settings.container_files_days)
     containers = Containers(runner.sandbox, container_store, files, settings.container_limits(), quotas)
-    responses.cleaners += [files.clean, container_store.clean, usage.clean]
+    audit_log = settings.audit_log()
+    responses.cleaners += [files.clean, container_store.clean, containers.end_deleted, usage.clean]
+    if audit_log is not None:
+        responses.cleaners.append(audit_log.clean)
     seal = Seal(settings.seals())
     mcp = settings.mcp_hub()
 
@@ -163,6 +167,8 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             seal=seal,
             mcp=mcp,
         )
+        if audit_log is not None:
+            audit_log.record("server.start", keys=[key.name for key in keys])
         if is_demo(settings.model):
             app.state.server.notice = DEMO_NOTICE
         try:
@@ -220,6 +226,8 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     app.add_middleware(Playground)
     if settings.is_open_locally:
         app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
+    if audit_log is not None:
+        app.add_middleware(Audit, log=audit_log)
     app.add_middleware(RequestContext, metrics=metrics, strict_requests=settings.strict_requests)
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:

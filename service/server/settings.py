@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.api.audit import AuditLog
 from service.api.auth import ApiKey, KeyQuota, parse_keys
 from service.api.files.containers import ContainerLimits
 from service.api.seal import SealKey, parse_seal_key
@@ -219,6 +220,12 @@ class Settings(BaseSettings):
     """Directory that ``POST /admin/reload`` may load checkpoints from; unset disables reloading. Requires an
     admin API key (``ih-grpo key --admin``)."""
 
+    audit_dir: Path | None = None
+    """Directory of the audit log: one JSON object per line, in a file per day, about creations, deletions and
+    rejected requests, without contents. Default: no audit log."""
+    audit_days: float = Field(default=365.0, gt=0)
+    """Days that a file of the audit log is kept."""
+
     otel_endpoint: str | None = None
     """OTLP/HTTP collector for traces, such as ``http://localhost:4318/v1/traces``; unset disables tracing.
     Requires the extra ``otel``. Spans never contain prompts, replies or code."""
@@ -395,6 +402,19 @@ class Settings(BaseSettings):
             wait_s=self.container_wait_s,
             max_memory_mb=self.container_memory_mb,
         )
+
+    def audit_log(self) -> AuditLog | None:
+        """The audit log, if there is one.
+
+        Raises:
+            ValueError: its directory can't be used.
+        """
+        if self.audit_dir is None:
+            return None
+        try:
+            return AuditLog(self.audit_dir, days=self.audit_days)
+        except OSError as error:
+            raise ValueError(f"audit_dir can't be used: {error}") from None
 
     def key_quota(self) -> KeyQuota:
         """Quota of keys without their own."""

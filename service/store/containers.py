@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
@@ -97,6 +97,12 @@ class ContainerStore:
         async with self._engine.connect() as connection:
             row = (await connection.execute(query)).mappings().first()
         return None if row is None else self._with_status(StoredContainer(**row))
+
+    async def existing(self, container_ids: Collection[str]) -> set[str]:
+        """Return those of ``container_ids`` that have a record."""
+        query = select(containers.c.id).where(containers.c.id.in_(container_ids))
+        async with self._engine.connect() as connection:
+            return set((await connection.execute(query)).scalars())
 
     async def page(
         self,

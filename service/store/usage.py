@@ -25,7 +25,7 @@ _MODEL_CHARS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Consumption:
-    """What requests used."""
+    """Amounts that requests used."""
 
     requests: int = 0
     input_tokens: int = 0

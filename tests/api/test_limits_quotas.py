@@ -38,7 +38,7 @@ async def chat(served: Served, **more: Any) -> Any:
 
 
 async def counted(app: Any) -> Consumption:
-    """What the first key has used today, once there is something."""
+    """Use of the first key today, once there is some."""
     quotas = app.state.server.quotas
     async with asyncio.timeout(30):
         while True:

@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import structlog
 
+from service.api import audit
 from service.api.errors import ApiError
 from service.api.files.held_session import HeldSession
 from service.api.files.inputs import InputFile, named, prompt_note
@@ -330,6 +331,7 @@ class Containers:
             live.is_stored = True
             self._live[live.record.id] = live
             await self.store.put(live.record)
+            audit.record("container.create", target=live.record.id)
 
     async def update(self, live: LiveContainer, **values: object) -> None:
         """Change columns of a container's record."""
@@ -368,6 +370,14 @@ class Containers:
         await live.session.close()
         if live.is_stored and live.record.status == ACTIVE:
             await self.update(live, status=EXPIRED)
+
+    async def end_deleted(self) -> None:
+        """End containers whose records were deleted, for example with all data of their key."""
+        mine = [live for live in self._live.values() if live.is_stored and not live.lock.locked()]
+        existing = await self.store.existing([live.record.id for live in mine])
+        for live in mine:
+            if live.record.id not in existing and not live.lock.locked():
+                await self.end(live)
 
     async def _sweep_forever(self) -> None:
         orphans_at = time.monotonic()

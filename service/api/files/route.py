@@ -10,6 +10,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from service.api import audit
 from service.api.errors import ApiError
 from service.api.files.multipart import read_form
 from service.api.schemas import FILE, FILE_CONTENT, FILE_LIST
@@ -140,11 +141,13 @@ async def stored(files: FileStore, content: AsyncIterator[bytes], **metadata: An
         ApiError: 413 if it exceeds a limit, 503 if the store failed.
     """
     try:
-        return await files.put(content, **metadata)
+        file = await files.put(content, **metadata)
     except FileTooLargeError as error:
         raise too_large(error) from None
     except BlobError as error:
         raise unavailable(error) from error
+    audit.record("file.create", target=file.id)
+    return file
 
 
 async def find(files: FileStore, file_id: str, owner: str, param: str = "file_id") -> StoredFile:
