@@ -2,15 +2,17 @@
 
     scripts/ensure-vllm
     .venv-vllm/bin/python benchmarks/serving.py    # needs Docker and the sandbox image
+    .venv-vllm/bin/python benchmarks/serving.py --checkpoint DIR --streams 1 4 8
     .venv-vllm/bin/python benchmarks/serving.py --embedded --checkpoint DIR --streams 1 4 8
 
-With ``--embedded`` our server runs the embedded engine instead, in bfloat16 and on all cores, like vLLM. No
-code runs, and CPU is measured for API and engine together. Use a real checkpoint to compare the speed of the
-engines.
+With ``--checkpoint`` a real model writes instead of a random one, in bfloat16. With ``--embedded`` our server
+runs the embedded engine, also in bfloat16 and on all cores, like vLLM. Deferral is off then, and CPU is
+measured for API and engine together.
 
-Measures output throughput, time to first token and CPU of the API process, without tool calls. A random
-model, with its end tokens biased away, writes a fixed number of tokens. In every round, all servers get the
-same requests one after the other, in rotating order; ratios and differences are computed within a round.
+Measures output throughput, time to first token and CPU of the API process, without tool calls. The model
+writes a fixed number of tokens: the tokens that end a turn or begin a code block are biased away. In every
+round, all servers get the same requests one after the other, in rotating order; ratios and differences are
+computed within a round.
 ``serving_api.py`` measures the costs that do not involve the engine.
 
 Clients, servers and engines share this machine's cores. With a GPU the engine needs no core, and the
@@ -37,9 +39,9 @@ from typing import Any
 import aiohttp
 from serving_servers import MODEL, Server, embedded, ours, ours_in_front, vllm, wait_for
 from shapes import SHAPES
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from service.deferral.policy import DeferralPolicy
+from service.deferral.policy import FILE_NAME, DeferralPolicy
 from service.deferral.prompt import instruct
 from tests.support.tiny_qwen3 import make_checkpoint, make_tokenizer
 
@@ -135,15 +137,26 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
-def unusable(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Return tokens that end a turn and tokens with an incomplete character.
+def unusable(tokenizer: PreTrainedTokenizerBase, *, random: bool) -> list[int]:
+    """Return tokens that end a turn, parts of a code fence and, for a random model, parts of characters.
 
-    A random model would write many of the latter. The servers differ in how long they wait for the rest of a
-    character, so they would send different numbers of events.
+    A code block would run while it is pending. A random model writes many incomplete characters, and the
+    servers differ in how long they wait for the rest of one, so they would send different numbers of events.
     """
     ends = ["<|im_end|>", "<|endoftext|>", "<tool_call>"]
-    parts = [token_id for token_id in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([token_id])]
-    return [*tokenizer.convert_tokens_to_ids(ends), *parts]
+    texts = [(token_id, tokenizer.decode([token_id])) for token_id in range(len(tokenizer))]
+    unwanted = [token_id for token_id, text in texts if "`" in text or (random and "\ufffd" in text)]
+    return [*tokenizer.convert_tokens_to_ids(ends), *unwanted]
+
+
+def with_policy(checkpoint: Path, folder: Path) -> Path:
+    """Link the files of ``checkpoint`` in ``folder``, with the default policy: ``body`` knows its prompt."""
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    (folder / FILE_NAME).unlink(missing_ok=True)
+    (folder / FILE_NAME).write_text(DeferralPolicy().model_dump_json())
+    return folder
 
 
 async def compare(servers: Sequence[Server], options: argparse.Namespace, banned: list[int]) -> None:
@@ -184,36 +197,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--remote", action="store_true", help="also measure our server in front of vLLM's")
     parser.add_argument("--embedded", action="store_true", help="compare the embedded engine; no code runs")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint instead of a random model, in bfloat16")
     parser.add_argument(
-        "--checkpoint", type=Path, help="with --embedded: a checkpoint instead of a random model"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="with --embedded: threads of each engine"
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        help="with --embedded or --checkpoint: threads of each engine",
     )
     parser.add_argument("--port", type=int, default=8731, help="first of three ports to use")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if options.checkpoint is not None:
-            model = options.checkpoint
-            ends = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-            banned = [token_id for token_id in ends if token_id is not None]
+            model = with_policy(options.checkpoint, Path(folder) / "checkpoint")
+            banned = unusable(AutoTokenizer.from_pretrained(model), random=False)
         else:
             shape = SHAPES[options.model]
             model = make_checkpoint(
                 Path(folder) / MODEL, max_position_embeddings=2048, initializer_range=0.02, **shape
             )
-            banned = unusable(make_tokenizer())
-        if options.embedded:
-            engine = ("bfloat16", options.threads)
-            servers = [
-                stack.enter_context(vllm(model, options.port + 1, *engine)),
-                stack.enter_context(embedded(model, options.port, *engine)),
-            ]
-        else:
-            servers = [
-                stack.enter_context(vllm(model, options.port + 1)),
-                stack.enter_context(ours(model, options.port)),
-            ]
+            banned = unusable(make_tokenizer(), random=True)
+        real = options.embedded or options.checkpoint is not None
+        engine = ("bfloat16", options.threads) if real else ("float32", 1)
+        servers = [
+            stack.enter_context(vllm(model, options.port + 1, *engine)),
+            stack.enter_context((embedded if options.embedded else ours)(model, options.port, *engine)),
+        ]
         for server in servers:
             wait_for(server)
         if options.remote:

@@ -71,10 +71,10 @@ def embedded(model: Path, port: int, dtype: str, threads: int) -> Iterator[Serve
 
 
 @contextmanager
-def ours(model: Path, port: int) -> Iterator[Server]:
+def ours(model: Path, port: int, dtype: str = "float32", threads: int = 1) -> Iterator[Server]:
     """Our server, with vLLM in process."""
-    engine = ["--engine", "vllm", *as_options(ARGS)]
-    with _launched("ours", _serve(model, port, engine), port) as server:
+    engine = ["--engine", "vllm", "--dtype", dtype, *as_options(ARGS)]
+    with _launched("ours", _serve(model, port, engine), port, threads) as server:
         yield server
 
 

@@ -222,9 +222,16 @@ class ContainerStore:
 
     async def get_file(self, container_id: str, file_id: str) -> ContainerFile | None:
         """Return a file of a container, also an earlier version."""
-        query = select(*_files).where(
+        return await self._file(
             container_files.c.id == file_id, container_files.c.container_id == container_id
         )
+
+    async def find_file(self, file_id: str, owner: str) -> ContainerFile | None:
+        """Return a file of any container of ``owner``, also an earlier version."""
+        return await self._file(container_files.c.id == file_id, container_files.c.owner == owner)
+
+    async def _file(self, *where: ColumnElement[bool]) -> ContainerFile | None:
+        query = select(*_files).where(*where)
         async with self._engine.connect() as connection:
             row = (await connection.execute(query)).mappings().first()
         return None if row is None else ContainerFile(**row)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.api.errors import ApiError
+from service.api.errors import ApiError, speaks_anthropic
 from service.api.files.multipart import read_form
 from service.api.schemas import FILE, FILE_CONTENT, FILE_LIST
 from service.api.state import Owner
 from service.common.json import Json, JsonResponse
 from service.store.blobs import BlobError
+from service.store.containers import ContainerStore
 from service.store.files import FileStore, FileTooLargeError, StoredFile
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
 PURPOSES: Final = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 """Purposes that OpenAI accepts for uploads. They have no effect here."""
+_CURSOR: Final = "page_"
+"""Prefix of Anthropic's cursors."""
 _MIN_SECONDS, _MAX_SECONDS = 3600, 30 * 86_400
 """OpenAI's bounds for ``expires_after[seconds]``."""
 
@@ -84,52 +89,65 @@ async def upload_file(request: Request, files: Files, owner: Owner) -> Response:
             raise ApiError(
                 400, "Missing required parameter: 'file'.", param="file", code="missing_required_parameter"
             )
-        purpose, expires_after_s = _purpose(fields.get("purpose")), _expires_after_s(fields)
+        default = "user_data" if speaks_anthropic(request.scope) else None
+        purpose, expires_after_s = _purpose(fields.get("purpose") or default), _expires_after_s(fields)
         file = await files.describe(saved[0], purpose=purpose, expires_after_s=expires_after_s)
     except BaseException:
         for file in saved:
             await files.delete(file.id, owner)
         raise
-    return JsonResponse(file_object(file))
+    return JsonResponse(_object_for(request, file))
 
 
 @router.get("", response_class=JsonResponse, responses=FILE_LIST)
 async def list_files(
+    request: Request,
     files: Files,
     owner: Owner,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     after: str | None = None,
+    page: str | None = None,
     purpose: str | None = None,
 ) -> Response:
-    """List the key's files, page by page."""
+    """List the key's files, page by page. ``page`` is Anthropic's cursor."""
+    if page is not None:
+        after = page.removeprefix(_CURSOR)
     try:
-        page, has_more = await files.page(owner, limit=limit, order=order, after=after, purpose=purpose)
+        found, has_more = await files.page(owner, limit=limit, order=order, after=after, purpose=purpose)
     except KeyError:
         raise ApiError(
             400, f"'after': there is no file '{after}'.", param="after", code="invalid_value"
         ) from None
-    return JsonResponse(list_object([file_object(file) for file in page], has_more=has_more))
+    listed = list_object([_object_for(request, file) for file in found], has_more=has_more)
+    if speaks_anthropic(request.scope):
+        listed["next_page"] = f"{_CURSOR}{found[-1].id}" if has_more else None
+    return JsonResponse(listed)
 
 
 @router.get("/{file_id}", response_class=JsonResponse, responses=FILE)
-async def retrieve_file(file_id: str, files: Files, owner: Owner) -> Response:
+async def retrieve_file(file_id: str, request: Request, files: Files, owner: Owner) -> Response:
     """Return a file's metadata."""
-    return JsonResponse(file_object(await find(files, file_id, owner)))
+    return JsonResponse(_object_for(request, await find(files, file_id, owner)))
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses=FILE_CONTENT)
-async def download_file(file_id: str, files: Files, owner: Owner) -> Response:
-    """Download a file's content."""
+async def download_file(file_id: str, files: Files, request: Request, owner: Owner) -> Response:
+    """Download the content of an upload, or of a file in a container."""
+    store: ContainerStore = request.app.state.containers.store
+    if (written := await store.find_file(file_id, owner)) is not None:
+        return await download(store.content(written), written.path.rpartition("/")[2], written.bytes)
     file = await find(files, file_id, owner)
     return await download(files.content(file), file.filename, file.bytes)
 
 
 @router.delete("/{file_id}", response_class=JsonResponse)
-async def delete_file(file_id: str, files: Files, owner: Owner) -> Json:
+async def delete_file(file_id: str, request: Request, files: Files, owner: Owner) -> Json:
     """Delete a file. Containers that already have it keep their copy."""
     if not await files.delete(file_id, owner):
         raise _not_found(file_id)
+    if speaks_anthropic(request.scope):
+        return {"id": file_id, "type": "file_deleted"}
     return {"id": file_id, "object": "file", "deleted": True}
 
 
@@ -157,6 +175,22 @@ async def find(files: FileStore, file_id: str, owner: str, param: str = "file_id
     if file is None:
         raise _not_found(file_id, param)
     return file
+
+
+def _object_for(request: Request, file: StoredFile) -> Json:
+    """Return the file object in the form of the client's API."""
+    if not speaks_anthropic(request.scope):
+        return file_object(file)
+    created_at = datetime.fromtimestamp(file.created_at, UTC).isoformat(timespec="seconds")
+    return {
+        "id": file.id,
+        "type": "file",
+        "filename": file.filename,
+        "mime_type": mimetypes.guess_type(file.filename)[0] or "application/octet-stream",
+        "size_bytes": file.bytes,
+        "created_at": created_at.replace("+00:00", "Z"),
+        "downloadable": True,
+    }
 
 
 def file_object(file: StoredFile) -> Json:

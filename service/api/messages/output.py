@@ -11,10 +11,12 @@ import math
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pydantic_core import from_json
 
+from service.api.files.containers import ContainerUse
 from service.api.messages.request import CODE_EXECUTION
 from service.common.json import Json, dumps
 from service.deferral.episode import Outcome
@@ -56,6 +58,7 @@ class MessageBuilder:
         max_tokens: the client's limit on sampled tokens.
         omits_thoughts: leave the text of thoughts out.
         stops: the client's stop strings.
+        container: the reply's container, if it lives across requests.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class MessageBuilder:
         max_tokens: int,
         omits_thoughts: bool = False,
         stops: Sequence[str] = (),
+        container: ContainerUse | None = None,
     ) -> None:
         self.reply = reply
         self.content: list[Json] = []
@@ -79,6 +83,7 @@ class MessageBuilder:
         self._max_tokens = max_tokens
         self._omits_thoughts = omits_thoughts
         self._stops = stops
+        self._container = container
         self._kind: str | None = None
         """Type of the open block, ``text`` or ``thinking``; None if none is open."""
         self._texts: list[str] = []
@@ -128,6 +133,7 @@ class MessageBuilder:
             "stop_reason": self.stop_reason,
             "stop_sequence": self._stop_sequence,
             "final_answer": self.reply.final_answer,
+            **self._container_fields(),
         }
         return [{"type": "message_delta", "delta": delta, "usage": self._usage()}, {"type": "message_stop"}]
 
@@ -140,6 +146,20 @@ class MessageBuilder:
             "stop_sequence": self._stop_sequence,
             "usage": {**self._usage(), "service_tier": "standard"},
             "final_answer": self.reply.final_answer,
+            **self._container_fields(),
+        }
+
+    def _container_fields(self) -> Json:
+        """Return the container that code ran in, and when it expires without another request."""
+        if self._container is None or not self.reply.executed:
+            return {}
+        seconds = self._container.live.record.idle_minutes * 60
+        expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
+        return {
+            "container": {
+                "id": self._container.id,
+                "expires_at": expires_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            }
         }
 
     @property
@@ -266,10 +286,11 @@ def _result(tool: ExecutedTool) -> Json:
     if (code := _ERROR_CODES.get(tool.status)) is not None:
         return {"type": "code_execution_tool_result_error", "error_code": code}
     failed = tool.status in _RETURN_CODES
+    files = () if tool.files is None else tool.files.files
     return {
         "type": "code_execution_result",
         "stdout": "" if failed else tool.output,
         "stderr": tool.output if failed else "",
         "return_code": _RETURN_CODES.get(tool.status, 0),
-        "content": [],
+        "content": [{"type": "code_execution_output", "file_id": file.id} for file in files],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -14,9 +15,13 @@ from service.api.chat.history import find_replies
 from service.api.chat.prepare import PreparedChat, effective_policy, prepare, render_prompt
 from service.api.chat.request import ChatRequest, DeferralOptions, Message
 from service.api.errors import ApiError, api_error_of
+from service.api.files.choice import choose_container
+from service.api.files.containers import Containers, ContainerUse
+from service.api.files.inputs import FilePart
 from service.api.messages.output import MessageBuilder
 from service.api.messages.request import (
     CodeExecutionToolResultBlock,
+    ContainerUploadBlock,
     CountTokensRequest,
     InputBlock,
     InputMessage,
@@ -30,7 +35,9 @@ from service.api.messages.request import (
 from service.api.seal import Seal
 from service.api.state import Server
 from service.api.tools.choice import force_call
+from service.api.tools.definitions import AutoContainer
 from service.api.tools.history import reply_key
+from service.api.tools.mcp import open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
 from service.deferral.observation import executed_text
@@ -77,6 +84,7 @@ class PreparedMessage:
             max_tokens=request.max_tokens,
             omits_thoughts=request.thinking is not None and request.thinking.display == "omitted",
             stops=request.stop_sequences or (),
+            container=chat.container,
         )
 
     def reply_key(self, content: Sequence[Json]) -> str:
@@ -96,19 +104,24 @@ class PreparedMessage:
 
 
 async def prepare_message(
-    server: Server, store: ReplyStore, request: MessagesRequest, *, owner: str
+    server: Server,
+    store: ReplyStore,
+    request: MessagesRequest,
+    container: ContainerUse | None = None,
+    *,
+    owner: str,
 ) -> PreparedMessage:
-    """Prepare ``request`` to run on ``server``.
+    """Prepare ``request`` to run on ``server``, in ``container`` if it lives across requests.
 
     Raises:
         ApiError: 404 for an unknown model; 400 for a field above its limit, a prompt that doesn't fit, or a
-            field that the engine doesn't support.
+            field that the engine doesn't support; 400 or 424 for an MCP server that can't be used.
     """
     chat_request = _chat_request(server, request, owner)
     if request.thinks and not chat_request.thinks:
         report_ignored("thinking")
     try:
-        chat = await prepare(server, chat_request, await find_replies(store, owner, chat_request))
+        chat = await prepare(server, chat_request, await find_replies(store, owner, chat_request), container)
     except ApiError as error:
         raise _renamed(error) from None
     for name in chat.ignored:
@@ -121,19 +134,53 @@ async def prepare_message(
 async def count_tokens(server: Server, store: ReplyStore, request: CountTokensRequest, *, owner: str) -> int:
     """Return the number of tokens of the prompt for ``request``, as `prepare_message` renders it.
 
+    The lines about files are not counted, because they depend on the container.
+
     Raises:
-        ApiError: 404 for an unknown model; 400 if the chat template rejects the messages.
+        ApiError: 404 for an unknown model; 400 if the chat template rejects the messages; 400 or 424 for an
+            MCP server that can't be used.
     """
     server.check_model(request.model)
     chat_request = _chat_request(server, request, owner)
+    mcp_tools = chat_request.mcp_tools
     try:
-        ids = await render_prompt(server, chat_request, await find_replies(store, owner, chat_request))
+        proven = await find_replies(store, owner, chat_request)
+        async with AsyncExitStack() as stack:
+            tools = await open_tools(server.mcp, mcp_tools) if mcp_tools else None
+            if tools is not None:
+                stack.push_async_callback(tools.close)
+            ids = await render_prompt(server, chat_request, proven, tools)
     except ApiError as error:
         raise _renamed(error) from None
     if chat_request.forces_call:
         prefix = force_call(chat_request.tool_choice, chat_request.callable_tools).prefix
         return len(ids) + len(server.engine.tokenizer.encode(prefix, allow_special=True))
     return len(ids)
+
+
+async def message_container(
+    containers: Containers, request: MessagesRequest, owner: str
+) -> ContainerUse | None:
+    """Return the container in which the message's code runs, if it lives across requests.
+
+    Raises:
+        ApiError: 400 if files or a container can't be used here, 404 for an unknown file or container.
+    """
+    parts = [
+        FilePart(f"messages[{index}].content[{place}]", block.file_id, id_field=".file_id")
+        for index, message in enumerate(request.messages)
+        for place, block in enumerate(message.content)
+        if isinstance(block, ContainerUploadBlock)
+    ]
+    if not request.runs_code:
+        if parts:
+            message = f"'{parts[0].param}': only code can read files, but 'tools' contains no code_execution."
+            raise ApiError(400, message, param=parts[0].param, code="unsupported_parameter")
+        return None
+    if not (containers.enabled or parts or request.container_id):
+        return None  # a container for this reply alone
+    choice = request.container_id or AutoContainer()
+    return await choose_container(containers, choice, parts, owner, param="container")
 
 
 def _chat_request(server: Server, request: CountTokensRequest, owner: str) -> ChatRequest:
@@ -174,19 +221,23 @@ def _chat_request(server: Server, request: CountTokensRequest, owner: str) -> Ch
 def _tool_fields(request: CountTokensRequest) -> Json:
     """Return the chat request's fields for the client's tools and the choice between them."""
     choice = request.tool_choice
+    mcp: list[Json] = [tool.as_request() for tool in request.mcp_tools]
     if not request.client_tools or (choice is not None and choice.type == "none"):
-        return {}
+        return {"tools": mcp} if mcp else {}
     fields: Json = {
         "tools": [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "parameters": tool.input_schema,
-                    **({} if tool.description is None else {"description": tool.description}),
-                },
-            }
-            for tool in request.client_tools
+            *mcp,
+            *(
+                {
+                    "type": "function",
+                    "function": {
+                        "name": tool.name,
+                        "parameters": tool.input_schema,
+                        **({} if tool.description is None else {"description": tool.description}),
+                    },
+                }
+                for tool in request.client_tools
+            ),
         ]
     }
     if choice is None:

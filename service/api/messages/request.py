@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, SecretStr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.api.responses.request import CodeOptions
 from service.api.sampling import Stops
-from service.api.tools.definitions import SkippedTool
+from service.api.tools.definitions import ContainerId, SkippedTool
+from service.api.tools.mcp import McpServerTool
 from service.api.validation import (
     Ignored,
     OptionalContent,
@@ -113,6 +114,14 @@ class CodeExecutionResult(RequestModel):
         return TIMEOUT_TEXT if self.error_code == "execution_time_exceeded" else _NO_SANDBOX
 
 
+class ContainerUploadBlock(RequestModel):
+    """An uploaded file that code can read."""
+
+    type: Literal["container_upload"]
+    file_id: str = Field(max_length=80)
+    cache_control: NoEffectOption = None
+
+
 _NO_SANDBOX: Final = "SandboxError: the sandbox failed; all variables are lost"
 
 
@@ -133,11 +142,9 @@ class SkippedBlock(Skipped):
 
 _BLOCKS: Final = (
     *("text", "thinking", "redacted_thinking", "tool_use", "tool_result"),
-    *("server_tool_use", "code_execution_tool_result"),
+    *("server_tool_use", "code_execution_tool_result", "container_upload"),
 )
-_REJECTED: Final = frozenset(
-    {"image", "document", "search_result", "container_upload", "audio", "video", "file"}
-)
+_REJECTED: Final = frozenset({"image", "document", "search_result", "audio", "video", "file"})
 """Types that are never skipped, because that would change the question."""
 
 
@@ -157,6 +164,7 @@ InputBlock = Annotated[
     | Annotated[ToolResultBlock, Tag("<tool_result>")]
     | Annotated[ServerToolUseBlock, Tag("<server_tool_use>")]
     | Annotated[CodeExecutionToolResultBlock, Tag("<code_execution_tool_result>")]
+    | Annotated[ContainerUploadBlock, Tag("<container_upload>")]
     | Annotated[SkippedBlock, Tag("<skipped>")],
     Discriminator(
         _block_tag,
@@ -187,10 +195,10 @@ class InputMessage(RequestModel):
     def _check_blocks(self) -> Self:
         if self.role == "assistant":
             return self
-        allowed = ("text", "tool_result") if self.role == "user" else ("text",)
+        allowed = ("text", "tool_result", "container_upload") if self.role == "user" else ("text",)
         for index, block in enumerate(self.content):
             if block.type not in allowed:
-                kinds = " and ".join(f"'{kind}'" for kind in allowed)
+                kinds = ", ".join(f"'{kind}'" for kind in allowed)
                 raise unsupported(
                     f"a {self.role} message may have blocks of type {kinds} only", f".content[{index}]"
                 )
@@ -254,6 +262,84 @@ class ClientTool(RequestModel):
         return self
 
 
+class ToolOptions(RequestModel):
+    """Options of one tool of an MCP server, or the defaults of all."""
+
+    enabled: bool | None = None
+    defer_loading: Annotated[object, Ignored(False)] = None
+
+
+class McpToolset(RequestModel):
+    """The tools of an entry of ``mcp_servers`` that code can call."""
+
+    type: Literal["mcp_toolset"]
+    mcp_server_name: str = Field(max_length=64)
+    default_config: ToolOptions = ToolOptions()
+    configs: dict[str, ToolOptions] = Field(default_factory=dict, max_length=256)
+    cache_control: NoEffectOption = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.default_config.enabled is not False:
+            for name, options in self.configs.items():
+                if options.enabled is False:
+                    raise unsupported(
+                        "turn all tools off in 'default_config' and those to offer on",
+                        f".configs.{name}.enabled",
+                    )
+        return self
+
+    @property
+    def allowed_tools(self) -> list[str] | None:
+        """Names of the tools; None for all."""
+        if self.default_config.enabled is not False:
+            return None
+        return [name for name, options in self.configs.items() if options.enabled]
+
+
+class ToolConfiguration(RequestModel):
+    """Earlier form of `McpToolset`, as a part of the server's entry."""
+
+    enabled: bool = True
+    allowed_tools: list[str] | None = Field(default=None, max_length=256)
+
+
+class MessagesMcpServer(RequestModel):
+    """An MCP server whose tools code can call."""
+
+    type: Literal["url"] = "url"
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    url: str = Field(max_length=2048)
+    authorization_token: SecretStr | None = Field(default=None, max_length=16_384)
+    """Access token for the server. Neither logged nor stored."""
+    tool_configuration: ToolConfiguration | None = None
+
+    def as_tool(self, toolset: McpToolset | None) -> McpServerTool | None:
+        """Return the server as OpenAI's tool; None if its tools are turned off."""
+        own = self.tool_configuration or ToolConfiguration()
+        if not own.enabled:
+            return None
+        return McpServerTool(
+            type="mcp",
+            server_label=self.name,
+            server_url=self.url,
+            authorization=self.authorization_token,
+            allowed_tools=own.allowed_tools if toolset is None else toolset.allowed_tools,
+            require_approval="never",
+        )
+
+
+class ContainerOptions(Strict):
+    """A container of an earlier reply."""
+
+    id: ContainerId | None = None
+    skills: Annotated[object, only([])] = None
+
+
+def _as_container(value: object) -> object:
+    return {"id": value} if isinstance(value, str) else value
+
+
 def _tool_tag(value: object) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     if isinstance(value, SkippedTool):
@@ -264,12 +350,15 @@ def _tool_tag(value: object) -> str | None:
         return None  # a tool of another API
     if kind.startswith(CODE_EXECUTION):
         return "<code_execution>"
+    if kind == "mcp_toolset":
+        return "<mcp_toolset>"
     return None if is_strict() else "<skipped>"
 
 
 MessagesTool = Annotated[
     Annotated[ClientTool, Tag("<custom>")]
     | Annotated[CodeExecutionTool, Tag("<code_execution>")]
+    | Annotated[McpToolset, Tag("<mcp_toolset>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
         _tool_tag,
@@ -357,12 +446,16 @@ class CountTokensRequest(RequestBody):
     deferral: CodeOptions | None = None
 
     cache_control: NoEffectOption = None
-    container: Annotated[object, only({}, {"id": None})] = None
-    """Every reply has a new container, so none can be named."""
+    container: Annotated[
+        ContainerOptions | None, BeforeValidator(_as_container, json_schema_input_type=str | ContainerOptions)
+    ] = None
+    """The container of an earlier reply, or its id, to continue with its variables and files. Default: a new
+    one."""
+    mcp_servers: list[MessagesMcpServer] | None = Field(default=None, max_length=20)
+    """Servers whose tools code can call with ``from tools import``. Ignored without ``code_execution``."""
     billing_policy: NoEffectOption = None
     compaction: Annotated[object, only()] = None
     context_management: NoEffectOption = None
-    mcp_servers: Annotated[object, Ignored([])] = None
     speed: Annotated[object, Ignored("standard")] = None
     betas: NoEffectOption = None
     user_profile_id: NoEffectOption = None
@@ -372,6 +465,17 @@ class CountTokensRequest(RequestBody):
         names = [tool.name for tool in self.client_tools]
         if len(names) != len(set(names)):
             raise invalid("two tools have the same name", ".tools")
+        servers = [server.name for server in self.mcp_servers or ()]
+        if len(servers) != len(set(servers)):
+            raise invalid("two servers have the same name", ".mcp_servers")
+        for index, tool in enumerate(self.tools or ()):
+            if isinstance(tool, McpToolset) and tool.mcp_server_name not in servers:
+                raise invalid(
+                    f"'mcp_servers' contains no server {tool.mcp_server_name!r}",
+                    f".tools[{index}].mcp_server_name",
+                )
+        if not self.runs_code and self.container_id is not None:
+            raise unsupported("'tools' contains no usable code_execution that could run in it", ".container")
         if self.deferral is not None and not self.runs_code:
             raise unsupported(
                 "it configures code execution, but 'tools' contains no usable code_execution", ".deferral"
@@ -390,6 +494,8 @@ class CountTokensRequest(RequestBody):
     def without_effect(self) -> Iterator[str]:
         if self.effort is not None and not self.thinks:
             yield "output_config.effort"
+        if self.mcp_servers and not self.runs_code:
+            yield "mcp_servers"
 
     @property
     def effort(self) -> str | None:
@@ -400,6 +506,20 @@ class CountTokensRequest(RequestBody):
     def client_tools(self) -> list[ClientTool]:
         """The tools that the client runs."""
         return [tool for tool in self.tools or () if isinstance(tool, ClientTool)]
+
+    @property
+    def mcp_tools(self) -> list[McpServerTool]:
+        """The MCP servers whose tools code can call."""
+        if not self.runs_code:
+            return []
+        toolsets = {tool.mcp_server_name: tool for tool in self.tools or () if isinstance(tool, McpToolset)}
+        tools = [server.as_tool(toolsets.get(server.name)) for server in self.mcp_servers or ()]
+        return [tool for tool in tools if tool is not None]
+
+    @property
+    def container_id(self) -> str | None:
+        """The container to continue in."""
+        return None if self.container is None else self.container.id
 
     @property
     def runs_code(self) -> bool:

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request, Response
 
 from service.api import sse
 from service.api.chat.history import store_reply
+from service.api.files.choice import CurrentContainers
 from service.api.messages.output import MessageBuilder
-from service.api.messages.prepare import PreparedMessage, count_tokens, prepare_message
+from service.api.messages.prepare import PreparedMessage, count_tokens, message_container, prepare_message
 from service.api.messages.request import CountTokensRequest, MessagesRequest
 from service.api.messages.schemas import MESSAGE, TOKEN_COUNT
 from service.api.sse import StreamForm, until_disconnect
@@ -30,10 +31,16 @@ STREAM: Final = StreamForm(_PING, lambda error: sse.event(error.anthropic_body()
 
 @router.post("", response_class=JsonResponse, responses=MESSAGE)
 async def create_message(
-    body: MessagesRequest, request: Request, server: CurrentServer, replies: CurrentReplies, owner: Owner
+    body: MessagesRequest,
+    request: Request,
+    server: CurrentServer,
+    replies: CurrentReplies,
+    containers: CurrentContainers,
+    owner: Owner,
 ) -> Response:
     """Answer a conversation in Anthropic's form. Code runs only with the tool ``code_execution``."""
-    prepared = await prepare_message(server, replies, body, owner=owner)
+    container = await message_container(containers, body, owner)
+    prepared = await prepare_message(server, replies, body, container, owner=owner)
     if body.stream:
         return sse.EventStream(_stream(prepared, replies), server.settings.keep_alive_s, STREAM)
     return JsonResponse(await until_disconnect(request.receive, _complete(prepared, replies)))
@@ -82,7 +89,7 @@ async def _events(
         schema_param=prepared.schema_param,
         cleanup=chat.close,
     )
-    async with running as episode:
+    async with chat.held_container(), running as episode:
         first: list[Json] = [builder.start(), {"type": "ping"}]
         if prepared.schema_param is None:
             for event in first:

@@ -110,6 +110,12 @@ class MessagesUsageObject(_AnthropicObject):
     service_tier: Literal["standard"]
 
 
+class AnthropicContainerObject(_AnthropicObject):
+    id: str
+    expires_at: str
+    """Time at which it expires if no other request uses it, in ISO 8601."""
+
+
 class AnthropicMessageObject(_AnthropicObject):
     id: str
     type: Literal["message"]
@@ -129,6 +135,8 @@ class AnthropicMessageObject(_AnthropicObject):
     usage: MessagesUsageObject
     final_answer: str | None
     """The answer alone, as in chat completions."""
+    container: AnthropicContainerObject | None = None
+    """The container that code ran in; omitted if none ran or the container ends with the reply."""
     notice: str | None = None
     """Warning that the demo model can't answer without code; omitted otherwise."""
 

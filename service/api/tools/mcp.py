@@ -88,6 +88,15 @@ class McpServerTool(RequestModel):
             read_only=self.read_only if isinstance(self.read_only, bool) else frozenset(self.read_only),
         )
 
+    def as_request(self) -> Json:
+        """Return the fields of the request, with credentials."""
+        fields: Json = self.model_dump(exclude_none=True)
+        if self.authorization is not None:
+            fields["authorization"] = self.authorization.get_secret_value()
+        if self.headers is not None:
+            fields["headers"] = {name: value.get_secret_value() for name, value in self.headers.items()}
+        return fields
+
     def to_response(self) -> Json:
         """Return the value in the response object, without credentials."""
         allowed = self.allowed_tools
