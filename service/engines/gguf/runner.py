@@ -66,7 +66,7 @@ class LlamaCache:
 
 
 class LlamaRunner:
-    """One model and one context. Implements ``Runner`` of `service.engines.transformers.engine_thread`.
+    """One model and one context. Implements ``BatchRunner`` of `service.engines.transformers.engine_thread`.
 
     Raises:
         EngineError: llama.cpp can't load the file, or the model has no cache from which single tokens can be
@@ -108,7 +108,7 @@ class LlamaRunner:
         llama.llama_model_free(self._model)
 
     def forward(self, plan: Sequence[Work]) -> tuple[list[Work], Tensor, list[tuple[Request, range, Tensor]]]:
-        """Run one step; see ``Runner.forward``."""
+        """Run one step; see ``BatchRunner.forward``."""
         batch = self._batch
         batch.clear()
         rows = 0
