@@ -16,7 +16,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.api.auth import ApiKey, parse_keys
+from service.api.audit import AuditLog
+from service.api.auth import ApiKey, KeyQuota, parse_keys
 from service.api.files.containers import ContainerLimits
 from service.api.seal import SealKey, parse_seal_key
 from service.api.state import ApiSettings
@@ -131,8 +132,6 @@ class Settings(BaseSettings):
     """Seconds that a request waits for a container that another one uses. After it the request gets 409."""
     container_files_days: float = Field(default=1.0, ge=0)
     """Days that the files of an expired container can be downloaded."""
-    key_sandbox_seconds: float | None = Field(default=None, gt=0)
-    """Seconds that code of one key may run in these containers in a day (UTC). Default: unlimited."""
 
     max_turns: int | None = Field(default=None, ge=1)
     """Maximum number of turns that a client may request. Default: the checkpoint's value."""
@@ -177,6 +176,8 @@ class Settings(BaseSettings):
     """Maximum size of an uploaded file in bytes. Larger ones get 413."""
     key_files_bytes: int = Field(default=4 * 2**30, ge=1024)
     """Maximum size of all files of one key in bytes, including files that its code wrote."""
+    files_days: float | None = Field(default=None, gt=0)
+    """Days that an uploaded file is kept. Default: until the client deletes it, or until its own expiry."""
 
     seal_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Comma-separated keys that encrypt the reasoning that clients of the Responses API keep
@@ -189,12 +190,27 @@ class Settings(BaseSettings):
     """Comma-separated API keys of clients: ``sha256:HEX``, or a key itself. Without keys, anyone on this
     machine can use the server; loopback only."""
     api_keys_file: Path | None = None
-    """File with one key per line, ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]``, in
-    addition to ``api_keys``. Create lines with ``ih-grpo key``."""
+    """File with one key per line, ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]`` and quotas
+    such as ``tokens_per_day=100000``, in addition to ``api_keys``. Create lines with ``ih-grpo key``."""
     key_requests_per_minute: int | None = Field(default=None, ge=1)
     """Requests per minute for each key without its own ``rpm``. Default: unlimited."""
     key_concurrency: int | None = Field(default=None, ge=1)
     """Concurrent requests for each key without its own ``concurrency``. Default: unlimited."""
+    key_tokens_per_day: int | None = Field(default=None, ge=0)
+    """Tokens of prompts and replies in a day (UTC) for each key without its own ``tokens_per_day``. Default:
+    unlimited."""
+    key_tokens_per_month: int | None = Field(default=None, ge=0)
+    """The same in a month (``tokens_per_month``)."""
+    key_sandbox_seconds: float | None = Field(default=None, gt=0)
+    """Seconds that code may run in a day (UTC) for each key without its own ``sandbox_seconds_per_day``.
+    Default: unlimited."""
+    key_sandbox_seconds_per_month: float | None = Field(default=None, gt=0)
+    """The same in a month (``sandbox_seconds_per_month``)."""
+    key_stored_bytes: int | None = Field(default=None, ge=0)
+    """Bytes of files, responses and replies that are stored at any time for each key without its own
+    ``stored_bytes``. Default: unlimited; see also ``key_files_bytes``."""
+    usage_days: float = Field(default=400.0, ge=1)
+    """Days that the counts of requests, tokens and seconds per key and hour are kept (``GET /v1/usage``)."""
     allow_anonymous: bool = False
     """Serve without keys on addresses other than loopback: anyone who reaches the port can use the model and
     run code."""
@@ -215,6 +231,12 @@ class Settings(BaseSettings):
     reload_root: Path | None = None
     """Directory that ``POST /admin/reload`` may load checkpoints from; unset disables reloading. Requires an
     admin API key (``ih-grpo key --admin``)."""
+
+    audit_dir: Path | None = None
+    """Directory of the audit log: one JSON object per line, in a file per day, about creations, deletions and
+    rejected requests, without contents. Default: no audit log."""
+    audit_days: float = Field(default=365.0, gt=0)
+    """Days that a file of the audit log is kept."""
 
     otel_endpoint: str | None = None
     """OTLP/HTTP collector for traces, such as ``http://localhost:4318/v1/traces``; unset disables tracing.
@@ -428,8 +450,30 @@ class Settings(BaseSettings):
             per_key=self.containers_per_key,
             parked_memory_mb=self.parked_memory_mb,
             wait_s=self.container_wait_s,
-            seconds_per_day=self.key_sandbox_seconds,
             max_memory_mb=self.container_memory_mb,
+        )
+
+    def audit_log(self) -> AuditLog | None:
+        """The audit log, if there is one.
+
+        Raises:
+            ValueError: its directory can't be used.
+        """
+        if self.audit_dir is None:
+            return None
+        try:
+            return AuditLog(self.audit_dir, days=self.audit_days)
+        except OSError as error:
+            raise ValueError(f"audit_dir can't be used: {error}") from None
+
+    def key_quota(self) -> KeyQuota:
+        """Quota of keys without their own."""
+        return KeyQuota(
+            tokens_per_day=self.key_tokens_per_day,
+            tokens_per_month=self.key_tokens_per_month,
+            sandbox_seconds_per_day=self.key_sandbox_seconds,
+            sandbox_seconds_per_month=self.key_sandbox_seconds_per_month,
+            stored_bytes=self.key_stored_bytes,
         )
 
     def seals(self) -> tuple[SealKey, ...]:
