@@ -41,7 +41,7 @@ from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo
 from service.engines.factory import make_engine
-from service.engines.model_lookup import locate
+from service.engines.model_lookup import locate, locate_gguf
 from service.episode.runner import EpisodeRunner
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
@@ -76,11 +76,13 @@ def create_app(settings: Settings | None = None, model_dir: Path | None = None) 
 
 
 def locate_model(settings: Settings) -> Path:
-    """Return the directory of the configured model, downloading or merging it if needed.
+    """Return the directory of the configured model, or its GGUF file, downloading or merging it if needed.
 
     Raises:
         ValueError: the checkpoint does not exist; the message has a hint.
     """
+    if settings.engine_kind == "gguf":
+        return locate_gguf(settings.model)
     return locate(settings.model, weights=settings.engine_kind != "remote", base=settings.base)
 
 

@@ -21,9 +21,15 @@ from service.api.auth import ApiKey, KeyQuota, parse_keys
 from service.api.files.containers import ContainerLimits
 from service.api.seal import SealKey, parse_seal_key
 from service.api.state import ApiSettings
-from service.engines.checkpoint import quickstart
+from service.engines.checkpoint import is_gguf, quickstart
 from service.engines.factory import EngineKind, engine_kind
-from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
+from service.engines.settings import (
+    EngineSettings,
+    GGUFSettings,
+    RemoteSettings,
+    TransformersSettings,
+    VLLMSettings,
+)
 from service.sandbox.factory import RunnerTlsFiles, SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
 from service.store.database import default_files_url, default_url
@@ -45,16 +51,18 @@ class Settings(BaseSettings):
     """TCP port; 0 picks a free one."""
 
     model: str = Field(default_factory=lambda: str(quickstart()))
-    """Directory of a checkpoint, or a Hugging Face id. A PEFT adapter is merged into its base model."""
+    """Directory of a checkpoint, a Hugging Face id, or a GGUF file. A PEFT adapter is merged into its base
+    model."""
     base: str | None = None
     """Base model if ``model`` is an adapter: a directory or a Hugging Face id. Default: the base that the
     adapter names."""
     served_model_name: str | None = None
     """Model name in the API. Default: the checkpoint's own name."""
-    engine: Literal["auto", "transformers", "vllm", "remote"] = "auto"
-    """Inference engine. ``transformers``: embedded, for small models. ``vllm``: vLLM in this process.
-    ``remote``: vLLM servers. ``auto``: remote if ``engine_url`` is set, vLLM if it is installed and there is
-    a GPU, else embedded."""
+    engine: Literal["auto", "transformers", "gguf", "vllm", "remote"] = "auto"
+    """Inference engine. ``transformers``: embedded, for small models. ``gguf``: llama.cpp in this process,
+    for a GGUF file. ``vllm``: vLLM in this process. ``remote``: vLLM servers. ``auto``: gguf if ``model`` is
+    a GGUF file, remote if ``engine_url`` is set, vLLM if it is installed and there is a GPU, else
+    embedded."""
     engine_url: Annotated[tuple[str, ...], NoDecode] = ()
     """Comma-separated vLLM servers to sample on, such as ``http://gpu-1:8000,http://gpu-2:8000``. Only the
     tokenizer and configuration of ``model`` are read in this case."""
@@ -74,9 +82,13 @@ class Settings(BaseSettings):
     """Data type of weights and KV cache. ``auto``: on a GPU the checkpoint's own; on a CPU bfloat16 if it is
     faster (AVX512-BF16 or AMX, and at least 20 million parameters), else float32."""
     max_slots: int = Field(default=16, ge=1)
-    """Maximum batch size of the embedded engine, in sequences."""
+    """Maximum batch size of the embedded engine and of the GGUF engine, in sequences."""
     max_context: int | None = Field(default=None, ge=16)
     """Maximum length of a sequence in tokens. Default: the checkpoint's limit."""
+    gguf_cache_tokens: int | None = Field(default=None, ge=16)
+    """Size of the GGUF engine's KV cache, which all sequences share, in tokens. It also limits the length of
+    a sequence. Default: 65,536, or ``max_context`` if that is more, within a quarter of the available
+    memory."""
 
     sandbox: Literal["auto", "runner", "in-process", "process"] = "auto"
     """Sandbox for code. ``runner``: a separate runner service, the only process with the Docker socket.
@@ -269,6 +281,30 @@ class Settings(BaseSettings):
         return {k: _number_or_text(v) for k, v in _pairs(value).items()} if isinstance(value, list) else value
 
     @model_validator(mode="after")
+    def _engine_fits_gguf(self) -> Self:
+        if not is_gguf(self.model):
+            if self.engine == "gguf":
+                raise ValueError("engine 'gguf' serves a GGUF file: set model to a file that ends in .gguf")
+            return self
+        if self.engine not in ("auto", "gguf") or self.engine_url or self.vllm_args:
+            raise ValueError(
+                "model is a GGUF file, which only engine 'gguf' serves: remove engine, engine_url and "
+                "vllm_args"
+            )
+        if self.lora or self.base is not None:
+            raise ValueError(
+                "adapters can't be combined with a GGUF file: merge the adapter with "
+                "`ih-grpo merge ADAPTER --gguf FILE` and serve the new file"
+            )
+        if self.dtype != "auto":
+            raise ValueError("dtype has no effect on a GGUF file, which has its own data types: remove it")
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(
+                "device must be auto or cpu for a GGUF file: to select a GPU set CUDA_VISIBLE_DEVICES"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engine_fits(self) -> Self:
         if self.engine == "remote" and not self.engine_url:
             raise ValueError("engine 'remote' needs a vLLM server: set engine_url")
@@ -325,12 +361,19 @@ class Settings(BaseSettings):
     @property
     def engine_kind(self) -> EngineKind:
         """The configured engine, with ``auto`` resolved for this machine."""
-        return engine_kind(self.engine, urls=self.engine_url, vllm_args=self.vllm_args, device=self.device)
+        return engine_kind(
+            self.engine,
+            model=self.model,
+            urls=self.engine_url,
+            vllm_args=self.vllm_args,
+            device=self.device,
+        )
 
     def engine_settings(self, model_dir: Path) -> EngineSettings:
         """Settings of the engine that serves the checkpoint in ``model_dir``."""
         # A hub id is its own model name; a directory is named by its last part.
-        own_name = Path(self.model).name if Path(self.model).exists() else self.model
+        path = Path(self.model)
+        own_name = (path.stem if is_gguf(path) else path.name) if path.exists() else self.model
         common: dict[str, Any] = {
             "model": str(model_dir),
             "model_name": self.served_model_name or own_name,
@@ -344,6 +387,13 @@ class Settings(BaseSettings):
                     dtype=self.dtype,
                     adapters=self.lora,
                     max_slots=self.max_slots,
+                )
+            case "gguf":
+                return GGUFSettings(
+                    **common,
+                    device="cpu" if self.device == "cpu" else "auto",
+                    max_slots=self.max_slots,
+                    cache_tokens=self.gguf_cache_tokens,
                 )
             case "vllm":
                 return VLLMSettings(**common, dtype=self.dtype, adapters=self.lora, args=self.vllm_args)
