@@ -72,14 +72,14 @@ def _read(path: Path, size: int, modified: int) -> dict[str, Any]:  # noqa: ARG0
         if file.read(4) != b"GGUF":
             raise ValueError("magic")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            reader = _Reader(data)
+            reader = _MetadataCursor(data)
             if reader.number("I") not in _VERSIONS:
                 raise ValueError("version")
             reader.number("Q")  # number of tensors
             return {reader.string(): reader.value(reader.number("I")) for _ in range(reader.number("Q"))}
 
 
-class _Reader:
+class _MetadataCursor:
     """A position in the file, after the magic number."""
 
     def __init__(self, data: mmap.mmap) -> None:

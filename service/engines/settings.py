@@ -63,8 +63,6 @@ class GGUFSettings(BaseModel):
     cache_tokens: int | None = Field(default=None, ge=2)
     """Size of the KV cache that all sequences share, in tokens; allocated at the start. Default: 65,536, or
     the context if that is more, within a quarter of the available memory."""
-    cache_type: Literal["f16", "f32"] = "f16"
-    """Type of the values in the KV cache."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of llama.cpp. Default: one per core."""
 

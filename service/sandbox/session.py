@@ -178,16 +178,23 @@ class PooledSession:
         self, worker: SandboxWorker, settling: asyncio.Task[Result | SandboxError | None] | None
     ) -> Reply:
         """Receive the frame after that of ``settling``, which reads from the same channel."""
-        if settling is not None:
-            received = await settling
-            if isinstance(received, SandboxError):
-                raise received
-            if received is not None:
-                worker.freezing_failed(
-                    "the sandbox image does not report settled sessions; rebuild it: ih-grpo sandbox build"
-                )
-                return received
+        if (result := await self._settled(settling)) is not None:
+            worker.freezing_failed(
+                "the sandbox image does not report settled sessions; rebuild it: ih-grpo sandbox build"
+            )
+            return result
         return await (self._channel or worker).receive()
+
+    async def _settled(self, settling: asyncio.Task[Result | SandboxError | None] | None) -> Result | None:
+        """Wait for ``settling``, and return the result that it has received instead; see ``_settle``.
+
+        Raises:
+            SandboxError: the worker failed.
+        """
+        received = None if settling is None else await settling
+        if isinstance(received, SandboxError):
+            raise received
+        return received
 
     async def _settle(
         self, worker: SandboxWorker, source: SandboxWorker | ToolChannel

@@ -3,8 +3,7 @@
     from tests.support.batching_engine import *  # noqa: F403
 
 and defines the fixtures ``create``, a function from fields of the engine's settings to an engine of the tiny
-checkpoint, ``runner_class``, the class whose ``forward`` runs the model, and ``reference``, the same weights
-in transformers.
+checkpoint, ``runner_class``, the class whose ``forward`` runs the model, and ``reference``.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from service.engines.transformers.batching import BatchingEngine
 from service.engines.transformers.engine_thread import FAILURES_IN_A_ROW
 from service.engines.transformers.scheduler import WORTH_WAITING
 from tests.support import streams
-from tests.support.streams import assert_greedy
+from tests.support.streams import Reference
 from tests.support.tokens import prompt, sampled
 
 GREEDY = Sampling(temperature=0, max_tokens=20)
@@ -62,12 +61,10 @@ def is_idle(engine: Engine) -> bool:
     return stats.running == stats.waiting == 0
 
 
-async def test_one_request_is_plain_greedy_decoding(
-    engine: BatchingEngine, reference: torch.nn.Module
-) -> None:
+async def test_one_request_is_plain_greedy_decoding(engine: BatchingEngine, reference: Reference) -> None:
     ids = prompt(100)
     chunks = await collect(engine, ids)
-    assert_greedy(reference, ids, chunks)
+    reference.assert_greedy(ids, chunks)
     assert len(chunks) == GREEDY.max_tokens
     assert [chunk.finish_reason for chunk in chunks] == [None] * 19 + ["length"]
     assert "".join(chunk.text for chunk in chunks) == engine.tokenizer.decode(sampled(chunks))
@@ -75,7 +72,7 @@ async def test_one_request_is_plain_greedy_decoding(
 
 @pytest.mark.parametrize("length", [1, 2, 25, 100])
 async def test_prompt_logprobs_are_those_of_the_model(
-    engine: BatchingEngine, reference: torch.nn.Module, length: int
+    engine: BatchingEngine, reference: Reference, length: int
 ) -> None:
     ids = prompt(length)
     await collect(engine, ids)  # a cached prefix must not hide tokens
@@ -84,17 +81,19 @@ async def test_prompt_logprobs_are_those_of_the_model(
     assert not any(chunk.prompt_logprobs for chunk in others)
     assert len(first.prompt_logprobs) == length - 1
     with torch.no_grad():
-        expected = reference(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = reference.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    exactness = max(1e-3, reference.atol)
     for place, item in enumerate(first.prompt_logprobs):
-        assert item.logprob == pytest.approx(float(expected[place, ids[place + 1]]), abs=1e-3)
-        best = expected[place].topk(2)
-        assert [top.token_id for top in item.top_logprobs] == best.indices.tolist()
-        assert [top.logprob for top in item.top_logprobs] == pytest.approx(best.values.tolist(), abs=1e-3)
-    assert_greedy(reference, ids, [first, *others])
+        assert item.logprob == pytest.approx(float(expected[place, ids[place + 1]]), abs=exactness)
+        found = [top.logprob for top in item.top_logprobs]
+        assert found == pytest.approx(expected[place].topk(2).values.tolist(), abs=exactness)
+        ids_found = [top.token_id for top in item.top_logprobs]
+        assert found == pytest.approx(expected[place, ids_found].tolist(), abs=exactness)
+    reference.assert_greedy(ids, [first, *others])
 
 
 async def test_concurrent_requests_with_cancellation_and_slot_reuse(
-    engine: BatchingEngine, reference: torch.nn.Module
+    engine: BatchingEngine, reference: Reference
 ) -> None:
     """Staggered conversations of different lengths; some cancel a turn midway and continue from there."""
 
@@ -113,16 +112,14 @@ async def test_concurrent_requests_with_cancellation_and_slot_reuse(
                     if len(chunks) == cut:
                         break
             assert len(chunks) == min(limit, cut)
-            assert_greedy(reference, ids, chunks)
+            reference.assert_greedy(ids, chunks)
             ids = [*ids, *sampled(chunks), *prompt(rng.choice([0, 1, 12]), seed=n)]
 
     await asyncio.gather(*(conversation(n) for n in range(24)))
     await until(lambda: is_idle(engine))
 
 
-async def test_continuation_prefills_only_new_tokens(
-    engine: BatchingEngine, reference: torch.nn.Module
-) -> None:
+async def test_continuation_prefills_only_new_tokens(engine: BatchingEngine, reference: Reference) -> None:
     ids = prompt(60)
     first = await collect(engine, ids)
     going_on = [*ids, *sampled(first), *prompt(10, seed=1)]
@@ -132,7 +129,7 @@ async def test_continuation_prefills_only_new_tokens(
     # The last sample had no keys and values yet, so only it and the new tokens are computed.
     assert after.prompt_tokens - before.prompt_tokens == len(going_on)
     assert after.cached_tokens - before.cached_tokens == len(ids) + GREEDY.max_tokens - 1
-    assert_greedy(reference, going_on, second)
+    reference.assert_greedy(going_on, second)
 
 
 async def test_only_new_tokens_go_through_the_model(engine: BatchingEngine, runner_class: type) -> None:
@@ -153,23 +150,21 @@ async def test_only_new_tokens_go_through_the_model(engine: BatchingEngine, runn
         assert sum(computed) == 3 + GREEDY.max_tokens - 1
 
 
-async def test_samples_of_one_prompt_prefill_it_once(
-    engine: BatchingEngine, reference: torch.nn.Module
-) -> None:
+async def test_samples_of_one_prompt_prefill_it_once(engine: BatchingEngine, reference: Reference) -> None:
     ids = prompt(100)
     results = await asyncio.gather(*(collect(engine, ids) for _ in range(SLOTS)))
     for chunks in results:
-        assert_greedy(reference, ids, chunks)
+        reference.assert_greedy(ids, chunks)
     assert engine.stats().cached_tokens >= (SLOTS - 1) * (len(ids) - 1 - WORTH_WAITING)
 
 
-async def test_growing_cache_keeps_its_content(engine: BatchingEngine, reference: torch.nn.Module) -> None:
+async def test_growing_cache_keeps_its_content(engine: BatchingEngine, reference: Reference) -> None:
     short, long = prompt(200), prompt(400)
     both = await asyncio.gather(
         collect(engine, short, Sampling(temperature=0, max_tokens=100)), collect(engine, long)
     )
-    assert_greedy(reference, short, both[0])
-    assert_greedy(reference, long, both[1])
+    reference.assert_greedy(short, both[0])
+    reference.assert_greedy(long, both[1])
 
 
 async def test_seeded_tokens_do_not_depend_on_the_batch(engine: BatchingEngine) -> None:
@@ -235,14 +230,14 @@ async def test_cancelling_the_task_frees_the_slot_and_the_queue(engine: Batching
     await until(lambda: is_idle(engine))
 
 
-async def test_end_of_context_ends_the_stream(create: Create, reference: torch.nn.Module) -> None:
+async def test_end_of_context_ends_the_stream(create: Create, reference: Reference) -> None:
     engine = create(max_context=40)
     await engine.start()
     assert engine.context_length == 40
     chunks = await collect(engine, prompt(35))
     assert len(chunks) == 5
     assert chunks[-1].finish_reason == "length"
-    assert_greedy(reference, prompt(35), chunks)
+    reference.assert_greedy(prompt(35), chunks)
     assert len(await collect(engine, prompt(39))) == 1
     with pytest.raises(ContextLengthExceededError, match="40 tokens and leaves no room in the context of 40"):
         await collect(engine, prompt(40))
@@ -296,7 +291,7 @@ async def test_first_chunk_reports_cached_tokens(engine: BatchingEngine) -> None
 
 
 async def test_engine_continues_after_a_failed_step(
-    engine: BatchingEngine, runner_class: type, reference: torch.nn.Module
+    engine: BatchingEngine, runner_class: type, reference: Reference
 ) -> None:
     permits, calls, broken = threading.Semaphore(0), [], threading.Event()
     forward = runner_class.forward
@@ -321,7 +316,7 @@ async def test_engine_continues_after_a_failed_step(
     assert [entry["event"] for entry in logs] == ["engine_step_failed"]
     assert engine.healthy
     ids = prompt(20)
-    assert_greedy(reference, ids, await collect(engine, ids))
+    reference.assert_greedy(ids, await collect(engine, ids))
 
 
 async def test_engine_ends_after_repeated_failures(engine: BatchingEngine, runner_class: type) -> None:
@@ -337,7 +332,7 @@ async def test_engine_ends_after_repeated_failures(engine: BatchingEngine, runne
 
 
 async def test_non_finite_logits_fail_only_their_request(
-    engine: BatchingEngine, runner_class: type, reference: torch.nn.Module
+    engine: BatchingEngine, runner_class: type, reference: Reference
 ) -> None:
     poisoned, clean = prompt(20, seed=1), prompt(20, seed=2)
     forward = runner_class.forward
@@ -356,7 +351,7 @@ async def test_non_finite_logits_fail_only_their_request(
     assert isinstance(failed, EngineError)
     assert "not finite" in str(failed)
     assert not isinstance(fine, BaseException)
-    assert_greedy(reference, clean, fine)
+    reference.assert_greedy(clean, fine)
 
 
 async def test_stopping_fails_running_and_later_requests(create: Create) -> None:

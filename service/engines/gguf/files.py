@@ -19,7 +19,7 @@ _END_TOKENS: Final = frozenset(
 )
 """Control tokens that end a reply in any vocabulary that has them. Files name only one or two."""
 _CACHE_BYTES: Final = 2
-"""Bytes per value of the KV cache, by default float16."""
+"""Bytes per value of the KV cache: float16."""
 
 
 class GGUFFiles(EngineFiles):

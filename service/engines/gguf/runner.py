@@ -30,7 +30,7 @@ _LARGEST_PASS: Final = 512
 """Tokens per forward pass; a longer batch takes several. llama.cpp's own default."""
 _NO_SLOT: Final = 1
 """Result of llama_decode if the cache is full; nothing was computed."""
-_WARNING, _ERROR = 2, 3  # llama.cpp's log levels
+_WARNING, _ERROR = 3, 4  # levels of its log
 
 
 class LlamaCache:
@@ -66,7 +66,7 @@ class LlamaCache:
 
 
 class LlamaRunner:
-    """One model and one context. Implements ``Runner`` of `service.engines.transformers.engine_thread`.
+    """One model and one context. Implements ``BatchRunner`` of `service.engines.transformers.engine_thread`.
 
     Raises:
         EngineError: llama.cpp can't load the file, or the model has no cache from which single tokens can be
@@ -90,7 +90,7 @@ class LlamaRunner:
         params.n_batch = self._batch.capacity
         params.n_ubatch = min(self._batch.capacity, _LARGEST_PASS)
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = getattr(llama, f"GGML_TYPE_{settings.cache_type.upper()}")
+        params.n_outputs_max_per_seq = 0  # no limit: log-probabilities of a prompt need all its logits
         params.no_perf = True
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
@@ -108,7 +108,7 @@ class LlamaRunner:
         llama.llama_model_free(self._model)
 
     def forward(self, plan: Sequence[Work]) -> tuple[list[Work], Tensor, list[tuple[Request, range, Tensor]]]:
-        """Run one step; see ``Runner.forward``."""
+        """Run one step; see ``BatchRunner.forward``."""
         batch = self._batch
         batch.clear()
         rows = 0
@@ -221,6 +221,11 @@ def _load(settings: GGUFSettings) -> Any:
     params = llama.llama_model_default_params()
     if settings.device == "cpu":
         params.n_gpu_layers = 0
+    if b"AMX_INT8 = 1" in llama.llama_print_system_info():
+        # GCC 12 compiles llama.cpp's set-up of AMX tiles to code that ends the process at the first
+        # multiplication with quantised weights: its intrinsic reads 64 bytes but declares 8. Without the
+        # repacked weights, llama.cpp uses AVX-512.
+        params.use_extra_bufts = False
     model = llama.llama_model_load_from_file(str(Path(settings.model).resolve()).encode(), params)
     if not model:
         raise EngineError(f"llama.cpp can't load {settings.model}: {_last_error()}")

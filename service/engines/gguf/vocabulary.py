@@ -77,8 +77,8 @@ def _build(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
     if model != "gpt2" or pre not in _PATTERNS:
         raise EngineError(
-            f"{path}: the tokenizer ({model}, {pre}) is not supported: save the tokenizer.json of the "
-            f"original checkpoint as {path.name}{SUFFIX} beside it"
+            f"{path}: the tokenizer ({model}, {pre}) is not supported: copy the tokenizer.json of the "
+            f"original checkpoint to {path.name}{SUFFIX} beside it"
         )
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     kinds: list[int] = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)

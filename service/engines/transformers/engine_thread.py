@@ -44,7 +44,7 @@ class SequenceCache(Protocol):
         ...
 
 
-class Runner(Protocol):
+class BatchRunner(Protocol):
     """A model with its KV cache. Used by one thread."""
 
     @property
@@ -87,7 +87,7 @@ class EngineThread:
     After ``FAILURES_IN_A_ROW`` failures it ends, and ``end`` holds the reason.
     """
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, *, threads: int | None) -> None:
+    def __init__(self, runner: BatchRunner, scheduler: Scheduler, *, threads: int | None) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._threads = threads

@@ -20,7 +20,7 @@ from service.engines.gguf.export import export
 from service.engines.settings import GGUFSettings
 from tests.support.batching_engine import *  # noqa: F403  the tests of every such engine
 from tests.support.batching_engine import GREEDY, Create, collect
-from tests.support.streams import assert_greedy
+from tests.support.streams import Reference, assert_greedy
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_qwen2, make_tokenizer, save
 from tests.support.tokens import prompt, sampled
 
@@ -31,13 +31,16 @@ from service.engines.gguf.runner import LlamaRunner
 
 pytestmark = pytest.mark.gguf
 
+ATOL = 0.05
+"""llama.cpp rounds keys and values, and rotates by angles that differ in the last bits."""
+
 
 @pytest.fixture(scope="module")
-def reference(tiny_checkpoint: Path) -> torch.nn.Module:
+def reference(tiny_checkpoint: Path) -> Reference:
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
         tiny_checkpoint, attn_implementation="eager"
     )
-    return model.eval()
+    return Reference(model.eval(), ATOL)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +61,7 @@ def runner_class() -> type:
 
 
 def make(path: Path, **fields: Any) -> GGUFEngine:
-    # Exact keys and values, so that tokens equal those of the reference.
-    return GGUFEngine(GGUFSettings(model=str(path), **{"cache_type": "f32", "threads": 1, **fields}))
+    return GGUFEngine(GGUFSettings(model=str(path), **{"threads": 1, **fields}))
 
 
 @pytest.mark.parametrize("make_model", [make_model, make_qwen2])
@@ -73,7 +75,7 @@ async def test_exported_architectures_give_the_same_tokens(
     engine = make(file)
     await engine.start()
     for ids in (prompt(1), prompt(70)):
-        assert_greedy(model, ids, await collect(engine, ids))
+        assert_greedy(model, ids, await collect(engine, ids), atol=ATOL)
     await engine.stop()
 
 
@@ -82,7 +84,7 @@ async def test_smaller_types_give_similar_log_probabilities(tmp_path: Path, kind
     checkpoint = make_checkpoint(tmp_path / "model", hidden_size=64)
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     export(checkpoint, tmp_path / "model.gguf", kind)
-    engine = make(tmp_path / "model.gguf", cache_type="f16")
+    engine = make(tmp_path / "model.gguf")
     await engine.start()
     ids = prompt(200)
     (chunk,) = await collect(engine, ids, Sampling(max_tokens=1, prompt_logprobs=0))
@@ -94,7 +96,7 @@ async def test_smaller_types_give_similar_log_probabilities(tmp_path: Path, kind
     assert (found - expected).abs().mean() < 0.15
 
 
-async def test_sequences_that_do_not_fit_take_turns(path: Path, reference: torch.nn.Module) -> None:
+async def test_sequences_that_do_not_fit_take_turns(path: Path, reference: Reference) -> None:
     """Four sequences of 90 tokens in a cache of 200."""
     engine = make(path, cache_tokens=200, max_slots=4, prefill_chunk=24)
     await engine.start()
@@ -103,22 +105,22 @@ async def test_sequences_that_do_not_fit_take_turns(path: Path, reference: torch
     results = await asyncio.gather(*(collect(engine, ids, replace(GREEDY, max_tokens=40)) for ids in prompts))
     for ids, chunks in zip(prompts, results, strict=True):
         assert len(chunks) == 40
-        assert_greedy(reference, ids, chunks)
+        reference.assert_greedy(ids, chunks)
     # Idle sequences leave the cache for a new one.
     long = prompt(180)
-    assert_greedy(reference, long, await collect(engine, long))
+    reference.assert_greedy(long, await collect(engine, long))
     assert engine.healthy
     await engine.stop()
 
 
-async def test_sequences_share_the_cells_of_their_prompt(path: Path, reference: torch.nn.Module) -> None:
-    """Four samples of a prompt of 150 tokens need 600 tokens of cache if each has its own copy."""
-    engine = make(path, cache_tokens=250, max_slots=4, prefill_chunk=24)
+async def test_sequences_share_the_cells_of_their_prompt(path: Path, reference: Reference) -> None:
+    """Four samples of a prompt of 150 tokens and 20 new tokens need 680 cells if each has its own copy."""
+    engine = make(path, cache_tokens=400, max_slots=4, prefill_chunk=24)
     await engine.start()
     ids = prompt(150)
     results = await asyncio.gather(*(collect(engine, ids) for _ in range(4)))
     for chunks in results:
-        assert_greedy(reference, ids, chunks)
+        reference.assert_greedy(ids, chunks)
     stats = engine.stats()
     await engine.stop()
     assert stats.prompt_tokens == 4 * 150  # nothing was prefilled again

@@ -14,18 +14,18 @@ from service.engines.transformers.engine import TransformersEngine
 from service.engines.transformers.runner import ModelRunner
 from tests.support.batching_engine import *  # noqa: F403  the tests of every such engine
 from tests.support.batching_engine import Create, collect
-from tests.support.streams import assert_greedy
+from tests.support.streams import Reference, assert_greedy
 from tests.support.tiny_qwen3 import make_checkpoint, make_model, make_qwen2, make_tokenizer, save
 from tests.support.tokens import prompt, sampled
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_checkpoint: Path) -> torch.nn.Module:
+def reference(tiny_checkpoint: Path) -> Reference:
     """The same weights with transformers' eager attention, without a cache."""
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
         tiny_checkpoint, attn_implementation="eager"
     )
-    return model.eval()
+    return Reference(model.eval())
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ async def test_new_weights_from_a_checkpoint(engine: TransformersEngine, tmp_pat
 
 
 async def test_running_request_continues_with_new_weights(
-    engine: TransformersEngine, reference: torch.nn.Module
+    engine: TransformersEngine, reference: Reference
 ) -> None:
     ids = prompt(40)
     other = make_model(make_tokenizer(), seed=1)
@@ -61,7 +61,9 @@ async def test_running_request_continues_with_new_weights(
     # The weights changed somewhere after the fifth chunk; all later tokens come from the new ones.
     with torch.inference_mode():
         everything = torch.tensor([[*ids, *sampled(chunks)]])
-        old, new = (model(everything).logits[0, len(ids) - 1 : -1].argmax(-1) for model in (reference, other))
+        old, new = (
+            model(everything).logits[0, len(ids) - 1 : -1].argmax(-1) for model in (reference.model, other)
+        )
     tokens = torch.tensor(sampled(chunks))
     changed = int((tokens != old).nonzero()[0])
     assert 5 <= changed < 400
@@ -87,9 +89,7 @@ async def test_overwriting_the_checkpoint_does_not_change_the_model(tmp_path: Pa
     await engine.stop()
 
 
-async def test_rejected_weights_keep_the_old_ones(
-    engine: TransformersEngine, reference: torch.nn.Module
-) -> None:
+async def test_rejected_weights_keep_the_old_ones(engine: TransformersEngine, reference: Reference) -> None:
     state = make_model(make_tokenizer(), seed=1).state_dict()
     name = "model.layers.0.mlp.up_proj.weight"
     for wrong, message in [
@@ -100,7 +100,7 @@ async def test_rejected_weights_keep_the_old_ones(
         with pytest.raises(EngineError, match=message):
             await engine.load_weights(wrong)
     ids = prompt(10)
-    assert_greedy(reference, ids, await collect(engine, ids))
+    reference.assert_greedy(ids, await collect(engine, ids))
     tied = {key: value for key, value in state.items() if key != "lm_head.weight"}
     await engine.load_weights(tied)
 
