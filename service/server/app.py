@@ -34,6 +34,7 @@ from service.api.responses.registry import Responses
 from service.api.schemas import ERRORS
 from service.api.seal import Seal
 from service.api.state import Server
+from service.api.telemetry.containers import ContainerCollector
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
@@ -128,6 +129,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     )
     container_store = ContainerStore(files, keep_days=settings.container_files_days)
     containers = Containers(runner.sandbox, container_store, files, settings.container_limits())
+    metrics.registry.register(ContainerCollector(containers.counts, files.counts))
     responses.cleaners += [files.clean, container_store.clean]
     seal = Seal(settings.seals())
     mcp = settings.mcp_hub()

@@ -115,7 +115,7 @@ class HeldSession:
         if result.container is None:
             return result
         live = self._live
-        await self._containers.store.add_seconds(live.record.owner, result.wall_seconds)
+        await self._containers.add_seconds(live.record.owner, result.wall_seconds)
         if self._response_id:
             await self._containers.update(live, last_response_id=self._response_id)
         result = replace(result, container=live.record.id)
