@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
-from service.sandbox.base import EagerFallback, FlushFiles, Status
+from service.sandbox.base import EagerFallback, FlushFiles, OutputChunk, Status
 
 CallStatus = Literal["running", "ok", "error"]
 
@@ -138,6 +138,14 @@ class FlushStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveOutput:
+    """Code of the running flush ``tool_id`` wrote something. Only if the episode was run with live output."""
+
+    tool_id: str
+    chunk: OutputChunk
+
+
+@dataclass(frozen=True, slots=True)
 class FlushFinished:
     """The result of a flush arrived. The observation follows."""
 
@@ -184,6 +192,7 @@ EpisodeEvent = (
     | Invoked
     | FlushStarted
     | ToolCalled
+    | LiveOutput
     | FlushFinished
     | Observed
     | AnswerStarted

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 
 from service.deferral.call_span import CALL_OPEN
@@ -18,6 +19,7 @@ from service.deferral.episode import CallEdge, Episode, Flush, Invocation, Outco
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Engine, Sampling, TokenChunk
+from service.episode.block_queue import BlockQueue, EventFeed
 from service.episode.events import (
     AnswerStarted,
     CallClosed,
@@ -35,68 +37,11 @@ from service.episode.events import (
 from service.episode.stop_strings import StopStringHit, until_stop
 from service.episode.thought_limit import CLOSING, ThoughtLimit, limit_thought
 from service.episode.tool_calls import RecordedTools, call_text
-from service.sandbox.base import ExecutionResult, Sandbox, SandboxError, Session, SessionLimits
+from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
 from service.tools.base import ToolHost, ToolSpec
 from service.tools.stubs import listing
 
 Messages = Sequence[dict[str, object]]
-
-
-class BlockQueue:
-    """The pending blocks of one episode, handed to its session in order.
-
-    A session may have to wait for a container at its first block. The blocks wait in this queue, so the
-    engine keeps sampling meanwhile. A failure of the sandbox is reported by the next `flush`.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._last: asyncio.Task[None] | None = None
-        self._is_empty = True
-        """No block has been added since the last flush."""
-        self.container_wait_s = 0.0
-        """Seconds that the first block since the last flush waited for a container."""
-
-    def prewarm(self) -> None:
-        """Ask the session in the background for a container. Blocks added meanwhile are sent after it."""
-        self._last = asyncio.create_task(self._session.prepare())
-
-    def add(self, code: str) -> None:
-        """Send ``code`` to the session after all earlier blocks. Returns immediately."""
-        closed_at = time.monotonic() if self._is_empty else None
-        self._is_empty = False
-        self._last = asyncio.create_task(self._invoke(self._last, code, closed_at))
-
-    async def _invoke(self, previous: asyncio.Task[None] | None, code: str, closed_at: float | None) -> None:
-        try:
-            if previous is not None:
-                await previous
-            await self._session.invoke(code)  # returns as soon as a container has the block
-        finally:
-            if closed_at is not None:
-                self.container_wait_s = time.monotonic() - closed_at
-
-    async def flush(self) -> ExecutionResult:
-        """Return the result of all blocks since the last flush; ``sandbox_error`` if the sandbox failed."""
-        began = time.monotonic()
-        last, self._last = self._last, None
-        self._is_empty = True
-        try:
-            if last is not None:
-                await last
-            result = await self._session.flush()
-        except SandboxError as error:
-            waited = time.monotonic() - began
-            return ExecutionResult("", str(error), "sandbox_error", wall_seconds=0.0, waited_seconds=waited)
-        # The session counts from the moment it has its container; the model has waited since the flush.
-        return replace(result, waited_seconds=max(result.waited_seconds, time.monotonic() - began))
-
-    async def close(self) -> None:
-        """Drop pending blocks and close the session."""
-        if self._last is not None:
-            self._last.cancel()
-            await asyncio.gather(self._last, return_exceptions=True)
-        await self._session.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +167,7 @@ class EpisodeRunner:
         thought: ThoughtLimit | None = None,
         answer: str | None = None,
         open_session: Callable[[SessionLimits, ToolHost | None], Session] | None = None,
+        live_output: bool = False,
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """Run ``episode`` to its end. Closing the generator cancels the engine and closes the session.
 
@@ -240,6 +186,7 @@ class EpisodeRunner:
             answer: text that introduces a final answer after the last turn. A constraint of ``sampling``
                 applies to this answer and not to the turns before. None for no separate answer.
             open_session: opens the session of the code; None for one of the sandbox's own.
+            live_output: yield the output of the code while a flush runs. Nothing else depends on it.
 
         Raises:
             InvalidRequestError: the engine can't enforce the constraint; raised before the first event.
@@ -250,7 +197,8 @@ class EpisodeRunner:
         stop_ids = endings.keys() | ({episode.marker_id} if episode.marker_flushes else set())
         turn_stops = () if answer is not None else stop
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager, tool_wait_s=tool_wait_s)
-        calls = None if tools is None else RecordedTools(tools, clock)
+        feed = EventFeed()
+        calls = None if tools is None else RecordedTools(tools, clock, feed.add)
         queue = BlockQueue((open_session or self.sandbox.session)(limits, calls))
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
@@ -305,8 +253,8 @@ class EpisodeRunner:
                             blocks.append(block)
                             yield Invoked(tool_id, len(blocks) - 1, block)
                         if calls is not None:
-                            for called in calls.new_events():
-                                yield called
+                            for news in feed.take():
+                                yield news
                         if episode.turn_over:
                             break
                 flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
@@ -325,14 +273,15 @@ class EpisodeRunner:
                 if flush.blocks:
                     yield FlushStarted(tool_id, tuple(blocks), flush.requested_by)
                     flushed_at = clock()
-                    if calls is None:
+                    if calls is None and not live_output:
                         result = await queue.flush()
                     else:
-                        flushing = asyncio.ensure_future(queue.flush())
+                        on_output = partial(feed.add_output, tool_id) if live_output else None
+                        flushing = asyncio.ensure_future(queue.flush(on_output))
                         try:
-                            async with aclosing(calls.events_until(flushing)) as during:
-                                async for called in during:
-                                    yield called
+                            async with aclosing(feed.until(flushing)) as during:
+                                async for news in during:
+                                    yield news
                             result = await flushing
                         finally:
                             flushing.cancel()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +17,17 @@ class RecordedTools:
     Args:
         host: runs the tools.
         clock: source of the times, in Unix seconds.
+        record: takes the event of each call, and of its end.
     """
 
-    def __init__(self, host: ToolHost, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, host: ToolHost, clock: Callable[[], float], record: Callable[[ToolCalled], None]
+    ) -> None:
         self._host = host
         self._clock = clock
         self._read_only = {spec.name: spec.read_only for spec in host.specs}
         self._calls: dict[str, CodeToolCall] = {}
-        self._events: asyncio.Queue[ToolCalled] = asyncio.Queue()
+        self._on_event = record
 
     @property
     def specs(self) -> Sequence[ToolSpec]:
@@ -55,27 +57,7 @@ class RecordedTools:
 
     def _record(self, call: CodeToolCall) -> None:
         self._calls[call.id] = call
-        self._events.put_nowait(ToolCalled(call))
-
-    def new_events(self) -> list[ToolCalled]:
-        """Return the events since the last time."""
-        events = []
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        return events
-
-    async def events_until(self, flushing: asyncio.Future[Any]) -> AsyncGenerator[ToolCalled, None]:
-        """Yield events until ``flushing`` is done."""
-        while not flushing.done():
-            waiting = asyncio.ensure_future(self._events.get())
-            try:
-                await asyncio.wait({waiting, flushing}, return_when=asyncio.FIRST_COMPLETED)
-                if waiting.done():
-                    yield waiting.result()
-            finally:
-                waiting.cancel()
-        for event in self.new_events():
-            yield event
+        self._on_event(ToolCalled(call))
 
     def take(self) -> tuple[CodeToolCall, ...]:
         """Return the calls since the last flush, and forget them."""

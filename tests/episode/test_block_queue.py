@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from service.episode.runner import BlockQueue
+from service.episode.block_queue import BlockQueue
 from service.sandbox.base import ExecutionResult, SandboxError
 from tests.support.scripted import ScriptedSession, printed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
-from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, Session, SessionLimits
 from service.tools.base import ToolError, ToolHost
 
 
@@ -41,7 +41,7 @@ class ToolSession:
                 self._error = f"tools.ToolError: {error}\n"
         return True
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         for line in self._waiting:
             await self._run(line, flushed=True)
         stdout = "".join(f"{text}\n" for text in self._printed)

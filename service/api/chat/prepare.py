@@ -135,6 +135,7 @@ class PreparedChat:
             tools=self.code_tools,
             tool_wait_s=self.server.settings.tool_wait_s,
             open_session=None if self.container is None else self.container.session,
+            live_output=bool(request.stream and request.deferral.live_output),
         )
 
     @asynccontextmanager

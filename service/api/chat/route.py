@@ -51,8 +51,8 @@ async def create_chat_completion(
         report_ignored(name)
     store = partial(_store_choices, replies, owner)
     if body.stream:
-        return sse.EventStream(_stream(chat, store), server.settings.keep_alive_s)
-    return JsonResponse(await until_disconnect(request.receive, _complete(chat, store)))
+        return sse.EventStream(_stream(chat, owner, store), server.settings.keep_alive_s)
+    return JsonResponse(await until_disconnect(request.receive, _complete(chat, owner, store)))
 
 
 async def _container(containers: Containers, request: ChatRequest, owner: str) -> ContainerUse | None:
@@ -109,9 +109,9 @@ async def _store_choices(
             await store_reply(store, owner, key, choice.reply.ids, chat.server.engine.tokenizer)
 
 
-async def _complete(chat: PreparedChat, store: _Store) -> Json:
+async def _complete(chat: PreparedChat, owner: str, store: _Store) -> Json:
     choices = _choices(chat)
-    async with aclosing(_deltas(chat, choices)) as deltas:
+    async with aclosing(_deltas(chat, owner, choices)) as deltas:
         async for _ in deltas:
             pass
     await store(chat, choices)
@@ -127,13 +127,13 @@ async def _complete(chat: PreparedChat, store: _Store) -> Json:
     return completion
 
 
-async def _stream(chat: PreparedChat, store: _Store) -> AsyncGenerator[bytes, None]:
+async def _stream(chat: PreparedChat, owner: str, store: _Store) -> AsyncGenerator[bytes, None]:
     choices = _choices(chat)
     options = chat.request.stream_options
     with_usage = options is not None and options.include_usage
     head = _head(chat, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
     start = sse.DATA + dumps({**head, "choices": []}).removesuffix(b"]}")  # the same in every chunk
-    async with aclosing(_deltas(chat, choices)) as deltas:
+    async with aclosing(_deltas(chat, owner, choices)) as deltas:
         async for choice, delta in deltas:
             if delta.finish_reason is not None:
                 await store(chat, [choice])  # before the client can send the reply back
@@ -151,7 +151,7 @@ def _chunk_choice(index: int, delta: ChoiceDelta) -> bytes:
 
 
 async def _deltas(
-    chat: PreparedChat, choices: list[ChoiceBuilder]
+    chat: PreparedChat, owner: str, choices: list[ChoiceBuilder]
 ) -> AsyncGenerator[tuple[ChoiceBuilder, ChoiceDelta], None]:
     """Run the episodes and yield the delta of each event, after a first delta with the role.
 
@@ -162,7 +162,9 @@ async def _deltas(
         count=len(choices),
         operation="chat",
         model=chat.request.model,
+        owner=owner,
         prompt_tokens=len(chat.prompt_ids),
+        runs_code=chat.request.deferred,
         attributes=_attributes(chat),
         schema_param=chat.schema_param,
         cleanup=chat.close,

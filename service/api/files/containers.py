@@ -17,9 +17,11 @@ from typing import Final, Literal
 
 import structlog
 
+from service.api import audit
 from service.api.errors import ApiError
 from service.api.files.held_session import HeldSession
 from service.api.files.inputs import InputFile, named, prompt_note
+from service.api.limits import Quotas
 from service.api.telemetry.containers import ContainerCounts, EndReason
 from service.common.json import Json
 from service.sandbox.base import Sandbox, SandboxError, Session, SessionLimits
@@ -56,8 +58,6 @@ class ContainerLimits:
     """Memory limits of all parked containers together."""
     wait_s: float = 10.0
     """Seconds that a request waits for a container that another one holds."""
-    seconds_per_day: float | None = None
-    """Seconds that code of one key may run in a day (UTC); None for no limit."""
     default_memory_mb: int = 512
     max_memory_mb: int = 4096
 
@@ -202,12 +202,18 @@ class Containers:
     """The containers of this process; ``app.state.containers``."""
 
     def __init__(
-        self, sandbox: Sandbox, store: ContainerStore, files: FileStore, limits: ContainerLimits
+        self,
+        sandbox: Sandbox,
+        store: ContainerStore,
+        files: FileStore,
+        limits: ContainerLimits,
+        quotas: Quotas,
     ) -> None:
         self._sandbox = sandbox
         self.store = store
         self.files = files
         self.limits = limits
+        self.quotas = quotas
         self._live: dict[str, LiveContainer] = {}
         self._counts = ContainerCounts()
         self._sweeper: asyncio.Task[None] | None = None
@@ -277,13 +283,9 @@ class Containers:
 
         Raises:
             ApiError: 404 for an unknown container, 400 for an expired one, 429 if the key has used up its
-                seconds.
+                seconds or its storage.
         """
-        if (most := self.limits.seconds_per_day) is not None and await self.store.seconds_today(
-            owner
-        ) >= most:
-            message = f"Code of this key has run for {most:g} seconds today (UTC), the most that it may."
-            raise ApiError(429, message, code="sandbox_quota_exceeded")
+        await self.quotas.check(owner, code=True, storage=True)
         live, notice = None, None
         files = list(wish.files)
         if wish.container_id is not None:
@@ -343,11 +345,11 @@ class Containers:
             self._live[live.record.id] = live
             self._counts.started += 1
             await self.store.put(live.record)
+            audit.record("container.create", target=live.record.id)
 
-    async def add_seconds(self, owner: str, seconds: float) -> None:
-        """Record the run time of code."""
+    def count_seconds(self, seconds: float) -> None:
+        """Count the run time of code for the metrics."""
         self._counts.run_s += seconds
-        await self.store.add_seconds(owner, seconds)
 
     async def update(self, live: LiveContainer, **values: object) -> None:
         """Change columns of a container's record."""
@@ -387,6 +389,14 @@ class Containers:
         await live.session.close()
         if live.is_stored and live.record.status == ACTIVE:
             await self.update(live, status=EXPIRED)
+
+    async def end_deleted(self) -> None:
+        """End containers whose records were deleted, for example with all data of their key."""
+        mine = [live for live in self._live.values() if live.is_stored and not live.lock.locked()]
+        existing = await self.store.existing([live.record.id for live in mine])
+        for live in mine:
+            if live.record.id not in existing and not live.lock.locked():
+                await self.end(live, "deleted")
 
     async def _sweep_forever(self) -> None:
         orphans_at = time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.api.chat.choice_builder import content_path, logprob_item
+from service.api.chat.choice_builder import content_path, executed_tool, logprob_item
 from service.api.responses.items import output_item_id
 from service.api.tools.custom import input_of
 from service.common.json import Json, dumps
@@ -25,12 +25,13 @@ from service.episode.events import (
     FlushStarted,
     Invoked,
     InvokedBlock,
+    LiveOutput,
     Sampled,
     ToolCalled,
 )
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
-from service.sandbox.base import OutputFile, Status
+from service.sandbox.base import OutputChunk, OutputFile, Status
 from service.tools.mcp.hub import Listing, SessionTools
 
 Events = list[Json]
@@ -282,6 +283,18 @@ class CodeItem:
         self._flushed = True
         return [self._code_done(), self._event("response.code_interpreter_call.interpreting")]
 
+    def show(self, chunk: OutputChunk) -> Events:
+        """Report what the code has written so far. OpenAI has no such event, so its name has a prefix."""
+        return [
+            self._event(
+                "ih_grpo:code_interpreter_call_output.delta",
+                stream=chunk.stream,
+                delta=chunk.text,
+                attempt=chunk.attempt,
+                truncated=chunk.truncated,
+            )
+        ]
+
     def finish(self, tool: ExecutedTool, container: str, base_url: str = "") -> Events:
         """Add the output. The item's status reports the code's success; the call itself is completed.
 
@@ -308,6 +321,7 @@ class CodeItem:
                 code=self._code,
                 container_id=container,
                 outputs=outputs,
+                execution=executed_tool(tool, self._index),
             ),
         ]
 
@@ -472,6 +486,9 @@ class OutputBuilder:
             case FlushStarted():
                 assert self._code is not None  # noqa: S101  its blocks were invoked
                 events += [*self._close_text("completed"), *self._code.flush()]
+            case LiveOutput(_, chunk):
+                assert self._code is not None  # noqa: S101
+                events += self._code.show(chunk)
             case FlushFinished(tool):
                 assert self._code is not None  # noqa: S101
                 self._container = tool.container or ""

@@ -11,6 +11,7 @@ connection is one session and one lease:
 3. ``CloseRequest`` is valid at any time. A dropped connection has the same effect.
 4. If the session has tools, the runner sends a ``ToolCallMessage`` whenever code calls one. The client
    answers each with a ``ToolResultMessage``, in any order and at any time. Neither counts as a request.
+5. Before its reply to a ``FlushRequest`` with ``live_output`` the runner sends ``OutputMessage``.
 
 The runner listens on a Unix socket or on a TCP port, see ``Address``. Its load is a ``LoadReport``.
 """
@@ -25,7 +26,13 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from service.sandbox.base import ExecutionResult, QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.base import (
+    ExecutionResult,
+    OutputChunk,
+    QueueTimeoutError,
+    SandboxError,
+    SessionLimits,
+)
 from service.sandbox.files import Display, FileChanges, WorkFile
 from service.tools.base import MAX_ARGUMENT_BYTES, MAX_RESULT_BYTES, ToolSpec
 
@@ -166,6 +173,8 @@ class FlushRequest(_Message):
     """Run the pending blocks and return their result. Answered by ``FlushedReply`` or ``FailedReply``."""
 
     type: Literal["flush"] = "flush"
+    live_output: bool = False
+    """Send the output of the code while it runs."""
 
 
 class CloseRequest(_Message):
@@ -192,6 +201,13 @@ class ToolCallMessage(_Message):
     name: str = Field(max_length=256)
     arguments: str = Field(max_length=6 * MAX_ARGUMENT_BYTES)
     """A JSON object."""
+
+
+class OutputMessage(_Message):
+    """Output that the code of the running flush has written."""
+
+    type: Literal["output"] = "output"
+    chunk: OutputChunk
 
 
 class OpenedReply(_Message):
@@ -258,7 +274,14 @@ FileRequest = (
 )
 RunnerRequest = OpenRequest | InvokeRequest | FlushRequest | CloseRequest | ToolResultMessage | FileRequest
 RunnerReply = (
-    OpenedReply | InvokedReply | FlushedReply | FailedReply | ToolCallMessage | DoneReply | ChangesReply
+    OpenedReply
+    | InvokedReply
+    | FlushedReply
+    | FailedReply
+    | ToolCallMessage
+    | OutputMessage
+    | DoneReply
+    | ChangesReply
 )
 
 _requests: TypeAdapter[RunnerRequest] = TypeAdapter(Annotated[RunnerRequest, Field(discriminator="type")])
