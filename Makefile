@@ -1,7 +1,7 @@
 # `make serve` and `make test` are the main commands. Each prepares what it needs; a second run has nothing to prepare.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast test-vllm test-clients test-compose fuzz coverage check fmt lock setup stop-docker clean
+.PHONY: help serve test test-fast test-vllm test-gguf test-clients test-compose fuzz coverage check fmt lock setup stop-docker clean
 
 ARGS ?=
 PROGRAMS ?= 10000
@@ -26,6 +26,10 @@ test-fast: ## Run the tests that need no Docker and take less than ten seconds e
 
 test-vllm: ## Run the tests that need vLLM, on the CPU, in .venv-vllm (2 GB)
 	@$(call with_setup,dev) && exec scripts/run-tests vllm $(ARGS)
+
+test-gguf: ## Run the tests that need llama-cpp-python; the first time this compiles it (15 minutes)
+	@scripts/ensure-venv dev
+	@scripts/run-tests gguf $(ARGS)
 
 test-clients: ## Run third-party API clients against a server (OpenAI's SDKs, LangChain, LiteLLM, ...)
 	@scripts/ensure-venv dev
@@ -61,6 +65,7 @@ lock: ## Update requirements/ after a change of the dependencies (ARGS=--upgrade
 		-c requirements/dev.txt -o requirements/$$extra.txt >/dev/null || exit; done
 	@$(COMPILE) pyproject.toml requirements/vllm.in --extra vllm-test --group build --overrides requirements/torch.txt \
 		--overrides requirements/vllm-overrides.in -o requirements/vllm.txt >/dev/null
+	@$(COMPILE) requirements/gguf.in -c requirements/dev.txt -o requirements/gguf.txt >/dev/null
 	@$(COMPILE) --group release -o requirements/release.txt >/dev/null
 	@sed -i -E '/^(torch|triton|nvidia-|cuda-)/,/[^\\]$$/d' requirements/dev.txt requirements/train.txt \
 		requirements/cpu.txt requirements/vllm.txt

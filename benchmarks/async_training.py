@@ -33,7 +33,7 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, Session, SessionLimits
 from tests.support.scripted import ScriptedSandbox, ScriptedSession
 from tests.support.toy_task import GOLD, QUESTION, make_toy_checkpoint, run_print
 from trainer.rewards import FinishedEpisode
@@ -80,10 +80,10 @@ class SlowSession(ScriptedSession):
         super().__init__(run_print)
         self._draw = draw
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         seconds = self._draw()
         await asyncio.sleep(seconds)
-        return replace(await super().flush(), wall_seconds=seconds, waited_seconds=seconds)
+        return replace(await super().flush(on_output), wall_seconds=seconds, waited_seconds=seconds)
 
 
 class Timer(TrainerCallback):

@@ -45,7 +45,7 @@ from service.engines.checkpoint import default_sampling
 from service.engines.factory import make_engine
 from service.engines.model_lookup import locate
 from service.episode.runner import EpisodeRunner
-from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, Sandbox, Session, SessionLimits
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from service.server.app import create_app_from
 from service.server.settings import Settings
@@ -103,8 +103,8 @@ class SlowBlockSession:
     async def invoke(self, code: str) -> None:
         await self._session.invoke(f"__import__('time').sleep({latency(code, *self._range):.3f})\n{code}")
 
-    async def flush(self) -> ExecutionResult:
-        return await self._session.flush()
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
+        return await self._session.flush(on_output)
 
     async def suspend(self) -> None:
         await self._session.suspend()

@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 
 from service.sandbox.docker.settings import DEFAULT_IMAGE, DockerSandboxSettings
 
+pytest.register_assert_rewrite("tests.support.batching_engine")
+
 # No deadlines: the speed of the machine must not decide a test.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

@@ -22,6 +22,7 @@ PARTS = (
     "pyproject.toml",
     "README.md",
     "LICENSE",
+    "THIRD_PARTY_NOTICES",
     "service",
     "trainer",
     "sandbox_image",
@@ -86,6 +87,10 @@ def test_wheel_has_its_data_and_no_local_files(wheel: Path) -> None:
         "service/sandbox/image/worker/supervisor.py",
         "service/store/migrations/versions/r0001_baseline.py",
         "service/api/swagger_ui/swagger-ui-bundle.js",
+        "service/playground/static/main.js",
+        "service/playground/static/vendor/katex.min.js",
+        "service/playground/static/vendor/fonts/KaTeX_Main-Regular.woff2",
+        "service/playground/static/vendor/licenses/katex.txt",
         "trainer/evaluation/templates/report.html.jinja",
         "trainer/runs/templates/comparison.html.jinja",
         "trainer/training/templates/model_card.md.jinja",
@@ -96,6 +101,13 @@ def test_wheel_has_its_data_and_no_local_files(wheel: Path) -> None:
     assert [name for name in names if name.endswith((".crt", ".pyc"))] == []
     with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as sdist:
         assert [name for name in sdist.getnames() if name.endswith((".crt", ".pyc"))] == []
+
+
+def test_wheel_has_the_notices_and_licences(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        [path] = [name for name in archive.namelist() if name.endswith("/licenses/THIRD_PARTY_NOTICES")]
+        assert archive.read(path) == (REPO / "THIRD_PARTY_NOTICES").read_bytes()
+        assert path.replace("THIRD_PARTY_NOTICES", "LICENSE") in archive.namelist()
 
 
 def test_wheel_has_every_sandbox_image_file(wheel: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .calls import CallRelay, RunClock
 from .files import FileSnapshot
+from .live_output import OutputRelay
 from .processes import NamespaceProcess, living, oom_kills, process_state, settle, threads
 from .protocol import (
     CHANNEL_LOST_SIGNAL,
@@ -85,6 +86,7 @@ class FlushRun:
     """Reason why the last block can't run alone."""
     _killed_for: str | None = None
     _calls: CallRelay | None = None
+    _live: OutputRelay | None = None
     _paused_at: float = 0.0
     _stopping: asyncio.Task[None] | None = None
 
@@ -140,6 +142,17 @@ class FlushRun:
         """Let the code call tools."""
         self._calls = calls
         self.base.on_call = calls.accept
+
+    def show(self, live: OutputRelay) -> None:
+        """Relay the output, from its beginning on."""
+        self._live = live
+        self._stdout.relay("stdout", live)
+        self._stderr.relay("stderr", live)
+
+    def hide(self) -> None:
+        """Relay no more output: the run is given up."""
+        if self._live is not None:
+            self._live.drop()
 
     def on_tools(self, state: str) -> None:
         """Note that the script waits for tools, or must be stopped, or runs again; see ``CallRelay``."""
@@ -270,6 +283,8 @@ class FlushRun:
         await settle(keep, self.config.uid, stop=False)
         self.outcome.stdout = self._stdout.close()
         self.outcome.stderr = self._stderr.close()
+        if self._live is not None:
+            self._live.close()
         if not self.committed:
             await self.snapshot.restore()
         self.snapshot.drop()
@@ -295,6 +310,7 @@ class OutputCapture:
         self._tail_bytes = 0
         self._limit = limit
         self._on_limit = on_limit
+        self._live: tuple[str, OutputRelay] | None = None
         self._reader, self.writer = os.pipe()
         os.set_blocking(self._reader, False)
         self._loop = asyncio.get_running_loop()
@@ -310,7 +326,17 @@ class OutputCapture:
             self._loop.remove_reader(self._reader)
             return False
         self._add(chunk)
+        if self._live is not None:
+            stream, live = self._live
+            live.add(stream, chunk)
         return True
+
+    def relay(self, stream: str, live: OutputRelay) -> None:
+        """Pass the output on to ``live``, from its beginning as far as it was kept."""
+        self._live = stream, live
+        live.add(stream, bytes(self.head))
+        if self.total > len(self.head):
+            live.skip(stream)
 
     def _add(self, chunk: bytes) -> None:
         within_limit = self.total <= self._limit

@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import select
 import signal
 import socket
 import struct
@@ -27,6 +28,7 @@ from .calls import NO_TOOLS, CallRelay, RunClock, ToolConfig
 from .displays import HTML, MAX_BYTES, MEDIA_TYPES, parse_displays
 from .exchange import WorkFiles, extract_text, receive_input, remove_input
 from .flush import FlushRun
+from .live_output import OutputRelay
 from .processes import NamespaceProcess, WorkerError, as_user, cpu_seconds, reap, settle
 from .protocol import (
     CALL_DENIED,
@@ -74,6 +76,8 @@ class Supervisor:
         self.checkpoint = base  # until the first checkpoint
         self.processes = [base]
         self._out = out
+        self._out_poll = select.poll()
+        self._out_poll.register(out, select.POLLOUT)
         self._run_limit_s = 0.0
         self._eager = False
         self._report_settled = False
@@ -98,6 +102,8 @@ class Supervisor:
         self._eager_flush: FlushRun | None = None
         self._released = False
         """The flush was requested, so an eager run may call tools with side effects."""
+        self._live = False
+        """The flush was requested with live output."""
         self._next_call = itertools.count(1).__next__
 
     async def start(self) -> None:
@@ -116,7 +122,9 @@ class Supervisor:
         elif operation == "invoke":
             self._add_block(frame["code"])
         elif operation == "flush":
+            self._live = bool(frame.get("live_output"))
             await self._flush_blocks()
+            self._live = False
         elif operation == "put":
             name = frame["name"]
             if frame["error"] is None and name.lower().endswith(".pdf"):
@@ -192,6 +200,8 @@ class Supervisor:
                 await flush.finish()
                 return flush
         # Undone immediately, so that the flush need not wait for it.
+        self._eager_flush = None
+        flush.hide()
         flush.kill("given_up")
         flush.committed = False
         await self._end_flush(flush)
@@ -213,6 +223,8 @@ class Supervisor:
     async def _flush_blocks(self) -> None:
         flush = None
         if self._eager_run is not None:
+            if self._eager_flush is not None:
+                self._show(self._eager_flush, attempt=1)
             await self._release_calls()
             self._queue.put_nowait(None)
             flush = await self._eager_run
@@ -329,6 +341,7 @@ class Supervisor:
         self._flush = flush
         await flush.begin()
         self._eager_flush = None if released else flush
+        self._show(flush, attempt)
         if self._tools.stubs:
             self._calls = CallRelay(
                 self._tools,
@@ -340,6 +353,15 @@ class Supervisor:
             )
             flush.accept_calls(self._calls)
         return flush
+
+    def _show(self, flush: FlushRun, attempt: int) -> None:
+        """Send the output of a run to the owner from now on, if the requested flush wants that."""
+        if self._live:
+            flush.show(OutputRelay(self._send, self._is_writable, attempt))
+
+    def _is_writable(self) -> bool:
+        """Return whether the channel takes a small frame without waiting."""
+        return any(events & select.POLLOUT for _, events in self._out_poll.poll(0))
 
     async def _end_flush(self, flush: FlushRun) -> None:
         """Close a flush. If it is not committed, the checkpoint replaces the base."""

@@ -9,7 +9,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Final
 
@@ -23,8 +23,35 @@ from service.api.errors import ApiError
 
 _HASH: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _LIMITS: Final = {"rpm": "requests_per_minute", "concurrency": "concurrency"}
+QUOTAS: Final = (
+    *("tokens_per_day", "tokens_per_month"),
+    *("sandbox_seconds_per_day", "sandbox_seconds_per_month", "stored_bytes"),
+)
+"""Options of a key that are fields of `KeyQuota`."""
 ADMIN: Final = "admin"
 """Scope of keys that may change the server itself. Keys without a scope may only use it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyQuota:
+    """Amounts that one key may use. None means the server's default, and for a default no limit.
+
+    Days and months are those of UTC.
+    """
+
+    tokens_per_day: int | None = None
+    """Tokens of prompts and replies."""
+    tokens_per_month: int | None = None
+    sandbox_seconds_per_day: float | None = None
+    """Seconds that code runs."""
+    sandbox_seconds_per_month: float | None = None
+    stored_bytes: int | None = None
+    """Bytes of files, responses and replies at any time."""
+
+    def or_default(self, default: KeyQuota) -> KeyQuota:
+        """Return the quota with missing values from ``default``."""
+        own = {name: value for name, value in asdict(self).items() if value is not None}
+        return replace(default, **own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +65,17 @@ class ApiKey:
     concurrency: int | None = None
     is_admin: bool = False
     """The key may also use the routes below ``/admin``."""
+    quota: KeyQuota = KeyQuota()
+
+    @property
+    def owner(self) -> str:
+        """Owner of what the key stores: its hash in hexadecimal digits."""
+        return self.digest.hex()
 
 
 def parse_key(entry: str, *, hashed: bool) -> ApiKey:
-    """Parse a key of the form ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]``.
+    """Parse a key of the form ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]``, with quotas
+    such as ``tokens_per_day=100000``.
 
     Args:
         entry: one line of a key file, or one key of a setting.
@@ -59,6 +93,7 @@ def parse_key(entry: str, *, hashed: bool) -> ApiKey:
         digest = digest_of(first)
     name = f"key-{digest.hex()[:8]}"
     limits: dict[str, int] = {}
+    quotas: dict[str, int] = {}
     is_admin = False
     for option in rest:
         option_name, _, value = option.partition("=")
@@ -66,13 +101,16 @@ def parse_key(entry: str, *, hashed: bool) -> ApiKey:
             name = value
         elif option_name in _LIMITS and value.isdigit() and int(value) > 0:
             limits[_LIMITS[option_name]] = int(value)
+        elif option_name in QUOTAS and value.isdigit():
+            quotas[option_name] = int(value)
         elif (option_name, value) == ("scope", ADMIN):
             is_admin = True
         else:
             raise ValueError(
-                f"unknown key option {option_name!r}: use name=WORD, rpm=N, concurrency=N, scope={ADMIN}"
+                f"unknown key option {option_name!r}: use name=WORD, rpm=N, concurrency=N, scope={ADMIN}, "
+                f"{', '.join(f'{quota}=N' for quota in QUOTAS)}"
             )
-    return ApiKey(digest, name, is_admin=is_admin, **limits)
+    return ApiKey(digest, name, is_admin=is_admin, quota=KeyQuota(**quotas), **limits)
 
 
 def parse_keys(entries: Iterable[str], *, hashed: bool) -> tuple[ApiKey, ...]:

@@ -20,7 +20,7 @@ from service.api.errors import ApiError
 from service.api.sampling import SamplingRequest, TokenId, end_token_ids, outside_vocabulary, sampling_of
 from service.api.schemas import TEXT_COMPLETION
 from service.api.sse import until_disconnect
-from service.api.state import CurrentServer, EpisodeStream, Server
+from service.api.state import CurrentServer, EpisodeStream, Owner, Server
 from service.api.validation import Ignored, only
 from service.common.json import Json, JsonResponse
 from service.engines.base import Sampling, TokenChunk, TopLogprob
@@ -92,6 +92,7 @@ class PreparedCompletion:
     """A request that is ready to run."""
 
     id: str
+    owner: str
     server: Server
     runner: EpisodeRunner
     request: CompletionRequest
@@ -224,15 +225,17 @@ def _joined(one: Json | None, other: Json | None) -> Json | None:
 
 
 @router.post("/v1/completions", response_class=JsonResponse, responses=TEXT_COMPLETION)
-async def create_completion(body: CompletionRequest, request: Request, server: CurrentServer) -> Response:
+async def create_completion(
+    body: CompletionRequest, request: Request, server: CurrentServer, owner: Owner
+) -> Response:
     """Continue a text or a sequence of token ids. No code runs."""
-    completion = await _prepare(server, body)
+    completion = await _prepare(server, body, owner)
     if body.stream:
         return sse.EventStream(_stream(completion), server.settings.keep_alive_s)
     return JsonResponse(await until_disconnect(request.receive, _complete(completion)))
 
 
-async def _prepare(server: Server, request: CompletionRequest) -> PreparedCompletion:
+async def _prepare(server: Server, request: CompletionRequest, owner: str) -> PreparedCompletion:
     """Prepare ``request`` to run on ``server``.
 
     Raises:
@@ -255,7 +258,7 @@ async def _prepare(server: Server, request: CompletionRequest) -> PreparedComple
         at = "prompt" if len(request.prompt) == 1 else f"prompt[{index}]"
         prompts.append(await _prepare_prompt(server, request, prompt, at))
     runner = replace(server.runner, end_token_ids=end_token_ids(request, server.engine))
-    return PreparedCompletion(f"cmpl-{secrets.token_hex(12)}", server, runner, request, prompts)
+    return PreparedCompletion(f"cmpl-{secrets.token_hex(12)}", owner, server, runner, request, prompts)
 
 
 async def _prepare_prompt(
@@ -311,6 +314,7 @@ async def _deltas(
         count=len(choices),
         operation="text_completion",
         model=request.model,
+        owner=completion.owner,
         prompt_tokens=completion.prompt_tokens,
         attributes={"ih_grpo.request.id": completion.id, "ih_grpo.deferred": False},
         schema_param=None if request.structure is None else request.structure.param,

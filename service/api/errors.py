@@ -37,6 +37,8 @@ _ANTHROPIC_TYPES: Final = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+INSUFFICIENT_QUOTA: Final = "insufficient_quota"
+"""Code and type of errors about a quota. Retries before the end of its period make no sense."""
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded"}
 
 
@@ -74,7 +76,7 @@ class ApiError(Exception):
         return {
             "error": {
                 "message": self.message,
-                "type": _error_type(self.status),
+                "type": self.code if self.code == INSUFFICIENT_QUOTA else _error_type(self.status),
                 "param": self.param,
                 "code": self.code,
                 **self.details,
@@ -85,6 +87,8 @@ class ApiError(Exception):
         headers = {} if self.retry_after_s is None else {"Retry-After": str(math.ceil(self.retry_after_s))}
         if self.status == HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
+        if self.code == INSUFFICIENT_QUOTA:
+            headers["x-should-retry"] = "false"  # read by the SDKs of OpenAI and Anthropic
         return headers
 
     def anthropic_body(self, request_id: str | None = None) -> dict[str, object]:

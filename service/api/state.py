@@ -8,14 +8,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Request
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from service.api.auth import ApiKey
 from service.api.errors import ApiError
-from service.api.limits import Admission, Drain
+from service.api.limits import Admission, Drain, EpisodeMeter, Quotas
 from service.api.seal import Seal
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import Attributes, RequestTrace
@@ -24,6 +24,9 @@ from service.episode.events import EpisodeEvent, Sampled
 from service.episode.runner import EpisodeRunner
 from service.store.replies import ReplyStore
 from service.tools.mcp.hub import McpHub
+
+if TYPE_CHECKING:
+    from service.api.files.containers import Containers
 
 T = TypeVar("T")
 EpisodeStream = AsyncGenerator[EpisodeEvent, None]
@@ -62,6 +65,7 @@ class Server:
     settings: ApiSettings
     admission: Admission
     metrics: Metrics
+    quotas: Quotas
     started_at: int
     """Unix time."""
     tracer: Tracer = field(default_factory=NoOpTracer)
@@ -104,7 +108,10 @@ class Server:
         count: int,
         operation: str,
         model: str,
+        owner: str,
         prompt_tokens: int,
+        runs_code: bool = False,
+        is_stored: bool = False,
         attributes: Attributes | None = None,
         schema_param: str | None = None,
         cleanup: Callable[[], Awaitable[None]] | None = None,
@@ -118,19 +125,26 @@ class Server:
             count: number of episodes.
             operation: name of the request's span, such as ``chat``.
             model: model name in the request.
+            owner: key of the request, whose quotas apply.
             prompt_tokens: length of their common prompt, or of all prompts together.
+            runs_code: the episodes may run code.
+            is_stored: the reply is stored as a response.
             attributes: more attributes of the span.
             schema_param: request field that the constraint on the text comes from.
             cleanup: called at the end in any case.
 
         Raises:
-            ApiError: 429 if no place became free in time; 400 if the engine can't enforce it.
+            ApiError: 429 if a quota is used up or no place became free in time; 400 if the engine can't
+                enforce the constraint.
         """
         arrived = time.monotonic()
         async with AsyncExitStack() as stack:
             if cleanup is not None:
                 stack.push_async_callback(cleanup)
+            await self.quotas.check(owner, tokens=True, code=runs_code, storage=is_stored)
             await stack.enter_async_context(self.admission.admit(count))
+            meter = self.quotas.meter(owner, model, prompt_tokens)
+            stack.push_async_callback(meter.close)
             self.metrics.queue_s.observe(time.monotonic() - arrived)
             self.metrics.prompt_tokens.inc(prompt_tokens)
             trace = None
@@ -139,7 +153,7 @@ class Server:
                     self.tracer, operation, model, prompt_tokens=prompt_tokens, attributes=attributes
                 )
             with trace or nullcontext():
-                observed = _observed(merged(make_episodes()), trace, self.metrics, arrived)
+                observed = _observed(merged(make_episodes()), trace, self.metrics, meter, arrived)
                 try:
                     async with aclosing(observed) as events:
                         yield events
@@ -189,12 +203,15 @@ async def _pump(
         await queue.put(None)
 
 
-async def _observed(events: Events, trace: RequestTrace | None, metrics: Metrics, arrived: float) -> Events:
+async def _observed(
+    events: Events, trace: RequestTrace | None, metrics: Metrics, meter: EpisodeMeter, arrived: float
+) -> Events:
     times = _TokenTimes(metrics, arrived)
     async with aclosing(events):
         async for index, event in events:
             times.add(index, event)
             metrics.observe(event)
+            meter.add(index, event)
             if trace is not None:
                 trace.add(index, event)
             yield index, event
@@ -231,7 +248,13 @@ async def server_of(request: Request) -> Server:  # async, so that FastAPI doesn
 async def owner_of(request: Request) -> str:
     """Return the owner of stored responses: the request's API key, by its hash; empty without keys."""
     key: ApiKey | None = request.scope.get("api_key")
-    return "" if key is None else key.digest.hex()
+    return "" if key is None else key.owner
+
+
+async def containers_of(request: Request) -> Containers:
+    """Return the containers of this server; see `service.api.files.choice.CurrentContainers`."""
+    containers: Containers = request.app.state.containers
+    return containers
 
 
 async def replies_of(request: Request) -> ReplyStore:

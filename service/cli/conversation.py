@@ -162,7 +162,7 @@ def converse(
         if notice is not None:
             console.print(sanitize(notice), style="yellow", markup=False)
             console.print()
-        body: dict[str, Any] = {"model": model, "deferral": {"eager": eager}}
+        body: dict[str, Any] = {"model": model, "deferral": {"eager": eager, "live_output": True}}
         if tools:
             body["tools"] = list(tools)
         for turn in _turns(console, question):
@@ -184,8 +184,41 @@ def _turns(console: Console, question: str | None) -> Iterator[str]:
             yield line
 
 
+class LiveView:
+    """Prints the output of running code, indented, while it arrives."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._attempt = 1
+        self._at_line_start = True
+
+    def show(self, entry: dict[str, Any]) -> None:
+        """Print an entry of ``live_output``."""
+        if entry["attempt"] > self._attempt:
+            self.end()
+            self._attempt = entry["attempt"]
+            self._print("[the blocks run again, as one script]\n", "dim")
+        if entry["truncated"]:
+            self._print("" if self._at_line_start else "\n", "dim")
+            self._print("[output left out]\n", "dim")
+        self._print(entry["text"], "red" if entry["stream"] == "stderr" else "dim")
+
+    def end(self) -> None:
+        """End the last line. The next entry belongs to another run."""
+        if not self._at_line_start:
+            self._console.print()
+        self._at_line_start, self._attempt = True, 1
+
+    def _print(self, text: str, style: str) -> None:
+        # A progress bar returns to the start of its line, which is not possible in a terminal that scrolls.
+        for line in text.replace("\r\n", "\n").replace("\r", "\n").splitlines(keepends=True):
+            margin = "    " if self._at_line_start and line != "\n" else ""
+            self._console.print(margin + sanitize(line), style=style, end="", markup=False, soft_wrap=True)
+            self._at_line_start = line.endswith("\n")
+
+
 def _answer(console: Console, client: Client, body: dict[str, Any]) -> str:
-    recorder = Recorder()
+    recorder, live = Recorder(), LiveView(console)
     text, at_line_start = "", True
     for delta in client.deltas(body):
         recorder.record(delta, time.time())
@@ -196,8 +229,11 @@ def _answer(console: Console, client: Client, body: dict[str, Any]) -> str:
         for tool in delta.get("executed_tools") or []:
             if not at_line_start:
                 console.print()
+            live.end()
             console.print(_line(tool), style="dim", markup=False)
             at_line_start = True
+        for entry in delta.get("live_output") or []:
+            live.show(entry)
         for request in delta.get("approval_requests") or []:
             if not at_line_start:
                 console.print()

@@ -14,7 +14,7 @@ from service.cli.output import abort, explain
 
 def doctor(
     model: Annotated[
-        str | None, typer.Option(help="Checkpoint or PEFT adapter: a directory or a hub id.")
+        str | None, typer.Option(help="Checkpoint or PEFT adapter: a directory or a hub id; or a GGUF file.")
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Base model of an adapter. Default: the one that the adapter names.")

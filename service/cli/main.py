@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import chat, doctor, keys, mcp, merge, runner, sandbox, serve
+from service.cli import chat, doctor, keys, mcp, merge, runner, sandbox, serve, store
 from service.cli.output import abort
 
 app = typer.Typer(
@@ -53,7 +53,9 @@ app.command("runner")(runner.runner)
 app.command("mcp")(mcp.mcp)
 app.command("doctor")(doctor.doctor)
 app.command("merge")(merge.merge)
+app.add_typer(keys.app, name="keys")
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(store.app, name="store")
 
 _PASS_ARGUMENTS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -16,14 +16,15 @@ def serve(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint or PEFT adapter: a directory or a hub id. Default: the quickstart checkpoint."
+            help="Checkpoint or PEFT adapter: a directory or a hub id; or a GGUF file. Default: the "
+            "quickstart checkpoint."
         ),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Base model of an adapter. Default: the one that the adapter names.")
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="Model name in the API.")] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, transformers, vllm or remote.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, transformers, gguf, vllm or remote.")] = None,
     engine_url: Annotated[
         list[str] | None, typer.Option(help="URL of a vLLM server to sample on (remote); repeatable.")
     ] = None,
@@ -80,7 +81,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     max_slots: Annotated[
-        int | None, typer.Option(help="Sequences in one batch of the embedded engine.")
+        int | None, typer.Option(help="Sequences in one batch of the embedded engine or the GGUF engine.")
     ] = None,
     max_concurrent_episodes: Annotated[
         int | None, typer.Option(help="Maximum number of concurrent episodes; further ones are queued.")
@@ -104,6 +105,7 @@ def serve(
     \b
     Examples:
       ih-grpo serve --model Qwen/Qwen3-4B
+      ih-grpo serve --model qwen3-4b-q4_k_m.gguf
       ih-grpo serve --engine-url http://gpu-1:8000 --model Qwen/Qwen3-4B
       ih-grpo serve --host 0.0.0.0 --api-keys-file keys --runner-token-file token
     """

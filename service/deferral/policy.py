@@ -88,16 +88,28 @@ class DeferralPolicy(BaseModel):
     def load(cls, model_dir: Path, default: DeferralPolicy | None = None) -> DeferralPolicy:
         """Return the policy stored beside a checkpoint, or ``default`` (the paper's policy) if there is none.
 
+        Args:
+            model_dir: directory of the checkpoint, or a file of weights such as ``model.gguf``; see
+                `policy_path`.
+            default: see above.
+
         Raises:
             pydantic.ValidationError: the file is not a valid policy.
         """
-        path = model_dir / FILE_NAME
+        path = policy_path(model_dir)
         if path.is_file():
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         return default or PAPER_POLICY
 
     def save(self, model_dir: Path) -> None:
-        (model_dir / FILE_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        """Write the policy beside a checkpoint: a directory, or a file of weights."""
+        policy_path(model_dir).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def policy_path(model: Path) -> Path:
+    """Return the file of a model's policy: in its directory, or beside ``model.gguf`` the file
+    ``model.gguf.deferral.json``."""
+    return model.with_name(f"{model.name}.{FILE_NAME}") if model.is_file() else model / FILE_NAME
 
 
 PAPER_POLICY: Final = DeferralPolicy()

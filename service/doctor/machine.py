@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from service.common.machine import available_memory
 from service.doctor import CheckResult
 from service.sandbox.settings import PoolSettings
 from service.server.settings import Settings
@@ -18,19 +19,24 @@ GIB = 2**30
 
 def packages(engine: str) -> CheckResult:
     """Check that the packages of the engine are installed."""
-    needed = {"transformers": ("torch", "transformers"), "vllm": ("vllm",), "remote": ("transformers",)}[
-        engine
-    ]
+    needed = {
+        "transformers": ("torch", "transformers"),
+        "gguf": ("llama-cpp-python", "torch", "transformers"),
+        "vllm": ("vllm",),
+        "remote": ("transformers",),
+    }[engine]
     try:
         found = ", ".join(f"{name} {version(name)}" for name in needed)
     except PackageNotFoundError as error:
-        extra = "vllm" if engine == "vllm" else "cpu"
+        extra = engine if engine in ("gguf", "vllm") else "cpu"
         return CheckResult("packages", "fail", f"{error.name} is missing", f"pip install 'ih-grpo[{extra}]'")
     return CheckResult("packages", "ok", f"engine {engine}: {found}")
 
 
 def gpu(settings: Settings) -> CheckResult:
     """Check which device will be used, and compare it with the configured one."""
+    if settings.engine_kind == "gguf":
+        return _llama_gpu(settings)
     try:
         import torch
     except ModuleNotFoundError:
@@ -53,6 +59,16 @@ def gpu(settings: Settings) -> CheckResult:
             "gpu", "fail", f"device is {settings.device!r}, but torch finds no GPU", "set device to auto"
         )
     return CheckResult("gpu", "ok", "no GPU: the model runs on the CPU")
+
+
+def _llama_gpu(settings: Settings) -> CheckResult:
+    try:
+        from llama_cpp import llama_supports_gpu_offload
+    except ModuleNotFoundError:
+        return CheckResult("gpu", "ok", "skipped: llama-cpp-python is not installed")
+    if settings.device != "cpu" and llama_supports_gpu_offload():
+        return CheckResult("gpu", "ok", "llama.cpp uses the GPU")
+    return CheckResult("gpu", "ok", "the model runs on the CPU")
 
 
 def port(settings: Settings) -> CheckResult:
@@ -115,16 +131,3 @@ def memory(weights: int, containers: int) -> CheckResult:
             "lower max_containers and max_concurrent_episodes",
         )
     return CheckResult("memory", "ok", found)
-
-
-def available_memory() -> int:
-    """Available memory in bytes, of the machine or of the surrounding container."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        if Path(limit).is_file() and (text := Path(limit).read_text().strip()) != "max":
-            free = min(free, int(text) - int(Path(used).read_text()))
-    return free

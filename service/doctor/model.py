@@ -8,21 +8,26 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.deferral.policy import ASSISTANT_POLICY, FILE_NAME, DeferralPolicy
+from service.deferral.policy import ASSISTANT_POLICY, FILE_NAME, DeferralPolicy, policy_path
 from service.doctor import CheckResult
 from service.engines import adapters
+from service.engines.base import EngineError
+from service.engines.checkpoint import is_gguf
+from service.engines.gguf_metadata import read_metadata
 
 
 def find(model: str, base: str | None = None) -> tuple[Path | None, CheckResult]:
     """Return the checkpoint's directory, None if unavailable, and whether it can be served.
 
-    For an adapter, the directory is that of its base model.
+    For an adapter, the directory is that of its base model. For a GGUF file, it is the file.
 
     Args:
         model: directory or hub id of a full model or an adapter.
         base: directory or hub id of an adapter's base model. Default: the one that the adapter names.
     """
     path = Path(model).expanduser()
+    if is_gguf(path):
+        return _check_gguf(path)
     if path.exists():
         return _check(path, base)
     from huggingface_hub import try_to_load_from_cache
@@ -51,30 +56,46 @@ def _check(folder: Path, base: str | None) -> tuple[Path | None, CheckResult]:
         return None, CheckResult(
             "model", "fail", f"{folder} has no config.json", "set model to the directory of a checkpoint"
         )
-    try:
-        policy = DeferralPolicy.load(folder, default=ASSISTANT_POLICY)
-    except (ValidationError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        return folder, CheckResult(
-            "model", "fail", f"{folder / FILE_NAME}: {reason}", "fix or remove the file"
-        )
+    if isinstance(policy := _policy(folder), CheckResult):
+        return folder, policy
     if weights(folder) == 0:
         return folder, CheckResult(
             "model", "fail", f"{folder} has no weights", "copy its *.safetensors as well"
         )
-    if not _has_token(folder, policy.marker):
-        return folder, CheckResult(
+    return folder, _served(folder, has_marker=_has_token(folder, policy.marker), marker=policy.marker)
+
+
+def _check_gguf(path: Path) -> tuple[Path | None, CheckResult]:
+    try:
+        metadata = read_metadata(path)
+    except EngineError as error:
+        return None, CheckResult("model", "fail", str(error), "set model to a complete GGUF file")
+    if isinstance(policy := _policy(path), CheckResult):
+        return path, policy
+    has_marker = policy.marker in metadata.get("tokenizer.ggml.tokens", [])
+    return path, _served(path, has_marker=has_marker, marker=policy.marker)
+
+
+def _policy(model: Path) -> DeferralPolicy | CheckResult:
+    """Return the model's policy, or the failed check."""
+    try:
+        return DeferralPolicy.load(model, default=ASSISTANT_POLICY)
+    except (ValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        return CheckResult("model", "fail", f"{policy_path(model)}: {reason}", "fix or remove the file")
+
+
+def _served(model: Path, *, has_marker: bool, marker: str) -> CheckResult:
+    if not has_marker:
+        return CheckResult(
             "model",
             "fail",
-            f"{folder}: the tokenizer has no token {policy.marker}",
-            "serve a Qwen3 checkpoint, or one trained with a marker that deferral.json names",
+            f"{model}: the tokenizer has no token {marker}",
+            f"serve a Qwen3 checkpoint, or one trained with a marker that {FILE_NAME} names",
         )
-    training = (
-        "trained to defer" if (folder / FILE_NAME).is_file() else "not trained to defer: ordinary prompting"
-    )
-    return folder, CheckResult(
-        "model", "ok", f"{folder.name}, {weights(folder) / 2**20:,.0f} MiB, {training}"
-    )
+    is_trained = policy_path(model).is_file()
+    training = "trained to defer" if is_trained else "not trained to defer: ordinary prompting"
+    return CheckResult("model", "ok", f"{model.name}, {weights(model) / 2**20:,.0f} MiB, {training}")
 
 
 def _check_adapter(folder: Path, base: str | None) -> tuple[Path | None, CheckResult]:
@@ -103,9 +124,10 @@ def _check_adapter(folder: Path, base: str | None) -> tuple[Path | None, CheckRe
     )
 
 
-def weights(folder: Path) -> int:
-    """Size of the weights in bytes."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def weights(model: Path) -> int:
+    """Size of the weights in bytes, of a directory or a GGUF file."""
+    files = [model] if model.is_file() else model.glob("*.safetensors")
+    return sum(path.stat().st_size for path in files)
 
 
 def _has_token(folder: Path, marker: str) -> bool:

@@ -39,7 +39,7 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]
     yield machine.port(settings)
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     yield machine.disk(home, needed=machine.GIB if folder is not None else 10 * machine.GIB)
-    on_cpu = engine == "transformers" and folder is not None
+    on_cpu = engine in ("transformers", "gguf") and folder is not None
     yield machine.memory(model.weights(folder) if on_cpu and folder else 0, containers)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from service.doctor import CheckResult, Verdict
-from service.sandbox.base import Sandbox, SandboxError
+from service.sandbox.base import Sandbox, SandboxError, SessionLimits
+from service.sandbox.docker.image import inspect_image
 from service.sandbox.docker.settings import build_command, default_docker_host
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
@@ -56,7 +59,71 @@ def docker(settings: Settings) -> list[CheckResult]:
         return [CheckResult("docker", "fail", f"{host}: {_first_line(error)}", _no_docker(host))]
     finally:
         client.close()
-    return [*found, CheckResult("sandbox image", "ok", image)]
+    return [*found, _image(image)]
+
+
+def _image(image: str) -> CheckResult:
+    """List what is inside the image."""
+    try:
+        about = inspect_image(image)
+    except SandboxError as error:
+        return CheckResult("sandbox image", "fail", str(error), build_command(image))
+    found = f"{image}, {about.size / 1e6:,.0f} MB"
+    if about.packages is None:
+        hint = f"to record its packages, build it again: {build_command(image)} --force"
+        return CheckResult("sandbox image", "ok", f"{found}, packages unknown", hint)
+    listed = ", ".join(f"{name} {version}" for name, version in sorted(about.direct.items()))
+    return CheckResult("sandbox image", "ok", f"{found}: {listed}")
+
+
+async def verify(sandbox: Sandbox, packages: Sequence[str]) -> list[CheckResult]:
+    """Start a container, run the isolation checks, and import each of ``packages`` in a new session."""
+    try:
+        await sandbox.start()
+        imports = [await _import(sandbox, name) for name in packages]
+    except SandboxError as error:
+        return [CheckResult("isolation", "fail", str(error))]
+    finally:
+        await sandbox.stop()
+    return [CheckResult("isolation", "ok", "all isolation checks passed"), *imports]
+
+
+async def _import(sandbox: Sandbox, package: str) -> CheckResult:
+    """Import the modules of a package under all limits. One that can be imported is enough."""
+    session = sandbox.session(SessionLimits(run_limit_s=30.0, eager=False))
+    try:
+        await session.invoke(_IMPORT.replace("PACKAGE", repr(package)))
+        result = await session.flush()
+    finally:
+        await session.close()
+    if result.status == "ok":
+        return CheckResult(package, "ok", result.stdout.strip())
+    reason = (result.stderr.strip() or result.stdout.strip() or result.status).splitlines()[-1]
+    return CheckResult(package, "fail", f"can't be imported in the sandbox: {reason}")
+
+
+_IMPORT: Final = """
+import importlib, importlib.metadata, time
+package = importlib.metadata.distribution(PACKAGE)
+files = [path.parts for path in package.files or ()]
+names = (package.read_text("top_level.txt") or "").split() or sorted(
+    {parts[0] for parts in files if len(parts) == 2 and parts[1] == "__init__.py"}
+    | {parts[0].split(".")[0] for parts in files if len(parts) == 1 and parts[0].endswith((".py", ".so"))}
+)
+names = [name for name in names if not name.startswith("_")]
+done, problem = [], None
+for name in names:
+    began = time.perf_counter()
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        problem = error
+    else:
+        done.append(f"import {name} took {time.perf_counter() - began:.1f} s")
+if problem is not None and not done:
+    raise problem
+print(package.version, "without modules" if not names else ", ".join(done))
+"""
 
 
 async def isolation(sandbox: Sandbox) -> CheckResult:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.engines.base import Sampling
+from service.engines.gguf_metadata import gguf_sampling
 
 MANIFEST: Final = "manifest.json"
 """File with the sizes of all other files; written last into a checkpoint of a training run."""
@@ -41,12 +42,22 @@ def is_demo(model: str) -> bool:
     return Path(model).expanduser().resolve() == quickstart().resolve()
 
 
+GGUF_SUFFIX: Final = ".gguf"
+
+
+def is_gguf(model: str | Path) -> bool:
+    """Whether ``model`` names a GGUF file."""
+    return str(model).lower().endswith(GGUF_SUFFIX)
+
+
 def default_sampling(model_dir: Path) -> Sampling:
-    """Read default sampling parameters from ``generation_config.json``; for missing fields, temperature 1.0
-    and no filters.
+    """Read default sampling parameters from ``generation_config.json``, or from the metadata of a GGUF file;
+    for missing fields, temperature 1.0 and no filters.
 
     ``do_sample: false`` means greedy.
     """
+    if is_gguf(model_dir):
+        return gguf_sampling(model_dir)
     path = model_dir / "generation_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     names = ("temperature", "top_p", "top_k", "min_p")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
@@ -14,15 +14,28 @@ if TYPE_CHECKING:
     import torch
 
 
-class ModelFiles:
-    """The configuration files of a checkpoint, given as a directory or a hub id.
+class EngineFiles(Protocol):
+    """The part of a model that an engine reads before its weights.
 
     Attributes:
         tokenizer, detokenizer: encoder, and factory of streaming decoders.
-        config: the model's configuration.
-        context_length: maximum length of prompt and completion in tokens; at most ``max_context``.
-        eos_token_ids: the tokenizer's end token and those of the generation config.
+        context_length: maximum length of prompt and completion in tokens.
+        eos_token_ids: tokens that end a reply.
         vocab_size: rows of the embedding.
+    """
+
+    tokenizer: HFTokenizer
+    detokenizer: DetokenizerFactory
+    context_length: int
+    eos_token_ids: frozenset[int]
+    vocab_size: int
+
+
+class ModelFiles(EngineFiles):
+    """The configuration files of a checkpoint, given as a directory or a hub id.
+
+    ``config`` is the model's configuration, ``context_length`` at most ``max_context``, and ``eos_token_ids``
+    has the tokenizer's end token and those of the generation config.
 
     Raises:
         EngineError: there is no fast tokenizer.
@@ -34,22 +47,18 @@ class ModelFiles:
         self.config: PretrainedConfig = AutoConfig.from_pretrained(model)
         text_config = self.config.get_text_config()
         limits = [text_config.max_position_embeddings, max_context]
-        self.context_length: int = min(limit for limit in limits if limit is not None)
-        self.vocab_size: int = text_config.vocab_size
+        self.context_length = min(limit for limit in limits if limit is not None)
+        self.vocab_size = text_config.vocab_size
         self.eos_token_ids = _eos_token_ids(model, self.tokenizer)
 
 
-class CheckpointEngine:
-    """Base class of the engines: the part of ``service.engines.base.Engine`` that depends only on the
-    checkpoint.
+class FileEngine:
+    """Base class of the engines: the part of ``service.engines.base.Engine`` that depends only on the model's
+    files."""
 
-    Raises:
-        EngineError: there is no fast tokenizer.
-    """
-
-    def __init__(self, model: str, model_name: str | None, max_context: int | None) -> None:
-        self._files = ModelFiles(model, max_context)
-        self._model_name = model_name or Path(model).name
+    def __init__(self, files: EngineFiles, model_name: str) -> None:
+        self._files = files
+        self._model_name = model_name
 
     @property
     def model_name(self) -> str:
@@ -66,6 +75,19 @@ class CheckpointEngine:
     @property
     def eos_token_ids(self) -> frozenset[int]:
         return self._files.eos_token_ids
+
+
+class CheckpointEngine(FileEngine):
+    """Base class of the engines that serve a checkpoint in the Hugging Face format.
+
+    Raises:
+        EngineError: there is no fast tokenizer.
+    """
+
+    _files: ModelFiles
+
+    def __init__(self, model: str, model_name: str | None, max_context: int | None) -> None:
+        super().__init__(ModelFiles(model, max_context), model_name or Path(model).name)
 
 
 def without_weights(config: PretrainedConfig) -> torch.nn.Module:

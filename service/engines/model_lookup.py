@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from service.engines import adapters
-from service.engines.checkpoint import quickstart
+from service.engines.checkpoint import is_gguf, quickstart
 
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -27,6 +27,10 @@ def locate(model: str, *, weights: bool = True, base: str | None = None, revisio
         ValueError: the checkpoint does not exist or can't be used; the message has a hint.
     """
     path = Path(model).expanduser()
+    if is_gguf(path):
+        raise ValueError(
+            f"model {model!r} is a GGUF file, which can only be served: give the checkpoint here"
+        )
     if path == Path("checkpoints/quickstart") and not path.exists():
         # Recipes use this name, also without a checkout.
         path = quickstart()
@@ -42,7 +46,7 @@ def locate(model: str, *, weights: bool = True, base: str | None = None, revisio
         if not (path / "config.json").is_file() and not adapters.is_adapter(path):
             raise ValueError(
                 f"model {model!r} is not a checkpoint: the hub repository has neither config.json nor "
-                "adapter_config.json (files for other programs, such as GGUF, are not supported)"
+                "adapter_config.json (to serve a GGUF file, download it and set model to its path)"
             )
     if not adapters.is_adapter(path):
         if base is not None:
@@ -50,6 +54,18 @@ def locate(model: str, *, weights: bool = True, base: str | None = None, revisio
         return path
     found = base_of(path, base, weights=weights)
     return adapters.merged(path, found) if weights else found
+
+
+def locate_gguf(model: str) -> Path:
+    """Return the path of a GGUF file.
+
+    Raises:
+        ValueError: the file does not exist.
+    """
+    path = Path(model).expanduser()
+    if not path.is_file():
+        raise ValueError(f"model {model!r} does not exist: give the path of a GGUF file on this machine")
+    return path
 
 
 def base_of(adapter: Path, base: str | None = None, *, weights: bool = True) -> Path:

@@ -1,4 +1,4 @@
-"""Settings of the three engines. Importing this module loads no engine."""
+"""Settings of the engines. Importing this module loads no engine."""
 
 from __future__ import annotations
 
@@ -41,6 +41,30 @@ class TransformersSettings(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     """Threads per CPU operator, for the whole process. Default: one for a small model, whose operators are
     too small to share and would stall on a busy machine; otherwise torch's default."""
+
+
+class GGUFSettings(BaseModel):
+    """Settings of llama.cpp in this process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """A GGUF file; the first one of a model in several files."""
+    model_name: str | None = None
+    """Model name in the API. Default: the file's name without ``.gguf``."""
+    device: Literal["auto", "cpu"] = "auto"
+    """``auto`` uses a GPU if there is one and llama-cpp-python was compiled for it."""
+    max_slots: int = Field(default=16, ge=1, le=256)
+    """Maximum batch size in sequences. Idle sequences are the prefix cache."""
+    prefill_chunk: int = Field(default=256, ge=1)
+    """Prompt tokens processed per step, over all prompts."""
+    max_context: int | None = Field(default=None, ge=2)
+    """Upper bound on prompt + completion, in tokens. Default: the model's own."""
+    cache_tokens: int | None = Field(default=None, ge=2)
+    """Size of the KV cache that all sequences share, in tokens; allocated at the start. Default: 65,536, or
+    the context if that is more, within a quarter of the available memory."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of llama.cpp. Default: one per core."""
 
 
 class VLLMSettings(BaseModel):
@@ -107,4 +131,4 @@ class RemoteSettings(BaseModel):
         return cleaned
 
 
-EngineSettings = TransformersSettings | VLLMSettings | RemoteSettings
+EngineSettings = TransformersSettings | GGUFSettings | VLLMSettings | RemoteSettings

@@ -29,12 +29,16 @@ _RESERVED = (
 class HFTokenizer:
     """Implements ``service.engines.base.Tokenizer`` on a fast tokenizer.
 
+    Args:
+        model: directory or hub id of the checkpoint.
+        tokenizer: the tokenizer, if it was read already.
+
     Raises:
         EngineError: the checkpoint has no fast tokenizer (``tokenizer.json``).
     """
 
-    def __init__(self, model: str) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    def __init__(self, model: str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        self._tokenizer: Any = tokenizer or AutoTokenizer.from_pretrained(model)
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, tokenizers.Tokenizer):
             raise EngineError(f"model {model!r} has no fast tokenizer: add a tokenizer.json to it")

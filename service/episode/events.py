@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
-from service.sandbox.base import EagerFallback, FlushFiles, Status
+from service.sandbox.base import EagerFallback, FlushFiles, OutputChunk, Status
 from service.tools.approval import ApprovalRequest
 
 CallStatus = Literal["running", "ok", "error"]
@@ -143,6 +143,14 @@ class FlushStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveOutput:
+    """Code of the running flush ``tool_id`` wrote something. Only if the episode was run with live output."""
+
+    tool_id: str
+    chunk: OutputChunk
+
+
+@dataclass(frozen=True, slots=True)
 class FlushFinished:
     """The result of a flush arrived. The observation follows."""
 
@@ -211,6 +219,7 @@ EpisodeEvent = (
     | ToolCalled
     | ApprovalChanged
     | FlushSuspended
+    | LiveOutput
     | FlushFinished
     | Observed
     | AnswerStarted

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 
 from service.deferral.call_span import CALL_OPEN
@@ -18,7 +19,7 @@ from service.deferral.episode import CallEdge, Episode, Flush, Invocation, Outco
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Engine, Sampling, TokenChunk
-from service.episode.block_queue import BlockQueue
+from service.episode.block_queue import BlockQueue, EventFeed
 from service.episode.events import (
     AnswerStarted,
     CallClosed,
@@ -169,6 +170,7 @@ class EpisodeRunner:
         thought: ThoughtLimit | None = None,
         answer: str | None = None,
         open_session: Callable[[SessionLimits, ToolHost | None], Session] | None = None,
+        live_output: bool = False,
     ) -> AsyncGenerator[EpisodeEvent, None]:
         """Run ``episode`` to its end. Closing the generator cancels the engine and closes the session.
 
@@ -188,6 +190,7 @@ class EpisodeRunner:
             answer: text that introduces a final answer after the last turn. A constraint of ``sampling``
                 applies to this answer and not to the turns before. None for no separate answer.
             open_session: opens the session of the code; None for one of the sandbox's own.
+            live_output: yield the output of the code while a flush runs. Nothing else depends on it.
 
         Raises:
             InvalidRequestError: the engine can't enforce the constraint; raised before the first event.
@@ -198,7 +201,8 @@ class EpisodeRunner:
         stop_ids = endings.keys() | ({episode.marker_id} if episode.marker_flushes else set())
         turn_stops = () if answer is not None else stop
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager, tool_wait_s=tool_wait_s)
-        calls = None if tools is None else RecordedTools(tools, clock, approvals)
+        feed = EventFeed()
+        calls = None if tools is None else RecordedTools(tools, clock, feed, approvals)
         queue = BlockQueue((open_session or self.sandbox.session)(limits, calls))
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
@@ -253,8 +257,8 @@ class EpisodeRunner:
                             blocks.append(block)
                             yield Invoked(tool_id, len(blocks) - 1, block)
                         if calls is not None:
-                            for called in calls.new_events():
-                                yield called
+                            for news in feed.take():
+                                yield news
                         if episode.turn_over:
                             break
                 flush = episode.end_turn(hit_length=hit_length, stopped=stopped)
@@ -273,24 +277,26 @@ class EpisodeRunner:
                 if flush.blocks:
                     yield FlushStarted(tool_id, tuple(blocks), flush.requested_by)
                     flushed_at = clock()
-                    if calls is None:
+                    if calls is None and not live_output:
                         result = await queue.flush()
                     else:
-                        flushing = asyncio.ensure_future(queue.flush())
+                        on_output = partial(feed.add_output, tool_id) if live_output else None
+                        flushing = asyncio.ensure_future(queue.flush(on_output))
                         try:
                             while not flushing.done():
-                                async with aclosing(calls.events_until(flushing)) as during:
-                                    async for called in during:
-                                        yield called
-                                if not flushing.done():
+                                waits = None if calls is None else calls.waits_for_client
+                                async with aclosing(feed.until(flushing, waits)) as during:
+                                    async for news in during:
+                                        yield news
+                                if calls is not None and not flushing.done():
                                     await queue.suspend()
-                                    if not flushing.done() and calls.waits_for_client:
+                                    if not flushing.done() and calls.waits_for_client():
                                         yield FlushSuspended(
                                             tool_id, tuple(blocks), calls.running, calls.open_approvals
                                         )
                                     await queue.resume()
-                            for called in calls.new_events():
-                                yield called
+                            for news in feed.take():
+                                yield news
                             result = await flushing
                         finally:
                             flushing.cancel()

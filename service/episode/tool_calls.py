@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
+from service.episode.block_queue import EventFeed
 from service.episode.events import ApprovalChanged, CallStatus, CodeToolCall, ToolCalled
 from service.tools.approval import ApprovalRequest, Approvals
 from service.tools.base import ToolDeniedError, ToolError, ToolHost, ToolSpec
-
-_QUIET_S: Final = 0.05
-"""Seconds without another call after which code that waits for the client is suspended. Threads of the code
-may make several calls one after the other."""
 
 
 class RecordedTools:
@@ -23,21 +19,25 @@ class RecordedTools:
     Args:
         host: runs the tools.
         clock: source of the times, in Unix seconds.
+        feed: takes the events.
         approvals: decides about calls of tools with ``needs_approval``. None denies them.
     """
 
     def __init__(
-        self, host: ToolHost, clock: Callable[[], float], approvals: Approvals | None = None
+        self,
+        host: ToolHost,
+        clock: Callable[[], float],
+        feed: EventFeed,
+        approvals: Approvals | None = None,
     ) -> None:
         self._approvals = approvals
         if approvals is not None:
-            approvals.on_change = lambda request: self._events.put_nowait(ApprovalChanged(request))
+            approvals.on_change = lambda request: feed.add(ApprovalChanged(request))
         self._host = host
         self._clock = clock
         self._own = {spec.name: spec for spec in host.specs}
         self._calls: dict[str, CodeToolCall] = {}
-        self._events: asyncio.Queue[ToolCalled | ApprovalChanged | None] = asyncio.Queue()
-        """None wakes `events_until`."""
+        self._feed = feed
 
     @property
     def specs(self) -> Sequence[ToolSpec]:
@@ -51,7 +51,7 @@ class RecordedTools:
             if self._approvals is None:
                 raise ToolDeniedError(f"{name}() can't be approved here")
             approval_id = self._approvals.claim(name, arguments)
-            self._events.put_nowait(None)  # the code may now wait for the client only
+            self._feed.wake()  # the code may now wait for the client only
             if approval_id is not None:
                 await self._approvals.granted(approval_id)
         self._record(
@@ -90,14 +90,7 @@ class RecordedTools:
 
     def _record(self, call: CodeToolCall) -> None:
         self._calls[call.id] = call
-        self._events.put_nowait(ToolCalled(call))
-
-    def new_events(self) -> list[ToolCalled | ApprovalChanged]:
-        """Return the events since the last time."""
-        events = []
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        return [event for event in events if event is not None]
+        self._feed.add(ToolCalled(call))
 
     @property
     def running(self) -> tuple[CodeToolCall, ...]:
@@ -109,33 +102,10 @@ class RecordedTools:
         """The requests for whose decisions code waits."""
         return () if self._approvals is None else self._approvals.blocking
 
-    @property
     def waits_for_client(self) -> bool:
-        """Whether the client must act, and no other tool runs."""
+        """Return whether the client must act, and no other tool runs."""
         running = self.running
         return bool(running or self.open_approvals) and all(call.by_client for call in running)
-
-    async def events_until(
-        self, flushing: asyncio.Future[Any]
-    ) -> AsyncGenerator[ToolCalled | ApprovalChanged, None]:
-        """Yield events until ``flushing`` is done, or until it waits for the client only."""
-        while not flushing.done():
-            waiting = asyncio.ensure_future(self._events.get())
-            try:
-                await asyncio.wait(
-                    {waiting, flushing},
-                    timeout=_QUIET_S if self.waits_for_client else None,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if waiting.done():
-                    if (event := waiting.result()) is not None:
-                        yield event
-                elif not flushing.done():
-                    return
-            finally:
-                waiting.cancel()
-        for event in self.new_events():
-            yield event
 
     def take(self) -> tuple[CodeToolCall, ...]:
         """Return the calls since the last flush, and forget them."""

@@ -16,11 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 STATIC: Final = Path(__file__).parent / "static"
 INDEX: Final = "index.html"
 # Text of a model is untrusted. If a bug let some of it through as markup, the policy would keep it from
-# running, loading or sending anything. With trusted types, markup can't be created from text at all.
+# running, loading or sending anything. With trusted types, only DOMPurify can create markup from text.
+TRUSTED_TYPES: Final = "require-trusted-types-for 'script'; trusted-types dompurify"
 POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; " + TRUSTED_TYPES
 )
 HEADERS: Final = {
     "Content-Security-Policy": POLICY,
@@ -65,10 +65,12 @@ class Playground(StaticPages):
     """ASGI middleware that serves ``/`` and ``/playground/*``. The files are read once."""
 
     def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app, {_path(file.name): read_file(file) for file in STATIC.iterdir()}, HEADERS)
+        found = (file for file in STATIC.rglob("*") if file.is_file())
+        super().__init__(app, {_path(file): read_file(file) for file in found}, HEADERS)
 
 
-def _path(name: str) -> str:
+def _path(file: Path) -> str:
+    name = file.relative_to(STATIC).as_posix()
     return "/" if name == INDEX else f"/playground/{name}"
 
 

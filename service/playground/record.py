@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 from service.deferral.scanner import BlockClosed, FenceScanner
-from service.playground.files import INDEX, STATIC
+from service.playground.files import INDEX, STATIC, TRUSTED_TYPES
 
 VERSION: Final = 1
 _CHUNK_MS: Final = 50
@@ -108,23 +108,34 @@ def fragment(episode: Mapping[str, Any]) -> str:
 
 
 _IMPORT: Final = re.compile(r'^import \{[^}]*\} from "\./([\w-]+\.js)";\n', re.MULTILINE)
+_STYLES: Final = ("style.css", "answer.css")
+_LIBRARIES: Final = (
+    "vendor/markdown-it.umd.min.js",
+    "vendor/purify.min.js",
+    "vendor/highlight.min.js",
+    "vendor/katex.min.js",
+)
 
 
 def standalone(episode: Mapping[str, Any]) -> str:
-    """Return an HTML page that contains ``episode`` and loads nothing."""
-    script, style = bundle("main.js"), (STATIC / "style.css").read_text(encoding="utf-8")
+    """Return an HTML page that contains ``episode`` and loads nothing. Formulas are MathML, without fonts."""
+    # After "<!--" and "<script" the HTML parser would skip the end tag of the script.
+    scripts = [text.replace("<!--", r"\x3c!--") for text in (*map(_text, _LIBRARIES), bundle("main.js"))]
+    style = "".join(map(_text, _STYLES))
     policy = (
-        f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
-        "require-trusted-types-for 'script'; trusted-types 'none'"
+        f"default-src 'none'; script-src {' '.join(map(_source, scripts))}; style-src {_source(style)}; "
+        + TRUSTED_TYPES
     )
     head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{style}</style>\n'
-    page = (STATIC / INDEX).read_text(encoding="utf-8")
+    page = _text(INDEX)
     page = page.replace(
         "<html ", f'<html data-standalone data-episode="{html.escape(fragment(episode))}" ', 1
     )
     page = re.sub(r'<(?:link|script) [^>]*"playground/[^>]*>(?:</script>)?\n', "", page)
     page = page.replace("</head>", f"{head}</head>", 1)
-    return page.replace("</body>", f'<script type="module">{script}</script>\n</body>', 1)
+    *libraries, main = scripts
+    tags = "".join(f"<script>{script}</script>\n" for script in libraries)
+    return page.replace("</body>", f'{tags}<script type="module">{main}</script>\n</body>', 1)
 
 
 def bundle(name: str) -> str:
@@ -137,13 +148,17 @@ def bundle(name: str) -> str:
     def add(name: str) -> None:
         if name in parts:
             return
-        source = (STATIC / name).read_text(encoding="utf-8")
+        source = _text(name)
         for imported in _IMPORT.findall(source):
             add(imported)
         parts[name] = re.sub(r"^export ", "", _IMPORT.sub("", source), flags=re.MULTILINE)
 
     add(name)
     return "\n".join(parts.values())
+
+
+def _text(name: str) -> str:
+    return (STATIC / name).read_text(encoding="utf-8")
 
 
 def _source(text: str) -> str:

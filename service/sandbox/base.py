@@ -6,8 +6,9 @@ A ``Sandbox`` starts sessions. A ``Session`` collects blocks of Python with ``in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from service.tools.base import ToolHost
 
@@ -21,6 +22,26 @@ EagerFallback = Literal["not_separable", "forked", "background_work", "shared_st
 * ``shared_state``: the namespace held pipes, sockets or shared memory. A run could not be undone.
 * ``channel_closed``: code closed the descriptor that connects it to the supervisor.
 """
+
+
+MAX_LIVE_BYTES: Final = 64 << 10
+"""Live output of one flush, of stdout and stderr together, in UTF-8 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """A part of what the code of a running flush writes. It is for display: the result has its own copy."""
+
+    stream: Literal["stdout", "stderr"]
+    text: str
+    attempt: Literal[1, 2] = 1
+    """2 if the blocks run again as one script. The chunks of attempt 1 are then void."""
+    truncated: bool = False
+    """Output before this chunk was left out. Such a chunk may be empty."""
+
+
+OnOutput = Callable[[OutputChunk], None]
+"""Receiver of live output. It must neither block nor raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +157,12 @@ class Session(Protocol):
         """
         ...
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         """Run the pending blocks in order, as one script, and commit the namespace if it succeeds.
+
+        Args:
+            on_output: called with the output of the blocks while they run, at most ``MAX_LIVE_BYTES`` of it.
+                What they have written before the flush comes first. None for no live output.
 
         Errors in the code are part of the result. A sandbox that fails returns ``sandbox_error`` once; the
         next ``invoke`` starts with a new, empty namespace.

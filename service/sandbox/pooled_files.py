@@ -192,9 +192,7 @@ class PooledFileSession(PooledSession):
             raise SandboxError(self._failure or "the session has no container")
         try:
             async with asyncio.timeout(within_s + self._answer_within_s):
-                if self._settling is not None and (settled := await self._settling) is not None:
-                    if isinstance(settled, SandboxError):
-                        raise settled
+                if await self._settled(self._settling) is not None:
                     raise SandboxError(
                         "the sandbox image has no sessions with files; rebuild it: ih-grpo sandbox build"
                     )

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.base import MAX_LIVE_BYTES, ExecutionResult, OnOutput, SandboxError, SessionLimits
 from service.sandbox.pool import Pool
 from service.sandbox.tool_calls import ToolCalls
 from service.sandbox.worker_protocol import (
     MAX_CODE_BYTES,
+    OutputFrame,
     Reply,
     Result,
     SandboxWorker,
@@ -123,7 +124,7 @@ class PooledSession:
         wait_s = 0.0 if self._tools is None else self._limits.tool_wait_s
         return self._limits.run_limit_s + wait_s + self._grace_s
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         async with self._lock:
             began = time.monotonic()
             blocks, size = self._pending_blocks, self._pending_bytes
@@ -138,7 +139,7 @@ class PooledSession:
             container = None if self._worker is None else self._worker.name
             result: Result | None = None
             if self._failure is None:
-                result = await self._result()
+                result = await self._result(on_output)
             if result is None:
                 reason, self._failure = self._failure or "", None
                 nothing = _nothing_ran("sandbox_error", reason, time.monotonic() - began)
@@ -147,7 +148,7 @@ class PooledSession:
                 self._pool.count_kill(result.status)
             return replace(result.execution_result(time.monotonic() - began), container=container)
 
-    async def _result(self) -> Result | None:
+    async def _result(self, on_output: OnOutput | None) -> Result | None:
         """Return the supervisor's result, or None and drop the worker if there is no valid one."""
         assert self._worker is not None  # noqa: S101  blocks are pending, so a worker was leased
         try:
@@ -157,8 +158,13 @@ class PooledSession:
                 settling, self._settling = self._settling, None
                 if settling is not None and settling.done() and isinstance(settling.result(), Result):
                     raise SandboxError("the worker sent a result before the flush")
-                await self._worker.send({"op": "flush"})
+                live: dict[str, Any] = {} if on_output is None else {"live_output": True}
+                await self._worker.send({"op": "flush", **live})
                 frame = await self._receive(self._worker, settling)
+                output = LiveOutputLimit(on_output)
+                while isinstance(frame, OutputFrame):
+                    output.pass_on(frame)
+                    frame = await (self._channel or self._worker).receive()
         except TimeoutError:
             self._fail("the worker did not answer in time")
         except SandboxError as error:
@@ -182,16 +188,23 @@ class PooledSession:
         self, worker: SandboxWorker, settling: asyncio.Task[Result | SandboxError | None] | None
     ) -> Reply:
         """Receive the frame after that of ``settling``, which reads from the same channel."""
-        if settling is not None:
-            received = await settling
-            if isinstance(received, SandboxError):
-                raise received
-            if received is not None:
-                worker.freezing_failed(
-                    "the sandbox image does not report settled sessions; rebuild it: ih-grpo sandbox build"
-                )
-                return received
+        if (result := await self._settled(settling)) is not None:
+            worker.freezing_failed(
+                "the sandbox image does not report settled sessions; rebuild it: ih-grpo sandbox build"
+            )
+            return result
         return await (self._channel or worker).receive()
+
+    async def _settled(self, settling: asyncio.Task[Result | SandboxError | None] | None) -> Result | None:
+        """Wait for ``settling``, and return the result that it has received instead; see ``_settle``.
+
+        Raises:
+            SandboxError: the worker failed.
+        """
+        received = None if settling is None else await settling
+        if isinstance(received, SandboxError):
+            raise received
+        return received
 
     async def _settle(
         self, worker: SandboxWorker, source: SandboxWorker | ToolChannel
@@ -290,6 +303,24 @@ class Deadline:
         if self._timeout is not None and self._left is not None:
             self._timeout.reschedule(asyncio.get_running_loop().time() + self._left)
             self._left = None
+
+
+class LiveOutputLimit:
+    """Passes on the live output of one flush. The worker is not trusted to keep its limit."""
+
+    def __init__(self, on_output: OnOutput | None) -> None:
+        self._on_output = on_output
+        self._frames_left = self._bytes_left = 2 * MAX_LIVE_BYTES  # a flush may run twice
+
+    def pass_on(self, frame: OutputFrame) -> None:
+        """Raise SandboxError if the frame was not requested, or exceeds the limit."""
+        if self._on_output is None:
+            raise SandboxError("the worker sent output that was not requested")
+        self._frames_left -= 1
+        self._bytes_left -= len(frame.text.encode())
+        if self._frames_left < 0 or self._bytes_left < 0:
+            raise SandboxError("the worker sent more live output than its limit")
+        self._on_output(frame.chunk())
 
 
 class ToolChannel:

@@ -6,11 +6,12 @@ schema is a ``FrameError``, after which the worker is destroyed.
 
 The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
 worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
-``open`` asks for it, ``Settled`` follows each result. If the session has tools, the worker also sends
-``ToolCallFrame``, each of which is answered with ``tool_result``. While such a flush waits for tools, the
-pool may send ``suspend``, which is answered with ``Suspended``, and later ``resume``. Sessions with files
-also use ``put`` (a frame with the name and size of an input, then its bytes), ``remove``, ``files``, ``read``
-and ``discard`` (drop the pending blocks), each with one reply.
+``open`` asks for it, ``Settled`` follows each result. If a ``flush`` asks for it with ``live_output``,
+``OutputFrame`` precedes its result. If the session has tools, the worker also sends ``ToolCallFrame``, each
+of which is answered with ``tool_result``. While such a flush waits for tools, the pool may send ``suspend``,
+which is answered with ``Suspended``, and later ``resume``. Sessions with files also use ``put`` (a frame with
+the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard`` (drop the
+pending blocks), each with one reply.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pydantic import (
     field_validator,
 )
 
-from service.sandbox.base import EagerFallback, ExecutionResult, SandboxError
+from service.sandbox.base import EagerFallback, ExecutionResult, OutputChunk, SandboxError
 from service.sandbox.files import DisplayType, SkipReason
 from service.tools.base import MAX_ARGUMENT_BYTES
 
@@ -109,6 +110,21 @@ class Result(_Frame):
             runs=tuple((start, end) for start, end in self.runs),
             pauses=tuple((start, end) for start, end in self.pauses),
         )
+
+
+class OutputFrame(_Frame):
+    """Output of the running flush, for a ``flush`` with ``live_output``."""
+
+    op: Literal["output"]
+    stream: Literal["stdout", "stderr"]
+    text: Text = Field(max_length=4096)
+    attempt: Literal[1, 2]
+    """2 if the blocks of the flush run again as one script."""
+    truncated: bool
+    """Output before this text was left out."""
+
+    def chunk(self) -> OutputChunk:
+        return OutputChunk(self.stream, self.text, self.attempt, self.truncated)
 
 
 class Settled(_Frame):
@@ -194,7 +210,9 @@ class Data(_Frame):
     data: str | None = Field(max_length=MAX_FRAME_BYTES)
 
 
-Reply = Ready | Result | Settled | Suspended | ToolHeld | ToolCallFrame | Done | FileListing | Data
+Reply = (
+    Ready | Result | OutputFrame | Settled | Suspended | ToolHeld | ToolCallFrame | Done | FileListing | Data
+)
 """A frame that a worker sends while it works correctly."""
 AnyFrame = Reply | Fatal
 WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]

@@ -13,6 +13,8 @@ from fastapi import FastAPI, Security
 from starlette.middleware.cors import CORSMiddleware
 
 from service.api import completions, errors, health, models, tokenize
+from service.api import usage as usage_api
+from service.api.audit import Audit
 from service.api.auth import BEARER, ApiKeys
 from service.api.chat import route as chat
 from service.api.chat.suspension import Suspensions
@@ -20,7 +22,7 @@ from service.api.files import container_route as containers_api
 from service.api.files import route as files_api
 from service.api.files.containers import Containers
 from service.api.health import ApiDocs
-from service.api.limits import Admission, Drain, Draining, KeyLimits
+from service.api.limits import Admission, Drain, Draining, KeyLimits, Quotas
 from service.api.messages import route as messages
 from service.api.middleware import (
     EXPOSED_HEADERS,
@@ -35,12 +37,13 @@ from service.api.responses.registry import Responses
 from service.api.schemas import ERRORS
 from service.api.seal import Seal
 from service.api.state import Server
+from service.api.telemetry.containers import ContainerCollector
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo
 from service.engines.factory import make_engine
-from service.engines.model_lookup import locate
+from service.engines.model_lookup import locate, locate_gguf
 from service.episode.runner import EpisodeRunner
 from service.playground.files import Playground
 from service.sandbox.base import Sandbox
@@ -50,6 +53,7 @@ from service.server.settings import Settings
 from service.store.blobs import open_blobs
 from service.store.containers import ContainerStore
 from service.store.files import FileStore
+from service.store.usage import UsageStore
 
 
 def create_app(settings: Settings | None = None, model_dir: Path | None = None) -> FastAPI:
@@ -74,11 +78,13 @@ def create_app(settings: Settings | None = None, model_dir: Path | None = None) 
 
 
 def locate_model(settings: Settings) -> Path:
-    """Return the directory of the configured model, downloading or merging it if needed.
+    """Return the directory of the configured model, or its GGUF file, downloading or merging it if needed.
 
     Raises:
         ValueError: the checkpoint does not exist; the message has a hint.
     """
+    if settings.engine_kind == "gguf":
+        return locate_gguf(settings.model)
     return locate(settings.model, weights=settings.engine_kind != "remote", base=settings.base)
 
 
@@ -121,16 +127,25 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         max_background=settings.max_background_responses,
         drain=drain,
     )
+    keys = settings.keys()
+    usage = UsageStore(responses.store.engine, days=settings.usage_days)
+    quotas = Quotas(usage, keys, settings.key_quota(), metrics)
     files = FileStore(
         responses.store.engine,
         open_blobs(settings.files_location),
         max_file_bytes=settings.max_file_bytes,
         max_owner_bytes=settings.key_files_bytes,
+        quota_of=quotas.stored_bytes_of,
+        keep_days=settings.files_days,
     )
     container_store = ContainerStore(files, keep_days=settings.container_files_days)
-    containers = Containers(runner.sandbox, container_store, files, settings.container_limits())
+    containers = Containers(runner.sandbox, container_store, files, settings.container_limits(), quotas)
     suspensions = Suspensions(settings.suspension_limits())
-    responses.cleaners += [files.clean, container_store.clean]
+    metrics.registry.register(ContainerCollector(containers.counts, files.counts))
+    audit_log = settings.audit_log()
+    responses.cleaners += [files.clean, container_store.clean, containers.end_deleted, usage.clean]
+    if audit_log is not None:
+        responses.cleaners.append(audit_log.clean)
     seal = Seal(settings.seals())
     mcp = settings.mcp_hub()
 
@@ -145,25 +160,28 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             await runner.engine.start()
         except BaseException as error:
             app.state.failure = error  # serve_forever reports it without a traceback
-            await _stop(responses, containers, suspensions, runner)
+            await _stop(responses, containers, suspensions, runner, quotas)
             raise
         app.state.server = Server(
             runner,
             settings.api_settings(),
             admission,
             metrics,
+            quotas,
             int(time.time()),
             tracer=tracer,
             drain=drain,
             seal=seal,
             mcp=mcp,
         )
+        if audit_log is not None:
+            audit_log.record("server.start", keys=[key.name for key in keys])
         if is_demo(settings.model):
             app.state.server.notice = DEMO_NOTICE
         try:
             yield
         finally:
-            await _stop(responses, containers, suspensions, runner)
+            await _stop(responses, containers, suspensions, runner, quotas)
             await mcp.stop()
             await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
@@ -191,6 +209,8 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         files_api.router,
         containers_api.router,
         tokenize.router,
+        usage_api.router,
+        usage_api.admin_router,
         models.router,
         health.router,
         models.admin_router,
@@ -200,7 +220,6 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     # The middleware that is added last handles a request first.
     app.add_middleware(RequestDecoding, max_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_file_bytes=settings.max_file_bytes)
-    keys = settings.keys()
     if keys:
         app.add_middleware(
             KeyLimits,
@@ -215,6 +234,8 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     app.add_middleware(Playground)
     if settings.is_open_locally:
         app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
+    if audit_log is not None:
+        app.add_middleware(Audit, log=audit_log)
     app.add_middleware(RequestContext, metrics=metrics, strict_requests=settings.strict_requests)
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:
@@ -230,11 +251,16 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
 
 
 async def _stop(
-    responses: Responses, containers: Containers, suspensions: Suspensions, runner: EpisodeRunner
+    responses: Responses,
+    containers: Containers,
+    suspensions: Suspensions,
+    runner: EpisodeRunner,
+    quotas: Quotas,
 ) -> None:
     async with AsyncExitStack() as stack:  # in reverse order, even if one of them fails
         stack.push_async_callback(runner.sandbox.stop)
         stack.push_async_callback(runner.engine.stop)
         stack.push_async_callback(responses.stop)
+        stack.push_async_callback(quotas.stop)
         stack.push_async_callback(containers.stop)
         stack.push_async_callback(suspensions.stop)

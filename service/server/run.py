@@ -231,7 +231,8 @@ def _build(settings: Settings) -> FastAPI:
         with _console.status("Reading the checkpoint"):
             return create_app(settings, model_dir)
     except ModuleNotFoundError as error:
-        raise StartupError(f"the embedded engine needs {error.name}: pip install 'ih-grpo[cpu]'") from None
+        extra = "gguf" if settings.engine_kind == "gguf" else "cpu"
+        raise StartupError(f"the engine needs {error.name}: pip install 'ih-grpo[{extra}]'") from None
     except (ValueError, EngineError) as error:
         raise StartupError(str(error)) from error
 

@@ -16,14 +16,21 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.api.auth import ApiKey, parse_keys
+from service.api.audit import AuditLog
+from service.api.auth import ApiKey, KeyQuota, parse_keys
 from service.api.chat.suspension import SuspensionLimits
 from service.api.files.containers import ContainerLimits
 from service.api.seal import SealKey, parse_seal_key
 from service.api.state import ApiSettings
-from service.engines.checkpoint import quickstart
+from service.engines.checkpoint import is_gguf, quickstart
 from service.engines.factory import EngineKind, engine_kind
-from service.engines.settings import EngineSettings, RemoteSettings, TransformersSettings, VLLMSettings
+from service.engines.settings import (
+    EngineSettings,
+    GGUFSettings,
+    RemoteSettings,
+    TransformersSettings,
+    VLLMSettings,
+)
 from service.sandbox.factory import RunnerTlsFiles, SandboxKind
 from service.sandbox.runner.settings import TOKEN_ENV
 from service.store.database import default_files_url, default_url
@@ -45,16 +52,18 @@ class Settings(BaseSettings):
     """TCP port; 0 picks a free one."""
 
     model: str = Field(default_factory=lambda: str(quickstart()))
-    """Directory of a checkpoint, or a Hugging Face id. A PEFT adapter is merged into its base model."""
+    """Directory of a checkpoint, a Hugging Face id, or a GGUF file. A PEFT adapter is merged into its base
+    model."""
     base: str | None = None
     """Base model if ``model`` is an adapter: a directory or a Hugging Face id. Default: the base that the
     adapter names."""
     served_model_name: str | None = None
     """Model name in the API. Default: the checkpoint's own name."""
-    engine: Literal["auto", "transformers", "vllm", "remote"] = "auto"
-    """Inference engine. ``transformers``: embedded, for small models. ``vllm``: vLLM in this process.
-    ``remote``: vLLM servers. ``auto``: remote if ``engine_url`` is set, vLLM if it is installed and there is
-    a GPU, else embedded."""
+    engine: Literal["auto", "transformers", "gguf", "vllm", "remote"] = "auto"
+    """Inference engine. ``transformers``: embedded, for small models. ``gguf``: llama.cpp in this process,
+    for a GGUF file. ``vllm``: vLLM in this process. ``remote``: vLLM servers. ``auto``: gguf if ``model`` is
+    a GGUF file, remote if ``engine_url`` is set, vLLM if it is installed and there is a GPU, else
+    embedded."""
     engine_url: Annotated[tuple[str, ...], NoDecode] = ()
     """Comma-separated vLLM servers to sample on, such as ``http://gpu-1:8000,http://gpu-2:8000``. Only the
     tokenizer and configuration of ``model`` are read in this case."""
@@ -74,9 +83,13 @@ class Settings(BaseSettings):
     """Data type of weights and KV cache. ``auto``: on a GPU the checkpoint's own; on a CPU bfloat16 if it is
     faster (AVX512-BF16 or AMX, and at least 20 million parameters), else float32."""
     max_slots: int = Field(default=16, ge=1)
-    """Maximum batch size of the embedded engine, in sequences."""
+    """Maximum batch size of the embedded engine and of the GGUF engine, in sequences."""
     max_context: int | None = Field(default=None, ge=16)
     """Maximum length of a sequence in tokens. Default: the checkpoint's limit."""
+    gguf_cache_tokens: int | None = Field(default=None, ge=16)
+    """Size of the GGUF engine's KV cache, which all sequences share, in tokens. It also limits the length of
+    a sequence. Default: 65,536, or ``max_context`` if that is more, within a quarter of the available
+    memory."""
 
     sandbox: Literal["auto", "runner", "in-process", "process"] = "auto"
     """Sandbox for code. ``runner``: a separate runner service, the only process with the Docker socket.
@@ -120,8 +133,6 @@ class Settings(BaseSettings):
     """Seconds that a request waits for a container that another one uses. After it the request gets 409."""
     container_files_days: float = Field(default=1.0, ge=0)
     """Days that the files of an expired container can be downloaded."""
-    key_sandbox_seconds: float | None = Field(default=None, gt=0)
-    """Seconds that code of one key may run in these containers in a day (UTC). Default: unlimited."""
 
     max_turns: int | None = Field(default=None, ge=1)
     """Maximum number of turns that a client may request. Default: the checkpoint's value."""
@@ -166,6 +177,8 @@ class Settings(BaseSettings):
     """Maximum size of an uploaded file in bytes. Larger ones get 413."""
     key_files_bytes: int = Field(default=4 * 2**30, ge=1024)
     """Maximum size of all files of one key in bytes, including files that its code wrote."""
+    files_days: float | None = Field(default=None, gt=0)
+    """Days that an uploaded file is kept. Default: until the client deletes it, or until its own expiry."""
 
     seal_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Comma-separated keys that encrypt the reasoning that clients of the Responses API keep
@@ -178,12 +191,27 @@ class Settings(BaseSettings):
     """Comma-separated API keys of clients: ``sha256:HEX``, or a key itself. Without keys, anyone on this
     machine can use the server; loopback only."""
     api_keys_file: Path | None = None
-    """File with one key per line, ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]``, in
-    addition to ``api_keys``. Create lines with ``ih-grpo key``."""
+    """File with one key per line, ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]`` and quotas
+    such as ``tokens_per_day=100000``, in addition to ``api_keys``. Create lines with ``ih-grpo key``."""
     key_requests_per_minute: int | None = Field(default=None, ge=1)
     """Requests per minute for each key without its own ``rpm``. Default: unlimited."""
     key_concurrency: int | None = Field(default=None, ge=1)
     """Concurrent requests for each key without its own ``concurrency``. Default: unlimited."""
+    key_tokens_per_day: int | None = Field(default=None, ge=0)
+    """Tokens of prompts and replies in a day (UTC) for each key without its own ``tokens_per_day``. Default:
+    unlimited."""
+    key_tokens_per_month: int | None = Field(default=None, ge=0)
+    """The same in a month (``tokens_per_month``)."""
+    key_sandbox_seconds: float | None = Field(default=None, gt=0)
+    """Seconds that code may run in a day (UTC) for each key without its own ``sandbox_seconds_per_day``.
+    Default: unlimited."""
+    key_sandbox_seconds_per_month: float | None = Field(default=None, gt=0)
+    """The same in a month (``sandbox_seconds_per_month``)."""
+    key_stored_bytes: int | None = Field(default=None, ge=0)
+    """Bytes of files, responses and replies that are stored at any time for each key without its own
+    ``stored_bytes``. Default: unlimited; see also ``key_files_bytes``."""
+    usage_days: float = Field(default=400.0, ge=1)
+    """Days that the counts of requests, tokens and seconds per key and hour are kept (``GET /v1/usage``)."""
     allow_anonymous: bool = False
     """Serve without keys on addresses other than loopback: anyone who reaches the port can use the model and
     run code."""
@@ -213,6 +241,12 @@ class Settings(BaseSettings):
     reload_root: Path | None = None
     """Directory that ``POST /admin/reload`` may load checkpoints from; unset disables reloading. Requires an
     admin API key (``ih-grpo key --admin``)."""
+
+    audit_dir: Path | None = None
+    """Directory of the audit log: one JSON object per line, in a file per day, about creations, deletions and
+    rejected requests, without contents. Default: no audit log."""
+    audit_days: float = Field(default=365.0, gt=0)
+    """Days that a file of the audit log is kept."""
 
     otel_endpoint: str | None = None
     """OTLP/HTTP collector for traces, such as ``http://localhost:4318/v1/traces``; unset disables tracing.
@@ -255,6 +289,30 @@ class Settings(BaseSettings):
     @classmethod
     def _typed(cls, value: object) -> object:
         return {k: _number_or_text(v) for k, v in _pairs(value).items()} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _engine_fits_gguf(self) -> Self:
+        if not is_gguf(self.model):
+            if self.engine == "gguf":
+                raise ValueError("engine 'gguf' serves a GGUF file: set model to a file that ends in .gguf")
+            return self
+        if self.engine not in ("auto", "gguf") or self.engine_url or self.vllm_args:
+            raise ValueError(
+                "model is a GGUF file, which only engine 'gguf' serves: remove engine, engine_url and "
+                "vllm_args"
+            )
+        if self.lora or self.base is not None:
+            raise ValueError(
+                "adapters can't be combined with a GGUF file: merge the adapter with "
+                "`ih-grpo merge ADAPTER --gguf FILE` and serve the new file"
+            )
+        if self.dtype != "auto":
+            raise ValueError("dtype has no effect on a GGUF file, which has its own data types: remove it")
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(
+                "device must be auto or cpu for a GGUF file: to select a GPU set CUDA_VISIBLE_DEVICES"
+            )
+        return self
 
     @model_validator(mode="after")
     def _engine_fits(self) -> Self:
@@ -313,12 +371,19 @@ class Settings(BaseSettings):
     @property
     def engine_kind(self) -> EngineKind:
         """The configured engine, with ``auto`` resolved for this machine."""
-        return engine_kind(self.engine, urls=self.engine_url, vllm_args=self.vllm_args, device=self.device)
+        return engine_kind(
+            self.engine,
+            model=self.model,
+            urls=self.engine_url,
+            vllm_args=self.vllm_args,
+            device=self.device,
+        )
 
     def engine_settings(self, model_dir: Path) -> EngineSettings:
         """Settings of the engine that serves the checkpoint in ``model_dir``."""
         # A hub id is its own model name; a directory is named by its last part.
-        own_name = Path(self.model).name if Path(self.model).exists() else self.model
+        path = Path(self.model)
+        own_name = (path.stem if is_gguf(path) else path.name) if path.exists() else self.model
         common: dict[str, Any] = {
             "model": str(model_dir),
             "model_name": self.served_model_name or own_name,
@@ -332,6 +397,13 @@ class Settings(BaseSettings):
                     dtype=self.dtype,
                     adapters=self.lora,
                     max_slots=self.max_slots,
+                )
+            case "gguf":
+                return GGUFSettings(
+                    **common,
+                    device="cpu" if self.device == "cpu" else "auto",
+                    max_slots=self.max_slots,
+                    cache_tokens=self.gguf_cache_tokens,
                 )
             case "vllm":
                 return VLLMSettings(**common, dtype=self.dtype, adapters=self.lora, args=self.vllm_args)
@@ -398,8 +470,30 @@ class Settings(BaseSettings):
             per_key=self.containers_per_key,
             parked_memory_mb=self.parked_memory_mb,
             wait_s=self.container_wait_s,
-            seconds_per_day=self.key_sandbox_seconds,
             max_memory_mb=self.container_memory_mb,
+        )
+
+    def audit_log(self) -> AuditLog | None:
+        """The audit log, if there is one.
+
+        Raises:
+            ValueError: its directory can't be used.
+        """
+        if self.audit_dir is None:
+            return None
+        try:
+            return AuditLog(self.audit_dir, days=self.audit_days)
+        except OSError as error:
+            raise ValueError(f"audit_dir can't be used: {error}") from None
+
+    def key_quota(self) -> KeyQuota:
+        """Quota of keys without their own."""
+        return KeyQuota(
+            tokens_per_day=self.key_tokens_per_day,
+            tokens_per_month=self.key_tokens_per_month,
+            sandbox_seconds_per_day=self.key_sandbox_seconds,
+            sandbox_seconds_per_month=self.key_sandbox_seconds_per_month,
+            stored_bytes=self.key_stored_bytes,
         )
 
     def seals(self) -> tuple[SealKey, ...]:

@@ -1,4 +1,4 @@
-"""Containers that live across requests, their files, and the seconds that code ran: metadata in the database.
+"""Containers that live across requests, and their files: metadata in the database.
 
 The containers themselves belong to the process that holds them and end with it. Files that code wrote are in
 the store of files, so they can be downloaded after the container has ended.
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.common.json import Json
-from service.store.files import FileStore, FileTooLargeError, after_row
+from service.store.files import FileStore, after_row
 from service.store.responses import is_dead, runner_id
-from service.store.tables import container_files, containers, sandbox_usage
+from service.store.tables import container_files, containers
 
 ACTIVE: Final = "running"
 EXPIRED: Final = "expired"
@@ -99,6 +98,12 @@ class ContainerStore:
             row = (await connection.execute(query)).mappings().first()
         return None if row is None else self._with_status(StoredContainer(**row))
 
+    async def existing(self, container_ids: Collection[str]) -> set[str]:
+        """Return those of ``container_ids`` that have a record."""
+        query = select(containers.c.id).where(containers.c.id.in_(container_ids))
+        async with self._engine.connect() as connection:
+            return set((await connection.execute(query)).scalars())
+
     async def page(
         self,
         owner: str,
@@ -154,7 +159,7 @@ class ContainerStore:
             BlobError: the content could not be written.
         """
         blob = secrets.token_hex(16)
-        size, digest = await self._uploads.write(blob, content, container.owner)
+        size, digest = await self._uploads.write(blob, content, container.owner, "container")
         try:
             return await self._add(container, path, size, digest, "assistant", blob)
         except BaseException:
@@ -193,11 +198,8 @@ class ContainerStore:
             await self._uploads.lock(connection, owner)
             await connection.execute(update(container_files).where(*same).values(current=False))
             await connection.execute(insert(container_files).values(**asdict(file)))
-            if (
-                source == "assistant"
-                and await self._uploads.used(connection, owner) > self._uploads.max_owner_bytes
-            ):
-                raise FileTooLargeError(self._uploads.max_owner_bytes, of_owner=True)
+            if source == "assistant":
+                await self._uploads.check_room(connection, owner)
         return file
 
     async def files_page(
@@ -242,7 +244,7 @@ class ContainerStore:
         Raises:
             BlobError: it can't be read, for example because its upload was deleted.
         """
-        async with aclosing(self._uploads.blobs.read(file.blob)) as chunks:
+        async with aclosing(self._uploads.read(file.blob)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -253,32 +255,12 @@ class ContainerStore:
         if file.source == "assistant":
             await self._uploads.drop_blobs([file.blob])
 
-    async def add_seconds(self, owner: str, seconds: float) -> None:
-        """Add to the seconds that code of ``owner`` ran today (UTC)."""
-        row = {"owner": owner, "day": self._today()}
-        same = (sandbox_usage.c.owner == owner, sandbox_usage.c.day == row["day"])
-        grown = sandbox_usage.c.seconds + seconds
-        async with self._engine.begin() as connection:
-            if not (
-                await connection.execute(update(sandbox_usage).where(*same).values(seconds=grown))
-            ).rowcount:
-                await connection.execute(insert(sandbox_usage).values(**row, seconds=seconds))
-
-    async def seconds_today(self, owner: str) -> float:
-        """Return the seconds that code of ``owner`` ran today (UTC)."""
-        query = select(func.coalesce(func.sum(sandbox_usage.c.seconds), 0.0)).where(
-            sandbox_usage.c.owner == owner, sandbox_usage.c.day == self._today()
-        )
-        async with self._engine.connect() as connection:
-            return float((await connection.execute(query)).scalar_one())
-
     async def clean(self) -> None:
-        """Delete containers that ended long ago, with their files, and the usage of earlier days."""
+        """Delete containers that ended long ago, with their files."""
         before = self._clock() - self._keep_s
         query = select(containers.c.id, containers.c.last_active_at, containers.c.idle_minutes)
-        async with self._engine.begin() as connection:
+        async with self._engine.connect() as connection:
             rows = (await connection.execute(query)).all()
-            await connection.execute(delete(sandbox_usage).where(sandbox_usage.c.day != self._today()))
         for container_id, last_active_at, idle_minutes in rows:
             if last_active_at + idle_minutes * 60 < before:
                 await self.delete(container_id)
@@ -303,6 +285,3 @@ class ContainerStore:
         if container.status == ACTIVE and (idle_s > container.idle_minutes * 60 or is_dead(container.holder)):
             return StoredContainer(**{**asdict(container), "status": EXPIRED})
         return container
-
-    def _today(self) -> str:
-        return datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%d")

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 import structlog
@@ -20,9 +20,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from service.store.blobs import BlobError, BlobStore
 from service.store.tables import container_files, files
+from service.store.usage import stored_bytes
 
 ORPHAN_AGE_S: Final = 3600.0
 """Age above which a content without a row was left by a crash, and not by an upload in progress."""
+FileSource = Literal["upload", "container"]
+"""Source of a content: a client, or code in a container."""
 _log = structlog.get_logger(__name__)
 
 
@@ -69,6 +72,18 @@ def blob_of(file_id: str) -> str:
     return file_id.removeprefix("file-")
 
 
+@dataclass(slots=True)
+class FileCounts:
+    """Counts of a store of files since the start of the process."""
+
+    written: dict[FileSource, int] = field(default_factory=lambda: {"upload": 0, "container": 0})
+    """Stored files by source."""
+    written_bytes: dict[FileSource, int] = field(default_factory=lambda: {"upload": 0, "container": 0})
+    read_bytes: int = 0
+    rejected: int = 0
+    """Files above a limit of size."""
+
+
 class FileStore:
     """Files in the store's database.
 
@@ -77,6 +92,8 @@ class FileStore:
         blobs: contents of the files.
         max_file_bytes: limit of one file.
         max_owner_bytes: limit of all files of one owner together, including files of containers.
+        quota_of: limit of everything that is stored for an owner; see `stored_bytes`.
+        keep_days: days after which a file is deleted; None to keep those without an expiry.
         clock: Unix time.
     """
 
@@ -87,13 +104,18 @@ class FileStore:
         *,
         max_file_bytes: int,
         max_owner_bytes: int,
+        quota_of: Callable[[str], int | None] = lambda _: None,
+        keep_days: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.engine = engine
         self.blobs = blobs
         self.max_file_bytes = max_file_bytes
         self.max_owner_bytes = max_owner_bytes
+        self._quota_of = quota_of
+        self._keep_s = None if keep_days is None else keep_days * 86_400
         self._clock = clock
+        self.counts = FileCounts()
 
     async def put(
         self,
@@ -112,7 +134,7 @@ class FileStore:
             BlobError: the content could not be written.
         """
         file_id = new_file_id()
-        size, digest = await self.write(blob_of(file_id), content, owner)
+        size, digest = await self.write(blob_of(file_id), content, owner, "upload")
         now = self._clock()
         file = StoredFile(
             id=file_id,
@@ -129,8 +151,7 @@ class FileStore:
             async with self.engine.begin() as connection:
                 await self.lock(connection, owner)
                 await connection.execute(insert(files).values(**asdict(file)))
-                if await self.used(connection, owner) > self.max_owner_bytes:  # two uploads at a time
-                    raise FileTooLargeError(self.max_owner_bytes, of_owner=True)
+                await self.check_room(connection, owner)  # two uploads at a time
         except BaseException:
             await self.blobs.delete(file.blob)
             raise
@@ -144,21 +165,40 @@ class FileStore:
             await connection.execute(update(files).where(files.c.id == file.id).values(**values))
         return replace(file, purpose=purpose, expires_at=expires_at, listed=True)
 
-    async def write(self, blob: str, content: AsyncIterator[bytes], owner: str) -> tuple[int, str]:
+    async def write(
+        self, blob: str, content: AsyncIterator[bytes], owner: str, source: FileSource
+    ) -> tuple[int, str]:
         """Write a content within the limits and return its size and SHA-256. Raises as `put`."""
         async with self.engine.connect() as connection:
-            room = self.max_owner_bytes - await self.used(connection, owner)
+            room, limit = await self._room(connection, owner)
         size, digest = 0, hashlib.sha256()
-        async with self.blobs.write(blob) as writer:
-            async for chunk in content:
-                size += len(chunk)
-                if size > self.max_file_bytes:
-                    raise FileTooLargeError(self.max_file_bytes, of_owner=False)
-                if size > room:
-                    raise FileTooLargeError(self.max_owner_bytes, of_owner=True)
-                digest.update(chunk)
-                await writer.write(chunk)
+        try:
+            async with self.blobs.write(blob) as writer:
+                async for chunk in content:
+                    size += len(chunk)
+                    if size > self.max_file_bytes:
+                        raise FileTooLargeError(self.max_file_bytes, of_owner=False)
+                    if size > room:
+                        raise FileTooLargeError(limit, of_owner=True)
+                    digest.update(chunk)
+                    await writer.write(chunk)
+        except FileTooLargeError:
+            self.counts.rejected += 1
+            raise
+        self.counts.written[source] += 1
+        self.counts.written_bytes[source] += size
         return size, digest.hexdigest()
+
+    async def read(self, blob: str) -> AsyncGenerator[bytes, None]:
+        """Yield the content ``blob``.
+
+        Raises:
+            BlobError: it can't be read.
+        """
+        async with aclosing(self.blobs.read(blob)) as chunks:
+            async for chunk in chunks:
+                self.counts.read_bytes += len(chunk)
+                yield chunk
 
     async def lock(self, connection: AsyncConnection, owner: str) -> None:
         """Let one transaction at a time add files of ``owner``. SQLite has one writer in any case."""
@@ -166,7 +206,26 @@ class FileStore:
             key = int.from_bytes(hashlib.sha256(owner.encode()).digest()[:8], "big", signed=True)
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
-    async def used(self, connection: AsyncConnection, owner: str) -> int:
+    async def check_room(self, connection: AsyncConnection, owner: str) -> None:
+        """Check the limits on all files of ``owner`` after a file was added.
+
+        Raises:
+            FileTooLargeError: they exceed one.
+        """
+        room, limit = await self._room(connection, owner)
+        if room < 0:
+            raise FileTooLargeError(limit, of_owner=True)
+
+    async def _room(self, connection: AsyncConnection, owner: str) -> tuple[int, int]:
+        """Return the bytes that ``owner`` may still add, and the limit that allows them."""
+        limit = self.max_owner_bytes
+        room = limit - await self._used(connection, owner)
+        quota = self._quota_of(owner)
+        if quota is None or (left := quota - await stored_bytes(connection, owner)) >= room:
+            return room, limit
+        return left, quota
+
+    async def _used(self, connection: AsyncConnection, owner: str) -> int:
         """Return the bytes of all files of ``owner``."""
         sizes = union_all(
             select(files.c.bytes).where(files.c.owner == owner),
@@ -221,7 +280,7 @@ class FileStore:
         Raises:
             BlobError: it can't be read.
         """
-        async with aclosing(self.blobs.read(file.blob)) as chunks:
+        async with aclosing(self.read(file.blob)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -236,8 +295,11 @@ class FileStore:
         return bool(deleted)
 
     async def clean(self) -> None:
-        """Delete expired files, and contents that a crash left without a row."""
-        expired = select(files.c.id).where(files.c.expires_at <= self._clock())
+        """Delete files that have expired or are too old."""
+        is_over = files.c.expires_at <= self._clock()
+        if self._keep_s is not None:
+            is_over = or_(is_over, files.c.created_at <= self._clock() - self._keep_s)
+        expired = select(files.c.id).where(is_over)
         async with self.engine.begin() as connection:
             ids = list((await connection.execute(expired)).scalars())
             await connection.execute(delete(files).where(files.c.id.in_(ids)))

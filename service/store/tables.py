@@ -57,7 +57,7 @@ responses: Final = Table(
     "responses",
     metadata,
     Column("id", String(80), primary_key=True),
-    Column("owner", String(64), nullable=False),
+    Column("owner", String(64), nullable=False, index=True),
     Column("created_at", Double, nullable=False, index=True),
     Column("expires_at", Double, nullable=False, index=True),
     Column("status", String(16), nullable=False, index=True),
@@ -140,11 +140,15 @@ container_files: Final = Table(
     Column("current", Boolean, nullable=False),
 )
 
-# Seconds that code of an owner ran in containers, per day (UTC).
-sandbox_usage: Final = Table(
-    "sandbox_usage",
+# Use of the service per owner, hour (Unix time of its start) and model.
+usage_hours: Final = Table(
+    "usage_hours",
     metadata,
     Column("owner", String(64), primary_key=True),
-    Column("day", String(10), primary_key=True),
-    Column("seconds", Double, nullable=False),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False, index=True),
+    Column("model", String(200), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("sandbox_seconds", Double, nullable=False),
 )

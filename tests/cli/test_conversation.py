@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service.cli.conversation import ChatError, Client, Recorder, converse
+from service.cli.conversation import ChatError, Client, LiveView, Recorder, converse
 from service.cli.timeline import Span
 from tests.support.mcp_server import serve_mcp
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
@@ -34,10 +34,36 @@ async def test_shows_text_calls_and_timeline() -> None:
     for part in ("x = 6 * 7", "○ 1 block pending", "○ 2 blocks pending", "◔ 2 blocks running"):
         assert part in shown
     assert "● 2 blocks ok: ran 200 ms (200 hidden), waited " in shown
+    assert "◔ 2 blocks running\n    42\n  ● 2 blocks ok" in shown
     assert "Code execution result: 42" in shown
     assert shown.startswith("This is the demo model")
     assert "\nwrites" in shown
     assert "\nwaits" in shown
+
+
+def test_live_output_is_indented_and_safe() -> None:
+    out = io.StringIO()
+    view = LiveView(Console(file=out, width=100))
+
+    def show(text: str, stream: str = "stdout", attempt: int = 1, truncated: bool = False) -> None:
+        view.show({"text": text, "stream": stream, "attempt": attempt, "truncated": truncated})
+
+    show("a")
+    show("b\n\n[bold]\x1b[2J")
+    show("10 %\r20 %\r\n", "stderr")
+    show("x", attempt=2)
+    show("", attempt=2, truncated=True)
+    view.end()
+    view.end()
+    assert out.getvalue().splitlines() == [
+        "    ab",
+        "",
+        "    [bold]␛[2J10 %",
+        "    20 %",
+        "    [the blocks run again, as one script]",
+        "    x",
+        "    [output left out]",
+    ]
 
 
 async def test_reports_an_error_response() -> None:

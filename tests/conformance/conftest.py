@@ -10,7 +10,7 @@ import pytest
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import OPTIONAL_SAMPLING
-from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, Session, SessionLimits
 from service.tools.base import ToolHost
 from tests.conformance.scripts import reply
 from tests.support.reply_engine import ReplyEngine
@@ -29,8 +29,8 @@ class CodeSession(ToolSession):
         if self._calls:
             await super().invoke(code)
 
-    async def flush(self) -> ExecutionResult:
-        return await super().flush() if self._calls else printed("42")
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
+        return await super().flush(on_output) if self._calls else printed("42")
 
 
 class CodeSandbox(ToolSandbox):

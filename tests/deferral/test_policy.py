@@ -15,6 +15,15 @@ def test_round_trip(tmp_path: Path) -> None:
     assert DeferralPolicy.load(tmp_path) == policy
 
 
+def test_policy_of_a_file_of_weights_is_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "model.q8_0.gguf"
+    file.touch()
+    assert DeferralPolicy.load(file) == PAPER_POLICY
+    DeferralPolicy(max_turns=3).save(file)
+    assert [path.name for path in tmp_path.glob("*.json")] == ["model.q8_0.gguf.deferral.json"]
+    assert DeferralPolicy.load(file).max_turns == 3
+
+
 def test_defaults_are_those_of_the_paper(tmp_path: Path) -> None:
     policy = DeferralPolicy.load(tmp_path)
     assert (policy.max_turns, policy.max_turn_tokens, policy.max_episode_tokens, policy.run_limit_s) == (

@@ -88,6 +88,7 @@ _SKIPPED_FOLDERS: Final = {
     ".git",
     "__pycache__",
     "node_modules",
+    "vendor",
     "build",
     ".mypy_cache",
     ".ruff_cache",

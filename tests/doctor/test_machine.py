@@ -44,17 +44,6 @@ def test_memory_is_compared_with_weights_and_containers(weights: int, containers
     assert machine.memory(weights, containers).verdict == verdict
 
 
-def test_available_memory_respects_the_cgroup_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "/sys/fs/cgroup/memory.max": f"{3 * machine.GIB}\n",
-        "/sys/fs/cgroup/memory.current": f"{machine.GIB}\n",
-        "/proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {64 * 2**20} kB\n",
-    }
-    monkeypatch.setattr(Path, "is_file", lambda path: str(path) in files)
-    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
-    assert machine.available_memory() == 2 * machine.GIB
-
-
 def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise machine.PackageNotFoundError(name)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from service.deferral.policy import DeferralPolicy, policy_path
 from service.doctor import model
 from service.engines.checkpoint import quickstart
+from service.engines.gguf.export import export
 
 
 @pytest.fixture
@@ -49,6 +51,33 @@ def test_names_the_missing_file(checkpoint: Path, name: str, text: str | None, w
     assert found.verdict == "fail"
     assert words in found.found
     assert found.hint
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path) -> Path:
+    path = tmp_path / "quickstart.gguf"
+    export(quickstart(), path)
+    return path
+
+
+def test_gguf_file_is_checked_like_a_checkpoint(gguf_file: Path) -> None:
+    path, found = model.find(str(gguf_file))
+    assert (path, found.verdict) == (gguf_file, "ok")
+    assert found.found == "quickstart.gguf, 4 MiB, trained to defer"
+    assert model.weights(gguf_file) == gguf_file.stat().st_size
+    policy_path(gguf_file).unlink()
+    assert "not trained" in model.find(str(gguf_file))[1].found
+
+
+def test_reports_what_is_wrong_with_a_gguf_file(gguf_file: Path) -> None:
+    assert "No such file" in model.find("none.gguf")[1].found
+    DeferralPolicy(marker="<run>").save(gguf_file)
+    assert "no token <run>" in model.find(str(gguf_file))[1].found
+    policy_path(gguf_file).write_text('{"max_turns": 0}')
+    assert "quickstart.gguf.deferral.json" in model.find(str(gguf_file))[1].found
+    gguf_file.write_bytes(gguf_file.read_bytes()[:1000])
+    found = model.find(str(gguf_file))[1]
+    assert (found.verdict, "not a complete GGUF file" in found.found) == ("fail", True)
 
 
 def test_a_hub_id_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

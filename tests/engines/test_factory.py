@@ -9,6 +9,7 @@ import pytest
 from service.engines import factory
 from service.engines.factory import make_engine
 from service.engines.remote.engine import RemoteEngine
+from service.engines.settings import GGUFSettings
 from service.engines.transformers.engine import TransformersEngine
 from service.engines.vllm.engine import VLLMEngine
 from service.server.settings import Settings
@@ -20,6 +21,20 @@ URL = ("http://gpu:8000",)
 def has_vllm(request: pytest.FixtureRequest) -> Iterator[bool]:
     with patch.object(factory, "find_spec", lambda _name: request.param or None):
         yield request.param
+
+
+def test_gguf_file_selects_its_engine(has_vllm: bool) -> None:
+    for name in ("a/b.gguf", "B.GGUF"):
+        assert Settings(model=name).engine_kind == Settings(model=name, engine="gguf").engine_kind == "gguf"
+
+
+def test_gguf_engine_gets_its_settings(tmp_path: Path) -> None:
+    path = tmp_path / "my.model.gguf"
+    path.touch()
+    settings = Settings(model=str(path), gguf_cache_tokens=99, max_slots=3, max_context=50, device="cpu")
+    assert settings.engine_settings(path) == GGUFSettings(
+        model=str(path), model_name="my.model", device="cpu", max_slots=3, max_context=50, cache_tokens=99
+    )
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.deferral.episode import Episode, Outcome
 from service.deferral.policy import DeferralPolicy
@@ -14,11 +17,12 @@ from service.episode.events import (
     FlushFinished,
     FlushStarted,
     Invoked,
+    LiveOutput,
     Observed,
     Sampled,
 )
 from service.episode.runner import EpisodeRunner
-from service.sandbox.base import QueueTimeoutError
+from service.sandbox.base import ExecutionResult, OnOutput, OutputChunk, QueueTimeoutError
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, ScriptedSession, printed
 
 BLOCK = "```python\nx = 6 * 7\n```"
@@ -62,6 +66,90 @@ async def test_events_of_a_deferred_episode_are_in_order() -> None:
     assert (tool.id, tool.output, tool.status, tool.delayed, tool.waited_ms) == ("e_0", "42", "ok", 1, 100.0)
     assert session.closed
     assert engine.open_streams == 0
+
+
+async def test_live_output_is_between_the_start_and_the_end_of_its_flush() -> None:
+    engine = ScriptedEngine(ASK, ANSWER)
+    stream = runner(engine, ScriptedSession(lambda blocks: printed("42\n<tool_call>\n"))).run(
+        new_episode(engine), Sampling(), episode_id="e", live_output=True
+    )
+    events = [event async for event in stream]
+    kinds = [type(event) for event in events if not isinstance(event, Sampled)]
+    assert kinds == [
+        *(Invoked, Invoked, FlushStarted, LiveOutput, LiveOutput, FlushFinished, Observed, Finished)
+    ]
+    shown = [event for event in events if isinstance(event, LiveOutput)]
+    assert shown == [LiveOutput("e_0", OutputChunk("stdout", text)) for text in ("42\n", "<tool_call>\n")]
+
+
+@given(st.text(max_size=40), st.sampled_from(["", "\\boxed{1}", "<tool_call>", "<|im_end|>"]))
+def test_an_episode_is_the_same_with_and_without_live_output(text: str, special: str) -> None:
+    async def play(live_output: bool) -> tuple[list[int], list[EpisodeEvent]]:
+        engine = ScriptedEngine(ASK, ANSWER)
+        episode = new_episode(engine)
+        session = ScriptedSession(lambda blocks: printed(text + special))
+        stream = runner(engine, session).run(episode, Sampling(), episode_id="e", live_output=live_output)
+        events = [event async for event in stream if not isinstance(event, LiveOutput)]
+        # Times of the machine; all others come from the session or the clock.
+        untimed = [
+            FlushFinished(replace(event.tool, waited_ms=0, container_wait_ms=0))
+            if isinstance(event, FlushFinished)
+            else event
+            for event in events
+        ]
+        return episode.context_ids, untimed
+
+    assert asyncio.run(play(True)) == asyncio.run(play(False))
+
+
+async def test_a_slow_reader_does_not_delay_the_flush() -> None:
+    flushed = asyncio.Event()
+
+    class Session(ScriptedSession):
+        async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
+            assert on_output is not None
+            for number in range(3):
+                on_output(OutputChunk("stdout", str(number)))
+                await asyncio.sleep(0)
+            flushed.set()
+            return printed("012")
+
+    engine = ScriptedEngine(ASK, ANSWER)
+    stream = runner(engine, Session(lambda blocks: printed(""))).run(
+        new_episode(engine), Sampling(), episode_id="e", live_output=True
+    )
+    shown = []
+    async with aclosing(stream):
+        async for event in stream:
+            if isinstance(event, LiveOutput):
+                await flushed.wait()
+                shown.append(event.chunk.text)
+    assert shown == ["0", "1", "2"]
+
+
+async def test_leaving_during_live_output_cancels_the_flush() -> None:
+    cancelled = asyncio.Event()
+
+    class Session(ScriptedSession):
+        async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
+            assert on_output is not None
+            on_output(OutputChunk("stdout", "1"))
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cancelled.set()
+            return printed("")
+
+    engine, before = ScriptedEngine(ASK, ANSWER), asyncio.all_tasks()
+    session = Session(lambda blocks: printed(""))
+    stream = runner(engine, session).run(new_episode(engine), Sampling(), episode_id="e", live_output=True)
+    async with aclosing(stream):
+        async for event in stream:
+            if isinstance(event, LiveOutput):
+                break
+    assert cancelled.is_set()
+    assert session.closed
+    assert asyncio.all_tasks() == before
 
 
 async def test_second_turn_continues_from_the_sampled_tokens() -> None:

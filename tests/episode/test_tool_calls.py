@@ -10,42 +10,56 @@ from service.deferral.episode import Outcome
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
 from service.episode.accumulator import ReplyAccumulator
-from service.episode.events import CodeToolCall, FlushFinished, Invoked, ToolCalled
+from service.episode.block_queue import EventFeed, RunEvent
+from service.episode.events import CodeToolCall, FlushFinished, Invoked, LiveOutput, ToolCalled
 from service.episode.runner import EpisodeRunner
 from service.episode.tool_calls import RecordedTools, call_text
+from service.sandbox.base import OutputChunk
 from service.tools.base import ToolError
 from tests.support.scripted import EOS, ScriptedEngine
 from tests.support.tool_host import RecordingHost
 from tests.support.tool_sandbox import ToolSandbox
 
 
-def recorded() -> RecordedTools:
-    return RecordedTools(RecordingHost(), itertools.count(1.0).__next__)
+class _Events(EventFeed):
+    """A feed that keeps the events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def add(self, event: RunEvent) -> None:
+        self.seen.append(event)
+
+
+def recorded() -> tuple[RecordedTools, list[ToolCalled]]:
+    """Return a host and the events that it records."""
+    feed = _Events()
+    return RecordedTools(RecordingHost(), itertools.count(1.0).__next__, feed), feed.seen
 
 
 async def test_calls_are_events_with_their_ends() -> None:
-    tools = recorded()
+    tools, events = recorded()
     assert await tools.call("add", {"a": 1}, "x") == 2
-    begun, ended = tools.new_events()
+    begun, ended = events
     assert begun.call == CodeToolCall("x", "add", {"a": 1}, True, 1.0)
     assert ended.call == CodeToolCall("x", "add", {"a": 1}, True, 1.0, 2.0, "ok", output=2)
-    assert tools.new_events() == []
     assert tools.take() == (ended.call,)
     assert tools.take() == ()
 
 
 async def test_failures_are_recorded_and_raised() -> None:
-    tools = recorded()
+    tools, events = recorded()
     with pytest.raises(ToolError):
         await tools.call("fail", {"reason": "no"}, "x")
     with pytest.raises(TypeError):
         await tools.call("add", {"a": "x"}, "y")
-    errors = [event.call.error for event in tools.new_events() if event.call.status == "error"]
+    errors = [event.call.error for event in events if event.call.status == "error"]
     assert errors == ["no", "the tool failed: TypeError"]
 
 
 async def test_a_cancelled_call_may_have_taken_effect() -> None:
-    tools = recorded()
+    tools, _ = recorded()
     call = asyncio.create_task(tools.call("slow", {"seconds": 60}, "x"))
     await asyncio.sleep(0)
     call.cancel()
@@ -57,16 +71,22 @@ async def test_a_cancelled_call_may_have_taken_effect() -> None:
 
 
 async def test_events_come_while_a_flush_runs() -> None:
-    tools = recorded()
+    feed = EventFeed()
+    tools = RecordedTools(RecordingHost(), itertools.count(1.0).__next__, feed)
 
     async def flush() -> str:
         await tools.call("slow", {"seconds": 0.01}, "x")
+        feed.add_output("e_0", OutputChunk("stdout", "text"))
         await tools.call("add", {"a": 1}, "y")
         return "done"
 
     flushing = asyncio.ensure_future(flush())
-    seen = [event.call.id async for event in tools.events_until(flushing)]
-    assert seen == ["x", "x", "y", "y"]
+    seen = [
+        event.chunk.text if isinstance(event, LiveOutput) else event.call.id
+        async for event in feed.until(flushing)
+    ]
+    assert seen == ["x", "x", "text", "y", "y"]
+    assert feed.take() == []
     assert await flushing == "done"
 
 

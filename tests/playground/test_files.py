@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import AsyncGenerator
 
@@ -33,7 +35,10 @@ async def test_policy_allows_only_own_scripts(client: httpx.AsyncClient) -> None
     policy = (await client.get("/")).headers["content-security-policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
-    assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == "'self'"
+    for name in ("script-src", "style-src", "font-src", "connect-src"):
+        assert rules[name] == "'self'"
+    assert rules["img-src"] == "'self' blob:"  # figures are fetched with the API key
+    assert rules["trusted-types"] == "dompurify"
     assert rules["frame-ancestors"] == rules["base-uri"] == "'none'"
     assert "unsafe" not in policy
 
@@ -63,6 +68,31 @@ def test_scripts_never_create_markup() -> None:
             assert forbidden not in text, (path.name, forbidden)
 
 
+def test_vendored_libraries_are_unchanged_and_have_their_licences() -> None:
+    vendor = STATIC / "vendor"
+    manifest = json.loads((vendor / "manifest.json").read_text(encoding="utf-8"))
+    digests = {name: digest for entry in manifest.values() for name, digest in entry["files"].items()}
+    found = {path.relative_to(vendor).as_posix(): path for path in vendor.rglob("*") if path.is_file()}
+    assert set(found) == {"manifest.json", *digests}
+    for name, digest in digests.items():
+        assert hashlib.sha256(found[name].read_bytes()).hexdigest() == digest, name
+    for name, entry in manifest.items():
+        assert re.fullmatch(r"\d+\.\d+\.\d+", entry["version"])
+        licence = next(file for file in entry["files"] if file.startswith("licenses/"))
+        assert "copyright" in found[licence].read_text(encoding="utf-8").lower(), name
+
+
+async def test_fonts_of_the_style_sheet_are_served(client: httpx.AsyncClient) -> None:
+    sheet = (await client.get("/playground/vendor/katex.min.css")).text
+    fonts = set(re.findall(r"url\((fonts/[\w-]+\.woff2)\)", sheet))
+    assert len(fonts) == 20
+    for font in fonts:
+        response = await client.get(f"/playground/vendor/{font}")
+        assert (response.status_code, response.headers["content-type"]) == (200, "font/woff2")
+
+
 def test_the_page_is_small() -> None:
-    assert sum(path.stat().st_size for path in STATIC.iterdir()) < 80_000
+    own = [path for path in STATIC.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in own) < 140_000
+    assert sum(path.stat().st_size for path in (STATIC / "vendor").rglob("*")) < 1_000_000
     assert max(len(path.read_text().splitlines()) for path in STATIC.glob("*.js")) < 250

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, SandboxError, SessionLimits
 from service.sandbox.isolation_checks import IsolationCheck, check_isolation, isolation_checks
 from service.sandbox.settings import PoolSettings
 
@@ -48,7 +48,7 @@ class Answers:
     async def invoke(self, code: str) -> None:
         self.code = code
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         return self.answers[self.code]
 
     async def suspend(self) -> None: ...

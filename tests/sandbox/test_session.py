@@ -5,11 +5,11 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.base import MAX_LIVE_BYTES, OutputChunk, QueueTimeoutError, SandboxError, SessionLimits
 from service.sandbox.pool import Pool
 from service.sandbox.session import PooledSession
 from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready, Result, Settled, Suspended
-from tests.support.fake_worker import Factory, FakeWorker, result
+from tests.support.fake_worker import Factory, FakeWorker, output_frame, result
 from tests.support.tool_host import RecordingHost
 from tests.support.until import until
 
@@ -75,6 +75,40 @@ async def test_sends_each_block_to_the_worker_immediately(session: PooledSession
         {"op": "invoke", "code": "b"},
         {"op": "flush"},
     ]
+
+
+async def test_passes_live_output_on_if_it_is_wanted(session: PooledSession) -> None:
+    await session.invoke("a")
+    worker = worker_of(session)
+    for answer in (output_frame("1"), output_frame("2"), result(stdout="12")):
+        worker.answers.put_nowait(answer)
+    chunks: list[OutputChunk] = []
+    assert (await session.flush(chunks.append)).stdout == "12"
+    assert chunks == [OutputChunk("stdout", "1"), OutputChunk("stdout", "2")]
+    assert worker.sent[-1] == {"op": "flush", "live_output": True}
+    await session.invoke("b")
+    worker.answers.put_nowait(result())
+    await session.flush()
+    assert worker.sent[-1] == {"op": "flush"}
+
+
+@pytest.mark.parametrize("wanted", [True, False], ids=["too much", "not wanted"])
+async def test_drops_a_worker_that_sends_output_against_the_protocol(
+    session: PooledSession, wanted: bool
+) -> None:
+    await session.invoke("a")
+    worker = worker_of(session)
+    for _ in range(2 * MAX_LIVE_BYTES // 4096 + 1 if wanted else 1):
+        worker.answers.put_nowait(output_frame("x" * 4096))
+    worker.answers.put_nowait(result())
+    chunks: list[OutputChunk] = []
+    failed = await (session.flush(chunks.append) if wanted else session.flush())
+    assert failed.status == "sandbox_error"
+    assert failed.stderr in (
+        "the worker sent more live output than its limit",
+        "the worker sent output that was not requested",
+    )
+    await until(lambda: worker.destroyed == 1)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from service.episode.block_queue import EventFeed
 from service.episode.tool_calls import RecordedTools
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
 from service.sandbox.docker.sandbox import DockerSandbox
@@ -229,7 +230,7 @@ async def test_gated_call_is_announced_early_and_made_at_the_flush(sandbox: Sand
 
     tools = ToolSet([Tool(ORDER, order)])
     approvals = Approvals(tools.error_in, timeout_s=60, clock=time.time)
-    session = sandbox.session(LIMITS, RecordedTools(tools, time.time, approvals))
+    session = sandbox.session(LIMITS, RecordedTools(tools, time.time, EventFeed(), approvals))
     try:
         await session.invoke(GATED)
         await until(lambda: bool(approvals.open))

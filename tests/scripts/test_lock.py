@@ -65,6 +65,18 @@ def test_extras_agree_on_versions(extra: str) -> None:
     assert {name: versions for name, versions in locked(extra).items() if dev[name] != versions} == {}
 
 
+def test_llama_cpp_satisfies_pyproject() -> None:
+    (wanted,) = (
+        Requirement(line)
+        for line in requirements(PROJECT["project"], ["gguf"])
+        if line.startswith("llama-cpp-python")
+    )
+    found = locked("gguf")
+    assert all(wanted.specifier.contains(version) for version in found["llama-cpp-python"])
+    dev = locked("dev")
+    assert {name: pins for name, pins in found.items() if dev.get(name, pins) != pins} == {}
+
+
 @pytest.mark.parametrize("path", sorted(LOCKS.iterdir()), ids=lambda path: path.name)
 def test_names_no_index(path: Path) -> None:
     assert not re.search(r"://|--(extra-)?index|--find-links|(?<![\w-])@", path.read_text(encoding="utf-8"))

@@ -148,3 +148,20 @@ def test_engine_options_from_the_environment_and_the_command_line(monkeypatch: p
 def test_rejects_conflicting_engine_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Settings(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"engine": "gguf"}, "set model to a file that ends in .gguf"),
+        ({"model": "a.gguf", "engine": "transformers"}, "only engine 'gguf' serves"),
+        ({"model": "a.gguf", "engine_url": "http://gpu:8000"}, "only engine 'gguf' serves"),
+        ({"model": "a.gguf", "lora": "poet=p"}, "ih-grpo merge ADAPTER --gguf FILE"),
+        ({"model": "a.gguf", "base": "b"}, "ih-grpo merge ADAPTER --gguf FILE"),
+        ({"model": "a.gguf", "dtype": "float32"}, "dtype has no effect"),
+        ({"model": "a.gguf", "device": "cuda:1"}, "device must be auto or cpu"),
+    ],
+)
+def test_gguf_file_rejects_settings_of_other_engines(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Settings(**fields)  # type: ignore[arg-type]

@@ -114,16 +114,6 @@ async def test_files_of_code_count_for_the_owners_limit(
     assert await files.blobs.names(older_than_s=-10) == [upload.blob]
 
 
-async def test_seconds_are_counted_per_owner_and_day(store: ContainerStore, clock: Clock) -> None:
-    owner = container(clock).owner
-    await store.add_seconds(owner, 1.5)
-    await store.add_seconds(owner, 2.0)
-    assert await store.seconds_today(owner) == 3.5
-    assert await store.seconds_today("someone else") == 0.0
-    clock.now += 86_400
-    assert await store.seconds_today(owner) == 0.0
-
-
 async def test_old_containers_are_cleaned_with_their_files(
     store: ContainerStore, files: FileStore, clock: Clock
 ) -> None:

@@ -18,18 +18,19 @@ from service.store import database as schema
 from service.store.database import StoreError, open_database, prepare
 from service.store.responses import ResponseStore
 from service.store.tables import metadata
+from service.store.usage import UsageStore
 from tests.support.stored import Clock, stored
 
 ADDS_A_COLUMN = """
 from alembic import op
 import sqlalchemy as sa
-revision, down_revision, branch_labels, depends_on = "0004", "0003", None, None
+revision, down_revision, branch_labels, depends_on = "0005", "0004", None, None
 
 def upgrade():
     op.add_column("responses", sa.Column("mood", sa.String(9), server_default="calm"))
 """
 BREAKS = (
-    ADDS_A_COLUMN.replace('"0004", "0003"', '"0005", "0004"').replace("mood", "mood2")
+    ADDS_A_COLUMN.replace('"0005", "0004"', '"0006", "0005"').replace("mood", "mood2")
     + """
     op.execute("INSERT INTO nowhere VALUES (1)")
 """
@@ -46,7 +47,8 @@ async def database(store_url: str) -> AsyncGenerator[AsyncEngine, None]:
 
 
 def _drop(connection: Connection) -> None:
-    connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+    for table in ("alembic_version", "sandbox_usage"):
+        connection.execute(text(f"DROP TABLE IF EXISTS {table}"))
     metadata.drop_all(connection)
 
 
@@ -91,7 +93,8 @@ async def test_store_without_revisions_keeps_its_responses(store_url: str) -> No
             "DROP TABLE container_files",
             "DROP TABLE containers",
             "DROP TABLE files",
-            "DROP TABLE sandbox_usage",
+            "DROP TABLE usage_hours",
+            "DROP INDEX ix_responses_owner",
             "ALTER TABLE responses DROP COLUMN ids",
         ):
             await connection.execute(text(later))
@@ -100,7 +103,7 @@ async def test_store_without_revisions_keeps_its_responses(store_url: str) -> No
     await new.start()
     try:
         assert await new.get("resp_old", "me") is not None
-        assert await _read(new.engine, "SELECT version_num FROM alembic_version") == ["0003"]
+        assert await _read(new.engine, "SELECT version_num FROM alembic_version") == ["0004"]
     finally:
         async with new.engine.begin() as connection:
             await connection.run_sync(_drop)
@@ -120,7 +123,7 @@ async def test_upgrade_of_an_older_database_blocks_the_older_version(
         )
     await _upgrade(database, _revisions(tmp_path, ADDS_A_COLUMN))
     assert await _read(database, "SELECT mood FROM responses") == ["calm"]
-    with pytest.raises(StoreError, match=r"newer version .* schema is 0004, .* up to 0003"):
+    with pytest.raises(StoreError, match=r"newer version .* schema is 0005, .* up to 0004"):
         await prepare(database)
     assert await _read(database, "SELECT mood FROM responses") == ["calm"]
 
@@ -129,7 +132,7 @@ async def test_failed_upgrade_leaves_the_database_unchanged(database: AsyncEngin
     await prepare(database)
     with pytest.raises(Exception, match="nowhere"):
         await _upgrade(database, _revisions(tmp_path, ADDS_A_COLUMN, BREAKS))
-    assert await _read(database, "SELECT version_num FROM alembic_version") == ["0003"]
+    assert await _read(database, "SELECT version_num FROM alembic_version") == ["0004"]
     async with database.connect() as connection:
         columns = await connection.run_sync(lambda sync: inspect(sync).get_columns("responses"))
     assert "mood" not in {column["name"] for column in columns}
@@ -140,7 +143,7 @@ async def test_concurrent_starts_upgrade_once(store_url: str) -> None:
         pytest.skip("an in-memory database can't be shared")
     stores = [ResponseStore(store_url) for _ in range(6)]
     await asyncio.gather(*(store.start() for store in stores))
-    assert await _read(stores[0].engine, "SELECT version_num FROM alembic_version") == ["0003"]
+    assert await _read(stores[0].engine, "SELECT version_num FROM alembic_version") == ["0004"]
     for store in stores:
         await store.stop()
 
@@ -157,3 +160,19 @@ async def test_newer_store_error_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"schema is 9999.*back-up"):
         await again.start()
     await again.stop()
+
+
+async def test_seconds_of_version_3_are_kept_as_usage(database: AsyncEngine) -> None:
+    await prepare(database)
+    async with database.begin() as connection:
+        for statement in (
+            "UPDATE alembic_version SET version_num = '0003'",
+            "DROP TABLE usage_hours",
+            "DROP INDEX ix_responses_owner",
+            "CREATE TABLE sandbox_usage (owner VARCHAR(64), day VARCHAR(10), seconds DOUBLE PRECISION)",
+            "INSERT INTO sandbox_usage VALUES ('me', '2026-07-25', 12.5)",
+        ):
+            await connection.execute(text(statement))
+    await prepare(database)
+    usage = UsageStore(database, days=1, clock=Clock(1_784_980_800.0))
+    assert (await usage.current("me"))[0].sandbox_seconds == 12.5

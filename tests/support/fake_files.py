@@ -11,7 +11,7 @@ import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, SandboxError, SessionLimits
 from service.sandbox.files import Display, FileChanges, SkippedFile, WorkFile
 from service.tools.base import CODE_CALL_PREFIX, ToolHost
 from tests.support.tool_sandbox import is_of_client
@@ -62,7 +62,7 @@ class FakeFileSession:
         self.is_frozen = False
         self._pending.append(code)
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         blocks, self._pending = self._pending, []
         code, before = "\n".join(blocks), dict(self.work)
         if "die()" in code:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from service.sandbox.base import ExecutionResult, SandboxError, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, OutputChunk, SandboxError, SessionLimits
 from service.sandbox.pool import PoolStats
 
 TOKEN = SecretStr("a-token-for-the-tests-only")
@@ -39,8 +39,9 @@ class FakeSession:
         self._sandbox.active.add(self)
         self._pending.append(code)
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         began = time.time()
+        self._sandbox.live_flushes += on_output is not None
         blocks, self._pending = self._pending, []
         out = ""
         for block in blocks:
@@ -48,6 +49,8 @@ class FakeSession:
             self._sandbox.record(block)
             if verb == "print":
                 out += rest + "\n"
+                if on_output is not None:
+                    on_output(OutputChunk("stdout", rest + "\n"))
             elif verb == "sleep":
                 await asyncio.sleep(float(rest))
             elif verb == "set":
@@ -58,6 +61,7 @@ class FakeSession:
                 raise RuntimeError("a bug")
             else:
                 return ExecutionResult("", "broken", "sandbox_error", 0.0, 0.0)
+        self._sandbox.finished += 1
         took = time.time() - began
         return ExecutionResult(
             out, "", "ok", took, took, exit_code=0, started_at=began, finished_at=time.time()
@@ -76,6 +80,10 @@ class FakeSandbox:
 
     def __init__(self, log: Path | None = None) -> None:
         self.sessions: list[FakeSession] = []
+        self.finished = 0
+        """Flushes that ran to their end."""
+        self.live_flushes = 0
+        """Flushes with live output."""
         self.active: set[FakeSession] = set()
         self.announced = 0
         self.is_ready = True

@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from service.sandbox.base import SandboxError
-from service.sandbox.worker_protocol import Ready, Result, Settled
+from service.sandbox.worker_protocol import OutputFrame, Ready, Result, Settled
 
 _numbers = itertools.count()
 
@@ -27,13 +27,17 @@ def result(status: str = "ok", stdout: str = "") -> Result:
     )
 
 
+def output_frame(text: str) -> OutputFrame:
+    return OutputFrame(op="output", stream="stdout", text=text, attempt=1, truncated=False)
+
+
 class FakeWorker:
     """Worker that records the messages sent to it and answers each flush with the next of ``answers``."""
 
     def __init__(self) -> None:
         self.name = f"fake-{next(_numbers)}"
         self.sent: list[dict[str, Any]] = []
-        self.answers: asyncio.Queue[Ready | Result | Settled | SandboxError] = asyncio.Queue()
+        self.answers: asyncio.Queue[Ready | Result | OutputFrame | Settled | SandboxError] = asyncio.Queue()
         self.closed = False
         self.destroyed = 0
         self.freezable = False
@@ -45,7 +49,7 @@ class FakeWorker:
             raise SandboxError("gone")
         self.sent.append(message)
 
-    async def receive(self) -> Ready | Result | Settled:
+    async def receive(self) -> Ready | Result | OutputFrame | Settled:
         answer = await self.answers.get()
         if isinstance(answer, SandboxError):
             raise answer

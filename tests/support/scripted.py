@@ -14,7 +14,7 @@ from service.engines.base import (
     TokenChunk,
     TopLogprob,
 )
-from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, OutputChunk, Session, SessionLimits
 from service.tools.base import ToolHost
 from tests.support.char_tokenizer import CharTokenizer
 
@@ -115,7 +115,7 @@ class RefusingEngine(ScriptedEngine):
 
 
 class ScriptedSession:
-    """A session that answers each flush with ``answer(pending blocks)``."""
+    """A session that answers each flush with ``answer(pending blocks)``. Each line is live output."""
 
     def __init__(self, answer: Callable[[list[str]], ExecutionResult], delay_s: float = 0.0) -> None:
         self.pending: list[str] = []
@@ -129,10 +129,13 @@ class ScriptedSession:
         await asyncio.sleep(self._delay_s)
         self.pending.append(code)
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         await asyncio.sleep(self._delay_s)
         blocks, self.pending = self.pending, []
-        return self._answer(blocks)
+        result = self._answer(blocks)
+        for line in result.stdout.splitlines(keepends=True) if on_output is not None else ():
+            on_output(OutputChunk("stdout", line))
+        return result
 
     async def suspend(self) -> None: ...
     async def resume(self) -> None: ...

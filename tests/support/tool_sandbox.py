@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import json
 
-from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, Session, SessionLimits
 from service.tools.base import CODE_CALL_PREFIX, AnnouncedTools, ToolDeniedError, ToolError, ToolHost
 
 
@@ -74,7 +74,7 @@ class ToolSession:
                 self._error = f"tools.{kind}: {error}\n"
         return True
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         for line in self._waiting:
             await self._run(line, flushed=True)
         stdout = "".join(f"{text}\n" for text in self._printed)

@@ -23,7 +23,7 @@ from service.engines.base import Sampling
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
 from service.episode.runner import EpisodeRunner
-from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, Sandbox, Session, SessionLimits
 from service.tools.base import ToolHost
 from trainer.quickstart.ordinary import HONEST_REPLY
 from trainer.quickstart.problems import PracticeProblem
@@ -100,8 +100,8 @@ class GarbageSession:
     async def invoke(self, code: str) -> None:
         await self._inner.invoke(code)
 
-    async def flush(self) -> ExecutionResult:
-        result = await self._inner.flush()
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
+        result = await self._inner.flush(on_output)
         return replace(result, stdout=re.sub(r"\d|True|False", self._different, result.stdout))
 
     def _different(self, match: re.Match[str]) -> str:

@@ -28,6 +28,7 @@ from service.episode.events import (
     FlushSuspended,
     Invoked,
     InvokedBlock,
+    LiveOutput,
     Sampled,
 )
 from service.episode.reasoning_parser import ReasoningDelta
@@ -95,6 +96,7 @@ class ChoiceBuilder:
         self._arguments: list[list[str]] = []
         self._logprobs: list[Json] = []
         self._snapshots = 0
+        self._live_chunks = 0
 
     @property
     def content(self) -> str:
@@ -141,6 +143,9 @@ class ChoiceBuilder:
                 delta["executed_tools"] = [waiting_tool(tool_id, self._snapshot(), pending, "pending")]
             case FlushStarted(tool_id, blocks):
                 delta["executed_tools"] = [waiting_tool(tool_id, self._snapshot(), blocks, "running")]
+            case LiveOutput():
+                delta["live_output"] = [live_output(event, self._live_chunks)]
+                self._live_chunks += 1
             case FlushFinished(tool):
                 delta["executed_tools"] = [executed_tool(tool, self._snapshot())]
             case ApprovalChanged(asked) if self._tools is not None:
@@ -311,6 +316,19 @@ def executed_tool(tool: ExecutedTool, index: int) -> Json:
         ),
         **({} if tool.files is None else flush_files(tool.files)),
         **({"calls": [called_tool(call) for call in tool.calls]} if tool.calls else {}),
+    }
+
+
+def live_output(event: LiveOutput, index: int) -> Json:
+    """Return output of a running flush. It has its own ``index``, as a snapshot has."""
+    chunk = event.chunk
+    return {
+        "index": index,
+        "id": event.tool_id,
+        "stream": chunk.stream,
+        "text": chunk.text,
+        "attempt": chunk.attempt,
+        "truncated": chunk.truncated,
     }
 
 

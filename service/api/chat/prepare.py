@@ -136,6 +136,7 @@ class PreparedChat:
             tool_wait_s=self.server.settings.tool_wait_s,
             approvals=None if self.code_tools is None else self.code_tools.approvals,
             open_session=None if self.container is None else self.container.session,
+            live_output=bool(request.stream and request.deferral.live_output),
         )
 
     @asynccontextmanager

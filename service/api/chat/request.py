@@ -233,6 +233,8 @@ class DeferralOptions(Strict):
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
 
+    live_output: bool | None = None
+    """Stream the output of code while it runs. Default: false."""
     container: ContainerChoice | None = None
     """A container that keeps its variables and files after the reply: ``{"type": "auto"}`` for a new one, or
     the id that an earlier reply has in ``container``. Default: a container for this reply alone."""
@@ -243,7 +245,15 @@ class DeferralOptions(Strict):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        names = ("container", "eager", "max_turns", "run_limit_s", "max_output_tokens", "unflushed")
+        names = (
+            "container",
+            "eager",
+            "live_output",
+            "max_turns",
+            "run_limit_s",
+            "max_output_tokens",
+            "unflushed",
+        )
         given = [name for name in names if getattr(self, name) is not None]
         if self.enabled is False and given:
             raise invalid(f"'{given[0]}' configures code execution, but 'enabled' is false")
@@ -313,7 +323,8 @@ class ChatRequest(SamplingRequest):
     def _together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise invalid("it needs 'logprobs' to be true", ".top_logprobs")
-        check_labels(self.tools or ())
+        if self.tools:
+            check_labels(self.tools)
         if self.deferral.enabled is False and self.offers_code:
             raise invalid("it is false, but 'tools' contains a code_interpreter", ".deferral.enabled")
         names = [tool.function.name for tool in self.functions_offered]

@@ -247,7 +247,9 @@ async def _deltas(reply: _Reply) -> AsyncGenerator[tuple[ChoiceBuilder, ChoiceDe
         count=len(choices),
         operation="chat",
         model=chat.request.model,
+        owner=live.owner,
         prompt_tokens=0 if live.is_continued else len(chat.prompt_ids),
+        runs_code=chat.request.deferred,
         attributes=_attributes(reply),
         schema_param=chat.schema_param,
     )

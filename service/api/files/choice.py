@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
 from service.api.errors import ApiError
 from service.api.files.containers import Containers, ContainerUse, ContainerWish
 from service.api.files.inputs import FilePart, resolve
+from service.api.state import containers_of
 from service.api.tools.definitions import AutoContainer, Figures, OnExpired
 
-
-async def _containers_of(request: Request) -> Containers:
-    containers: Containers = request.app.state.containers
-    return containers
-
-
-CurrentContainers = Annotated[Containers, Depends(_containers_of)]
+CurrentContainers = Annotated[Containers, Depends(containers_of)]
 
 
 async def choose_container(

@@ -12,14 +12,17 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Literal
 
 import structlog
 
+from service.api import audit
 from service.api.errors import ApiError
 from service.api.files.held_session import HeldSession
 from service.api.files.inputs import InputFile, named, prompt_note
+from service.api.limits import Quotas
+from service.api.telemetry.containers import ContainerCounts, EndReason
 from service.common.json import Json
 from service.sandbox.base import Sandbox, SandboxError, Session, SessionLimits
 from service.sandbox.files import FileSandbox, FileSession
@@ -55,8 +58,6 @@ class ContainerLimits:
     """Memory limits of all parked containers together."""
     wait_s: float = 10.0
     """Seconds that a request waits for a container that another one holds."""
-    seconds_per_day: float | None = None
-    """Seconds that code of one key may run in a day (UTC); None for no limit."""
     default_memory_mb: int = 512
     max_memory_mb: int = 4096
 
@@ -206,19 +207,37 @@ class Containers:
     """The containers of this process; ``app.state.containers``."""
 
     def __init__(
-        self, sandbox: Sandbox, store: ContainerStore, files: FileStore, limits: ContainerLimits
+        self,
+        sandbox: Sandbox,
+        store: ContainerStore,
+        files: FileStore,
+        limits: ContainerLimits,
+        quotas: Quotas,
     ) -> None:
         self._sandbox = sandbox
         self.store = store
         self.files = files
         self.limits = limits
+        self.quotas = quotas
         self._live: dict[str, LiveContainer] = {}
+        self._counts = ContainerCounts()
         self._sweeper: asyncio.Task[None] | None = None
 
     @property
     def enabled(self) -> bool:
         """Whether the sandbox supports containers that live across requests."""
         return self.limits.idle_minutes > 0 and isinstance(self._sandbox, FileSandbox)
+
+    def counts(self) -> ContainerCounts:
+        """Return the present counts."""
+        parked = [live for live in self._live.values() if not live.lock.locked()]
+        return replace(
+            self._counts,
+            in_use=len(self._live) - len(parked),
+            parked=len(parked),
+            frozen=sum(live.is_frozen for live in parked),
+            parked_bytes=sum(live.memory_mb << 20 for live in parked),
+        )
 
     async def start(self) -> None:
         """Start the expiry of idle containers."""
@@ -229,7 +248,7 @@ class Containers:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
-        await asyncio.gather(*(self.end(live) for live in list(self._live.values())))
+        await asyncio.gather(*(self.end(live, "shutdown") for live in list(self._live.values())))
 
     def is_current(self, live: LiveContainer) -> bool:
         """Return whether a container can still be used."""
@@ -269,13 +288,9 @@ class Containers:
 
         Raises:
             ApiError: 404 for an unknown container, 400 for an expired one, 429 if the key has used up its
-                seconds.
+                seconds or its storage.
         """
-        if (most := self.limits.seconds_per_day) is not None and await self.store.seconds_today(
-            owner
-        ) >= most:
-            message = f"Code of this key has run for {most:g} seconds today (UTC), the most that it may."
-            raise ApiError(429, message, code="sandbox_quota_exceeded")
+        await self.quotas.check(owner, code=True, storage=True)
         live, notice = None, None
         files = list(wish.files)
         if wish.container_id is not None:
@@ -326,14 +341,20 @@ class Containers:
                 message = f"This key uses {len(mine)} containers at the same time, the most that it may."
                 raise ApiError(429, message, code="container_limit", retry_after_s=1)
             mine.remove(idle[0])
-            await self.end(idle[0])
+            await self.end(idle[0], "key_limit")
 
     async def register(self, live: LiveContainer) -> None:
         """Record a container that has been leased."""
         if not live.is_stored:
             live.is_stored = True
             self._live[live.record.id] = live
+            self._counts.started += 1
             await self.store.put(live.record)
+            audit.record("container.create", target=live.record.id)
+
+    def count_seconds(self, seconds: float) -> None:
+        """Count the run time of code for the metrics."""
+        self._counts.run_s += seconds
 
     async def update(self, live: LiveContainer, **values: object) -> None:
         """Change columns of a container's record."""
@@ -352,7 +373,7 @@ class Containers:
         except SandboxError as error:
             _log.warning("container_lost", container=live.record.id, error=str(error))
         if not live.session.is_alive:
-            await self.end(live)
+            await self.end(live, "lost")
             return
         await self.update(live, last_active_at=time.time())
         parked = sorted(
@@ -364,14 +385,23 @@ class Containers:
             if memory <= self.limits.parked_memory_mb:
                 return
             memory -= other.memory_mb
-            await self.end(other)
+            await self.end(other, "memory_limit")
 
-    async def end(self, live: LiveContainer) -> None:
+    async def end(self, live: LiveContainer, reason: EndReason) -> None:
         """End a container. Its files stay available for a while."""
-        self._live.pop(live.record.id, None)
+        if self._live.pop(live.record.id, None) is not None:
+            self._counts.ended[reason] += 1
         await live.session.close()
         if live.is_stored and live.record.status == ACTIVE:
             await self.update(live, status=EXPIRED)
+
+    async def end_deleted(self) -> None:
+        """End containers whose records were deleted, for example with all data of their key."""
+        mine = [live for live in self._live.values() if live.is_stored and not live.lock.locked()]
+        existing = await self.store.existing([live.record.id for live in mine])
+        for live in mine:
+            if live.record.id not in existing and not live.lock.locked():
+                await self.end(live, "deleted")
 
     async def _sweep_forever(self) -> None:
         orphans_at = time.monotonic()
@@ -392,8 +422,10 @@ class Containers:
                 continue
             async with live.lock:
                 idle_s = time.monotonic() - live.used_at
-                if not live.session.is_alive or idle_s > live.record.idle_minutes * 60:
-                    await self.end(live)
+                if not live.session.is_alive:
+                    await self.end(live, "lost")
+                elif idle_s > live.record.idle_minutes * 60:
+                    await self.end(live, "idle")
                 elif not live.is_frozen and idle_s >= self.limits.freeze_after_s:
                     try:
                         live.is_frozen = True

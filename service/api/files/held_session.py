@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Final, Literal
 import structlog
 
 from service.api.files.inputs import InputFile
-from service.sandbox.base import ExecutionResult, FlushFiles, OutputFile, SandboxError, SessionLimits
+from service.sandbox.base import (
+    ExecutionResult,
+    FlushFiles,
+    OnOutput,
+    OutputFile,
+    SandboxError,
+    SessionLimits,
+)
 from service.sandbox.files import Display, FileChanges, WorkFile
 from service.sandbox.worker_program import WORK
 from service.store.blobs import BlobError, whole
@@ -110,12 +117,12 @@ class HeldSession:
         await asyncio.shield(self._start())
         await self._live.session.invoke(code)
 
-    async def flush(self) -> ExecutionResult:
-        result = await self._live.session.flush()
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
+        result = await self._live.session.flush(on_output)
         if result.container is None:
             return result
         live = self._live
-        await self._containers.store.add_seconds(live.record.owner, result.wall_seconds)
+        self._containers.count_seconds(result.wall_seconds)
         if self._response_id:
             await self._containers.update(live, last_response_id=self._response_id)
         result = replace(result, container=live.record.id)

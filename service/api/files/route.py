@@ -12,10 +12,11 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from service.api import audit
 from service.api.errors import ApiError, speaks_anthropic
 from service.api.files.multipart import read_form
 from service.api.schemas import FILE, FILE_CONTENT, FILE_LIST
-from service.api.state import Owner
+from service.api.state import CurrentServer, Owner
 from service.common.json import Json, JsonResponse
 from service.store.blobs import BlobError
 from service.store.containers import ContainerStore
@@ -64,9 +65,9 @@ _UPLOAD: Final[dict[str, Any]] = {
 
 
 @router.post("", response_class=JsonResponse, responses=FILE, openapi_extra=_UPLOAD)
-async def upload_file(request: Request, files: Files, owner: Owner) -> Response:
+async def upload_file(request: Request, server: CurrentServer, files: Files, owner: Owner) -> Response:
     """Upload a file as a multipart form. It is stored while it arrives."""
-
+    await server.quotas.check(owner, storage=True)
     saved: list[StoredFile] = []
 
     async def save(filename: str, content: AsyncIterator[bytes]) -> None:
@@ -158,11 +159,13 @@ async def stored(files: FileStore, content: AsyncIterator[bytes], **metadata: An
         ApiError: 413 if it exceeds a limit, 503 if the store failed.
     """
     try:
-        return await files.put(content, **metadata)
+        file = await files.put(content, **metadata)
     except FileTooLargeError as error:
         raise too_large(error) from None
     except BlobError as error:
         raise unavailable(error) from error
+    audit.record("file.create", target=file.id)
+    return file
 
 
 async def find(files: FileStore, file_id: str, owner: str, param: str = "file_id") -> StoredFile:

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, SecretStr, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from service.api.responses.request import CodeOptions
 from service.api.sampling import Stops
 from service.api.tools.definitions import ContainerId, SkippedTool
-from service.api.tools.mcp import McpServerTool
+from service.api.tools.mcp import McpServerTool, ToolNames, is_header_value
+from service.api.tools.mcp import ToolName as McpToolName
 from service.api.validation import (
     Ignored,
     OptionalContent,
@@ -275,7 +285,7 @@ class McpToolset(RequestModel):
     type: Literal["mcp_toolset"]
     mcp_server_name: str = Field(max_length=64)
     default_config: ToolOptions = ToolOptions()
-    configs: dict[str, ToolOptions] = Field(default_factory=dict, max_length=256)
+    configs: dict[McpToolName, ToolOptions] = Field(default_factory=dict, max_length=256)
     cache_control: NoEffectOption = None
 
     @model_validator(mode="after")
@@ -301,7 +311,7 @@ class ToolConfiguration(RequestModel):
     """Earlier form of `McpToolset`, as a part of the server's entry."""
 
     enabled: bool = True
-    allowed_tools: list[str] | None = Field(default=None, max_length=256)
+    allowed_tools: ToolNames | None = None
 
 
 class MessagesMcpServer(RequestModel):
@@ -313,6 +323,13 @@ class MessagesMcpServer(RequestModel):
     authorization_token: SecretStr | None = Field(default=None, max_length=16_384)
     """Access token for the server. Neither logged nor stored."""
     tool_configuration: ToolConfiguration | None = None
+
+    @field_validator("authorization_token")
+    @classmethod
+    def _check_token(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and not is_header_value(token.get_secret_value()):
+            raise invalid("it is not a valid header")
+        return token
 
     def as_tool(self, toolset: McpToolset | None) -> McpServerTool | None:
         """Return the server as OpenAI's tool; None if its tools are turned off."""
@@ -494,6 +511,8 @@ class CountTokensRequest(RequestBody):
     def without_effect(self) -> Iterator[str]:
         if self.effort is not None and not self.thinks:
             yield "output_config.effort"
+        if self.deferral is not None and self.deferral.live_output:
+            yield "deferral.live_output"
         if self.mcp_servers and not self.runs_code:
             yield "mcp_servers"
 

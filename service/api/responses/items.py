@@ -118,6 +118,8 @@ class CodeInterpreterCall(Item):
     container_id: str = ""
     outputs: list[Annotated[Logs | Image, Field(discriminator="type")]] | None = None
     """None if the response didn't include them; they are then read from the store."""
+    execution: Annotated[object, Field(exclude=True)] = None
+    """Times and files of the run, which the model doesn't read."""
 
 
 class CallCaller(RequestModel):

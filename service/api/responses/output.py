@@ -33,6 +33,7 @@ from service.episode.events import (
     FlushStarted,
     FlushSuspended,
     Invoked,
+    LiveOutput,
     Sampled,
     ToolCalled,
 )
@@ -131,6 +132,9 @@ class OutputBuilder:
             case FlushStarted():
                 assert self._code is not None  # noqa: S101  its blocks were invoked
                 events += [*self._close_text("completed"), *self._code.flush()]
+            case LiveOutput(_, chunk):
+                assert self._code is not None  # noqa: S101
+                events += self._code.show(chunk)
             case FlushFinished(tool):
                 assert self._code is not None  # noqa: S101
                 self._container = tool.container or ""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.api.chat.choice_builder import content_path
+from service.api.chat.choice_builder import content_path, executed_tool
 from service.api.responses.items import output_item_id
 from service.api.tools.custom import input_of
 from service.common.json import Json, dumps
 from service.episode.events import CodeToolCall, ExecutedTool, InvokedBlock
-from service.sandbox.base import OutputFile, Status
+from service.sandbox.base import OutputChunk, OutputFile, Status
 from service.tools.approval import ApprovalRequest
 from service.tools.mcp.hub import Listing, SessionTools
 
@@ -282,6 +282,18 @@ class CodeItem:
         self._flushed = True
         return [self._code_done(), self._event("response.code_interpreter_call.interpreting")]
 
+    def show(self, chunk: OutputChunk) -> Events:
+        """Report what the code has written so far. OpenAI has no such event, so its name has a prefix."""
+        return [
+            self._event(
+                "ih_grpo:code_interpreter_call_output.delta",
+                stream=chunk.stream,
+                delta=chunk.text,
+                attempt=chunk.attempt,
+                truncated=chunk.truncated,
+            )
+        ]
+
     def finish(self, tool: ExecutedTool, container: str, base_url: str = "") -> Events:
         """Add the output. The item's status reports the code's success; the call itself is completed.
 
@@ -308,6 +320,7 @@ class CodeItem:
                 code=self._code,
                 container_id=container,
                 outputs=outputs,
+                execution=executed_tool(tool, self._index),
             ),
         ]
 
@@ -361,6 +374,10 @@ class ProgramItem:
 
     def suspend(self) -> Events:
         """End the response, in which the code waits for the client."""
+        return []
+
+    def show(self, chunk: OutputChunk) -> Events:  # noqa: ARG002  not reported for programs
+        """Report nothing: OpenAI's form has no place for output of running code."""
         return []
 
     def finish(self, tool: ExecutedTool, container: str, base_url: str = "") -> Events:  # noqa: ARG002
@@ -432,7 +449,7 @@ def approval_events(output: Output, request: ApprovalRequest, tools: SessionTool
         indexes = [at for at, item in enumerate(output.items) if item["id"] == request.id]
         return [  # no event if the item is in the response that this one continues
             {
-                "type": "response.mcp_approval_request.decided",
+                "type": "ih_grpo:mcp_approval_request.decided",
                 "item_id": request.id,
                 "output_index": index,
                 "approve": request.approve,

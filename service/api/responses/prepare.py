@@ -351,6 +351,7 @@ async def _prepare_chat(
     try:
         fields = _chat_fields(request, [*first, *messages])
         fields["deferral"] = {"enabled": request.runs_code, **_code_options(server, request)}
+        fields["stream"] = request.stream or request.background  # whether anyone can watch the reply
         with unreported():
             chat = ChatRequest.model_validate(fields)
     except ValidationError as error:

@@ -168,9 +168,11 @@ class TextOptions(RequestModel):
 
 
 OUTPUTS = "code_interpreter_call.outputs"
+EXECUTION = "code_interpreter_call.execution"
+"""Blocks, times, files and calls of tools of a run, as in ``executed_tools`` of chat completions."""
 LOGPROBS = "message.output_text.logprobs"
 SEALED = "reasoning.encrypted_content"
-INCLUDES = (OUTPUTS, LOGPROBS, SEALED)
+INCLUDES = (OUTPUTS, EXECUTION, LOGPROBS, SEALED)
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Unsupported = Annotated[object, only()]
@@ -215,6 +217,8 @@ class CodeOptions(Strict):
     unflushed: Literal["drop", "run"] | None = None
     """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
     runs them and the model continues."""
+    live_output: bool | None = None
+    """Stream the output of code while it runs. Default: false."""
     on_expired: OnExpired | None = None
     """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
     figures: Figures | None = None

@@ -9,7 +9,7 @@ from typing import Final
 
 from service.api.errors import ApiError
 from service.api.responses.prepare import PreparedResponse
-from service.api.responses.request import OUTPUTS
+from service.api.responses.request import EXECUTION, OUTPUTS
 from service.common.json import Json
 from service.deferral.episode import Outcome
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
@@ -130,18 +130,28 @@ def cancelled(body: Json) -> Json:
 
 
 def shown(payload: Json, include: Collection[str]) -> Json:
-    """Return a response or an event for the client, without outputs of code unless ``include`` names them."""
-    if OUTPUTS in include:
+    """Return a response or an event for the client.
+
+    Outputs of code, and details of its execution, are left out unless ``include`` names them.
+    """
+    if OUTPUTS in include and EXECUTION in include:
         return payload
     result = dict(payload)
     if isinstance(response := result.get("response"), dict):
         result["response"] = shown(response, include)
     if isinstance(item := result.get("item"), dict):
-        result["item"] = _without_outputs(item)
+        result["item"] = _shown_item(item, include)
     if isinstance(output := result.get("output"), list):
-        result["output"] = [_without_outputs(item) for item in output]
+        result["output"] = [_shown_item(item, include) for item in output]
     return result
 
 
-def _without_outputs(item: Json) -> Json:
-    return {**item, "outputs": None} if item.get("type") == "code_interpreter_call" else item
+def _shown_item(item: Json, include: Collection[str]) -> Json:
+    if item.get("type") != "code_interpreter_call":
+        return item
+    found = dict(item)
+    if OUTPUTS not in include:
+        found["outputs"] = None
+    if EXECUTION not in include:
+        found.pop("execution", None)
+    return found

@@ -41,6 +41,8 @@ async def create_response(
     """Create a response. With the tool ``code_interpreter``, the model may run code in a sandbox."""
     if body.background:
         responses.background.check_room()
+        # Again when it is admitted; but a client must get the error here, not a failed response.
+        await server.quotas.check(owner, tokens=True, code=body.runs_code, storage=True)
     prepared = await prepare_response(
         server,
         responses.store,

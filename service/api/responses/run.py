@@ -85,7 +85,10 @@ class ResponseRun:
             count=1,
             operation="responses",
             model=prepared.request.model,
+            owner=prepared.owner,
             prompt_tokens=0 if live.is_continued else len(chat.prompt_ids),
+            runs_code=chat.request.deferred,
+            is_stored=prepared.request.stored,
             attributes=self._attributes(),
             schema_param=prepared.schema_param,
         )

@@ -63,12 +63,12 @@ class McpServerTool(RequestModel):
         for name, value in (self.headers or {}).items():
             if name.lower() in _FORBIDDEN_HEADERS or not _is_token(name):
                 raise invalid("this header can't be set", ".headers")
-            if not _is_header_value(value.get_secret_value()):
+            if not is_header_value(value.get_secret_value()):
                 raise invalid("a value is not a valid header", ".headers")
         if self.authorization is not None:
             if any(name.lower() == "authorization" for name in self.headers or ()):
                 raise invalid("'headers' contains it as well", ".authorization")
-            if not _is_header_value(self.authorization.get_secret_value()):
+            if not is_header_value(self.authorization.get_secret_value()):
                 raise invalid("it is not a valid header", ".authorization")
         if self.server_url is None and (self.headers or self.authorization):
             raise invalid("credentials need a 'server_url'", ".server_url")
@@ -133,7 +133,8 @@ def _is_token(name: str) -> bool:
     return name.isascii() and name.replace("-", "").replace("_", "").isalnum()
 
 
-def _is_header_value(value: str) -> bool:
+def is_header_value(value: str) -> bool:
+    """Return whether ``value`` can be the value of a header."""
     return value.isascii() and value.isprintable()
 
 

@@ -7,18 +7,18 @@ import asyncio
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 import structlog
 import torch
 
 from service.engines.base import EngineError, EngineStats, TokenChunk
-from service.engines.transformers.runner import ModelRunner
 from service.engines.transformers.sampling import Draw, adjust, sample, score
-from service.engines.transformers.scheduler import Request, Scheduler
+from service.engines.transformers.scheduler import Request, Scheduler, Work
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +26,44 @@ FAILURES_IN_A_ROW = 3
 """Consecutive failed steps that end the engine."""
 
 Delivery = tuple[Request, TokenChunk | Exception]
+
+
+class CacheFullError(Exception):
+    """The KV cache has no room for the tokens of a step, which was not computed."""
+
+
+class SequenceCache(Protocol):
+    """Keys and values of the sequences, one row per slot."""
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Replace row ``target`` by the first ``length`` positions of row ``source``."""
+        ...
+
+    def clear(self, slot: int | None = None) -> None:
+        """Clear one row, or all rows."""
+        ...
+
+
+class BatchRunner(Protocol):
+    """A model with its KV cache. Used by one thread."""
+
+    @property
+    def cache(self) -> SequenceCache: ...
+
+    def forward(
+        self, plan: Sequence[Work]
+    ) -> tuple[list[Work], torch.Tensor, list[tuple[Request, range, torch.Tensor]]]:
+        """Run one step.
+
+        Returns:
+            The work items whose requests get a token in this step, and their logits [len(works), V], float32.
+            Then for each request that wants log-probabilities of its prompt: the positions, and their logits
+            [positions, V], float32. The tensors are valid until the next call.
+
+        Raises:
+            CacheFullError: the cache has no room for these tokens.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -49,7 +87,7 @@ class EngineThread:
     After ``FAILURES_IN_A_ROW`` failures it ends, and ``end`` holds the reason.
     """
 
-    def __init__(self, runner: ModelRunner, scheduler: Scheduler, *, threads: int | None) -> None:
+    def __init__(self, runner: BatchRunner, scheduler: Scheduler, *, threads: int | None) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._threads = threads
@@ -73,12 +111,12 @@ class EngineThread:
         """Queue a request. Raises EngineError if the thread has ended."""
         self._put(request)
 
-    def swap_weights(self, state: Mapping[str, torch.Tensor], version: int) -> Future[None]:
-        """Replace the weights between two steps. Drops the prefix cache; running requests continue with the
-        new weights, and their tokens so far are prefilled again. Later tokens report ``version``."""
+    def swap_weights(self, load: Callable[[], None], version: int) -> Future[None]:
+        """Call ``load`` between two steps. Drops the prefix cache; running requests continue with the new
+        weights, and their tokens so far are prefilled again. Later tokens report ``version``."""
 
         def swap() -> None:
-            self._runner.load_weights(state)
+            load()
             self._scheduler.pool.forget()
             self._weights_version = version
 
@@ -155,7 +193,13 @@ class EngineThread:
         plan = self._scheduler.plan()
         if not plan:
             return
-        sampling, logits, scored = self._runner.forward(plan)
+        while True:
+            try:
+                sampling, logits, scored = self._runner.forward(plan)
+                break
+            except CacheFullError:
+                self._runner.cache.clear(self._scheduler.make_room().index)
+                plan = self._scheduler.plan()
         for work in plan:
             work.slot.length = work.stop
         for request, positions, rows in scored:

@@ -216,6 +216,7 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._prefill_chunk = prefill_chunk
+        self._is_full = False  # the cache had no room for all running requests; none joins them
 
     @property
     def busy(self) -> bool:
@@ -229,7 +230,7 @@ class Scheduler:
 
     def admit(self) -> Iterator[tuple[Request, SlotAllocation]]:
         """Move waiting requests into slots, in order, while slots are free."""
-        while self.waiting:
+        while self.waiting and not self._is_full:
             request = self.waiting[0]
             # Log-probabilities of the prompt need the logits of all its tokens.
             reuse = request.sampling.prompt_logprobs is None
@@ -260,9 +261,30 @@ class Scheduler:
     def finish(self, request: Request) -> None:
         """Remove a running request and free its slot."""
         self.running.remove(request)
+        self._is_full = False
         if request.slot is not None:
             self.pool.release(request.slot)
             request.slot = None
+
+    def make_room(self) -> Slot:
+        """Empty a slot, because the KV cache is full: the least recently used idle one, else that of the
+        newest request. This request waits until another one ends, and its tokens are then prefilled again.
+
+        Raises:
+            RuntimeError: a single request fills the cache.
+        """
+        idle = [slot for slot in self.pool.slots if not slot.busy and slot.length]
+        if idle:
+            slot = min(idle, key=lambda slot: slot.last_used)
+        elif len(self.running) > 1 and (last := self.running[-1].slot) is not None:
+            slot, request = last, self.running[-1]
+            self.finish(request)
+            self.waiting.appendleft(request)
+            self._is_full = True
+        else:
+            raise RuntimeError("the KV cache is too small for one sequence")
+        slot.length, slot.tokens = 0, []
+        return slot
 
     def drain(self) -> list[Request]:
         """Remove and return every request, running or waiting."""

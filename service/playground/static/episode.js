@@ -1,5 +1,6 @@
 // Recorded episodes: a list of events [milliseconds since the question, kind, value].
 //   "t" text of the model   "r" its thinking   "o" an observation   "b" a snapshot of a flush
+//   "l" output of running code: {id, text, attempt}, with the id of its flush
 // Links contain this format, so it must stay readable: change VERSION with its meaning.
 
 export const VERSION = 1;
@@ -12,29 +13,16 @@ export function newEpisode(request) {
   return { v: VERSION, request, created: Date.now(), began: null, events: [], ended: null, finish: null, usage: null };
 }
 
-/** Add a streamed delta that arrived `ms` after the question. */
-export function addDelta(episode, ms, delta) {
-  const thought = delta.reasoning_content ?? delta.reasoning;
-  if (thought) addText(episode, ms, "r", thought);
-  if (delta.content) addText(episode, ms, isObservation(episode, delta.content) ? "o" : "t", delta.content);
-  for (const tool of delta.executed_tools ?? []) {
-    episode.events.push([ms, "b", tool]);
-    // A block is announced right after it was invoked, so the smallest difference is that of the clocks.
-    const invoked = tool.blocks.at(-1)?.invoked_at;
-    if (tool.status === "pending" && invoked) episode.began = Math.max(episode.began ?? 0, invoked - ms / 1000);
-  }
-}
-
-function addText(episode, ms, kind, text) {
+/** Add `text` of the model ("t") or of its thinking ("r"), which arrived `ms` after the question. */
+export function addText(episode, ms, kind, text) {
+  if (kind === "t" && OBSERVATION.test(text)) kind = "o";
   const last = episode.events.at(-1);
   if (last && last[1] === kind && kind !== "o" && ms - last[0] < MERGE_MS) last[2] += text;
   else episode.events.push([ms, kind, text]);
 }
 
-function isObservation(episode, text) {
-  const last = episode.events.at(-1);
-  return (last?.[1] === "b" && isSettled(last[2])) || OBSERVATION.test(text);
-}
+/** Return the event text of the output of a flush. */
+export const observation = (output) => `\nCode execution result: ${output}\n</tool_call>\n`;
 
 export const isSettled = (tool) => tool.status !== "pending" && tool.status !== "running";
 
@@ -58,23 +46,37 @@ export function flushes(events) {
 /** Duration of the episode in ms. */
 export const duration = (episode) => episode.ended ?? episode.events.at(-1)?.[0] ?? 0;
 
+/** The last question of the request, of the Responses API or of chat completions. */
+export function questionOf({ request }) {
+  const messages = request.messages ?? request.input;
+  const content = messages.filter(({ role }) => role === "user").at(-1)?.content ?? "";
+  return typeof content === "string" ? content : content.map((part) => part.text ?? "").join("");
+}
+
 /** Return `value` from a link if it is a valid episode; throw otherwise. */
 export function checked(value) {
   const fits =
     value?.v === VERSION && Array.isArray(value.events) && typeof value.request === "object" && value.request !== null &&
-    Array.isArray(value.request.messages) && isTime(value.ended) && isTime(value.began) && value.events.every(isEvent);
+    isMessages(value.request.messages ?? value.request.input) && isTime(value.ended) && isTime(value.began) &&
+    value.events.every(isEvent);
   if (!fits) throw new Error("not an episode");
   return value;
 }
 
+const isMessages = (value) =>
+  Array.isArray(value) &&
+  value.every((message) => typeof message === "object" && message && (typeof message.content === "string" || isParts(message.content)));
+const isParts = (value) => Array.isArray(value) && value.every((part) => typeof part === "object" && part);
 const isTime = (value) => value === null || Number.isFinite(value);
 
 function isEvent(event) {
   if (!Array.isArray(event) || !Number.isFinite(event[0])) return false;
   const [, kind, value] = event;
+  if (kind === "l") return typeof value?.id === "string" && typeof value.text === "string";
   if (kind !== "b") return ["t", "r", "o"].includes(kind) && typeof value === "string";
   return (
     typeof value?.id === "string" && typeof value.status === "string" && Array.isArray(value.blocks) &&
-    value.blocks.every((block) => typeof block?.code === "string") && Array.isArray(value.runs ?? [])
+    value.blocks.every((block) => typeof block?.code === "string") &&
+    ["runs", "files", "tables", "calls", "skipped_files"].every((name) => Array.isArray(value[name] ?? []))
   );
 }

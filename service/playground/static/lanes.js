@@ -25,7 +25,8 @@ function timed(tool, since, now) {
   const settled = isSettled(tool);
   const requested = settled ? since(tool.flushed_at) : (tool.running ?? Infinity);
   const delivered = settled ? requested + tool.waited_ms : now;
-  const invoked = tool.blocks.map((block) => since(block.invoked_at));
+  // Until its flush has ended, only the time at which a block arrived is known.
+  const invoked = tool.blocks.map((block) => (block.invoked_at ? since(block.invoked_at) : (block.ms ?? 0)));
   const runs = (tool.runs ?? []).map((run) => ({ start: since(run.started_at), end: since(run.finished_at), kind: "run" }));
   if (settled && tool.status !== "ok" && runs.length) runs.at(-1).kind = "failed";
   const waited = tool.container_wait_ms >= MIN_CONTAINER_WAIT_MS;

@@ -1,165 +1,176 @@
-// The page: ask a question, watch the episode, replay and share it.
-import { UserError, streamChat } from "./api.js";
-import { byId, el } from "./dom.js";
-import { duration, flushes, newEpisode, addDelta } from "./episode.js";
-import { fromFragment, holdsEpisode, toFragment } from "./share_link.js";
-import { Replay } from "./replay.js";
-import { milliseconds } from "./segments.js";
+// The page: connects its parts, handles keys and links.
+import { UserError } from "./api.js";
+import { Chat, Follower } from "./chat.js";
+import { Composer } from "./composer.js";
+import { deleteConversation, isConversationKey, listConversations, newConversation } from "./conversations.js";
+import { announce, button, byId, el } from "./dom.js";
+import { questionOf } from "./episode.js";
 import { SettingsForm } from "./settings.js";
-import { asCurl, asPython } from "./snippets.js";
+import { fromFragment, holdsEpisode } from "./share_link.js";
+import { Sidebar } from "./sidebar.js";
+import { lasting } from "./storage.js";
 
-const EXAMPLES = [
+const DEMO_EXAMPLES = [
   ["Two products", "What is 739184 times 52967 plus 90412 times 33771?"],
   ["A mistake, fixed", "Find the lcm of 91234 and 120988."],
   ["Digits of a power", "Add up the digits of 7 ** 45."],
 ];
+const EXAMPLES = [
+  ["Numbers", "How many primes lie between 10,000 and 20,000, and what is their sum?"],
+  ["A plot", "Plot sin(x) and its Taylor polynomials of degree 1, 3 and 5 between -5 and 5."],
+  ["A simulation", "Estimate by simulation how many people share a birthday in a group of 23, and compare it with the exact probability."],
+  ["A table", "Show a table of the first ten Fibonacci numbers with their prime factors."],
+];
 const THEMES = { auto: "light dark", light: "light", dark: "dark" };
+const THEME_STORE = "ih-grpo.theme";
 // A standalone page has no server and carries its episode in an attribute (service/playground/record.py).
-const STANDALONE = document.documentElement.dataset;
+const PAGE = document.documentElement.dataset;
+const online = PAGE.standalone === undefined;
+
 const settings = new SettingsForm();
-const replay = new Replay();
-let running = null;
+const follower = new Follower();
+const chat = new Chat(settings, { fail: showError, busy: (flag) => composer.setBusy(flag), changed: onChange }, { online });
+const composer = new Composer({
+  async send(question, files) {
+    showError(null);
+    if (settings.models.length === 0) await loadModels();
+    if (settings.models.length === 0) return false; // the error is already shown
+    follower.update(true);
+    return chat.ask(question, { files });
+  },
+  stop: () => chat.stop(),
+  editLast: () => chat.thread.editLast(),
+  fail: showError,
+});
+const sidebar = new Sidebar({
+  open: (id) => openConversation(id),
+  create: startConversation,
+  openStored: askForStored,
+  removed: (id) => id === chat.conversation.id && startConversation(),
+  renamed: (id, title) => {
+    if (id === chat.conversation.id) chat.conversation.title = title;
+    onChange();
+  },
+});
 
-/** Send the question and show the episode while it runs. */
-async function ask() {
-  const question = byId("question").value.trim();
-  if (!question || !settings.check()) return byId("question").focus();
-  running?.abort();
-  const stopping = (running = new AbortController());
-  if (settings.models.length === 0) await loadModels();
-  if (running !== stopping) return;
-  if (settings.models.length === 0) return (running = null); // the error is already shown
-  const episode = newEpisode(settings.request(question));
-  const began = performance.now();
-  const elapsed = () => performance.now() - began;
-  history.replaceState(null, "", location.pathname + location.search);
+/** Update what depends on the open conversation. */
+function refresh() {
+  const { conversation } = chat;
+  byId("welcome").hidden = conversation.turns.length > 0 || !online;
+  document.title = conversation.title ? `${conversation.title} – IH-GRPO` : "IH-GRPO playground";
+  if (online) sidebar.show(conversation.id);
+}
+
+/** Do the same, and name the conversation in the address, so that a reload opens it again. */
+function onChange() {
+  refresh();
+  if (!online) return;
+  const { conversation } = chat;
+  const isEmpty = conversation.turns.length === 0;
+  const isStored = listConversations().some(({ id }) => id === conversation.id);
+  if (isStored) history.replaceState(null, "", `${location.pathname}${location.search}#c=${conversation.id}`);
+  else if (isEmpty) history.replaceState(null, "", location.pathname + location.search);
+}
+
+function startConversation() {
   showError(null);
-  announce("Question sent.");
-  busy(true);
-  replay.show(episode, { live: true });
-  byId("transcript").focus({ preventScroll: true }); // leaves the question field, so that keyboard shortcuts work
-  describe(episode, "waiting for the first token");
-  const animation = animate(() => replay.grow(elapsed()));
+  chat.show(newConversation());
+  byId("question").focus();
+}
+
+function openConversation(id) {
+  showError(null);
+  if (!chat.open(id)) return showError(new UserError("This conversation is not in this browser."));
+  follower.toEnd();
+  byId("question").focus({ preventScroll: true });
+}
+
+async function askForStored() {
+  const id = window.prompt("Id of a stored answer (resp_…):")?.trim();
+  if (id) await openStored(id);
+}
+
+async function openStored(id) {
+  showError(null);
   try {
-    for await (const chunk of streamChat(episode.request, settings.key, stopping.signal)) receive(episode, chunk, elapsed());
+    await chat.openStored(id);
+    announce("Stored answer opened.");
   } catch (error) {
-    if (stopping.signal.aborted) episode.finish = "stopped";
-    else showError(error);
-  }
-  animation.stop();
-  if (running !== stopping) return; // another question was sent
-  running = null;
-  episode.ended = elapsed();
-  busy(false);
-  replay.grow(episode.ended, true);
-  describe(episode);
-  announce(`Done: ${byId("about").textContent}.`);
-}
-
-function receive(episode, chunk, ms) {
-  if (chunk.usage) episode.usage = chunk.usage;
-  for (const choice of chunk.choices) {
-    addDelta(episode, ms, choice.delta);
-    episode.finish = choice.finish_reason ?? episode.finish;
-    const tool = choice.delta.executed_tools?.at(-1);
-    if (tool) announce(`${tool.blocks.length} block${tool.blocks.length === 1 ? "" : "s"} ${tool.status}.`);
-    describe(episode, "writing");
+    showError(error);
   }
 }
 
-/** Show the line of facts under the question. */
-function describe(episode, doing) {
-  const finish = { stop: "completed", length: "cut at a limit", stopped: "stopped by you" }[episode.finish];
-  const tools = flushes(episode.events);
-  const facts = [episode.request.model, doing ?? finish ?? "interrupted"];
-  if (!doing) facts.push(milliseconds(duration(episode)), `${tools.length} flush${tools.length === 1 ? "" : "es"}`);
-  if (episode.usage) facts.push(`${episode.usage.completion_tokens} tokens`);
-  byId("about").textContent = facts.join(" · ");
-}
-
-/** Call `step` before each repaint until stopped. */
-function animate(step) {
-  let going = true;
-  const loop = () => {
-    if (!going) return;
-    step();
-    requestAnimationFrame(loop);
-  };
-  requestAnimationFrame(loop);
-  return { stop: () => (going = false) };
-}
-
-function busy(is) {
-  byId("stop").hidden = !is;
-  byId("go").disabled = is;
-  byId("ask").ariaBusy = String(is);
-}
-
-/** Show an error; null hides it. */
+/** Show an error above the conversation; null hides it. */
 function showError(error) {
   const problem = byId("problem");
   problem.hidden = error === null;
   if (error === null) return;
   if (!(error instanceof UserError)) console.error(error);
   problem.textContent = error instanceof UserError ? error.message : `Internal error of this page: ${error.message}`;
-  if (error.needsKey) byId("key").focus();
+  if (error.needsKey) settings.askForKey();
 }
 
-const announce = (words) => (byId("status").textContent = words);
-
-/** Copy text to the clipboard, or show it if the browser doesn't allow that. */
-async function copy(text, what) {
+async function loadModels() {
   try {
-    await navigator.clipboard.writeText(text);
-    byId("copied").textContent = `${what} copied`;
-  } catch {
-    byId("copied").textContent = "";
-    window.prompt(`${what}:`, text);
+    await settings.load();
+    showExamples();
+    showError(null);
+  } catch (error) {
+    showError(error);
   }
 }
 
-async function shareEpisode() {
-  if (!replay.episode || replay.live) return;
-  history.replaceState(null, "", await toFragment(replay.episode));
-  await copy(location.href, "Link");
+function showExamples() {
+  const examples = settings.isDemo ? DEMO_EXAMPLES : EXAMPLES;
+  byId("examples").replaceChildren(
+    ...examples.map(([name, question]) => {
+      const card = button("", () => composer.fill(question), { class: "example" });
+      card.append(el("b", {}, name), el("span", {}, question));
+      return card;
+    }),
+  );
 }
 
-/** Replay the episode in the URL, if there is one. */
-async function openLink() {
-  const fragment = holdsEpisode(location.hash) ? location.hash : STANDALONE.episode;
-  if (!fragment) return;
+/** Show what the fragment of the address names: an episode, a conversation of this browser, or a stored answer. */
+async function openFragment() {
+  const fragment = holdsEpisode(location.hash) ? location.hash : PAGE.episode;
+  const [, kind, id] = /^#([cr])=([\w-]+)$/.exec(location.hash) ?? [];
+  if (fragment) await openLink(fragment);
+  else if (kind === "c" && id !== chat.conversation.id) openConversation(id);
+  else if (kind === "r") await openStored(id);
+}
+
+async function openLink(fragment) {
   try {
     const episode = await fromFragment(fragment);
-    running?.abort();
-    replay.show(episode);
-    byId("transcript").focus({ preventScroll: true }); // as after a question, so that p replays it
-    describe(episode);
-    byId("about").textContent += ` · ${new Date(episode.created).toLocaleDateString("en", { dateStyle: "medium" })}`;
-    byId("question").value = byId("about-question").textContent;
-    announce("Episode loaded from a link.");
-    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) replay.toggle();
+    const answer = chat.showEpisode(episode, questionOf(episode));
+    answer.about.textContent += ` · ${new Date(episode.created).toLocaleDateString("en", { dateStyle: "medium" })}`;
+    answer.time.open = true;
+    answer.root.focus({ preventScroll: true }); // so that p replays it
+    announce("Answer loaded from a link.");
+    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) answer.toggle();
   } catch {
-    showError(new UserError("The link is damaged or incomplete: no episode could be read from it."));
+    showError(new UserError("The link is damaged or incomplete: no answer could be read from it."));
   }
 }
 
-const base = () => new URL("./", document.baseURI).href.split("#")[0];
+function setTheme(name) {
+  byId("theme").lastChild.textContent = name;
+  document.documentElement.style.colorScheme = THEMES[name];
+}
 
-function theme() {
-  const button = byId("theme");
+function nextTheme() {
   const names = Object.keys(THEMES);
-  const next = names[(names.indexOf(button.lastChild.textContent) + 1) % names.length];
-  button.lastChild.textContent = next;
-  document.documentElement.style.colorScheme = THEMES[next];
+  const next = names[(names.indexOf(byId("theme").lastChild.textContent) + 1) % names.length];
+  setTheme(next);
+  lasting.setItem(THEME_STORE, next);
 }
 
 function onKey(event) {
   const typing = event.target.matches("textarea, input:not([type=range]):not([type=checkbox]), select");
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-    event.preventDefault();
-    if (!running) ask();
-  } else if (event.key === "Escape" && !byId("help").open) {
-    running?.abort();
+  if (document.querySelector("dialog[open]")) return;
+  if (event.key === "Escape") {
+    if (!sidebar.close()) chat.stop();
   } else if (!typing && !event.ctrlKey && !event.metaKey && !event.altKey && KEYS[event.key]) {
     event.preventDefault();
     KEYS[event.key]();
@@ -169,42 +180,28 @@ function onKey(event) {
 const KEYS = {
   "?": () => byId("help").showModal(),
   "/": () => byId("question").focus(),
-  p: () => replay.toggle(),
-  l: shareEpisode,
+  n: startConversation,
+  t: () => chat.thread.current()?.time.toggleAttribute("open"),
+  p: () => chat.thread.current()?.toggle(),
+  l: () => chat.thread.current()?.copyLink(),
 };
 
-byId("ask").addEventListener("submit", (event) => {
-  event.preventDefault();
-  ask();
-});
-byId("stop").addEventListener("click", () => running?.abort());
-byId("share").addEventListener("click", shareEpisode);
-byId("copy-curl").addEventListener("click", () => copy(asCurl(replay.episode.request, base(), Boolean(settings.key)), "curl command"));
-byId("copy-python").addEventListener("click", () => copy(asPython(replay.episode.request, base(), Boolean(settings.key)), "Program"));
 byId("open-help").addEventListener("click", KEYS["?"]);
-byId("theme").addEventListener("click", theme);
+byId("open-settings").addEventListener("click", () => byId("settings").showModal());
+byId("theme").addEventListener("click", nextTheme);
 byId("key").addEventListener("change", loadModels);
+byId("delete-all").addEventListener("click", () => {
+  if (!window.confirm("Delete all conversations from this browser?")) return;
+  for (const { id } of listConversations()) deleteConversation(id);
+  byId("settings").close();
+  startConversation();
+});
 document.addEventListener("keydown", onKey);
-addEventListener("hashchange", openLink);
-byId("examples").append(
-  ...EXAMPLES.map(([name, question]) => {
-    const chip = el("button", { type: "button", class: "chip", title: question }, name);
-    chip.addEventListener("click", () => {
-      byId("question").value = question;
-      byId("question").focus();
-    });
-    return chip;
-  }),
-);
+addEventListener("hashchange", openFragment);
+addEventListener("pagehide", () => chat.run && chat.save(chat.run.conversation));
+addEventListener("storage", (event) => isConversationKey(event.key) && sidebar.show());
+setTheme(THEMES[lasting.getItem(THEME_STORE)] ? lasting.getItem(THEME_STORE) : "auto");
 
-async function loadModels() {
-  try {
-    await settings.load();
-    showError(null);
-  } catch (error) {
-    showError(error);
-  }
-}
-
-if (STANDALONE.standalone === undefined) await loadModels();
-await openLink();
+refresh();
+if (online) await loadModels();
+await openFragment();

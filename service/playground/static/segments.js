@@ -2,12 +2,14 @@
 import { flushes, isSettled, observed } from "./episode.js";
 import { parseTurn } from "./parse.js";
 
-/** Return segments in order: text, thinking, code (with `number`, `state` and `note`), marker, observation. */
+/** Return segments in order: text, thinking, code (with `number`, `state` and `note`), marker, observation.
+ *  The output of code that still runs is an observation with `live`. */
 export function segmentsOf(events, { over = false } = {}) {
   const segments = [];
   let turn = "";
   let thinking = null;
   let flush = null;
+  let live = null;
   const endTurn = () => {
     segments.push(...parseTurn(turn));
     turn = "";
@@ -16,8 +18,13 @@ export function segmentsOf(events, { over = false } = {}) {
   for (const [, kind, value] of events) {
     if (kind === "t") turn += value;
     else if (kind === "b") flush = isSettled(value) ? value : null;
-    else if (kind === "o") {
+    else if (kind === "l") {
+      // The blocks of a second attempt run again from the start.
+      const isNew = live?.id !== value.id || live.attempt !== value.attempt;
+      live = { id: value.id, attempt: value.attempt, text: (isNew ? "" : live.text) + value.text };
+    } else if (kind === "o") {
       endTurn();
+      live = null;
       segments.push({ kind: "observation", text: observed(value), tool: flush });
       flush = null;
     } else {
@@ -27,6 +34,7 @@ export function segmentsOf(events, { over = false } = {}) {
     }
   }
   endTurn();
+  if (live?.text) segments.push({ kind: "observation", text: live.text, tool: null, live: true });
   nameBlocks(segments, flushes(events), over);
   return segments;
 }

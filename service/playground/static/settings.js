@@ -1,9 +1,11 @@
-// The settings form. Its values, including the key, are kept in this tab's session storage only.
-import { byId, el } from "./dom.js";
+// The settings dialog and the choice of the model. The key is kept in this tab's session storage only.
 import { listModels } from "./api.js";
+import { byId, el } from "./dom.js";
+import { lasting, ofTab } from "./storage.js";
 
-const STORE = "ih-grpo.playground";
-const NUMBERS = ["temperature", "seed", "max_tokens"];
+const STORE = "ih-grpo.settings";
+const KEY_STORE = "ih-grpo.key";
+const NUMBERS = ["temperature", "top_p", "max_output_tokens", "seed"];
 
 export class SettingsForm {
   constructor() {
@@ -12,17 +14,19 @@ export class SettingsForm {
     this.restore();
     this.form.addEventListener("input", () => this.keep());
     this.form.elements.enabled.addEventListener("change", () => this.describe());
-    this.form.addEventListener("submit", (event) => event.preventDefault());
-    byId("model").addEventListener("change", () => this.describe());
-  }
-
-  get key() {
-    return byId("key").value.trim();
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      byId("settings").close();
+    });
+    byId("model").addEventListener("change", () => {
+      this.keep();
+      this.describe();
+    });
   }
 
   /** Load the list of models from the server. */
   async load() {
-    this.models = await listModels(this.key);
+    this.models = await listModels();
     const select = byId("model");
     const wanted = this.wanted ?? select.value;
     select.replaceChildren(...this.models.map(({ id }) => el("option", {}, id)));
@@ -38,7 +42,9 @@ export class SettingsForm {
       model?.context_length && `${model.context_length.toLocaleString("en")} tokens of context`,
       policy?.run_limit_s && `${policy.run_limit_s} s a flush`,
     ];
-    byId("model-facts").textContent = facts.filter(Boolean).join(" · ");
+    byId("model-facts").textContent = model ? [model.id, ...facts].filter(Boolean).join(" · ") : "";
+    byId("welcome-model").textContent = model?.id ?? "the model";
+    this.isDemo = Boolean(model?.notice);
     this.warn(model?.notice);
     if (policy?.max_turns) this.form.elements.max_turns.placeholder = policy.max_turns;
   }
@@ -47,46 +53,66 @@ export class SettingsForm {
   warn(notice) {
     const off = notice && !this.form.elements.enabled.checked;
     byId("notice").textContent = off ? `${notice}. With deferred execution off it can't answer, because it was only trained to answer with code that runs.` : (notice ?? "");
-    byId("notice").hidden = !notice;
+    byId("notice").hidden = byId("demo").hidden = !notice;
+    byId("demo").title = notice ?? "";
   }
 
-  /** Return the request for `question`. Unset fields are not sent and follow the checkpoint's defaults. */
-  request(question) {
+  /** Return the request for `question` with `files`. Unset fields are not sent and follow the checkpoint's defaults. */
+  request(question, files) {
     const fields = this.form.elements;
-    const request = { model: byId("model").value, messages: [{ role: "user", content: question }] };
+    const parts = files.map(({ id }) => ({ type: "input_file", file_id: id }));
+    const content = files.length ? [...parts, { type: "input_text", text: question }] : question;
+    const request = { model: byId("model").value, input: [{ role: "user", content }] };
+    const instructions = fields.instructions.value.trim();
+    if (instructions) request.instructions = instructions;
     for (const name of NUMBERS) if (fields[name].value !== "") request[name] = fields[name].valueAsNumber;
+    if (!fields.enabled.checked) return request;
+    request.tools = [{ type: "code_interpreter", container: { type: "auto" } }];
     const deferral = {};
-    if (!fields.enabled.checked) deferral.enabled = false;
     if (!fields.eager.checked) deferral.eager = false;
     if (fields.max_turns.value !== "") deferral.max_turns = fields.max_turns.valueAsNumber;
     if (Object.keys(deferral).length) request.deferral = deferral;
     return request;
   }
 
-  /** Validate all fields and show the first error. */
-  check = () => this.form.reportValidity();
+  /** Validate all fields. The dialog shows the first error. */
+  check() {
+    if (this.form.checkValidity()) return true;
+    if (!byId("settings").open) byId("settings").showModal();
+    return this.form.reportValidity();
+  }
+
+  /** Open the dialog at the field for the key. */
+  askForKey() {
+    if (!byId("settings").open) byId("settings").showModal();
+    byId("key").focus();
+  }
 
   keep() {
-    const values = {};
-    for (const field of this.form.elements) values[field.name || field.id] = field.type === "checkbox" ? field.checked : field.value;
+    const values = { model: byId("model").value };
+    for (const field of this.form.elements) {
+      if (field.name) values[field.name] = field.type === "checkbox" ? field.checked : field.value;
+    }
     try {
-      sessionStorage.setItem(STORE, JSON.stringify(values));
+      lasting.setItem(STORE, JSON.stringify(values));
+      ofTab.setItem(KEY_STORE, byId("key").value);
     } catch {
-      // private windows may have no storage; nothing is kept then
+      // a full storage keeps the earlier values
     }
   }
 
   restore() {
+    byId("key").value = ofTab.getItem(KEY_STORE) ?? "";
     let values = {};
     try {
-      values = JSON.parse(sessionStorage.getItem(STORE)) ?? {};
+      values = JSON.parse(lasting.getItem(STORE)) ?? {};
     } catch {
       return;
     }
     this.wanted = values.model;
     for (const field of this.form.elements) {
-      const value = values[field.name || field.id];
-      if (value === undefined || field.id === "model") continue;
+      const value = values[field.name];
+      if (!field.name || value === undefined) continue;
       if (field.type === "checkbox") field.checked = value;
       else field.value = value;
     }

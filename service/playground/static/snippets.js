@@ -1,27 +1,31 @@
-// The current request as a shell command and as a Python program. They name the key's variable, not the key.
+// A request as a shell command and as a Python program. They name the key's variable, not the key.
+
+// Fields that the SDK does not know are sent in extra_body.
+const SDK_FIELDS = "model input instructions previous_response_id tools temperature top_p max_output_tokens".split(" ");
 
 /** Return a curl command. */
 export function asCurl(request, base, hasKey) {
   const key = hasKey ? ` \\\n  -H "Authorization: Bearer $IHGRPO_API_KEY"` : "";
   const body = JSON.stringify(request, null, 2).replaceAll("'", "'\\''");
-  return `curl ${base}v1/chat/completions${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`;
+  return `curl ${base}v1/responses${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`;
 }
 
-/** Return a program for the OpenAI SDK. Extensions go into extra_body. */
+/** Return a program for the OpenAI SDK. */
 export function asPython(request, base, hasKey) {
-  const { deferral, ...known } = request;
-  const lines = Object.entries(known).map(([name, value]) => `    ${name}=${literal(value)},`);
-  if (deferral) lines.push(`    extra_body=${literal({ deferral })},`);
+  const entries = Object.entries(request);
+  const extra = entries.filter(([name]) => !SDK_FIELDS.includes(name));
+  const lines = entries.filter(([name]) => SDK_FIELDS.includes(name)).map(([name, value]) => `    ${name}=${literal(value)},`);
+  if (extra.length) lines.push(`    extra_body=${literal(Object.fromEntries(extra))},`);
   const key = hasKey ? `os.environ["IHGRPO_API_KEY"]` : `"none"`;
   return [
     ...(hasKey ? ["import os", ""] : []),
     "from openai import OpenAI",
     "",
     `client = OpenAI(base_url=${literal(`${base}v1`)}, api_key=${key})`,
-    "completion = client.chat.completions.create(",
+    "response = client.responses.create(",
     ...lines,
     ")",
-    "print(completion.choices[0].message.content)",
+    "print(response.output_text)",
     "",
   ].join("\n");
 }

@@ -27,7 +27,7 @@ export function drawTimeline(root, { lanes, totals, flushed }, total, now) {
 function laneOf({ name, spans, thread, marks }, y, x, width) {
   const nodes = [svg("text", { class: "lane", x: 0, y: y + 4 }, name)];
   if (thread) {
-    const line = svg("line", { class: "thread", x1: x(thread[0]), x2: x(thread[1]), y1: y, y2: y });
+    const line = svg("line", { class: "thread-line", x1: x(thread[0]), x2: x(thread[1]), y1: y, y2: y });
     line.append(svg("title", {}, `${name}: closed at ${milliseconds(thread[0])}, delivered at ${milliseconds(thread[1])}`));
     nodes.push(line, svg("circle", { class: "closed", cx: x(thread[0]), cy: y, r: 3 }));
   }
@@ -54,7 +54,7 @@ function axis(picture, x, total, height) {
   }
 }
 
-const hiddenShare = ({ ran, hidden }) => (ran > 0 ? `${Math.round((100 * hidden) / ran)} %` : "–");
+export const hiddenShare = ({ ran, hidden }) => (ran > 0 ? `${Math.round((100 * hidden) / ran)} %` : "–");
 
 /** Describe the picture for screen readers. */
 function describeTotals(totals) {

@@ -1,12 +1,14 @@
-"""Build the sandbox image from the files that come with the package.
+"""Build the sandbox image from the files that come with the package, and list the images that were built.
 
-The files are the same in a checkout (``sandbox_image/``) and in the wheel. The build also uses the machine's
+The files are the same in a checkout (``sandbox_image/``) and in the wheel. A lock file (``packages.Lock``)
+replaces their ``requirements.txt``. The build also uses the machine's
 access to its package index: pip's index settings, and the certificates that PIP_CERT, REQUESTS_CA_BUNDLE or
 SSL_CERT_FILE names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import tarfile
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +26,14 @@ from docker.errors import DockerException, ImageNotFound
 from requests.exceptions import RequestException
 
 from service.sandbox.base import SandboxError
-from service.sandbox.docker.settings import DEFAULT_IMAGE, default_docker_host
+from service.sandbox.docker.packages import ImageInfo, Lock, parse_requirements, read_packages
+from service.sandbox.docker.settings import DEFAULT_IMAGE, build_command, default_docker_host
 from service.sandbox.worker_program import image_folder
 
 LABEL: Final = "ih-grpo.content"
 """Label that holds the ``content_hash`` of the files that an image was built from."""
+_WITH: Final = "ih-grpo.with"
+"""Label that holds the requirements that were added to those of the default image."""
 _CERTIFICATES: Final = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _TAIL: Final = 30
 
@@ -37,6 +42,7 @@ def build_image(
     image: str = DEFAULT_IMAGE,
     *,
     base_image: str | None = None,
+    lock: Lock | None = None,
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,  # noqa: ARG005
 ) -> bool:
@@ -45,6 +51,7 @@ def build_image(
     Args:
         image: tag of the image.
         base_image: replaces the Dockerfile's base image. It must be a Debian with Python 3.11 or later.
+        lock: the packages of the image; None for those of the default image.
         force: build even if the image is up to date.
         report: called with each step of the build.
 
@@ -54,41 +61,87 @@ def build_image(
     Raises:
         SandboxError: Docker does not answer, or the build failed; with the last lines of its output.
     """
-    host = default_docker_host()
-    if host.startswith("unix://") and not Path(host.removeprefix("unix://")).is_socket():
-        raise SandboxError(f"no Docker daemon answers at {host}: start it, or set DOCKER_HOST")
-    try:
-        client = docker.APIClient(base_url=host, version="auto", timeout=600)
-    except (DockerException, RequestException) as error:
-        raise SandboxError(f"Docker at {host}: {error}") from None
-    try:
+    with _daemon() as client:
         folder = image_folder()
-        content = content_hash(folder)
+        content = content_hash(folder, lock)
         if not force and _label(client, image) == content:
             return False
         arguments = build_arguments(os.environ)
         if base_image is not None:
             arguments["BASE_IMAGE"] = base_image
+        labels = {LABEL: content}
+        if lock is not None:
+            labels[_WITH] = ",".join(lock.requested)
         output = client.build(
-            fileobj=_context(folder, _certificate(os.environ)),
+            fileobj=_context(folder, index_certificate(os.environ), lock),
             custom_context=True,
             tag=image,
             buildargs=arguments,
-            labels={LABEL: content},
+            labels=labels,
             network_mode="host",
             rm=True,
             decode=True,
         )
         _follow(output, report)
-    except (DockerException, RequestException) as error:
-        raise SandboxError(f"Docker at {host}: {error}") from None
-    finally:
-        client.close()
     return True
 
 
-def content_hash(folder: Path) -> str:
-    """Return the SHA-256 of the names, modes and contents of the files in ``folder``.
+def list_images() -> list[ImageInfo]:
+    """Return the sandbox images of the Docker daemon, by name, without their packages.
+
+    Raises:
+        SandboxError: Docker does not answer.
+    """
+    with _daemon() as client:
+        return sorted(
+            (
+                ImageInfo(tag, int(entry["Size"]), _requested(entry.get("Labels")))
+                for entry in client.images(filters={"label": LABEL})
+                for tag in entry.get("RepoTags") or ()
+                if tag != "<none>:<none>"
+            ),
+            key=lambda image: image.name,
+        )
+
+
+def inspect_image(image: str) -> ImageInfo:
+    """Return ``image`` with its packages.
+
+    Raises:
+        SandboxError: Docker does not answer, or does not have the image.
+    """
+    with _daemon() as client:
+        try:
+            about = client.inspect_image(image)
+        except ImageNotFound:
+            raise SandboxError(f"Docker has no image {image}: {build_command(image)}") from None
+        labels = about["Config"].get("Labels")
+        return ImageInfo(image, int(about["Size"]), _requested(labels), read_packages(client, image))
+
+
+def _requested(labels: Mapping[str, str] | None) -> tuple[str, ...]:
+    return parse_requirements([value]) if (value := (labels or {}).get(_WITH)) else ()
+
+
+@contextlib.contextmanager
+def _daemon() -> Iterator[docker.APIClient]:
+    """Connect to the Docker daemon.
+
+    Raises:
+        SandboxError: it does not answer, or a request inside the context fails.
+    """
+    host = default_docker_host()
+    if host.startswith("unix://") and not Path(host.removeprefix("unix://")).is_socket():
+        raise SandboxError(f"no Docker daemon answers at {host}: start it, or set DOCKER_HOST")
+    try:
+        with contextlib.closing(docker.APIClient(base_url=host, version="auto", timeout=600)) as client:
+            yield client
+    except (DockerException, RequestException) as error:
+        raise SandboxError(f"Docker at {host}: {error}") from None
+
+
+def content_hash(folder: Path, lock: Lock | None = None) -> str:
+    """Return the SHA-256 of the names, modes and contents of the files in ``folder``, and of ``lock``.
 
     Excludes certificates and Python's caches, which do not affect the image.
     """
@@ -99,6 +152,8 @@ def content_hash(folder: Path) -> str:
             continue
         mode = "x" if os.access(path, os.X_OK) else "-"
         lines.append(f"{mode} {hashlib.sha256(path.read_bytes()).hexdigest()} ./{relative}\n")
+    if lock is not None:
+        lines.append(f"{lock.digest}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -119,7 +174,7 @@ def _pip_setting(name: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
 
 
-def _certificate(env: Mapping[str, str]) -> Path | None:
+def index_certificate(env: Mapping[str, str]) -> Path | None:
     """Return the file of certificates that the environment names, or None.
 
     Raises:
@@ -141,12 +196,19 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _context(folder: Path, certificate: Path | None) -> io.BytesIO:
+def _context(folder: Path, certificate: Path | None, lock: Lock | None = None) -> io.BytesIO:
     """Return the build context as a tar file in memory."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path in _files(folder):
-            archive.add(path, str(path.relative_to(folder)))
+            name = str(path.relative_to(folder))
+            if lock is None or name != "requirements.txt":
+                archive.add(path, name)
+        if lock is not None:
+            requirements = tarfile.TarInfo("requirements.txt")
+            content = "\n".join(lock.lines).encode()
+            requirements.size = len(content)
+            archive.addfile(requirements, io.BytesIO(content))
         if certificate is not None:
             archive.add(certificate.resolve(), "certs/machine.crt")
     buffer.seek(0)

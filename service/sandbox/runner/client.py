@@ -19,7 +19,13 @@ from typing import TypeVar
 
 from pydantic import SecretStr
 
-from service.sandbox.base import ExecutionResult, QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.base import (
+    ExecutionResult,
+    OnOutput,
+    QueueTimeoutError,
+    SandboxError,
+    SessionLimits,
+)
 from service.sandbox.files import Display, FileChanges, WorkFile
 from service.sandbox.runner import protocol
 from service.sandbox.runner.balancer import RunnerBalancer
@@ -264,7 +270,7 @@ class RunnerSession:
             await former.close(timeout_s=self._settings.close_timeout_s)
         return True
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         """Run the pending blocks. See ``Session.flush``. ``waited_seconds`` is measured by the client."""
         began = time.monotonic()
         connection = self._connection
@@ -276,9 +282,9 @@ class RunnerSession:
             timeout_s = self._run_limit_s + self._settings.flush_margin_s
             if self._tools is not None:
                 timeout_s += self._limits.tool_wait_s
-            result = (
-                await self._request(connection, protocol.FlushRequest(), protocol.FlushedReply, timeout_s)
-            ).result
+            request = protocol.FlushRequest(live_output=on_output is not None)
+            reply = await self._request(connection, request, protocol.FlushedReply, timeout_s, on_output)
+            result = reply.result
             self._leased &= result.status != "sandbox_error"  # after an error the next block leases a new one
         except SandboxError as error:
             self._leased = False
@@ -334,8 +340,11 @@ class RunnerSession:
         request: protocol.RunnerRequest,
         expected: type[R],
         timeout_s: float,
+        on_output: OnOutput | None = None,
     ) -> R:
-        return await self._note_cancellation(connection.request(request, expected, timeout_s=timeout_s))
+        return await self._note_cancellation(
+            connection.request(request, expected, timeout_s=timeout_s, on_output=on_output)
+        )
 
     async def _note_cancellation(self, work: Awaitable[T]) -> T:
         try:

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.protocol import State
 
-from service.sandbox.base import SandboxError, SessionLimits
+from service.sandbox.base import OnOutput, SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.protocol import Address
 from service.sandbox.session import Deadline
@@ -98,8 +98,15 @@ class RunnerConnection:
         """Whether the connection has not been closed, as far as is known."""
         return self._websocket.state is State.OPEN
 
-    async def request(self, request: protocol.RunnerRequest, expected: type[R], *, timeout_s: float) -> R:
-        """Send one request and wait for its reply.
+    async def request(
+        self,
+        request: protocol.RunnerRequest,
+        expected: type[R],
+        *,
+        timeout_s: float,
+        on_output: OnOutput | None = None,
+    ) -> R:
+        """Send one request and wait for its reply. Live output that comes before it goes to ``on_output``.
 
         Raises:
             MessageError: the request is too big; nothing was sent.
@@ -110,7 +117,7 @@ class RunnerConnection:
         async with self._exchange(timeout_s):
             await self._send(request)
             await self._catch_up(1)
-            reply = await self._receive()
+            reply = await self._receive(on_output)
         if isinstance(reply, protocol.FailedReply):
             raise protocol.failure(reply)
         if not isinstance(reply, expected):
@@ -194,8 +201,11 @@ class RunnerConnection:
         await self._websocket.send(frame)
         self._unanswered += 1
 
-    async def _receive(self) -> protocol.RunnerReply:
-        reply = await self._next_message()
+    async def _receive(self, on_output: OnOutput | None = None) -> protocol.RunnerReply:
+        while isinstance(reply := await self._next_message(), protocol.OutputMessage):
+            if on_output is None:
+                raise ConnectionLostError("the runner sent output that was not requested")
+            on_output(reply.chunk)
         if isinstance(reply, bytes):
             raise ConnectionLostError("the runner sent binary data that was not requested")
         self._unanswered -= 1

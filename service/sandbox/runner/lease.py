@@ -15,7 +15,14 @@ from typing import Any, Final, cast
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from service.sandbox.base import Sandbox, SandboxError, Session, SessionLimits
+from service.sandbox.base import (
+    ExecutionResult,
+    OutputChunk,
+    Sandbox,
+    SandboxError,
+    Session,
+    SessionLimits,
+)
 from service.sandbox.files import FileSandbox, FileSession
 from service.sandbox.runner import protocol
 from service.sandbox.runner.admission import SessionAdmission
@@ -201,7 +208,7 @@ class Lease:
             if not isinstance(request, protocol.InvokeRequest | protocol.FlushRequest):
                 return await self._answer_file_request(cast("FileSession", session), request)
             if isinstance(request, protocol.FlushRequest):
-                result = await session.flush()
+                result = await self._flush(session, live_output=request.live_output)
                 self._metrics.flushes.labels(result.status).inc()
                 self._metrics.waited_seconds.observe(result.waited_seconds)
                 self._metrics.wall_seconds.observe(result.wall_seconds)
@@ -213,6 +220,26 @@ class Lease:
             self._metrics.refused.labels(reply.reason).inc()
             return reply
         return protocol.InvokedReply()
+
+    async def _flush(self, session: Session, *, live_output: bool) -> ExecutionResult:
+        """Flush the session. A client that reads its live output slowly does not delay the code."""
+        if not live_output:
+            return await session.flush()
+        chunks: asyncio.Queue[OutputChunk | None] = asyncio.Queue()  # bounded by the limit of live output
+        sending = asyncio.create_task(self._send_output(chunks))
+        try:
+            result = await session.flush(chunks.put_nowait)
+            chunks.put_nowait(None)
+            await sending
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        return result
+
+    async def _send_output(self, chunks: asyncio.Queue[OutputChunk | None]) -> None:
+        with contextlib.suppress(RuntimeError, OSError, WebSocketDisconnect):  # the client disconnected
+            while (chunk := await chunks.get()) is not None:
+                await self._send(protocol.OutputMessage(chunk=chunk))
 
     async def _answer_file_request(
         self, session: FileSession, request: protocol.FileRequest

@@ -12,6 +12,7 @@ connection is one session and one lease:
 4. If the session has tools, the runner sends a ``ToolCallMessage`` whenever code calls one. The client
    answers each with a ``ToolResultMessage``, in any order and at any time. With a ``SuspendMessage`` it stops
    the code of the flush, and resumes it. None of them counts as a request.
+5. Before its reply to a ``FlushRequest`` with ``live_output`` the runner sends ``OutputMessage``.
 
 The runner listens on a Unix socket or on a TCP port, see ``Address``. Its load is a ``LoadReport``.
 """
@@ -26,7 +27,13 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from service.sandbox.base import ExecutionResult, QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.base import (
+    ExecutionResult,
+    OutputChunk,
+    QueueTimeoutError,
+    SandboxError,
+    SessionLimits,
+)
 from service.sandbox.files import Display, FileChanges, WorkFile
 from service.tools.base import MAX_ARGUMENT_BYTES, MAX_RESULT_BYTES, ToolSpec
 
@@ -167,6 +174,8 @@ class FlushRequest(_Message):
     """Run the pending blocks and return their result. Answered by ``FlushedReply`` or ``FailedReply``."""
 
     type: Literal["flush"] = "flush"
+    live_output: bool = False
+    """Send the output of the code while it runs."""
 
 
 class CloseRequest(_Message):
@@ -209,6 +218,13 @@ class ToolHeldMessage(_Message):
     type: Literal["tool_held"] = "tool_held"
     name: str = Field(max_length=256)
     arguments: str
+
+
+class OutputMessage(_Message):
+    """Output that the code of the running flush has written."""
+
+    type: Literal["output"] = "output"
+    chunk: OutputChunk
 
 
 class OpenedReply(_Message):
@@ -289,6 +305,7 @@ RunnerReply = (
     | FailedReply
     | ToolCallMessage
     | ToolHeldMessage
+    | OutputMessage
     | DoneReply
     | ChangesReply
 )

@@ -11,7 +11,8 @@ import pytest
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.deferral.prompt import PROMPTS, instruct
 from service.engines.base import EngineError
-from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
+from service.sandbox.base import ExecutionResult, OnOutput
+from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, ScriptedSession, printed
 from tests.support.serving import Served, make_app, serve
 from tests.support.until import until
 
@@ -111,6 +112,63 @@ async def test_sdk_accumulates_the_stream() -> None:
         completion: Any = await stream.get_final_completion()
     assert completion.choices[0].message.content == ASK + SEEN + ANSWER
     assert completion.choices[0].message.executed_tools[-1]["status"] == "ok"
+
+
+async def test_live_output_is_streamed_on_request() -> None:
+    box = ScriptedSandbox(lambda blocks: printed("1\n<tool_call>\n"))
+    wanted = {"deferral": {"live_output": True}}
+    async with serve(make_app(engine(), box)) as served:
+        stream = await ask(served, stream=True, extra_body=wanted)
+        deltas = [chunk.choices[0].delta async for chunk in stream]
+    found = [entry for delta in deltas for entry in getattr(delta, "live_output", None) or []]
+    [tool_id] = {tool["id"] for delta in deltas for tool in getattr(delta, "executed_tools", None) or []}
+    common = {"id": tool_id, "stream": "stdout", "attempt": 1, "truncated": False}
+    assert found == [
+        {"index": 0, "text": "1\n", **common},
+        {"index": 1, "text": "<tool_call>\n", **common},
+    ]
+    statuses = [
+        "live" if getattr(delta, "live_output", None) else delta.executed_tools[0]["status"]
+        for delta in deltas
+        if getattr(delta, "live_output", None) or getattr(delta, "executed_tools", None)
+    ]
+    assert statuses == ["pending", "pending", "running", "live", "live", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("options", "stream"),
+    [({}, True), ({"deferral": {"live_output": False}}, True), ({"deferral": {"live_output": True}}, False)],
+)
+async def test_no_live_output_without_a_viewer(options: dict[str, Any], stream: bool) -> None:
+    asked: list[bool] = []
+
+    class Session(ScriptedSession):
+        async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
+            asked.append(on_output is not None)
+            return await super().flush(on_output)
+
+    box = sandbox()
+    box.session = lambda limits, tools=None: Session(lambda blocks: printed("42\n"))  # type: ignore[method-assign]
+    body = {"model": "scripted", "messages": MESSAGES, "stream": stream, **options}
+    async with serve(make_app(engine(), box)) as served, httpx.AsyncClient() as client:
+        reply = await client.post(f"{served.url}/v1/chat/completions", json=body)
+    assert reply.status_code == 200
+    assert "live_output" not in reply.text
+    assert asked == [False]
+
+
+async def test_sdk_accumulates_live_output() -> None:
+    box = ScriptedSandbox(lambda blocks: printed("1\n2\n"))
+    async with (
+        serve(make_app(engine(), box)) as served,
+        served.openai.chat.completions.stream(
+            model="scripted", messages=MESSAGES, extra_body={"deferral": {"live_output": True}}
+        ) as stream,
+    ):
+        completion: Any = await stream.get_final_completion()
+    message = completion.choices[0].message
+    assert "".join(entry["text"] for entry in message.live_output) == "1\n2\n"
+    assert message.executed_tools[-1]["output"] == "1\n2"
 
 
 async def test_silent_stream_gets_comments_and_ends_with_done() -> None:

@@ -230,7 +230,7 @@ async def test_expired_container_is_a_clear_error_or_starts_fresh(play: Playgrou
     file_id = await play.upload()
     first = await play.respond("x = 1; work['a'] = b'1'", {"type": "auto", "file_ids": [file_id]})
     container_id = output(first).container_id
-    await play.containers.end(play.containers._live[container_id])
+    await play.containers.end(play.containers._live[container_id], "idle")
     with pytest.raises(openai.BadRequestError) as error:
         await play.respond("print(1)", container_id)
     assert (error.value.code, error.value.param) == ("container_expired", "tools[0].container")
@@ -346,7 +346,7 @@ async def test_daily_seconds_of_a_key_are_limited() -> None:
         await play.respond("print(1)")
         with pytest.raises(openai.RateLimitError) as error:
             await play.respond("print(1)")
-        assert error.value.code == "sandbox_quota_exceeded"
+        assert error.value.code == "insufficient_quota"
         bob = play.client.with_options(api_key="bob")
         assert logs(await play.respond("print(1)", client=bob)) == "1"
 
@@ -527,3 +527,13 @@ async def test_code_in_a_container_calls_tools() -> None:
             reply = await play.chat("call('add', a=1, b=1)", {"type": "auto"}, tools=[server])
             assert reply.choices[0].message.executed_tools[0]["calls"][0]["output"] == 2
             assert mcp.log == ["add 2 3", "add 1 1"]
+
+
+async def test_containers_whose_records_were_deleted_are_ended(play: Playground) -> None:
+    for _ in range(2):
+        await play.respond("print(1)")
+    kept, deleted = play.containers._live
+    await play.containers.store.delete(deleted)
+    await play.containers.end_deleted()
+    assert list(play.containers._live) == [kept]
+    assert len(play.sandbox.alive) == 1

@@ -437,6 +437,7 @@ async def test_prompt_that_is_too_long() -> None:
         ({"thinking": {"type": "adaptive"}, "tools": [WEATHER], "tool_choice": {"type": "any"}}, "thinking"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens"),
         ({"thinking": {"type": "adaptive"}, "tools": CODE_TOOL}, "thinking"),
+        ({"deferral": {"live_output": True}, "tools": CODE_TOOL}, "deferral.live_output"),
         ({"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, "mcp_servers"),
         ({"service_tier": "auto", "metadata": {"user_id": "u"}, "betas": None}, None),
         (

@@ -164,6 +164,10 @@ async def test_code_calls_an_mcp_server(change: Any) -> None:
     ("change", "param"),
     [
         ({"mcp_servers": [{"name": "x", "url": "http://127.0.0.1:1/mcp"}]}, "tools"),
+        (
+            {"mcp_servers": [{"name": "x", "url": "https://x", "authorization_token": "\n"}]},
+            "mcp_servers[0].authorization_token",
+        ),
         ({"mcp_servers": 2 * [{"name": "x", "url": "https://x"}]}, "mcp_servers"),
         ({"tools": [{"type": "mcp_toolset", "mcp_server_name": "x"}]}, "tools[0].mcp_server_name"),
         (

@@ -68,6 +68,54 @@ async def test_blocks_of_one_flush_are_one_item() -> None:
     assert answer["content"][0]["text"] == ANSWER
 
 
+async def test_live_output_has_events_of_its_own_on_request() -> None:
+    result = replace(printed("1\n2\n"), container="box-1")
+    wanted = {"deferral": {"live_output": True}}
+    events, usual = [
+        await streamed(sandbox(result), extra_body=options) for options in (wanted, {"deferral": {}})
+    ]
+    name = "ih_grpo:code_interpreter_call_output.delta"
+    final = checked(events)
+    names = kinds(events)
+    at = names.index("code_interpreter_call.interpreting")
+    assert names[at + 1 : at + 4] == [name, name, "code_interpreter_call.completed"]
+    assert events[at + 1] == {
+        "type": name,
+        "item_id": final["output"][1]["id"],
+        "output_index": 1,
+        "stream": "stdout",
+        "delta": "1\n",
+        "attempt": 1,
+        "truncated": False,
+        "sequence_number": at + 1,
+    }
+    assert [kind for kind in names if kind != name] == kinds(usual)
+    assert name not in kinds(usual)
+
+
+async def streamed(box: ScriptedSandbox, **options: Any) -> list[dict[str, Any]]:
+    async with serving(engine(), box) as served:
+        return await collected(await ask(served, tools=CODE_TOOL, stream=True, **options))
+
+
+async def test_sdk_accumulates_a_response_with_live_output() -> None:
+    async with (
+        serving(engine()) as served,
+        served.openai.responses.stream(
+            model="scripted",
+            input="6 * 7?",
+            tools=CODE_TOOL,
+            include=OUTPUTS,
+            extra_body={"deferral": {"live_output": True}},
+        ) as stream,
+    ):
+        types = [event.type async for event in stream]
+        response: Any = await stream.get_final_response()
+    assert "ih_grpo:code_interpreter_call_output.delta" in types
+    assert response.output_text == FIRST + SECOND + ANSWER
+    assert response.output[1].outputs[0].logs == "42"
+
+
 async def test_call_is_streamed_at_once() -> None:
     async with serving(engine()) as served:
         events = await collected(await ask(served, tools=CODE_TOOL, stream=True))
@@ -222,3 +270,26 @@ async def test_output_with_invalid_unicode_is_escaped() -> None:
         response = await ask(served, tools=CODE_TOOL)
         again = await served.openai.responses.retrieve(response.id, include=OUTPUTS)
     assert again.output[1].outputs[0].logs == "\ud800\0"
+
+
+async def test_execution_is_returned_on_request() -> None:
+    include: Any = [*OUTPUTS, "code_interpreter_call.execution"]
+    async with serving(engine()) as served:
+        events = await collected(await ask(served, tools=CODE_TOOL, stream=True, include=include))
+        _, call, _ = checked(events)["output"]
+        execution = call["execution"]
+        assert [block["code"] for block in execution["blocks"]] == ["x = 6 * 7", "print(x)"]
+        assert (execution["status"], execution["output"], execution["waited_ms"]) == ("ok", "42", 100.0)
+        assert execution["runs"] == [{"started_at": 1.0, "finished_at": 1.2}]
+        url = f"/responses/{checked(events)['id']}"
+        stored = await served.openai.get(f"{url}?include=code_interpreter_call.execution", cast_to=object)
+        plain = await served.openai.get(url, cast_to=object)
+        # The model reads the same conversation if a client sends such an item back.
+        again = await ask(
+            served, tools=CODE_TOOL, input=[*checked(events)["output"], {"role": "user", "content": "?"}]
+        )
+    calls: Any = [stored["output"][1], plain["output"][1]]  # type: ignore[index]
+    assert calls[0]["execution"] == execution
+    assert calls[0]["outputs"] is None
+    assert "execution" not in calls[1]
+    assert again.status == "completed"

@@ -102,3 +102,42 @@ def test_random_numbers_depend_only_on_seed_and_prompt_length(loop: asyncio.Abst
 
     assert numbers(3, 1) == numbers(3, 1)
     assert len({tuple(numbers(*case)) for case in [(3, 1), (3, 2), (4, 1), (3, None), (3, None)]}) == 5
+
+
+def test_full_cache_loses_the_least_recently_used_idle_slot(loop: asyncio.AbstractEventLoop) -> None:
+    scheduler = Scheduler(max_slots=3, prefill_chunk=100)
+    old, recent, running = (request(loop, 3, 10 * n) for n in range(1, 4))
+    scheduler.waiting.extend([old, recent, running])
+    list(scheduler.admit())
+    slots = [r.slot for r in (old, recent)]
+    step(scheduler)
+    scheduler.finish(old)
+    scheduler.finish(recent)
+    assert [scheduler.make_room(), scheduler.make_room()] == slots
+    assert [(slot.length, slot.tokens) for slot in slots if slot] == [(0, []), (0, [])]
+    assert scheduler.running == [running]
+
+
+def test_newest_request_waits_if_all_slots_are_busy(loop: asyncio.AbstractEventLoop) -> None:
+    scheduler = Scheduler(max_slots=2, prefill_chunk=100)
+    first, second, third = (request(loop, 3, 10 * n) for n in range(1, 4))
+    scheduler.waiting.extend([first, second, third])
+    list(scheduler.admit())
+    step(scheduler)
+    slot = second.slot
+    assert scheduler.make_room() is slot
+    assert (scheduler.running, list(scheduler.waiting)) == ([first], [second, third])
+    # Nobody joins while the cache is full, although a slot is free.
+    assert list(scheduler.admit()) == []
+    assert step(scheduler) == [(10, 3, 4)]
+    scheduler.finish(first)
+    assert [r for r, _ in scheduler.admit()] == [second, third]
+    assert step(scheduler) == [(20, 0, 4), (30, 0, 3)]
+
+
+def test_single_sequence_must_fit_into_the_cache(loop: asyncio.AbstractEventLoop) -> None:
+    scheduler = Scheduler(max_slots=2, prefill_chunk=100)
+    scheduler.waiting.append(request(loop, 3))
+    list(scheduler.admit())
+    with pytest.raises(RuntimeError, match="too small"):
+        scheduler.make_room()

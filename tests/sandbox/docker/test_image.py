@@ -61,8 +61,8 @@ def test_passes_only_urls_to_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unreadable_certificate_is_an_error() -> None:
     with pytest.raises(SandboxError, match=r"/no/such\.pem, which SSL_CERT_FILE names"):
-        sandbox_image._certificate({"SSL_CERT_FILE": "/no/such.pem"})
-    assert sandbox_image._certificate({}) is None
+        sandbox_image.index_certificate({"SSL_CERT_FILE": "/no/such.pem"})
+    assert sandbox_image.index_certificate({}) is None
 
 
 def test_a_missing_daemon_is_reported_without_a_traceback(

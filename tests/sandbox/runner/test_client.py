@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from service.sandbox.base import QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.base import OutputChunk, QueueTimeoutError, SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from tests.sandbox.conftest import Served, ServeFake, process, served
@@ -36,6 +36,35 @@ async def test_sessions_have_separate_namespaces(serve_fake: ServeFake) -> None:
             assert result.started_at is not None
             await session.close()
         assert runner.sandbox.active == set()
+
+
+async def test_live_output_comes_while_the_flush_runs(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner:
+        session = runner.client.session(LIMITS)
+        for block in ("print 1", "sleep 30", "print 2"):
+            await session.invoke(block)
+        first = asyncio.Event()
+        flushing = asyncio.create_task(session.flush(lambda chunk: first.set()))
+        await first.wait()
+        assert not flushing.done()
+        flushing.cancel()
+        await asyncio.gather(flushing, return_exceptions=True)
+        await until(lambda: not runner.sandbox.active)
+        await session.close()
+
+
+async def test_live_output_is_complete_and_only_on_request(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner:
+        session = runner.client.session(LIMITS)
+        for wanted in (True, False, True):
+            await session.invoke("print 1")
+            await session.invoke("print 2")
+            chunks: list[OutputChunk] = []
+            result = await (session.flush(chunks.append) if wanted else session.flush())
+            assert result.stdout == "1\n2\n"
+            assert [chunk.text for chunk in chunks] == (["1\n", "2\n"] if wanted else [])
+        assert runner.sandbox.live_flushes == 2
+        await session.close()
 
 
 async def test_prepare_announces_blocks_to_the_runners_sandbox(serve_fake: ServeFake) -> None:

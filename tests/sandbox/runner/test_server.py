@@ -64,6 +64,27 @@ async def test_only_health_needs_no_token(serve_fake: ServeFake) -> None:
         assert runner.sandbox.sessions == []
 
 
+async def test_a_client_that_reads_no_live_output_does_not_delay_the_flush(serve_fake: ServeFake) -> None:
+    async with serve_fake() as runner, connect(runner) as socket:
+        await request(socket, OPEN)
+        socket.transport.pause_reading()
+        line = "x" * 500_000  # more than the buffers of a socket hold
+        for number in range(6):
+            await socket.send(json.dumps({"type": "invoke", "code": f"print {number} {line}"}))
+        await socket.send('{"type": "flush", "live_output": true}')
+        await until(lambda: len(runner.sandbox.ran) == 6)
+        await until(lambda: runner.sandbox.finished == 1)
+        socket.transport.resume_reading()
+        replies = [json.loads(await socket.recv()) for _ in range(13)]
+    assert [reply["type"] for reply in replies] == ["invoked"] * 6 + ["output"] * 6 + ["flushed"]
+    assert replies[6]["chunk"] == {
+        "stream": "stdout",
+        "text": f"0 {line}\n",
+        "attempt": 1,
+        "truncated": False,
+    }
+
+
 async def test_ready_reports_the_state_and_the_load(serve_fake: ServeFake) -> None:
     async with serve_fake(max_sessions=3) as runner, http(runner) as client:
         session = runner.client.session(SessionLimits())

@@ -15,7 +15,7 @@ from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling, TokenChunk
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
-from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, Session, SessionLimits
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, ScriptedSession, printed
 from trainer.training.chunked_lm_head import PolicyModel
@@ -92,9 +92,9 @@ async def test_slow_call_does_not_block_batch() -> None:
         return ask_then_answer(context)
 
     class Slow(ScriptedSession):
-        async def flush(self) -> ExecutionResult:
+        async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
             await others_done.wait()  # not set if the others have to wait for this call
-            return await super().flush()
+            return await super().flush(on_output)
 
     class SlowOnce(ScriptedSandbox):
         def session(self, limits: SessionLimits, tools: object = None) -> Session:

@@ -21,7 +21,7 @@ from torch import Tensor
 from service.deferral.answer import last_boxed
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import EngineError, Sampling, TokenChunk
-from service.sandbox.base import ExecutionResult, Session, SessionLimits
+from service.sandbox.base import ExecutionResult, OnOutput, Session, SessionLimits
 from tests.support.reply_engine import ReplyEngine
 from tests.support.scripted import EOS, ScriptedSandbox, ScriptedSession, printed
 from trainer.data.problems import Problem
@@ -254,12 +254,12 @@ class HeldSession(ScriptedSession):
         super().__init__(lambda blocks: printed("1"))
         self._engine = engine
 
-    async def flush(self) -> ExecutionResult:
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         if "ahead" in self.pending[0] and self._engine.version < 1:
             event = asyncio.Event()
             self._engine.changed.append(event)
             await event.wait()
-        return await super().flush()
+        return await super().flush(on_output)
 
 
 class HeldSandbox(ScriptedSandbox):
