@@ -37,7 +37,7 @@ _BATCH_S: Final = 1.0
 """Seconds that a call waits for others that the code has announced."""
 
 
-class Outcome(NamedTuple):
+class CallOutcome(NamedTuple):
     """The end of a call."""
 
     ok: bool
@@ -51,7 +51,7 @@ class _JournalEntry:
     name: str
     arguments: str
     has_effects: bool
-    task: asyncio.Task[Outcome]
+    task: asyncio.Task[CallOutcome]
     attempt: int
 
 
@@ -134,7 +134,7 @@ class ToolCalls:
         try:
             outcome = await self._outcome(frame)
         except ToolError as error:
-            outcome = Outcome(False, str(error)[:MAX_ERROR_CHARS])
+            outcome = CallOutcome(False, str(error)[:MAX_ERROR_CHARS])
         value = outcome.value if outcome.ok else json.dumps(outcome.value)
         answer = {"op": "tool_result", "id": frame.id, "ok": outcome.ok, "value": value}
         try:
@@ -142,7 +142,7 @@ class ToolCalls:
         except SandboxError:
             return  # the flush reports it
 
-    async def _outcome(self, frame: ToolCallFrame) -> Outcome:
+    async def _outcome(self, frame: ToolCallFrame) -> CallOutcome:
         spec = self._specs.get(frame.name)
         if spec is None:
             raise ToolError(f"there is no tool {frame.name[:64]!r}")
@@ -159,7 +159,7 @@ class ToolCalls:
         self._journal.append(_JournalEntry(spec.name, key, not spec.read_only, task, frame.attempt))
         return await asyncio.shield(task)
 
-    async def _call(self, spec: ToolSpec, arguments: dict[str, Any]) -> Outcome:
+    async def _call(self, spec: ToolSpec, arguments: dict[str, Any]) -> CallOutcome:
         prefix = CODE_CALL_PREFIX if spec.by_client else "call_"
         return await run_tool(self._host, spec.name, arguments, f"{prefix}{secrets.token_hex(12)}")
 
@@ -186,15 +186,15 @@ def _runs_ahead(spec: ToolSpec) -> bool:
     return spec.read_only and not (spec.by_client or spec.needs_approval)
 
 
-async def run_tool(host: ToolHost, name: str, arguments: dict[str, Any], call_id: str) -> Outcome:
+async def run_tool(host: ToolHost, name: str, arguments: dict[str, Any], call_id: str) -> CallOutcome:
     """Call a tool."""
     try:
-        return Outcome(True, encode_result(await host.call(name, arguments, call_id)))
+        return CallOutcome(True, encode_result(await host.call(name, arguments, call_id)))
     except ToolError as error:
-        return Outcome(False, str(error)[:MAX_ERROR_CHARS], isinstance(error, ToolDeniedError))
+        return CallOutcome(False, str(error)[:MAX_ERROR_CHARS], isinstance(error, ToolDeniedError))
     except Exception as error:  # a bug in a host must not end the episode
         _log_failure(name, error)
-        return Outcome(False, f"the tool failed: {type(error).__name__}")
+        return CallOutcome(False, f"the tool failed: {type(error).__name__}")
 
 
 def _log_failure(name: str, error: Exception) -> None:
