@@ -116,7 +116,7 @@ def test_empty_reply_has_no_spans() -> None:
 @pytest.mark.parametrize(("answer", "made"), [("y", True), ("", False)])
 async def test_asks_before_a_call(monkeypatch: pytest.MonkeyPatch, answer: str, made: bool) -> None:
     monkeypatch.setattr("builtins.input", lambda *_: answer)
-    turn = 'Look.\n```python\ncall note {"text": "hi"}\n```\nI write on.<tool_call>'
+    turn = 'Look.\n```python\ncall note {"text": "hi"}\n```\nI keep writing.<tool_call>'
     out = io.StringIO()
     async with serve_mcp() as mcp:
         engine = ScriptedEngine(turn, f"It is \\boxed{{42}}.{EOS}", delay_s=0.005)
