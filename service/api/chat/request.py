@@ -321,7 +321,8 @@ class ChatRequest(SamplingRequest):
     def _together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise invalid("it needs 'logprobs' to be true", ".top_logprobs")
-        check_labels(self.tools or ())
+        if self.tools:
+            check_labels(self.tools)
         if self.deferral.enabled is False and self.offers_code:
             raise invalid("it is false, but 'tools' contains a code_interpreter", ".deferral.enabled")
         names = [tool.function.name for tool in self.functions_offered]
