@@ -36,6 +36,7 @@ from service.api.responses.registry import Responses
 from service.api.schemas import ERRORS
 from service.api.seal import Seal
 from service.api.state import Server
+from service.api.telemetry.containers import ContainerCollector
 from service.api.telemetry.metrics import Metrics
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
@@ -138,6 +139,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     )
     container_store = ContainerStore(files, keep_days=settings.container_files_days)
     containers = Containers(runner.sandbox, container_store, files, settings.container_limits(), quotas)
+    metrics.registry.register(ContainerCollector(containers.counts, files.counts))
     audit_log = settings.audit_log()
     responses.cleaners += [files.clean, container_store.clean, containers.end_deleted, usage.clean]
     if audit_log is not None:

@@ -168,7 +168,8 @@ class FsspecBlobs:
         except ModuleNotFoundError:
             raise ValueError(f"files_url {url!r} needs fsspec: pip install 'ih-grpo[s3]'") from None
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
+            # Cached listings would hide what other servers write and delete.
+            self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ValueError(f"files_url {url!r} can't be used: {error}") from None
 

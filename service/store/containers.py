@@ -159,7 +159,7 @@ class ContainerStore:
             BlobError: the content could not be written.
         """
         blob = secrets.token_hex(16)
-        size, digest = await self._uploads.write(blob, content, container.owner)
+        size, digest = await self._uploads.write(blob, content, container.owner, "container")
         try:
             return await self._add(container, path, size, digest, "assistant", blob)
         except BaseException:
@@ -244,7 +244,7 @@ class ContainerStore:
         Raises:
             BlobError: it can't be read, for example because its upload was deleted.
         """
-        async with aclosing(self._uploads.blobs.read(file.blob)) as chunks:
+        async with aclosing(self._uploads.read(file.blob)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

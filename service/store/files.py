@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 import structlog
@@ -24,6 +24,8 @@ from service.store.usage import stored_bytes
 
 ORPHAN_AGE_S: Final = 3600.0
 """Age above which a content without a row was left by a crash, and not by an upload in progress."""
+FileSource = Literal["upload", "container"]
+"""Source of a content: a client, or code in a container."""
 _log = structlog.get_logger(__name__)
 
 
@@ -70,6 +72,18 @@ def blob_of(file_id: str) -> str:
     return file_id.removeprefix("file-")
 
 
+@dataclass(slots=True)
+class FileCounts:
+    """Counts of a store of files since the start of the process."""
+
+    written: dict[FileSource, int] = field(default_factory=lambda: {"upload": 0, "container": 0})
+    """Stored files by source."""
+    written_bytes: dict[FileSource, int] = field(default_factory=lambda: {"upload": 0, "container": 0})
+    read_bytes: int = 0
+    rejected: int = 0
+    """Files above a limit of size."""
+
+
 class FileStore:
     """Files in the store's database.
 
@@ -101,6 +115,7 @@ class FileStore:
         self._quota_of = quota_of
         self._keep_s = None if keep_days is None else keep_days * 86_400
         self._clock = clock
+        self.counts = FileCounts()
 
     async def put(
         self,
@@ -119,7 +134,7 @@ class FileStore:
             BlobError: the content could not be written.
         """
         file_id = new_file_id()
-        size, digest = await self.write(blob_of(file_id), content, owner)
+        size, digest = await self.write(blob_of(file_id), content, owner, "upload")
         now = self._clock()
         file = StoredFile(
             id=file_id,
@@ -150,21 +165,40 @@ class FileStore:
             await connection.execute(update(files).where(files.c.id == file.id).values(**values))
         return replace(file, purpose=purpose, expires_at=expires_at, listed=True)
 
-    async def write(self, blob: str, content: AsyncIterator[bytes], owner: str) -> tuple[int, str]:
+    async def write(
+        self, blob: str, content: AsyncIterator[bytes], owner: str, source: FileSource
+    ) -> tuple[int, str]:
         """Write a content within the limits and return its size and SHA-256. Raises as `put`."""
         async with self.engine.connect() as connection:
             room, limit = await self._room(connection, owner)
         size, digest = 0, hashlib.sha256()
-        async with self.blobs.write(blob) as writer:
-            async for chunk in content:
-                size += len(chunk)
-                if size > self.max_file_bytes:
-                    raise FileTooLargeError(self.max_file_bytes, of_owner=False)
-                if size > room:
-                    raise FileTooLargeError(limit, of_owner=True)
-                digest.update(chunk)
-                await writer.write(chunk)
+        try:
+            async with self.blobs.write(blob) as writer:
+                async for chunk in content:
+                    size += len(chunk)
+                    if size > self.max_file_bytes:
+                        raise FileTooLargeError(self.max_file_bytes, of_owner=False)
+                    if size > room:
+                        raise FileTooLargeError(limit, of_owner=True)
+                    digest.update(chunk)
+                    await writer.write(chunk)
+        except FileTooLargeError:
+            self.counts.rejected += 1
+            raise
+        self.counts.written[source] += 1
+        self.counts.written_bytes[source] += size
         return size, digest.hexdigest()
+
+    async def read(self, blob: str) -> AsyncGenerator[bytes, None]:
+        """Yield the content ``blob``.
+
+        Raises:
+            BlobError: it can't be read.
+        """
+        async with aclosing(self.blobs.read(blob)) as chunks:
+            async for chunk in chunks:
+                self.counts.read_bytes += len(chunk)
+                yield chunk
 
     async def lock(self, connection: AsyncConnection, owner: str) -> None:
         """Let one transaction at a time add files of ``owner``. SQLite has one writer in any case."""
@@ -246,7 +280,7 @@ class FileStore:
         Raises:
             BlobError: it can't be read.
         """
-        async with aclosing(self.blobs.read(file.blob)) as chunks:
+        async with aclosing(self.read(file.blob)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -14,11 +14,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from pydantic import SecretStr
 
+from service.api.telemetry.containers import ContainerCollector, ContainerCounts
 from service.api.telemetry.metrics import Metrics
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.runner.admission import SessionAdmission
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from service.sandbox.runner.metrics import RunnerMetrics
+from service.store.files import FileCounts
 
 OBSERVE = Path(__file__).parents[2] / "observe"
 DASHBOARDS = sorted((OBSERVE / "grafana/dashboards").glob("*.json"))
@@ -33,6 +35,7 @@ def metrics() -> dict[str, Metric]:
     runner = RunnerMetrics(admission, lambda: 0, lambda: False, sandbox, max_sessions=1)
     api = Metrics()
     api.watch(RunnerClient(RunnerClientSettings(("127.0.0.1:9",), SecretStr("t" * 32))))
+    api.registry.register(ContainerCollector(ContainerCounts, FileCounts()))
     registries: list[CollectorRegistry] = [api.registry, runner._registry]
     return {family.name: family for registry in registries for family in registry.collect()}
 

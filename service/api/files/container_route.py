@@ -109,7 +109,7 @@ async def delete_container(container_id: str, containers: CurrentContainers, own
     live = containers.get(container_id, owner)
     if live is not None:
         async with containers.acquire(live):
-            await live.session.close()
+            await containers.end(live, "deleted")
     await containers.store.delete(container_id)
     return {"id": container_id, "object": "container.deleted", "deleted": True}
 

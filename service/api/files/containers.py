@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Literal
 
 import structlog
@@ -22,6 +22,7 @@ from service.api.errors import ApiError
 from service.api.files.held_session import HeldSession
 from service.api.files.inputs import InputFile, named, prompt_note
 from service.api.limits import Quotas
+from service.api.telemetry.containers import ContainerCounts, EndReason
 from service.common.json import Json
 from service.sandbox.base import Sandbox, SandboxError, Session, SessionLimits
 from service.sandbox.files import FileSandbox, FileSession
@@ -214,12 +215,24 @@ class Containers:
         self.limits = limits
         self.quotas = quotas
         self._live: dict[str, LiveContainer] = {}
+        self._counts = ContainerCounts()
         self._sweeper: asyncio.Task[None] | None = None
 
     @property
     def enabled(self) -> bool:
         """Whether the sandbox supports containers that live across requests."""
         return self.limits.idle_minutes > 0 and isinstance(self._sandbox, FileSandbox)
+
+    def counts(self) -> ContainerCounts:
+        """Return the present counts."""
+        parked = [live for live in self._live.values() if not live.lock.locked()]
+        return replace(
+            self._counts,
+            in_use=len(self._live) - len(parked),
+            parked=len(parked),
+            frozen=sum(live.is_frozen for live in parked),
+            parked_bytes=sum(live.memory_mb << 20 for live in parked),
+        )
 
     async def start(self) -> None:
         """Start the expiry of idle containers."""
@@ -230,7 +243,7 @@ class Containers:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
-        await asyncio.gather(*(self.end(live) for live in list(self._live.values())))
+        await asyncio.gather(*(self.end(live, "shutdown") for live in list(self._live.values())))
 
     def is_current(self, live: LiveContainer) -> bool:
         """Return whether a container can still be used."""
@@ -323,15 +336,20 @@ class Containers:
                 message = f"This key uses {len(mine)} containers at the same time, the most that it may."
                 raise ApiError(429, message, code="container_limit", retry_after_s=1)
             mine.remove(idle[0])
-            await self.end(idle[0])
+            await self.end(idle[0], "key_limit")
 
     async def register(self, live: LiveContainer) -> None:
         """Record a container that has been leased."""
         if not live.is_stored:
             live.is_stored = True
             self._live[live.record.id] = live
+            self._counts.started += 1
             await self.store.put(live.record)
             audit.record("container.create", target=live.record.id)
+
+    def count_seconds(self, seconds: float) -> None:
+        """Count the run time of code for the metrics."""
+        self._counts.run_s += seconds
 
     async def update(self, live: LiveContainer, **values: object) -> None:
         """Change columns of a container's record."""
@@ -350,7 +368,7 @@ class Containers:
         except SandboxError as error:
             _log.warning("container_lost", container=live.record.id, error=str(error))
         if not live.session.is_alive:
-            await self.end(live)
+            await self.end(live, "lost")
             return
         await self.update(live, last_active_at=time.time())
         parked = sorted(
@@ -362,11 +380,12 @@ class Containers:
             if memory <= self.limits.parked_memory_mb:
                 return
             memory -= other.memory_mb
-            await self.end(other)
+            await self.end(other, "memory_limit")
 
-    async def end(self, live: LiveContainer) -> None:
+    async def end(self, live: LiveContainer, reason: EndReason) -> None:
         """End a container. Its files stay available for a while."""
-        self._live.pop(live.record.id, None)
+        if self._live.pop(live.record.id, None) is not None:
+            self._counts.ended[reason] += 1
         await live.session.close()
         if live.is_stored and live.record.status == ACTIVE:
             await self.update(live, status=EXPIRED)
@@ -377,7 +396,7 @@ class Containers:
         existing = await self.store.existing([live.record.id for live in mine])
         for live in mine:
             if live.record.id not in existing and not live.lock.locked():
-                await self.end(live)
+                await self.end(live, "deleted")
 
     async def _sweep_forever(self) -> None:
         orphans_at = time.monotonic()
@@ -398,8 +417,10 @@ class Containers:
                 continue
             async with live.lock:
                 idle_s = time.monotonic() - live.used_at
-                if not live.session.is_alive or idle_s > live.record.idle_minutes * 60:
-                    await self.end(live)
+                if not live.session.is_alive:
+                    await self.end(live, "lost")
+                elif idle_s > live.record.idle_minutes * 60:
+                    await self.end(live, "idle")
                 elif not live.is_frozen and idle_s >= self.limits.freeze_after_s:
                     try:
                         live.is_frozen = True

@@ -122,6 +122,7 @@ class HeldSession:
         if result.container is None:
             return result
         live = self._live
+        self._containers.count_seconds(result.wall_seconds)
         if self._response_id:
             await self._containers.update(live, last_response_id=self._response_id)
         result = replace(result, container=live.record.id)

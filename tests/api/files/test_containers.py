@@ -209,7 +209,7 @@ async def test_expired_container_is_a_clear_error_or_starts_fresh(play: Playgrou
     file_id = await play.upload()
     first = await play.respond("x = 1; work['a'] = b'1'", {"type": "auto", "file_ids": [file_id]})
     container_id = output(first).container_id
-    await play.containers.end(play.containers._live[container_id])
+    await play.containers.end(play.containers._live[container_id], "idle")
     with pytest.raises(openai.BadRequestError) as error:
         await play.respond("print(1)", container_id)
     assert (error.value.code, error.value.param) == ("container_expired", "tools[0].container")
