@@ -184,7 +184,7 @@ def _turns(console: Console, question: str | None) -> Iterator[str]:
             yield line
 
 
-class LiveView:
+class ChatView:
     """Prints the output of running code, indented, while it arrives."""
 
     def __init__(self, console: Console) -> None:
@@ -218,7 +218,7 @@ class LiveView:
 
 
 def _answer(console: Console, client: Client, body: dict[str, Any]) -> str:
-    recorder, live = Recorder(), LiveView(console)
+    recorder, live = Recorder(), ChatView(console)
     text, at_line_start = "", True
     for delta in client.deltas(body):
         recorder.record(delta, time.time())

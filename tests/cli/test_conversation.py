@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service.cli.conversation import ChatError, Client, LiveView, Recorder, converse
+from service.cli.conversation import ChatError, ChatView, Client, Recorder, converse
 from service.cli.timeline import Span
 from tests.support.mcp_server import serve_mcp
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
@@ -43,7 +43,7 @@ async def test_shows_text_calls_and_timeline() -> None:
 
 def test_live_output_is_indented_and_safe() -> None:
     out = io.StringIO()
-    view = LiveView(Console(file=out, width=100))
+    view = ChatView(Console(file=out, width=100))
 
     def show(text: str, stream: str = "stdout", attempt: int = 1, truncated: bool = False) -> None:
         view.show({"text": text, "stream": stream, "attempt": attempt, "truncated": truncated})
