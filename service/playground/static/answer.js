@@ -47,7 +47,7 @@ export class Answer {
     this.time = el("details", { class: "time" }, this.summary, this.picture, el("div", { class: "playbar" }, this.play, this.slider, this.clock), el("div", { class: "under" }, this.totals, this.speed));
     this.time.addEventListener("toggle", () => {
       this.paint();
-      if (this.time.open) this.time.scrollIntoView({ block: "nearest" });
+      if (this.time.contains(document.activeElement)) this.time.scrollIntoView({ block: "nearest" });
     });
     new ResizeObserver(() => this.time.open && this.paint()).observe(this.picture);
     this.bar = el("div", { class: "actions", role: "group", "aria-label": "Actions" });

@@ -146,6 +146,8 @@ async function openLink(fragment) {
     const answer = chat.showEpisode(episode, questionOf(episode));
     answer.about.textContent += ` · ${new Date(episode.created).toLocaleDateString("en", { dateStyle: "medium" })}`;
     answer.time.open = true;
+    follower.update(false); // it is read from its start
+    scrollTo(0, 0);
     answer.root.focus({ preventScroll: true }); // so that p replays it
     announce("Answer loaded from a link.");
     if (!matchMedia("(prefers-reduced-motion: reduce)").matches) answer.toggle();
