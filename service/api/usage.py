@@ -141,7 +141,7 @@ async def retrieve_usage(server: CurrentServer, owner: Owner, query: CurrentQuer
     page = await _page(server.quotas, query, [owner])
     states = await server.quotas.states(owner)
     page["quotas"] = [
-        {"name": state.name, "limit": state.limit, "used": state.used, "resets_at": state.resets_at}
+        {"name": state.name, "limit": state.limit, "used": round(state.used, 3), "resets_at": state.resets_at}
         for state in states
     ]
     page["stored_bytes"] = await server.quotas.usage.stored_bytes(owner)

@@ -171,7 +171,8 @@ async def _usage_table(settings: Settings, owner: str | None, days: int) -> Tabl
         owners = dict.fromkeys(
             [owner] if owner is not None else [*keys, *(one.owner or "" for one in results)]
         )
-        table = Table("key", "requests", "input tokens", "output tokens", "seconds", "stored bytes", "quotas")
+        table = Table("key", "requests", "input tokens", "output tokens", "seconds", "stored bytes")
+        table.add_column("quotas", overflow="fold")
         for one in owners:
             used = [result.used for result in results if (result.owner or "") == one]
             total = Consumption(
@@ -182,7 +183,7 @@ async def _usage_table(settings: Settings, owner: str | None, days: int) -> Tabl
             )
             key = keys.get(one)
             quota = settings.key_quota() if key is None else key.quota.or_default(settings.key_quota())
-            limits = ", ".join(
+            limits = "\n".join(
                 f"{field}={getattr(quota, field):g}"
                 for field in quota.__dataclass_fields__
                 if getattr(quota, field) is not None

@@ -59,7 +59,8 @@ def recorder() -> Iterator[CallRecorder]:
 
 @pytest.fixture
 def app(recorder: CallRecorder, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
-    monkeypatch.setattr("service.api.responses.registry._BEAT_S", 3600.0)  # no maintenance in between
+    for interval in ("service.api.responses.registry._BEAT_S", "service.api.files.containers._SWEEP_S"):
+        monkeypatch.setattr(interval, 3600.0)  # no maintenance in between
     return create_app(settings(model=str(checkpoint), served_model_name="quickstart", warm_containers=2))
 
 

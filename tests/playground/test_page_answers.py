@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 
+from service.sandbox.base import ExecutionResult, OnOutput, OutputChunk, Session, SessionLimits
 from tests.playground.conftest import OpenPage, ask, until_over
 from tests.playground.test_page import ANSWER, ASK, app
 from tests.support.fake_files import FakeFileSandbox
@@ -138,7 +140,7 @@ async def test_files_reach_the_code_and_come_back(open_page: OpenPage) -> None:
         f"show('text/html', {HOSTILE_TABLE.encode()!r})\nprint(inputs)"
     )
     engine = ScriptedEngine(f"Run\n```python\n{code}\n```<tool_call>", f"Done.{EOS}")
-    app = make_app(engine, FakeFileSandbox(), api_keys="key")  # type: ignore[arg-type]
+    app = make_app(engine, FakeFileSandbox(), api_keys="key")
     async with serve(app, "key") as served:
         page = await open_page(served.url, blocks=True)
         page.on("dialog", lambda dialog: pytest.fail(dialog.message))
@@ -209,21 +211,34 @@ async def test_calls_of_tools_are_listed(open_page: OpenPage) -> None:
         )
 
 
-async def test_live_output_is_shown_until_the_output_arrives(open_page: OpenPage) -> None:
-    async with serve(app(ANSWER)) as served:
+async def test_output_of_running_code_is_shown(open_page: OpenPage) -> None:
+    gate = asyncio.Event()
+
+    class Gated(ScriptedSandbox):
+        def session(self, limits: SessionLimits, tools: object = None) -> Session:
+            session = super().session(limits)
+            flush = session.flush
+
+            async def slow(on_output: OnOutput | None = None) -> ExecutionResult:
+                assert on_output is not None
+                on_output(OutputChunk("stdout", "step 1\n"))
+                on_output(OutputChunk("stdout", "<b>step 2</b>", attempt=2))
+                await gate.wait()
+                return await flush()
+
+            session.flush = slow  # type: ignore[method-assign]
+            return session
+
+    async with serve(make_app(ScriptedEngine(ASK, ANSWER), Gated(lambda blocks: printed("42")))) as served:
         page = await open_page(served.url)
-        live = [[0, "b", {"id": "t", "status": "running", "blocks": [{"code": "x"}]}]]
-        live += [
-            [1, "l", {"id": "t", "text": text, "attempt": attempt}]
-            for text, attempt in (("a", 1), ("b", 2), ("c", 2))
-        ]
-        shown = "async events => (await import('/playground/segments.js')).segmentsOf(events)"
-        segments = await page.evaluate(shown, live)
-        assert [(part["kind"], part["text"], part.get("live")) for part in segments] == [
-            ("observation", "bc", True)
-        ]
-        done = [*live, [2, "o", "\nCode execution result: z\n</tool_call>\n"]]
-        assert [part["text"] for part in await page.evaluate(shown, done)] == ["z"]
+        await ask(page)
+        live = page.locator(".observation.live")
+        await expect(live).to_contain_text("Output so far")
+        await expect(live.locator("pre")).to_have_text("<b>step 2</b>")  # the first attempt is void
+        gate.set()
+        await until_over(page)
+        await expect(live).to_have_count(0)
+        await expect(page.locator(".observation pre")).to_have_text("42")
 
 
 async def test_keyboard_reaches_everything(open_page: OpenPage) -> None:

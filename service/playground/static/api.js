@@ -24,10 +24,11 @@ export async function listModels() {
 
 /** Yield the events of a streamed response. Aborting `signal` also stops it on the server. */
 export async function* streamResponse(body, signal) {
+  const live = body.tools ? { deferral: { ...body.deferral, live_output: true } } : {};
   const response = await call("v1/responses", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...body, stream: true, include: INCLUDE }),
+    body: JSON.stringify({ ...body, ...live, stream: true, include: INCLUDE }),
     signal,
   });
   let ended = false;

@@ -3,11 +3,12 @@ import { UserError, uploadFile } from "./api.js";
 import { announce, button, byId, bytesText, el } from "./dom.js";
 
 export class Composer {
-  /** `actions`: send(question, files), which returns whether it was sent, stop(), editLast(), fail(error). */
+  /** `actions`: send(question, files), which resolves to whether it was sent, stop(), editLast(), fail(error). */
   constructor(actions) {
     this.actions = actions;
     this.files = [];
     this.busy = false;
+    this.sending = false; // the list of models is loaded first
     this.field = byId("question");
     byId("ask").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -38,13 +39,17 @@ export class Composer {
     }
   }
 
-  send() {
+  async send() {
+    if (this.sending) return;
     const question = this.field.value.trim();
     if (this.busy) return announce("Wait for the answer, or stop it.");
     if (!question) return this.field.focus();
     if (this.files.some(({ id }) => !id)) return announce("Wait until the files are uploaded.");
     const files = this.files.map(({ id, name }) => ({ id, name }));
-    if (!this.actions.send(question, files)) return;
+    this.sending = true;
+    const sent = await this.actions.send(question, files);
+    this.sending = false;
+    if (!sent) return;
     this.field.value = "";
     this.files = [];
     this.showFiles();

@@ -31,9 +31,10 @@ const settings = new SettingsForm();
 const follower = new Follower();
 const chat = new Chat(settings, { fail: showError, busy: (flag) => composer.setBusy(flag), changed: onChange }, { online });
 const composer = new Composer({
-  send(question, files) {
+  async send(question, files) {
     showError(null);
-    if (settings.models.length === 0) return loadModels(), false;
+    if (settings.models.length === 0) await loadModels();
+    if (settings.models.length === 0) return false; // the error is already shown
     follower.update(true);
     return chat.ask(question, { files });
   },
