@@ -82,6 +82,8 @@ async def server(image: str) -> AsyncGenerator[str]:
                         if (await client.get(f"{url}/ready")).is_success:
                             break
                     await asyncio.sleep(0.2)
+                else:
+                    raise RuntimeError("the server did not start: run `ih-grpo serve` to see the reason")
             yield url
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.doctor import CheckResult, machine, model, sandbox
+from service.doctor import CheckResult, gpu_plan, machine, model, sandbox
 from service.server.settings import Settings
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -26,6 +26,10 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]
     yield machine.gpu(settings)
     folder, found = model.find(settings.model, settings.base)
     yield found
+    if folder is not None and folder.is_dir():
+        yield from _weights(settings, folder)
+    if not settings.engine_url:
+        yield gpu_plan.suggest()
     if engine == "remote":
         yield from (_server(url) for url in settings.engine_url)
     if settings.sandbox_kind == "runner":
@@ -41,6 +45,17 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]
     yield machine.disk(home, needed=machine.GIB if folder is not None else 10 * machine.GIB)
     on_cpu = engine in ("transformers", "gguf") and folder is not None
     yield machine.memory(model.weights(folder) if on_cpu and folder else 0, containers)
+
+
+def _weights(settings: Settings, folder: Path) -> Iterator[CheckResult]:
+    """Check whether the engine can load the checkpoint, and whether it fits into the GPU."""
+    engine, method = settings.engine_kind, gpu_plan.quantization(folder)
+    if method is not None and engine == "transformers":
+        found = f"{folder.name} is quantised ({method}), which the embedded engine can't load"
+        yield CheckResult("quantisation", "fail", found, "set engine to vllm")
+    if engine == "vllm" and (gpu := gpu_plan.gpu_memory()):
+        parallel = int(settings.vllm_args.get("tensor_parallel_size", 1))
+        yield gpu_plan.fit(folder, model.weights(folder), gpu * parallel)
 
 
 def _server(url: str) -> CheckResult:

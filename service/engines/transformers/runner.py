@@ -132,8 +132,8 @@ class ModelRunner:
     """One causal LM on one device with its KV cache. Used by one thread, in inference mode.
 
     Raises:
-        EngineError: a layer of the checkpoint does not use full causal attention, or an adapter can't be
-        served.
+        EngineError: the checkpoint is quantised, one of its layers does not use full causal attention, or an
+        adapter can't be served.
     """
 
     def __init__(self, settings: TransformersSettings, config: PretrainedConfig, max_length: int) -> None:
@@ -143,6 +143,11 @@ class ModelRunner:
             raise EngineError(
                 f"model {settings.model!r} has {', '.join(sorted(kinds))} layers; the embedded engine serves "
                 "full attention only: use the vLLM engine"
+            )
+        if quantization := getattr(config, "quantization_config", None):
+            raise EngineError(
+                f"model {settings.model!r} is quantised ({quantization.get('quant_method')}): "
+                "use the vLLM engine, or a GGUF file"
             )
         self.device = _device(settings.device)
         dtype = resolve_dtype(settings.dtype, self.device, count_parameters(config))
