@@ -106,6 +106,12 @@ class SlowBlockSession:
     async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         return await self._session.flush(on_output)
 
+    async def suspend(self) -> None:
+        await self._session.suspend()
+
+    async def resume(self) -> None:
+        await self._session.resume()
+
     async def close(self) -> None:
         await self._session.close()
 

@@ -28,11 +28,13 @@ class RunClock:
 
     Args:
         seconds: time to run.
-        tool_seconds: time to wait for tools. A call that is held until the flush waits without limit.
+        tool_seconds: time to wait for tools. A call that is held until the flush waits without limit, and so
+            does a script that is suspended.
     """
 
     def __init__(self, seconds: float, tool_seconds: float) -> None:
-        self.left = {"run": seconds, "tools": tool_seconds, "held": float("inf")}
+        unlimited = float("inf")
+        self.left = {"run": seconds, "tools": tool_seconds, "held": unlimited, "suspended": unlimited}
         self.used = dict.fromkeys(self.left, 0.0)
         self._state = "run"
         self._since = 0.0
@@ -50,7 +52,7 @@ class RunClock:
             self._settle()
 
     def switch(self, state: str) -> None:
-        """Count time as ``run``, ``tools`` or ``held`` from now on."""
+        """Count time as ``run``, ``tools``, ``held`` or ``suspended`` from now on."""
         if self._timeout is not None:
             self._settle()
             self._state = state
@@ -82,6 +84,8 @@ class ToolConfig:
     """See ``service.tools.stubs``."""
     read_only: frozenset[str]
     """Names of the tools that may be called before the flush."""
+    announced: frozenset[str]
+    """Names of the tools whose calls are reported while they are held."""
     max_calls: int
     """Highest number of calls of one flush."""
     wait_s: float
@@ -92,7 +96,7 @@ class ToolConfig:
         return any(stub["name"] not in self.read_only for stub in self.stubs)
 
 
-NO_TOOLS = ToolConfig([], frozenset(), 0, 0.0)
+NO_TOOLS = ToolConfig([], frozenset(), frozenset(), 0, 0.0)
 
 
 class CallRelay:
@@ -104,8 +108,8 @@ class CallRelay:
         ids: returns the next free number of a call.
         attempt: 1, or 2 if the blocks run again as one script.
         released: calls with side effects need not wait, because the flush was requested.
-        on_state: called with ``tools`` if the script waits for tools, ``held`` if it waits for the flush, and
-            ``run`` otherwise.
+        on_state: called with ``tools`` if the script waits for tools, ``held`` if it waits for the flush,
+            ``suspended`` if the owner has suspended it, and ``run`` otherwise.
     """
 
     def __init__(
@@ -126,9 +130,10 @@ class CallRelay:
         self._on_state = on_state
         self._connections: set[_Connection] = set()
         self._sent: dict[int, _Connection] = {}
-        self._held: list[tuple[_Connection, str, str]] = []
+        self._held: list[tuple[int, _Connection, str, str, int]] = []
         self._count = 0
         self.state = "run"
+        self._suspended = False
         self._closed = False
 
     def accept(self, fd: int) -> None:
@@ -146,20 +151,24 @@ class CallRelay:
             return
         self._connections.add(_Connection(connection, self._request, self._gone))
 
-    def _request(self, connection: _Connection, name: str, arguments: str) -> None:
+    def _request(self, connection: _Connection, name: str, arguments: str, following: int) -> None:
         self._count += 1
         if self._count > self._tools.max_calls:
             connection.reply(False, f"more than {self._tools.max_calls} calls of tools in one run")
         elif len(self._sent) + len(self._held) >= MAX_OPEN_CALLS:
             connection.reply(False, f"more than {MAX_OPEN_CALLS} calls of tools at the same time")
         elif self._released or name in self._tools.read_only:
-            self._forward(connection, name, arguments)
+            self._forward(self._ids(), connection, name, arguments, following)
         else:
-            self._held.append((connection, name, arguments))
+            number = self._ids()
+            self._held.append((number, connection, name, arguments, following))
+            if name in self._tools.announced:
+                self._send({"op": "tool_held", "id": number, "name": name, "arguments": arguments})
         self._update()
 
-    def _forward(self, connection: _Connection, name: str, arguments: str) -> None:
-        number = self._ids()
+    def _forward(
+        self, number: int, connection: _Connection, name: str, arguments: str, following: int
+    ) -> None:
         self._sent[number] = connection
         self._send(
             {
@@ -168,6 +177,7 @@ class CallRelay:
                 "attempt": self._attempt,
                 "name": name,
                 "arguments": arguments,
+                "following": min(following, MAX_OPEN_CALLS - 1),
             }
         )
 
@@ -175,25 +185,42 @@ class CallRelay:
         """Pass on the calls that were held: the flush was requested."""
         self._released = True
         waiting, self._held = self._held, []
-        for connection, name, arguments in waiting:
-            self._forward(connection, name, arguments)
+        for call in waiting:
+            self._forward(*call)
         self._update()
 
-    def answer(self, number: int, ok: bool, value: str) -> None:
-        """Pass on a result. ``value`` is JSON. Results of calls that were given up are ignored."""
+    def suspend(self) -> None:
+        """Stop the script until ``resume``. Results of calls may arrive meanwhile."""
+        self._suspended = True
+        self._update()
+
+    def resume(self) -> None:
+        """Undo ``suspend``."""
+        self._suspended = False
+        self._update()
+
+    def answer(self, number: int, state: int, value: str) -> None:
+        """Pass on a result. ``value`` is JSON. Results of calls that were given up are ignored.
+
+        Args:
+            number: of the call.
+            state: see ``TOOL_REPLY``.
+            value: the result, or the message of the error.
+        """
         if (connection := self._sent.pop(number, None)) is not None:
-            connection.reply_json(ok, value)
+            connection.reply_json(state, value)
             self._update()
 
     def _gone(self, connection: _Connection) -> None:
         """Forget a connection. If its call was passed on already, the result is lost."""
         self._connections.discard(connection)
         self._sent = {number: other for number, other in self._sent.items() if other is not connection}
-        self._held = [entry for entry in self._held if entry[0] is not connection]
+        self._held = [entry for entry in self._held if entry[1] is not connection]
         self._update()
 
     def _update(self) -> None:
         state = "held" if self._held else "tools" if self._sent else "run"
+        state = "suspended" if self._suspended else state
         if state != self.state and not self._closed:
             self.state = state
             self._on_state(state)
@@ -210,7 +237,7 @@ class _Connection:
     def __init__(
         self,
         connection: socket.socket,
-        on_request: Callable[[_Connection, str, str], None],
+        on_request: Callable[[_Connection, str, str, int], None],
         on_close: Callable[[_Connection], None],
     ) -> None:
         self._socket = connection
@@ -235,7 +262,7 @@ class _Connection:
         self._data += chunk
         if len(self._data) < _REQUEST.size:
             return
-        name_size, size = _REQUEST.unpack_from(self._data)
+        name_size, size, following = _REQUEST.unpack_from(self._data)
         whole = _REQUEST.size + name_size + size
         if name_size > MAX_NAME_BYTES or size > MAX_ARGUMENT_BYTES or len(self._data) > whole:
             self.close()
@@ -248,16 +275,16 @@ class _Connection:
             except UnicodeDecodeError:
                 self.close()
             else:
-                self._on_request(self, name, arguments)
+                self._on_request(self, name, arguments, following)
 
     def reply(self, ok: bool, text: str) -> None:
         self.reply_json(ok, json.dumps(text))
 
-    def reply_json(self, ok: bool, value: str) -> None:
+    def reply_json(self, state: int, value: str) -> None:
         if self._socket.fileno() < 0:
             return
         data = value.encode()
-        self._reply = memoryview(_REPLY.pack(ok, len(data)) + data)
+        self._reply = memoryview(_REPLY.pack(state, len(data)) + data)
         self._loop.add_writer(self._socket, self._write)
 
     def _write(self) -> None:

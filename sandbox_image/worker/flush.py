@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 from .calls import CallRelay, RunClock
 from .files import FileSnapshot
 from .live_output import OutputRelay
-from .processes import NamespaceProcess, living, oom_kills, settle, threads
+from .processes import NamespaceProcess, living, oom_kills, process_state, settle, threads
 from .protocol import (
     CHANNEL_LOST_SIGNAL,
     EXITED,
@@ -154,18 +155,39 @@ class FlushRun:
             self._live.drop()
 
     def on_tools(self, state: str) -> None:
-        """Note that the script waits for tools, or for the flush, or runs again; see ``CallRelay``."""
-        was_held = self._stopping is not None
+        """Note that the script waits for tools, or must be stopped, or runs again; see ``CallRelay``."""
+        was_stopped = self._stopping is not None
         self.clock.switch(state)
-        if state == "held" and not was_held:
+        if state in ("held", "suspended") and not was_stopped:
             self._paused_at = time.time()
-            self._stopping = asyncio.create_task(self._stop_until_flush())
-        elif was_held and state != "held":
+            stop = self._stop_until_flush if state == "held" else self._stop_all
+            self._stopping = asyncio.create_task(stop())
+        elif was_stopped and state not in ("held", "suspended"):
             assert self._stopping is not None  # noqa: S101
             self._stopping.cancel()
             self._stopping = None
             self.outcome.pauses.append((self._paused_at, time.time()))
+            for pid in living((self.base.pid, self.checkpoint.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
             self.base.resume()
+
+    async def stopped(self) -> None:
+        """Wait until the script is stopped, if it must be."""
+        if self._stopping is not None:
+            await asyncio.gather(self._stopping, return_exceptions=True)
+
+    async def _stop_all(self) -> None:
+        """Stop all processes of the script, which is suspended. One that can't be stopped ends it."""
+        for attempt in range(400):
+            others = living((self.base.pid, self.checkpoint.pid))
+            for pid in others:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            if self.base.stop() and all(process_state(pid) in ("T", "") for pid in others):
+                return
+            await asyncio.sleep(0.0005 * min(attempt, 20))
+        self.kill("error")
 
     async def _stop_until_flush(self) -> None:
         """Stop the base process, whose run limit does not count, until the flush."""

@@ -42,10 +42,13 @@ FINISHED, FINISHED_WITH_TIMERS, FINISHED_WITH_DISPLAYS = b"f", b"u", b"v"
 
 TOOL_CALL = b"T"
 """Packet of code that calls a tool. It comes with a connected socket on which the request follows."""
-TOOL_REQUEST = "!II"
-"""Head of a request: the sizes of the name and of the arguments, in bytes. Both follow."""
+TOOL_REQUEST = "!III"
+"""Head of a request: the sizes of the name and of the arguments, in bytes, and the number of calls that the
+code makes immediately afterwards. Name and arguments follow."""
 TOOL_REPLY = "!BI"
-"""Head of a reply: 1 if the call succeeded, and the size of the value, in bytes. The value follows."""
+"""Head of a reply: its state, and the size of the value, in bytes. The value follows."""
+CALL_FAILED, CALL_OK, CALL_DENIED = 0, 1, 2
+"""States of a reply. The value is the result, or the message of the error."""
 MAX_NAME_BYTES = 256
 MAX_ARGUMENT_BYTES = 1 << 16
 """Largest arguments of a call, in bytes of JSON."""

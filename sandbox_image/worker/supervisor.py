@@ -30,7 +30,17 @@ from .exchange import WorkFiles, extract_text, receive_input, remove_input
 from .flush import FlushRun
 from .live_output import OutputRelay
 from .processes import NamespaceProcess, WorkerError, as_user, cpu_seconds, reap, settle
-from .protocol import CHECKPOINT, RENDER, RENDERING, STARTED, STARTED_SHARING, Config
+from .protocol import (
+    CALL_DENIED,
+    CALL_FAILED,
+    CALL_OK,
+    CHECKPOINT,
+    RENDER,
+    RENDERING,
+    STARTED,
+    STARTED_SHARING,
+    Config,
+)
 from .script import compiles_alone, runs_one_by_one
 
 _LENGTH = struct.Struct("!I")
@@ -87,6 +97,8 @@ class Supervisor:
         self._tools = NO_TOOLS
         self._calls: CallRelay | None = None
         """Calls of the current run."""
+        self._flush: FlushRun | None = None
+        """The current run."""
         self._eager_flush: FlushRun | None = None
         self._released = False
         """The flush was requested, so an eager run may call tools with side effects."""
@@ -133,7 +145,20 @@ class Supervisor:
     def answer_call(self, frame: dict[str, Any]) -> None:
         """Pass on the result of a call of a tool."""
         if self._calls is not None:
-            self._calls.answer(int(frame["id"]), bool(frame["ok"]), frame["value"])
+            state = CALL_DENIED if frame.get("denied") else CALL_OK if frame["ok"] else CALL_FAILED
+            self._calls.answer(int(frame["id"]), state, frame["value"])
+
+    async def suspend(self) -> None:
+        """Stop the script of the flush, which waits for tools, until ``resume``."""
+        if self._calls is not None and self._flush is not None:
+            self._calls.suspend()
+            await self._flush.stopped()
+        self._send({"op": "suspended"})
+
+    def resume(self) -> None:
+        """Undo ``suspend``."""
+        if self._calls is not None:
+            self._calls.resume()
 
     def _add_block(self, code: str) -> None:
         self._blocks.append(code)
@@ -313,6 +338,7 @@ class Supervisor:
         clock = RunClock(self._run_limit_s, self._tools.wait_s)
         flush = FlushRun(self.base, self.checkpoint, self.config, name, clock, self._tools.stubs)
         flush.wants_displays = self._figures is not None
+        self._flush = flush
         await flush.begin()
         self._eager_flush = None if released else flush
         self._show(flush, attempt)
@@ -432,6 +458,7 @@ def _tool_config(frame: dict[str, Any]) -> ToolConfig:
     return ToolConfig(
         stubs=frame["tools"],
         read_only=frozenset(frame["read_only"]),
+        announced=frozenset(frame.get("announced", ())),
         max_calls=int(frame["max_calls"]),
         wait_s=float(frame["tool_wait_s"]),
     )
@@ -477,6 +504,10 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
             frame = await read_frame(reader)
             if frame["op"] == "tool_result":  # a flush waits for it
                 supervisor.answer_call(frame)
+            elif frame["op"] == "suspend":
+                await supervisor.suspend()
+            elif frame["op"] == "resume":
+                supervisor.resume()
             else:
                 if frame["op"] == "put":  # its bytes follow
                     received = receive_input(reader, config.inputs, frame["name"], frame["size"])

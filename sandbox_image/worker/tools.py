@@ -2,7 +2,8 @@
 
 Every call has its own pair of connected sockets, one of which goes to the supervisor with a packet on the
 control socket. So threads and forked processes can call tools at the same time, and an idle namespace holds
-no socket. A request is two lengths (u32, big endian), the name, and the arguments as JSON; a reply is a byte
+no socket. A request is three numbers (u32, big
+endian: see ``TOOL_REQUEST``), the name, and the arguments as JSON; a reply is a byte
 (1 for success), a length, and JSON. Nothing is ever unpickled or evaluated.
 """
 
@@ -20,7 +21,15 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from .protocol import MAX_ARGUMENT_BYTES, MAX_OPEN_CALLS, TOOL_CALL, TOOL_REPLY, TOOL_REQUEST
+from .protocol import (
+    CALL_DENIED,
+    CALL_OK,
+    MAX_ARGUMENT_BYTES,
+    MAX_OPEN_CALLS,
+    TOOL_CALL,
+    TOOL_REPLY,
+    TOOL_REQUEST,
+)
 
 # Code may replace these functions in their modules.
 _dumps, _loads, _socketpair = json.dumps, json.loads, socket.socketpair
@@ -31,8 +40,12 @@ class CodeToolError(Exception):
     """A tool failed, or could not be called. The message is the tool's own."""
 
 
-CodeToolError.__module__ = "tools"
-CodeToolError.__name__ = CodeToolError.__qualname__ = "ToolError"
+class CodeToolDeniedError(CodeToolError):
+    """The call was denied, or not approved in time. It was not made."""
+
+
+for _error, _name in ((CodeToolError, "ToolError"), (CodeToolDeniedError, "ToolDeniedError")):
+    _error.__module__, _error.__name__, _error.__qualname__ = "tools", _name, _name
 
 
 class BoundCall:
@@ -77,7 +90,8 @@ class ToolsModule:
             return
         if self._built is None or self._built[0] != stubs:
             functions = {stub["name"]: self._function(stub) for stub in stubs}
-            content = {**functions, "gather": self._gather, "ToolError": CodeToolError}
+            errors = {"ToolError": CodeToolError, "ToolDeniedError": CodeToolDeniedError}
+            content = {**functions, "gather": self._gather, **errors}
             self._built = stubs, {**content, "__all__": list(content)}
             self._module = ModuleType("tools", "Functions that are available to this code.")
         self._module.__dict__.update(self._built[1])  # code may have replaced some
@@ -130,10 +144,12 @@ class ToolsModule:
         outcomes: list[Any] = []
         open_calls: list[socket.socket] = []
         try:
-            for request in encoded:
+            for at, (name, arguments) in enumerate(encoded):
                 if len(open_calls) == MAX_OPEN_CALLS:
                     outcomes.append(_receive(open_calls.pop(0)))
-                open_calls.append(self._send(request))
+                following = min(len(encoded) - at, MAX_OPEN_CALLS - len(open_calls)) - 1
+                head = _REQUEST.pack(len(name), len(arguments), following)
+                open_calls.append(self._send(head + name + arguments))
             while open_calls:
                 outcomes.append(_receive(open_calls.pop(0)))
         finally:
@@ -193,28 +209,30 @@ def _signature(stub: dict[str, Any]) -> inspect.Signature:
     return inspect.Signature(parameters, return_annotation=_Annotation(stub["returns"]))
 
 
-def _encode(call: BoundCall) -> bytes:
+def _encode(call: BoundCall) -> tuple[bytes, bytes]:
+    """Return the name and the arguments of a call."""
     try:
         arguments = _dumps(call.arguments, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CodeToolError(f"{call.name}(): the arguments can't be sent as JSON: {error}") from None
     if len(arguments) > MAX_ARGUMENT_BYTES:
         raise CodeToolError(f"{call.name}(): the arguments are larger than {MAX_ARGUMENT_BYTES} bytes")
-    name = call.name.encode()
-    return _REQUEST.pack(len(name), len(arguments)) + name + arguments
+    return call.name.encode(), arguments
 
 
 def _receive(connection: socket.socket) -> Any:
     """Return the result of a call, or its error."""
     try:
         with connection:
-            ok, size = _REPLY.unpack(_exactly(connection, _REPLY.size))
+            state, size = _REPLY.unpack(_exactly(connection, _REPLY.size))
             value = _loads(_exactly(connection, size))
     except (OSError, EOFError):
         return CodeToolError("the call was given up")
     except (ValueError, RecursionError) as error:
         return CodeToolError(f"the result can't be read: {error}")
-    return value if ok else CodeToolError(value)
+    if state == CALL_OK:
+        return value
+    return CodeToolDeniedError(value) if state == CALL_DENIED else CodeToolError(value)
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:

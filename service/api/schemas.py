@@ -59,6 +59,8 @@ class CalledTool(_Published):
     """Result that the code got, a JSON value. The model has seen only what the code printed."""
     error: str | None
     """Message of the exception that the code got."""
+    by_client: bool = False
+    """The client ran the tool, between two requests. Absent if not."""
 
 
 class _Tool(_Published):
@@ -72,9 +74,12 @@ class _Tool(_Published):
 
 
 class WaitingTool(_Tool):
-    """An upcoming flush in streamed chunks: `pending` until the marker, then `running` until its result."""
+    """An upcoming flush in streamed chunks: `pending` until the marker, then `running` until its result.
 
-    status: Literal["pending", "running"]
+    `suspended`, also in whole replies: its code waits for functions of the client.
+    """
+
+    status: Literal["pending", "running", "suspended"]
 
 
 class FlushFile(_Published):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import httpx
@@ -33,6 +33,7 @@ class Client:
         # A flush may take long, but the server sends keep-alive comments.
         root = url.rstrip("/").removesuffix("/v1")
         self._http = httpx.Client(base_url=root, headers=headers, timeout=httpx.Timeout(60, connect=5))
+        self._completion_id = ""
 
     def __enter__(self) -> Self:
         return self
@@ -69,9 +70,19 @@ class Client:
                     chunk = json.loads(data)
                     if "error" in chunk:
                         raise ChatError(chunk["error"]["message"])
+                    self._completion_id = str(chunk["id"])
                     yield from (choice["delta"] for choice in chunk["choices"])
         except httpx.HTTPError as error:
             raise ChatError(f"connection lost: {error}") from None
+
+    def decide(self, request_id: str, *, approve: bool) -> None:
+        """Approve or deny a call of a tool in the current completion."""
+        path = f"/v1/chat/completions/{self._completion_id}/approvals"
+        try:
+            answer = self._http.post(path, json={"approval_request_id": request_id, "approve": approve})
+        except httpx.HTTPError as error:
+            raise ChatError(f"connection lost: {error}") from None
+        _check(answer)
 
 
 def _check(answer: httpx.Response) -> None:
@@ -106,7 +117,7 @@ class Recorder:
             if tool["status"] == "pending":
                 shift = now - tool["blocks"][-1]["invoked_at"]
                 self._shift = shift if self._shift is None else min(self._shift, shift)
-            elif tool["status"] != "running":
+            elif tool["status"] not in ("running", "suspended"):
                 self._flushes.append(tool)
 
     def spans(self) -> list[Span]:
@@ -127,9 +138,19 @@ def converse(
     model: str | None,
     api_key: str | None,
     eager: bool,
+    tools: Sequence[dict[str, Any]] = (),
     console: Console | None = None,
 ) -> None:
     """Ask ``question`` and return. Without a question, read from the terminal until the end of input.
+
+    Args:
+        url: of the server.
+        question: the only question; None for a chat.
+        model: name of the model; None for the server's first.
+        api_key: key of the API; None for none.
+        eager: let blocks start early.
+        tools: MCP servers whose tools code may call.
+        console: prints and asks.
 
     Raises:
         ChatError: the server can't be reached, or returned an error.
@@ -142,6 +163,8 @@ def converse(
             console.print(sanitize(notice), style="yellow", markup=False)
             console.print()
         body: dict[str, Any] = {"model": model, "deferral": {"eager": eager, "live_output": True}}
+        if tools:
+            body["tools"] = list(tools)
         for turn in _turns(console, question):
             messages.append({"role": "user", "content": turn})
             reply = _answer(console, client, {**body, "messages": messages})
@@ -211,9 +234,32 @@ def _answer(console: Console, client: Client, body: dict[str, Any]) -> str:
             at_line_start = True
         for entry in delta.get("live_output") or []:
             live.show(entry)
+        for request in delta.get("approval_requests") or []:
+            if not at_line_start:
+                console.print()
+            _approval(console, client, request)
+            at_line_start = True
     console.print("" if at_line_start else "\n")
     console.print(timeline(recorder.spans(), width=max(console.width - 24, 20)))
     return text
+
+
+def _approval(console: Console, client: Client, request: dict[str, Any]) -> None:
+    """Ask whether code may make a call, or show the decision. The model keeps writing meanwhile."""
+    given = ", ".join(f"{name}={json.dumps(value)}" for name, value in request["arguments"].items())
+    call = sanitize(f"{request['server_label']}: {request['name']}({given})")
+    if request["status"] != "open":
+        console.print(f"  {call} {request['status']}", style="dim", markup=False)
+        return
+    console.print(f"  Allow {call}? [y/N] ", end="", style="bold", markup=False)
+    try:
+        approve = console.input().strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        approve = False
+    try:
+        client.decide(request["id"], approve=approve)
+    except ChatError as error:  # it has expired, or the code has ended
+        console.print(f"  {sanitize(str(error))}", style="yellow", markup=False)
 
 
 def _line(tool: dict[str, Any]) -> str:

@@ -55,6 +55,16 @@ class Usage:
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    def since(self, before: Usage) -> Usage:
+        """Return the counts of a request that continues a reply, which had the counts ``before``."""
+        return Usage(
+            prompt_tokens=before.total_tokens,
+            sampled_tokens=self.sampled_tokens - before.sampled_tokens,
+            observation_tokens=self.observation_tokens - before.observation_tokens,
+            reasoning_tokens=self.reasoning_tokens - before.reasoning_tokens,
+            cached_tokens=None,
+        )
+
 
 class FinalAnswer:
     r"""Find the final answer while a reply grows.

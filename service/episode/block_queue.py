@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from service.episode.events import LiveOutput, ToolCalled
+from service.episode.events import ApprovalChanged, LiveOutput, ToolCalled
 from service.sandbox.base import ExecutionResult, OnOutput, OutputChunk, SandboxError, Session
 
-RunEvent = ToolCalled | LiveOutput
+RunEvent = ToolCalled | ApprovalChanged | LiveOutput
+_QUIET_S: Final = 0.05
+"""Seconds without another event after which code that waits for the client is suspended. Threads of the code
+may make several calls one after the other."""
 
 
 class BlockQueue:
@@ -74,6 +77,14 @@ class BlockQueue:
             await asyncio.gather(self._last, return_exceptions=True)
         await self._session.close()
 
+    async def suspend(self) -> None:
+        """Stop the code of the flush; see ``Session.suspend``."""
+        await self._session.suspend()
+
+    async def resume(self) -> None:
+        """Undo ``suspend``."""
+        await self._session.resume()
+
 
 class EventFeed:
     """Events of running code, which wait here until the episode yields them.
@@ -82,10 +93,15 @@ class EventFeed:
     """
 
     def __init__(self) -> None:
-        self._events: asyncio.Queue[RunEvent] = asyncio.Queue()
+        self._events: asyncio.Queue[RunEvent | None] = asyncio.Queue()
+        """None wakes `until`."""
 
     def add(self, event: RunEvent) -> None:
         self._events.put_nowait(event)
+
+    def wake(self) -> None:
+        """Let `until` check again whether the code waits for the client."""
+        self._events.put_nowait(None)
 
     def add_output(self, tool_id: str, chunk: OutputChunk) -> None:
         """Add output of the flush ``tool_id``."""
@@ -96,16 +112,25 @@ class EventFeed:
         events = []
         while not self._events.empty():
             events.append(self._events.get_nowait())
-        return events
+        return [event for event in events if event is not None]
 
-    async def until(self, flushing: asyncio.Future[Any]) -> AsyncGenerator[RunEvent, None]:
-        """Yield events until ``flushing`` is done."""
+    async def until(
+        self, flushing: asyncio.Future[Any], waits_for_client: Callable[[], bool] | None = None
+    ) -> AsyncGenerator[RunEvent, None]:
+        """Yield events until ``flushing`` is done, or until it waits for the client only."""
         while not flushing.done():
             waiting = asyncio.ensure_future(self._events.get())
             try:
-                await asyncio.wait({waiting, flushing}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {waiting, flushing},
+                    timeout=_QUIET_S if waits_for_client is not None and waits_for_client() else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
                 if waiting.done():
-                    yield waiting.result()
+                    if (event := waiting.result()) is not None:
+                        yield event
+                elif not flushing.done():
+                    return
             finally:
                 waiting.cancel()
         for event in self.take():

@@ -10,6 +10,7 @@ from service.deferral.episode import Outcome, RequestedBy
 from service.engines.base import TokenChunk
 from service.episode.stop_strings import StopStringHit
 from service.sandbox.base import EagerFallback, FlushFiles, OutputChunk, Status
+from service.tools.approval import ApprovalRequest
 
 CallStatus = Literal["running", "ok", "error"]
 
@@ -31,6 +32,10 @@ class CodeToolCall:
     """The result, a JSON value, if the call succeeded."""
     error: str | None = None
     """The message, if it failed."""
+    by_client: bool = False
+    """The client of the API runs the tool."""
+    approval_id: str | None = None
+    """The request that the client has approved; None if the tool needs no approval."""
 
     @property
     def took_effect(self) -> bool:
@@ -160,6 +165,26 @@ class ToolCalled:
 
 
 @dataclass(frozen=True, slots=True)
+class FlushSuspended:
+    """The code of a flush is stopped: it waits for tools that the client runs. The next event comes when the
+    results are there."""
+
+    tool_id: str
+    blocks: tuple[InvokedBlock, ...]
+    calls: tuple[CodeToolCall, ...]
+    """The calls that wait for the client's outputs, in order."""
+    approvals: tuple[ApprovalRequest, ...] = ()
+    """The calls that wait for the client's approval."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalChanged:
+    """Code wants to call a tool that needs approval, or the client has decided."""
+
+    request: ApprovalRequest
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Tokens that were appended for the model to read."""
 
@@ -192,6 +217,8 @@ EpisodeEvent = (
     | Invoked
     | FlushStarted
     | ToolCalled
+    | ApprovalChanged
+    | FlushSuspended
     | LiveOutput
     | FlushFinished
     | Observed

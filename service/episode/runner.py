@@ -29,6 +29,7 @@ from service.episode.events import (
     Finished,
     FlushFinished,
     FlushStarted,
+    FlushSuspended,
     Invoked,
     InvokedBlock,
     Observed,
@@ -38,6 +39,7 @@ from service.episode.stop_strings import StopStringHit, until_stop
 from service.episode.thought_limit import CLOSING, ThoughtLimit, limit_thought
 from service.episode.tool_calls import RecordedTools, call_text
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
+from service.tools.approval import Approvals
 from service.tools.base import ToolHost, ToolSpec
 from service.tools.stubs import listing
 
@@ -164,6 +166,7 @@ class EpisodeRunner:
         stop: Sequence[str] = (),
         tools: ToolHost | None = None,
         tool_wait_s: float = SessionLimits().tool_wait_s,
+        approvals: Approvals | None = None,
         thought: ThoughtLimit | None = None,
         answer: str | None = None,
         open_session: Callable[[SessionLimits, ToolHost | None], Session] | None = None,
@@ -182,6 +185,7 @@ class EpisodeRunner:
                 With ``answer`` they apply to the final answer only.
             tools: tools that code may call.
             tool_wait_s: time that a flush may wait for them, in seconds.
+            approvals: decides about their calls that need approval; None denies these calls.
             thought: limits the thought of the reply; None for no limit.
             answer: text that introduces a final answer after the last turn. A constraint of ``sampling``
                 applies to this answer and not to the turns before. None for no separate answer.
@@ -198,7 +202,7 @@ class EpisodeRunner:
         turn_stops = () if answer is not None else stop
         limits = SessionLimits(run_limit_s=episode.policy.run_limit_s, eager=eager, tool_wait_s=tool_wait_s)
         feed = EventFeed()
-        calls = None if tools is None else RecordedTools(tools, clock, feed.add)
+        calls = None if tools is None else RecordedTools(tools, clock, feed, approvals)
         queue = BlockQueue((open_session or self.sandbox.session)(limits, calls))
         flushes = 0
         unflushed: tuple[InvokedBlock, ...] = ()
@@ -279,9 +283,20 @@ class EpisodeRunner:
                         on_output = partial(feed.add_output, tool_id) if live_output else None
                         flushing = asyncio.ensure_future(queue.flush(on_output))
                         try:
-                            async with aclosing(feed.until(flushing)) as during:
-                                async for news in during:
-                                    yield news
+                            while not flushing.done():
+                                waits = None if calls is None else calls.waits_for_client
+                                async with aclosing(feed.until(flushing, waits)) as during:
+                                    async for news in during:
+                                        yield news
+                                if calls is not None and not flushing.done():
+                                    await queue.suspend()
+                                    if not flushing.done() and calls.waits_for_client():
+                                        yield FlushSuspended(
+                                            tool_id, tuple(blocks), calls.running, calls.open_approvals
+                                        )
+                                    await queue.resume()
+                            for news in feed.take():
+                                yield news
                             result = await flushing
                         finally:
                             flushing.cancel()

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from service.episode.events import CallStatus, CodeToolCall, ToolCalled
-from service.tools.base import ToolError, ToolHost, ToolSpec
+from service.episode.block_queue import EventFeed
+from service.episode.events import ApprovalChanged, CallStatus, CodeToolCall, ToolCalled
+from service.tools.approval import ApprovalRequest, Approvals
+from service.tools.base import ToolDeniedError, ToolError, ToolHost, ToolSpec
 
 
 class RecordedTools:
@@ -17,17 +19,25 @@ class RecordedTools:
     Args:
         host: runs the tools.
         clock: source of the times, in Unix seconds.
-        record: takes the event of each call, and of its end.
+        feed: takes the events.
+        approvals: decides about calls of tools with ``needs_approval``. None denies them.
     """
 
     def __init__(
-        self, host: ToolHost, clock: Callable[[], float], record: Callable[[ToolCalled], None]
+        self,
+        host: ToolHost,
+        clock: Callable[[], float],
+        feed: EventFeed,
+        approvals: Approvals | None = None,
     ) -> None:
+        self._approvals = approvals
+        if approvals is not None:
+            approvals.on_change = lambda request: feed.add(ApprovalChanged(request))
         self._host = host
         self._clock = clock
-        self._read_only = {spec.name: spec.read_only for spec in host.specs}
+        self._own = {spec.name: spec for spec in host.specs}
         self._calls: dict[str, CodeToolCall] = {}
-        self._on_event = record
+        self._feed = feed
 
     @property
     def specs(self) -> Sequence[ToolSpec]:
@@ -35,8 +45,26 @@ class RecordedTools:
 
     async def call(self, name: str, arguments: dict[str, Any], call_id: str) -> object:
         """Run a tool and record the call. See `ToolHost`."""
-        read_only = self._read_only.get(name, False)
-        self._record(CodeToolCall(call_id, name, arguments, read_only, self._clock()))
+        spec = self._own.get(name) or ToolSpec(name)
+        approval_id = None
+        if spec.needs_approval:
+            if self._approvals is None:
+                raise ToolDeniedError(f"{name}() can't be approved here")
+            approval_id = self._approvals.claim(name, arguments)
+            self._feed.wake()  # the code may now wait for the client only
+            if approval_id is not None:
+                await self._approvals.granted(approval_id)
+        self._record(
+            CodeToolCall(
+                call_id,
+                name,
+                arguments,
+                spec.read_only,
+                self._clock(),
+                by_client=spec.by_client,
+                approval_id=approval_id,
+            )
+        )
         try:
             output = await self._host.call(name, arguments, call_id)
         except ToolError as error:
@@ -48,6 +76,11 @@ class RecordedTools:
         self._end(call_id, "ok", output=output)
         return output
 
+    def announce(self, name: str, arguments: dict[str, Any]) -> None:
+        """Request the approval of a call. See `AnnouncedTools`."""
+        if self._approvals is not None and name in self._own and self._own[name].needs_approval:
+            self._approvals.announce(name, arguments)
+
     def _end(
         self, call_id: str, status: CallStatus, *, output: object = None, error: str | None = None
     ) -> None:
@@ -57,11 +90,28 @@ class RecordedTools:
 
     def _record(self, call: CodeToolCall) -> None:
         self._calls[call.id] = call
-        self._on_event(ToolCalled(call))
+        self._feed.add(ToolCalled(call))
+
+    @property
+    def running(self) -> tuple[CodeToolCall, ...]:
+        """The calls without a result."""
+        return tuple(call for call in self._calls.values() if call.status == "running")
+
+    @property
+    def open_approvals(self) -> tuple[ApprovalRequest, ...]:
+        """The requests for whose decisions code waits."""
+        return () if self._approvals is None else self._approvals.blocking
+
+    def waits_for_client(self) -> bool:
+        """Return whether the client must act, and no other tool runs."""
+        running = self.running
+        return bool(running or self.open_approvals) and all(call.by_client for call in running)
 
     def take(self) -> tuple[CodeToolCall, ...]:
         """Return the calls since the last flush, and forget them."""
         calls, self._calls = tuple(self._calls.values()), {}
+        if self._approvals is not None:
+            self._approvals.end_flush()
         return calls
 
 

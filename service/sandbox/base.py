@@ -169,6 +169,18 @@ class Session(Protocol):
         """
         ...
 
+    async def suspend(self) -> None:
+        """Stop the code of the current flush, all of which waits for tools, until ``resume``.
+
+        The time does not count for any limit of the flush, except the lifetime of the container. Never
+        raises: a failure is reported by the flush. No effect if the flush has ended.
+        """
+        ...
+
+    async def resume(self) -> None:
+        """Undo ``suspend``. Never raises."""
+        ...
+
     async def close(self) -> None:
         """Kill running code and release the container. Never raises; may be called twice."""
         ...

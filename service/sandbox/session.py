@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from service.sandbox.base import MAX_LIVE_BYTES, ExecutionResult, OnOutput, SandboxError, SessionLimits
 from service.sandbox.pool import Pool
@@ -17,9 +20,14 @@ from service.sandbox.worker_protocol import (
     Result,
     SandboxWorker,
     Settled,
+    Suspended,
     ToolCallFrame,
+    ToolHeld,
 )
 from service.tools.base import ToolHost
+
+_SUSPEND_WITHIN_S: Final = 10.0
+"""Time within which a worker must stop its code."""
 
 
 class PooledSession:
@@ -46,6 +54,8 @@ class PooledSession:
         self._announced = False
         self._settling: asyncio.Task[Result | SandboxError | None] | None = None
         """Reads the frame that follows a result, and then freezes the worker."""
+        self._deadline = Deadline()
+        """Time by which the worker must answer a flush."""
 
     async def prepare(self) -> None:
         if self._worker is None and not self._announced and not self._closed:
@@ -142,7 +152,7 @@ class PooledSession:
         """Return the supervisor's result, or None and drop the worker if there is no valid one."""
         assert self._worker is not None  # noqa: S101  blocks are pending, so a worker was leased
         try:
-            async with asyncio.timeout(self._answer_within_s):
+            async with self._deadline.within(self._answer_within_s):
                 if self._channel is not None:
                     self._channel.begin_flush()
                 settling, self._settling = self._settling, None
@@ -221,6 +231,25 @@ class PooledSession:
             worker.freeze()  # the next ``send`` ends it
         return None
 
+    async def suspend(self) -> None:
+        channel, worker = self._channel, self._worker
+        if channel is None or worker is None or not self._deadline.is_running:
+            return
+        self._deadline.suspend()
+        with contextlib.suppress(SandboxError, TimeoutError):
+            await self._send_result({"op": "suspend"})
+            async with asyncio.timeout(_SUSPEND_WITHIN_S):
+                await channel.suspended.wait()
+            if self._deadline.is_running:  # else the flush has ended
+                worker.freeze()
+
+    async def resume(self) -> None:
+        self._deadline.resume()
+        if self._channel is not None:
+            self._channel.suspended.clear()
+            with contextlib.suppress(SandboxError):
+                await self._send_result({"op": "resume"})
+
     def _fail(self, reason: str) -> None:
         self._failure = reason
         self._drop_worker("sandbox_error")
@@ -240,6 +269,40 @@ class PooledSession:
         self._closed = True
         self._withdraw()
         self._drop_worker(None)
+
+
+class Deadline:
+    """The time limit of a flush, which stops while the flush is suspended."""
+
+    def __init__(self) -> None:
+        self._timeout: asyncio.Timeout | None = None
+        self._left: float | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a flush is in progress."""
+        return self._timeout is not None and not self._timeout.expired()
+
+    @asynccontextmanager
+    async def within(self, seconds: float) -> AsyncGenerator[None, None]:
+        """Limit the time inside. Raises TimeoutError at the limit."""
+        try:
+            async with asyncio.timeout(seconds) as self._timeout:
+                yield
+        finally:
+            self._timeout = self._left = None
+
+    def suspend(self) -> None:
+        """Stop the time."""
+        if self._timeout is not None and (at := self._timeout.when()) is not None and self.is_running:
+            self._left = at - asyncio.get_running_loop().time()
+            self._timeout.reschedule(None)
+
+    def resume(self) -> None:
+        """Undo ``suspend``."""
+        if self._timeout is not None and self._left is not None:
+            self._timeout.reschedule(asyncio.get_running_loop().time() + self._left)
+            self._left = None
 
 
 class LiveOutputLimit:
@@ -267,6 +330,8 @@ class ToolChannel:
         self._calls = calls
         self._worker = worker
         self._frames: asyncio.Queue[Reply | SandboxError] = asyncio.Queue()
+        self.suspended = asyncio.Event()
+        """The worker has stopped the code."""
         self._task = asyncio.create_task(self._read())
 
     def use(self, calls: ToolCalls | None) -> None:
@@ -279,7 +344,11 @@ class ToolChannel:
         try:
             while True:
                 frame = await self._worker.receive()
-                if not isinstance(frame, ToolCallFrame):
+                if isinstance(frame, Suspended):
+                    self.suspended.set()
+                elif isinstance(frame, ToolHeld) and self._calls is not None:
+                    self._calls.announce(frame)
+                elif not isinstance(frame, ToolCallFrame):
                     self._frames.put_nowait(frame)
                 elif self._calls is None:
                     raise SandboxError("the worker passed on a call of a tool, but there are no tools")

@@ -8,24 +8,42 @@ call of a tool with the same arguments gets the n-th result. Calls with side eff
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import structlog
 
 from service.sandbox.base import SandboxError, SessionLimits
-from service.sandbox.worker_protocol import ToolCallFrame
-from service.tools.base import MAX_ERROR_CHARS, MAX_RESULT_BYTES, ToolError, ToolHost
+from service.sandbox.worker_protocol import ToolCallFrame, ToolHeld
+from service.tools.base import (
+    CODE_CALL_PREFIX,
+    MAX_ERROR_CHARS,
+    MAX_RESULT_BYTES,
+    AnnouncedTools,
+    ToolDeniedError,
+    ToolError,
+    ToolHost,
+    ToolSpec,
+)
 from service.tools.stubs import stub
 
 _log = structlog.get_logger(__name__)
+_BATCH_S: Final = 1.0
+"""Seconds that a call waits for others that the code has announced."""
 
-Outcome = tuple[bool, str]
-"""Whether a call succeeded, and its result or error message as JSON."""
+
+class CallOutcome(NamedTuple):
+    """The end of a call."""
+
+    ok: bool
+    value: str
+    """The result as JSON, or the message of the error."""
+    denied: bool = False
 
 
 @dataclass(slots=True)
@@ -33,7 +51,7 @@ class _JournalEntry:
     name: str
     arguments: str
     has_effects: bool
-    task: asyncio.Task[Outcome]
+    task: asyncio.Task[CallOutcome]
     attempt: int
 
 
@@ -56,6 +74,9 @@ class ToolCalls:
         self._journal: list[_JournalEntry] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._received = 0
+        self._batch: list[ToolCallFrame] = []
+        """Calls that wait for others that the code makes at the same time."""
+        self._batch_end: asyncio.TimerHandle | None = None
         self.flushing = False
         """The flush was requested, so calls with side effects may be made."""
 
@@ -63,7 +84,8 @@ class ToolCalls:
         """Return the fields of the ``open`` frame that describe the tools."""
         return {
             "tools": [stub(spec) for spec in self._specs.values()],
-            "read_only": [spec.name for spec in self._specs.values() if spec.read_only],
+            "read_only": [spec.name for spec in self._specs.values() if _runs_ahead(spec)],
+            "announced": [spec.name for spec in self._specs.values() if spec.needs_approval],
             "max_calls": self._limits.tool_calls,
             "tool_wait_s": self._limits.tool_wait_s,
         }
@@ -78,21 +100,49 @@ class ToolCalls:
         if self._received > 2 * self._limits.tool_calls:  # a flush may run twice
             raise SandboxError("the worker passed on more calls of tools than its limit")
         spec = self._specs.get(frame.name)
-        if not self.flushing and (spec is None or not spec.read_only):
+        if not self.flushing and (spec is None or not _runs_ahead(spec)):
             raise SandboxError("the worker passed on a call of a tool before the flush")
-        self._start(self._answer(frame))
+        self._batch.append(frame)
+        if self._batch_end is not None:
+            self._batch_end.cancel()
+            self._batch_end = None
+        if frame.following:
+            self._batch_end = asyncio.get_running_loop().call_later(_BATCH_S, self._begin_batch)
+        else:
+            self._begin_batch()
+
+    def _begin_batch(self) -> None:
+        batch, self._batch = self._batch, []
+        for frame in batch:
+            self._start(self._answer(frame))
+
+    def announce(self, frame: ToolHeld) -> None:
+        """Tell the host about a call that waits for the flush.
+
+        Raises:
+            SandboxError: the worker reports more than it should.
+        """
+        self._received += 1
+        spec = self._specs.get(frame.name)
+        if self._received > 2 * self._limits.tool_calls or spec is None or not spec.needs_approval:
+            raise SandboxError("the worker reported a call of a tool that it should not report")
+        if isinstance(self._host, AnnouncedTools):
+            with contextlib.suppress(ToolError):  # the call itself reports it
+                self._host.announce(frame.name, parse_arguments(frame.arguments))
 
     async def _answer(self, frame: ToolCallFrame) -> None:
         try:
-            ok, value = await self._outcome(frame)
+            outcome = await self._outcome(frame)
         except ToolError as error:
-            ok, value = False, json.dumps(str(error)[:MAX_ERROR_CHARS])
+            outcome = CallOutcome(False, str(error)[:MAX_ERROR_CHARS])
+        value = outcome.value if outcome.ok else json.dumps(outcome.value)
+        answer = {"op": "tool_result", "id": frame.id, "ok": outcome.ok, "value": value}
         try:
-            await self._send({"op": "tool_result", "id": frame.id, "ok": ok, "value": value})
+            await self._send({**answer, "denied": True} if outcome.denied else answer)
         except SandboxError:
             return  # the flush reports it
 
-    async def _outcome(self, frame: ToolCallFrame) -> Outcome:
+    async def _outcome(self, frame: ToolCallFrame) -> CallOutcome:
         spec = self._specs.get(frame.name)
         if spec is None:
             raise ToolError(f"there is no tool {frame.name[:64]!r}")
@@ -105,13 +155,13 @@ class ToolCalls:
                 return await asyncio.shield(entry.task)
         if not spec.read_only and any(entry.has_effects for entry in earlier):
             raise ToolError("the code ran again and made different calls: this call was not made")
-        task = self._start(self._call(spec.name, arguments))
+        task = self._start(self._call(spec, arguments))
         self._journal.append(_JournalEntry(spec.name, key, not spec.read_only, task, frame.attempt))
         return await asyncio.shield(task)
 
-    async def _call(self, name: str, arguments: dict[str, Any]) -> Outcome:
-        ok, value = await run_tool(self._host, name, arguments, f"call_{secrets.token_hex(12)}")
-        return ok, value if ok else json.dumps(value)
+    async def _call(self, spec: ToolSpec, arguments: dict[str, Any]) -> CallOutcome:
+        prefix = CODE_CALL_PREFIX if spec.by_client else "call_"
+        return await run_tool(self._host, spec.name, arguments, f"{prefix}{secrets.token_hex(12)}")
 
     def _start(self, work: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.create_task(work)
@@ -126,19 +176,25 @@ class ToolCalls:
 
     def close(self) -> None:
         """Cancel all calls."""
+        self._batch = []
         for task in self._tasks:
             task.cancel()
 
 
-async def run_tool(host: ToolHost, name: str, arguments: dict[str, Any], call_id: str) -> tuple[bool, str]:
-    """Call a tool. Return True and the result as JSON, or False and the message of the error."""
+def _runs_ahead(spec: ToolSpec) -> bool:
+    """Return whether a tool may be called before the flush."""
+    return spec.read_only and not (spec.by_client or spec.needs_approval)
+
+
+async def run_tool(host: ToolHost, name: str, arguments: dict[str, Any], call_id: str) -> CallOutcome:
+    """Call a tool."""
     try:
-        return True, encode_result(await host.call(name, arguments, call_id))
+        return CallOutcome(True, encode_result(await host.call(name, arguments, call_id)))
     except ToolError as error:
-        return False, str(error)[:MAX_ERROR_CHARS]
+        return CallOutcome(False, str(error)[:MAX_ERROR_CHARS], isinstance(error, ToolDeniedError))
     except Exception as error:  # a bug in a host must not end the episode
         _log_failure(name, error)
-        return False, f"the tool failed: {type(error).__name__}"
+        return CallOutcome(False, f"the tool failed: {type(error).__name__}")
 
 
 def _log_failure(name: str, error: Exception) -> None:

@@ -7,10 +7,11 @@ schema is a ``FrameError``, after which the worker is destroyed.
 The pool sends ``open`` (with the session's limits and tools), ``invoke`` (with a block) and ``flush``. The
 worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fatal`` before it exits. If
 ``open`` asks for it, ``Settled`` follows each result. If a ``flush`` asks for it with ``live_output``,
-``OutputFrame`` precedes its result. If the session has tools, the worker also sends
-``ToolCallFrame``, each of which is answered with ``tool_result``. Sessions with files also use ``put`` (a
-frame with the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard``
-(drop the pending blocks), each with one reply.
+``OutputFrame`` precedes its result. If the session has tools, the worker also sends ``ToolCallFrame``, each
+of which is answered with ``tool_result``. While such a flush waits for tools, the pool may send ``suspend``,
+which is answered with ``Suspended``, and later ``resume``. Sessions with files also use ``put`` (a frame with
+the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard`` (drop the
+pending blocks), each with one reply.
 """
 
 from __future__ import annotations
@@ -132,6 +133,22 @@ class Settled(_Frame):
     op: Literal["settled"]
 
 
+class Suspended(_Frame):
+    """Reply to ``suspend``: all processes of the code are stopped, or the flush has ended."""
+
+    op: Literal["suspended"]
+
+
+class ToolHeld(_Frame):
+    """Code has called a tool and waits for the flush. ``ToolCallFrame`` follows at the flush."""
+
+    op: Literal["tool_held"]
+    id: int = Field(ge=1)
+    name: str = Field(max_length=256)
+    arguments: Text = Field(max_length=MAX_ARGUMENT_BYTES)
+    """JSON, as the code wrote it."""
+
+
 class ToolCallFrame(_Frame):
     """Code called a tool."""
 
@@ -142,6 +159,8 @@ class ToolCallFrame(_Frame):
     name: str = Field(max_length=256)
     arguments: Text = Field(max_length=MAX_ARGUMENT_BYTES)
     """JSON, as the code wrote it: neither parsed nor validated yet."""
+    following: int = Field(default=0, ge=0, le=64)
+    """Number of calls that the code makes immediately afterwards, as it claims."""
 
 
 class Done(_Frame):
@@ -191,7 +210,9 @@ class Data(_Frame):
     data: str | None = Field(max_length=MAX_FRAME_BYTES)
 
 
-Reply = Ready | Result | OutputFrame | Settled | ToolCallFrame | Done | FileListing | Data
+Reply = (
+    Ready | Result | OutputFrame | Settled | Suspended | ToolHeld | ToolCallFrame | Done | FileListing | Data
+)
 """A frame that a worker sends while it works correctly."""
 AnyFrame = Reply | Fatal
 WorkerFrame = Annotated[AnyFrame, Field(discriminator="op")]

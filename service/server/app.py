@@ -17,6 +17,7 @@ from service.api import usage as usage_api
 from service.api.audit import Audit
 from service.api.auth import BEARER, ApiKeys
 from service.api.chat import route as chat
+from service.api.chat.suspension import Suspensions
 from service.api.files import container_route as containers_api
 from service.api.files import route as files_api
 from service.api.files.containers import Containers
@@ -139,6 +140,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     )
     container_store = ContainerStore(files, keep_days=settings.container_files_days)
     containers = Containers(runner.sandbox, container_store, files, settings.container_limits(), quotas)
+    suspensions = Suspensions(settings.suspension_limits())
     metrics.registry.register(ContainerCollector(containers.counts, files.counts))
     audit_log = settings.audit_log()
     responses.cleaners += [files.clean, container_store.clean, containers.end_deleted, usage.clean]
@@ -154,10 +156,11 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
             await responses.start()
             await runner.sandbox.start()
             await containers.start()
+            await suspensions.start()
             await runner.engine.start()
         except BaseException as error:
             app.state.failure = error  # serve_forever reports it without a traceback
-            await _stop(responses, containers, runner, quotas)
+            await _stop(responses, containers, suspensions, runner, quotas)
             raise
         app.state.server = Server(
             runner,
@@ -178,7 +181,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            await _stop(responses, containers, runner, quotas)
+            await _stop(responses, containers, suspensions, runner, quotas)
             await mcp.stop()
             await asyncio.to_thread(close_tracer)  # sends the remaining spans
 
@@ -195,6 +198,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     app.state.responses = responses
     app.state.files = files
     app.state.containers = containers
+    app.state.suspensions = suspensions
     errors.install(app)
     for router in (
         chat.router,
@@ -246,10 +250,17 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     return app
 
 
-async def _stop(responses: Responses, containers: Containers, runner: EpisodeRunner, quotas: Quotas) -> None:
+async def _stop(
+    responses: Responses,
+    containers: Containers,
+    suspensions: Suspensions,
+    runner: EpisodeRunner,
+    quotas: Quotas,
+) -> None:
     async with AsyncExitStack() as stack:  # in reverse order, even if one of them fails
         stack.push_async_callback(runner.sandbox.stop)
         stack.push_async_callback(runner.engine.stop)
         stack.push_async_callback(responses.stop)
         stack.push_async_callback(quotas.stop)
         stack.push_async_callback(containers.stop)
+        stack.push_async_callback(suspensions.stop)

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.api.audit import AuditLog
 from service.api.auth import ApiKey, KeyQuota, parse_keys
+from service.api.chat.suspension import SuspensionLimits
 from service.api.files.containers import ContainerLimits
 from service.api.seal import SealKey, parse_seal_key
 from service.api.state import ApiSettings
@@ -227,6 +228,15 @@ class Settings(BaseSettings):
     """Maximum time of one call of a tool by code, in seconds."""
     tool_wait_s: float = Field(default=60.0, gt=0, le=600)
     """Maximum time that one flush may wait for tools, in seconds, beside its run time."""
+    approval_timeout_s: float = Field(default=300.0, gt=0, le=3000)
+    """Seconds after which a call of a tool that nobody has approved is denied."""
+    client_call_timeout_s: float = Field(default=300.0, gt=0, le=3000)
+    """Seconds that code waits for the output of a function of the client. Its container is kept meanwhile."""
+    suspended_per_key: int = Field(default=4, ge=1)
+    """Maximum number of replies of one API key whose code waits for the client. Beyond, the oldest ends."""
+    max_suspended: int = Field(default=16, ge=1)
+    """Maximum number of replies whose code waits for the client. Each holds a container, which counts as one
+    of ``max_containers``, or of the runner's sessions."""
 
     reload_root: Path | None = None
     """Directory that ``POST /admin/reload`` may load checkpoints from; unset disables reloading. Requires an
@@ -418,6 +428,15 @@ class Settings(BaseSettings):
             tool_wait_s=self.tool_wait_s,
         )
 
+    def suspension_limits(self) -> SuspensionLimits:
+        """Limits on replies whose code waits for the client."""
+        return SuspensionLimits(
+            seconds=self.client_call_timeout_s,
+            per_key=self.suspended_per_key,
+            total=self.max_suspended,
+            memory_mb=self.parked_memory_mb,
+        )
+
     def mcp_hub(self) -> McpHub:
         """The MCP servers of the operator, and the rules for those that requests name.
 
@@ -436,6 +455,7 @@ class Settings(BaseSettings):
             always=always,
             policy=EgressPolicy(self.mcp_allowed_hosts, self.mcp_private_hosts),
             call_timeout_s=self.tool_call_timeout_s,
+            approval_timeout_s=self.approval_timeout_s,
         )
 
     @property

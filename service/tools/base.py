@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 MAX_ARGUMENT_BYTES: Final = 1 << 16
 """Largest arguments of one call, in bytes of JSON. The worker has the same limit."""
 MAX_RESULT_BYTES: Final = 1 << 18
 """Largest result of one call, in bytes of JSON."""
+CODE_CALL_PREFIX: Final = "call_code_"
+"""Beginning of the ids of calls that code makes and the client runs. Other calls have other ids."""
 MAX_ERROR_CHARS: Final = 4000
 """Longest message of an error that code is shown."""
 
@@ -37,10 +39,18 @@ class ToolSpec:
     read_only: bool = False
     """The tool has no side effects, so a call may run before the flush, or for a block that is never
     flushed. Set by the operator or by the request, never by the server that offers the tool."""
+    by_client: bool = False
+    """The client of the API runs it, after the reply has ended. The code waits for the next request."""
+    needs_approval: bool = False
+    """The client must approve each call, whose arguments it sees. See `service.tools.approval`."""
 
 
 class ToolError(Exception):
     """A tool failed or rejected its arguments. Code gets the message as an exception."""
+
+
+class ToolDeniedError(ToolError):
+    """The client has denied a call."""
 
 
 class ToolHost(Protocol):
@@ -60,4 +70,13 @@ class ToolHost(Protocol):
         Raises:
             ToolError: the tool failed, or the arguments or the result don't match the schema.
         """
+        ...
+
+
+@runtime_checkable
+class AnnouncedTools(ToolHost, Protocol):
+    """A host that wants to know calls before they are made, for tools with ``needs_approval``."""
+
+    def announce(self, name: str, arguments: dict[str, Any]) -> None:
+        """Note a call that code will make at the flush, unless it changes its mind."""
         ...

@@ -25,7 +25,7 @@ _SCALARS: Final = {
     "object": "dict",
     "array": "list",
 }
-_RESERVED: Final = frozenset({"gather", "ToolError"})
+_RESERVED: Final = frozenset({"gather", "ToolError", "ToolDeniedError"})
 
 
 def identifier(name: str, taken: Collection[str] = ()) -> str:

@@ -27,7 +27,7 @@ class ToolSet:
 
     Args:
         tools: the tools; their names differ.
-        timeout_s: longest time of one call, in seconds.
+        timeout_s: longest time of one call, in seconds. Tools that the client runs have none.
 
     Raises:
         ValueError: two tools have the same name, or a schema is not valid.
@@ -45,6 +45,10 @@ class ToolSet:
             spec.name: compile_schema(spec.output) for spec in self.specs if spec.output is not None
         }
 
+    def error_in(self, name: str, arguments: dict[str, Any]) -> str | None:
+        """Return the error in the arguments of a call; None if they are valid."""
+        return None if name not in self._tools else first_error(self._arguments[name], arguments)
+
     async def call(self, name: str, arguments: dict[str, Any], call_id: str) -> object:
         """Validate the arguments, run the tool and validate the result. See `ToolHost`."""
         tool = self._tools.get(name)
@@ -53,7 +57,7 @@ class ToolSet:
         if (error := first_error(self._arguments[name], arguments)) is not None:
             raise ToolError(f"{name}(): {error}")
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(None if tool.spec.by_client else self._timeout_s):
                 result = await tool.run(arguments, call_id)
         except TimeoutError:
             raise ToolError(f"{name}() did not answer within {self._timeout_s:g} seconds") from None

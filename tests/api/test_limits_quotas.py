@@ -11,6 +11,7 @@ import openai
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from service.api.usage import KeyUsagePage
 from service.store.usage import DAY_S, Consumption
 from tests.support.responses_api import ANSWER, CODE_TOOL, FIRST, MARKER
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
@@ -170,6 +171,7 @@ async def test_usage_has_pages_of_buckets_and_groups() -> None:
         await chat(served)
         now = int(served.app.state.server.quotas.usage.clock())
         first = await usage(served, start_time=now - 9 * DAY_S)
+        assert set(KeyUsagePage.model_validate(first).model_dump()) == set(first)
         assert (first["object"], len(first["data"]), first["has_more"]) == ("page", 7, True)
         second = await usage(served, start_time=now - 9 * DAY_S, page=first["next_page"], limit=31)
         assert second["data"][0]["start_time"] == first["data"][-1]["end_time"]

@@ -9,8 +9,10 @@ from rich.console import Console
 
 from service.cli.conversation import ChatError, ChatView, Client, Recorder, converse
 from service.cli.timeline import Span
+from tests.support.mcp_server import serve_mcp
 from tests.support.scripted import EOS, ScriptedEngine, ScriptedSandbox, printed
 from tests.support.serving import make_app, serve
+from tests.support.tool_sandbox import ToolSandbox
 
 ASK = "Let\n```python\nx = 6 * 7\n```\nand\n```python\nprint(x)\n```<tool_call>"
 
@@ -109,3 +111,27 @@ def test_client_times_are_converted_to_the_server_clock() -> None:
 
 def test_empty_reply_has_no_spans() -> None:
     assert Recorder().spans() == []
+
+
+@pytest.mark.parametrize(("answer", "made"), [("y", True), ("", False)])
+async def test_asks_before_a_call(monkeypatch: pytest.MonkeyPatch, answer: str, made: bool) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: answer)
+    turn = 'Look.\n```python\ncall note {"text": "hi"}\n```\nI write on.<tool_call>'
+    out = io.StringIO()
+    async with serve_mcp() as mcp:
+        engine = ScriptedEngine(turn, f"It is \\boxed{{42}}.{EOS}", delay_s=0.005)
+        tool = {"type": "mcp", "server_label": "demo", "server_url": mcp.url, "require_approval": "always"}
+        async with serve(make_app(engine, ToolSandbox(), mcp_private_hosts=mcp.host)) as served:
+            await asyncio.to_thread(
+                converse,
+                served.url,
+                question="Note it.",
+                model=None,
+                api_key=None,
+                eager=True,
+                tools=[tool],
+                console=Console(file=out, width=100),
+            )
+        assert mcp.log == (["note hi"] if made else [])
+    assert 'Allow demo: note(text="hi")? [y/N]' in out.getvalue()
+    assert f'demo: note(text="hi") {"approved" if made else "denied"}' in out.getvalue()

@@ -10,12 +10,32 @@ import pytest
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import OPTIONAL_SAMPLING
+from service.sandbox.base import ExecutionResult, OnOutput, Session, SessionLimits
+from service.tools.base import ToolHost
 from tests.conformance.scripts import reply
 from tests.support.reply_engine import ReplyEngine
-from tests.support.scripted import ScriptedSandbox, printed
+from tests.support.scripted import printed
 from tests.support.serving import make_app, serve
+from tests.support.tool_sandbox import ToolSandbox, ToolSession
 
 KEY = "sk-conformance"
+
+
+class CodeSession(ToolSession):
+    """Code that calls tools, or any other code, which prints 42."""
+
+    async def invoke(self, code: str) -> None:
+        self._calls = code.startswith("all ")
+        if self._calls:
+            await super().invoke(code)
+
+    async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
+        return await super().flush(on_output) if self._calls else printed("42")
+
+
+class CodeSandbox(ToolSandbox):
+    def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
+        return CodeSession(tools)
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +46,7 @@ def url() -> Iterator[str]:
     engine.context_length = 200_000  # a token is a character
     # The other instruction contains an example, which the script would take for an episode.
     policy = DeferralPolicy(prompt="brief-v1")
-    app = make_app(
-        engine, ScriptedSandbox(lambda blocks: printed("42")), policy, api_keys=f"{KEY} name=client"
-    )
+    app = make_app(engine, CodeSandbox(), policy, api_keys=f"{KEY} name=client")
     ready, stop = threading.Event(), asyncio.Event()
     urls: list[str] = []
     loop = asyncio.new_event_loop()

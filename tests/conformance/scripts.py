@@ -7,6 +7,9 @@ from tests.support.scripted import EOS
 CODE = "I compute it.\n```python\nx = 6 * 7\n```\nThen\n```python\nprint(x)\n```<tool_call>"
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 SHELL_CALL = '<tool_call>\n{"name": "exec_command", "arguments": {"cmd": "echo sunny"}}\n</tool_call>'
+CITIES = '[{"city": "Paris"}, {"city": "Rome"}]'
+CALLING_CODE = f"I ask.\n```python\nall get_weather {CITIES}\n```<tool_call>"
+BOTH_CITIES = "It is sunny in both."
 SUNNY = "It is sunny in Paris."
 ANSWER = "The answer is \\boxed{42}."
 JSON_ANSWER = '{"city": "Paris", "degrees": 21}'
@@ -21,6 +24,8 @@ def reply(context: str) -> str:
         return JSON_ANSWER + EOS
     if "6 * 7 and the weather" in question:
         return _code_call_code(question)
+    if "both cities" in question:
+        return BOTH_CITIES + EOS if "Code execution result" in question else CALLING_CODE
     if "Code execution result" in question:
         return ANSWER + EOS
     if "tool: " in question:

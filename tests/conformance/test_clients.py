@@ -23,8 +23,16 @@ pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).with_name("clients")
 FEATURES = (
-    *("chat", "streaming", "deferred code", "own functions", "functions and code", "JSON by schema"),
-    *("thinking", "log-probabilities", "text completions", "errors", "Responses API", "Messages API"),
+    *("chat", "streaming", "deferred code", "own functions", "functions and code", "functions from code"),
+    *(
+        "JSON by schema",
+        "thinking",
+        "log-probabilities",
+        "text completions",
+        "errors",
+        "Responses API",
+        "Messages API",
+    ),
 )
 CLIENTS = {
     "openai_python.py": ("OpenAI SDK for Python", "openai"),

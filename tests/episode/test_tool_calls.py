@@ -10,7 +10,7 @@ from service.deferral.episode import Outcome
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Sampling
 from service.episode.accumulator import ReplyAccumulator
-from service.episode.block_queue import EventFeed
+from service.episode.block_queue import EventFeed, RunEvent
 from service.episode.events import CodeToolCall, FlushFinished, Invoked, LiveOutput, ToolCalled
 from service.episode.runner import EpisodeRunner
 from service.episode.tool_calls import RecordedTools, call_text
@@ -21,10 +21,21 @@ from tests.support.tool_host import RecordingHost
 from tests.support.tool_sandbox import ToolSandbox
 
 
+class _Events(EventFeed):
+    """A feed that keeps the events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def add(self, event: RunEvent) -> None:
+        self.seen.append(event)
+
+
 def recorded() -> tuple[RecordedTools, list[ToolCalled]]:
     """Return a host and the events that it records."""
-    events: list[ToolCalled] = []
-    return RecordedTools(RecordingHost(), itertools.count(1.0).__next__, events.append), events
+    feed = _Events()
+    return RecordedTools(RecordingHost(), itertools.count(1.0).__next__, feed), feed.seen
 
 
 async def test_calls_are_events_with_their_ends() -> None:
@@ -61,7 +72,7 @@ async def test_a_cancelled_call_may_have_taken_effect() -> None:
 
 async def test_events_come_while_a_flush_runs() -> None:
     feed = EventFeed()
-    tools = RecordedTools(RecordingHost(), itertools.count(1.0).__next__, feed.add)
+    tools = RecordedTools(RecordingHost(), itertools.count(1.0).__next__, feed)
 
     async def flush() -> str:
         await tools.call("slow", {"seconds": 0.01}, "x")

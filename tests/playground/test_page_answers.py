@@ -140,7 +140,7 @@ async def test_files_reach_the_code_and_come_back(open_page: OpenPage) -> None:
         f"show('text/html', {HOSTILE_TABLE.encode()!r})\nprint(inputs)"
     )
     engine = ScriptedEngine(f"Run\n```python\n{code}\n```<tool_call>", f"Done.{EOS}")
-    app = make_app(engine, FakeFileSandbox(), api_keys="key")  # type: ignore[arg-type]
+    app = make_app(engine, FakeFileSandbox(), api_keys="key")
     async with serve(app, "key") as served:
         page = await open_page(served.url, blocks=True)
         page.on("dialog", lambda dialog: pytest.fail(dialog.message))

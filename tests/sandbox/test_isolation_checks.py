@@ -51,6 +51,9 @@ class Answers:
     async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
         return self.answers[self.code]
 
+    async def suspend(self) -> None: ...
+    async def resume(self) -> None: ...
+
     async def close(self) -> None:
         self.closed = True
 

@@ -8,8 +8,9 @@ import pytest
 from service.sandbox.base import MAX_LIVE_BYTES, OutputChunk, QueueTimeoutError, SandboxError, SessionLimits
 from service.sandbox.pool import Pool
 from service.sandbox.session import PooledSession
-from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready, Result, Settled
+from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready, Result, Settled, Suspended
 from tests.support.fake_worker import Factory, FakeWorker, output_frame, result
+from tests.support.tool_host import RecordingHost
 from tests.support.until import until
 
 
@@ -258,3 +259,58 @@ async def test_a_worker_of_an_older_image_is_not_frozen(session: PooledSession, 
     assert (worker.freezable, worker.frozen) == (False, 0)
     assert "rebuild it" in worker.reason
     await session.close()
+
+
+@pytest.fixture
+def asking(pool: Pool) -> PooledSession:
+    return PooledSession(pool, SessionLimits(run_limit_s=0.2, tool_wait_s=0.0), 0.2, RecordingHost())
+
+
+async def test_suspended_flush_has_no_deadline(asking: PooledSession) -> None:
+    await asking.invoke("1")
+    worker = worker_of(asking)
+    flushing = asyncio.create_task(asking.flush())
+    await until(lambda: {"op": "flush"} in worker.sent)
+    worker.answers.put_nowait(Suspended(op="suspended"))
+    await asking.suspend()
+    assert worker.frozen == 1
+    await asyncio.sleep(0.6)
+    assert not flushing.done()
+    await asking.resume()
+    worker.answers.put_nowait(result(stdout="out"))
+    assert (await flushing).stdout == "out"
+    assert [frame["op"] for frame in worker.sent][-3:] == ["flush", "suspend", "resume"]
+
+
+async def test_resumed_flush_has_the_rest_of_its_time(asking: PooledSession) -> None:
+    await asking.invoke("1")
+    worker = worker_of(asking)
+    flushing = asyncio.create_task(asking.flush())
+    await until(lambda: {"op": "flush"} in worker.sent)
+    worker.answers.put_nowait(Suspended(op="suspended"))
+    await asking.suspend()
+    await asking.resume()
+    assert (await flushing).status == "sandbox_error"
+
+
+async def test_worker_that_does_not_stop_its_code_is_not_frozen(
+    asking: PooledSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.sandbox.session._SUSPEND_WITHIN_S", 0.01)
+    await asking.invoke("1")
+    worker = worker_of(asking)
+    flushing = asyncio.create_task(asking.flush())
+    await until(lambda: {"op": "flush"} in worker.sent)
+    await asking.suspend()
+    assert worker.frozen == 0
+    worker.answers.put_nowait(result())
+    await flushing
+
+
+async def test_unrequested_report_of_a_suspension_changes_nothing(asking: PooledSession) -> None:
+    await asking.invoke("1")
+    worker = worker_of(asking)
+    worker.answers.put_nowait(Suspended(op="suspended"))
+    worker.answers.put_nowait(result(stdout="out"))
+    assert (await asking.flush()).stdout == "out"
+    assert worker.frozen == 0

@@ -29,9 +29,15 @@ class Calls:
         assert frame["op"] == "tool_result"
         self.answers[frame["id"]] = frame["ok"], json.loads(frame["value"])
 
-    def begin(self, name: str, arguments: str = "{}", attempt: int = 1) -> int:
+    def begin(self, name: str, arguments: str = "{}", attempt: int = 1, following: int = 0) -> int:
         self._number += 1
-        frame = {"op": "tool_call", "id": self._number, "name": name, "arguments": arguments}
+        frame = {
+            "op": "tool_call",
+            "id": self._number,
+            "name": name,
+            "arguments": arguments,
+            "following": following,
+        }
         self.calls.begin(ToolCallFrame(**frame, attempt=attempt))
         return self._number
 
@@ -122,3 +128,24 @@ def test_results_are_bounded_json() -> None:
             encode_result(value)
     assert encode_result({"a": "\ud800"}) == '{"a": "\\ud800"}'
     assert parse_arguments('{"a": 1}') == {"a": 1}
+
+
+async def test_calls_of_a_gather_begin_together(calls: Calls) -> None:
+    calls.begin("add", '{"a": 1}', following=1)
+    await asyncio.sleep(0.05)
+    assert calls.host.calls == []
+    calls.begin("add", '{"a": 2}')
+    await until(lambda: len(calls.answers) == 2)
+    assert [arguments["a"] for _, arguments in calls.host.calls] == [1, 2]
+
+
+async def test_announced_calls_that_never_come_delay_a_call_only(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.sandbox.tool_calls._BATCH_S", 0.01)
+    calls.begin("add", '{"a": 1}', following=15)
+    await until(lambda: len(calls.answers) == 1)
+    calls.begin("add", '{"a": 2}', following=15)
+    calls.calls.end_flush()  # a call of a flush that has ended is not made
+    await asyncio.sleep(0.05)
+    assert len(calls.host.calls) == 1

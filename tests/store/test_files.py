@@ -135,3 +135,35 @@ def test_unknown_scheme_is_rejected() -> None:
     pytest.importorskip("fsspec")
     with pytest.raises(ValueError, match="files_url"):
         open_blobs("nothing://x")
+
+
+async def test_old_files_are_deleted_if_their_days_are_limited(store: FileStore, clock: Clock) -> None:
+    file = await store.put(parts(b"1"), owner=OWNER, filename="a", purpose="")
+    strict = FileStore(
+        store.engine, store.blobs, max_file_bytes=100, max_owner_bytes=150, keep_days=2, clock=clock
+    )
+    clock.now += 2 * 86_400 - 1
+    await strict.clean()
+    assert await store.get(file.id, OWNER) == file
+    clock.now += 1
+    await store.clean()
+    assert await store.get(file.id, OWNER) == file
+    await strict.clean()
+    assert await store.get(file.id, OWNER) is None
+    assert await store.blobs.names(older_than_s=-10) == []
+
+
+async def test_quota_of_everything_that_is_stored_limits_files_too(store: FileStore, clock: Clock) -> None:
+    def small(owner: str) -> int | None:
+        return 10 if owner == OWNER else None
+
+    limited = FileStore(
+        store.engine, store.blobs, max_file_bytes=100, max_owner_bytes=150, quota_of=small, clock=clock
+    )
+    file = await limited.put(parts(b"1" * 10), owner=OWNER, filename="a", purpose="")
+    with pytest.raises(FileTooLargeError) as caught:
+        await limited.put(parts(b"1"), owner=OWNER, filename="a", purpose="")
+    assert (caught.value.limit, caught.value.of_owner) == (10, True)
+    other = await limited.put(parts(b"1" * 20), owner=f"not {OWNER}", filename="a", purpose="")
+    for one in (file, other):
+        assert await limited.delete(one.id, one.owner)

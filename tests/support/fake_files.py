@@ -13,7 +13,8 @@ from typing import Any
 
 from service.sandbox.base import ExecutionResult, OnOutput, SandboxError, SessionLimits
 from service.sandbox.files import Display, FileChanges, SkippedFile, WorkFile
-from service.tools.base import ToolHost
+from service.tools.base import CODE_CALL_PREFIX, ToolHost
+from tests.support.tool_sandbox import is_of_client
 
 PNG = b"\x89PNG\r\n\x1a\nfigure"
 
@@ -86,7 +87,8 @@ class FakeFileSession:
                 return ExecutionResult("", traceback.format_exc(), "error", 0.25, 0.25, container="box")
         for name, arguments in called:
             assert self.tools is not None
-            print(await self.tools.call(name, arguments, f"call_{next(self._call_ids)}"), file=out)
+            prefix = {True: CODE_CALL_PREFIX, False: "call_"}[is_of_client(self.tools, name)]
+            print(await self.tools.call(name, arguments, f"{prefix}{next(self._call_ids)}"), file=out)
         return ExecutionResult(out.getvalue(), "", status, 0.25, 0.25, exit_code=0, container="box")
 
     async def put(self, name: str, size: int, content: AsyncIterator[bytes]) -> None:
@@ -125,6 +127,12 @@ class FakeFileSession:
     async def freeze(self) -> None:
         self.is_frozen = True
         self.log.append("freeze")
+
+    async def suspend(self) -> None:
+        self.log.append("suspend")
+
+    async def resume(self) -> None:
+        self.log.append("resume")
 
     async def close(self) -> None:
         self.is_leased = False

@@ -67,6 +67,9 @@ class FakeSession:
             out, "", "ok", took, took, exit_code=0, started_at=began, finished_at=time.time()
         )
 
+    async def suspend(self) -> None: ...
+    async def resume(self) -> None: ...
+
     async def close(self) -> None:
         self.closed = True
         self._sandbox.active.discard(self)

@@ -47,7 +47,7 @@ def checked(events: list[Event]) -> dict[str, Any]:
             whole = event.get("text", event.get("code", event.get("arguments")))
             assert deltas.get((index, kind.removesuffix(".done")), "") == whole
         elif kind == "response.output_item.done":
-            assert event["item"]["status"] != "in_progress"
+            assert event["item"].get("status") != "in_progress"
             done[index] = event["item"]
     final: dict[str, Any] = events[-1]["response"]
     Response.model_validate(final)

@@ -137,6 +137,9 @@ class ScriptedSession:
             on_output(OutputChunk("stdout", line))
         return result
 
+    async def suspend(self) -> None: ...
+    async def resume(self) -> None: ...
+
     async def close(self) -> None:
         self.closed = True
 

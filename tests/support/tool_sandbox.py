@@ -1,12 +1,19 @@
-"""A sandbox for code of one command: ``call NAME ARGUMENTS`` calls a tool and prints the result."""
+"""A sandbox for code of two commands: ``call NAME ARGUMENTS`` calls a tool and prints the result; ``all NAME
+LIST`` does so for each of several arguments at the same time."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 
 from service.sandbox.base import ExecutionResult, OnOutput, Session, SessionLimits
-from service.tools.base import ToolError, ToolHost
+from service.tools.base import CODE_CALL_PREFIX, AnnouncedTools, ToolDeniedError, ToolError, ToolHost
+
+
+def is_of_client(tools: ToolHost, name: str) -> bool:
+    """Return whether the client runs a tool."""
+    return any(spec.name == name and spec.by_client for spec in tools.specs)
 
 
 class ToolSession:
@@ -19,26 +26,52 @@ class ToolSession:
         self._waiting: list[str] = []
         self._printed: list[str] = []
         self._error = ""
+        self.log: list[str] = []
 
     async def prepare(self) -> None: ...
+
+    async def suspend(self) -> None:
+        self.log.append("suspend")
+
+    async def resume(self) -> None:
+        self.log.append("resume")
 
     async def invoke(self, code: str) -> None:
         for line in code.splitlines():
             if self._waiting or not await self._run(line, flushed=False):
                 self._waiting.append(line)
+                if len(self._waiting) == 1:
+                    self._announce(line)
+
+    def _announce(self, line: str) -> None:
+        """Report the call at which the code waits for the flush."""
+        _, name, arguments = line.split(" ", 2)
+        host = self._tools
+        if isinstance(host, AnnouncedTools) and line.startswith("call "):
+            host.announce(name, json.loads(arguments))
 
     async def _run(self, line: str, *, flushed: bool) -> bool:
         assert self._tools is not None
-        _, name, arguments = line.split(" ", 2)
-        read_only = {spec.name: spec.read_only for spec in self._tools.specs}.get(name, True)
+        verb, name, arguments = line.split(" ", 2)
+        read_only = {spec.name: spec.read_only and not spec.needs_approval for spec in self._tools.specs}.get(
+            name, True
+        )
         if not (flushed or read_only):
             return False
         if not self._error:
             try:
-                result = await self._tools.call(name, json.loads(arguments), f"call_{next(self._ids)}")
-                self._printed.append(result if isinstance(result, str) else json.dumps(result))
+                given = json.loads(arguments)
+                prefix = CODE_CALL_PREFIX if is_of_client(self._tools, name) else "call_"
+                for result in await asyncio.gather(
+                    *(
+                        self._tools.call(name, one, f"{prefix}{next(self._ids)}")
+                        for one in (given if verb == "all" else [given])
+                    )
+                ):
+                    self._printed.append(result if isinstance(result, str) else json.dumps(result))
             except ToolError as error:
-                self._error = f"tools.ToolError: {error}\n"
+                kind = "ToolDeniedError" if isinstance(error, ToolDeniedError) else "ToolError"
+                self._error = f"tools.{kind}: {error}\n"
         return True
 
     async def flush(self, on_output: OnOutput | None = None) -> ExecutionResult:
@@ -51,14 +84,19 @@ class ToolSession:
         self._waiting, self._printed, self._error = [], [], ""
         return result
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        self.log.append("close")
 
 
 class ToolSandbox:
-    """A source of such sessions."""
+    """A source of such sessions, which it records."""
+
+    def __init__(self) -> None:
+        self.sessions: list[ToolSession] = []
 
     def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
-        return ToolSession(tools)
+        self.sessions.append(ToolSession(tools))
+        return self.sessions[-1]
 
     async def ready(self) -> bool:
         return True

@@ -108,6 +108,12 @@ class GarbageSession:
         choices = ("True", "False") if match[0].isalpha() else tuple("0123456789")
         return self._rng.choice([choice for choice in choices if choice != match[0]])
 
+    async def suspend(self) -> None:
+        await self._inner.suspend()
+
+    async def resume(self) -> None:
+        await self._inner.resume()
+
     async def close(self) -> None:
         await self._inner.close()
 

@@ -14,16 +14,18 @@ from typing import Any, Final
 from service.api.files.containers import ContainerUse
 from service.api.tools.custom import input_of
 from service.api.tools.history import EarlierCall
-from service.common.json import Json
+from service.common.json import Json, dumps
 from service.engines.base import TokenChunk, Tokenizer
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
+    ApprovalChanged,
     CodeToolCall,
     EpisodeEvent,
     ExecutedTool,
     Finished,
     FlushFinished,
     FlushStarted,
+    FlushSuspended,
     Invoked,
     InvokedBlock,
     LiveOutput,
@@ -32,6 +34,8 @@ from service.episode.events import (
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import ArgumentsDelta, CallFailed, TextDelta, ToolCallEnd, ToolCallStart
 from service.sandbox.base import FlushFiles, OutputFile
+from service.tools.approval import ApprovalRequest
+from service.tools.mcp.hub import SessionTools
 
 Fields = dict[str, Any]
 """Fields of a message, or of a streamed delta."""
@@ -64,6 +68,7 @@ class ChoiceBuilder:
         tokenizer: decodes tokens for log-probabilities; None if they were not requested.
         custom: names of tools that take free text. A stream reports their calls whole.
         container: the reply's container, if it lives across requests.
+        tools: tools that code may call.
     """
 
     def __init__(
@@ -73,7 +78,13 @@ class ChoiceBuilder:
         tokenizer: Tokenizer | None = None,
         custom: Collection[str] = (),
         container: ContainerUse | None = None,
+        tools: SessionTools | None = None,
     ) -> None:
+        self._tools = tools
+        self._earlier = len(reply.executed), reply.finished_calls
+        """Flushes and calls in earlier messages of the reply."""
+        self._waiting: list[Fields] = []
+        """The flush whose code waits for the client."""
         self.index = index
         self.reply = reply
         self._tokenizer = tokenizer
@@ -101,11 +112,17 @@ class ChoiceBuilder:
         ]
 
     @property
+    def is_suspended(self) -> bool:
+        """Whether the reply continues when the client has answered the calls of code."""
+        return bool(self._waiting)
+
+    @property
     def finish_reason(self) -> str:
         """``length``, ``tool_calls`` or ``stop``."""
         if self.reply.outcome is not None and self.reply.outcome.is_truncated:
             return "length"
-        return "tool_calls" if self.reply.finished_calls else "stop"
+        called = self.is_suspended or self.reply.finished_calls > self._earlier[1]
+        return "tool_calls" if called else "stop"
 
     def add(self, event: EpisodeEvent) -> ChoiceDelta | None:
         """Add ``event`` and return its delta; None if it adds nothing to the stream.
@@ -131,6 +148,13 @@ class ChoiceBuilder:
                 self._live_chunks += 1
             case FlushFinished(tool):
                 delta["executed_tools"] = [executed_tool(tool, self._snapshot())]
+            case ApprovalChanged(asked) if self._tools is not None:
+                delta["approval_requests"] = [approval_json(asked, self._tools)]
+            case FlushSuspended(tool_id, blocks, calls):
+                self._waiting = [waiting_tool(tool_id, self._snapshot(), blocks, "suspended")]
+                added = [self._code_call(call) for call in calls]
+                delta |= {"executed_tools": self._waiting, "tool_calls": added}
+                return ChoiceDelta(delta, finish_reason=self.finish_reason)
             case Finished(_, unflushed):
                 if unflushed:
                     delta["unflushed_blocks"] = [block_json(block) for block in unflushed]
@@ -174,9 +198,13 @@ class ChoiceBuilder:
         message["final_answer"] = self.reply.final_answer
         if self._container is not None:
             message["container"] = self._container.id
-        if self.reply.executed:
+        executed = [
+            executed_tool(tool, index) for index, tool in enumerate(self.reply.executed[self._earlier[0] :])
+        ]
+        if executed or self._waiting:
             message["executed_tools"] = [
-                executed_tool(tool, index) for index, tool in enumerate(self.reply.executed)
+                *executed,
+                *({**tool, "index": len(executed)} for tool in self._waiting),
             ]
         if self.reply.unflushed:
             message["unflushed_blocks"] = [block_json(block) for block in self.reply.unflushed]
@@ -216,6 +244,15 @@ class ChoiceBuilder:
                     self._calls.pop()
                     self._arguments.pop()
         return delta
+
+    def _code_call(self, call: CodeToolCall) -> Fields:
+        """Add a call of code and return it for a delta."""
+        assert self._tools is not None  # noqa: S101  (code calls them)
+        function = {"name": self._tools.client.names[call.name], "arguments": dumps(call.arguments).decode()}
+        self._calls.append({"id": call.id, "name": function["name"]})
+        self._arguments.append([function["arguments"]])
+        index = len(self._calls) - 1
+        return {"index": index, "id": call.id, "type": "function", "function": function}
 
     def _custom_call(self, call: EarlierCall) -> Fields:
         custom = {"name": call.name, "input": input_of(call.arguments)}
@@ -307,6 +344,25 @@ def called_tool(call: CodeToolCall) -> Json:
         "finished_at": call.finished_at,
         "output": call.output,
         "error": call.error,
+        **({"by_client": True} if call.by_client else {}),
+    }
+
+
+def approval_json(request: ApprovalRequest, tools: SessionTools) -> Json:
+    """Return a request for approval. Times are Unix seconds."""
+    label, name = tools.origins[request.name]
+    status = {None: "open", True: "approved", False: "denied"}[request.approve]
+    return {
+        "id": request.id,
+        "object": "approval_request",
+        "server_label": label,
+        "name": name,
+        "arguments": request.arguments,
+        "status": status,
+        "reason": request.reason,
+        "decided_by": request.decided_by,
+        "requested_at": request.requested_at,
+        "decided_at": request.decided_at,
     }
 
 

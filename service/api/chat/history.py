@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.api.chat.request import ChatRequest
+from service.api.chat.request import ChatRequest, Message
+from service.api.chat.suspension import (
+    Answers,
+    LiveEpisode,
+    Suspensions,
+    check_answers,
+    is_code_call,
+    not_waiting,
+)
+from service.api.errors import ApiError
 from service.api.tools.history import reply_key
 from service.deferral.scanner import FENCE
 from service.engines.base import Tokenizer
@@ -15,6 +24,63 @@ from service.episode.reasoning_parser import without_thought
 from service.store.replies import ReplyStore
 
 _log = structlog.get_logger(__name__)
+
+
+def outputs_at_end(request: ChatRequest) -> Answers:
+    """Return the outputs in the messages of role ``tool`` that end the conversation."""
+    found: dict[str, str] = {}
+    for message in reversed(request.messages):
+        if message.role != "tool":
+            break
+        found[message.tool_call_id or ""] = message.content or ""
+    return Answers(found)
+
+
+def find_suspended(suspensions: Suspensions, request: ChatRequest, owner: str) -> LiveEpisode | None:
+    """Return the episode that ``request`` continues; None if it continues none.
+
+    Raises:
+        ApiError: 400 if an output is missing or another model is named, 409 if the code doesn't wait any
+            more.
+    """
+    found = outputs_at_end(request)
+    live = suspensions.of_calls(found.outputs, owner)
+    if live is None:
+        if for_code := [call_id for call_id in found.outputs if is_code_call(call_id)]:
+            raise not_waiting(for_code)
+        return None
+    known = {call.id for message in request.messages for call in message.tool_calls or ()}
+    check_answers(live, found, known, "messages")
+    if request.model != live.chat.request.model:
+        name = live.chat.request.model
+        raise ApiError(400, f"'model' must be '{name}', as in the reply that continues.", param="model")
+    return live
+
+
+def with_whole_replies(request: ChatRequest) -> ChatRequest:
+    """Return ``request`` with each reply as one message, if its code has called functions of the client.
+
+    Such a reply is sent in parts. The model wrote the parts one after the other, and has not seen the calls.
+    """
+    if not any(is_code_call(call.id) for message in request.messages for call in message.tool_calls or ()):
+        return request
+    whole: list[Message] = []
+    is_open = False
+    for message in request.messages:
+        if message.role == "tool" and is_code_call(message.tool_call_id or ""):
+            continue
+        calls = [call for call in message.tool_calls or () if not is_code_call(call.id)]
+        waits = len(calls) < len(message.tool_calls or ())
+        part = message.model_copy(update={"tool_calls": calls or None, "content": message.content or ""})
+        if message.role == "assistant" and is_open:
+            content = f"{whole[-1].content}{part.content}"
+            whole[-1] = part.model_copy(
+                update={"content": content, "reasoning_content": whole[-1].reasoning_content}
+            )
+        else:
+            whole.append(part if message.role == "assistant" else message)
+        is_open = message.role == "assistant" and waits
+    return request.model_copy(update={"messages": whole})
 
 
 async def find_replies(store: ReplyStore, owner: str, request: ChatRequest) -> dict[int, tuple[int, ...]]:

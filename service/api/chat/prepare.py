@@ -134,6 +134,7 @@ class PreparedChat:
             answer=self._answer_lead,
             tools=self.code_tools,
             tool_wait_s=self.server.settings.tool_wait_s,
+            approvals=None if self.code_tools is None else self.code_tools.approvals,
             open_session=None if self.container is None else self.container.session,
             live_output=bool(request.stream and request.deferral.live_output),
         )
@@ -186,9 +187,8 @@ async def prepare(
     if (conflict := request.conflict) is not None:
         param, why = conflict
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
-    tools = (
-        await open_tools(server.mcp, request.mcp_tools) if request.deferred and request.mcp_tools else None
-    )
+    wants_tools = request.deferred and (request.mcp_tools or request.code_functions)
+    tools = await open_tools(server.mcp, request.mcp_tools, request.code_functions) if wants_tools else None
     try:
         return await prepare_with(server, request, tools, proven, container)
     except BaseException:
@@ -367,8 +367,13 @@ async def render_prompt(
     last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=None)
     if note and last is not None:
         turns[last]["content"] = f"{turns[last]['content']}{note}"
-    tools = [
-        {"type": "function", **tool.model_dump(include={"function"}, exclude_none=True)}
+    tools: list[dict[str, object]] = [
+        {
+            "type": "function",
+            "function": tool.function.model_dump(
+                include={"name", "description", "parameters", "strict"}, exclude_none=True
+            ),
+        }
         for tool in request.callable_tools
     ]
     render = partial(

@@ -23,6 +23,7 @@ from service.api.tools.definitions import (
     FunctionTool,
     NamedChoice,
     OnExpired,
+    ProgrammaticTool,
     Tool,
     ToolChoice,
 )
@@ -39,6 +40,7 @@ from service.api.validation import (
     only,
 )
 from service.episode.tool_parser import loads
+from service.tools.client import ClientFunction
 
 _THOUGHT: Final = re.compile(r"\s*<think>\n*(.*?)\n*</think>\s*(.*)", re.DOTALL)
 
@@ -373,7 +375,7 @@ class ChatRequest(SamplingRequest):
     @property
     def offers_code(self) -> bool:
         """Whether the request has the tool for running code."""
-        return any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
+        return any(isinstance(tool, CodeInterpreterTool | ProgrammaticTool) for tool in self.tools or ())
 
     @property
     def mcp_tools(self) -> list[McpServerTool]:
@@ -439,7 +441,18 @@ class ChatRequest(SamplingRequest):
 
     @property
     def callable_tools(self) -> list[FunctionTool]:
-        """The functions that this reply may call."""
+        """The functions that the model may call in this reply."""
+        return [tool for tool in self._allowed_functions if tool.function.is_direct]
+
+    @property
+    def code_functions(self) -> list[ClientFunction]:
+        """The functions that code in this reply may call."""
+        found = (tool.function.for_code for tool in self._allowed_functions)
+        return [function for function in found if function is not None]
+
+    @property
+    def _allowed_functions(self) -> list[FunctionTool]:
+        """The functions that ``tool_choice`` allows."""
         if self.tool_choice == "none":
             return []
         if self._allowed is None:
@@ -468,7 +481,7 @@ class ChatRequest(SamplingRequest):
         """Whether the model may run code: by default in every request whose replies can contain code."""
         if self.deferral.enabled is not None:
             return self.deferral.enabled
-        if self.mcp_tools:
+        if self.mcp_tools or self.code_functions:
             return True
         if self._allows_code:
             return True
@@ -494,6 +507,15 @@ class ChatRequest(SamplingRequest):
         forced, thinking = self.forces_call, self.thinks
         if self.mcp_tools and not self.runs_code:
             return "deferral", "tools of MCP servers are called from code, which must be able to run"
+        if self.code_functions and not self.runs_code:
+            return "deferral", "'tools' contains a function that code may call, so code must be able to run"
+        if any(tool.unapproved is not True for tool in self.mcp_tools):
+            if self.choices > 1:
+                return "n", "calls that need approval need a single choice"
+            if not self.stream:
+                return "require_approval", "calls are approved during the stream, which needs 'stream': true"
+        if self.code_functions and self.choices > 1:
+            return "n", "code that calls functions of the client needs a single choice"
         options = self.deferral.model_dump(exclude_none=True)
         if options and self.deferral.enabled is None and not self.runs_code:
             return "deferral", "it configures code execution, which needs a code_interpreter in 'tools' here"

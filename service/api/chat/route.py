@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -10,10 +11,18 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from service.api import sse
+from service.api.chat.approvals import ApprovalDecision, decide
 from service.api.chat.choice_builder import ChoiceBuilder, ChoiceDelta, chat_usage
-from service.api.chat.history import find_replies, store_reply
-from service.api.chat.prepare import PreparedChat, prepare
+from service.api.chat.history import (
+    find_replies,
+    find_suspended,
+    outputs_at_end,
+    store_reply,
+    with_whole_replies,
+)
+from service.api.chat.prepare import prepare
 from service.api.chat.request import ChatRequest
+from service.api.chat.suspension import CurrentSuspensions, LiveEpisode, Suspensions
 from service.api.errors import ApiError
 from service.api.files.choice import CurrentContainers, choose_container
 from service.api.files.containers import Containers, ContainerUse
@@ -27,12 +36,13 @@ from service.api.tools.history import reply_key
 from service.api.validation import report_ignored
 from service.common.json import Json, JsonResponse, dumps
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
-from service.episode.accumulator import usage_of
+from service.episode.accumulator import Usage, usage_of
+from service.episode.events import FlushSuspended
 from service.episode.tool_parser import CallError
 from service.store.replies import ReplyStore
 
 router = APIRouter(tags=["Chat"])
-_Store = Callable[[PreparedChat, Sequence[ChoiceBuilder]], Awaitable[None]]
+_Store = Callable[[LiveEpisode, Sequence[ChoiceBuilder]], Awaitable[None]]
 
 
 @router.post("/v1/chat/completions", response_class=JsonResponse, responses=COMPLETION)
@@ -42,17 +52,93 @@ async def create_chat_completion(
     server: CurrentServer,
     replies: CurrentReplies,
     containers: CurrentContainers,
+    suspensions: CurrentSuspensions,
     owner: Owner,
 ) -> Response:
     """Answer a conversation. Code that the model writes runs in a sandbox when the model asks for it."""
-    container = await _container(containers, body, owner)
-    chat = await prepare(server, body, await find_replies(replies, owner, body), container)
-    for name in chat.ignored:
-        report_ignored(name)
-    store = partial(_store_choices, replies, owner)
+    live = find_suspended(suspensions, body, owner)
+    if live is None:
+        body = with_whole_replies(body)
+        container = await _container(containers, body, owner)
+        chat = await prepare(server, body, await find_replies(replies, owner, body), container)
+        for name in chat.ignored:
+            report_ignored(name)
+        live = LiveEpisode(chat, owner, waits_for_approvals=True)
+    reply = _Reply(body, live, suspensions, partial(_store_choices, replies, owner))
     if body.stream:
-        return sse.EventStream(_stream(chat, owner, store), server.settings.keep_alive_s)
-    return JsonResponse(await until_disconnect(request.receive, _complete(chat, owner, store)))
+        return sse.EventStream(_stream(reply), server.settings.keep_alive_s)
+    return JsonResponse(await until_disconnect(request.receive, _complete(reply)))
+
+
+@router.post("/v1/chat/completions/{completion_id}/approvals")
+async def decide_call_of_completion(
+    completion_id: str, body: ApprovalDecision, suspensions: CurrentSuspensions, owner: Owner
+) -> Json:
+    """Approve or deny a call of a tool that code in a streamed completion wants to make."""
+    return decide(suspensions, completion_id, owner, body)
+
+
+class _Reply:
+    """One chat completion in progress.
+
+    Args:
+        request: the request.
+        live: its episode, which an earlier request may have started.
+        suspensions: keeps the episode if its code waits for the client.
+        store: stores the token ids of a choice at its end.
+    """
+
+    def __init__(
+        self, request: ChatRequest, live: LiveEpisode, suspensions: Suspensions, store: _Store
+    ) -> None:
+        self.request, self.live, self.chat = request, live, live.chat
+        self.id = f"chatcmpl-{secrets.token_hex(12)}" if live.is_continued else live.chat.id
+        self.suspensions = suspensions
+        self.store = store
+        self.usage: Usage | None = None
+        """Set when the episode is suspended: the next request may continue it at any time."""
+        self.is_continued = live.is_continued
+        self.answers = outputs_at_end(request)
+        self.choices = self._choices()
+
+    def _choices(self) -> list[ChoiceBuilder]:
+        chat, live = self.chat, self.live
+        if live.reply is not None:
+            accumulators = [live.reply]
+        else:
+            strict = chat.request.strict_tool_calls
+            accumulators = [chat.reply(strict_calls=strict) for _ in range(chat.request.choices)]
+            live.reply = accumulators[0]
+        return [
+            ChoiceBuilder(
+                index,
+                accumulator,
+                chat.runner.engine.tokenizer if chat.request.logprobs else None,
+                chat.request.custom_names,
+                container=chat.container,
+                tools=chat.code_tools,
+            )
+            for index, accumulator in enumerate(accumulators)
+        ]
+
+    async def suspend(self) -> None:
+        """Keep the episode for the next request."""
+        self.usage = self.live.usage()
+        self.live.text += self.choices[0].content
+        await self.suspensions.add(self.live)
+
+    def usage_json(self) -> Json:
+        """Return the token counts of this request."""
+        if self.usage is not None:
+            return chat_usage(self.usage)
+        if self.is_continued:
+            return chat_usage(self.live.usage())
+        return chat_usage(usage_of(len(self.chat.prompt_ids), [choice.reply for choice in self.choices]))
+
+    def head(self, kind: str) -> Json:
+        """Return the fields that begin a completion or a chunk."""
+        created, model = int(time.time()), self.chat.request.model
+        return {"id": self.id, "object": kind, "created": created, "model": model}
 
 
 async def _container(containers: Containers, request: ChatRequest, owner: str) -> ContainerUse | None:
@@ -100,25 +186,26 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
 
 
 async def _store_choices(
-    store: ReplyStore, owner: str, chat: PreparedChat, choices: Sequence[ChoiceBuilder]
+    store: ReplyStore, owner: str, live: LiveEpisode, choices: Sequence[ChoiceBuilder]
 ) -> None:
+    chat = live.chat
     for choice in choices:
         calls = choice.calls if chat.request.deferred else []
-        if choice.reply.executed or calls:
-            key = reply_key(choice.content, calls)
+        if not choice.is_suspended and (choice.reply.executed or calls):
+            key = reply_key(live.text + choice.content, calls)
             await store_reply(store, owner, key, choice.reply.ids, chat.server.engine.tokenizer)
 
 
-async def _complete(chat: PreparedChat, owner: str, store: _Store) -> Json:
-    choices = _choices(chat)
-    async with aclosing(_deltas(chat, owner, choices)) as deltas:
+async def _complete(reply: _Reply) -> Json:
+    chat = reply.chat
+    async with aclosing(_deltas(reply)) as deltas:
         async for _ in deltas:
             pass
-    await store(chat, choices)
+    await reply.store(reply.live, reply.choices)
     completion: Json = {
-        **_head(chat, "chat.completion"),
-        "choices": [choice.choice() for choice in choices],
-        "usage": _usage(chat, choices),
+        **reply.head("chat.completion"),
+        "choices": [choice.choice() for choice in reply.choices],
+        "usage": reply.usage_json(),
     }
     if chat.server.notice is not None and not chat.request.deferred:
         completion["notice"] = DEMO_WITHOUT_DEFERRAL
@@ -127,19 +214,18 @@ async def _complete(chat: PreparedChat, owner: str, store: _Store) -> Json:
     return completion
 
 
-async def _stream(chat: PreparedChat, owner: str, store: _Store) -> AsyncGenerator[bytes, None]:
-    choices = _choices(chat)
-    options = chat.request.stream_options
+async def _stream(reply: _Reply) -> AsyncGenerator[bytes, None]:
+    options = reply.request.stream_options
     with_usage = options is not None and options.include_usage
-    head = _head(chat, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
+    head = reply.head("chat.completion.chunk") | ({"usage": None} if with_usage else {})
     start = sse.DATA + dumps({**head, "choices": []}).removesuffix(b"]}")  # the same in every chunk
-    async with aclosing(_deltas(chat, owner, choices)) as deltas:
+    async with aclosing(_deltas(reply)) as deltas:
         async for choice, delta in deltas:
             if delta.finish_reason is not None:
-                await store(chat, [choice])  # before the client can send the reply back
+                await reply.store(reply.live, [choice])  # before the client can send the reply back
             yield start + _chunk_choice(choice.index, delta) + b"]}" + sse.END
     if with_usage:
-        yield sse.data({**head, "choices": [], "usage": _usage(chat, choices)})
+        yield sse.data({**head, "choices": [], "usage": reply.usage_json()})
 
 
 def _chunk_choice(index: int, delta: ChoiceDelta) -> bytes:
@@ -150,26 +236,24 @@ def _chunk_choice(index: int, delta: ChoiceDelta) -> bytes:
     return dumps({"index": index, "delta": delta.delta, **rest})
 
 
-async def _deltas(
-    chat: PreparedChat, owner: str, choices: list[ChoiceBuilder]
-) -> AsyncGenerator[tuple[ChoiceBuilder, ChoiceDelta], None]:
+async def _deltas(reply: _Reply) -> AsyncGenerator[tuple[ChoiceBuilder, ChoiceDelta], None]:
     """Run the episodes and yield the delta of each event, after a first delta with the role.
 
     With a JSON schema the role waits for the first event, because the engine may reject the schema.
     """
+    chat, live, choices = reply.chat, reply.live, reply.choices
     running = chat.server.run_episodes(
-        chat.episodes,
+        partial(live.streams, reply.answers, reply.id),
         count=len(choices),
         operation="chat",
         model=chat.request.model,
-        owner=owner,
-        prompt_tokens=len(chat.prompt_ids),
+        owner=live.owner,
+        prompt_tokens=0 if live.is_continued else len(chat.prompt_ids),
         runs_code=chat.request.deferred,
-        attributes=_attributes(chat),
+        attributes=_attributes(reply),
         schema_param=chat.schema_param,
-        cleanup=chat.close,
     )
-    async with chat.held_container(), running as events:
+    async with live.acquired(reply.suspensions, reply.id), running as events:
         roles = [(choice, ChoiceDelta({"role": "assistant", "content": ""})) for choice in choices]
         if chat.schema_param is None:
             for role in roles:
@@ -184,36 +268,16 @@ async def _deltas(
             except CallError as error:
                 details = {"failed_generation": error.written}
                 raise ApiError(400, str(error), code="tool_use_failed", details=details) from None
+            if isinstance(event, FlushSuspended):
+                await reply.suspend()
             if delta is not None:
                 yield choices[index], delta
 
 
-def _choices(chat: PreparedChat) -> list[ChoiceBuilder]:
-    request = chat.request
-    return [
-        ChoiceBuilder(
-            index,
-            chat.reply(strict_calls=request.strict_tool_calls),
-            chat.runner.engine.tokenizer if request.logprobs else None,
-            request.custom_names,
-            container=chat.container,
-        )
-        for index in range(request.choices)
-    ]
-
-
-def _usage(chat: PreparedChat, choices: list[ChoiceBuilder]) -> Json:
-    return chat_usage(usage_of(len(chat.prompt_ids), [choice.reply for choice in choices]))
-
-
-def _attributes(chat: PreparedChat) -> Attributes:
+def _attributes(reply: _Reply) -> Attributes:
     """Return the span's attributes that come from the client."""
-    request = chat.request
+    request = reply.request
     attributes = {f"ih_grpo.metadata.{name}": value for name, value in (request.metadata or {}).items()}
     if request.user is not None:
         attributes["enduser.id"] = request.user
-    return {"ih_grpo.request.id": chat.id, "ih_grpo.deferred": request.deferred, **attributes}
-
-
-def _head(chat: PreparedChat, kind: str) -> Json:
-    return {"id": chat.id, "object": kind, "created": int(time.time()), "model": chat.request.model}
+    return {"ih_grpo.request.id": reply.id, "ih_grpo.deferred": reply.chat.request.deferred, **attributes}

@@ -191,6 +191,11 @@ class ContainerUse:
             return None
         return self.containers.new(self.owner, record.memory_mb)
 
+    def continue_as(self, response_id: str) -> None:
+        """Attribute the rest of the reply to another response."""
+        if self._session is not None:
+            self._session.continue_as(response_id)
+
     def session(self, limits: SessionLimits, tools: ToolHost | None = None) -> Session:
         """Return the session of the held container, whose code can call ``tools``."""
         assert self._session is not None  # noqa: S101  (called inside `acquire`)

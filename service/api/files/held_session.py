@@ -137,6 +137,16 @@ class HeldSession:
             _log.warning("files_not_collected", container=live.record.id, error=str(error))
             return result
 
+    async def suspend(self) -> None:
+        await self._live.session.suspend()
+
+    async def resume(self) -> None:
+        await self._live.session.resume()
+
+    def continue_as(self, response_id: str) -> None:
+        """Attribute the flushes from now on to another response, which continues the one before."""
+        self._response_id = response_id
+
     async def close(self) -> None:
         """Wait until the container is consistent. `Containers.park` decides what becomes of it."""
         self._is_closing = True

@@ -6,17 +6,23 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
+from service.api.chat.suspension import is_code_call
 from service.api.errors import ApiError
 from service.api.responses.items import (
     CodeInterpreterCall,
     Conversation,
     CustomToolCall,
     FunctionCall,
+    FunctionCallOutput,
     InputItem,
     ItemReference,
+    McpApprovalRequest,
+    McpApprovalResponse,
     McpCall,
     McpListTools,
     MessageItem,
+    Program,
+    ProgramOutput,
     Reasoning,
     SkippedItem,
     StoredReply,
@@ -50,18 +56,27 @@ async def recall(conversation: Conversation, store: ResponseStore, response_id: 
             f"Previous response '{response_id}' has not ended: its status is '{turns[-1].status}'.",
             param="previous_response_id",
         )
-    for turn in turns:
-        conversation.add(_items.validate_python(turn.input))
+    late: list[InputItem] = []
+    for turn, following in zip(turns, [*turns[1:], None], strict=True):
+        own = _items.validate_python(turn.input)
+        if turn.body.get("continued_from") is None:
+            conversation.add(own)
+        else:  # outputs for code, which the model doesn't read, and perhaps for earlier calls of its own
+            late += own
+        if following is not None and following.body.get("continued_from") == turn.id:
+            continue  # that response contains the whole reply
         for item in _output(turn):
             if item["type"] == "code_interpreter_call":
                 conversation.note_container(str(item["container_id"]), str(item["id"]))
-        if any(item["type"] in ("function_call", "custom_tool_call") for item in _output(turn)):
+        if any(_is_call(item) for item in _items.validate_python(_output(turn))):
             output = _items.validate_python(_output(turn))
             conversation.add(output if turn.ids is None else [_reply_of(turn, turn.ids, output)])
         elif turn.ids is not None:
             conversation.add_reply(StoredReply(tuple(turn.ids), turn.text))
         elif turn.text:
             conversation.add_message("assistant", turn.text)
+        conversation.add(late)
+        late = []
 
 
 async def resolved(items: Sequence[InputItem], store: ResponseStore, owner: str) -> list[InputItem]:
@@ -103,7 +118,7 @@ async def with_stored_replies(
         end = at
         while end < len(items) and _is_output(items[end]):
             end += 1
-        reply = await _stored_reply(items[at:end], look_up)
+        reply = await _stored_reply([item for item in items[at:end] if not _for_code(item)], look_up)
         if reply is not None:
             result.append(reply)
         else:
@@ -113,30 +128,57 @@ async def with_stored_replies(
     return result
 
 
+def _is_call(item: InputItem) -> bool:
+    """Return whether an item is a call of a function by the model."""
+    return isinstance(item, FunctionCall | CustomToolCall) and not is_code_call(item.call_id)
+
+
+def _for_code(item: InputItem) -> bool:
+    """Return whether an item is an answer of the client to code."""
+    if isinstance(item, McpApprovalResponse):
+        return True
+    return isinstance(item, FunctionCallOutput) and is_code_call(item.call_id)
+
+
 def _is_output(item: InputItem) -> bool:
-    return isinstance(
-        item, Reasoning | CodeInterpreterCall | FunctionCall | CustomToolCall | McpListTools | McpCall
-    ) or (isinstance(item, MessageItem) and item.role == "assistant")
+    return (
+        _for_code(item)
+        or isinstance(
+            item,
+            Reasoning
+            | CodeInterpreterCall
+            | Program
+            | ProgramOutput
+            | FunctionCall
+            | CustomToolCall
+            | McpListTools
+            | McpCall
+            | McpApprovalRequest,
+        )
+        or (isinstance(item, MessageItem) and item.role == "assistant")
+    )
 
 
 async def _stored_reply(items: Sequence[InputItem], look_up: _ItemLookup) -> StoredReply | None:
-    call = next(
-        (item for item in items if isinstance(item, CodeInterpreterCall | FunctionCall | CustomToolCall)),
-        None,
-    )
-    if call is None or call.id is None:
+    kinds = CodeInterpreterCall | ProgramOutput | FunctionCall | CustomToolCall
+    calls = [item for item in items if isinstance(item, kinds)]
+    if not calls or calls[-1].id is None:
         return None
-    response = await look_up.response(call.id)
-    if response is None or response.ids is None:
+    last = response = await look_up.response(calls[-1].id)
+    if last is None or last.ids is None:
         return None
-    stored = _items.validate_python(_output(response))
-    if _compared(items) != _compared(stored):
+    # A reply whose code waited for the client has several responses; the last one has its tokens.
+    parts: list[list[InputItem]] = []
+    while response is not None:
+        parts.insert(0, _items.validate_python(_output(response)))
+        response = await look_up.by_id(response.body.get("continued_from"))
+    if _compared(items) != _compared([item for part in parts for item in part]):
         return None
-    return _reply_of(response, response.ids, stored)
+    return _reply_of(last, last.ids, [item for part in parts for item in part])
 
 
 def _reply_of(response: StoredResponse, ids: Sequence[int], output: Sequence[InputItem]) -> StoredReply:
-    has_calls = any(isinstance(item, FunctionCall | CustomToolCall) for item in output)
+    has_calls = any(map(_is_call, output))
     ran = [(item.container_id, item.id) for item in output if isinstance(item, CodeInterpreterCall)]
     return StoredReply(
         tuple(ids), response.text, tuple(output) if has_calls else (), ran[-1] if ran else None
@@ -145,7 +187,8 @@ def _reply_of(response: StoredResponse, ids: Sequence[int], output: Sequence[Inp
 
 def _compared(items: Sequence[InputItem]) -> list[object]:
     """Return what must be equal. Calls of tools say nothing to the model, so clients may leave them out."""
-    return [_comparable(item) for item in items if not isinstance(item, McpListTools | McpCall)]
+    unseen = McpListTools | McpCall | McpApprovalRequest
+    return [_comparable(item) for item in items if not isinstance(item, unseen)]
 
 
 def _comparable(item: InputItem) -> object:
@@ -157,6 +200,10 @@ def _comparable(item: InputItem) -> object:
             return item.id, [part.text for part in item.content]
         case CodeInterpreterCall():
             return item.id, item.code, None if item.outputs is None else [log.logs for log in item.outputs]
+        case Program():
+            return item.id, item.call_id, item.code
+        case ProgramOutput():
+            return item.id, item.call_id, item.result
         case FunctionCall():
             return item.id, item.call_id, item.name, item.arguments
         case CustomToolCall():
@@ -174,8 +221,11 @@ class _ItemLookup:
 
     async def response(self, item_id: str) -> StoredResponse | None:
         """Return the response that an item belongs to."""
-        response_id = response_of(item_id)
-        if response_id is None:
+        return await self.by_id(response_of(item_id))
+
+    async def by_id(self, response_id: object) -> StoredResponse | None:
+        """Return a response of the owner; None if there is none."""
+        if not isinstance(response_id, str):
             return None
         if response_id not in self._read:
             self._read[response_id] = await self._store.get(response_id, self._owner)

@@ -29,6 +29,7 @@ from service.deferral.observation import executed_text
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import Tokenizer
 from service.episode.reasoning_parser import without_thought
+from service.tools.base import CODE_CALL_PREFIX
 
 PREFIXES: Final = {
     "message": "msg",
@@ -41,6 +42,10 @@ PREFIXES: Final = {
     "item_reference": "ref",
     "mcp_list_tools": "mcpl",
     "mcp_call": "mcp",
+    "mcp_approval_request": "mcpr",
+    "mcp_approval_response": "mcpa",
+    "program": "prog",
+    "program_output": "progo",
 }
 """Prefix of an item's id, by its type."""
 
@@ -117,6 +122,13 @@ class CodeInterpreterCall(Item):
     """Times and files of the run, which the model doesn't read."""
 
 
+class CallCaller(RequestModel):
+    """Origin of a call: the model (``direct``), or code (``program``), with the id of its item."""
+
+    type: Literal["direct", "program"]
+    caller_id: str | None = Field(default=None, max_length=512)
+
+
 class FunctionCall(Item):
     """A call of one of the client's functions."""
 
@@ -125,6 +137,24 @@ class FunctionCall(Item):
     name: str
     arguments: str = ""
     parsed_arguments: object = None
+    caller: CallCaller | None = None
+
+
+class Program(Item):
+    """Code of an earlier response, which has called functions of the client."""
+
+    type: Literal["program"]
+    call_id: str = ""
+    code: str = ""
+    fingerprint: str = ""
+
+
+class ProgramOutput(Item):
+    """The output of such code."""
+
+    type: Literal["program_output"]
+    call_id: str = ""
+    result: str = ""
 
 
 class FunctionCallOutput(Item):
@@ -133,6 +163,7 @@ class FunctionCallOutput(Item):
     type: Literal["function_call_output"]
     call_id: str
     output: ResponseContent
+    caller: CallCaller | None = None
 
 
 class CustomToolCall(Item):
@@ -171,6 +202,24 @@ class McpCall(Item):
     output: str | None = None
     error: object = None
     approval_request_id: str | None = None
+
+
+class McpApprovalRequest(Item):
+    """A request for the approval of a call in an earlier response."""
+
+    type: Literal["mcp_approval_request"]
+    server_label: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class McpApprovalResponse(Item):
+    """The decision about such a call."""
+
+    type: Literal["mcp_approval_response"]
+    approval_request_id: str = Field(max_length=80)
+    approve: bool
+    reason: str | None = Field(default=None, max_length=500)
 
 
 class ItemReference(Item):
@@ -215,6 +264,10 @@ InputItem = Annotated[
     | Annotated[CustomToolCallOutput, Tag("<custom_tool_call_output>")]
     | Annotated[McpListTools, Tag("<mcp_list_tools>")]
     | Annotated[McpCall, Tag("<mcp_call>")]
+    | Annotated[McpApprovalRequest, Tag("<mcp_approval_request>")]
+    | Annotated[McpApprovalResponse, Tag("<mcp_approval_response>")]
+    | Annotated[Program, Tag("<program>")]
+    | Annotated[ProgramOutput, Tag("<program_output>")]
     | Annotated[ItemReference, Tag("<item_reference>")]
     | Annotated[SkippedItem, Tag("<skipped>")],
     Discriminator(
@@ -342,6 +395,10 @@ class Conversation:
                 if item.outputs is not None:  # without them the model was shown nothing
                     logs = "".join(output.logs for output in item.outputs)
                     self._text.append(executed_text(logs, self._tokenizer, self._policy))
+            case ProgramOutput():
+                self._text.append(executed_text(item.result, self._tokenizer, self._policy))
+            case FunctionCall() | FunctionCallOutput() if item.call_id.startswith(CODE_CALL_PREFIX):
+                pass  # between code and the client; the model reads what the code prints
             case FunctionCall():
                 function = {"name": item.name, "arguments": item.arguments}
                 self._calls.append({"id": item.call_id, "type": "function", "function": function})

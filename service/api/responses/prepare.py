@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from service.api.chat.prepare import PreparedChat, prepare_with
 from service.api.chat.request import ChatRequest
+from service.api.chat.suspension import Answers, LiveEpisode, Suspensions
 from service.api.errors import ApiError, api_error_of
 from service.api.files.choice import choose_container
 from service.api.files.containers import Containers, ContainerUse
@@ -34,9 +35,10 @@ from service.api.responses.request import (
     ResponseRequest,
     TextOptions,
 )
+from service.api.responses.resume import find_suspended
 from service.api.seal import Seal
 from service.api.state import Server
-from service.api.tools.definitions import AllowedCode, AllowedServer, AutoContainer
+from service.api.tools.definitions import AllowedCode, AllowedServer, AutoContainer, ProgrammaticTool
 from service.api.tools.mcp import McpServerTool, open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
@@ -68,8 +70,13 @@ class PreparedResponse:
     items: list[InputItem]
     """The request's input, with references resolved."""
     chat: PreparedChat
+    live: LiveEpisode
     base_url: str = ""
     """Address of this server, for links to files."""
+    continued_from: str | None = None
+    """Id of the response whose code this one continues; None for a new reply."""
+    answers: Answers = field(default_factory=Answers)
+    """Answers to that code."""
 
     @property
     def schema_param(self) -> str | None:
@@ -88,15 +95,25 @@ class PreparedResponse:
         """Return an empty output for this response."""
         chat, include = self.chat, self.request.include or ()
         marker = chat.policy.marker if chat.request.deferred else None
+        if self.live.reply is None:
+            self.live.reply = chat.reply(strict_calls=self.request.strict_tool_calls, hidden_marker=marker)
         return OutputBuilder(
             self.id,
-            chat.reply(strict_calls=self.request.strict_tool_calls, hidden_marker=marker),
+            self.live.reply,
             tokenizer=chat.runner.engine.tokenizer if LOGPROBS in include else None,
             seal=self._seal if SEALED in include else None,
             tools=chat.code_tools,
             custom=self.request.custom_names,
             base_url=self.base_url,
+            waiting=self.live.suspended,
+            programs=self._has_programs,
         )
+
+    @property
+    def _has_programs(self) -> bool:
+        # As in the response that this one continues, whose items the client knows.
+        tools = self.chat.request.tools or ()
+        return any(isinstance(tool, ProgrammaticTool) for tool in tools)
 
     def _seal(self, text: str) -> str:
         return self.chat.server.seal.close(text, owner=self.owner, model=self.request.model)
@@ -110,24 +127,30 @@ async def prepare_response(
     response_id: str,
     owner: str,
     containers: Containers,
+    suspensions: Suspensions,
     base_url: str = "",
 ) -> PreparedResponse:
-    """Prepare ``request`` to run on ``server``.
+    """Prepare ``request`` to run on ``server``, or to continue code that waits for its outputs.
 
     Raises:
         ApiError: 404 for an unknown model, response or item; 400 for a field above its limit, a prompt that
-            doesn't fit, or a field that the engine doesn't support.
+            doesn't fit, or a field that the engine doesn't support; 409 if the code does not wait any more.
     """
     _check(request)
-    conversation = Conversation(server.engine.tokenizer, server.runner.policy)
-    if request.previous_response_id is not None:
-        await recall(conversation, store, request.previous_response_id, owner)
-    earlier_parts = [file_part(fields, "previous_response_id") for _, fields in conversation.file_parts]
     own = [
         _opened(item, f"input[{index}]", server.seal, owner, request.model)
         for index, item in enumerate(request.input)
     ]
     items = await resolved(own, store, owner)
+    found = await find_suspended(suspensions, store, request, items, owner)
+    if found is not None:
+        live, answers = found
+        continued = PreparedResponse(response_id, owner, request, items, live.chat, live, base_url)
+        return replace(continued, continued_from=live.reply_id, answers=answers)
+    conversation = Conversation(server.engine.tokenizer, server.runner.policy)
+    if request.previous_response_id is not None:
+        await recall(conversation, store, request.previous_response_id, owner)
+    earlier_parts = [file_part(fields, "previous_response_id") for _, fields in conversation.file_parts]
     if not request.runs_code:
         _reject_files(items)
     server.check_model(request.model)
@@ -141,7 +164,8 @@ async def prepare_response(
         owner,
     )
     opens_tools = request.runs_code and not request.forces_call
-    tools = await open_tools(server.mcp, request.mcp_tools) if opens_tools else None
+    functions = request.code_functions
+    tools = await open_tools(server.mcp, request.mcp_tools, functions) if opens_tools else None
     try:
         chat = await _fitting(server, request, conversation, tools, container)
     except BaseException:
@@ -151,7 +175,8 @@ async def prepare_response(
     for name in chat.ignored:
         report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
-    return PreparedResponse(response_id, owner, request, items, replace(chat, id=response_id), base_url)
+    chat = replace(chat, id=response_id)
+    return PreparedResponse(response_id, owner, request, items, chat, LiveEpisode(chat, owner), base_url)
 
 
 def _reject_files(items: list[InputItem]) -> None:
@@ -372,9 +397,11 @@ def _chat_fields(request: ResponseRequest, messages: list[Json]) -> Json:
         fields["response_format"] = request.form.as_response_format()
     if request.structured_outputs is not None:
         fields["structured_outputs"] = request.structured_outputs.model_dump(exclude_none=True, by_alias=True)
-    if functions := request.callable_functions:
-        keep = {"name", "description", "parameters", "strict", "format"}
-        fields["tools"] = [
+    if request.runs_code and any(isinstance(tool, ProgrammaticTool) for tool in request.tools or ()):
+        fields["tools"] = [{"type": "programmatic_tool_calling"}]
+    if functions := request.allowed_functions:
+        keep = {"name", "description", "parameters", "strict", "format", "allowed_callers", "output_schema"}
+        fields["tools"] = fields.get("tools", []) + [
             {"type": tool.type, tool.type: tool.model_dump(include=keep, exclude_none=True)}
             for tool in functions
         ]

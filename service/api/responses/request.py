@@ -22,6 +22,7 @@ from service.api.tools.definitions import (
     JsonObjectFormat,
     JsonSchema,
     OnExpired,
+    ProgrammaticTool,
     SkippedTool,
     TextFormat,
     choice_tag,
@@ -41,6 +42,7 @@ from service.api.validation import (
     unsupported,
 )
 from service.common.json import Json
+from service.tools.client import ClientFunction
 
 UNION_TAG = "<{}>"
 """Form of union tags, which distinguishes them from field names in error locations."""
@@ -51,12 +53,12 @@ class ResponseFunctionTool(Function):
 
     type: Literal["function"] = "function"
     defer_loading: Annotated[object, Ignored(False)] = None
-    allowed_callers: Annotated[object, Ignored(["direct"])] = None
-    output_schema: Annotated[object, Ignored()] = None
 
     def to_response(self) -> Json:
         """Return the value in the response object."""
-        return self.model_dump(include={"type", "name", "description", "parameters", "strict"})
+        shown = {"type", "name", "description", "parameters", "strict"}
+        extra = {name for name in ("allowed_callers", "output_schema") if getattr(self, name) is not None}
+        return self.model_dump(include=shown | extra)
 
 
 class ResponseCustomTool(CustomFields):
@@ -81,9 +83,10 @@ Tool = Annotated[
     | Annotated[ResponseFunctionTool, Tag("<function>")]
     | Annotated[ResponseCustomTool, Tag("<custom>")]
     | Annotated[McpServerTool, Tag("<mcp>")]
+    | Annotated[ProgrammaticTool, Tag("<programmatic_tool_calling>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"code_interpreter", "function", "custom", "mcp"})),
+        in_union(frozenset({"code_interpreter", "function", "custom", "mcp", "programmatic_tool_calling"})),
         custom_error_type="unsupported_parameter",
         custom_error_message=(
             "this server supports the tools 'code_interpreter', 'function', 'custom' and 'mcp' only"
@@ -315,19 +318,21 @@ class ResponseRequest(RequestBody):
     @property
     def offered_tools(
         self,
-    ) -> list[CodeInterpreterTool | ResponseFunctionTool | ResponseCustomTool | McpServerTool]:
+    ) -> list[
+        CodeInterpreterTool | ResponseFunctionTool | ResponseCustomTool | McpServerTool | ProgrammaticTool
+    ]:
         """Tools of the types that this server supports."""
         return [tool for tool in self.tools or () if not isinstance(tool, SkippedTool)]
 
     @property
     def offers_code(self) -> bool:
         """Whether the request has the tool for running code."""
-        return any(isinstance(tool, CodeInterpreterTool) for tool in self.tools or ())
+        return any(isinstance(tool, CodeInterpreterTool | ProgrammaticTool) for tool in self.tools or ())
 
     @property
     def runs_code(self) -> bool:
         """Whether the model may run code: only if the request has the tool for it, or tools for code."""
-        if self.mcp_tools:
+        if self.mcp_tools or self.code_functions:
             return True
         choice = self.tool_choice
         if isinstance(choice, ResponseAllowedTools) and not any(
@@ -368,7 +373,20 @@ class ResponseRequest(RequestBody):
 
     @property
     def callable_functions(self) -> list[ResponseFunctionTool | ResponseCustomTool]:
-        """The functions that this response may call."""
+        """The functions that the model may call in this response."""
+        return [
+            tool for tool in self.allowed_functions if isinstance(tool, ResponseCustomTool) or tool.is_direct
+        ]
+
+    @property
+    def code_functions(self) -> list[ClientFunction]:
+        """The functions that code in this response may call."""
+        found = (tool.for_code for tool in self.allowed_functions if isinstance(tool, ResponseFunctionTool))
+        return [function for function in found if function is not None]
+
+    @property
+    def allowed_functions(self) -> list[ResponseFunctionTool | ResponseCustomTool]:
+        """The functions that ``tool_choice`` allows."""
         choice = self.tool_choice
         if choice == "none":
             return []

@@ -28,6 +28,8 @@ class Resource:
     usage: Json | None = None
     output: list[Json] = field(default_factory=list)
     final_answer: str | None = None
+    suspended: Json | None = None
+    """Set if code waits for the client; see `Suspensions.as_json`."""
 
     def finish(self, outcome: Outcome) -> None:
         """Set the status at the end of the episode: completed, or incomplete if a limit cut it."""
@@ -37,6 +39,10 @@ class Resource:
             self.status = "incomplete"
         else:
             self.status, self.completed_at = "completed", int(time.time())
+
+    def suspend(self, suspended: Json) -> None:
+        """Set the status at the end of a response whose code waits for the client."""
+        self.status, self.completed_at, self.suspended = "completed", int(time.time()), suspended
 
     def fail(self, error: ApiError) -> None:
         self.status, self.error = "failed", failure(error.message, error.status, error.code)
@@ -90,6 +96,12 @@ class Resource:
             "usage": self.usage,
             "user": request.user,
             "metadata": request.metadata or {},
+            **({} if self.suspended is None else {"suspended": self.suspended}),
+            **(
+                {"continued_from": self.prepared.continued_from}
+                if self.prepared.continued_from is not None
+                else {}
+            ),
             **({"notice": DEMO_WITHOUT_DEFERRAL} if has_notice else {}),
             **({"notice": container_notice} if container_notice is not None else {}),
         }

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api import sse
+from service.api.chat.approvals import ApprovalDecision, decide
+from service.api.chat.suspension import CurrentSuspensions
 from service.api.errors import ApiError
 from service.api.files.choice import CurrentContainers
 from service.api.responses.items import is_response_id, new_response_id
@@ -33,6 +35,7 @@ async def create_response(
     server: CurrentServer,
     responses: CurrentResponses,
     containers: CurrentContainers,
+    suspensions: CurrentSuspensions,
     owner: Owner,
 ) -> Response:
     """Create a response. With the tool ``code_interpreter``, the model may run code in a sandbox."""
@@ -47,10 +50,12 @@ async def create_response(
         response_id=new_response_id(),
         owner=owner,
         containers=containers,
+        suspensions=suspensions,
         base_url=str(request.base_url),
     )
     include: Collection[str] = body.include or ()
-    run = ResponseRun(prepared, "queued" if body.background else "in_progress", responses.store_ended)
+    status = "queued" if body.background else "in_progress"
+    run = ResponseRun(prepared, status, responses.store_ended, suspensions)
     if body.background:
         await responses.store.put(responses.record(run))
         responses.background.start(run)
@@ -126,10 +131,17 @@ async def retrieve_response(
 
 @stored_router.post("/cancel", response_class=JsonResponse)
 async def cancel_response(
-    response_id: str, request: Request, responses: CurrentResponses, owner: Owner
+    response_id: str,
+    request: Request,
+    responses: CurrentResponses,
+    suspensions: CurrentSuspensions,
+    owner: Owner,
 ) -> Response:
-    """Cancel a background response. A response that has ended stays as it is."""
+    """Cancel a background response. A response that has ended stays as it is, but code of it that waits for
+    outputs ends."""
     stored = await _find(responses, response_id, owner)
+    if await suspensions.end(response_id, owner):
+        return JsonResponse(shown(stored.body, _include(request)))
     if not stored.background:
         raise ApiError(
             400, "Only a response created with background=true can be cancelled.", code="invalid_value"
@@ -141,10 +153,21 @@ async def cancel_response(
     return JsonResponse(shown(stored.body, _include(request)))
 
 
+@stored_router.post("/approvals", response_class=JsonResponse)
+async def decide_call(
+    response_id: str, body: ApprovalDecision, suspensions: CurrentSuspensions, owner: Owner
+) -> Json:
+    """Approve or deny a call of a tool that code of the response wants to make, while the response runs."""
+    return decide(suspensions, response_id, owner, body)
+
+
 @stored_router.delete("")
-async def delete_response(response_id: str, responses: CurrentResponses, owner: Owner) -> Json:
+async def delete_response(
+    response_id: str, responses: CurrentResponses, suspensions: CurrentSuspensions, owner: Owner
+) -> Json:
     """Delete a response, cancelling it first if it runs."""
     await _find(responses, response_id, owner)
+    await suspensions.end(response_id, owner)
     await responses.background.cancel(response_id)
     await responses.store.delete(response_id, owner)
     return {"id": response_id, "object": "response", "deleted": True}

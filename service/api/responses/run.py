@@ -12,10 +12,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 import structlog
 
+from service.api.chat.suspension import Suspensions
 from service.api.errors import ApiError, as_api_error
 from service.api.limits import Drain
 from service.api.responses.output import response_usage
@@ -23,8 +25,8 @@ from service.api.responses.prepare import PreparedResponse
 from service.api.responses.resource import STOPPED, Resource
 from service.api.telemetry.tracing import Attributes
 from service.common.json import Json
-from service.episode.accumulator import usage_of
-from service.episode.events import Finished
+from service.episode.accumulator import Usage
+from service.episode.events import Finished, FlushSuspended
 from service.episode.tool_parser import CallError
 from service.store.responses import ResponseStore, StoredResponse
 
@@ -41,17 +43,25 @@ class ResponseRun:
         status: ``queued`` for a background response, else ``in_progress``.
         store: stores the response at the end, before its last event. Returns False if the response was ended
             elsewhere in the meantime; the last event is then not sent.
+        suspensions: keeps the episode if its code waits for the client.
     """
 
     def __init__(
-        self, prepared: PreparedResponse, status: str, store: Callable[[ResponseRun], Awaitable[bool]]
+        self,
+        prepared: PreparedResponse,
+        status: str,
+        store: Callable[[ResponseRun], Awaitable[bool]],
+        suspensions: Suspensions,
     ) -> None:
+        self._suspensions = suspensions
         self.prepared = prepared
         self.output = prepared.output()
         self.resource = Resource(prepared, status, output=self.output.output.items)
         self._store = store
         self._next_number = 0
         self._admitted = False
+        self._usage: Usage | None = None
+        """Set when the episode is suspended: the next request may continue it at any time."""
 
     @property
     def is_running(self) -> bool:
@@ -69,21 +79,20 @@ class ResponseRun:
             ApiError: 429 before the first event if no place became free in time.
             EngineError: the engine failed.
         """
-        prepared, chat = self.prepared, self.prepared.chat
+        prepared, chat, live = self.prepared, self.prepared.chat, self.prepared.live
         running = chat.server.run_episodes(
-            chat.episodes,
+            partial(live.streams, prepared.answers, prepared.id),
             count=1,
             operation="responses",
             model=prepared.request.model,
             owner=prepared.owner,
-            prompt_tokens=len(chat.prompt_ids),
+            prompt_tokens=0 if live.is_continued else len(chat.prompt_ids),
             runs_code=chat.request.deferred,
             is_stored=prepared.request.stored,
             attributes=self._attributes(),
             schema_param=prepared.schema_param,
-            cleanup=chat.close,
         )
-        async with chat.held_container(), running as episode:
+        async with live.acquired(self._suspensions, prepared.id), running as episode:
             self._admitted = True
             if self.resource.status != "queued":
                 yield self.lifecycle("created")
@@ -101,6 +110,10 @@ class ResponseRun:
                 if isinstance(event, Finished):
                     self.resource.finish(event.outcome)
                     self.resource.final_answer = self.output.reply.final_answer
+                elif isinstance(event, FlushSuspended):
+                    self._usage = live.usage()
+                    await self._suspensions.add(live)
+                    self.resource.suspend(self._suspensions.as_json(live))
         self._set_usage()
         if await self._store(self):
             yield self.lifecycle(self.resource.status)
@@ -142,8 +155,7 @@ class ResponseRun:
         return [self._numbered(event) for event in events]
 
     def _set_usage(self) -> None:
-        usage = usage_of(len(self.prepared.chat.prompt_ids), [self.output.reply])
-        self.resource.usage = response_usage(usage)
+        self.resource.usage = response_usage(self._usage or self.prepared.live.usage())
 
     def _numbered(self, event: Json) -> Json:
         number, self._next_number = self._next_number, self._next_number + 1

@@ -13,8 +13,13 @@ from service.api.tools.custom import CustomFields
 from service.api.tools.mcp import McpServerTool
 from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid, only
 from service.common.json import Json, compile_schema, first_error
+from service.tools.client import ClientFunction
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+
+
+Caller = Literal["direct", "programmatic"]
+Callers = Annotated[list[Caller] | None, Field(min_length=1, max_length=2)]
 
 
 class Function(RequestModel):
@@ -26,6 +31,11 @@ class Function(RequestModel):
     """JSON schema of the arguments; None if there are none."""
     strict: bool | None = None
     """No effect: every call is checked against ``parameters``."""
+    allowed_callers: Callers = None
+    """``direct``: the model calls the function (default). ``programmatic``: code calls it, after ``from tools
+    import NAME``."""
+    output_schema: dict[str, object] | None = None
+    """JSON schema of the outputs for code, which are JSON then. Default: they are text."""
 
     _validator: jsonschema_rs.Validator = PrivateAttr()
 
@@ -35,7 +45,24 @@ class Function(RequestModel):
             self._validator = compile_schema(self.schema_of_arguments)
         except ValueError as error:
             raise invalid(f"'parameters' is not a usable JSON schema: {error}", ".parameters") from None
+        try:
+            compile_schema(self.output_schema or {})
+        except ValueError as error:
+            reason = f"'output_schema' is not a usable JSON schema: {error}"
+            raise invalid(reason, ".output_schema") from None
         return self
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the model may call it."""
+        return self.allowed_callers is None or "direct" in self.allowed_callers
+
+    @property
+    def for_code(self) -> ClientFunction | None:
+        """The function as code sees it; None if code may not call it."""
+        if self.allowed_callers is None or "programmatic" not in self.allowed_callers:
+            return None
+        return ClientFunction(self.name, self.description or "", self.schema_of_arguments, self.output_schema)
 
     @property
     def schema_of_arguments(self) -> dict[str, object]:
@@ -49,6 +76,17 @@ class Function(RequestModel):
 class FunctionTool(RequestModel):
     type: Literal["function", "custom"] = "function"
     function: Function
+    allowed_callers: Callers = None
+    """Another place for the field of ``function``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_callers(cls, data: object) -> object:
+        if not isinstance(data, dict) or not isinstance(function := data.get("function"), dict):
+            return data
+        if (callers := data.get("allowed_callers")) is None or "allowed_callers" in function:
+            return data
+        return {**data, "function": {**function, "allowed_callers": callers}}
 
 
 class CustomTool(FunctionTool):
@@ -119,6 +157,16 @@ class CodeInterpreterTool(RequestModel):
         return {"type": self.type, "container": self.container.model_dump(exclude_none=True)}
 
 
+class ProgrammaticTool(RequestModel):
+    """OpenAI's tool that lets the model call functions from code. Here the code is Python."""
+
+    type: Literal["programmatic_tool_calling"]
+
+    def to_response(self) -> Json:
+        """Return the value in the response object."""
+        return {"type": self.type}
+
+
 class SkippedTool(Skipped):
     """A tool of an unsupported type. It is not offered to the model."""
 
@@ -128,9 +176,10 @@ Tool = Annotated[
     | Annotated[CustomTool, Tag("<custom>")]
     | Annotated[CodeInterpreterTool, Tag("<code_interpreter>")]
     | Annotated[McpServerTool, Tag("<mcp>")]
+    | Annotated[ProgrammaticTool, Tag("<programmatic_tool_calling>")]
     | Annotated[SkippedTool, Tag("<skipped>")],
     Discriminator(
-        in_union(frozenset({"function", "custom", "code_interpreter", "mcp"})),
+        in_union(frozenset({"function", "custom", "code_interpreter", "mcp", "programmatic_tool_calling"})),
         custom_error_type="unsupported_parameter",
         custom_error_message=(
             "this server supports tools of type 'function', 'custom', 'code_interpreter' and 'mcp' only"
@@ -163,7 +212,7 @@ ALLOWED_TYPES: Final = "this server accepts tools of type 'function', 'code_inte
 class AllowedCode(Strict):
     """The code interpreter, in a list of allowed tools."""
 
-    type: Literal["code_interpreter"]
+    type: Literal["code_interpreter", "programmatic_tool_calling"]
 
 
 def choice_tag(value: object) -> str:
@@ -171,7 +220,8 @@ def choice_tag(value: object) -> str:
     if isinstance(value, str):
         return "<mode>"
     kind = value.get("type", "function") if isinstance(value, dict) else getattr(value, "type", None)
-    return "<function>" if kind == "custom" else f"<{kind}>"
+    kind = {"custom": "function", "programmatic_tool_calling": "code_interpreter"}.get(str(kind), kind)
+    return f"<{kind}>"
 
 
 class AllowedServer(Strict):

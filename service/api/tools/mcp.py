@@ -8,8 +8,9 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from service.api.errors import ApiError
-from service.api.validation import Ignored, RequestModel, Strict, invalid, only, unsupported
+from service.api.validation import Ignored, RequestModel, Strict, invalid, only
 from service.common.json import Json
+from service.tools.client import ClientFunction
 from service.tools.mcp.connection import McpServer
 from service.tools.mcp.hub import McpHub, McpServerError, SessionTools
 
@@ -25,6 +26,13 @@ class ToolFilter(Strict):
 
     tool_names: ToolNames | None = None
     read_only: Annotated[object, only()] = None
+
+
+class ApprovalFilter(Strict):
+    """The tools that need approval. A tool that is not in ``never`` needs it."""
+
+    always: ToolFilter | None = None
+    never: ToolFilter | None = None
 
 
 class McpServerTool(RequestModel):
@@ -44,18 +52,14 @@ class McpServerTool(RequestModel):
     read_only: bool | ToolNames = False
     """Tools without side effects, which may run before the flush: names, or true for all of them. What the
     server says about its tools is not trusted."""
-    require_approval: object = None
-    """Must be ``never``: this server has no approvals yet."""
+    require_approval: Literal["always", "never"] | ApprovalFilter = "always"
+    """Whether the client must approve each call: ``always``, ``never``, or names of tools."""
     connector_id: Annotated[object, only()] = None
     defer_loading: Annotated[object, Ignored(False)] = None
     allowed_callers: Annotated[object, Ignored(["programmatic"])] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.require_approval != "never":
-            raise unsupported(
-                "calls can't be approved one by one yet: it must be 'never'", ".require_approval"
-            )
         for name, value in (self.headers or {}).items():
             if name.lower() in _FORBIDDEN_HEADERS or not _is_token(name):
                 raise invalid("this header can't be set", ".headers")
@@ -69,6 +73,15 @@ class McpServerTool(RequestModel):
         if self.server_url is None and (self.headers or self.authorization):
             raise invalid("credentials need a 'server_url'", ".server_url")
         return self
+
+    @property
+    def unapproved(self) -> frozenset[str] | bool:
+        """Tools whose calls need no approval; True for all."""
+        if isinstance(self.require_approval, str):
+            return self.require_approval == "never"
+        never, always = self.require_approval.never, self.require_approval.always
+        names = frozenset((never.tool_names if never else None) or ())
+        return names - frozenset((always.tool_names if always else None) or ())
 
     def server(self) -> McpServer:
         """Return the server to connect to."""
@@ -86,6 +99,7 @@ class McpServerTool(RequestModel):
             headers=headers,
             allowed_tools=None if allowed is None else frozenset(allowed),
             read_only=self.read_only if isinstance(self.read_only, bool) else frozenset(self.read_only),
+            unapproved=self.unapproved,
         )
 
     def as_request(self) -> Json:
@@ -109,7 +123,9 @@ class McpServerTool(RequestModel):
             if isinstance(allowed, ToolFilter)
             else allowed,
             "read_only": self.read_only,
-            "require_approval": "never",
+            "require_approval": self.require_approval
+            if isinstance(self.require_approval, str)
+            else self.require_approval.model_dump(exclude_none=True),
         }
 
 
@@ -129,14 +145,21 @@ def check_labels(tools: Sequence[object]) -> None:
         raise invalid("two MCP servers have the same 'server_label'", ".tools")
 
 
-async def open_tools(hub: McpHub, tools: Sequence[McpServerTool]) -> SessionTools | None:
+async def open_tools(
+    hub: McpHub, tools: Sequence[McpServerTool], functions: Sequence[ClientFunction] = ()
+) -> SessionTools | None:
     """Connect to the servers of a request and list their tools. None if there are no tools.
+
+    Args:
+        hub: of this process.
+        tools: servers of the request.
+        functions: functions of the client that code may call.
 
     Raises:
         ApiError: 400 for a server that is unknown or not allowed, 424 for one that can't be used.
     """
     try:
-        return await hub.open([tool.server() for tool in tools])
+        return await hub.open([tool.server() for tool in tools], functions)
     except McpServerError as error:
         if error.refused:
             message = f"MCP server '{error.label}': {error}."

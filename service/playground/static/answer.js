@@ -23,6 +23,7 @@ export class Answer {
     this.episode = turn.episode;
     this.live = live;
     this.playing = false;
+    this.nextPaint = 0;
     this.now = live ? 0 : duration(this.episode);
     this.build(actions, online);
     this.transcript = new Transcript(this.body, online);
@@ -74,7 +75,10 @@ export class Answer {
     this.live = !over;
     this.now = over ? duration(this.episode) : now;
     if (over) this.describe();
+    const began = performance.now();
+    if (!over && began < this.nextPaint) return;
     this.paint();
+    this.nextPaint = performance.now() + 3 * (performance.now() - began); // a long answer leaves time for the user
   }
 
   /** Show the facts, the notice and the error of the answer. `doing` replaces the result while it is live. */

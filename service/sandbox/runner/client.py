@@ -294,6 +294,14 @@ class RunnerSession:
             result = ExecutionResult("", str(error), "sandbox_error", wall_seconds=0.0, waited_seconds=0.0)
         return replace(result, waited_seconds=time.monotonic() - began)
 
+    async def suspend(self) -> None:
+        if self._connection is not None:
+            await self._connection.suspend(True)
+
+    async def resume(self) -> None:
+        if self._connection is not None:
+            await self._connection.suspend(False)
+
     async def close(self) -> None:
         """Kill running code and release the container. Never raises; may be called twice."""
         self._closed = True

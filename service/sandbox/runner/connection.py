@@ -17,8 +17,9 @@ from websockets.protocol import State
 from service.sandbox.base import OnOutput, SandboxError, SessionLimits
 from service.sandbox.runner import protocol
 from service.sandbox.runner.protocol import Address
+from service.sandbox.session import Deadline
 from service.sandbox.tool_calls import parse_arguments, run_tool
-from service.tools.base import MAX_ERROR_CHARS, ToolError, ToolHost
+from service.tools.base import MAX_ERROR_CHARS, AnnouncedTools, ToolError, ToolHost
 
 _HANDSHAKE_TIMEOUT_S = 5.0
 _READ_AHEAD = 2 * protocol.MAX_AHEAD
@@ -65,6 +66,7 @@ class RunnerConnection:
         """Time that the session may wait for its container, as granted by the runner."""
         self._websocket = websocket
         self._unanswered = 0
+        self._deadline = Deadline()
         self._tools = None if tools is None else ToolRelay(websocket, tools)
 
     @classmethod
@@ -129,6 +131,17 @@ class RunnerConnection:
             self._tools.use(tools)
         elif tools is not None:
             self._tools = ToolRelay(self._websocket, tools)
+
+    async def suspend(self, on: bool) -> None:
+        """Stop the code of the flush, or resume it. A broken connection is reported by the flush."""
+        if not self._deadline.is_running:
+            return
+        if on:
+            self._deadline.suspend()
+        else:
+            self._deadline.resume()
+        with contextlib.suppress(ConnectionClosed):
+            await self._websocket.send(protocol.encode(protocol.SuspendMessage(on=on)))
 
     def cancel_calls(self) -> None:
         """Cancel the calls of blocks that were dropped."""
@@ -217,7 +230,7 @@ class RunnerConnection:
         """Drop the connection if the block fails: a late reply would be mistaken for the next request's."""
         keep = False
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._deadline.within(timeout_s):
                 yield
             keep = True
         except TooBigError:
@@ -275,6 +288,9 @@ class ToolRelay:
                     self._calls.add(task)
                     task.add_done_callback(self._calls.discard)
                     continue
+                if isinstance(message, protocol.ToolHeldMessage):
+                    self._announce(message)
+                    continue
                 if isinstance(message, protocol.FlushedReply):
                     self.cancel_calls()  # the code has ended
                 await self._replies.put(message)
@@ -298,18 +314,24 @@ class ToolRelay:
             raise reply
         return reply
 
+    def _announce(self, held: protocol.ToolHeldMessage) -> None:
+        host = self._host
+        if isinstance(host, AnnouncedTools) and held.name in {spec.name for spec in host.specs}:
+            with contextlib.suppress(ToolError):  # the call itself reports it
+                host.announce(held.name, parse_arguments(held.arguments))
+
     async def _answer(self, call: protocol.ToolCallMessage) -> None:
         try:
             host = self._host
             if host is None or call.name not in {spec.name for spec in host.specs}:
                 raise ToolError(f"there is no tool {call.name[:64]!r}")
-            ok, value = await run_tool(host, call.name, parse_arguments(call.arguments), call.call_id)
+            ok, value, denied = await run_tool(host, call.name, parse_arguments(call.arguments), call.call_id)
         except ToolError as error:
-            ok, value = False, str(error)[:MAX_ERROR_CHARS]
+            ok, value, denied = False, str(error)[:MAX_ERROR_CHARS], False
         if not ok:
             value = value.encode("utf-8", "backslashreplace").decode("utf-8")
         with contextlib.suppress(ConnectionClosed):
-            message = protocol.ToolResultMessage(call_id=call.call_id, ok=ok, value=value)
+            message = protocol.ToolResultMessage(call_id=call.call_id, ok=ok, value=value, denied=denied)
             await self._websocket.send(protocol.encode(message))
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -28,7 +28,7 @@ from service.sandbox.runner import protocol
 from service.sandbox.runner.admission import SessionAdmission
 from service.sandbox.runner.metrics import RunnerMetrics
 from service.sandbox.runner.settings import RunnerSettings
-from service.tools.base import ToolError, ToolSpec
+from service.tools.base import ToolDeniedError, ToolError, ToolSpec
 
 _log = structlog.get_logger(__name__)
 _CHUNKS_AHEAD: Final = 4
@@ -44,11 +44,12 @@ class ClientTools:
     """
 
     def __init__(
-        self, specs: Sequence[ToolSpec], send: Callable[[protocol.RunnerReply], Awaitable[None]]
+        self, specs: Sequence[ToolSpec], send: Callable[[protocol.RunnerReply], Coroutine[Any, Any, None]]
     ) -> None:
         self.specs = specs
         self._send = send
         self._open: dict[str, asyncio.Future[protocol.ToolResultMessage]] = {}
+        self._announcing: set[asyncio.Future[None]] = set()
 
     async def call(self, name: str, arguments: dict[str, Any], call_id: str) -> object:
         """Let the client run a tool. See `ToolHost`."""
@@ -62,11 +63,18 @@ class ClientTools:
         finally:
             del self._open[call_id]
         if not result.ok:
-            raise ToolError(result.value)
+            raise ToolDeniedError(result.value) if result.denied else ToolError(result.value)
         try:
             return json.loads(result.value)
         except (ValueError, RecursionError):
             raise ToolError("the tool returned something that is not JSON") from None
+
+    def announce(self, name: str, arguments: dict[str, Any]) -> None:
+        """Tell the client about a call. See `AnnouncedTools`."""
+        message = protocol.ToolHeldMessage(name=name, arguments=json.dumps(arguments))
+        task = asyncio.create_task(self._send(message))
+        self._announcing.add(task)
+        task.add_done_callback(self._announcing.discard)
 
     def answer(self, message: protocol.ToolResultMessage) -> None:
         """Take a result. The result of a call that has ended is ignored."""
@@ -169,6 +177,9 @@ class Lease:
                 if isinstance(message, protocol.ToolResultMessage):
                     if self._tools is not None:
                         self._tools.answer(message)
+                    continue
+                if isinstance(message, protocol.SuspendMessage):
+                    await (session.suspend() if message.on else session.resume())
                     continue
                 if isinstance(message, protocol.PutRequest):
                     self._bytes_due = message.size
@@ -306,7 +317,7 @@ class Lease:
         data: bytes | None = event.get("bytes")
         if data is None:
             request = protocol.decode_request(event.get("text"))
-            anytime = protocol.CloseRequest | protocol.ToolResultMessage
+            anytime = protocol.CloseRequest | protocol.ToolResultMessage | protocol.SuspendMessage
             if self._bytes_due and not isinstance(request, anytime):
                 raise protocol.MessageError("type: the announced input is not complete")
             return request

@@ -10,7 +10,8 @@ connection is one session and one lease:
    sends the input in binary frames; before its reply to a ``ReadRequest`` the runner sends the file in them.
 3. ``CloseRequest`` is valid at any time. A dropped connection has the same effect.
 4. If the session has tools, the runner sends a ``ToolCallMessage`` whenever code calls one. The client
-   answers each with a ``ToolResultMessage``, in any order and at any time. Neither counts as a request.
+   answers each with a ``ToolResultMessage``, in any order and at any time. With a ``SuspendMessage`` it stops
+   the code of the flush, and resumes it. None of them counts as a request.
 5. Before its reply to a ``FlushRequest`` with ``live_output`` the runner sends ``OutputMessage``.
 
 The runner listens on a Unix socket or on a TCP port, see ``Address``. Its load is a ``LoadReport``.
@@ -191,6 +192,14 @@ class ToolResultMessage(_Message):
     ok: bool
     value: str = Field(max_length=MAX_RESULT_BYTES)
     """JSON if ``ok``, otherwise the message."""
+    denied: bool = False
+
+
+class SuspendMessage(_Message):
+    """Stop the code of the current flush, or resume it."""
+
+    type: Literal["suspend"] = "suspend"
+    on: bool
 
 
 class ToolCallMessage(_Message):
@@ -201,6 +210,14 @@ class ToolCallMessage(_Message):
     name: str = Field(max_length=256)
     arguments: str = Field(max_length=6 * MAX_ARGUMENT_BYTES)
     """A JSON object."""
+
+
+class ToolHeldMessage(_Message):
+    """Code has called a tool that needs approval and waits for the flush."""
+
+    type: Literal["tool_held"] = "tool_held"
+    name: str = Field(max_length=256)
+    arguments: str
 
 
 class OutputMessage(_Message):
@@ -272,13 +289,22 @@ class LoadReport(_Message):
 FileRequest = (
     LeaseRequest | ConfigureRequest | PutRequest | RemoveRequest | ChangesRequest | ReadRequest | ParkRequest
 )
-RunnerRequest = OpenRequest | InvokeRequest | FlushRequest | CloseRequest | ToolResultMessage | FileRequest
+RunnerRequest = (
+    OpenRequest
+    | InvokeRequest
+    | FlushRequest
+    | CloseRequest
+    | ToolResultMessage
+    | SuspendMessage
+    | FileRequest
+)
 RunnerReply = (
     OpenedReply
     | InvokedReply
     | FlushedReply
     | FailedReply
     | ToolCallMessage
+    | ToolHeldMessage
     | OutputMessage
     | DoneReply
     | ChangesReply

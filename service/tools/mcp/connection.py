@@ -59,9 +59,14 @@ class McpServer:
     """Names of the tools to offer; None for all."""
     read_only: frozenset[str] | bool = False
     """Names of the tools without side effects; True for all of them."""
+    unapproved: frozenset[str] | bool = True
+    """Names of the tools whose calls need no approval; True for all of them."""
 
     def offers(self, name: str) -> bool:
         return self.allowed_tools is None or name in self.allowed_tools
+
+    def needs_approval(self, name: str) -> bool:
+        return self.unapproved is not True and (self.unapproved is False or name not in self.unapproved)
 
     def is_read_only(self, name: str) -> bool:
         return self.read_only is True or (self.read_only is not False and name in self.read_only)
@@ -77,9 +82,16 @@ class McpTool:
     output_schema: dict[str, Any] | None
     annotations: dict[str, Any] | None
 
-    def spec(self, name: str, *, read_only: bool) -> ToolSpec:
+    def spec(self, name: str, *, read_only: bool, needs_approval: bool = False) -> ToolSpec:
         """Return the tool's specification under the Python name ``name``."""
-        return ToolSpec(name, self.description, self.input_schema, self.result_schema, read_only)
+        return ToolSpec(
+            name,
+            self.description,
+            self.input_schema,
+            self.result_schema,
+            read_only,
+            needs_approval=needs_approval,
+        )
 
     @property
     def result_schema(self) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from service.tools.approval import Approvals
+from service.tools.client import ClientCalls, ClientFunction
 from service.tools.mcp.connection import McpConnection, McpError, McpServer, McpTool
 from service.tools.mcp.egress import EgressError, EgressPolicy
 from service.tools.stubs import identifier
@@ -21,6 +24,7 @@ from service.tools.toolset import CALL_TIMEOUT_S, Tool, ToolSet
 MAX_SESSION_TOOLS: Final = 128
 """Highest number of tools of one request, over all servers."""
 _OPERATOR_IDLE_S: Final = 600.0
+APPROVAL_TIMEOUT_S: Final = 300.0
 
 
 class McpServerError(Exception):
@@ -52,8 +56,14 @@ class SessionTools(ToolSet):
         own: Sequence[McpConnection],
         *,
         timeout_s: float,
+        client: ClientCalls | None = None,
+        approval_timeout_s: float = APPROVAL_TIMEOUT_S,
     ) -> None:
         super().__init__(tools, timeout_s=timeout_s)
+        self.approvals = Approvals(self.error_in, timeout_s=approval_timeout_s, clock=time.time)
+        """Decisions about calls that need approval."""
+        self.client = client or ClientCalls()
+        """Calls of the functions that the client runs."""
         self.listings = tuple(listings)
         self.origins = origins
         """Label of the server and name of the tool there, by the name in Python."""
@@ -72,6 +82,7 @@ class McpHub:
         always: labels of those that every request with code gets.
         policy: restricts the servers that requests name by URL.
         call_timeout_s: longest time of one call, in seconds.
+        approval_timeout_s: time after which a call that nobody has approved is denied, in seconds.
     """
 
     def __init__(
@@ -81,7 +92,9 @@ class McpHub:
         always: Sequence[str] = (),
         policy: EgressPolicy | None = None,
         call_timeout_s: float = CALL_TIMEOUT_S,
+        approval_timeout_s: float = APPROVAL_TIMEOUT_S,
     ) -> None:
+        self._approval_timeout_s = approval_timeout_s
         self._policy = policy or EgressPolicy()
         self._call_timeout_s = call_timeout_s
         self._configured = {
@@ -89,19 +102,22 @@ class McpHub:
         }
         self.always = tuple(always)
 
-    async def open(self, servers: Sequence[McpServer]) -> SessionTools | None:
+    async def open(
+        self, servers: Sequence[McpServer], functions: Sequence[ClientFunction] = ()
+    ) -> SessionTools | None:
         """Return the tools of ``servers``, and of those that every request gets; None if there are none.
 
         Args:
             servers: servers of the request. One without a URL is one of the operator's, of which it may
                 restrict the tools.
+            functions: functions of the client that code may call.
 
         Raises:
             McpServerError: a server is unknown, not allowed or unreachable.
         """
         named = {server.label for server in servers}
         wanted = [*servers, *(McpServer(label) for label in self.always if label not in named)]
-        if not wanted:
+        if not (wanted or functions):
             return None
         pairs = [(server, self._connection(server)) for server in wanted]
         own = [connection for server, connection in pairs if server.url is not None]
@@ -112,7 +128,8 @@ class McpHub:
         if errors:
             await asyncio.gather(*(connection.close() for connection in own))
             raise errors[0]
-        tools: list[Tool] = []
+        client = ClientCalls()
+        tools: list[Tool] = [function.tool(client) for function in functions[:MAX_SESSION_TOOLS]]
         listings: list[Listing] = []
         origins: dict[str, tuple[str, str]] = {}
         for (server, connection), found in zip(pairs, listed, strict=True):
@@ -120,15 +137,26 @@ class McpHub:
             offered = found[: MAX_SESSION_TOOLS - len(tools)]
             for tool in offered:
                 name = identifier(tool.name)
-                if name in origins:
-                    name = identifier(f"{server.label}_{tool.name}", origins)
+                if name in origins or name in client.names:
+                    name = identifier(f"{server.label}_{tool.name}", {*origins, *client.names})
                 origins[name] = server.label, tool.name
                 is_read_only = server.is_read_only(tool.name) or (
                     server.url is None and connection.server.is_read_only(tool.name)
                 )
-                tools.append(Tool(tool.spec(name, read_only=is_read_only), partial(_call, connection, tool)))
+                spec = tool.spec(
+                    name, read_only=is_read_only, needs_approval=server.needs_approval(tool.name)
+                )
+                tools.append(Tool(spec, partial(_call, connection, tool)))
             listings.append(Listing(server.label, tuple(offered)))
-        return SessionTools(tools, listings, origins, own, timeout_s=self._call_timeout_s)
+        return SessionTools(
+            tools,
+            listings,
+            origins,
+            own,
+            timeout_s=self._call_timeout_s,
+            client=client,
+            approval_timeout_s=self._approval_timeout_s,
+        )
 
     def _connection(self, server: McpServer) -> McpConnection:
         if server.url is None:

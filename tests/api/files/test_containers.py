@@ -53,6 +53,11 @@ class Playground:
     async def upload(self, name: str = "a.csv", content: bytes = b"1,2") -> str:
         return (await self.client.files.create(file=(name, content), purpose="user_data")).id
 
+    def sandbox_id(self) -> str:
+        """The id of the only container."""
+        [container] = self.containers._live
+        return container
+
     def prompt(self) -> str:
         return self.engine.tokenizer.decode(self.engine.calls[-2][0])
 
@@ -88,6 +93,22 @@ async def test_files_reach_the_code_and_the_prompt(play: Playground) -> None:
     container = await play.client.containers.retrieve(output(response).container_id)
     assert (container.status, container.memory_limit) == ("running", "1g")
     assert play.sandbox.sessions[0].limits.run_limit_s > 0
+
+
+async def test_code_that_waits_for_the_client_keeps_its_container(play: Playground) -> None:
+    weather: Any = {"type": "function", "name": "weather", "allowed_callers": ["programmatic"]}
+    code: Any = {"type": "code_interpreter", "container": {"type": "auto"}}
+    first = await play.respond("x = 5\ncall('weather')", tools=[code, {**weather, "parameters": None}])
+    [call] = [item for item in first.output if item.type == "function_call"]
+    answer = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    fields: Any = {"model": "scripted", "tools": [code], "include": ["code_interpreter_call.outputs"]}
+    container = play.sandbox_id()
+    second = await play.client.responses.create(input=[answer], previous_response_id=first.id, **fields)
+    assert logs(second) == "rain"
+    assert output(second).container_id == container
+    third = await play.respond("print(x)", previous_response_id=second.id)
+    assert (logs(third), output(third).container_id) == ("5", container)
+    assert getattr(third, "notice", None) is None
 
 
 async def test_outputs_are_cited_and_can_be_downloaded(play: Playground) -> None:

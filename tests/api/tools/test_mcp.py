@@ -156,8 +156,8 @@ async def test_credentials_are_passed_on_and_shown_nowhere(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"require_approval": "always"}, "approved"),
-        ({"require_approval": None}, "approved"),
+        ({"require_approval": "sometimes"}, "require_approval"),
+        ({"require_approval": {"never": {"tool_names": ["add"], "other": 1}}}, "require_approval"),
         ({"server_url": "https://mcp.example.com/mcp"}, "does not allow connections to 'mcp.example.com'"),
         ({"server_url": "ftp://127.0.0.1/x"}, "not a URL of the form"),
         ({"server_url": None}, "has no MCP server 'demo'"),

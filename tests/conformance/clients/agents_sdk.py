@@ -10,6 +10,7 @@ from agents import (
     ModelSettings,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
+    ProgrammaticToolCallingTool,
     Runner,
     RunResult,
     RunResultStreaming,
@@ -95,6 +96,36 @@ def functions_and_code() -> None:
         settings = ModelSettings(extra_body={"deferral": {"enabled": True}})
         chat = Agent(name="a", model=chat_model(), tools=[get_weather], model_settings=settings)
         check_both(await Runner.run(chat, BOTH))
+
+    asyncio.run(main())
+
+
+@feature("functions from code")
+def functions_from_code() -> None:
+    @function_tool(name_override="get_weather", allowed_callers=["programmatic"])
+    def weather_for_code(city: str) -> str:
+        """Weather of a city."""
+        return f"sunny in {city}"
+
+    async def main() -> None:
+        tools = [weather_for_code, ProgrammaticToolCallingTool()]
+        agent = Agent(name="a", model=responses_model(), tools=tools)
+        question = "How is the weather in both cities?"
+        result = await Runner.run(agent, question)
+        assert result.final_output == "It is sunny in both."
+        outputs = [item.output for item in result.new_items if item.type == "tool_call_output_item"]
+        assert [output for output in outputs if str(output).startswith("sunny in")][:2] == [
+            "sunny in Paris",
+            "sunny in Rome",
+        ]
+        hello = {"role": "user", "content": "Hi"}
+        assert (await Runner.run(agent, [*result.to_input_list(), hello])).final_output == HELLO
+        by_id = await Runner.run(agent, question, auto_previous_response_id=True)
+        assert by_id.final_output == "It is sunny in both."
+        streamed = Runner.run_streamed(agent, question)
+        names = [e.name async for e in streamed.stream_events() if e.type == "run_item_stream_event"]
+        assert streamed.final_output == "It is sunny in both."
+        assert names.count("tool_called") >= 2
 
     asyncio.run(main())
 

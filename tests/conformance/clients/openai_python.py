@@ -115,6 +115,68 @@ def functions_and_code() -> None:
             both_in_responses(streamed, stored)
 
 
+CITIES = "How is the weather in both cities?"
+
+
+def from_code_in_chat(streamed: bool) -> None:
+    tools, messages = [{**WEATHER, "allowed_callers": ["programmatic"]}], user(CITIES)
+    while True:
+        if streamed:
+            with client.chat.completions.stream(model=MODEL, messages=messages, tools=tools) as stream:
+                choice = stream.get_final_completion().choices[0]
+        else:
+            choice = create(model=MODEL, messages=messages, tools=tools).choices[0]
+        messages.append(choice.message)
+        if choice.finish_reason == "stop":
+            break
+        assert len(choice.message.tool_calls) == 2
+        for call in choice.message.tool_calls:
+            city = json.loads(call.function.arguments)["city"]
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": f"sunny in {city}"})
+    assert choice.message.content.endswith("It is sunny in both.")
+    assert choice.message.executed_tools[-1]["output"] == "sunny in Paris\nsunny in Rome"
+    messages += user("Hi")
+    assert create(model=MODEL, messages=messages, tools=tools).choices[0].message.content == HELLO
+
+
+def from_code_in_responses(streamed: bool, stored: bool, programs: bool) -> None:
+    tools = [{"type": "function", "allowed_callers": ["programmatic"], **WEATHER["function"]}]
+    tools += [{"type": "programmatic_tool_calling"}] if programs else []
+    items, previous, kinds = user(CITIES), None, []
+    while True:
+        options = {"model": MODEL, "tools": tools, "input": items, "previous_response_id": previous}
+        if streamed:
+            with client.responses.stream(**options) as stream:
+                reply = stream.get_final_response()
+        else:
+            reply = client.responses.create(**options)
+        kinds += [item.type for item in reply.output]
+        calls = [item for item in reply.output if item.type == "function_call"]
+        answers = [
+            {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"} for call in calls
+        ]
+        previous = reply.id if stored else None
+        items = answers if stored else [*items, *reply.output, *answers]
+        if not calls:
+            break
+        assert {call.caller.type for call in calls} == {"program"}
+    assert reply.output_text == "It is sunny in both."
+    first, last = ("program", "program_output") if programs else ("code_interpreter_call",) * 2
+    assert kinds == ["message", first, "function_call", "function_call", last, "message"]
+    options["input"] = [*items, *user("Hi")]
+    options["previous_response_id"] = previous
+    assert client.responses.create(**options).output_text == HELLO
+
+
+@feature("functions from code")
+def functions_from_code() -> None:
+    for streamed in (False, True):
+        from_code_in_chat(streamed)
+        for stored in (False, True):
+            for programs in (False, True):
+                from_code_in_responses(streamed, stored, programs)
+
+
 @feature("JSON by schema")
 def structured() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "place", "schema": PLACE_SCHEMA, "strict": True}}
