@@ -51,6 +51,7 @@ def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(machine, "version", version)
     assert machine.packages("transformers").hint == "pip install 'ih-grpo[cpu]'"
     assert machine.packages("vllm").hint == "pip install 'ih-grpo[vllm]'"
+    assert machine.packages("gguf").hint == "pip install 'ih-grpo[gguf]'"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from tests.support.tokens import prompt, sampled
 
 pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: make test-gguf")
 
+from service.engines.gguf import runner
 from service.engines.gguf.engine import GGUFEngine
 from service.engines.gguf.runner import LlamaRunner
 
@@ -183,6 +184,22 @@ async def test_quickstart_gives_the_tokens_of_the_embedded_engine(tmp_path: Path
         outputs.append(sampled(await collect(engine, ids, Sampling(temperature=0, max_tokens=60), stop)))
         await engine.stop()
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize(("cpu", "repacks"), [(b"AMX_INT8 = 1 | AVX2 = 1", False), (b"AVX2 = 1", True)])
+async def test_amx_is_not_used(path: Path, cpu: bytes, repacks: bool) -> None:
+    given = []
+
+    def load(_path: bytes, params: Any) -> None:
+        given.append(bool(params.use_extra_bufts))
+
+    with (
+        patch.object(runner.llama, "llama_print_system_info", lambda: cpu),
+        patch.object(runner.llama, "llama_model_load_from_file", load),
+        pytest.raises(EngineError, match="can't load"),
+    ):
+        await make(path).start()
+    assert given == [repacks]
 
 
 async def test_rejects_a_damaged_file(path: Path, tmp_path: Path) -> None:
