@@ -117,7 +117,7 @@ class ToolCalls:
             self._start(self._answer(frame))
 
     def announce(self, frame: ToolHeld) -> None:
-        """Tell the host about a call that waits for the flush.
+        """Notify the host of a call that waits for the flush.
 
         Raises:
             SandboxError: the worker reports more than it should.

@@ -229,7 +229,7 @@ class Settings(BaseSettings):
     tool_wait_s: float = Field(default=60.0, gt=0, le=600)
     """Maximum time that one flush may wait for tools, in seconds, beside its run time."""
     approval_timeout_s: float = Field(default=300.0, gt=0, le=3000)
-    """Seconds after which a call of a tool that nobody has approved is denied."""
+    """Seconds after which a call of a tool is denied if it has not been approved."""
     client_call_timeout_s: float = Field(default=300.0, gt=0, le=3000)
     """Seconds that code waits for the output of a function of the client. Its container is kept meanwhile."""
     suspended_per_key: int = Field(default=4, ge=1)

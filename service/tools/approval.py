@@ -107,7 +107,7 @@ class Approvals:
         """Wait until a call is approved.
 
         Raises:
-            ToolDeniedError: the call was denied, or nobody has decided in time.
+            ToolDeniedError: the call was denied, or not decided in time.
         """
         await self._decided[request_id].wait()
         request = self._requests[request_id]

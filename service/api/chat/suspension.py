@@ -51,7 +51,7 @@ class SuspensionLimits:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a client sends to code that waits."""
+    """Values that a client sends to code that waits."""
 
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Outputs of functions, by the id of the call."""

@@ -38,7 +38,7 @@ _PATTERNS: Final[dict[str, str]] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), LLAMA3),
     **dict.fromkeys(("gpt-2", "phi-2"), GPT2),
 }
-"""How the text is split before the merges, by llama.cpp's name of the pre-tokenizer."""
+"""Rules that split the text before the merges, by llama.cpp's name of the pre-tokenizer."""
 
 
 def load_tokenizer(path: Path, metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:

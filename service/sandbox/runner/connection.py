@@ -314,11 +314,11 @@ class ToolRelay:
             raise reply
         return reply
 
-    def _announce(self, held: protocol.ToolHeldMessage) -> None:
+    def _announce(self, waiting: protocol.ToolHeldMessage) -> None:
         host = self._host
-        if isinstance(host, AnnouncedTools) and held.name in {spec.name for spec in host.specs}:
+        if isinstance(host, AnnouncedTools) and waiting.name in {spec.name for spec in host.specs}:
             with contextlib.suppress(ToolError):  # the call itself reports it
-                host.announce(held.name, parse_arguments(held.arguments))
+                host.announce(waiting.name, parse_arguments(waiting.arguments))
 
     async def _answer(self, call: protocol.ToolCallMessage) -> None:
         try:

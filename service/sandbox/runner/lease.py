@@ -70,7 +70,7 @@ class ClientTools:
             raise ToolError("the tool returned something that is not JSON") from None
 
     def announce(self, name: str, arguments: dict[str, Any]) -> None:
-        """Tell the client about a call. See `AnnouncedTools`."""
+        """Notify the client of a call. See `AnnouncedTools`."""
         message = protocol.ToolHeldMessage(name=name, arguments=json.dumps(arguments))
         task = asyncio.create_task(self._send(message))
         self._announcing.add(task)

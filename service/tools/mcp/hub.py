@@ -82,7 +82,7 @@ class McpHub:
         always: labels of those that every request with code gets.
         policy: restricts the servers that requests name by URL.
         call_timeout_s: longest time of one call, in seconds.
-        approval_timeout_s: time after which a call that nobody has approved is denied, in seconds.
+        approval_timeout_s: time after which an undecided call is denied, in seconds.
     """
 
     def __init__(
