@@ -17,7 +17,7 @@ const FINISHES = { stop: "completed", length: "cut at a limit", turns: "cut at t
 const pageUrl = () => new URL("./", document.baseURI).href.split("#")[0];
 
 export class Answer {
-  /** `actions` has the functions `retry` and `regenerate`; without them the answer is read-only. */
+  /** `actions` has the functions `retry`, `regenerate` and `decide`; without them the answer is read-only. */
   constructor(turn, { actions = null, live = false, online = true } = {}) {
     this.turn = turn;
     this.episode = turn.episode;
@@ -26,7 +26,7 @@ export class Answer {
     this.nextPaint = 0;
     this.now = live ? 0 : duration(this.episode);
     this.build(actions, online);
-    this.transcript = new Transcript(this.body, online);
+    this.transcript = new Transcript(this.body, online, actions?.decide);
     this.describe();
     this.paint();
   }

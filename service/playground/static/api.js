@@ -46,6 +46,15 @@ export async function* streamResponse(body, signal) {
   if (!ended) throw new UserError("The server closed the stream before the answer ended. The text received so far is kept.");
 }
 
+/** Decide about a call that needs approval, while the response runs. */
+export async function decideCall(responseId, id, approve) {
+  await call(`v1/responses/${encodeURIComponent(responseId)}/approvals`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ approval_request_id: id, approve }),
+  });
+}
+
 /** Return a stored response and its input items. */
 export async function storedResponse(id) {
   const path = `v1/responses/${encodeURIComponent(id)}`;

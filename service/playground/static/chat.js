@@ -1,5 +1,5 @@
 // The open conversation: asks questions, shows answers while they grow, and stores them.
-import { UserError, storedResponse, streamResponse } from "./api.js";
+import { UserError, decideCall, storedResponse, streamResponse } from "./api.js";
 import { addTurn, branch, chooseBranch, loadConversation, newConversation, saveConversation } from "./conversations.js";
 import { announce, byId } from "./dom.js";
 import { newEpisode } from "./episode.js";
@@ -16,12 +16,13 @@ export class Chat {
     this.settings = settings;
     this.hooks = hooks;
     this.conversation = newConversation();
-    this.run = null; // {conversation, turn, answer, stop}
+    this.run = null; // {conversation, turn, answer, stop, reader, decided}
     this.thread = new Thread(
       online && {
         edit: (turn, question) => this.ask(question, { parent: turn.parent, files: turn.files }),
         regenerate: (turn) => this.ask(turn.question, { parent: turn.parent, files: turn.files }),
         retry: (turn) => this.ask(turn.question, { parent: turn.parent, files: turn.files }),
+        decide: (turn, call, approve) => this.decide(turn, call, approve),
         choose: (turn) => {
           chooseBranch(this.conversation, turn);
           this.save();
@@ -58,7 +59,7 @@ export class Chat {
     const turn = addTurn(conversation, { parent, question, files, episode: newEpisode(request) });
     const earlier = branch(conversation, parent);
     Object.assign(request, continued(request, earlier));
-    this.run = { conversation, turn, answer: null, stop: new AbortController() };
+    this.run = { conversation, turn, answer: null, stop: new AbortController(), reader: new ResponseReader(turn), decided: [] };
     if (isBranch) this.show();
     else {
       this.run.answer = this.thread.add(conversation, turn, true);
@@ -72,13 +73,12 @@ export class Chat {
   }
 
   async answer(run, earlier) {
-    const { turn, stop } = run;
-    const reader = new ResponseReader(turn);
+    const { turn, stop, reader } = run;
     const began = performance.now();
     const elapsed = () => performance.now() - began;
     const animation = animate(() => run.answer?.grow(elapsed()));
     try {
-      for await (const event of this.events(turn, earlier, stop.signal)) {
+      for await (const event of this.events(run, earlier)) {
         reader.receive(event, elapsed());
         if (reader.news) announce(reader.news);
         reader.news = null;
@@ -99,8 +99,44 @@ export class Chat {
     this.hooks.changed();
   }
 
-  /** Yield the events of the answer. If the server has lost the earlier answers, they are sent again as text. */
-  async *events(turn, earlier, signal) {
+  /** Yield the events of the answer. Code that waits for decisions continues in another response. */
+  async *events(run, earlier) {
+    const { turn, reader, stop } = run;
+    yield* this.firstEvents(turn, earlier, stop.signal);
+    while (reader.suspended) {
+      run.answer?.describe("waiting for your approval");
+      const input = await this.decisions(run);
+      yield* streamResponse({ ...turn.episode.request, previous_response_id: turn.responseId, input }, stop.signal);
+    }
+  }
+
+  /** Wait until the user has decided about all open calls, and return the decisions as input items. */
+  async decisions({ reader, decided, stop }) {
+    while (reader.open.length > 0) {
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      stop.signal.throwIfAborted();
+    }
+    return decided.splice(0).map(({ id, approve }) => ({ type: "mcp_approval_response", approval_request_id: id, approve }));
+  }
+
+  /** Approve or deny a call of code. While the response runs, the server learns it at once. */
+  async decide(turn, { id }, approve) {
+    const run = this.run;
+    if (run?.turn !== turn) return;
+    const began = turn.episode.events.at(-1)[0];
+    if (!run.reader.suspended) {
+      try {
+        return await decideCall(turn.responseId, id, approve);
+      } catch (error) {
+        if (!run.reader.suspended) return this.hooks.fail(error); // it may have been suspended in between
+      }
+    }
+    run.decided.push({ id, approve });
+    turn.episode.events.push([began, "a", { id, state: approve ? "approved" : "denied", by: "client" }]);
+  }
+
+  /** Yield the events of the first response. If the server has lost the earlier answers, they are sent again as text. */
+  async *firstEvents(turn, earlier, signal) {
     const { request } = turn.episode;
     for (let attempt = 1; ; attempt++) {
       try {

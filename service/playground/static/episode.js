@@ -1,6 +1,7 @@
 // Recorded episodes: a list of events [milliseconds since the question, kind, value].
 //   "t" text of the model   "r" its thinking   "o" an observation   "b" a snapshot of a flush
 //   "l" output of running code: {id, text, attempt}, with the id of its flush
+//   "a" a call that needs approval: {id, server, name, arguments, state}, or its later state: {id, state, by}
 // Links contain this format, so it must stay readable: change VERSION with its meaning.
 
 export const VERSION = 1;
@@ -43,6 +44,13 @@ export function flushes(events) {
   return [...found.values()];
 }
 
+/** The calls in `events` that need approval, each with its last state, in order. */
+export function approvals(events) {
+  const found = new Map();
+  for (const [, kind, value] of events) if (kind === "a") found.set(value.id, { ...found.get(value.id), ...value });
+  return [...found.values()];
+}
+
 /** Duration of the episode in ms. */
 export const duration = (episode) => episode.ended ?? episode.events.at(-1)?.[0] ?? 0;
 
@@ -73,6 +81,7 @@ function isEvent(event) {
   if (!Array.isArray(event) || !Number.isFinite(event[0])) return false;
   const [, kind, value] = event;
   if (kind === "l") return typeof value?.id === "string" && typeof value.text === "string";
+  if (kind === "a") return typeof value?.id === "string" && typeof value.state === "string";
   if (kind !== "b") return ["t", "r", "o"].includes(kind) && typeof value === "string";
   return (
     typeof value?.id === "string" && typeof value.status === "string" && Array.isArray(value.blocks) &&

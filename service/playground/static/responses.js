@@ -1,6 +1,6 @@
 // Turns the events of the Responses API into events of an episode. New kinds of events are added to HANDLERS.
 import { UserError } from "./api.js";
-import { addText, newEpisode, observation } from "./episode.js";
+import { addText, approvals, newEpisode, observation } from "./episode.js";
 import { MARKER } from "./parse.js";
 
 const FINISH = { completed: "stop", incomplete: "length", cancelled: "stopped" };
@@ -12,6 +12,13 @@ export class ResponseReader {
     this.episode = turn.episode;
     this.tools = new Map(); // flushes that have not ended, by the id of their item
     this.news = null; // the latest change, in words for screen readers
+    this.suspended = false; // the response ended because code waits for decisions
+    this.waiting = []; // flushes that the next response continues, under other ids
+  }
+
+  /** The calls that wait for the user's decision. */
+  get open() {
+    return approvals(this.episode.events).filter(({ state }) => state === "open");
   }
 
   /** Add `event`, which arrived `ms` after the question. */
@@ -25,6 +32,9 @@ export class ResponseReader {
   }
 
   end({ response }) {
+    this.suspended = Boolean(response.suspended);
+    this.waiting = [...this.tools.values()];
+    this.tools.clear();
     this.episode.finish = FINISH[response.status] ?? null;
     if (response.incomplete_details?.reason === "max_messages") this.episode.finish = "turns";
     this.episode.usage = response.usage && { completion_tokens: response.usage.output_tokens };
@@ -39,32 +49,44 @@ const HANDLERS = {
   "response.output_text.delta": (reader, event, ms) => addText(reader.episode, ms, "t", event.delta),
   "response.reasoning_text.delta": (reader, event, ms) => addText(reader.episode, ms, "r", event.delta),
   "response.output_item.added"(reader, { item }) {
-    if (item.type === "code_interpreter_call") reader.tools.set(item.id, { id: item.id, status: "pending", blocks: [] });
+    if (item.type !== "code_interpreter_call") return;
+    const earlier = reader.waiting.shift();
+    reader.tools.set(item.id, earlier ? { ...earlier, isContinued: true } : { id: item.id, status: "pending", blocks: [] });
   },
   "response.code_interpreter_call_code.delta"(reader, event, ms) {
     const tool = reader.tools.get(event.item_id);
+    if (tool.isContinued) return;
     tool.blocks.push({ code: tool.blocks.length ? event.delta.slice(1) : event.delta, ms });
     reader.snapshot(tool, ms);
   },
   "response.code_interpreter_call.interpreting"(reader, event, ms) {
     const tool = reader.tools.get(event.item_id);
+    if (tool.isContinued) return;
     tool.status = "running";
     addText(reader.episode, ms, "t", MARKER);
     reader.snapshot(tool, ms);
   },
   "ih_grpo:code_interpreter_call_output.delta"(reader, event, ms) {
     const last = reader.episode.events.at(-1);
-    const fits = last?.[1] === "l" && last[2].id === event.item_id && last[2].attempt === event.attempt;
+    const { id } = reader.tools.get(event.item_id);
+    const fits = last?.[1] === "l" && last[2].id === id && last[2].attempt === event.attempt;
     const text = (event.truncated ? "\n… output left out …\n" : "") + event.delta;
     if (fits && ms - last[0] < 100) last[2].text += text;
-    else reader.episode.events.push([ms, "l", { id: event.item_id, text, attempt: event.attempt }]);
+    else reader.episode.events.push([ms, "l", { id, text, attempt: event.attempt }]);
+  },
+  "ih_grpo:mcp_approval_request.decided"(reader, { item_id, approve, decided_by }, ms) {
+    reader.episode.events.push([ms, "a", { id: item_id, state: approve ? "approved" : "denied", by: decided_by }]);
   },
   "response.output_item.done"(reader, { item }, ms) {
+    if (item.type === "mcp_approval_request") {
+      reader.episode.events.push([ms, "a", { id: item.id, server: item.server_label, name: item.name, arguments: item.arguments, state: "open" }]);
+      reader.news = `${item.name} of ${item.server_label} needs your approval.`;
+    }
     const tool = reader.tools.get(item.id);
     if (!tool || !item.execution) return;
     reader.tools.delete(item.id);
     align(reader.episode, tool.blocks, item.execution.blocks);
-    reader.snapshot({ ...item.execution, id: item.id }, ms);
+    reader.snapshot({ ...item.execution, id: tool.id }, ms);
     reader.episode.events.push([ms, "o", observation(item.execution.output)]);
   },
   "response.completed": (reader, event) => reader.end(event),

@@ -1,5 +1,5 @@
 // Convert an episode's events to the segments that the page shows.
-import { flushes, isSettled, observed } from "./episode.js";
+import { approvals, flushes, isSettled, observed } from "./episode.js";
 import { parseTurn } from "./parse.js";
 
 /** Return segments in order: text, thinking, code (with `number`, `state` and `note`), marker, observation.
@@ -10,6 +10,8 @@ export function segmentsOf(events, { over = false } = {}) {
   let thinking = null;
   let flush = null;
   let live = null;
+  const calls = new Map(approvals(events).map((call) => [call.id, call]));
+  let asked = []; // the calls of the current flush that need approval
   const endTurn = () => {
     segments.push(...parseTurn(turn));
     turn = "";
@@ -18,13 +20,16 @@ export function segmentsOf(events, { over = false } = {}) {
   for (const [, kind, value] of events) {
     if (kind === "t") turn += value;
     else if (kind === "b") flush = isSettled(value) ? value : null;
-    else if (kind === "l") {
+    else if (kind === "a") {
+      if (value.name) asked.push(calls.get(value.id));
+    } else if (kind === "l") {
       // The blocks of a second attempt run again from the start.
       const isNew = live?.id !== value.id || live.attempt !== value.attempt;
       live = { id: value.id, attempt: value.attempt, text: (isNew ? "" : live.text) + value.text };
     } else if (kind === "o") {
       endTurn();
       live = null;
+      segments.push(...asked.splice(0).map((call) => approval(call, true)));
       segments.push({ kind: "observation", text: observed(value), tool: flush });
       flush = null;
     } else {
@@ -34,9 +39,15 @@ export function segmentsOf(events, { over = false } = {}) {
     }
   }
   endTurn();
+  segments.push(...asked.map((call) => approval(call, over)));
   if (live?.text) segments.push({ kind: "observation", text: live.text, tool: null, live: true });
   nameBlocks(segments, flushes(events), over);
   return segments;
+}
+
+/** A call that needs approval. An undecided one of a finished answer has expired. */
+function approval({ id, server, name, arguments: written, state, by }, over) {
+  return { kind: "approval", id, server, name, text: written, state: state === "open" && over ? "expired" : state, by };
 }
 
 /** Set the state of each block: the n-th closed block is the n-th block of the flushes. */

@@ -68,6 +68,9 @@ export class SettingsForm {
     for (const name of NUMBERS) if (fields[name].value !== "") request[name] = fields[name].valueAsNumber;
     if (!fields.enabled.checked) return request;
     request.tools = [{ type: "code_interpreter", container: { type: "auto" } }];
+    for (const [server_label, server_url] of mcpServers(fields.mcp_servers.value)) {
+      request.tools.push({ type: "mcp", server_label, server_url, require_approval: fields.approve.checked ? "always" : "never" });
+    }
     const deferral = {};
     if (!fields.eager.checked) deferral.eager = false;
     if (fields.max_turns.value !== "") deferral.max_turns = fields.max_turns.valueAsNumber;
@@ -77,6 +80,9 @@ export class SettingsForm {
 
   /** Validate all fields. The dialog shows the first error. */
   check() {
+    const field = this.form.elements.mcp_servers;
+    const isValid = mcpServers(field.value).every(([label, url, ...more]) => /^[\w.-]{1,64}$/.test(label) && URL.canParse(url) && more.length === 0);
+    field.setCustomValidity(isValid ? "" : "Each line must be a name and a URL.");
     if (this.form.checkValidity()) return true;
     if (!byId("settings").open) byId("settings").showModal();
     return this.form.reportValidity();
@@ -118,3 +124,6 @@ export class SettingsForm {
     }
   }
 }
+
+/** The words of each line that is not empty: a name and a URL. */
+const mcpServers = (text) => text.split("\n").map((line) => line.trim().split(/\s+/)).filter(([label]) => label);

@@ -4,7 +4,8 @@ import { branch, siblings } from "./conversations.js";
 import { button, byId, copyText, el } from "./dom.js";
 
 export class Thread {
-  /** `actions`: edit(turn, text), regenerate(turn), retry(turn), choose(turn). None of them if read-only. */
+  /** `actions`: edit(turn, text), regenerate(turn), retry(turn), choose(turn), decide(turn, call, approve). None of
+   *  them if read-only. */
   constructor(actions, online) {
     this.root = byId("thread");
     this.actions = actions;
@@ -22,7 +23,7 @@ export class Thread {
 
   /** Add a turn at the end and return its answer. */
   add(conversation, turn, live) {
-    const actions = this.actions && { regenerate: () => this.actions.regenerate(turn), retry: () => this.actions.retry(turn) };
+    const actions = this.actions && { regenerate: () => this.actions.regenerate(turn), retry: () => this.actions.retry(turn), decide: (call, approve) => this.actions.decide(turn, call, approve) };
     const answer = new Answer(turn, { actions, live, online: this.online });
     const number = this.answers.size + 1;
     answer.root.setAttribute("aria-label", `Answer ${number}`);

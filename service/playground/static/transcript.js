@@ -6,10 +6,12 @@ import { resultNodes } from "./outputs.js";
 const SIGNS = { writing: "✎", pending: "○", running: "◔", done: "●", error: "✗", idle: "–" };
 
 export class Transcript {
-  /** `online` is false if the page has no server, so that files can't be fetched. */
-  constructor(root, online = true) {
+  /** `online` is false if the page has no server, so that files can't be fetched. `decide(call, approve)` decides
+   *  about a call that needs approval. */
+  constructor(root, online = true, decide = null) {
     this.root = root;
     this.online = online;
+    this.decide = decide;
     this.shown = [];
   }
 
@@ -22,7 +24,7 @@ export class Transcript {
       const key = JSON.stringify([segment.kind, segment.text, segment.state, segment.note, segment.tool?.status, segment.live]);
       if (known?.key === key) return;
       const node = known?.kind === segment.kind ? known.node : MAKE[segment.kind]();
-      FILL[segment.kind](node, segment, this.online);
+      FILL[segment.kind](node, segment, this);
       if (known && known.node !== node) known.node.replaceWith(node);
       else if (!known) this.root.append(node);
       this.shown[at] = { kind: segment.kind, node, key };
@@ -41,6 +43,7 @@ const MAKE = {
   thinking: () => el("details", { class: "thinking", open: "" }, el("summary", {}, "Thinking"), el("div", { class: "text" })),
   code: () => el("section", { class: "card" }, head("Code"), el("pre", { tabindex: "0" }, el("code"))),
   marker: () => el("p", { class: "marker" }, el("code"), el("span", {}, "run all pending blocks")),
+  approval: () => el("section", { class: "approval" }, el("p", {}), el("pre", { tabindex: "0" }), el("div", { class: "row" })),
   observation: () => el("section", { class: "observation" }, head("Output"), el("div", { class: "seen" })),
 };
 
@@ -57,7 +60,22 @@ const FILL = {
     if (pre.textContent !== code) pre.firstChild.replaceChildren(pythonNodes(code));
   },
   marker: (node, { text }) => (node.firstChild.textContent = text),
-  observation(node, { text, tool, live }, online) {
+  approval(node, call, { decide }) {
+    const [title, pre, row] = node.children;
+    const what = `${call.name} of ${call.server}`;
+    const by = call.by === "timeout" ? "; there was no decision in time" : "";
+    node.dataset.state = call.state;
+    node.setAttribute("aria-label", `Call of ${what}, ${call.state}`);
+    title.replaceChildren(el("strong", {}, call.name), ` of ${call.server} `, call.state === "open" ? "needs your approval" : `${call.state}${by}`);
+    pre.textContent = indented(call.text);
+    const choose = (approve) => {
+      for (const choice of row.children) choice.disabled = true;
+      decide(call, approve);
+    };
+    const choices = [button("Approve", () => choose(true), { class: "primary small", "aria-label": `Approve ${what}` }), button("Deny", () => choose(false), { class: "small", "aria-label": `Deny ${what}` })];
+    row.replaceChildren(...(call.state === "open" && decide ? choices : []));
+  },
+  observation(node, { text, tool, live }, { online }) {
     node.classList.toggle("live", Boolean(live));
     const failed = tool && tool.status !== "ok";
     node.dataset.state = failed ? "error" : "done";
@@ -73,3 +91,12 @@ const FILL = {
     node.lastChild.replaceChildren(...(text || results.length === 0 ? [shown] : []), ...results);
   },
 };
+
+/** JSON with line breaks; text that is not JSON is unchanged. */
+function indented(text) {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text;
+  }
+}
