@@ -59,7 +59,7 @@ async def test_calls_wait_for_the_user(open_page: OpenPage) -> None:
 
 
 async def test_decisions_reach_the_server_while_the_model_writes(open_page: OpenPage) -> None:
-    written = TEXT.replace('call note {"text": "ho"}\n', "") + "While that waits, I write on. " * 12
+    written = TEXT.replace('call note {"text": "ho"}\n', "") + "While that waits, I keep writing. " * 12
     async with opened(open_page, written + "<tool_call>", ANSWER, delay_s=0.05) as (page, mcp):
         await ask(page)
         await page.get_by_role("button", name="Approve note of demo").click()

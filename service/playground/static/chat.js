@@ -119,7 +119,7 @@ export class Chat {
     return decided.splice(0).map(({ id, approve }) => ({ type: "mcp_approval_response", approval_request_id: id, approve }));
   }
 
-  /** Approve or deny a call of code. While the response runs, the server learns it at once. */
+  /** Approve or deny a call of code. While the response runs, the server is notified immediately. */
   async decide(turn, { id }, approve) {
     const run = this.run;
     if (run?.turn !== turn) return;
