@@ -1,9 +1,11 @@
-"""Fixtures that run a runner in this process, on a Unix socket, with a fake sandbox."""
+"""Fixtures: real sandboxes, and runners in this process on a Unix socket."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -12,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
-from service.sandbox.base import Sandbox
+from service.sandbox.base import Sandbox, SandboxError
+from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
+from service.sandbox.docker.sandbox import DockerSandbox
+from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from service.sandbox.runner.protocol import Address
 from service.sandbox.runner.server import RunnerServer
@@ -83,3 +89,42 @@ async def process(module: str, *arguments: object) -> AsyncGenerator[asyncio.sub
         with contextlib.suppress(ProcessLookupError):
             child.kill()
         await child.wait()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def docker_sandbox(docker_sandbox_settings: DockerSandboxSettings) -> AsyncGenerator[DockerSandbox]:
+    """Containers, in this process."""
+    sandbox = DockerSandbox(docker_sandbox_settings)
+    await sandbox.start()
+    yield sandbox
+    await sandbox.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def runner_client(
+    docker_sandbox_settings: DockerSandboxSettings, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Sandbox]:
+    """Containers behind a runner."""
+    path = tmp_path_factory.mktemp("runner") / "r.sock"
+    instance = f"test-runner-{os.getpid()}"
+    sandbox = DockerSandbox(docker_sandbox_settings.model_copy(update={"instance": instance}))
+    async with served(sandbox, f"unix:{path}") as runner:
+        yield runner.client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bubblewrap_sandbox() -> AsyncGenerator[Sandbox]:
+    """Namespaces without Docker."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed")
+    sandbox = ProcessSandbox(
+        ProcessSandboxSettings(
+            pool_size=1, max_containers=4, queue_timeout_s=300, start_timeout_s=300, grace_s=20
+        )
+    )
+    try:
+        await sandbox.start()
+    except SandboxError as error:
+        pytest.skip(f"bubblewrap can't create its namespaces here: {error}")
+    yield sandbox
+    await sandbox.stop()

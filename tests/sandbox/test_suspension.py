@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from service.episode.block_queue import EventFeed
 from service.episode.tool_calls import RecordedTools
 from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
 from service.sandbox.docker.sandbox import DockerSandbox
-from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.files import FileSandbox
 from service.tools.approval import Approvals
 from service.tools.base import ToolSpec
 from service.tools.client import ClientCalls
 from service.tools.toolset import Tool, ToolSet
-from tests.sandbox.conftest import served
 from tests.support.until import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
@@ -30,25 +24,6 @@ LIMITS = SessionLimits(run_limit_s=4.0, tool_wait_s=1.0)
 WAIT_S = 2.5
 """Longer than the tool wait."""
 ASK = ToolSpec("ask", "Ask.", {"type": "object", "properties": {"q": {"type": "string"}}}, by_client=True)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def docker_sandbox(docker_sandbox_settings: DockerSandboxSettings) -> AsyncGenerator[DockerSandbox]:
-    sandbox = DockerSandbox(docker_sandbox_settings)
-    await sandbox.start()
-    yield sandbox
-    await sandbox.stop()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def runner_client(
-    docker_sandbox_settings: DockerSandboxSettings, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncGenerator[Sandbox]:
-    instance = f"suspended-runner-{os.getpid()}"
-    sandbox = DockerSandbox(docker_sandbox_settings.model_copy(update={"instance": instance}))
-    path: Path = tmp_path_factory.mktemp("runner") / "r.sock"
-    async with served(sandbox, f"unix:{path}") as runner:
-        yield runner.client
 
 
 @pytest.fixture(params=["docker_sandbox", "runner_client"], scope="module")

@@ -5,22 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.sandbox.base import ExecutionResult, Sandbox, SandboxError, Session, SessionLimits
-from service.sandbox.bubblewrap.sandbox import ProcessSandbox, ProcessSandboxSettings
+from service.sandbox.base import ExecutionResult, Sandbox, Session, SessionLimits
 from service.sandbox.docker.sandbox import DockerSandbox
-from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.files import FileSandbox
-from tests.sandbox.conftest import served
 from tests.support.tool_host import RecordingHost
 from tests.support.until import until
 
@@ -31,43 +25,6 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 LIMITS = SessionLimits(run_limit_s=30, tool_wait_s=30)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def docker_sandbox(docker_sandbox_settings: DockerSandboxSettings) -> AsyncGenerator[DockerSandbox]:
-    sandbox = DockerSandbox(docker_sandbox_settings)
-    await sandbox.start()
-    yield sandbox
-    await sandbox.stop()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def runner_client(
-    docker_sandbox_settings: DockerSandboxSettings, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncGenerator[Sandbox]:
-    sandbox = DockerSandbox(
-        docker_sandbox_settings.model_copy(update={"instance": f"tools-runner-{os.getpid()}"})
-    )
-    path: Path = tmp_path_factory.mktemp("runner") / "r.sock"
-    async with served(sandbox, f"unix:{path}") as runner:
-        yield runner.client
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bubblewrap_sandbox() -> AsyncGenerator[Sandbox]:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed")
-    sandbox = ProcessSandbox(
-        ProcessSandboxSettings(
-            pool_size=1, max_containers=4, queue_timeout_s=300, start_timeout_s=300, grace_s=20
-        )
-    )
-    try:
-        await sandbox.start()
-    except SandboxError as error:
-        pytest.skip(f"bubblewrap can't create its namespaces here: {error}")
-    yield sandbox
-    await sandbox.stop()
 
 
 @pytest.fixture(params=["docker_sandbox", "runner_client", "bubblewrap_sandbox"])
