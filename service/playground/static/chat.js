@@ -119,20 +119,19 @@ export class Chat {
     return decided.splice(0).map(({ id, approve }) => ({ type: "mcp_approval_response", approval_request_id: id, approve }));
   }
 
-  /** Approve or deny a call of code. While the response runs, the server is notified immediately. */
+  /** Approve or deny a call of code. A response that runs is notified immediately; one that was suspended is
+   *  continued with the decision. */
   async decide(turn, { id }, approve) {
     const run = this.run;
     if (run?.turn !== turn) return;
-    const began = turn.episode.events.at(-1)[0];
-    if (!run.reader.suspended) {
-      try {
-        return await decideCall(turn.responseId, id, approve);
-      } catch (error) {
-        if (!run.reader.suspended) return this.hooks.fail(error); // it may have been suspended in between
-      }
+    try {
+      if (!run.reader.suspended) await decideCall(turn.responseId, id, approve);
+    } catch (error) {
+      if (!run.reader.suspended) return this.hooks.fail(error); // it may have been suspended in between
     }
+    const now = turn.episode.events.at(-1)[0];
+    turn.episode.events.push([now, "a", { id, state: approve ? "approved" : "denied", by: "client" }]);
     run.decided.push({ id, approve });
-    turn.episode.events.push([began, "a", { id, state: approve ? "approved" : "denied", by: "client" }]);
   }
 
   /** Yield the events of the first response. If the server has lost the earlier answers, they are sent again as text. */
