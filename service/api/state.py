@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from opentelemetry.trace import NoOpTracer, Tracer
@@ -24,9 +24,6 @@ from service.episode.events import EpisodeEvent, Sampled
 from service.episode.runner import EpisodeRunner
 from service.store.replies import ReplyStore
 from service.tools.mcp.hub import McpHub
-
-if TYPE_CHECKING:
-    from service.api.files.containers import Containers
 
 T = TypeVar("T")
 EpisodeStream = AsyncGenerator[EpisodeEvent, None]
@@ -251,10 +248,9 @@ async def owner_of(request: Request) -> str:
     return "" if key is None else key.owner
 
 
-async def containers_of(request: Request) -> Containers:
-    """Return the containers of this server; see `service.api.files.choice.CurrentContainers`."""
-    containers: Containers = request.app.state.containers
-    return containers
+async def containers_of(request: Request) -> Any:
+    """Return the containers of this server, whose type is in `service.api.files.choice.CurrentContainers`."""
+    return request.app.state.containers
 
 
 async def replies_of(request: Request) -> ReplyStore:

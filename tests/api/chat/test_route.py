@@ -261,7 +261,7 @@ async def test_disconnect_cancels_engine_and_session(stream: bool) -> None:
                 await ask(served, timeout=0.5)
         await until(lambda: not scripted.open_streams and all(s.closed for s in box.sessions))
         assert box.sessions
-        assert served.app.state.server.admission.running == 0
+        await until(lambda: served.app.state.server.admission.running == 0)
 
 
 class BrokenEngine(ScriptedEngine):

@@ -321,7 +321,7 @@ async def test_missing_and_unknown_outputs_are_rejected_and_can_be_corrected(api
             ]
             send = lambda items: server.chat([*start, *items])  # noqa: E731
             unknown = {"role": "tool", "tool_call_id": "call_x", "content": "?"}
-        with pytest.raises(openai.BadRequestError, match="outputs of these are missing: call_code") as error:
+        with pytest.raises(openai.BadRequestError, match="these are missing: call_code") as error:
             await send(given[:1])
         assert error.value.code == "missing_tool_outputs"
         with pytest.raises(openai.BadRequestError, match="call has the id 'call_x'"):
