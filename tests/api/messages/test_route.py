@@ -300,7 +300,7 @@ async def test_leaving_client_ends_the_episode() -> None:
             async for _ in stream.text_stream:
                 break
         await until(lambda: scripted.open_streams == 0)
-        assert served.app.state.server.admission.running == 0
+        await until(lambda: served.app.state.server.admission.running == 0)
 
 
 def nested(depth: int) -> Any:

@@ -96,7 +96,7 @@ async def test_cancel_keeps_partial_output_and_can_be_repeated() -> None:
                 cancelled = await served.openai.responses.cancel(events[0]["response"]["id"])
         assert cancelled.status == "cancelled"
         assert not scripted.open_streams
-        assert served.app.state.server.admission.running == 0
+        await until(lambda: served.app.state.server.admission.running == 0)
         assert (await served.openai.responses.cancel(cancelled.id)).to_dict() == cancelled.to_dict()
         assert (await served.openai.responses.retrieve(cancelled.id)).to_dict() == cancelled.to_dict()
     final = checked(events)
