@@ -25,6 +25,7 @@ from service.api.responses.prepare import PreparedResponse
 from service.api.responses.resource import STOPPED, Resource
 from service.api.telemetry.tracing import Attributes
 from service.common.json import Json
+from service.deferral.episode import Outcome
 from service.episode.accumulator import Usage
 from service.episode.events import Finished, FlushSuspended
 from service.episode.tool_parser import CallError
@@ -68,6 +69,11 @@ class ResponseRun:
         """The episode was admitted and has not ended."""
         return self._admitted and self.resource.status == "in_progress"
 
+    @property
+    def has_ended(self) -> bool:
+        """The status is final, although the response may not be stored yet."""
+        return self.resource.status not in ("queued", "in_progress")
+
     def lifecycle(self, kind: str) -> Json:
         """Return the event ``response.<kind>`` with the current response."""
         return self._numbered({"type": f"response.{kind}", "response": self.resource.body()})
@@ -92,6 +98,8 @@ class ResponseRun:
             attributes=self._attributes(),
             schema_param=prepared.schema_param,
         )
+        outcome: Outcome | None = None
+        suspended: Json | None = None
         async with live.acquired(self._suspensions, prepared.id), running as episode:
             self._admitted = True
             if self.resource.status != "queued":
@@ -108,13 +116,18 @@ class ResponseRun:
                 for output_event in output_events:
                     yield self._numbered(output_event)
                 if isinstance(event, Finished):
-                    self.resource.finish(event.outcome)
-                    self.resource.final_answer = self.output.reply.final_answer
+                    outcome = event.outcome
                 elif isinstance(event, FlushSuspended):
                     self._usage = live.usage()
                     await self._suspensions.add(live)
-                    self.resource.suspend(self._suspensions.as_json(live))
+                    suspended = self._suspensions.as_json(live)
+        # Together, because other requests read the resource.
         self._set_usage()
+        if suspended is not None:
+            self.resource.suspend(suspended)
+        elif outcome is not None:
+            self.resource.finish(outcome)
+            self.resource.final_answer = self.output.reply.final_answer
         if await self._store(self):
             yield self.lifecycle(self.resource.status)
 
@@ -318,7 +331,8 @@ class Background:
             return False
         entry.on_stop = on_stop
         await asyncio.sleep(0)  # a task cancelled before its first step would not run its handler
-        entry.task.cancel()
+        if not entry.run.has_ended:  # else it is about to be stored
+            entry.task.cancel()
         await asyncio.gather(entry.task, return_exceptions=True)
         return True
 
