@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def test_all_fields_are_published() -> None:
     files = FlushFiles(
         (OutputFile("f", "c", "/sandbox/a", 1, "0" * 64, "text/plain"),), ("<table>",), (("l", "symlink"),)
     )
-    full = executed_tool(tool(files=files, calls=(CALLED,), pauses=((1.0, 2.0),)), 0)
+    calls = (replace(CALLED, by_client=True), CALLED)
+    full = executed_tool(tool(files=files, calls=calls, pauses=((1.0, 2.0),)), 0)
     assert full.keys() == FinishedTool.model_fields.keys()
     assert full["calls"][0].keys() == CalledTool.model_fields.keys()  # type: ignore[index]
     jsonschema_rs.validate(executed_tools(), full)
