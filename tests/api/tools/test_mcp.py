@@ -26,8 +26,10 @@ async def mcp() -> AsyncGenerator[McpServed]:
         yield served
 
 
-def serving(mcp: McpServed, *turns: str, **options: Any) -> AbstractAsyncContextManager[Served]:
-    engine = ScriptedEngine(*turns)
+def serving(
+    mcp: McpServed, *turns: str, delay_s: float = 0.0, **options: Any
+) -> AbstractAsyncContextManager[Served]:
+    engine = ScriptedEngine(*turns, delay_s=delay_s)
     options = {"mcp_private_hosts": mcp.host, **options}
     app = make_app(engine, ToolSandbox(), **options)
     app.state.engine = engine
@@ -98,8 +100,9 @@ async def test_streamed_events_have_openais_names(mcp: McpServed) -> None:
 
 
 async def test_chat_lists_the_calls_of_a_flush(mcp: McpServed) -> None:
-    turn = TURN.format('call add {"a": 2}\ncall note {"text": "hi"}\ncall add {"a": "x"}')
-    async with serving(mcp, turn, ANSWER) as served:
+    code = 'call add {"a": 2}\ncall note {"text": "hi"}\ncall add {"a": "x"}'
+    turn = TURN.format(code).replace("<tool_call>", "I keep writing, so a call can be made.<tool_call>")
+    async with serving(mcp, turn, ANSWER, delay_s=0.01) as served:
         reply = await served.openai.chat.completions.create(
             model="scripted",
             messages=[{"role": "user", "content": "2 + 3?"}],
