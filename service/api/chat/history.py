@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import structlog
@@ -17,10 +18,11 @@ from service.api.chat.suspension import (
     not_waiting,
 )
 from service.api.errors import ApiError
-from service.api.tools.history import reply_key
+from service.api.tools.history import EarlierCall
 from service.deferral.scanner import FENCE
 from service.engines.base import Tokenizer
 from service.episode.reasoning_parser import without_thought
+from service.episode.tool_parser import loads
 from service.store.replies import ReplyStore
 
 _log = structlog.get_logger(__name__)
@@ -83,6 +85,18 @@ def with_whole_replies(request: ChatRequest) -> ChatRequest:
     return request.model_copy(update={"messages": whole})
 
 
+def reply_key(content: str, calls: Sequence[EarlierCall]) -> str:
+    """Return the text by which a reply's token ids are looked up.
+
+    It contains the ids of the calls, which only this server and the client know. Clients may encode the
+    arguments in another way, so only their value counts.
+    """
+    if not calls:
+        return content
+    listed = [[call.id, call.name, _value(call.arguments)] for call in calls]
+    return f"{content.strip()}\0{json.dumps(listed, sort_keys=True)}"
+
+
 async def find_replies(store: ReplyStore, owner: str, request: ChatRequest) -> dict[int, tuple[int, ...]]:
     """Return the token ids of the messages that are replies of this server, by index.
 
@@ -122,3 +136,10 @@ async def store_reply(
         await store.put(owner, key, without_thought(ids, tokenizer))
     except (SQLAlchemyError, OSError):
         _log.exception("reply_not_kept")
+
+
+def _value(arguments: str) -> object:
+    try:
+        return loads(arguments or "{}")
+    except ValueError:
+        return arguments

@@ -17,6 +17,7 @@ from service.api.chat.history import (
     find_replies,
     find_suspended,
     outputs_at_end,
+    reply_key,
     store_reply,
     with_whole_replies,
 )
@@ -32,7 +33,6 @@ from service.api.sse import until_disconnect
 from service.api.state import CurrentReplies, CurrentServer, Owner
 from service.api.telemetry.tracing import Attributes
 from service.api.tools.definitions import AutoContainer, CodeInterpreterTool
-from service.api.tools.history import reply_key
 from service.api.validation import report_ignored
 from service.common.json import Json, JsonResponse, dumps
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL

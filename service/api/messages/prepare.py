@@ -11,7 +11,7 @@ from itertools import groupby
 
 from pydantic import ValidationError
 
-from service.api.chat.history import find_replies
+from service.api.chat.history import find_replies, reply_key
 from service.api.chat.prepare import PreparedChat, effective_policy, prepare, render_prompt
 from service.api.chat.request import ChatRequest, DeferralOptions, Message
 from service.api.errors import ApiError, api_error_of
@@ -36,7 +36,6 @@ from service.api.seal import Seal
 from service.api.state import Server
 from service.api.tools.choice import force_call
 from service.api.tools.definitions import AutoContainer
-from service.api.tools.history import reply_key
 from service.api.tools.mcp import open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json

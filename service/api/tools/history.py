@@ -1,15 +1,13 @@
-"""Earlier replies with function calls: their lookup key, and whether stored token ids still match them."""
+"""Earlier replies with function calls, and whether stored token ids still match them."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from service.engines.base import Tokenizer
 from service.episode.reasoning_parser import THINK_CLOSE
-from service.episode.tool_parser import loads
 
 _TAGGED: Final = re.compile(r"<tool_call>.*?(?:</tool_call>|\Z)", re.DOTALL)
 
@@ -20,18 +18,6 @@ class EarlierCall(NamedTuple):
     id: str
     name: str
     arguments: str
-
-
-def reply_key(content: str, calls: Sequence[EarlierCall]) -> str:
-    """Return the text by which a reply's token ids are looked up.
-
-    It contains the ids of the calls, which only this server and the client know. Clients may encode the
-    arguments in another way, so only their value counts.
-    """
-    if not calls:
-        return content
-    listed = [[call.id, call.name, _value(call.arguments)] for call in calls]
-    return f"{content.strip()}\0{json.dumps(listed, sort_keys=True)}"
 
 
 def is_current(ids: Sequence[int], content: str, calls: Sequence[str], tokenizer: Tokenizer) -> bool:
@@ -54,10 +40,3 @@ def is_current(ids: Sequence[int], content: str, calls: Sequence[str], tokenizer
 def _outside_tags(text: str) -> str:
     """Return ``text`` without calls, observations and white space."""
     return "".join(_TAGGED.sub("", text).split())
-
-
-def _value(arguments: str) -> object:
-    try:
-        return loads(arguments or "{}")
-    except ValueError:
-        return arguments
