@@ -578,8 +578,9 @@ KERNEL = [
         62,
         "the environment",
         "import os, socket\nprint(sorted(os.environ), socket.gethostname())",
-        stdout="['HOME', 'LANG', 'MPLBACKEND', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'PATH', "
-        "'PYTHONDONTWRITEBYTECODE', 'PYTHONHASHSEED', 'PYTHONWARNINGS'] sandbox",
+        stdout="['HOME', 'JOBLIB_MULTIPROCESSING', 'LANG', 'MPLBACKEND', 'OMP_NUM_THREADS', "
+        "'OPENBLAS_NUM_THREADS', 'PATH', 'POLARS_MAX_THREADS', 'PYTHONDONTWRITEBYTECODE', 'PYTHONHASHSEED', "
+        "'PYTHONWARNINGS'] sandbox",
     ),
 ]
 

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Copy the playground's libraries from their npm packages to service/playground/static/vendor/.
 
 Without arguments the versions in the manifest are copied again; a package whose integrity differs from the
-manifest is rejected. ``scripts/vendor-playground katex@0.19.2`` changes a version. Files are copied
+manifest is rejected. ``python deploy/vendor.py katex@0.19.2`` changes a version. Files are copied
 unchanged, each package with its licence, and the manifest records their SHA-256. Requires npm.
 """
 
@@ -52,7 +51,8 @@ def copy(name: str, version: str) -> dict[str, object]:
     """Copy the files of one package and return its entry in the manifest."""
     with tempfile.TemporaryDirectory() as work:
         command = ["npm", "pack", "--json", "--silent", f"{name}@{version}"]
-        packed = json.loads(subprocess.run(command, cwd=work, check=True, capture_output=True).stdout)[0]
+        done = subprocess.run(command, cwd=work, check=True, capture_output=True)  # noqa: S603
+        packed = json.loads(done.stdout)[0]
         with tarfile.open(Path(work) / packed["filename"]) as archive:
             archive.extractall(work, filter="data")
         package = Path(work) / "package"

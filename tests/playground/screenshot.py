@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 """Take the picture of the playground in the documentation: docs/images/playground.png.
 
-Requires a running server with the quickstart model, and Chromium (IHGRPO_BROWSER, see ``ensure-test-tools browser``)::
+Requires a running server with the quickstart model, and Chromium (IHGRPO_BROWSER)::
 
     ih-grpo serve &
-    IHGRPO_BROWSER=$(scripts/ensure-test-tools browser) scripts/screenshot-playground http://127.0.0.1:8000
+    IHGRPO_BROWSER=$(scripts/ensure-test-tools browser) python tests/playground/screenshot.py http://127.0.0.1:8000
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
 
-PICTURE = Path(__file__).resolve().parents[1] / "docs/images/playground.png"
+PICTURE = Path(__file__).resolve().parents[2] / "docs/images/playground.png"
 QUESTIONS = ("What is 739184 times 52967 plus 90412 times 33771?", "now add 17 to that")
 
 
