@@ -120,7 +120,7 @@ async def test_the_functions_describe_themselves(sandbox: Sandbox) -> None:
         assert result.stdout.splitlines() == [
             "(a: int, b: int = 1) -> int Add two numbers.",
             "add() missing a required argument: 'a'",
-            "['add', 'notes', 'note', 'slow', 'fail', 'echo', 'gather', 'ToolError']",
+            "['add', 'notes', 'note', 'slow', 'fail', 'echo', 'gather', 'ToolError', 'ToolDeniedError']",
         ]
 
 
