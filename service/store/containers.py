@@ -66,6 +66,10 @@ _containers: Final = [containers.c[name] for name in StoredContainer.__dataclass
 _files: Final = [container_files.c[name] for name in ContainerFile.__dataclass_fields__]
 
 
+FILE_PREFIX: Final = "cfile_"
+"""Beginning of the ids of files in containers."""
+
+
 def new_container_id() -> str:
     """Return a new id that can't be guessed."""
     return f"cntr_{secrets.token_hex(16)}"
@@ -183,7 +187,7 @@ class ContainerStore:
     ) -> ContainerFile:
         owner = container.owner
         file = ContainerFile(
-            f"cfile_{secrets.token_hex(16)}",
+            f"{FILE_PREFIX}{secrets.token_hex(16)}",
             container.id,
             owner,
             path,

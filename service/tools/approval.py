@@ -35,7 +35,7 @@ class ApprovalRequest:
 
 
 class UnknownApprovalError(Exception):
-    """There is no request of this id."""
+    """The id of the request is unknown."""
 
 
 class DecidedApprovalError(Exception):

@@ -110,7 +110,7 @@ class LiveEpisode:
         """Decide about a call.
 
         Raises:
-            UnknownApprovalError: there is no such request.
+            UnknownApprovalError: the id is unknown.
             DecidedApprovalError: it was decided before.
         """
         if self.chat.code_tools is None:

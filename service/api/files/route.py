@@ -19,7 +19,7 @@ from service.api.schemas import FILE, FILE_CONTENT, FILE_LIST
 from service.api.state import CurrentServer, Owner
 from service.common.json import Json, JsonResponse
 from service.store.blobs import BlobError
-from service.store.containers import ContainerStore
+from service.store.containers import FILE_PREFIX, ContainerStore
 from service.store.files import FileStore, FileTooLargeError, StoredFile
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
@@ -135,9 +135,10 @@ async def retrieve_file(file_id: str, request: Request, files: Files, owner: Own
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses=FILE_CONTENT)
 async def download_file(file_id: str, files: Files, request: Request, owner: Owner) -> Response:
     """Download the content of an upload, or of a file in a container."""
-    store: ContainerStore = request.app.state.containers.store
-    if (written := await store.find_file(file_id, owner)) is not None:
-        return await download(store.content(written), written.path.rpartition("/")[2], written.bytes)
+    if file_id.startswith(FILE_PREFIX):
+        store: ContainerStore = request.app.state.containers.store
+        if (written := await store.find_file(file_id, owner)) is not None:
+            return await download(store.content(written), written.path.rpartition("/")[2], written.bytes)
     file = await find(files, file_id, owner)
     return await download(files.content(file), file.filename, file.bytes)
 

@@ -156,7 +156,7 @@ def resolve(
         certificate: certificates of the package index; None for those of the system.
 
     Raises:
-        SandboxError: uv is not installed, there is no such package, it can't be used in the sandbox, the
+        SandboxError: uv is not installed, the package does not exist, it can't be used in the sandbox, the
             versions conflict, or the lock file can't be written.
     """
     for name in _names(requested) & _UNSUPPORTED.keys():
