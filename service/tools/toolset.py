@@ -20,6 +20,8 @@ class Tool:
     spec: ToolSpec
     run: Callable[[dict[str, Any], str], Awaitable[object]]
     """Called with valid arguments and the id of the call. Returns a JSON value or raises ToolError."""
+    timeout_s: float | None = None
+    """Longest time of one call, in seconds. None for that of the set."""
 
 
 class ToolSet:
@@ -56,11 +58,12 @@ class ToolSet:
             raise ToolError(f"there is no tool {name[:64]!r}")
         if (error := first_error(self._arguments[name], arguments)) is not None:
             raise ToolError(f"{name}(): {error}")
+        limit = self._timeout_s if tool.timeout_s is None else tool.timeout_s
         try:
-            async with asyncio.timeout(None if tool.spec.by_client else self._timeout_s):
+            async with asyncio.timeout(None if tool.spec.by_client else limit):
                 result = await tool.run(arguments, call_id)
         except TimeoutError:
-            raise ToolError(f"{name}() did not answer within {self._timeout_s:g} seconds") from None
+            raise ToolError(f"{name}() did not answer within {limit:g} seconds") from None
         if name in self._results and (error := first_error(self._results[name], result)) is not None:
             raise ToolError(f"{name}() returned an invalid result: {error}")
         return result

@@ -53,6 +53,14 @@ def evaluate(
             "such as my_package.rewards:short. Default: the suite's choice, else math."
         ),
     ] = None,
+    tools: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tool",
+            help="Tool that code can call: an import path such as my_package.tools:search, or the command or "
+            "URL of an MCP server. May be repeated.",
+        ),
+    ] = None,
     python: Annotated[bool, typer.Option("--python/--no-python", help="Offer Python to the model.")] = True,
     thinking: Annotated[
         bool, typer.Option("--thinking", help="Let the model think before it answers.")

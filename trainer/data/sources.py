@@ -10,9 +10,11 @@ from typing import Final
 
 from trainer.data.problems import DataError, Problem, ProblemSet, load_problems
 from trainer.data.suites import EVAL_SPLITS, SUITES, parse_benchmark, suite
+from trainer.environments.multi_hop import questions
 from trainer.quickstart.problems import FAMILIES
 
 _QUICKSTART: Final = re.compile(r"quickstart(-held-out)?:(\d+)")
+_MULTI_HOP: Final = re.compile(r"multi-hop(-held-out)?:(\d+)")
 _REASONING_GYM: Final = re.compile(r"reasoning-gym(-held-out)?:([a-z0-9_,]+):(\d+)")
 
 
@@ -29,8 +31,9 @@ def load_source(
     Besides the sources of `load_problems`: ``quickstart:2000`` generates 2,000 problems of the kind that the
     quickstart checkpoint was trained on, and ``quickstart-held-out:200`` generates 200 that it was not
     trained on. ``reasoning-gym:gcd,simple_equations:500`` generates 500 problems of these data sets of the
-    package reasoning-gym, and ``reasoning-gym-held-out:...`` generates others of the same kinds. Generated
-    problems are the same each time.
+    package reasoning-gym, and ``reasoning-gym-held-out:...`` generates others of the same kinds.
+    ``multi-hop:2000`` and ``multi-hop-held-out:200`` generate questions for `trainer.environments.multi_hop`.
+    Generated problems are the same each time.
 
     Raises:
         DataError: the source is unreadable or empty, or a row is invalid.
@@ -39,6 +42,13 @@ def load_source(
     if match is not None:
         names = match[2].split(",")
         return ProblemSet(_reasoning_gym(names, int(match[3]), held_out=match[1] is not None))
+    match = _MULTI_HOP.fullmatch(str(source))
+    if match is not None:
+        drawn = questions(int(match[2]), held_out=match[1] is not None)
+        name = str(source).partition(":")[0]
+        return ProblemSet(
+            tuple(Problem(f"{name}:{number}", q.text, q.answer) for number, q in enumerate(drawn))
+        )
     match = _QUICKSTART.fullmatch(str(source))
     if match is None:
         return load_problems(

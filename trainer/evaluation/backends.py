@@ -16,6 +16,7 @@ from service.engines.base import Engine
 from service.episode.events import ExecutedTool, Finished, Sampled
 from service.episode.runner import EpisodeRunner
 from service.sandbox.base import Sandbox
+from service.tools.base import ToolHost
 from trainer.rewards.protocol import FinishedEpisode
 from trainer.training.episodes import RolloutSettings, sample_episode
 
@@ -37,6 +38,7 @@ class ToolUsage:
     executed: int
     executed_by_model: int
     delayed: int
+    calls: int
     errors: int
     seconds: float
     hidden_seconds: float
@@ -101,6 +103,7 @@ class LocalBackend:
         engine: started.
         sandbox: started; unused without Python.
         settings: how episodes are run.
+        tools: tools that code can call; started.
         python: offer Python. Otherwise the model answers in one turn, and no code runs.
         thinking: let the model think first.
     """
@@ -111,20 +114,23 @@ class LocalBackend:
         sandbox: Sandbox,
         settings: RolloutSettings,
         *,
+        tools: ToolHost | None = None,
         python: bool = True,
         thinking: bool = False,
     ) -> None:
         self._runner = EpisodeRunner(engine, sandbox, settings.policy, settings.sampling)
         self._eager = settings.eager
+        self._tools = tools
         self._python = python
         self._thinking = thinking
 
     async def solve(self, messages: Messages, seed: int) -> Solution:
         if not self._python:
             return await self._complete(messages, seed)
-        prompt = self._runner.render(messages, deferral=True, thinking=self._thinking)
+        code_tools = () if self._tools is None else self._tools.specs
+        prompt = self._runner.render(messages, deferral=True, thinking=self._thinking, code_tools=code_tools)
         sample = await sample_episode(
-            self._runner, prompt, seed=seed, episode_id=f"e{seed}", eager=self._eager
+            self._runner, prompt, seed=seed, episode_id=f"e{seed}", eager=self._eager, tools=self._tools
         )
         if any(tool.status == "sandbox_error" for tool in sample.tools):
             raise BackendError("the sandbox failed during an episode")
@@ -139,6 +145,7 @@ class LocalBackend:
                 executed=sample.executed,
                 executed_by_model=sample.executed_by_model,
                 delayed=sample.delayed,
+                calls=sum(len(tool.calls) for tool in sample.tools),
                 errors=sum(tool.status != "ok" for tool in sample.tools),
                 seconds=sample.tool_seconds,
                 hidden_seconds=sample.hidden_seconds,
@@ -333,6 +340,7 @@ def _tool_usage(tools: list[dict[str, Any]]) -> ToolUsage:
             len(tool["blocks"]) for tool in tools if tool.get("requested_by", "model") == "model"
         ),
         delayed=sum(tool["delayed"] for tool in tools),
+        calls=sum(len(tool.get("calls") or ()) for tool in tools),
         errors=sum(tool["status"] != "ok" for tool in tools),
         seconds=sum(tool["wall_ms"] for tool in tools) / 1000,
         hidden_seconds=sum(tool["hidden_ms"] for tool in tools) / 1000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -14,6 +15,7 @@ from service.engines.base import EngineError
 from trainer.data.problems import Problem
 from trainer.data.sources import load_source
 from trainer.data.suites import EVAL_SPLITS, Benchmark, parse_benchmark, suite
+from trainer.environments.settings import ToolSettings
 from trainer.evaluation.backends import BackendError, EvalBackend, Solution
 from trainer.evaluation.results import EvalResult, ResultLog, ResultsError
 from trainer.evaluation.scores import Scores, score
@@ -60,6 +62,8 @@ class EvalConfig(RuntimeConfig):
     as ``my_package.rewards:short`` or an entry point. Default: the suite's choice, else ``math``."""
     python: bool = True
     """Offer Python to the model. False: it answers in one turn, and no code runs."""
+    tools: tuple[ToolSettings, ...] = ()
+    """Tools that code can call, as in a recipe; see `ToolSettings`. Not with ``url``."""
     thinking: bool = False
     """Let the model think before it answers, if its chat template supports that."""
     samples: int | None = Field(default=None, ge=1)
@@ -82,6 +86,19 @@ class EvalConfig(RuntimeConfig):
     @classmethod
     def _texts(cls, value: Any) -> Any:
         return tuple(map(str, value)) if isinstance(value, (list, tuple)) else value
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _tools_as_text(cls, value: Any) -> Any:
+        """Accept texts: import paths, and commands or URLs of MCP servers."""
+        if not isinstance(value, (list, tuple)):
+            return value
+        return [
+            {"function" if re.fullmatch(r"[\w.]+:[\w.]+", item) else "mcp_server": item}
+            if isinstance(item, str)
+            else item
+            for item in value
+        ]
 
     @field_validator("suite")
     @classmethod
@@ -110,6 +127,8 @@ class EvalConfig(RuntimeConfig):
         for name in ("api_key", "instruction", "max_tokens"):
             if self.url is None and getattr(self, name):
                 raise ValueError(f"{name} needs url: set url, or remove {name}")
+        if self.tools and (self.url is not None or not self.python):
+            raise ValueError("tools needs a model that runs here, with Python: remove tools, or url")
         if self.url is not None and self.base is not None:
             raise ValueError("base has no effect with url: remove it")
         if self.suite_dir is not None and self.suite is None:
@@ -154,6 +173,8 @@ class EvalConfig(RuntimeConfig):
             "thinking",
         }  # fmt: skip
         deciding = self.model_dump(mode="json", include=names)
+        if self.tools:
+            deciding["tools"] = [tool.model_dump(mode="json") for tool in self.tools]
         if self.url is not None:  # one spelling per server
             deciding["url"] = self.url.rstrip("/").removesuffix("/v1") + "/v1"
         return deciding
@@ -298,6 +319,7 @@ def _result(
             "executed": tools.executed,
             "executed_by_model": tools.executed_by_model,
             "delayed": tools.delayed,
+            "calls": tools.calls,
             "tool_errors": tools.errors,
             "tool_seconds": tools.seconds,
             "hidden_seconds": tools.hidden_seconds,

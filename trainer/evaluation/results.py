@@ -78,6 +78,8 @@ class EvalResult(BaseModel):
     """Executed blocks whose flush was requested by the model. None in older files, in which all were."""
     delayed: int | None = None
     """Delayed calls. The delay rate is their share of ``executed_by_model``."""
+    calls: int | None = None
+    """Calls of tools by code. None in older files."""
     tool_errors: int | None = None
     """Flushes with a status other than ok."""
     tool_seconds: float | None = None

@@ -17,6 +17,7 @@ from service.engines.base import Sampling
 from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
 from trainer.data.problems import Problem
+from trainer.environments.tools import make_tools
 from trainer.evaluation.backends import (
     PLAIN_INSTRUCTION,
     BackendError,
@@ -41,7 +42,7 @@ from trainer.rewards.registry import RewardSet
 from trainer.training.episodes import RolloutSettings
 from trainer.training.progress import EvalProgress
 from trainer.training.run_files import run_lock
-from trainer.training.setup import make_engine, make_sandbox, start_all
+from trainer.training.setup import Startable, make_engine, make_sandbox, start_all
 
 
 def run_evaluation(config: EvalConfig, console: Console, *, sandbox: Sandbox | None = None) -> list[Scores]:
@@ -147,9 +148,13 @@ async def _backend(config: EvalConfig, stack: AsyncExitStack, sandbox: Sandbox |
     policy = DeferralPolicy.load(model_dir)
     engine = make_engine(config, model_dir, policy, config.device)
     sandbox = sandbox or make_sandbox(config, policy)
-    await start_all(stack, *([sandbox] if config.python else []), engine)
+    tools = make_tools(config.tools)
+    parts: list[Startable] = [engine] if tools is None else [engine, tools]
+    await start_all(stack, *([sandbox] if config.python else []), *parts)
     sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
     settings = RolloutSettings(
         policy=policy, sampling=sampling, eager=config.eager, max_concurrent=config.max_concurrent_episodes
     )
-    return LocalBackend(engine, sandbox, settings, python=config.python, thinking=config.thinking)
+    return LocalBackend(
+        engine, sandbox, settings, tools=tools, python=config.python, thinking=config.thinking
+    )

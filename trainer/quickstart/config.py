@@ -63,6 +63,8 @@ class WarmStartConfig(BaseModel):
     """Share of texts that are not arithmetic. Their reply states what the model can do."""
     earlier_share: float = Field(default=0.15, ge=0, le=1)
     """Share of traces with earlier turns in the conversation."""
+    multi_hop_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of questions that need searches, see `trainer.environments.multi_hop`."""
 
     hidden_size: int = Field(default=192, ge=8)
     """Width of the model."""
@@ -98,6 +100,7 @@ class WarmStartConfig(BaseModel):
             natural_share=self.natural_share,
             ordinary_share=self.ordinary_share,
             earlier_share=self.earlier_share,
+            multi_hop_share=self.multi_hop_share,
         )
 
     def learning_rate_at(self, step: int) -> float:

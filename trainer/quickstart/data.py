@@ -23,6 +23,7 @@ from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import instruct
 from trainer.quickstart.draws import training_trace
 from trainer.quickstart.problems import PracticeProblem
+from trainer.quickstart.problems.multi_hop import prompt_section
 from trainer.quickstart.traces import Trace, TraceMix
 
 IGNORED = -100
@@ -62,6 +63,8 @@ def prompt_ids(problem: PracticeProblem, tokenizer: PreTrainedTokenizerFast, pro
     for question, reply in problem.earlier:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
     question = instruct(problem.text, prompt) if problem.has_instruction else problem.text
+    if problem.uses_search:
+        question = f"{prompt_section()}\n\n{question}"
     text = tokenizer.apply_chat_template(
         [*messages, {"role": "user", "content": question}],
         add_generation_prompt=True,

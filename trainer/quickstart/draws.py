@@ -16,6 +16,7 @@ from trainer.quickstart.conversation import (
 from trainer.quickstart.ordinary import ordinary
 from trainer.quickstart.phrasing import dress
 from trainer.quickstart.problems import HARD, PracticeProblem, everyday_question
+from trainer.quickstart.problems.multi_hop import multi_hop
 from trainer.quickstart.traces import Trace, TraceMix, as_content, draw_problem, write_slip, write_trace
 
 _PLAIN = TraceMix(detour_share=0)
@@ -31,6 +32,10 @@ def training_trace(seed: int, index: int, mix: TraceMix, marker: str) -> Trace:
 
 def training_problem(rng: Random, mix: TraceMix, marker: str, *, held_out: bool) -> PracticeProblem:
     """Return a problem of any kind from one side of the held-out split, sometimes with earlier turns."""
+    if mix.multi_hop_share > 0 and rng.random() < mix.multi_hop_share:
+        while (question := multi_hop(rng)).held_out != held_out:
+            pass
+        return question
     earlier: tuple[tuple[str, str], ...] = ()
     last = ""
     if rng.random() < mix.earlier_share:

@@ -16,15 +16,42 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
+from types import ModuleType
 from typing import Any, Final, Literal
+from unittest.mock import patch
 
 from service.deferral.observation import NOTHING_PENDING, TIMEOUT_TEXT, result_text
 from service.sandbox.base import ExecutionResult
+from trainer.environments.multi_hop import search
 from trainer.quickstart.problems import FAMILIES, PlanBlock, PracticeProblem
+
+
+class _Function:
+    """A function in the form in which sandboxed code sees a tool."""
+
+    def __init__(self, run: Callable[..., object]) -> None:
+        self._run = run
+
+    def __call__(self, *arguments: object) -> object:
+        return self._run(*arguments)
+
+    def bind(self, *arguments: object) -> Callable[[], object]:
+        return partial(self._run, *arguments)
+
+
+def _gather(*calls: Callable[[], object]) -> list[object]:
+    return [call() for call in calls]
+
+
+_TOOLS: Final = ModuleType("tools")
+"""The module ``tools`` of the sandbox, for plans with searches."""
+_TOOLS.__dict__.update(search=_Function(search), gather=_gather)
 
 
 class Notebook:
@@ -37,7 +64,7 @@ class Notebook:
         names = dict(self._names)
         stdout, stderr = io.StringIO(), ""
         try:
-            with contextlib.redirect_stdout(stdout):
+            with contextlib.redirect_stdout(stdout), patch.dict(sys.modules, tools=_TOOLS):
                 exec(code, names)  # noqa: S102 (see the module's docstring)
         except Exception as error:
             stderr = "".join(traceback.format_exception(error))
@@ -103,6 +130,8 @@ class TraceMix:
     """Share of texts that are not arithmetic, with the honest reply."""
     earlier_share: float = 0.0
     """Share of traces with earlier turns in the conversation."""
+    multi_hop_share: float = 0.0
+    """Share of questions that need searches."""
 
 
 Detour = Literal["none", "strange", "hopeless", "silent", "nothing pending"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.model_lookup import locate
+from trainer.environments.tools import make_tools
 from trainer.rewards import Reward, RewardScorer
 from trainer.training.config import TrainConfig
 from trainer.training.episodes import LocalRolloutWorker, Sample
@@ -82,8 +83,10 @@ class RolloutActor:
             async with AsyncExitStack() as stack:
                 device = config.device if config.ray and config.ray.gpus else "cpu"
                 engine, self._sink = make_engine_and_sink(config, model_dir, self._policy, device)
-                await start_all(stack, sandbox, engine)
-                self._worker = LocalRolloutWorker(engine, sandbox, rollout_settings(config, self._policy))
+                tools = make_tools(config.tools)
+                await start_all(stack, sandbox, engine, *([] if tools is None else [tools]))
+                settings = rollout_settings(config, self._policy)
+                self._worker = LocalRolloutWorker(engine, sandbox, settings, tools)
                 self._stack = stack.pop_all()
         return self._worker
 

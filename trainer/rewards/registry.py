@@ -251,7 +251,10 @@ def _find(name: str) -> Any:
     if name in SHIPPED:
         return SHIPPED[name]
     if ":" in name:
-        return _import(name)
+        try:
+            return import_object(name)
+        except ImportPathError as error:
+            raise RewardConfigError(f"name: {error}") from error.__cause__
     registered = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if name in registered:
         try:
@@ -270,24 +273,33 @@ def _find(name: str) -> Any:
     )
 
 
-def _import(name: str) -> Any:
-    module_name, _, path = name.partition(":")
-    if not module_name or not path:
-        raise RewardConfigError(f"name: {name!r} is not an import path. hint: write module:function")
+class ImportPathError(ValueError):
+    """An import path names nothing; the message gives a hint."""
+
+
+def import_object(path: str) -> Any:
+    """Return what an import path ``module:name`` names. The working directory is searched too.
+
+    Raises:
+        ImportPathError: there is no such module or name.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise ImportPathError(f"{path!r} is not an import path. hint: write module:function")
     if (directory := os.getcwd()) not in sys.path:  # noqa: PTH109 - entries of sys.path are text
         sys.path.append(directory)
     try:
         found: Any = import_module(module_name)
     except Exception as error:
-        raise RewardConfigError(
-            f"name: cannot import module {module_name!r}: {type(error).__name__}: {error}. hint: install the "
+        raise ImportPathError(
+            f"cannot import module {module_name!r}: {type(error).__name__}: {error}. hint: install the "
             f"module or put it into the working directory"
         ) from error
-    for part in path.split("."):
+    for part in name.split("."):
         if not hasattr(found, part):
             close = get_close_matches(part, dir(found), n=1)
             meant = f". Did you mean {close[0]!r}?" if close else ""
-            raise RewardConfigError(f"name: module {module_name!r} has no {path!r}{meant}")
+            raise ImportPathError(f"module {module_name!r} has no {name!r}{meant}")
         found = getattr(found, part)
     return found
 

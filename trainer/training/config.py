@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from service.cli.output import explain
 from service.deferral.policy import DeferralPolicy
 from trainer.data.decontamination import MIN_WORDS, NGRAM
+from trainer.environments.settings import ToolSettings
 from trainer.rewards.registry import DEFAULT_REWARDS, RewardSpec, declared_range
 from trainer.training.recipe_tables import (
     Aggregation,
@@ -133,6 +134,9 @@ class TrainConfig(RuntimeConfig):
     """Problems with longer prompts are skipped and counted."""
     thinking: bool = False
     """Let the model think before it answers, if its chat template supports that."""
+    tools: tuple[ToolSettings, ...] = ()
+    """Tables ``[[tools]]``: Python functions and MCP servers that code can call; see `ToolSettings`. Prompts
+    list them."""
     policy: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``deferral.json`` to override, such as ``max_turns``. ``mode`` is set by ``execution`` and
     ``thinking`` by the field of that name; all others come from the checkpoint."""
@@ -399,6 +403,23 @@ class TrainConfig(RuntimeConfig):
     def draws_per_rollout(self) -> int:
         """Prompts drawn per rollout, over all processes."""
         return round(self.prompts_per_step * self.oversample)
+
+    def rate_factor(self, step: int) -> float:
+        """Return the factor of the learning rate for an optimiser step, counted from 0.
+
+        During the first ``warmup_steps`` steps it rises in equal parts to 1, which the step after them has.
+        With ``linear`` and ``cosine`` it then falls and would be 0 at step ``steps``, one after the last.
+        transformers' schedules have a first step with rate 0, and a resumed run keeps the schedule of the old
+        number of steps there.
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.lr_schedule in ("constant", "constant_with_warmup"):
+            return 1.0
+        done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        if self.lr_schedule == "linear":
+            return max(1.0 - done, 0.0)
+        return 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
     @property
     def effective_hierarchy_weight(self) -> float:

@@ -15,6 +15,7 @@ from service.deferral.policy import DeferralPolicy
 from service.engines.model_lookup import locate
 from service.engines.tokenizer import HFTokenizer
 from trainer.data.problems import ProblemStream
+from trainer.environments.tools import prompt_section
 from trainer.rewards.registry import RewardSet
 from trainer.training.checkpoints import check_resumable, latest
 from trainer.training.chunked_lm_head import MAX_TILE_ELEMENTS
@@ -128,8 +129,9 @@ def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> N
     model = AutoConfig.from_pretrained(model_dir)
     check_reporters(config)
     tokenizer = HFTokenizer(str(model_dir))
-    data = load_training_set(config, tokenizer, policy)
-    held_out = load_validation_set(config, tokenizer, policy, data)
+    tools = prompt_section(config.tools)
+    data = load_training_set(config, tokenizer, policy, tools)
+    held_out = load_validation_set(config, tokenizer, policy, data, tools)
     if config.run_dir.exists() and not config.run_dir.is_dir():
         raise ConfigError(f"run_dir: {config.run_dir} is a file: choose a directory")
     checkpoint = latest(config.run_dir / "checkpoints")
@@ -178,6 +180,7 @@ def _summary(
         ),
         ("optimiser", f"AdamW, learning rate {config.learning_rate:g} ({config.lr_schedule})"),
         ("sandbox", config.sandbox),
+        *([("tools", ", ".join(map(str, config.tools)))] if config.tools else []),
         (
             "output",
             f"{config.run_dir}: a checkpoint every {config.save_every} steps, {config.keep_checkpoints} and "

@@ -20,6 +20,7 @@ from service.engines.base import Engine, Sampling
 from service.episode.events import ExecutedTool, Finished, FlushFinished, Observed, Sampled
 from service.episode.runner import EpisodeRunner
 from service.sandbox.base import Sandbox
+from service.tools.base import ToolHost
 from trainer.rewards.protocol import FinishedEpisode
 
 
@@ -145,16 +146,24 @@ class RolloutWorker(Protocol):
 
 
 class LocalRolloutWorker:
-    """Runs episodes on an engine and a sandbox of this process, both started."""
+    """Runs episodes on an engine and a sandbox of this process, with tools; all of them started."""
 
-    def __init__(self, engine: Engine, sandbox: Sandbox, settings: RolloutSettings) -> None:
+    def __init__(
+        self, engine: Engine, sandbox: Sandbox, settings: RolloutSettings, tools: ToolHost | None = None
+    ) -> None:
+        self._tools = tools
         self._runner = EpisodeRunner(engine, sandbox, settings.policy, settings.sampling)
         self._eager = settings.eager
 
     async def run_episode(self, prompt_ids: Sequence[int], *, seed: int, episode_id: str) -> Sample:
         """As `RolloutWorker.run_episode`; also raises ValueError if the tokenizer has no execute marker."""
         return await sample_episode(
-            self._runner, prompt_ids, seed=seed, episode_id=episode_id, eager=self._eager
+            self._runner,
+            prompt_ids,
+            seed=seed,
+            episode_id=episode_id,
+            eager=self._eager,
+            tools=self._tools,
         )
 
 
@@ -210,14 +219,20 @@ async def rollout(
 
 
 async def sample_episode(
-    runner: EpisodeRunner, prompt_ids: Sequence[int], *, seed: int, episode_id: str, eager: bool = True
+    runner: EpisodeRunner,
+    prompt_ids: Sequence[int],
+    *,
+    seed: int,
+    episode_id: str,
+    eager: bool = True,
+    tools: ToolHost | None = None,
 ) -> Sample:
     """Run one episode to its end. Raises as `rollout`."""
     episode = runner.start(prompt_ids)
     sampling = replace(runner.sampling, seed=seed, max_tokens=episode.policy.max_episode_tokens)
     began, began_at = time.monotonic(), time.time()
-    events = runner.run(episode, sampling, episode_id=episode_id, eager=eager)
-    tools: list[ExecutedTool] = []
+    events = runner.run(episode, sampling, episode_id=episode_id, eager=eager, tools=tools)
+    executed: list[ExecutedTool] = []
     turn: list[str] = []
     pending = 0
     async for event in events:
@@ -225,7 +240,7 @@ async def sample_episode(
             case Sampled(chunk):
                 turn.append(chunk.text)
             case FlushFinished(tool):
-                tools.append(tool)
+                executed.append(tool)
             case Observed():
                 turn.clear()
             case Finished(_, unflushed):
@@ -241,7 +256,7 @@ async def sample_episode(
         text=transcript.text,
         outcome=episode.finish(),
         answer=episode.answer,
-        tools=tuple(tools),
+        tools=tuple(executed),
         seconds=time.monotonic() - began,
         seed=seed,
         began_at=began_at,

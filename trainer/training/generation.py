@@ -16,6 +16,7 @@ from service.engines.base import Engine, Sampling, Tokenizer
 from service.engines.settings import LogprobsMode
 from service.engines.tokenizer import HFTokenizer
 from service.sandbox.base import Sandbox
+from trainer.environments.tools import make_tools
 from trainer.rewards.registry import RewardSet
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.episodes import LocalRolloutWorker, RolloutSettings, RolloutWorker
@@ -72,9 +73,11 @@ def make_generation(
         return Generation(HFTokenizer(str(model_dir)), worker, sink, (worker,))
     sandbox = sandbox or make_sandbox(config, policy)
     engine, local = make_engine_and_sink(config, model_dir, policy, device)
-    worker = LocalRolloutWorker(engine, sandbox, rollout_settings(config, policy))
+    tools = make_tools(config.tools)
+    worker = LocalRolloutWorker(engine, sandbox, rollout_settings(config, policy), tools)
     sink = SinkChain(*_sinks(config, model_dir, policy, local))
-    return Generation(engine.tokenizer, worker, sink, (sandbox, engine))
+    parts: tuple[Startable, ...] = (sandbox, engine) if tools is None else (sandbox, engine, tools)
+    return Generation(engine.tokenizer, worker, sink, parts)
 
 
 def make_engine_and_sink(

@@ -284,10 +284,12 @@ class RunParts:
     loop: BackgroundLoop
     shard: Shard = Shard()
     """The problems of this process, out of several processes."""
+    tools: str = ""
+    """Section of the prompts that lists the tools; empty without tools."""
 
     def render(self, problem: Problem) -> list[int]:
         """Return the prompt of a problem."""
-        turns = with_instruction(problem.messages, self.settings.policy.prompt)
+        turns = with_instruction(problem.messages, self.settings.policy.prompt, self.tools)
         options: dict[str, object] = {"enable_thinking": self.config.thinking}
         return self.tokenizer.render_chat(turns, template_kwargs=options)
 
@@ -554,6 +556,13 @@ def _metrics(
     means.add("tool_errors", sum(tool.status != "ok" for tool in tools), len(tools))
     means.add("tool_seconds", tool_seconds, len(tools))
     means.add("tool_hidden", sum(s.hidden_seconds for s in samples), tool_seconds)
+    calls = sum(len(tool.calls) for tool in tools)
+    if calls:
+        means.add("calls", calls, len(samples))
+        means.add("calls_per_flush", calls, len(tools))
+        failed = sum(call.status == "error" for tool in tools for call in tool.calls)
+        means.add("call_errors", failed, calls)
+    means.add("tool_wait", sum(sample.tool_wait_seconds for sample in samples), len(samples))
     means.add("response_tokens", sampled, len(samples))
     means.add("tokens_per_second", sampled, seconds / processes)  # sum over all processes
     means.add("rollout_seconds", seconds)

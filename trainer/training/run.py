@@ -23,6 +23,7 @@ from service.engines.adapters import check_base, fingerprint
 from service.engines.base import Tokenizer
 from service.engines.model_lookup import locate
 from service.sandbox.base import Sandbox
+from trainer.environments.tools import prompt_section
 from trainer.training.checkpoints import check_resumable, find_best, latest, resume_notices
 from trainer.training.config import TrainConfig
 from trainer.training.execute_head import EPISODES, attach_execute_head, has_saved_head
@@ -102,8 +103,9 @@ def _train(
         check_base(config.lora.adapter, model_dir)
     policy = config.resolve_policy(model_dir)
     generation = make_generation(config, model_dir, policy, str(processes.device), sandbox)
-    data = load_training_set(config, generation.tokenizer, policy)
-    held_out = load_validation_set(config, generation.tokenizer, policy, data)
+    tools = prompt_section(config.tools)
+    data = load_training_set(config, generation.tokenizer, policy, tools)
+    held_out = load_validation_set(config, generation.tokenizer, policy, data, tools)
     progress = RunProgress(console if processes.is_main_process else Console(quiet=True))
     if processes.is_main_process:
         console.print(str(data), highlight=False)
@@ -123,6 +125,7 @@ def _train(
             rewards,
             loop,
             Shard(processes.process_index, processes.num_processes),
+            tools,
         )
         source = RolloutCollector(parts, data.problems, on_group=progress.on_group)
         checkpoint = latest(config.run_dir / "checkpoints")

@@ -94,8 +94,16 @@ class TrainingSet:
         return f"{len(self.problems):,} problems (skipped: {', '.join(skipped)})"
 
 
-def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: DeferralPolicy) -> TrainingSet:
+def load_training_set(
+    config: TrainConfig, tokenizer: Tokenizer, policy: DeferralPolicy, tools: str = ""
+) -> TrainingSet:
     """Load all problems of ``config.data`` whose prompts leave room for an answer.
+
+    Args:
+        config: the run.
+        tokenizer: of its model.
+        policy: names the instruction in the prompts.
+        tools: section of the prompts that lists the tools.
 
     Raises:
         ConfigError: the tokenizer has no execute marker, so the model cannot defer code.
@@ -105,7 +113,7 @@ def load_training_set(config: TrainConfig, tokenizer: Tokenizer, policy: Deferra
         raise ConfigError(f"model: its tokenizer has no token {policy.marker!r}, so it cannot defer code")
 
     def count_tokens(problem: Problem) -> int:
-        turns = with_instruction(problem.messages, policy.prompt)
+        turns = with_instruction(problem.messages, policy.prompt, tools)
         return len(tokenizer.render_chat(turns, template_kwargs={"enable_thinking": config.thinking}))
 
     limit = min(config.max_prompt_tokens, policy.max_episode_tokens - 1)

@@ -56,7 +56,6 @@ from trainer.training.loss import (
     reference_kl,
 )
 from trainer.training.rollouts import Means, MicroBatch, RolloutSource, make_micro_batch, split_rows
-from trainer.training.schedule import apply_current_rates, make_scheduler
 from trainer.weight_sync.sinks import full_weights
 
 _CHECKPOINTING: Final = next(
@@ -238,18 +237,27 @@ class IHGRPOTrainer(GRPOTrainer):
         num_training_steps: int,  # noqa: ARG002 - the recipe's steps
         optimizer: torch.optim.Optimizer | None = None,
     ) -> LRScheduler:
-        """Create the scheduler of the recipe; see `trainer.training.schedule`."""
+        """Create the scheduler of the recipe; see `TrainConfig.rate_factor`."""
         if self.lr_scheduler is None:
             target = optimizer or self.optimizer
             assert target is not None  # noqa: S101 - created before
-            self.lr_scheduler = make_scheduler(self.config, target)
+            config = self.config
+            # A plain function, so that a checkpoint does not contain it.
+            self.lr_scheduler = LambdaLR(target, lambda step: config.rate_factor(step))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[no-untyped-call]
-        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR) and self.optimizer is not None:
-            apply_current_rates(self.lr_scheduler, self.optimizer.param_groups)
+        scheduler = self.lr_scheduler
+        if checkpoint is None or not isinstance(scheduler, LambdaLR) or self.optimizer is None:
+            return
+        # The checkpoint contains the rates of the schedule that it was saved with, which may have had another
+        # number of steps.
+        factor = self.config.rate_factor(scheduler.last_epoch)
+        scheduler._last_lr = [base * factor for base in scheduler.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
 
     def _send_telemetry(self) -> None:
         """Do nothing: TRL would report each run to its telemetry service."""

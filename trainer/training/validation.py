@@ -39,9 +39,13 @@ class ValidationSet:
 
 
 def load_validation_set(
-    config: TrainConfig, tokenizer: Tokenizer, policy: DeferralPolicy, training: TrainingSet
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    policy: DeferralPolicy,
+    training: TrainingSet,
+    tools: str = "",
 ) -> ValidationSet | None:
-    """Load the validation problems, or return None if the recipe has none.
+    """Load the validation problems, or return None if the recipe has none. See `load_training_set`.
 
     Raises:
         ConfigError: no problem is left.
@@ -51,7 +55,7 @@ def load_validation_set(
     if settings is None:
         return None
     source = config.model_copy(update={"data": settings.data, "decontaminate": ()})
-    problems = load_training_set(source, tokenizer, policy).problems[: settings.limit]
+    problems = load_training_set(source, tokenizer, policy, tools).problems[: settings.limit]
     if not problems:
         raise ConfigError("validation.data: no problem has an answer and a prompt that is short enough")
     questions = {problem.question for problem in training.problems}

@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.deferral.policy import DeferralPolicy
@@ -267,3 +269,30 @@ def test_an_adapter_that_is_continued_has_its_own_policy(recipe: Path, tmp_path:
     DeferralPolicy(answer="any", max_turns=9, mode="immediate").save(adapter)
     policy = load_config(recipe, [f"lora.adapter={adapter}", "policy.max_turns=4"]).resolve_policy(tmp_path)
     assert (policy.answer, policy.max_turns, policy.mode) == ("any", 4, "deferred")
+
+
+def rate_factors(schedule: str, *, steps: int, warmup: int = 0) -> list[float]:
+    values = {"model": "m", "data": ["d"], "run_dir": "r", "steps": steps, "lr_schedule": schedule}
+    config = TrainConfig.model_validate({**values, "warmup_steps": warmup})
+    return [config.rate_factor(step) for step in range(steps)]
+
+
+def test_known_schedules() -> None:
+    assert rate_factors("constant", steps=3) == [1, 1, 1]
+    assert rate_factors("constant_with_warmup", steps=3, warmup=1) == [0.5, 1, 1]
+    assert rate_factors("linear", steps=4) == [1, 0.75, 0.5, 0.25]
+    assert rate_factors("linear", steps=5, warmup=1) == [0.5, 1, 0.75, 0.5, 0.25]
+    assert rate_factors("cosine", steps=2) == pytest.approx([1, 0.5])
+
+
+@given(
+    schedule=st.sampled_from(["constant_with_warmup", "linear", "cosine"]),
+    steps=st.integers(1, 50),
+    warmup=st.integers(0, 60),
+)
+def test_no_step_has_rate_0_and_rate_rises_then_falls(schedule: str, steps: int, warmup: int) -> None:
+    found = rate_factors(schedule, steps=steps, warmup=warmup)
+    assert all(0 < factor <= 1 for factor in found)
+    top = min(warmup, steps - 1)
+    assert found[: top + 1] == sorted(found[: top + 1])
+    assert found[top:] == sorted(found[top:], reverse=True)

@@ -88,4 +88,4 @@ def test_training_step_crosses_few_files(tmp_path: Path, toy_checkpoint: Path) -
     assert {"trainer/training/rollouts.py", "trainer/training/loss.py", "service/episode/runner.py"} <= set(
         counted
     )
-    assert len(counted) <= MAX_FILES, counted
+    assert len(counted) <= MAX_FILES, "\n".join(counted)

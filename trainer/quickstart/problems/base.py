@@ -42,6 +42,8 @@ class PracticeProblem:
     """Earlier (question, reply) pairs of the conversation."""
     system: str = ""
     """The system message; empty for none."""
+    uses_search: bool = False
+    """Whether the plan calls the function ``search``, which the prompt then lists."""
     has_instruction: bool = True
     """False for a request without deferral: its prompt has no instruction, and no code runs."""
 

@@ -1,0 +1,1 @@
+"""Tools for training and evaluation, and the environments that the package comes with."""
