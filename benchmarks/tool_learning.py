@@ -121,7 +121,7 @@ def collect() -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown table of the held-out questions: the start, and the mean over the seeds (lowest to highest)."""
+    """Markdown table of the held-out questions: the start, and means over seeds (lowest to highest)."""
     lines = [
         "| | correct | searches per flush | flushes | delay rate | seconds waited |",
         "|---|--:|--:|--:|--:|--:|",
@@ -132,9 +132,8 @@ def table(results: dict[str, Any]) -> str:
         if not found:
             continue
         cells = []
-        for figure, form in (
-            ("correct", ".0%"), ("calls_per_flush", ".2f"), ("flushes", ".2f"), ("delay_rate", ".0%"), ("wait", ".2f"),
-        ):  # fmt: skip
+        for figure in ("correct", "calls_per_flush", "flushes", "delay_rate", "wait"):
+            form = ".0%" if figure in ("correct", "delay_rate") else ".2f"
             values = [value[figure] for value in found]
             span = f" ({min(values):{form}} – {max(values):{form}})" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):{form}}{span}")
@@ -175,7 +174,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Title": "Learning to batch searches", "Date": None})
     described = path.read_text(encoding="utf-8").replace(
         "</title>",
-        "</title>\n <desc>Correct answers, searches per flush, flushes and seconds waited, step by step.</desc>",
+        "</title>\n <desc>Correct answers, searches per flush, flushes, seconds waited, by step.</desc>",
         1,
     )
     path.write_text(described, encoding="utf-8")

@@ -11,6 +11,7 @@ or three people, whose searches are independent of each other.
 from __future__ import annotations
 
 import functools
+import re
 import sqlite3
 import threading
 import zlib
@@ -61,7 +62,7 @@ def search(query: str) -> list[str]:
     Returns:
         Passages.
     """
-    words = " OR ".join('"{}"'.format(word.replace('"', '""')) for word in query.split())
+    words = " OR ".join(f'"{word}"' for word in re.findall(r"\w+", query))
     if not words:
         return []
     # BM25, in which a word of the title counts as much as five of the text. SQLite's ranks are negative.
