@@ -5,7 +5,7 @@
     python benchmarks/tool_learning.py --report  # table, benchmarks/tool_learning.json, docs/images/tools.svg
 
 Two rewards, each with several seeds: ``wait`` is the recipe's, which subtracts the time that the model waited
-for its searches; ``answer`` counts only the answer. Needs Docker and the sandbox image.
+for its searches; ``answer`` counts only the answer. Code runs under bubblewrap, without Docker.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 import torch
+from learning import bare_sandbox
 from rich.console import Console
 
 from benchmarks.machine import describe_machine
@@ -73,6 +74,7 @@ def measure(model: Path, out: Path) -> None:
             }
         ),
         Console(stderr=True),
+        sandbox=bare_sandbox(HERE),
     )
 
 
@@ -198,7 +200,7 @@ def main() -> None:
         for seed in chosen.seed:
             for reward in chosen.reward:
                 config = run_config(reward, seed, chosen.steps)
-                checkpoint = train(config, Console(stderr=True))
+                checkpoint = train(config, Console(stderr=True), sandbox=bare_sandbox(HERE))
                 measure(checkpoint, config.run_dir / "held-out")
     results = collect()
     chosen.json.write_text(json.dumps(results) + "\n", encoding="utf-8")
