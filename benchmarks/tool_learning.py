@@ -4,8 +4,8 @@
     python benchmarks/tool_learning.py           # all runs, then held-out questions; rerun to resume
     python benchmarks/tool_learning.py --report  # table, benchmarks/tool_learning.json, docs/images/tools.svg
 
-Two rewards, each with several seeds: ``wait`` is the recipe's, which subtracts the time that the model waited
-for its searches; ``answer`` counts only the answer. Code runs under bubblewrap, without Docker.
+Two rewards, each with several seeds: with ``wait``, the recipe's, a right answer is worth less if the model
+waited for its searches; with ``answer`` only the answer counts. Code runs under bubblewrap, without Docker.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RECIPE: Final = Path("recipes/multi-hop.toml")
 HERE: Final = Path("runs/multi-hop")
 START: Final = HERE / "start"
 REWARDS: Final = {"wait": 0.5, "answer": 0.0}
-"""Weight of the waiting time, by the name of the runs."""
+"""Discount for waiting, by the name of the runs."""
 COLOURS: Final = {"wait": "#2166ac", "answer": "#999999"}
 HELD_OUT: Final = 200
 FIGURES: Final = {
@@ -46,10 +46,9 @@ FIGURES: Final = {
 
 def run_config(reward: str, seed: int, steps: int | None) -> TrainConfig:
     config = load_config(RECIPE, [f"seed={seed}", f"run_dir={HERE / f'{reward}-{seed}'}"])
-    rewards = (
-        config.rewards[0],
-        config.rewards[1].model_copy(update={"weight": REWARDS[reward]}),
-    )
+    timely, correct = config.rewards
+    options = {**timely.options, "discount": REWARDS[reward]}
+    rewards = (timely.model_copy(update={"options": options}), correct)
     changes: dict[str, Any] = {"rewards": rewards}
     if steps is not None:
         changes |= {"steps": steps, "save_every": steps}

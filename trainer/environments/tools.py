@@ -122,7 +122,7 @@ def function_tool(settings: ToolSettings) -> Tool:
     except ImportPathError as error:
         raise ToolConfigError(f"tools.function: {error}") from None
     if not callable(function):
-        raise ToolConfigError(f"tools.function: {path} is no function")
+        raise ToolConfigError(f"tools.function: {path} is not a function")
     from transformers.utils.chat_template_utils import (
         DocstringParsingException,
         TypeHintParsingException,

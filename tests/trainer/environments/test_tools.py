@@ -135,7 +135,7 @@ async def test_latency_is_part_of_the_time_limit() -> None:
     [
         ("undocumented", "cannot be described.*hint: give each argument a type hint"),
         ("without_hints", "cannot be described"),
-        ("NOT_A_FUNCTION", "is no function"),
+        ("NOT_A_FUNCTION", "is not a function"),
         ("lenghts", "Did you mean 'lengths'"),
     ],
 )
