@@ -138,9 +138,7 @@ def _enable_limits(platform: DockerPlatform) -> str:
     if not platform.is_rootless:
         return "enable the controllers of the kernel, e.g. cgroup_enable=memory on its command line"
     if platform.cgroup_version == "1":
-        return (
-            "rootless daemons need cgroup v2: add systemd.unified_cgroup_hierarchy=1 to the kernel's command line"
-        )
+        return "a rootless daemon needs cgroup v2: boot with systemd.unified_cgroup_hierarchy=1"
     return (
         "delegate the controllers to your user: put Delegate=cpu cpuset io memory pids under [Service] into "
         "/etc/systemd/system/user@.service.d/delegate.conf, then systemctl daemon-reload and log in again"

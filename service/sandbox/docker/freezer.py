@@ -52,7 +52,7 @@ class FreezerCgroup:
 
     @classmethod
     def find(cls, root: Path, container: str) -> FreezerCgroup | None:
-        """Return the cgroup of a container of Docker or Podman, under either cgroup driver; None if not found."""
+        """Return the cgroup of a container of Docker or Podman under either driver; None if not found."""
         names = (
             f"docker/{container}",
             f"system.slice/docker-{container}.scope",
