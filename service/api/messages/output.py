@@ -10,15 +10,15 @@ import json
 import math
 import secrets
 import sys
+import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pydantic_core import from_json
 
 from service.api.files.containers import ContainerUse
 from service.api.messages.request import CODE_EXECUTION
-from service.common.json import Json, dumps
+from service.common.json import Json, dumps, json_time
 from service.deferral.episode import Outcome
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, usage_of
 from service.episode.events import EpisodeEvent, ExecutedTool, Finished, FlushFinished, FlushStarted
@@ -153,14 +153,8 @@ class MessageBuilder:
         """Return the container that code ran in, and when it expires without another request."""
         if self._container is None or not self.reply.executed:
             return {}
-        seconds = self._container.live.record.idle_minutes * 60
-        expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
-        return {
-            "container": {
-                "id": self._container.id,
-                "expires_at": expires_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            }
-        }
+        expires_at = time.time() + self._container.live.record.idle_minutes * 60
+        return {"container": {"id": self._container.id, "expires_at": json_time(expires_at)}}
 
     @property
     def stop_reason(self) -> str:
