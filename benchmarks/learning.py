@@ -53,10 +53,10 @@ def write_problems(path: Path) -> None:
     write_atomically(path, "".join(lines).encode())
 
 
-def bare_sandbox() -> Sandbox:
-    """Return a sandbox whose interpreter has no packages: no problem needs any, and importing numpy and
-    sympy for every episode would dominate the run time."""
-    python = HERE.absolute() / "python"
+def bare_sandbox(folder: Path = HERE) -> Sandbox:
+    """Return a sandbox whose interpreter, made in ``folder``, has no packages: no problem needs any, and
+    importing numpy and sympy for every episode would dominate the run time."""
+    python = folder.absolute() / "python"
     if not python.is_dir():
         venv.create(python, symlinks=True)
     return create_sandbox(

@@ -196,8 +196,20 @@ def render(fields: Mapping[str, Any], columns: Sequence[Column], source: str) ->
         "## How these numbers were made",
         f"`python benchmarks/results.py {source}`",
         f"Machine: {machine}.",
+        _OTHER_EXPERIMENTS,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+_OTHER_EXPERIMENTS: Final = """\
+## Other experiments
+
+![Correct answers, searches per flush, flushes and seconds waited over the steps](images/tools.svg)
+
+[Learning with a tool](reference/tool-learning.md): a small model learns from reward to make its searches
+together and to ask for their results late.
+
+The [learning experiment](reference/learning-experiment.md) compares three methods on a small model."""
 
 
 def _introduction(baseline: Column | None) -> str:

@@ -4,8 +4,8 @@
     python benchmarks/tool_learning.py           # all runs, then held-out questions; rerun to resume
     python benchmarks/tool_learning.py --report  # table, benchmarks/tool_learning.json, docs/images/tools.svg
 
-Two rewards, each with several seeds: ``wait`` is the recipe's, which subtracts the time that the model waited
-for its searches; ``answer`` counts only the answer. Needs Docker and the sandbox image.
+Two rewards, each with several seeds: with ``wait``, the recipe's, a right answer is worth less if the model
+waited for its searches; with ``answer`` only the answer counts. Code runs under bubblewrap, without Docker.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 import torch
+from learning import bare_sandbox
 from rich.console import Console
 
 from benchmarks.machine import describe_machine
@@ -32,7 +33,7 @@ RECIPE: Final = Path("recipes/multi-hop.toml")
 HERE: Final = Path("runs/multi-hop")
 START: Final = HERE / "start"
 REWARDS: Final = {"wait": 0.5, "answer": 0.0}
-"""Weight of the waiting time, by the name of the runs."""
+"""Discount for waiting, by the name of the runs."""
 COLOURS: Final = {"wait": "#2166ac", "answer": "#999999"}
 HELD_OUT: Final = 200
 FIGURES: Final = {
@@ -45,13 +46,12 @@ FIGURES: Final = {
 
 def run_config(reward: str, seed: int, steps: int | None) -> TrainConfig:
     config = load_config(RECIPE, [f"seed={seed}", f"run_dir={HERE / f'{reward}-{seed}'}"])
-    rewards = (
-        config.rewards[0],
-        config.rewards[1].model_copy(update={"weight": REWARDS[reward]}),
-    )
+    timely, correct = config.rewards
+    options = {**timely.options, "discount": REWARDS[reward]}
+    rewards = (timely.model_copy(update={"options": options}), correct)
     changes: dict[str, Any] = {"rewards": rewards}
     if steps is not None:
-        changes |= {"steps": steps, "save_every": steps}
+        changes["steps"] = steps
     return config.model_copy(update=changes)
 
 
@@ -73,6 +73,7 @@ def measure(model: Path, out: Path) -> None:
             }
         ),
         Console(stderr=True),
+        sandbox=bare_sandbox(HERE),
     )
 
 
@@ -121,7 +122,7 @@ def collect() -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown table of the held-out questions: the start, and the mean over the seeds (lowest to highest)."""
+    """Markdown table of the held-out questions: the start, and means over seeds (lowest to highest)."""
     lines = [
         "| | correct | searches per flush | flushes | delay rate | seconds waited |",
         "|---|--:|--:|--:|--:|--:|",
@@ -132,9 +133,8 @@ def table(results: dict[str, Any]) -> str:
         if not found:
             continue
         cells = []
-        for figure, form in (
-            ("correct", ".0%"), ("calls_per_flush", ".2f"), ("flushes", ".2f"), ("delay_rate", ".0%"), ("wait", ".2f"),
-        ):  # fmt: skip
+        for figure in ("correct", "calls_per_flush", "flushes", "delay_rate", "wait"):
+            form = ".0%" if figure in ("correct", "delay_rate") else ".2f"
             values = [value[figure] for value in found]
             span = f" ({min(values):{form}} – {max(values):{form}})" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):{form}}{span}")
@@ -175,7 +175,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Title": "Learning to batch searches", "Date": None})
     described = path.read_text(encoding="utf-8").replace(
         "</title>",
-        "</title>\n <desc>Correct answers, searches per flush, flushes and seconds waited, step by step.</desc>",
+        "</title>\n <desc>Correct answers, searches per flush, flushes, seconds waited, by step.</desc>",
         1,
     )
     path.write_text(described, encoding="utf-8")
@@ -199,7 +199,7 @@ def main() -> None:
         for seed in chosen.seed:
             for reward in chosen.reward:
                 config = run_config(reward, seed, chosen.steps)
-                checkpoint = train(config, Console(stderr=True))
+                checkpoint = train(config, Console(stderr=True), sandbox=bare_sandbox(HERE))
                 measure(checkpoint, config.run_dir / "held-out")
     results = collect()
     chosen.json.write_text(json.dumps(results) + "\n", encoding="utf-8")

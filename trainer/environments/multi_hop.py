@@ -11,13 +11,19 @@ or three people, whose searches are independent of each other.
 from __future__ import annotations
 
 import functools
+import math
+import re
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+from trainer.rewards.protocol import FinishedEpisode
+from trainer.rewards.scorer import Reward
+from trainer.rewards.shipped import ExactMatchReward
 
 HELD_OUT_SHARE: Final = 16
 """One in this many questions is held out from training."""
@@ -34,7 +40,7 @@ CITIES: Final = (
 )  # fmt: skip
 RELATIONS: Final = ("teacher", "boss", "doctor", "sister", "coach")
 Topic = str
-"""What a passage tells about a person: one of `RELATIONS`, ``home`` or ``age``."""
+"""Subject of a passage about a person: one of `RELATIONS`, ``home`` or ``age``."""
 
 
 @functools.cache
@@ -61,7 +67,7 @@ def search(query: str) -> list[str]:
     Returns:
         Passages.
     """
-    words = " OR ".join('"{}"'.format(word.replace('"', '""')) for word in query.split())
+    words = " OR ".join(f'"{word}"' for word in re.findall(r"\w+", query))
     if not words:
         return []
     # BM25, in which a word of the title counts as much as five of the text. SQLite's ranks are negative.
@@ -95,8 +101,32 @@ class Lookup:
     """None for the result of the lookup before."""
 
 
+class TimelyAnswerReward(ExactMatchReward):
+    """1.0 for the right answer, less if the model waited for searches; 0.0 for a wrong one.
+
+    A penalty that is subtracted from wrong answers too would reward a model for giving up without a search.
+    Reasons: as `ExactMatchReward`. Without a known waiting time there is no discount.
+
+    Args:
+        discount: part of the reward that a right answer loses at ``limit_s``; linear up to there.
+        limit_s: seconds at which the discount is complete.
+    """
+
+    def __init__(self, *, discount: float = 0.5, limit_s: float = 1.5) -> None:
+        super().__init__()
+        if not 0 <= discount < 1 or not 0 < limit_s < math.inf:
+            raise ValueError(f"discount must be in [0, 1) and limit_s positive, got {discount} and {limit_s}")
+        self._discount, self._limit = discount, limit_s
+
+    async def __call__(self, episode: FinishedEpisode, row: Mapping[str, Any]) -> Reward:
+        reward = await super().__call__(episode, row)
+        waited = min((episode.tool_wait_seconds or 0.0) / self._limit, 1.0)
+        return Reward(reward.value * (1.0 - self._discount * waited), reward.reason)
+
+
 Combine = Literal["last", "older", "sum", "same"]
-"""How results become the answer: the last one; the older of two people; the sum; yes if all are the same."""
+"""Rule that makes the answer from the results: the last one, the older of two people, the sum, or yes if all
+are the same."""
 
 
 @dataclass(frozen=True, slots=True)

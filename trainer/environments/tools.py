@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -121,7 +122,7 @@ def function_tool(settings: ToolSettings) -> Tool:
     except ImportPathError as error:
         raise ToolConfigError(f"tools.function: {error}") from None
     if not callable(function):
-        raise ToolConfigError(f"tools.function: {path} is no function")
+        raise ToolConfigError(f"tools.function: {path} is not a function")
     from transformers.utils.chat_template_utils import (
         DocstringParsingException,
         TypeHintParsingException,
@@ -148,12 +149,18 @@ def function_tool(settings: ToolSettings) -> Tool:
         del call_id
         try:
             if inspect.iscoroutinefunction(function):
-                return await function(**arguments)
-            return await asyncio.to_thread(function, **arguments)
+                result = await function(**arguments)
+            else:
+                result = await asyncio.to_thread(function, **arguments)
         except ToolError:
             raise
         except Exception as error:
             raise ToolError(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]) from error
+        try:
+            json.dumps(result, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise ToolError(f"{spec.name}() returned an invalid result: it is not a JSON value") from None
+        return result
 
     return _tool(spec, run, settings)
 

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.deferral.episode import Outcome
 from trainer.data.sources import load_source
 from trainer.environments.multi_hop import (
     CITIES,
@@ -12,11 +14,13 @@ from trainer.environments.multi_hop import (
     RELATIONS,
     RESULTS,
     Question,
+    TimelyAnswerReward,
     draw_question,
     facts,
     questions,
     search,
 )
+from trainer.rewards.protocol import FinishedEpisode
 
 
 def test_each_fact_is_the_best_passage() -> None:
@@ -35,7 +39,7 @@ def test_other_wordings_find_the_fact_too() -> None:
 
 @given(st.text(max_size=60))
 def test_any_query_is_answered(query: str) -> None:
-    assert all(isinstance(passage, str) for passage in search(query.replace("\0", " ")))
+    assert all(isinstance(passage, str) for passage in search(query))
 
 
 def answer_by_search(question: Question) -> str:
@@ -83,3 +87,30 @@ def test_questions_are_the_same_each_time() -> None:
     held_out = load_source("multi-hop-held-out:5").problems
     assert held_out[0].id == "multi-hop-held-out:0"
     assert not {problem.question for problem in held_out} & {problem.question for problem in first}
+
+
+def episode(text: str, waited: float | None) -> FinishedEpisode:
+    return FinishedEpisode(
+        text=text, outcome=Outcome.ANSWER, is_void=False, tokens=1, seconds=1.0, tool_wait_seconds=waited
+    )
+
+
+async def test_a_right_answer_is_worth_less_if_the_model_waited() -> None:
+    reward = TimelyAnswerReward(discount=0.5, limit_s=2.0)
+    row = {"answer": "Ada"}
+    for waited, value in ((None, 1.0), (0.0, 1.0), (1.0, 0.75), (2.0, 0.5), (9.0, 0.5)):
+        found = await reward(episode("\\boxed{Ada}", waited), row)
+        assert (found.value, found.reason) == (value, "correct")
+
+
+async def test_a_wrong_answer_gains_nothing_by_not_waiting() -> None:
+    reward = TimelyAnswerReward()
+    row = {"answer": "Ada"}
+    values = [(await reward(episode("\\boxed{Tom}", waited), row)).value for waited in (0.0, 9.0)]
+    assert values == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("options", [{"discount": 1.0}, {"discount": -0.1}, {"limit_s": 0.0}])
+def test_a_discount_must_leave_something(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="discount must be in"):
+        TimelyAnswerReward(**options)

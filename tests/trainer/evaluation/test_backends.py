@@ -64,7 +64,14 @@ async def test_server_request_is_openai_compatible() -> None:
     solution = await solver.solve(asks("6 * 7?"), seed=3)
     assert (solution.text, solution.finish, solution.tokens) == ("so \\boxed{42}", "stop", 20)
     assert solution.tools == ToolUsage(
-        flushes=1, executed=2, executed_by_model=2, delayed=1, calls=0, errors=0, seconds=0.2, hidden_seconds=0.15
+        flushes=1,
+        executed=2,
+        executed_by_model=2,
+        delayed=1,
+        calls=0,
+        errors=0,
+        seconds=0.2,
+        hidden_seconds=0.15,
     )
     assert str(requests[0].url) == "http://test/v1/chat/completions"
     assert json.loads(requests[0].content) == {

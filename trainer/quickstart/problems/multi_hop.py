@@ -25,7 +25,7 @@ def prompt_section() -> str:
 
 
 def multi_hop(rng: Random) -> PracticeProblem:
-    """Return a question about people. Each search is a block of its own, except for `GATHER_SHARE`."""
+    """Return a question about people. Each search has its own block, except for `GATHER_SHARE`."""
     question = draw_question(rng)
     gathers = not question.is_chain and rng.random() < GATHER_SHARE
     plan = _gather_plan(question) if gathers else _plan(question)
@@ -53,7 +53,8 @@ def _gather_plan(question: Question) -> tuple[PlanBlock, ...]:
         f"from tools import gather, search\n{', '.join(_NAMES[:count])} = gather({calls})\n"
         f"print({_result(question, values)})"
     )
-    return (PlanBlock(f"I look up {count} things at once.", code, run=True),)
+    reason = f"I look up {count} things at once."  # prose: ok - a text that the model learns
+    return (PlanBlock(reason, code, run=True),)
 
 
 def _query(lookup: Lookup, number: int) -> str:
