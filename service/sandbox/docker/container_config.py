@@ -132,8 +132,8 @@ def _podman_options(tmpfs: dict[str, str]) -> dict[str, Any]:
     """Return the options that differ for Podman.
 
     It reads the seccomp profile from a file, ignores ``MaskedPaths``, and adds writable folders to a
-    read-only container unless they are mounted otherwise. It can't limit the number of files; their inodes count as
-    memory of the container.
+    read-only container unless they are mounted otherwise. It can't limit the number of files; their inodes
+    count as memory of the container.
     """
     mounts = {path: re.sub(r",nr_inodes=\d+", "", options) for path, options in tmpfs.items()}
     return {
