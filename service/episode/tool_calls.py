@@ -9,6 +9,7 @@ from typing import Any
 
 from service.episode.block_queue import EventFeed
 from service.episode.events import ApprovalChanged, CallStatus, CodeToolCall, ToolCalled
+from service.sandbox.tool_calls import encode_result
 from service.tools.approval import ApprovalRequest, Approvals
 from service.tools.base import ToolDeniedError, ToolError, ToolHost, ToolSpec
 
@@ -67,6 +68,7 @@ class RecordedTools:
         )
         try:
             output = await self._host.call(name, arguments, call_id)
+            encode_result(output)  # the reply contains it too
         except ToolError as error:
             self._end(call_id, "error", error=str(error))
             raise

@@ -23,8 +23,8 @@ from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.worker_protocol import ToolCallFrame, ToolHeld
 from service.tools.base import (
     CODE_CALL_PREFIX,
-    MAX_ARGUMENT_DEPTH,
     MAX_ERROR_CHARS,
+    MAX_JSON_DEPTH,
     MAX_RESULT_BYTES,
     AnnouncedTools,
     ToolDeniedError,
@@ -225,8 +225,8 @@ def parse_arguments(text: str) -> dict[str, Any]:
         raise ToolError("the arguments are not valid JSON") from None
     if not isinstance(arguments, dict):
         raise ToolError("the arguments are not a JSON object")
-    if _is_deeper(arguments, MAX_ARGUMENT_DEPTH):
-        raise ToolError(f"the arguments are nested more than {MAX_ARGUMENT_DEPTH} levels deep")
+    if _is_deeper(arguments, MAX_JSON_DEPTH):
+        raise ToolError(f"the arguments are nested more than {MAX_JSON_DEPTH} levels deep")
     return arguments
 
 
@@ -252,7 +252,7 @@ def encode_result(result: object) -> str:
     """Return a result as JSON.
 
     Raises:
-        ToolError: it is too large, or not a JSON value.
+        ToolError: it is too large, nested too deeply, or not a JSON value.
     """
     try:
         text = json.dumps(result, allow_nan=False)
@@ -260,4 +260,6 @@ def encode_result(result: object) -> str:
         raise ToolError("the tool returned something that is not JSON") from None
     if len(text) > MAX_RESULT_BYTES:
         raise ToolError(f"the result has {len(text)} bytes; at most {MAX_RESULT_BYTES} are passed on")
+    if _is_deeper(result, MAX_JSON_DEPTH):
+        raise ToolError(f"the result is nested more than {MAX_JSON_DEPTH} levels deep")
     return text

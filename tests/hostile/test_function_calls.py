@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from service.sandbox.pooled_sandbox import PooledSandbox
-from service.tools.base import MAX_ARGUMENT_DEPTH, MAX_RESULT_BYTES
+from service.tools.base import MAX_JSON_DEPTH, MAX_RESULT_BYTES
 from tests.support.char_tokenizer import CharTokenizer
 from tests.support.scripted import EOS, ScriptedEngine
 from tests.support.serving import Served, make_app, serve
@@ -249,7 +249,7 @@ for n in range(3):
         reply = await client.answer_all(await client.ask(), *results)
         assert (reply.output or "").splitlines() == [
             f"{MAX_RESULT_BYTES - 2} {'x' * 25}",
-            "64 the result has 786434 byt",
+            "57 the result has 786434 byt",
             f"100000 {'[' * 25}",
         ]
 
@@ -431,7 +431,7 @@ def answer():
 
 
 REJECTED = {
-    f"b'[' * {MAX_ARGUMENT_DEPTH} + b']' * {MAX_ARGUMENT_DEPTH}": "nested more than",
+    f"b'[' * {MAX_JSON_DEPTH} + b']' * {MAX_JSON_DEPTH}": "nested more than",
     "b'[' * 900 + b']' * 900": "nested more than",
     "b'[' * 20_000 + b']' * 20_000": "not valid JSON",
     "b'1e999'": "not valid JSON",
@@ -440,7 +440,7 @@ REJECTED = {
     "b'1, \"more\": 2'": "dditional properties",
 }
 PASSED_ON = (
-    f"b'[' * {MAX_ARGUMENT_DEPTH - 1} + b']' * {MAX_ARGUMENT_DEPTH - 1}",
+    f"b'[' * {MAX_JSON_DEPTH - 1} + b']' * {MAX_JSON_DEPTH - 1}",
     "b'\"\\\\ud800\"'",
     "b'\"<|im' + b'_end|>\"'",
     "b'9' * 4000",

@@ -18,7 +18,7 @@ from typing import Final
 from pydantic_core import from_json
 
 from service.api.files.containers import ContainerUse
-from service.api.messages.request import CODE_EXECUTION
+from service.api.messages.blocks import CODE_EXECUTION
 from service.common.json import Json, dumps, json_time
 from service.deferral.episode import Outcome
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage

@@ -19,20 +19,19 @@ from service.api.errors import ApiError, api_error_of
 from service.api.files.choice import container_of_request
 from service.api.files.containers import Containers, ContainerUse
 from service.api.files.inputs import FilePart
-from service.api.messages.output import MessageBuilder
-from service.api.messages.request import (
+from service.api.messages.blocks import (
     CodeExecutionToolResultBlock,
     ContainerUploadBlock,
-    CountTokensRequest,
     InputBlock,
     InputMessage,
-    MessagesRequest,
     RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
     ToolUseBlock,
 )
+from service.api.messages.output import MessageBuilder
+from service.api.messages.request import CountTokensRequest, MessagesRequest
 from service.api.messages.resume import LiveMessage
 from service.api.seal import Seal
 from service.api.state import Server

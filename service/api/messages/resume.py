@@ -13,7 +13,8 @@ from service.api.chat.suspension import (
     not_waiting,
 )
 from service.api.errors import ApiError
-from service.api.messages.request import InputBlock, MessagesRequest, ToolResultBlock, ToolUseBlock
+from service.api.messages.blocks import InputBlock, ToolResultBlock, ToolUseBlock
+from service.api.messages.request import MessagesRequest
 from service.common.json import Json
 
 
