@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +111,6 @@ class Server:
         is_stored: bool = False,
         attributes: Attributes | None = None,
         schema_param: str | None = None,
-        cleanup: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[Events, None]:
         """Run the episodes of one request: admitted, counted, timed and traced.
 
@@ -128,7 +127,6 @@ class Server:
             is_stored: the reply is stored as a response.
             attributes: more attributes of the span.
             schema_param: request field that the constraint on the text comes from.
-            cleanup: called at the end in any case.
 
         Raises:
             ApiError: 429 if a quota is used up or no place became free in time; 400 if the engine can't
@@ -136,8 +134,6 @@ class Server:
         """
         arrived = time.monotonic()
         async with AsyncExitStack() as stack:
-            if cleanup is not None:
-                stack.push_async_callback(cleanup)
             await self.quotas.check(owner, tokens=True, code=runs_code, storage=is_stored)
             await stack.enter_async_context(self.admission.admit(count))
             meter = self.quotas.meter(owner, model, prompt_tokens)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import secrets
 import traceback
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.worker_protocol import ToolCallFrame, ToolHeld
 from service.tools.base import (
     CODE_CALL_PREFIX,
+    MAX_ARGUMENT_DEPTH,
     MAX_ERROR_CHARS,
     MAX_RESULT_BYTES,
     AnnouncedTools,
@@ -211,19 +213,39 @@ def parse_arguments(text: str) -> dict[str, Any]:
     """Parse the arguments of a call. Code may have written anything.
 
     Raises:
-        ToolError: they are not a JSON object.
+        ToolError: they are not a JSON object, or they are nested too deeply for other programs.
     """
 
     def reject(name: str) -> NoReturn:
         raise ValueError(f"{name} is not a JSON number")
 
     try:
-        arguments = json.loads(text, parse_constant=reject)
+        arguments = json.loads(text, parse_constant=reject, parse_float=_finite)
     except (ValueError, RecursionError):
         raise ToolError("the arguments are not valid JSON") from None
     if not isinstance(arguments, dict):
         raise ToolError("the arguments are not a JSON object")
+    if _is_deeper(arguments, MAX_ARGUMENT_DEPTH):
+        raise ToolError(f"the arguments are nested more than {MAX_ARGUMENT_DEPTH} levels deep")
     return arguments
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:32]} is too large")
+    return value
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    """Return whether a JSON value has objects and lists on more than ``depth`` levels."""
+    level = [value]
+    for _ in range(depth + 1):
+        containers = [item for item in level if isinstance(item, dict | list)]
+        if not containers:
+            return False
+        level = [part for item in containers for part in (item.values() if isinstance(item, dict) else item)]
+    return True
 
 
 def encode_result(result: object) -> str:

@@ -39,6 +39,7 @@ from service.api.seal import Seal
 from service.api.state import Server
 from service.api.telemetry.containers import ContainerCollector
 from service.api.telemetry.metrics import Metrics
+from service.api.telemetry.suspensions import SuspensionCollector
 from service.api.telemetry.tracing import open_tracer
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.checkpoint import DEMO_NOTICE, default_sampling, is_demo
@@ -142,6 +143,7 @@ def create_app_from(runner: EpisodeRunner, settings: Settings) -> FastAPI:
     containers = Containers(runner.sandbox, container_store, files, settings.container_limits(), quotas)
     suspensions = Suspensions(settings.suspension_limits())
     metrics.registry.register(ContainerCollector(containers.counts, files.counts))
+    metrics.registry.register(SuspensionCollector(suspensions.counts))
     audit_log = settings.audit_log()
     responses.cleaners += [files.clean, container_store.clean, containers.end_deleted, usage.clean]
     if audit_log is not None:

@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 MAX_ARGUMENT_BYTES: Final = 1 << 16
 """Largest arguments of one call, in bytes of JSON. The worker has the same limit."""
+MAX_ARGUMENT_DEPTH: Final = 64
+"""Most levels of objects and lists in the arguments of one call. JSON parsers of clients have limits too."""
 MAX_RESULT_BYTES: Final = 1 << 18
 """Largest result of one call, in bytes of JSON."""
 CODE_CALL_PREFIX: Final = "call_code_"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,9 +63,18 @@ class ClientCalls:
         except (ValueError, RecursionError):
             raise ToolError(f"{spec.name}(): the client's output is not JSON") from None
 
-    def answer(self, outputs: Mapping[str, str]) -> None:
-        """Return the client's ``outputs``, by the id of the call. Other ids are ignored."""
+    def answer(self, outputs: Mapping[str, str], failed: Collection[str] = ()) -> None:
+        """Return the client's outputs to the code.
+
+        Args:
+            outputs: by the id of the call. Other ids are ignored.
+            failed: ids of the calls whose output is the message of an error.
+        """
         for call_id, output in outputs.items():
             future = self._open.get(call_id)
-            if future is not None and not future.done():
+            if future is None or future.done():
+                continue
+            if call_id in failed:
+                future.set_exception(ToolError(output))
+            else:
                 future.set_result(output)

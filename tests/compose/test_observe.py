@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from service.api.telemetry.containers import ContainerCollector, ContainerCounts
 from service.api.telemetry.metrics import Metrics
+from service.api.telemetry.suspensions import SuspensionCollector, SuspensionCounts
 from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.runner.admission import SessionAdmission
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
@@ -36,6 +37,7 @@ def metrics() -> dict[str, Metric]:
     api = Metrics()
     api.watch(RunnerClient(RunnerClientSettings(("127.0.0.1:9",), SecretStr("t" * 32))))
     api.registry.register(ContainerCollector(ContainerCounts, FileCounts()))
+    api.registry.register(SuspensionCollector(SuspensionCounts))
     registries: list[CollectorRegistry] = [api.registry, runner._registry]
     return {family.name: family for registry in registries for family in registry.collect()}
 

@@ -11,7 +11,7 @@ import pytest
 from service.sandbox.base import SandboxError, SessionLimits
 from service.sandbox.tool_calls import ToolCalls, encode_result, parse_arguments
 from service.sandbox.worker_protocol import ToolCallFrame
-from service.tools.base import MAX_RESULT_BYTES, ToolError
+from service.tools.base import MAX_ARGUMENT_DEPTH, MAX_RESULT_BYTES, ToolError
 from tests.support.tool_host import RecordingHost
 from tests.support.until import until
 
@@ -127,7 +127,15 @@ def test_results_are_bounded_json() -> None:
         with pytest.raises(ToolError):
             encode_result(value)
     assert encode_result({"a": "\ud800"}) == '{"a": "\\ud800"}'
+
+
+def test_arguments_are_json_objects_that_other_programs_can_read() -> None:
     assert parse_arguments('{"a": 1}') == {"a": 1}
+    deep = "[" * (MAX_ARGUMENT_DEPTH - 1) + "]" * (MAX_ARGUMENT_DEPTH - 1)
+    assert json.dumps(parse_arguments(f'{{"a": {deep}}}')["a"]) == deep
+    for text in (f'{{"a": [{deep}]}}', f'{{"a": {{"b": {deep}}}}}', '{"a": 1e999}', '{"a": NaN}', "[]", "{"):
+        with pytest.raises(ToolError):
+            parse_arguments(text)
 
 
 async def test_calls_of_a_gather_begin_together(calls: Calls) -> None:

@@ -31,6 +31,14 @@ async def test_call_waits_for_the_output() -> None:
     calls.answer({"a": "again"})  # it has ended
 
 
+async def test_failed_call_is_an_error() -> None:
+    calls, tools = opened(ClientFunction("weather", "", CITY, {"type": "number"}))
+    task = await asked(tools, "weather", "a")
+    calls.answer({"a": "no such city"}, failed={"a"})
+    with pytest.raises(ToolError, match=r"^no such city$"):
+        await task
+
+
 async def test_output_with_a_schema_is_a_value() -> None:
     calls, tools = opened(ClientFunction("weather", "", CITY, {"type": "number"}))
     for text, expected in (("3", 3), ("x", "is not JSON"), ('"x"', "invalid result")):

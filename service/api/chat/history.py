@@ -17,7 +17,6 @@ from service.api.chat.suspension import (
     is_code_call,
     not_waiting,
 )
-from service.api.errors import ApiError
 from service.api.tools.history import EarlierCall
 from service.deferral.scanner import FENCE
 from service.engines.base import Tokenizer
@@ -52,10 +51,7 @@ def find_suspended(suspensions: Suspensions, request: ChatRequest, owner: str) -
             raise not_waiting(for_code)
         return None
     known = {call.id for message in request.messages for call in message.tool_calls or ()}
-    check_answers(live, found, known, "messages")
-    if request.model != live.chat.request.model:
-        name = live.chat.request.model
-        raise ApiError(400, f"'model' must be '{name}', as in the reply that continues.", param="model")
+    check_answers(live, found, known, api="chat", param="messages", model=request.model)
     return live
 
 

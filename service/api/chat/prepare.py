@@ -187,8 +187,8 @@ async def prepare(
     if (conflict := request.conflict) is not None:
         param, why = conflict
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
-    wants_tools = request.deferred and (request.mcp_tools or request.code_functions)
-    tools = await open_tools(server.mcp, request.mcp_tools, request.code_functions) if wants_tools else None
+    functions = request.code_functions
+    tools = await open_tools(server.mcp, request.mcp_tools, functions) if request.deferred else None
     try:
         return await prepare_with(server, request, tools, proven, container)
     except BaseException:

@@ -63,7 +63,7 @@ async def create_chat_completion(
         chat = await prepare(server, body, await find_replies(replies, owner, body), container)
         for name in chat.ignored:
             report_ignored(name)
-        live = LiveEpisode(chat, owner, waits_for_approvals=True)
+        live = LiveEpisode(chat, owner, "chat", waits_for_approvals=True)
     reply = _Reply(body, live, suspensions, partial(_store_choices, replies, owner))
     if body.stream:
         return sse.EventStream(_stream(reply), server.settings.keep_alive_s)

@@ -14,7 +14,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from functools import partial
+from typing import Annotated, Final, Literal
 
 import structlog
 from fastapi import Depends, Request
@@ -22,6 +23,7 @@ from fastapi import Depends, Request
 from service.api.chat.prepare import PreparedChat
 from service.api.errors import ApiError
 from service.api.state import EpisodeStream
+from service.api.telemetry.suspensions import SuspensionCounts, SuspensionEnd
 from service.common.json import Json
 from service.episode.accumulator import ReplyAccumulator, Usage, usage_of
 from service.episode.events import CodeToolCall, FlushSuspended
@@ -31,6 +33,7 @@ from service.tools.base import CODE_CALL_PREFIX
 
 _log = structlog.get_logger(__name__)
 _SWEEP_S: Final = 1.0
+Api = Literal["chat", "responses", "messages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class Answers:
 
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Outputs of functions, by the id of the call."""
+    failed: frozenset[str] = frozenset()
+    """Ids of the calls whose output is the message of an error."""
     approvals: Mapping[str, tuple[bool, str | None]] = field(default_factory=dict)
     """Decisions and their reasons, by the id of the request."""
 
@@ -65,11 +70,15 @@ class LiveEpisode:
     Args:
         chat: the request that starts it.
         owner: the key of the client.
+        api: the API that starts it, and that alone can continue it.
         waits_for_approvals: open approvals at a flush don't suspend the episode: it waits for the decisions.
     """
 
-    def __init__(self, chat: PreparedChat, owner: str, *, waits_for_approvals: bool = False) -> None:
+    def __init__(
+        self, chat: PreparedChat, owner: str, api: Api, *, waits_for_approvals: bool = False
+    ) -> None:
         self._waits_for_approvals = waits_for_approvals
+        self.api = api
         self.chat = chat
         self.owner = owner
         self.reply_id = chat.id
@@ -89,6 +98,7 @@ class LiveEpisode:
         """Number of times that it was suspended and kept."""
         self._started = False
         """The episode runs in the current request."""
+        self._on_continued: Callable[[], None] | None = None
 
     @property
     def is_continued(self) -> bool:
@@ -141,10 +151,12 @@ class LiveEpisode:
         else:
             self.suspended = None
             self.reply_id = reply_id
+            if self._on_continued is not None:
+                self._on_continued()
             if self.chat.container is not None:
                 self.chat.container.continue_as(self.reply_id)
             if self.chat.code_tools is not None:
-                self.chat.code_tools.client.answer(answers.outputs)
+                self.chat.code_tools.client.answer(answers.outputs, answers.failed)
                 for request_id, (approve, reason) in answers.approvals.items():
                     with contextlib.suppress(UnknownApprovalError, DecidedApprovalError):
                         self.decide(request_id, approve=approve, reason=reason)
@@ -175,6 +187,7 @@ class LiveEpisode:
         """
         if self.is_continued:
             registry.take(self)
+            self._on_continued = partial(registry.count_end, "continued")
         else:
             self._resources.push_async_callback(self.chat.close)
         before, self._started = self._handed_over, False
@@ -225,11 +238,21 @@ class Suspensions:
         self._running: dict[str, LiveEpisode] = {}
         """Episodes of current requests, by the id of the reply."""
         self._sweeper: asyncio.Task[None] | None = None
+        self._ended = SuspensionCounts().ended
         self.server = hashlib.sha256(runner_id().encode()).hexdigest()[:8]
         """Label of this process in responses."""
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def counts(self) -> SuspensionCounts:
+        """Return the present counts."""
+        memory_mb = sum(map(self._memory_mb, self._kept.values()))
+        return SuspensionCounts(len(self), memory_mb << 20, dict(self._ended))
+
+    def count_end(self, reason: SuspensionEnd) -> None:
+        """Count the end of a suspension."""
+        self._ended[reason] += 1
 
     async def start(self) -> None:
         """Start the expiry."""
@@ -240,7 +263,7 @@ class Suspensions:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
-        await asyncio.gather(*(self._end(live) for live in list(self._kept.values())))
+        await asyncio.gather(*(self._end(live, "shutdown") for live in list(self._kept.values())))
 
     async def add(self, live: LiveEpisode) -> None:
         """Keep an episode that was suspended, and end the oldest ones beyond the limits."""
@@ -256,7 +279,7 @@ class Suspensions:
             surplus.append(left.pop(0))
         for other in surplus:
             _log.warning("suspended_code_ended", reason="limit", reply=other.reply_id)
-            await self._end(other)
+            await self._end(other, "limit")
 
     def _memory_mb(self, live: LiveEpisode) -> int:
         return live.memory_mb or self.limits.container_memory_mb
@@ -307,11 +330,12 @@ class Suspensions:
         live = self.of_reply(reply_id, owner)
         if live is None:
             return False
-        await self._end(live)
+        await self._end(live, "cancelled")
         return True
 
-    async def _end(self, live: LiveEpisode) -> None:
+    async def _end(self, live: LiveEpisode, reason: SuspensionEnd) -> None:
         if self._kept.pop(live.reply_id, None) is not None:
+            self.count_end(reason)
             await live.end()
 
     async def sweep(self) -> None:
@@ -319,17 +343,20 @@ class Suspensions:
         now = self._clock()
         for live in [live for live in self._kept.values() if now >= live.expires_at]:
             _log.info("suspended_code_ended", reason="expired", reply=live.reply_id)
-            await self._end(live)
+            await self._end(live, "expired")
 
     async def _sweep_forever(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
             await self.sweep()
 
+    def seconds_left(self, live: LiveEpisode) -> float:
+        """Return the time until a suspended episode ends without outputs."""
+        return max(live.expires_at - self._clock(), 0.0)
+
     def as_json(self, live: LiveEpisode) -> Json:
         """Return the extension field of a response whose code waits."""
-        left = max(live.expires_at - self._clock(), 0.0)
-        return {"expires_at": int(time.time() + left), "server": self.server}
+        return {"expires_at": int(time.time() + self.seconds_left(live)), "server": self.server}
 
 
 def is_code_call(call_id: str) -> bool:
@@ -337,18 +364,26 @@ def is_code_call(call_id: str) -> bool:
     return call_id.startswith(CODE_CALL_PREFIX)
 
 
-def check_answers(live: LiveEpisode, answers: Answers, known: Collection[str], param: str) -> None:
+def check_answers(
+    live: LiveEpisode, answers: Answers, known: Collection[str], *, api: Api, param: str, model: str
+) -> None:
     """Check the outputs with which a request continues an episode.
 
     Args:
         live: the episode.
         answers: of the request.
         known: ids of other calls that they may answer.
-        param: the request's field.
+        api: of the request.
+        param: the request's field with the answers.
+        model: name of the model in the request.
 
     Raises:
-        ApiError: 400 if one is missing, or if there was no such call.
+        ApiError: 400 if one is missing, if there was no such call, or if another model is named; 409 if the
+            episode was started through another API.
     """
+    if api != live.api:
+        message = "The code that waits for these outputs was started through another API. Send them there."
+        raise ApiError(409, message, code="code_waits_elsewhere")
     outputs = answers.outputs
     missing = [call_id for call_id in live.calls if call_id not in outputs]
     missing += [request_id for request_id in live.approvals if request_id not in answers.approvals]
@@ -365,6 +400,8 @@ def check_answers(live: LiveEpisode, answers: Answers, known: Collection[str], p
         raise ApiError(
             400, f"No earlier call has the id '{unknown[0][:80]}'.", param=param, code="invalid_value"
         )
+    if model != (name := live.chat.request.model):
+        raise ApiError(400, f"'model' must be '{name}', as in the reply that continues.", param="model")
 
 
 def not_waiting(call_ids: Collection[str], *, elsewhere: bool = False) -> ApiError:

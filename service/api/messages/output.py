@@ -6,12 +6,13 @@ code and ``code_execution_tool_result`` with the output.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pydantic_core import from_json
@@ -20,8 +21,16 @@ from service.api.files.containers import ContainerUse
 from service.api.messages.request import CODE_EXECUTION
 from service.common.json import Json, dumps, json_time
 from service.deferral.episode import Outcome
-from service.episode.accumulator import ReplyAccumulator, ReplyPart, usage_of
-from service.episode.events import EpisodeEvent, ExecutedTool, Finished, FlushFinished, FlushStarted
+from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
+from service.episode.events import (
+    CodeToolCall,
+    EpisodeEvent,
+    ExecutedTool,
+    Finished,
+    FlushFinished,
+    FlushStarted,
+    FlushSuspended,
+)
 from service.episode.reasoning_parser import ReasoningDelta
 from service.episode.tool_parser import (
     ArgumentsDelta,
@@ -49,23 +58,28 @@ class MessageBuilder:
     A call of a client's tool is held back until it is complete, so that its input is valid JSON and a call
     that can't be parsed is text from its beginning. Only a call that a limit cut off has a partial input.
 
+    If code calls the client's tools, the message ends with these calls, and another message continues it.
+
     Args:
         message_id: id of the message.
         model: model name in the request.
-        prompt_tokens: length of the prompt.
-        reply: accumulates the episode's events, with the execute marker hidden if code may run.
+        usage: returns the current token counts of the request.
+        reply: accumulates the episode's events, with the execute marker hidden if code may run. It may
+            contain those of earlier messages.
         seal: seals thoughts for the client to keep.
         max_tokens: the client's limit on sampled tokens.
         omits_thoughts: leave the text of thoughts out.
         stops: the client's stop strings.
         container: the reply's container, if it lives across requests.
+        functions: name for the client and kind of caller of each tool that code may call, by the name in
+            Python.
     """
 
     def __init__(
         self,
         message_id: str,
         model: str,
-        prompt_tokens: int,
+        usage: Callable[[], Usage],
         reply: ReplyAccumulator,
         *,
         seal: Callable[[str], str],
@@ -73,24 +87,30 @@ class MessageBuilder:
         omits_thoughts: bool = False,
         stops: Sequence[str] = (),
         container: ContainerUse | None = None,
+        functions: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         self.reply = reply
         self.content: list[Json] = []
         """Finished blocks."""
+        self.waits_s: float | None = None
+        """Time that suspended code waits for the client, in seconds; None if no code waits."""
         self._head: Json = {"id": message_id, "type": "message", "role": "assistant", "model": model}
-        self._prompt_tokens = prompt_tokens
+        self._current_usage = usage
+        self._last_usage: Usage | None = None
+        """Set when the episode is suspended: the next request may continue it at any time."""
+        self._earlier_calls = reply.finished_calls
         self._seal = seal
         self._max_tokens = max_tokens
         self._omits_thoughts = omits_thoughts
         self._stops = stops
         self._container = container
+        self._functions = functions or {}
         self._kind: str | None = None
         """Type of the open block, ``text`` or ``thinking``; None if none is open."""
         self._texts: list[str] = []
         self._call: str | None = None
         """Name of the tool in an unfinished call."""
         self._arguments: list[str] = []
-        self._run_id = ""
 
     def start(self) -> Json:
         """Return the first event, with an empty message."""
@@ -109,15 +129,18 @@ class MessageBuilder:
         for part in self.reply.add(event):
             events += self._add_part(part)
         match event:
-            case FlushStarted(_, blocks):
-                self._run_id = f"srvtoolu_{secrets.token_hex(12)}"
+            case FlushStarted(tool_id, blocks):
                 code = "\n".join(block.code for block in blocks)
-                block: Json = {"type": "server_tool_use", "id": self._run_id, "name": CODE_EXECUTION}
+                block: Json = {"type": "server_tool_use", "id": _run_id(tool_id), "name": CODE_EXECUTION}
                 events += [*self._close(), *self._tool_use(block, {"code": code})]
+            case FlushSuspended(tool_id, _, calls):
+                self._last_usage = self._current_usage()
+                for call in calls:
+                    events += self._code_call(_run_id(tool_id), call)
             case FlushFinished(tool):
                 result: Json = {
                     "type": "code_execution_tool_result",
-                    "tool_use_id": self._run_id,
+                    "tool_use_id": _run_id(tool.id),
                     "content": _result(tool),
                 }
                 events += self._whole(result, result)
@@ -150,30 +173,36 @@ class MessageBuilder:
         }
 
     def _container_fields(self) -> Json:
-        """Return the container that code ran in, and when it expires without another request."""
-        if self._container is None or not self.reply.executed:
+        """Return the container that code ran in, and when it, or code that waits, ends without a request."""
+        if self._container is None or not (self.reply.executed or self._is_suspended):
             return {}
-        expires_at = time.time() + self._container.live.record.idle_minutes * 60
-        return {"container": {"id": self._container.id, "expires_at": json_time(expires_at)}}
+        seconds = self._container.live.record.idle_minutes * 60 if self.waits_s is None else self.waits_s
+        return {"container": {"id": self._container.id, "expires_at": json_time(time.time() + seconds)}}
+
+    @property
+    def _is_suspended(self) -> bool:
+        return self._last_usage is not None
 
     @property
     def stop_reason(self) -> str:
         """Reason for the end of the reply, in Anthropic's words."""
         reply = self.reply
+        if self._is_suspended:
+            return "tool_use"
         if self._stop_sequence is not None:
             return "stop_sequence"
         if reply.outcome is Outcome.LENGTH and reply.sampled_tokens < self._max_tokens:
             return "model_context_window_exceeded"
         if reply.outcome is not None and reply.outcome.is_truncated:
             return "max_tokens"
-        return "tool_use" if reply.finished_calls else "end_turn"
+        return "tool_use" if reply.finished_calls > self._earlier_calls else "end_turn"
 
     @property
     def _stop_sequence(self) -> str | None:
         return self.reply.stop_string if self.reply.stop_string in self._stops else None
 
     def _usage(self) -> Json:
-        usage = usage_of(self._prompt_tokens, [self.reply])
+        usage = self._last_usage or self._current_usage()
         cached = usage.cached_tokens or 0
         return {
             "input_tokens": usage.prompt_tokens - cached,
@@ -231,6 +260,17 @@ class MessageBuilder:
         self._call = None
         return [*self._close(), *self._tool_use(block, arguments)]
 
+    def _code_call(self, run_id: str, call: CodeToolCall) -> Events:
+        """Return the events of a call that code waits for."""
+        name, caller = self._functions[call.name]
+        block: Json = {
+            "type": "tool_use",
+            "id": call.id,
+            "name": name,
+            "caller": {"type": caller, "tool_id": run_id},
+        }
+        return self._tool_use(block, _whole_input(json.dumps(call.arguments)))
+
     def _tool_use(self, block: Json, arguments: object) -> Events:
         """Return the events of a call with the input ``arguments``."""
         delta: Json = {"type": "input_json_delta", "partial_json": dumps(arguments).decode()}
@@ -250,6 +290,11 @@ class MessageBuilder:
         index = len(self.content)
         self.content.append(block)
         return [{"type": "content_block_stop", "index": index}]
+
+
+def _run_id(tool_id: str) -> str:
+    """Return the id of the ``server_tool_use`` block of a flush, which is the same in all its messages."""
+    return f"srvtoolu_{hashlib.sha256(tool_id.encode()).hexdigest()[:24]}"
 
 
 def _whole_input(written: str) -> object:

@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from service.api.chat.history import find_replies, reply_key
 from service.api.chat.prepare import PreparedChat, effective_policy, prepare, render_prompt
 from service.api.chat.request import ChatRequest, DeferralOptions, Message
+from service.api.chat.suspension import Answers
 from service.api.errors import ApiError, api_error_of
 from service.api.files.choice import container_of_request
 from service.api.files.containers import Containers, ContainerUse
@@ -32,6 +33,7 @@ from service.api.messages.request import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from service.api.messages.resume import LiveMessage
 from service.api.seal import Seal
 from service.api.state import Server
 from service.api.tools.choice import force_call
@@ -62,7 +64,15 @@ class PreparedMessage:
     id: str
     owner: str
     request: MessagesRequest
-    chat: PreparedChat
+    live: LiveMessage
+    """The episode, which an earlier request may have started."""
+    answers: Answers = field(default_factory=Answers)
+    """Results with which it continues."""
+
+    @property
+    def chat(self) -> PreparedChat:
+        """The chat request that the episode runs."""
+        return self.live.chat
 
     @property
     def schema_param(self) -> str | None:
@@ -71,18 +81,24 @@ class PreparedMessage:
 
     def builder(self) -> MessageBuilder:
         """Return a builder for this message."""
-        chat, request = self.chat, self.request
-        marker = chat.policy.marker if chat.request.deferred else None
+        # The fields of the first request apply to the whole reply.
+        chat, live, request = self.chat, self.live, self.live.request
+        if live.reply is None:
+            marker = chat.policy.marker if chat.request.deferred else None
+            live.reply = chat.reply(strict_calls=False, hidden_marker=marker)
+        names = {} if chat.code_tools is None else chat.code_tools.client.names
+        callers = {tool.name: tool.code_caller or "" for tool in request.client_tools}
         return MessageBuilder(
             self.id,
             request.model,
-            len(chat.prompt_ids),
-            chat.reply(strict_calls=False, hidden_marker=marker),
+            live.usage,
+            live.reply,
             seal=lambda text: chat.server.seal.close(text, owner=self.owner, model=request.model),
             max_tokens=request.max_tokens,
             omits_thoughts=request.thinking is not None and request.thinking.display == "omitted",
             stops=request.stop_sequences or (),
             container=chat.container,
+            functions={name: (shown, callers[shown]) for name, shown in names.items()},
         )
 
     def reply_key(self, content: Sequence[Json]) -> str:
@@ -126,7 +142,15 @@ async def prepare_message(
         report_ignored(_PARAMS.get(name, name))
     message_id = f"msg_{secrets.token_hex(12)}"
     # The sandbox and the traces name flushes by this id.
-    return PreparedMessage(message_id, owner, request, replace(chat, id=message_id))
+    live = LiveMessage(replace(chat, id=message_id), owner, request)
+    return PreparedMessage(message_id, owner, request, live)
+
+
+def continue_message(
+    live: LiveMessage, answers: Answers, request: MessagesRequest, *, owner: str
+) -> PreparedMessage:
+    """Return the message in which ``request`` continues the reply ``live`` with its results."""
+    return PreparedMessage(f"msg_{secrets.token_hex(12)}", owner, request, live, answers)
 
 
 async def count_tokens(server: Server, store: ReplyStore, request: CountTokensRequest, *, owner: str) -> int:
@@ -140,11 +164,11 @@ async def count_tokens(server: Server, store: ReplyStore, request: CountTokensRe
     """
     server.check_model(request.model)
     chat_request = _chat_request(server, request, owner)
-    mcp_tools = chat_request.mcp_tools
+    mcp_tools, functions = chat_request.mcp_tools, chat_request.code_functions
     try:
         proven = await find_replies(store, owner, chat_request)
         async with AsyncExitStack() as stack:
-            tools = await open_tools(server.mcp, mcp_tools) if mcp_tools else None
+            tools = await open_tools(server.mcp, mcp_tools, functions) if chat_request.deferred else None
             if tools is not None:
                 stack.push_async_callback(tools.close)
             ids = await render_prompt(server, chat_request, proven, tools)
@@ -234,6 +258,10 @@ def _tool_fields(request: CountTokensRequest) -> Json:
                     "function": {
                         "name": tool.name,
                         "parameters": tool.input_schema,
+                        "allowed_callers": [
+                            *(["direct"] if tool.is_direct else []),
+                            *(["programmatic"] if tool.code_caller and request.runs_code else []),
+                        ],
                         **({} if tool.description is None else {"description": tool.description}),
                     },
                 }
@@ -277,7 +305,9 @@ def _renamed(error: ApiError) -> ApiError:
 class MessageConverter:
     """Converter of messages to those of a chat request.
 
-    Consecutive turns of one role are combined. A tool result becomes a message of role ``tool``.
+    Consecutive turns of one role are combined. A tool result becomes a message of role ``tool``. Calls that
+    code made are left out, with their results: the model has not seen them, and wrote the parts of such a
+    reply as one turn.
 
     Attributes:
         messages: the chat request's messages.
@@ -308,7 +338,7 @@ class MessageConverter:
             for index, message in enumerate(messages)
             if index > last or message.role != "system" or message.clear_at != "next_user_message"
         ]
-        for role, turns in groupby(shown, key=lambda message: message.role):
+        for role, turns in groupby(_without_code_calls(shown), key=lambda message: message.role):
             blocks: list[InputBlock] = []
             for turn in turns:
                 if blocks and turn.content and _is_text(blocks[-1]) and _is_text(turn.content[0]):
@@ -369,6 +399,31 @@ class MessageConverter:
             report_ignored(f"messages.{block.type}")
             return ""
         return text
+
+
+def _without_code_calls(messages: Sequence[InputMessage]) -> list[InputMessage]:
+    """Return ``messages`` without calls that code made, their results, and messages of only these."""
+    calls = {
+        block.id
+        for message in messages
+        for block in message.content
+        if isinstance(block, ToolUseBlock) and block.is_from_code
+    }
+    if not calls:
+        return list(messages)
+    kept: list[InputMessage] = []
+    for message in messages:
+        content = [block for block in message.content if _call_id(block) not in calls]
+        if content or not message.content:
+            kept.append(message.model_copy(update={"content": content}))
+    return kept
+
+
+def _call_id(block: InputBlock) -> str | None:
+    """Return the id of a call or of its result."""
+    if isinstance(block, ToolUseBlock):
+        return block.id
+    return block.tool_use_id if isinstance(block, ToolResultBlock) else None
 
 
 def _is_text(block: InputBlock) -> bool:

@@ -36,9 +36,12 @@ from service.api.validation import (
 )
 from service.common.json import compile_schema
 from service.deferral.observation import TIMEOUT_TEXT
+from service.tools.base import CODE_CALL_PREFIX
 
 NoEffectOption = Annotated[object, Ignored()]
 CODE_EXECUTION: Final = "code_execution"
+DIRECT: Final = "direct"
+"""The caller of a tool that the model calls."""
 
 
 class TextBlock(RequestModel):
@@ -66,6 +69,14 @@ class RedactedThinkingBlock(RequestModel):
     data: str
 
 
+class BlockCaller(RequestModel):
+    """The caller of a tool: the model, or code in a reply."""
+
+    type: Annotated[str, Field(max_length=64)] = DIRECT
+    tool_id: str | None = None
+    """Id of the ``server_tool_use`` block with the code."""
+
+
 class ToolUseBlock(RequestModel):
     """A call of one of the client's tools in an earlier reply."""
 
@@ -75,7 +86,14 @@ class ToolUseBlock(RequestModel):
     input: dict[str, object] | str = Field(default_factory=dict)
     """Text is read as JSON. If it is not, the model reads it unchanged."""
     cache_control: NoEffectOption = None
-    caller: Annotated[object, Ignored({"type": "direct"})] = None
+    caller: BlockCaller | None = None
+
+    @property
+    def is_from_code(self) -> bool:
+        """Whether code made the call. The result went to the code, so the model has seen neither."""
+        return self.id.startswith(CODE_CALL_PREFIX) or (
+            self.caller is not None and self.caller.type != DIRECT
+        )
 
 
 class ToolResultBlock(RequestModel):
@@ -85,7 +103,8 @@ class ToolResultBlock(RequestModel):
     tool_use_id: str
     content: OptionalContent = None
     is_error: bool | None = None
-    """The tool failed: the model reads ``Error: `` before the content unless it begins so already."""
+    """The tool failed: the model reads ``Error: `` before the content unless it begins so already. Code that
+    called the tool gets an exception."""
     cache_control: NoEffectOption = None
 
     @property
@@ -233,7 +252,12 @@ def _check_results(messages: list[InputMessage]) -> list[InputMessage]:
 
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
-_DIRECT: Final = Ignored(["direct"])
+Callers = Annotated[
+    list[Annotated[str, Field(pattern=r"^(direct|code_execution_\d{8})$")]] | None,
+    Field(min_length=1, max_length=16),
+]
+_CALLERS: Final = ("code_execution_20250825", "code_execution_20260120")
+"""The callers that official clients know in replies."""
 
 
 class CodeExecutionTool(RequestModel):
@@ -241,7 +265,7 @@ class CodeExecutionTool(RequestModel):
 
     type: Annotated[str, Field(pattern=r"^code_execution(_\d{8})?$")]
     name: Literal["code_execution"] = "code_execution"
-    allowed_callers: Annotated[object, _DIRECT] = None
+    allowed_callers: Annotated[object, Ignored([DIRECT])] = None
     cache_control: NoEffectOption = None
     defer_loading: Annotated[object, Ignored(False)] = None
     strict: Annotated[object, Ignored(False)] = None
@@ -257,7 +281,9 @@ class ClientTool(RequestModel):
     """JSON schema of the input."""
     strict: Annotated[object, Ignored(True, False)] = None
     """No effect: the input of every call is checked against ``input_schema``."""
-    allowed_callers: Annotated[object, _DIRECT] = None
+    allowed_callers: Callers = None
+    """``direct``: the model calls the tool (default). ``code_execution_20250825`` or a later version: code
+    calls it, after ``from tools import NAME``."""
     cache_control: NoEffectOption = None
     defer_loading: Annotated[object, Ignored(False)] = None
     eager_input_streaming: Annotated[object, Ignored(False)] = None
@@ -270,6 +296,19 @@ class ClientTool(RequestModel):
         except ValueError as error:
             raise invalid(f"not a usable JSON schema: {error}", ".input_schema") from None
         return self
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the model may call it."""
+        return self.allowed_callers is None or DIRECT in self.allowed_callers
+
+    @property
+    def code_caller(self) -> str | None:
+        """Name of the caller in calls that code makes; None if code may not call it."""
+        versions = [name for name in self.allowed_callers or () if name != DIRECT]
+        if not versions:
+            return None
+        return next((name for name in _CALLERS if name in versions), _CALLERS[-1])
 
 
 class ToolOptions(RequestModel):
@@ -498,15 +537,26 @@ class CountTokensRequest(RequestBody):
                 "it configures code execution, but 'tools' contains no usable code_execution", ".deferral"
             )
         choice = self.tool_choice
+        if choice is None or choice.type != "none":
+            self._check_callers()
         if choice is None or choice.type in ("auto", "none"):
             return self
+        names = [tool.name for tool in self.client_tools if tool.is_direct]
         if choice.name == CODE_EXECUTION or (choice.type == "any" and not names and self.runs_code):
             raise unsupported("the model decides when code runs, so a run can't be required", ".tool_choice")
         if choice.type == "any" and not names:
             raise invalid("'tools' contains no tool to call", ".tool_choice")
         if choice.type == "tool" and choice.name not in names:
-            raise invalid(f"'tools' contains no tool {choice.name!r}", ".tool_choice.name")
+            raise invalid(f"'tools' contains no tool {choice.name!r} for the model", ".tool_choice.name")
         return self
+
+    def _check_callers(self) -> None:
+        for index, tool in enumerate(self.tools or ()):
+            if isinstance(tool, ClientTool) and not (tool.is_direct or self.runs_code):
+                raise invalid(
+                    "'tools' contains no code_execution that could call it",
+                    f".tools[{index}].allowed_callers",
+                )
 
     def without_effect(self) -> Iterator[str]:
         if self.effort is not None and not self.thinks:
@@ -515,6 +565,9 @@ class CountTokensRequest(RequestBody):
             yield "deferral.live_output"
         if self.mcp_servers and not self.runs_code:
             yield "mcp_servers"
+        for index, tool in enumerate(self.tools or ()):
+            if isinstance(tool, ClientTool) and tool.code_caller is not None and not self.runs_code:
+                yield f"tools[{index}].allowed_callers"
 
     @property
     def effort(self) -> str | None:

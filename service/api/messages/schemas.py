@@ -51,6 +51,14 @@ class ThinkingBlockObject(_AnthropicObject):
     """The thought, sealed for the client to keep."""
 
 
+class CodeCallerObject(_AnthropicObject):
+    """The code that makes a call."""
+
+    type: Literal["code_execution_20250825", "code_execution_20260120"]
+    tool_id: str
+    """Id of the ``server_tool_use`` block with the code."""
+
+
 class ToolUseBlockObject(_AnthropicObject):
     """A call for the client to make."""
 
@@ -58,6 +66,8 @@ class ToolUseBlockObject(_AnthropicObject):
     id: str
     name: str
     input: dict[str, Any]
+    caller: CodeCallerObject | None = None
+    """The code that waits for the result; omitted if the model calls the tool."""
 
 
 class CodeInput(_AnthropicObject):
@@ -113,7 +123,7 @@ class MessagesUsageObject(_AnthropicObject):
 class AnthropicContainerObject(_AnthropicObject):
     id: str
     expires_at: str
-    """Time at which it expires if no other request uses it, in ISO 8601."""
+    """Time at which it, or code in it that waits for results, ends without another request, in ISO 8601."""
 
 
 class AnthropicMessageObject(_AnthropicObject):

@@ -176,7 +176,8 @@ async def prepare_response(
         report_ignored(_PARAMS.get(name, name))
     # The sandbox and the traces name flushes by this id.
     chat = replace(chat, id=response_id)
-    return PreparedResponse(response_id, owner, request, items, chat, LiveEpisode(chat, owner), base_url)
+    live = LiveEpisode(chat, owner, "responses")
+    return PreparedResponse(response_id, owner, request, items, chat, live, base_url)
 
 
 def _reject_files(items: list[InputItem]) -> None:

@@ -81,10 +81,8 @@ async def find_suspended(
             param="input",
             code="invalid_value",
         )
-    check_answers(live, answers, _called(items, stored), "input")
-    if request.model != live.chat.request.model:
-        name = live.chat.request.model
-        raise ApiError(400, f"'model' must be '{name}', as in the reply that continues.", param="model")
+    called = _called(items, stored)
+    check_answers(live, answers, called, api="responses", param="input", model=request.model)
     return live, answers
 
 

@@ -14,13 +14,15 @@ from service.api.messages.output import MessageBuilder
 from service.api.messages.schemas import AnthropicMessageObject
 from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk
-from service.episode.accumulator import ReplyAccumulator
+from service.episode.accumulator import ReplyAccumulator, usage_of
 from service.episode.events import (
+    CodeToolCall,
     EpisodeEvent,
     ExecutedTool,
     Finished,
     FlushFinished,
     FlushStarted,
+    FlushSuspended,
     Invoked,
     InvokedBlock,
     Observed,
@@ -45,7 +47,13 @@ def builder(*, tools: bool = False, code: bool = False, **options: Any) -> Messa
         else None,
         hidden_marker=MARKER if code else None,
     )
-    return MessageBuilder("msg_1", "m", 7, reply, **{"seal": str.upper, "max_tokens": 100, **options})
+    return MessageBuilder(
+        "msg_1",
+        "m",
+        lambda: usage_of(7, [reply]),
+        reply,
+        **{"seal": str.upper, "max_tokens": 100, **options},
+    )
 
 
 def sampled(text: str) -> Sampled:
@@ -53,11 +61,11 @@ def sampled(text: str) -> Sampled:
 
 
 def flush(code: str, output: str, status: Any = "ok") -> list[EpisodeEvent]:
-    block = InvokedBlock(code, 1, 1.0)
-    tool = ExecutedTool("exec_1", (block,), 0, output, status, 1.0, 2.0, 1.0, 1.0, 1.0)
+    block, tool_id = InvokedBlock(code, 1, 1.0), f"exec_{code}"
+    tool = ExecutedTool(tool_id, (block,), 0, output, status, 1.0, 2.0, 1.0, 1.0, 1.0)
     return [
-        *(sampled(f"```python\n{code}\n```"), Invoked("exec_1", 0, block), sampled(MARKER)),
-        *(FlushStarted("exec_1", (block,)), FlushFinished(tool), Observed((1, 2), f"\nresult: {output}\n")),
+        *(sampled(f"```python\n{code}\n```"), Invoked(tool_id, 0, block), sampled(MARKER)),
+        *(FlushStarted(tool_id, (block,)), FlushFinished(tool), Observed((1, 2), f"\nresult: {output}\n")),
     ]
 
 
@@ -205,6 +213,29 @@ def test_stop_reasons() -> None:
     assert reason([sampled("a"), stop], Outcome.VOID, stops=["##"]) == ("stop_sequence", "##")
     # A stop string that the server added itself.
     assert reason([sampled(call), stop], Outcome.VOID) == ("tool_use", None)
+
+
+def test_calls_of_code_end_the_message() -> None:
+    block = InvokedBlock("x", 1, 1.0)
+    arguments: dict[str, object] = {"city": "\ud800", "n": 10**30}
+    call = CodeToolCall("call_code_1", "get_weather", arguments, False, 1.0, by_client=True)
+    functions = {"get_weather": ("get-weather", "code_execution_20250825")}
+    built = builder(code=True, functions=functions)
+    started = [*flush("x", "1"), sampled("ab"), FlushStarted("exec_2", (block,))]
+    message = run(built, [*started, FlushSuspended("exec_2", (block,), (call,))])
+    run_id = message["content"][-2]["id"]
+    assert run_id != message["content"][1]["id"]
+    assert message["content"][-1] == {
+        "type": "tool_use",
+        "id": "call_code_1",
+        "name": "get-weather",
+        "input": {"city": "?", "n": 10**30},
+        "caller": {"type": "code_execution_20250825", "tool_id": run_id},
+    }
+    assert message["stop_reason"] == "tool_use"
+    before = message["usage"]
+    built.reply.sampled_tokens += 10  # the next request has continued the reply
+    assert built.message()["usage"] == before
 
 
 def test_usage_counts_cached_tokens_apart() -> None:

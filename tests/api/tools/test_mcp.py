@@ -216,7 +216,12 @@ async def test_servers_of_the_operator_are_named_by_label(mcp: McpServed, tmp_pa
             response = await respond(served, *tools)
             call = next(item for item in response.output if item.type == "mcp_call")
             assert (call.server_label, call.output) == ("own", "5")
-    assert mcp.log == ["add 2 3", "add 2 3"]
+    async with serving(mcp, ADD, ANSWER, **options) as served:
+        chat: Any = await served.openai.chat.completions.create(
+            model="scripted", messages=[{"role": "user", "content": "2 + 3?"}]
+        )
+    assert chat.choices[0].message.executed_tools[0]["calls"][0]["output"] == 5
+    assert mcp.log == ["add 2 3"] * 3
 
 
 async def test_without_tools_the_prompt_is_unchanged(mcp: McpServed) -> None:

@@ -76,6 +76,26 @@ const features = {
       assert.match((await runner.runUntilDone()).content[0].text, /sunny/);
     }
   },
+  "functions from code": async () => {
+    const version = "code_execution_20250825";
+    const tools = [{ ...weather, allowed_callers: [version] }, { type: version, name: "code_execution" }];
+    for (const ask of [create, stream]) {
+      const messages = user("How is the weather in both cities?");
+      const first = await ask(messages, { tools });
+      assert.equal(first.stop_reason, "tool_use");
+      const [, run, ...uses] = first.content;
+      assert.deepEqual(uses.map((use) => use.input.city), ["Paris", "Rome"]);
+      for (const use of uses) assert.deepEqual(use.caller, { type: version, tool_id: run.id });
+      const results = uses.map((use) => ({ type: "tool_result", tool_use_id: use.id, content: "sunny" }));
+      messages.push(reply(first), { role: "user", content: results });
+      const second = await ask(messages, { tools });
+      assert.deepEqual(second.content.map((block) => block.type), ["code_execution_tool_result", "text"]);
+      assert.equal(second.content[0].tool_use_id, run.id);
+      assert.equal(second.content[1].text, "It is sunny in both.");
+      messages.push(reply(second), ...user("Hi"));
+      assert.equal((await ask(messages, { tools })).content[0].text, hello);
+    }
+  },
   "functions and code": async () => {
     const tools = [weather, ...code], messages = user("6 * 7 and the weather?");
     const ran = ["text", "server_tool_use", "code_execution_tool_result", "text"];

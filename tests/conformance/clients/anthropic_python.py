@@ -100,6 +100,31 @@ def functions_and_code() -> None:
         assert "sunny in Paris" in second.content[-1].text
 
 
+@feature("functions from code")
+def functions_from_code() -> None:
+    """Code calls the function for both cities, and waits for the results."""
+    version = "code_execution_20250825"
+    tools = [{**WEATHER, "allowed_callers": [version]}, {"type": version, "name": "code_execution"}]
+    for streamed in (False, True):
+        messages, kinds = user("How is the weather in both cities?"), []
+        while True:
+            reply = _reply(messages, streamed, tools)
+            kinds += [block.type for block in reply.content]
+            messages.append(reply.to_param())
+            if reply.stop_reason == "end_turn":
+                break
+            run, *uses = reply.content[1:]
+            assert [use.input["city"] for use in uses] == ["Paris", "Rome"]
+            assert {(use.caller.type, use.caller.tool_id) for use in uses} == {(version, run.id)}
+            results = [{"type": "tool_result", "tool_use_id": use.id, "content": "sunny"} for use in uses]
+            messages.append({"role": "user", "content": results})
+        waited = ["text", "server_tool_use", "tool_use", "tool_use"]
+        assert kinds == [*waited, "code_execution_tool_result", "text"]
+        assert reply.content[0].content.stdout.strip() == "sunny\nsunny"
+        assert reply.content[-1].text == "It is sunny in both."
+        assert create([*messages, *user("Hi")], tools=tools).content[0].text == HELLO
+
+
 def _reply(messages, streamed, tools):
     if not streamed:
         return create(messages, tools=tools)
