@@ -75,7 +75,7 @@ def create_arguments(
         "nofile": settings.open_files,
         "sigpending": 1024,
     }
-    host = {
+    host: dict[str, Any] = {
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
         "Tmpfs": {"/tmp": disk, WORK: disk, INPUTS: inputs, "/dev/shm": shared},  # noqa: S108
