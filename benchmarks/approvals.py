@@ -17,20 +17,15 @@ import statistics
 import time
 from typing import Any
 
-from service.deferral.policy import DeferralPolicy
+from benchmarks.scripted import two_blocks, warm_container, warm_sandbox
 from service.engines.base import Sampling
 from service.episode.events import ApprovalChanged, FlushFinished, FlushStarted, FlushSuspended
-from service.episode.runner import EpisodeRunner
 from service.sandbox.base import Sandbox
-from service.sandbox.docker.settings import DEFAULT_IMAGE
-from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
-from service.sandbox.pooled_sandbox import PooledSandbox
 from service.tools.approval import Approvals
 from service.tools.base import ToolSpec
 from service.tools.toolset import Tool, ToolSet
-from tests.support.scripted import EOS, ScriptedEngine
 
-BLOCK = "```python\nfrom tools import order\nnumber = order(item='tea')\n```\n"
+BLOCK = "from tools import order\nnumber = order(item='tea')"
 PAUSE = "The next step does not need the number yet. " * 200
 
 
@@ -45,13 +40,8 @@ async def episode(sandbox: Sandbox, person_s: float, writes_s: float, *, eager: 
     spec = ToolSpec("order", "Order an item.", schema, {"type": "integer"}, needs_approval=True)
     tools = ToolSet([Tool(spec, order)])
     approvals = Approvals(tools.error_in, timeout_s=600, clock=time.time)
-    engine = ScriptedEngine(
-        f"{BLOCK}{PAUSE[:200]}\n```python\nprint(number)\n```<tool_call>",
-        "So \\boxed{7}." + EOS,
-        delay_s=writes_s / 230,
-    )
-    runner = EpisodeRunner(engine, sandbox, DeferralPolicy(run_limit_s=20), Sampling())
-    started = runner.start(engine.tokenizer.encode("question", allow_special=False))
+    runner = two_blocks(sandbox, BLOCK, PAUSE, "print(number)", writes_s)
+    started = runner.start(runner.engine.tokenizer.encode("question", allow_special=False))
     flushed_at = 0.0
     decided_at: list[float] = []
 
@@ -84,38 +74,21 @@ async def episode(sandbox: Sandbox, person_s: float, writes_s: float, *, eager: 
 
 
 async def main(options: argparse.Namespace) -> None:
-    sandbox = create_sandbox(
-        SandboxOptions(
-            kind="in-process",
-            image=os.environ.get("IHGRPO_SANDBOX_IMAGE", DEFAULT_IMAGE),
-            pool_size=1,
-            max_containers=4,
-            queue_timeout_s=300,
-            run_limit_s=60,
-            instance=instance_name("benchmark"),
-        )
-    )
-    if not isinstance(sandbox, PooledSandbox):
-        raise SystemExit("the sandbox has no pool")
-    await sandbox.start()
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {options.writes_s:g} s of writing")
     print("\n| person decides after | request | hidden share | wait of the model, s |")
     print("| --- | --- | --- | --- |")
-    try:
+    async with warm_sandbox() as sandbox:
         for person_s in options.latencies:
             for eager in (True, False):
                 shares, waits = [], []
                 for _ in range(options.episodes):
-                    while not sandbox.stats().idle:  # noqa: ASYNC110  a cold container is not what is measured
-                        await asyncio.sleep(0.1)
+                    await warm_container(sandbox)
                     for_person, whole = await episode(sandbox, person_s, options.writes_s, eager=eager)
                     shares.append(1 - min(for_person / person_s, 1.0))
                     waits.append(whole)
                 when = "while the model writes" if eager else "at the flush"
                 share, wait = statistics.median(shares), statistics.median(waits)
                 print(f"| {person_s:g} s | {when} | {share:.2f} | {wait:.2f} |", flush=True)
-    finally:
-        await sandbox.stop()
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def run_config(reward: str, seed: int, steps: int | None) -> TrainConfig:
     rewards = (timely.model_copy(update={"options": options}), correct)
     changes: dict[str, Any] = {"rewards": rewards}
     if steps is not None:
-        changes |= {"steps": steps, "save_every": steps}
+        changes["steps"] = steps
     return config.model_copy(update=changes)
 
 

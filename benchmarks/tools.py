@@ -24,19 +24,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from service.deferral.policy import DeferralPolicy
+from benchmarks.scripted import two_blocks, warm_container, warm_sandbox
 from service.engines.base import Sampling
 from service.episode.events import ExecutedTool, FlushFinished
-from service.episode.runner import EpisodeRunner
 from service.sandbox.base import Sandbox, SessionLimits
-from service.sandbox.docker.settings import DEFAULT_IMAGE
-from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
-from service.sandbox.pooled_sandbox import PooledSandbox
 from service.tools.base import ToolHost, ToolSpec
 from service.tools.mcp.connection import McpConnection, McpServer
 from service.tools.mcp.hub import McpHub
 from service.tools.toolset import Tool, ToolSet
-from tests.support.scripted import EOS, ScriptedEngine
 
 SERVER = """
 import asyncio, sys
@@ -135,15 +130,9 @@ async def directly(call: Callable[[], Awaitable[object]], calls: int) -> list[fl
 
 async def episode(sandbox: Sandbox, tools: ToolHost, delay_ms: int, writes_s: float) -> ExecutedTool:
     """One episode of a model that calls the tool, keeps writing for ``writes_s`` and asks for the output."""
-    block = f"```python\nfrom tools import probe\nx = probe({delay_ms})\n```\n"
-    written = PAUSE[:200]
-    engine = ScriptedEngine(
-        f"{block}{written}\n```python\nprint(x)\n```<tool_call>",
-        "So \\boxed{1}." + EOS,
-        delay_s=writes_s / 230,
-    )
-    runner = EpisodeRunner(engine, sandbox, DeferralPolicy(run_limit_s=20), Sampling())
-    started = runner.start(engine.tokenizer.encode("question", allow_special=False))
+    block = f"from tools import probe\nx = probe({delay_ms})"
+    runner = two_blocks(sandbox, block, PAUSE, "print(x)", writes_s)
+    started = runner.start(runner.engine.tokenizer.encode("question", allow_special=False))
     async for event in runner.run(started, Sampling(max_tokens=5000), episode_id="benchmark", tools=tools):
         if isinstance(event, FlushFinished):
             return event.tool
@@ -151,78 +140,57 @@ async def episode(sandbox: Sandbox, tools: ToolHost, delay_ms: int, writes_s: fl
 
 
 async def main(options: argparse.Namespace) -> None:
-    image = os.environ.get("IHGRPO_SANDBOX_IMAGE", DEFAULT_IMAGE)
-    sandbox = create_sandbox(
-        SandboxOptions(
-            kind="in-process",
-            image=image,
-            pool_size=1,
-            max_containers=4,
-            queue_timeout_s=300,
-            run_limit_s=60,
-            instance=instance_name("benchmark"),
-        )
-    )
-    if not isinstance(sandbox, PooledSandbox):
-        raise SystemExit("the sandbox has no pool")
-    await sandbox.start()
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores")
-    try:
-        async with http_server() as http:
-            stdio = McpServer("stdio", command=(sys.executable, "-c", SERVER, "stdio"), read_only=True)
-            hub = McpHub([stdio, http])
-            over = {label: await hub.open([McpServer(label)]) for label in ("http", "stdio")}
-            rows: list[list[str]] = []
-            for label, tools in {"a function in the server": local_tools(), **over}.items():
-                if tools is None:
-                    raise SystemExit(f"{label} has no tools")
-                name = label if tools.specs and label.startswith("a ") else f"an MCP server over {label}"
-                rows.append([name, *quantiles(await from_code(sandbox, tools, options.calls))])
-                if not label.startswith("a "):
-                    connection = McpConnection(stdio if label == "stdio" else http, None)
-                    [tool] = await connection.list_tools()
-
-                    async def call(connection: McpConnection = connection, tool: Any = tool) -> object:
-                        return await connection.call(tool, {"delay_ms": 0})
-
-                    rows.append(
-                        [f"{name}, without a sandbox", *quantiles(await directly(call, options.calls))]
-                    )
-                    await connection.close()
-            table("round trip of a call, ms", ["p50", "p95"], rows)
-
-            tools = over["http"]
+    async with warm_sandbox() as sandbox, http_server() as http:
+        stdio = McpServer("stdio", command=(sys.executable, "-c", SERVER, "stdio"), read_only=True)
+        hub = McpHub([stdio, http])
+        over = {label: await hub.open([McpServer(label)]) for label in ("http", "stdio")}
+        rows: list[list[str]] = []
+        for label, tools in {"a function in the server": local_tools(), **over}.items():
             if tools is None:
-                raise SystemExit("no tools")
-            rows = []
-            for delay_ms in options.delays:
-                writes_s = options.writes_on * delay_ms / 1000 + 0.5
-                shares, waits = [], []
-                for _ in range(options.episodes):
-                    while not sandbox.stats().idle:  # noqa: ASYNC110  a cold container is not what is measured
-                        await asyncio.sleep(0.1)
-                    flush = await episode(sandbox, tools, delay_ms, writes_s)
-                    if flush.status != "ok" or len(flush.calls) != 1:
-                        raise SystemExit(f"the flush failed: {flush}")
-                    shares.append(flush.hidden_ms / flush.wall_ms)
-                    waits.append(flush.waited_ms)
-                sequential = await directly(
-                    lambda delay_ms=delay_ms: tools.call("probe", {"delay_ms": delay_ms}, "call"),  # type: ignore[misc]
-                    options.episodes,
-                )
-                rows.append(
-                    [
-                        f"{delay_ms} ms",
-                        f"{statistics.median(shares):.2f}",
-                        f"{statistics.median(waits):.0f}",
-                        f"{statistics.median(sequential):.0f}",
-                    ]
-                )
-            head = ["hidden share", "wait of the model, deferred, ms", "wait of an ordinary call, ms"]
-            table("a tool that takes", head, rows)
-            await hub.stop()
-    finally:
-        await sandbox.stop()
+                raise SystemExit(f"{label} has no tools")
+            name = label if tools.specs and label.startswith("a ") else f"an MCP server over {label}"
+            rows.append([name, *quantiles(await from_code(sandbox, tools, options.calls))])
+            if not label.startswith("a "):
+                connection = McpConnection(stdio if label == "stdio" else http, None)
+                [tool] = await connection.list_tools()
+
+                async def call(connection: McpConnection = connection, tool: Any = tool) -> object:
+                    return await connection.call(tool, {"delay_ms": 0})
+
+                rows.append([f"{name}, without a sandbox", *quantiles(await directly(call, options.calls))])
+                await connection.close()
+        table("round trip of a call, ms", ["p50", "p95"], rows)
+
+        tools = over["http"]
+        if tools is None:
+            raise SystemExit("no tools")
+        rows = []
+        for delay_ms in options.delays:
+            writes_s = options.writes_on * delay_ms / 1000 + 0.5
+            shares, waits = [], []
+            for _ in range(options.episodes):
+                await warm_container(sandbox)
+                flush = await episode(sandbox, tools, delay_ms, writes_s)
+                if flush.status != "ok" or len(flush.calls) != 1:
+                    raise SystemExit(f"the flush failed: {flush}")
+                shares.append(flush.hidden_ms / flush.wall_ms)
+                waits.append(flush.waited_ms)
+            sequential = await directly(
+                lambda delay_ms=delay_ms: tools.call("probe", {"delay_ms": delay_ms}, "call"),  # type: ignore[misc]
+                options.episodes,
+            )
+            rows.append(
+                [
+                    f"{delay_ms} ms",
+                    f"{statistics.median(shares):.2f}",
+                    f"{statistics.median(waits):.0f}",
+                    f"{statistics.median(sequential):.0f}",
+                ]
+            )
+        head = ["hidden share", "wait of the model, deferred, ms", "wait of an ordinary call, ms"]
+        table("a tool that takes", head, rows)
+        await hub.stop()
 
 
 if __name__ == "__main__":

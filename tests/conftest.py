@@ -16,6 +16,8 @@ from service.sandbox.docker.settings import DEFAULT_IMAGE, DockerSandboxSettings
 
 pytest.register_assert_rewrite("tests.support.batching_engine")
 
+ROOT = Path(__file__).parents[1]
+
 # No deadlines: the speed of the machine must not decide a test.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -34,6 +36,19 @@ def docker_sandbox_settings() -> DockerSandboxSettings:
         daemon_timeout_s=100,
         grace_s=20,
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group tests for ``pytest -n 2 --dist loadgroup``: tests of one file share a process and its fixtures.
+
+    All tests with containers are one group, so that they never compete with each other.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = "docker" if item.get_closest_marker("docker") else item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

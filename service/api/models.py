@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -17,7 +16,7 @@ from service.api.auth import require_admin
 from service.api.errors import ApiError
 from service.api.schemas import ModelList, ModelObject
 from service.api.state import CurrentServer, Server
-from service.common.json import Json
+from service.common.json import Json, json_time
 from service.deferral.policy import ASSISTANT_POLICY, DeferralPolicy
 from service.engines.base import EngineError, Sampling
 from service.engines.checkpoint import (
@@ -64,7 +63,7 @@ def _model(server: Server, name: str) -> Json:
         "owned_by": "ih-grpo",
         "type": "model",
         "display_name": name,
-        "created_at": datetime.fromtimestamp(server.started_at, UTC).isoformat(),
+        "created_at": json_time(server.started_at),
         "lifecycle": "active",
         "max_input_tokens": server.engine.context_length,
         "context_length": server.engine.context_length,

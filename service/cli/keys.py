@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -27,29 +29,53 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_Rpm = Annotated[int | None, typer.Option(min=1, help="Limit of requests per minute.")]
-_Concurrency = Annotated[int | None, typer.Option(min=1, help="Limit of concurrent requests.")]
-_TokensPerDay = Annotated[int | None, typer.Option(min=0, help="Quota of tokens per day (UTC).")]
-_TokensPerMonth = Annotated[int | None, typer.Option(min=0, help="Quota of tokens per month.")]
-_SecondsPerDay = Annotated[int | None, typer.Option(min=0, help="Quota of seconds of code per day.")]
-_SecondsPerMonth = Annotated[int | None, typer.Option(min=0, help="Quota of seconds of code per month.")]
-_StoredBytes = Annotated[int | None, typer.Option(min=0, help="Quota of stored bytes.")]
+_LIMITS: Final = {
+    "rpm": typer.Option(min=1, help="Limit of requests per minute."),
+    "concurrency": typer.Option(min=1, help="Limit of concurrent requests."),
+    "tokens_per_day": typer.Option(min=0, help="Quota of tokens per day (UTC)."),
+    "tokens_per_month": typer.Option(min=0, help="Quota of tokens per month."),
+    "sandbox_seconds_per_day": typer.Option(min=0, help="Quota of seconds of code per day."),
+    "sandbox_seconds_per_month": typer.Option(min=0, help="Quota of seconds of code per month."),
+    "stored_bytes": typer.Option(min=0, help="Quota of stored bytes."),
+}
+"""Options for the limits of a key, by their names in the key file."""
 _File = Annotated[
     Path | None, typer.Option("--file", help="Key file. Default: IHGRPO_API_KEYS_FILE (api_keys_file).")
 ]
 _Name = Annotated[str, typer.Argument(help="Name of the key, or its id sha256:HEX.")]
 
 
+def _with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options `_LIMITS` to ``command`` in place of its parameter ``limits``, which gets their values.
+
+    The values are integers by the name of the option. Options that were not given are left out.
+    """
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        given = {name: value for name in _LIMITS if (value := values.pop(name)) is not None}
+        command(**values, limits=given)
+
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "limits":
+            parameters += (
+                parameter.replace(name=name, default=None, annotation=Annotated[int | None, option])
+                for name, option in _LIMITS.items()
+            )
+        else:
+            parameters.append(parameter)
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
+
+
 @app.command("create")
+@_with_limits
 def key(
     name: Annotated[str, typer.Option(help="Name of the key in logs and metrics; one word.")] = "client",
-    rpm: _Rpm = None,
-    concurrency: _Concurrency = None,
-    tokens_per_day: _TokensPerDay = None,
-    tokens_per_month: _TokensPerMonth = None,
-    sandbox_seconds_per_day: _SecondsPerDay = None,
-    sandbox_seconds_per_month: _SecondsPerMonth = None,
-    stored_bytes: _StoredBytes = None,
+    *,
+    limits: Mapping[str, int],
     admin: Annotated[bool, typer.Option("--admin", help="Also allow the routes below /admin.")] = False,
 ) -> None:
     """Create an API key.
@@ -65,19 +91,9 @@ def key(
     from service.api.auth import ADMIN, digest_of, new_key, parse_key
 
     secret = new_key()
-    options = {
-        "name": name,
-        "rpm": rpm,
-        "concurrency": concurrency,
-        "tokens_per_day": tokens_per_day,
-        "tokens_per_month": tokens_per_month,
-        "sandbox_seconds_per_day": sandbox_seconds_per_day,
-        "sandbox_seconds_per_month": sandbox_seconds_per_month,
-        "stored_bytes": stored_bytes,
-        "scope": ADMIN if admin else None,
-    }
+    options = {"name": name, **limits} | ({"scope": ADMIN} if admin else {})
     line = f"sha256:{digest_of(secret).hex()}" + "".join(
-        f" {option}={value}" for option, value in options.items() if value is not None
+        f" {option}={value}" for option, value in options.items()
     )
     try:
         created = parse_key(line, hashed=True)
@@ -92,37 +108,23 @@ def key(
 
 
 @app.command()
+@_with_limits
 def update(
     name: _Name,
     file: _File = None,
-    rpm: _Rpm = None,
-    concurrency: _Concurrency = None,
-    tokens_per_day: _TokensPerDay = None,
-    tokens_per_month: _TokensPerMonth = None,
-    sandbox_seconds_per_day: _SecondsPerDay = None,
-    sandbox_seconds_per_month: _SecondsPerMonth = None,
-    stored_bytes: _StoredBytes = None,
+    *,
+    limits: Mapping[str, int],
     unset: Annotated[
         list[str] | None, typer.Option(help="Option to remove, such as tokens_per_day; repeatable.")
     ] = None,
 ) -> None:
     """Change limits and quotas of a key in the key file. Servers read it at their start."""
-    given = {
-        "rpm": rpm,
-        "concurrency": concurrency,
-        "tokens_per_day": tokens_per_day,
-        "tokens_per_month": tokens_per_month,
-        "sandbox_seconds_per_day": sandbox_seconds_per_day,
-        "sandbox_seconds_per_month": sandbox_seconds_per_month,
-        "stored_bytes": stored_bytes,
-    }
-    changes = {option: str(value) for option, value in given.items() if value is not None}
     path = _key_file(file)
     found = _entry(path, name)
     first, *options = found.split()
-    removed = {*changes, *(unset or ())}
+    removed = {*limits, *(unset or ())}
     kept = [option for option in options if option.partition("=")[0] not in removed]
-    line = " ".join([first, *kept, *(f"{option}={value}" for option, value in changes.items())])
+    line = " ".join([first, *kept, *(f"{option}={value}" for option, value in limits.items())])
     changed = _parsed(line)
     _rewrite(path, found, line)
     _audit("key.update", changed.name, changed.owner)

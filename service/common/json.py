@@ -6,6 +6,7 @@ Schemas are compiled once, offline, and their patterns run in linear time.
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import jsonschema_rs
@@ -19,6 +20,11 @@ _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 def dumps(payload: object) -> bytes:
     """Return compact ASCII JSON. Escaping makes it safe for any sandbox output, including lone surrogates."""
     return _ENCODER.encode(payload).encode("ascii")
+
+
+def json_time(unix_time: float) -> str:
+    """Return a Unix time in the form of RFC 3339, in UTC and in whole seconds."""
+    return datetime.fromtimestamp(unix_time, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class JsonResponse(JSONResponse):

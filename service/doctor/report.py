@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.doctor import CheckResult, gpu_plan, machine, model, sandbox
+from service.doctor import CheckResult, docker_daemon, gpu_plan, machine, model, sandbox
 from service.server.settings import Settings
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -36,9 +36,10 @@ def examine(settings: Settings, *, quick: bool = False) -> Iterator[CheckResult]
         yield from asyncio.run(sandbox.runners(settings))
         containers = 0  # the runner starts them, possibly on another machine
     else:
-        containers = settings.max_containers
-        yield from (docker := sandbox.docker(settings))
-        if not quick and all(result.verdict == "ok" for result in docker):
+        yield from (docker := docker_daemon.docker(settings))
+        has_own_memory = any(result.check == docker_daemon.MEMORY_CHECK for result in docker)
+        containers = 0 if has_own_memory else settings.max_containers
+        if not quick and not failed(docker):
             yield asyncio.run(sandbox.isolation(sandbox.docker_sandbox(settings)))
     yield machine.port(settings)
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()

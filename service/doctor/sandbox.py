@@ -1,16 +1,12 @@
-"""Checks of the sandbox: Docker and its image, isolation, or the runner."""
+"""Checks of the sandbox: its isolation, or the runner."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from service.doctor import CheckResult, Verdict
 from service.sandbox.base import Sandbox, SandboxError, SessionLimits
-from service.sandbox.docker.image import inspect_image
-from service.sandbox.docker.settings import build_command, default_docker_host
 from service.sandbox.factory import SandboxOptions, create_sandbox, instance_name
 from service.sandbox.runner.client import RunnerClient, RunnerClientSettings
 from service.sandbox.runner.hosts import RunnerStatus
@@ -29,51 +25,6 @@ def docker_sandbox(settings: Settings) -> Sandbox:
             instance=instance_name("doctor"),
         )
     )
-
-
-def docker(settings: Settings) -> list[CheckResult]:
-    """Check that the Docker daemon answers and has the sandbox image."""
-    import docker
-    from docker.errors import DockerException, ImageNotFound
-
-    host, image = default_docker_host(), settings.sandbox_image
-    socket = Path(host.removeprefix("unix://"))
-    if host.startswith("unix://") and not socket.is_socket():
-        return [CheckResult("docker", "fail", f"no socket at {socket}", _no_docker(host))]
-    try:
-        client = docker.DockerClient(base_url=host, version="auto", timeout=10)
-    except DockerException as error:
-        return [
-            CheckResult("docker", "fail", f"no response from {host}: {_first_line(error)}", _no_docker(host))
-        ]
-    try:
-        about = client.version()
-        found = [CheckResult("docker", "ok", f"version {about['Version']} at {host}")]
-        client.images.get(image)
-    except ImageNotFound:
-        return [
-            *found,
-            CheckResult("sandbox image", "fail", f"Docker has no image {image}", build_command(image)),
-        ]
-    except DockerException as error:
-        return [CheckResult("docker", "fail", f"{host}: {_first_line(error)}", _no_docker(host))]
-    finally:
-        client.close()
-    return [*found, _image(image)]
-
-
-def _image(image: str) -> CheckResult:
-    """List what is inside the image."""
-    try:
-        about = inspect_image(image)
-    except SandboxError as error:
-        return CheckResult("sandbox image", "fail", str(error), build_command(image))
-    found = f"{image}, {about.size / 1e6:,.0f} MB"
-    if about.packages is None:
-        hint = f"to record its packages, build it again: {build_command(image)} --force"
-        return CheckResult("sandbox image", "ok", f"{found}, packages unknown", hint)
-    listed = ", ".join(f"{name} {version}" for name, version in sorted(about.direct.items()))
-    return CheckResult("sandbox image", "ok", f"{found}: {listed}")
 
 
 async def verify(sandbox: Sandbox, packages: Sequence[str]) -> list[CheckResult]:
@@ -178,14 +129,3 @@ def _runner(status: RunnerStatus, problem: str | None, verdict: Verdict) -> Chec
     else:
         hint = "start it: ih-grpo runner --token-file FILE, with the same file in runner_token_file"
     return CheckResult("runner", verdict, f"{status.address}: {problem}", hint)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
-def _no_docker(host: str) -> str:
-    socket = Path(host.removeprefix("unix://"))
-    if host.startswith("unix://") and socket.exists() and not os.access(socket, os.W_OK):
-        return f"sudo usermod -aG docker {os.environ.get('USER', '$USER')}, then log in again"
-    return "start Docker (systemctl start docker), or set DOCKER_HOST to where it listens"

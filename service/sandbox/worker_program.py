@@ -6,6 +6,7 @@ Docker compiles the seccomp profile itself; ``compile_profile`` compiles it for 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import secrets
@@ -36,6 +37,8 @@ MASKED_PATHS = (
 """Paths that code sees as empty: they describe the whole machine, or are a channel between sandboxes
 (``/proc/locks``, ``/proc/sys/fs/file-nr``), or take from what all sandboxes share (``/dev/pts``)."""
 _FIRST_UID, _LAST_UID = 200_000, 2_000_000_000
+_FIRST_MAPPED_UID, _MAPPED_UIDS = 1_000, 32_000
+_mapped_uids = itertools.count(secrets.randbelow(_MAPPED_UIDS))
 
 
 def image_folder() -> Path:
@@ -64,8 +67,13 @@ def address_space_bytes(settings: PoolSettings) -> int:
     return (settings.memory_mb + _IMPORTS_MB) << 20
 
 
-def fresh_uid() -> int:
-    """Return a random even uid. Each sandbox needs its own, since the kernel counts some limits by uid."""
+def fresh_uid(*, in_user_namespace: bool = False) -> int:
+    """Return an even uid. Each sandbox needs its own, since the kernel counts some limits by uid.
+
+    It is random, or the next one of the few in a user namespace.
+    """
+    if in_user_namespace:
+        return _FIRST_MAPPED_UID + 2 * (next(_mapped_uids) % _MAPPED_UIDS)
     return _FIRST_UID + 2 * secrets.randbelow((_LAST_UID - _FIRST_UID) // 2)
 
 
@@ -93,7 +101,7 @@ def compile_profile(profile: Path) -> int:
     Raises:
         SandboxError: libseccomp is not installed or rejects the profile.
     """
-    library = _libseccomp()
+    library = load_libseccomp()
     rules: dict[str, Any] = json.loads(profile.read_text())
     context = library.seccomp_init(_ERRNO | rules["defaultErrnoRet"])
     program = os.memfd_create("seccomp")
@@ -128,7 +136,12 @@ def _add_rule(library: ctypes.CDLL, context: int, rule: dict[str, Any]) -> None:
             raise SandboxError(f"libseccomp rejects the rule for {name}")
 
 
-def _libseccomp() -> ctypes.CDLL:
+def load_libseccomp() -> ctypes.CDLL:
+    """Load libseccomp.
+
+    Raises:
+        SandboxError: it is not installed.
+    """
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError as error:

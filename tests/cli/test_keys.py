@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from service.api.auth import parse_keys
+from service.api.auth import QUOTAS, KeyQuota, parse_keys
 from service.cli.main import app
 from service.store.responses import ResponseStore
 from service.store.usage import Consumption, UsageStore
@@ -52,6 +52,15 @@ def test_update_changes_one_line(key_file: Path, tmp_path: Path) -> None:
     assert (alice.quota.tokens_per_day, alice.quota.stored_bytes, alice.requests_per_minute) == (7, 5, None)
     assert "no key" in run("keys", "update", "carol", code=2)
     assert audited(tmp_path) == [("key.update", f"sha256:{A}")] * 2
+
+
+@pytest.mark.parametrize("command", [("create", "--name", "ci"), ("update", "alice")])
+def test_commands_have_an_option_for_each_limit(key_file: Path, command: tuple[str, ...]) -> None:
+    limits = ("rpm", "concurrency", *QUOTAS)
+    options = [word for name in limits for word in (f"--{name.replace('_', '-')}", "7")]
+    line = runner.invoke(app, ["keys", *command, *options]).stdout.strip()
+    [key] = parse_keys([line], hashed=True)
+    assert (key.requests_per_minute, key.concurrency, key.quota) == (7, 7, KeyQuota(7, 7, 7, 7, 7))
 
 
 def test_revoke_removes_the_line_and_prints_the_id(key_file: Path, tmp_path: Path) -> None:

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from service.common.json import compile_schema, first_error
+from service.common.json import compile_schema, first_error, json_time
+
+
+def test_times_are_in_whole_seconds_of_utc() -> None:
+    assert json_time(1_700_000_000.9) == "2023-11-14T22:13:20Z"
 
 
 def test_first_error_has_its_path() -> None:

@@ -7,28 +7,14 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from service.sandbox.base import SessionLimits
 from service.sandbox.docker.sandbox import DockerSandbox
-from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.files import FileSession
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
 
 CSV = b"month,revenue\nJanuary,10.5\nFebruary,12\nMarch,7.25\n"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def sandbox(docker_sandbox_settings: DockerSandboxSettings) -> AsyncGenerator[DockerSandbox]:
-    sandbox = DockerSandbox(
-        docker_sandbox_settings.model_copy(update={"instance": f"{docker_sandbox_settings.instance}-frames"})
-    )
-    await sandbox.start()
-    try:
-        yield sandbox
-    finally:
-        await sandbox.stop()
 
 
 @contextlib.asynccontextmanager
@@ -52,8 +38,8 @@ async def one_chunk(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def test_tables_are_read_and_written_across_runs_and_failures(sandbox: DockerSandbox) -> None:
-    async with opened(sandbox) as session:
+async def test_tables_are_read_and_written_across_runs_and_failures(docker_sandbox: DockerSandbox) -> None:
+    async with opened(docker_sandbox) as session:
         await session.lease()
         await session.put("sales.csv", len(CSV), one_chunk(CSV))
         first = (
@@ -76,8 +62,8 @@ async def test_tables_are_read_and_written_across_runs_and_failures(sandbox: Doc
         assert await output(session, read) == "True True True"
 
 
-async def test_models_are_fitted_without_more_processes(sandbox: DockerSandbox) -> None:
-    async with opened(sandbox) as session:
+async def test_models_are_fitted_without_more_processes(docker_sandbox: DockerSandbox) -> None:
+    async with opened(docker_sandbox) as session:
         fit = (
             "import os, numpy as np\n"
             "from sklearn.ensemble import RandomForestClassifier\n"

@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 
 from service.sandbox.base import ExecutionResult, Session, SessionLimits
 from service.sandbox.docker.sandbox import DockerSandbox
-from service.sandbox.docker.settings import DockerSandboxSettings
 from tests.support.eager_programs import FORGET, programs, reference
 
 EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "60"))
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.timeout(1500 + 30 * EXAMPLES),
-    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.asyncio(loop_scope="module"),
 ]
 
 
@@ -68,17 +67,11 @@ class Runs:
         return reasons
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def sandbox(docker_sandbox_settings: DockerSandboxSettings) -> AsyncGenerator[DockerSandbox]:
-    sandbox = DockerSandbox(docker_sandbox_settings)
-    await sandbox.start()
-    yield sandbox
-    await sandbox.stop()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def runs(sandbox: DockerSandbox) -> AsyncGenerator[Runs]:
-    sessions = [sandbox.session(SessionLimits(run_limit_s=30, eager=eager)) for eager in (True, False, False)]
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def runs(docker_sandbox: DockerSandbox) -> AsyncGenerator[Runs]:
+    sessions = [
+        docker_sandbox.session(SessionLimits(run_limit_s=30, eager=eager)) for eager in (True, False, False)
+    ]
     yield Runs(*sessions)
     for session in sessions:
         await session.close()
@@ -245,10 +238,10 @@ HOLD = (
     ],
 )
 async def test_programs_that_eager_execution_could_change(
-    sandbox: DockerSandbox, program: list[list[str]], reasons: list[str | None] | None
+    docker_sandbox: DockerSandbox, program: list[list[str]], reasons: list[str | None] | None
 ) -> None:
     limits = SessionLimits(run_limit_s=30, eager=True), SessionLimits(run_limit_s=30, eager=False)
-    eager, plain = map(sandbox.session, limits)
+    eager, plain = map(docker_sandbox.session, limits)
     try:
         seen_reasons = await Runs(eager, plain, plain).compare(program, 0.3, with_reference=False)
     finally:
@@ -295,10 +288,8 @@ async def test_a_failed_flush_undoes_blocks_that_ran_before_it(pair: tuple[Sessi
     assert after.stdout == "1 []\n"
 
 
-async def test_the_run_limit_counts_only_running_time(docker_sandbox_settings: DockerSandboxSettings) -> None:
-    sandbox = DockerSandbox(docker_sandbox_settings)
-    await sandbox.start()
-    session = sandbox.session(SessionLimits(run_limit_s=4))
+async def test_the_run_limit_counts_only_running_time(docker_sandbox: DockerSandbox) -> None:
+    session = docker_sandbox.session(SessionLimits(run_limit_s=4))
     try:
         await session.invoke("a = 1")
         await asyncio.sleep(5)
@@ -307,7 +298,6 @@ async def test_the_run_limit_counts_only_running_time(docker_sandbox_settings: D
         assert late.status == "timeout"
     finally:
         await session.close()
-        await sandbox.stop()
 
 
 async def test_a_block_that_ends_before_its_check_is_not_rerun(pair: tuple[Session, Session]) -> None:

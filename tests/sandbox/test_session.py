@@ -5,7 +5,14 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from service.sandbox.base import MAX_LIVE_BYTES, OutputChunk, QueueTimeoutError, SandboxError, SessionLimits
+from service.sandbox.base import (
+    MAX_LIVE_BYTES,
+    ExecutionResult,
+    OutputChunk,
+    QueueTimeoutError,
+    SandboxError,
+    SessionLimits,
+)
 from service.sandbox.pool import Pool
 from service.sandbox.session import PooledSession
 from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready, Result, Settled, Suspended
@@ -266,13 +273,19 @@ def asking(pool: Pool) -> PooledSession:
     return PooledSession(pool, SessionLimits(run_limit_s=0.2, tool_wait_s=0.0), 0.2, RecordingHost())
 
 
-async def test_suspended_flush_has_no_deadline(asking: PooledSession) -> None:
-    await asking.invoke("1")
-    worker = worker_of(asking)
-    flushing = asyncio.create_task(asking.flush())
+async def suspended(session: PooledSession) -> tuple[FakeWorker, asyncio.Task[ExecutionResult]]:
+    """Start a flush whose code waits, and suspend the session."""
+    await session.invoke("1")
+    worker = worker_of(session)
+    flushing = asyncio.create_task(session.flush())
     await until(lambda: {"op": "flush"} in worker.sent)
     worker.answers.put_nowait(Suspended(op="suspended"))
-    await asking.suspend()
+    await session.suspend()
+    return worker, flushing
+
+
+async def test_suspended_flush_has_no_deadline(asking: PooledSession) -> None:
+    worker, flushing = await suspended(asking)
     assert worker.frozen == 1
     await asyncio.sleep(0.6)
     assert not flushing.done()
@@ -283,12 +296,7 @@ async def test_suspended_flush_has_no_deadline(asking: PooledSession) -> None:
 
 
 async def test_resumed_flush_has_the_rest_of_its_time(asking: PooledSession) -> None:
-    await asking.invoke("1")
-    worker = worker_of(asking)
-    flushing = asyncio.create_task(asking.flush())
-    await until(lambda: {"op": "flush"} in worker.sent)
-    worker.answers.put_nowait(Suspended(op="suspended"))
-    await asking.suspend()
+    _, flushing = await suspended(asking)
     await asking.resume()
     assert (await flushing).status == "sandbox_error"
 

@@ -55,7 +55,8 @@ def _drop(connection: Connection) -> None:
 def _revisions(tmp_path: Path, *sources: str) -> str:
     """Migrations of this version plus later ones."""
     folder = tmp_path / "migrations"
-    shutil.copytree(Path(schema.__file__).parent / "migrations", folder)
+    caches = shutil.ignore_patterns("__pycache__")  # other tests may be writing them
+    shutil.copytree(Path(schema.__file__).parent / "migrations", folder, ignore=caches)
     for number, source in enumerate(sources):
         (folder / "versions" / f"later_{number}.py").write_text(source)
     return str(folder)

@@ -7,14 +7,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.deferral.answer import last_boxed
-from trainer.training.run_files import write_atomically
+from trainer.training.run_files import read_complete_lines, write_atomically
 
 SETTINGS_FILE: Final = "settings.json"
 RESULTS_FILE: Final = "attempts.jsonl"
@@ -152,18 +152,11 @@ class ResultLog:
         self.results[result.key] = result
 
     def _read(self) -> Iterator[EvalResult]:
-        if not self._path.exists():
-            return iter(())
-        raw = self._path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        if whole < len(raw):  # remove the partial line of a killed process
-            with self._path.open("r+b") as file:
-                file.truncate(whole)
-        return _parse(self._path, raw[:whole])
+        return _parse(self._path, read_complete_lines(self._path, truncate=True))
 
 
-def _parse(path: Path, lines: bytes) -> Iterator[EvalResult]:
-    for number, line in enumerate(lines.splitlines(), start=1):
+def _parse(path: Path, lines: Iterable[bytes]) -> Iterator[EvalResult]:
+    for number, line in enumerate(lines, start=1):
         try:
             yield EvalResult.model_validate_json(line)
         except ValidationError:
@@ -187,8 +180,7 @@ def read_results(directory: Path) -> tuple[dict[str, Any], list[EvalResult]]:
         settings = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise ResultsError(f"cannot read {path}") from None
-    raw = results.read_bytes()  # a running evaluation may be writing the last line
-    return settings, list(_parse(results, raw[: raw.rfind(b"\n") + 1]))
+    return settings, list(_parse(results, read_complete_lines(results)))
 
 
 def _check_settings(directory: Path, settings: dict[str, Any]) -> None:

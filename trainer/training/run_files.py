@@ -65,6 +65,24 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_to_disk(path.parent)
 
 
+def read_complete_lines(path: Path, *, truncate: bool = False) -> list[bytes]:
+    """Return the lines of a file, without the last one if it does not end. No lines if there is no file.
+
+    A process that was killed, or that is writing now, may leave a part of a line.
+
+    Args:
+        path: a file that processes append lines to.
+        truncate: also remove that part from the file, so that the next line can be appended.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if truncate and end < len(data):
+        os.truncate(path, end)
+    return data[:end].splitlines()
+
+
 def sync_to_disk(path: Path) -> None:
     """Call fsync on a file or directory."""
     descriptor = os.open(path, os.O_RDONLY)

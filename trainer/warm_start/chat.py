@@ -14,7 +14,7 @@ from random import Random
 from typing import Final
 
 from service.engines.base import Engine, Sampling
-from trainer.training.run_files import write_atomically
+from trainer.training.run_files import read_complete_lines, write_atomically
 
 _TOPICS: Final = (
     "a lighthouse", "the night train", "an old bicycle", "a rainy market", "my garden", "the desert",
@@ -145,4 +145,4 @@ def save_chat(path: Path, exchanges: Sequence[Exchange]) -> None:
 
 def load_chat(path: Path) -> list[Exchange]:
     """Read what `save_chat` wrote."""
-    return [Exchange(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Exchange(**json.loads(line)) for line in read_complete_lines(path)]

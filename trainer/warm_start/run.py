@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +33,7 @@ from trainer.training.lora import (
     parameter_groups,
     save_adapter,
 )
-from trainer.training.run_files import run_lock, write_atomically
+from trainer.training.run_files import read_complete_lines, run_lock, write_atomically
 from trainer.training.supervised import (
     HeldOutMetrics,
     StepResult,
@@ -417,18 +416,12 @@ class _Log:
     def __init__(self, path: Path, first: int) -> None:
         self._path = path
         if path.is_file():
-            kept = [line for line in _lines(path) if json.loads(line)["step"] <= first]
-            write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+            kept = [line for line in read_complete_lines(path) if json.loads(line)["step"] <= first]
+            write_atomically(path, b"".join(line + b"\n" for line in kept))
 
     def add(self, values: dict[str, object]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
-
-
-def _lines(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.endswith("}"):  # not one that was cut off
-            yield line
 
 
 def _device(name: str) -> torch.device:

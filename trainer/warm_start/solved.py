@@ -29,6 +29,7 @@ from trainer.data.sources import load_benchmarks, load_source
 from trainer.quickstart.traces import Segment
 from trainer.rewards.registry import RewardSet, RewardSpec
 from trainer.training.episodes import Sample, sample_episode, sample_seed
+from trainer.training.run_files import read_complete_lines
 from trainer.training.runtime_config import RuntimeConfig
 from trainer.training.setup import make_engine, make_sandbox, start_all
 
@@ -296,13 +297,7 @@ def _runs(sample: Sample) -> Iterator[tuple[bool, Sequence[int]]]:
 
 def load_solutions(path: Path) -> list[SampledSolution]:
     """Read the results in ``path``, without a last line that was cut off. No file: no results."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if len(whole) < len(text):
-        path.write_text(whole, encoding="utf-8")
-    return [_solution(json.loads(line)) for line in whole.splitlines()]
+    return [_solution(json.loads(line)) for line in read_complete_lines(path, truncate=True)]
 
 
 def _solution(values: dict[str, Any]) -> SampledSolution:

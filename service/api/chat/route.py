@@ -25,7 +25,7 @@ from service.api.chat.prepare import prepare
 from service.api.chat.request import ChatRequest
 from service.api.chat.suspension import CurrentSuspensions, LiveEpisode, Suspensions
 from service.api.errors import ApiError
-from service.api.files.choice import CurrentContainers, choose_container
+from service.api.files.choice import CurrentContainers, container_of_request
 from service.api.files.containers import Containers, ContainerUse
 from service.api.files.inputs import file_part
 from service.api.schemas import COMPLETION
@@ -157,29 +157,19 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
     for index, tool in enumerate(request.tools or ()):
         if choice is None and isinstance(tool, CodeInterpreterTool) and tool.container != AutoContainer():
             choice, choice_param = tool.container, f"tools[{index}].container"
-    if choice is None and not parts:
-        return None
-    param = choice_param if choice is not None else parts[0].param
+    obstacle = None
     if not request.deferred:
-        raise ApiError(
-            400,
-            f"'{param}': files and containers need code execution, which is off in this request.",
-            param=param,
-            code="unsupported_parameter",
-        )
-    if request.choices > 1:
-        raise ApiError(
-            400,
-            f"'{param}': it can't be combined with 'n' above 1.",
-            param=param,
-            code="unsupported_parameter",
-        )
-    return await choose_container(
+        obstacle = "files and containers need code execution, which is off in this request."
+    elif request.choices > 1:
+        obstacle = "it can't be combined with 'n' above 1."
+    return await container_of_request(
         containers,
         choice,
         parts,
         owner,
         param=choice_param,
+        by_default=False,
+        obstacle=obstacle,
         on_expired=request.deferral.on_expired,
         figures=request.deferral.figures,
     )

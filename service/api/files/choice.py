@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypedDict, Unpack
 
 from fastapi import Depends
 
@@ -14,6 +14,50 @@ from service.api.state import containers_of
 from service.api.tools.definitions import AutoContainer, Figures, OnExpired
 
 CurrentContainers = Annotated[Containers, Depends(containers_of)]
+
+
+class ContainerOptions(TypedDict, total=False):
+    """Optional arguments of `choose_container`."""
+
+    on_expired: OnExpired | None
+    previous: tuple[str, str] | None
+    figures: Figures | None
+
+
+async def container_of_request(
+    containers: Containers,
+    choice: str | AutoContainer | None,
+    parts: Sequence[FilePart],
+    owner: str,
+    *,
+    param: str,
+    by_default: bool,
+    obstacle: str | None = None,
+    **options: Unpack[ContainerOptions],
+) -> ContainerUse | None:
+    """Return the container of a request whose code needs one that lives across requests, otherwise None.
+
+    Args:
+        containers: of this server.
+        choice: the container that the client asks for. None if it asks for none.
+        parts: files of the messages.
+        owner: the request's key.
+        param: path of the field.
+        by_default: use such a container, if this server has them, for a request that asks for none and has no
+            files.
+        obstacle: the reason why this request can't use files or such a container.
+        options: see `choose_container`.
+
+    Raises:
+        ApiError: 400 if there is an obstacle and the client asks for a container or has files; otherwise as
+            `choose_container`.
+    """
+    if choice is None and not parts and (obstacle is not None or not (by_default and containers.enabled)):
+        return None
+    if obstacle is not None:
+        at = parts[0].param if choice is None else param
+        raise ApiError(400, f"'{at}': {obstacle}", param=at, code="unsupported_parameter")
+    return await choose_container(containers, choice, parts, owner, param=param, **options)
 
 
 async def choose_container(

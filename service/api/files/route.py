@@ -5,7 +5,6 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
@@ -17,7 +16,7 @@ from service.api.errors import ApiError, speaks_anthropic
 from service.api.files.multipart import read_form
 from service.api.schemas import FILE, FILE_CONTENT, FILE_LIST
 from service.api.state import CurrentServer, Owner
-from service.common.json import Json, JsonResponse
+from service.common.json import Json, JsonResponse, json_time
 from service.store.blobs import BlobError
 from service.store.containers import FILE_PREFIX, ContainerStore
 from service.store.files import FileStore, FileTooLargeError, StoredFile
@@ -185,14 +184,13 @@ def _object_for(request: Request, file: StoredFile) -> Json:
     """Return the file object in the form of the client's API."""
     if not speaks_anthropic(request.scope):
         return file_object(file)
-    created_at = datetime.fromtimestamp(file.created_at, UTC).isoformat(timespec="seconds")
     return {
         "id": file.id,
         "type": "file",
         "filename": file.filename,
         "mime_type": mimetypes.guess_type(file.filename)[0] or "application/octet-stream",
         "size_bytes": file.bytes,
-        "created_at": created_at.replace("+00:00", "Z"),
+        "created_at": json_time(file.created_at),
         "downloadable": True,
     }
 

@@ -11,15 +11,15 @@ import json
 import math
 import secrets
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pydantic_core import from_json
 
 from service.api.files.containers import ContainerUse
 from service.api.messages.blocks import CODE_EXECUTION
-from service.common.json import Json, dumps
+from service.common.json import Json, dumps, json_time
 from service.deferral.episode import Outcome
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage
 from service.episode.events import (
@@ -177,13 +177,7 @@ class MessageBuilder:
         if self._container is None or not (self.reply.executed or self._is_suspended):
             return {}
         seconds = self._container.live.record.idle_minutes * 60 if self.waits_s is None else self.waits_s
-        expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
-        return {
-            "container": {
-                "id": self._container.id,
-                "expires_at": expires_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            }
-        }
+        return {"container": {"id": self._container.id, "expires_at": json_time(time.time() + seconds)}}
 
     @property
     def _is_suspended(self) -> bool:

@@ -16,7 +16,7 @@ from service.api.chat.prepare import PreparedChat, effective_policy, prepare, re
 from service.api.chat.request import ChatRequest, DeferralOptions, Message
 from service.api.chat.suspension import Answers
 from service.api.errors import ApiError, api_error_of
-from service.api.files.choice import choose_container
+from service.api.files.choice import container_of_request
 from service.api.files.containers import Containers, ContainerUse
 from service.api.files.inputs import FilePart
 from service.api.messages.blocks import (
@@ -36,7 +36,6 @@ from service.api.messages.resume import LiveMessage
 from service.api.seal import Seal
 from service.api.state import Server
 from service.api.tools.choice import force_call
-from service.api.tools.definitions import AutoContainer
 from service.api.tools.mcp import open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
@@ -194,15 +193,18 @@ async def message_container(
         for place, block in enumerate(message.content)
         if isinstance(block, ContainerUploadBlock)
     ]
-    if not request.runs_code:
-        if parts:
-            message = f"'{parts[0].param}': only code can read files, but 'tools' contains no code_execution."
-            raise ApiError(400, message, param=parts[0].param, code="unsupported_parameter")
-        return None
-    if not (containers.enabled or parts or request.container_id):
-        return None  # a container for this reply alone
-    choice = request.container_id or AutoContainer()
-    return await choose_container(containers, choice, parts, owner, param="container")
+    obstacle = (
+        None if request.runs_code else "only code can read files, but 'tools' contains no code_execution."
+    )
+    return await container_of_request(
+        containers,
+        request.container_id if request.runs_code else None,
+        parts,
+        owner,
+        param="container",
+        by_default=True,
+        obstacle=obstacle,
+    )
 
 
 def _chat_request(server: Server, request: CountTokensRequest, owner: str) -> ChatRequest:

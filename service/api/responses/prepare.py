@@ -12,7 +12,7 @@ from service.api.chat.prepare import PreparedChat, prepare_with
 from service.api.chat.request import ChatRequest
 from service.api.chat.suspension import Answers, LiveEpisode, Suspensions
 from service.api.errors import ApiError, api_error_of
-from service.api.files.choice import choose_container
+from service.api.files.choice import container_of_request
 from service.api.files.containers import Containers, ContainerUse
 from service.api.files.inputs import FilePart, file_part, resolve
 from service.api.responses.history import recall, resolved, with_stored_replies
@@ -228,16 +228,14 @@ async def _container(
     tool = request.code_tool
     if tool is None or not request.runs_code:
         return None
-    is_plain = tool.container == AutoContainer() and not parts
-    if not containers.enabled and is_plain:
-        return None  # a container for this response alone
     index = (request.tools or []).index(tool)
-    return await choose_container(
+    return await container_of_request(
         containers,
-        tool.container,
+        None if tool.container == AutoContainer() else tool.container,
         parts,
         owner,
         param=f"tools[{index}].container",
+        by_default=True,
         on_expired=None if request.deferral is None else request.deferral.on_expired,
         previous=conversation.container,
         figures=None if request.deferral is None else request.deferral.figures,

@@ -72,7 +72,7 @@ async def find_suspended(
             raise not_waiting(for_code, elsewhere=elsewhere)
         return None
     answers = Answers(
-        {call_id: output for call_id, output in outputs.items() if call_id in at_end}, decisions
+        {call_id: output for call_id, output in outputs.items() if call_id in at_end}, approvals=decisions
     )
     if previous is not None and len(at_end) < len(items):
         raise ApiError(

@@ -18,7 +18,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from requests.exceptions import RequestException
 
 from service.sandbox.base import SandboxError
-from service.sandbox.docker.container_config import create_arguments
+from service.sandbox.docker.container_config import DaemonKind, create_arguments
 from service.sandbox.docker.freezer import Freezer, FreezerCgroup
 from service.sandbox.docker.settings import DockerSandboxSettings, build_command
 from service.sandbox.worker_protocol import MAX_FRAME_BYTES, Channel, DockerStream, Ready, Reply
@@ -39,6 +39,17 @@ class Daemon:
         )
         self._client: docker.APIClient | None = None
         self._unremoved: set[str] = set()
+        self._kind: DaemonKind | None = None
+
+    async def kind(self) -> DaemonKind:
+        """Return the kind of the daemon, which is read once.
+
+        Raises:
+            SandboxError: the daemon does not answer.
+        """
+        if self._kind is None:
+            self._kind = await self.call(lambda client: DaemonKind.read(client.version(), client.info()))
+        return self._kind
 
     async def call(self, request: Callable[[docker.APIClient], T]) -> T:
         """Run ``request`` with the client.
@@ -127,7 +138,7 @@ class Container(Channel):
             SandboxError: it did not start. It is removed again.
         """
         name = f"ih-grpo-{secrets.token_hex(6)}"
-        arguments = create_arguments(settings, name, labels)
+        arguments = create_arguments(settings, name, labels, await daemon.kind())
         # Shielded from cancellation: a container that was created must be known, or it is never removed.
         creation = asyncio.ensure_future(daemon.call(lambda client: _create(client, name, arguments)))
         try:
@@ -203,8 +214,11 @@ class Container(Channel):
 
     async def resize(self, memory_mb: int) -> None:
         limit = memory_mb << 20
-        options = {"mem_limit": limit, "memswap_limit": limit}  # together: no swap
-        await self._daemon.call(lambda client: client.update_container(self.id, **options))
+        if (await self._daemon.kind()).is_podman:
+            await self._daemon.call(lambda client: _resize_on_podman(client, self.id, limit))
+        else:
+            options = {"mem_limit": limit, "memswap_limit": limit}  # together: no swap
+            await self._daemon.call(lambda client: client.update_container(self.id, **options))
 
     def close(self) -> None:
         self._thaw()  # a frozen supervisor would not notice that its channel is closed
@@ -230,6 +244,13 @@ def remove_container(client: docker.APIClient, container: str) -> None:
     except APIError as error:
         if error.response is None or error.response.status_code != 409:  # 409: removal is already in progress
             raise
+
+
+def _resize_on_podman(client: docker.APIClient, container: str, limit: int) -> None:
+    """Set the memory limit through Podman's own API: older versions can't do it through Docker's."""
+    url = f"{client.base_url}/v4.0.0/libpod/containers/{container}/update"
+    limits = {"memory": {"limit": limit, "swap": limit}}
+    client.post(url, json=limits, timeout=client.timeout).raise_for_status()
 
 
 def _create(client: docker.APIClient, name: str, arguments: dict[str, Any]) -> tuple[str, socket.socket]:

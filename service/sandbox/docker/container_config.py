@@ -6,7 +6,10 @@ The isolation checks verify every limit from inside a container at the start.
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.worker_program import (
@@ -20,18 +23,44 @@ from service.sandbox.worker_program import (
 )
 
 _GVISOR = "runsc"
+_EMPTY: Final = "ro,noexec,nosuid,nodev,size=4k,mode=0555"
 _SENTRY_THREADS, _SENTRY_MB = 1024, 512
 """Allowance for gVisor's kernel, a process in the container's own cgroup: its threads and memory count
 against the container's limits, and it dies if they are exhausted."""
 
 
-def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[str, str]) -> dict[str, Any]:
-    """Return the body of Docker's "create a container" request."""
+@dataclass(frozen=True, slots=True)
+class DaemonKind:
+    """Differences of a daemon that the configuration of its containers must respect."""
+
+    is_podman: bool = False
+    maps_users: bool = False
+    """Containers are in a user namespace, which has 65,536 uids. True of rootless daemons."""
+
+    @classmethod
+    def read(cls, version: Mapping[str, Any], info: Mapping[str, Any]) -> Self:
+        """Return the kind of a daemon from its answers to ``/version`` and ``/info``."""
+        components = [part.get("Name") for part in version.get("Components") or ()]
+        options = info.get("SecurityOptions") or ()
+        return cls(
+            is_podman="Podman Engine" in components,
+            maps_users=any(option.startswith(("name=rootless", "name=userns")) for option in options),
+        )
+
+
+def create_arguments(
+    settings: DockerSandboxSettings, name: str, labels: dict[str, str], kind: DaemonKind | None = None
+) -> dict[str, Any]:
+    """Return the body of Docker's "create a container" request. ``kind`` is Docker as root if None."""
+    kind = kind or DaemonKind()
     disk = f"rw,noexec,nosuid,nodev,size={settings.disk_mb}m,nr_inodes={settings.max_files},mode=1777"
     shared = f"rw,noexec,nosuid,nodev,size={settings.shared_memory_mb}m,nr_inodes=256,mode=1777"
     inputs = f"rw,noexec,nosuid,nodev,size={settings.inputs_mb}m,nr_inodes=256,mode=0755"
     memory, pids = settings.memory_mb << 20, settings.pids
-    worker = {**worker_config(settings, fresh_uid()), "processes": settings.pids}
+    worker = {
+        **worker_config(settings, fresh_uid(in_user_namespace=kind.maps_users)),
+        "processes": settings.pids,
+    }
     if settings.runtime == _GVISOR:
         # Exhausting the cgroup ends the whole container, so code gets lower limits of its own.
         pids += _SENTRY_THREADS
@@ -46,7 +75,7 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
         "nofile": settings.open_files,
         "sigpending": 1024,
     }
-    host = {
+    host: dict[str, Any] = {
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
         "Tmpfs": {"/tmp": disk, WORK: disk, INPUTS: inputs, "/dev/shm": shared},  # noqa: S108
@@ -79,6 +108,8 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
     }
     if settings.runtime is not None:
         host["Runtime"] = settings.runtime
+    if kind.is_podman:
+        host |= _podman_options(host["Tmpfs"])
     return {
         "Image": settings.image,
         "Cmd": [json.dumps(worker)],
@@ -94,6 +125,24 @@ def create_arguments(settings: DockerSandboxSettings, name: str, labels: dict[st
         "Tty": False,
         "NetworkDisabled": True,
         "HostConfig": host,
+    }
+
+
+def _podman_options(tmpfs: dict[str, str]) -> dict[str, Any]:
+    """Return the options that differ for Podman.
+
+    It reads the seccomp profile from a file, ignores ``MaskedPaths``, and adds writable folders to a
+    read-only container unless they are mounted otherwise. It can't limit the number of files; their inodes
+    count as memory of the container.
+    """
+    mounts = {path: re.sub(r",nr_inodes=\d+", "", options) for path, options in tmpfs.items()}
+    return {
+        "SecurityOpt": [
+            "no-new-privileges",
+            f"seccomp={image_folder() / 'seccomp.json'}",
+            f"mask={':'.join((*MASKED_PATHS, '/etc/hosts'))}",  # a copy of the machine's file
+        ],
+        "Tmpfs": {**mounts, "/run": _EMPTY, "/var/tmp": _EMPTY},  # noqa: S108  inside the container
     }
 
 

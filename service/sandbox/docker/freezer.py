@@ -52,8 +52,13 @@ class FreezerCgroup:
 
     @classmethod
     def find(cls, root: Path, container: str) -> FreezerCgroup | None:
-        """Return the cgroup of the container with this id, under either cgroup driver; None if not found."""
-        names = (f"docker/{container}", f"system.slice/docker-{container}.scope")
+        """Return the cgroup of a container of Docker or Podman under either driver; None if not found."""
+        names = (
+            f"docker/{container}",
+            f"system.slice/docker-{container}.scope",
+            f"libpod_parent/libpod-{container}",
+            f"machine.slice/libpod-{container}.scope",
+        )
         for folder, version in ((root / "freezer", 1), (root, 2)):
             for name in names:
                 found = cls(folder / name, version)

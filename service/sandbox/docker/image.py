@@ -234,7 +234,7 @@ def _follow(output: object, report: Callable[[str], None]) -> None:
     for event in output:  # type: ignore[attr-defined]
         for line in str(event.get("stream", "")).splitlines():
             tail.append(line)
-            if line.startswith("Step "):
+            if line.upper().startswith("STEP "):  # Podman writes it in capitals
                 report(line)
         if "error" in event:
             raise SandboxError(

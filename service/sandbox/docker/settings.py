@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydantic import Field
 
@@ -13,6 +14,8 @@ from service.sandbox.settings import PoolSettings
 USUAL_SOCKET: Final = Path("/var/run/docker.sock")
 OWN_SOCKET: Final = Path(os.environ.get("IHGRPO_DOCKER_RUN", "/run/ih-grpo"), "docker.sock")
 """Socket of the daemon that `make serve` starts if no other answers (scripts/ensure-docker)."""
+PODMAN_SOCKET: Final = Path("/run/podman/podman.sock")
+"""Socket of Podman as root."""
 DEFAULT_IMAGE: Final = "ih-grpo-sandbox:latest"
 
 
@@ -21,10 +24,62 @@ def build_command(image: str) -> str:
     return "ih-grpo sandbox build" + ("" if image == DEFAULT_IMAGE else f" --image {image}")
 
 
+class DockerAddress(NamedTuple):
+    """Address of a Docker daemon, and the reason for choosing it."""
+
+    host: str
+    source: str = ""
+    """``DOCKER_HOST`` or the Docker context; empty for a socket that was found at a known path."""
+
+
+def known_sockets() -> list[Path]:
+    """Return the paths at which Docker Engine, Docker Desktop, rootless Docker and Podman listen."""
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111  never fails, unlike Path.home
+    paths = [USUAL_SOCKET, OWN_SOCKET, home / ".docker/run/docker.sock", home / ".docker/desktop/docker.sock"]
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        paths += [Path(runtime, "docker.sock"), Path(runtime, "podman/podman.sock")]
+    return [*paths, PODMAN_SOCKET]
+
+
+def find_docker() -> DockerAddress:
+    """Return the address of the Docker daemon.
+
+    Tries in this order: ``DOCKER_HOST``, the current Docker context (``DOCKER_CONTEXT``, or the one that
+    ``docker context use`` selected), and the first existing socket of ``known_sockets``. Without any it is
+    the usual socket.
+    """
+    if host := os.environ.get("DOCKER_HOST"):
+        return DockerAddress(host, "DOCKER_HOST")
+    if found := _current_context():
+        return found
+    socket = next((path for path in known_sockets() if _is_socket(path)), USUAL_SOCKET)
+    return DockerAddress(f"unix://{socket}")
+
+
 def default_docker_host() -> str:
-    """Return ``DOCKER_HOST`` if set, else the usual socket, or ``OWN_SOCKET`` if only that one exists."""
-    only_own = OWN_SOCKET.is_socket() and not USUAL_SOCKET.is_socket()
-    return os.environ.get("DOCKER_HOST") or f"unix://{OWN_SOCKET if only_own else USUAL_SOCKET}"
+    """Return the address of the Docker daemon; see ``find_docker``."""
+    return find_docker().host
+
+
+def _current_context() -> DockerAddress | None:
+    """Return the address in the current Docker context; None for the default context or an unreadable one."""
+    from docker.context import Context
+    from docker.context.config import get_current_context_name
+
+    name = os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
+    try:
+        context = Context.load_context(name)
+    except Exception:  # docker-py raises this class for a damaged file
+        return None
+    host = context.Host if context is not None else None
+    return DockerAddress(host, f"Docker context {name}") if host else None
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:  # missing, or in a folder of another user
+        return False
 
 
 class DockerSandboxSettings(PoolSettings):

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from service.sandbox.docker.container_config import create_arguments, seccomp_profile
+from service.sandbox.docker.container_config import DaemonKind, create_arguments, seccomp_profile
 from service.sandbox.docker.settings import DockerSandboxSettings
-from service.sandbox.worker_program import fresh_uid
+from service.sandbox.worker_program import MASKED_PATHS, fresh_uid
 
 ARGUMENTS = create_arguments(DockerSandboxSettings(), "name", {"label": "value"})
 
@@ -63,6 +64,47 @@ def test_uses_the_bundled_seccomp_profile() -> None:
     denied += " setns pivot_root chroot kexec_load init_module open_by_handle_at shmget vmsplice clone3"
     denied += " socket bind connect listen accept timer_create timer_settime mq_open setxattr inotify_init1"
     assert not allowed & set(denied.split())
+
+
+def test_reads_the_kind_of_a_daemon() -> None:
+    docker = {"Version": "28.0.4", "Components": [{"Name": "Engine"}, {"Name": "containerd"}]}
+    podman = {"Version": "4.3.1", "Components": [{"Name": "Podman Engine"}]}
+    seccomp = ["name=seccomp,profile=builtin"]
+    assert DaemonKind.read(docker, {"SecurityOptions": seccomp}) == DaemonKind()
+    assert DaemonKind.read({}, {}) == DaemonKind()
+    assert DaemonKind.read(podman, {"SecurityOptions": seccomp}) == DaemonKind(is_podman=True)
+    for option in ("name=rootless", "name=userns"):
+        assert DaemonKind.read(docker, {"SecurityOptions": [*seccomp, option]}).maps_users
+
+
+def test_podman_gets_the_profile_as_a_file_and_no_further_writable_folder() -> None:
+    made = create_arguments(DockerSandboxSettings(), "name", {}, DaemonKind(is_podman=True))
+    host, docker = made["HostConfig"], ARGUMENTS["HostConfig"]
+    no_new_privileges, seccomp, mask = host["SecurityOpt"]
+    assert no_new_privileges == "no-new-privileges"
+    (bundled,) = (option for option in docker["SecurityOpt"] if option.startswith("seccomp="))
+    path = Path(seccomp.removeprefix("seccomp="))
+    assert json.loads(path.read_text()) == json.loads(bundled.removeprefix("seccomp="))
+    assert mask.removeprefix("mask=").split(":") == [*MASKED_PATHS, "/etc/hosts"]
+    added = {path: options for path, options in host["Tmpfs"].items() if path not in docker["Tmpfs"]}
+    assert set(added) == {"/run", "/var/tmp"}
+    assert all(options.startswith("ro,") for options in added.values())
+    for path, options in docker["Tmpfs"].items():
+        assert host["Tmpfs"][path] == ",".join(
+            option for option in options.split(",") if "nr_inodes" not in option
+        )
+    differing = {"SecurityOpt", "Tmpfs"}
+    assert {key: value for key, value in host.items() if key not in differing} == {
+        key: value for key, value in docker.items() if key not in differing
+    }
+
+
+def test_uid_is_within_a_user_namespace_and_not_used_twice() -> None:
+    kind = DaemonKind(maps_users=True)
+    made = [create_arguments(DockerSandboxSettings(), "name", {}, kind) for _ in range(100)]
+    uids = [json.loads(arguments["Cmd"][0])["uid"] for arguments in made]
+    assert len(set(uids)) == 100
+    assert all(uid % 2 == 0 and 1_000 <= uid < 65_535 for uid in uids)
 
 
 def test_masks_files_that_all_containers_share() -> None:

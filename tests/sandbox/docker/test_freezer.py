@@ -29,6 +29,9 @@ LAYOUTS = {
     "v1 systemd": (f"freezer/system.slice/docker-{ID}.scope", 1),
     "v2": (f"docker/{ID}", 2),
     "v2 systemd": (f"system.slice/docker-{ID}.scope", 2),
+    "v1 podman": (f"freezer/libpod_parent/libpod-{ID}", 1),
+    "v2 podman": (f"libpod_parent/libpod-{ID}", 2),
+    "v2 podman systemd": (f"machine.slice/libpod-{ID}.scope", 2),
 }
 
 

@@ -23,8 +23,9 @@ NAME = "ih-grpo-test-image:latest"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the image folder with a cached byte code file."""
-    folder = Path(shutil.copytree(image_folder(), tmp_path / "image"))
-    (folder / "worker/__pycache__").mkdir(exist_ok=True)
+    caches = shutil.ignore_patterns("__pycache__")  # other tests may be writing them
+    folder = Path(shutil.copytree(image_folder(), tmp_path / "image", ignore=caches))
+    (folder / "worker/__pycache__").mkdir()
     (folder / "worker/__pycache__/a.pyc").write_text("x")
     return folder
 

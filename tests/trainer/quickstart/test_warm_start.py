@@ -32,25 +32,38 @@ def crash_at(step: int, reports: list[StepReport]) -> None:
         raise CrashError
 
 
-def test_run_writes_loadable_checkpoint(tiny: WarmStartConfig, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def finished(
+    tiny: WarmStartConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[StepReport]]:
+    """Directory and reports of a whole run."""
+    directory = tmp_path_factory.mktemp("finished")
     reports: list[StepReport] = []
-    warm_start(tiny, tmp_path, reports.append)
+    warm_start(tiny, directory, reports.append)
+    return directory, reports
+
+
+def test_run_writes_loadable_checkpoint(
+    tiny: WarmStartConfig, finished: tuple[Path, list[StepReport]]
+) -> None:
+    directory, reports = finished
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
     assert [report.step for report in reports if report.number_accuracy is not None] == [3, 6]
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory)
     assert model.config.model_type == "qwen3"
     assert model.config.max_position_embeddings == 2048
     assert tokenizer.eos_token_id in model.generation_config.eos_token_id
-    assert DeferralPolicy.load(tmp_path) == tiny.policy
+    assert DeferralPolicy.load(directory) == tiny.policy
     assert len(tokenizer.encode("<tool_call>")) == 1
-    left = {file.name for file in tmp_path.iterdir()}
+    left = {file.name for file in directory.iterdir()}
     assert not {name for name in left if "state" in name or name.startswith(".")}
-    assert all(file.stat().st_mode & 0o044 for file in tmp_path.iterdir()), "others may read it"
+    assert all(file.stat().st_mode & 0o044 for file in directory.iterdir()), "others may read it"
 
 
-def test_crashed_run_resumes_exactly(tiny: WarmStartConfig, tmp_path: Path) -> None:
-    warm_start(tiny, tmp_path / "whole", lambda _: None)
+def test_crashed_run_resumes_exactly(
+    tiny: WarmStartConfig, finished: tuple[Path, list[StepReport]], tmp_path: Path
+) -> None:
     reports: list[StepReport] = []
 
     def listen(report: StepReport) -> None:
@@ -58,12 +71,12 @@ def test_crashed_run_resumes_exactly(tiny: WarmStartConfig, tmp_path: Path) -> N
         crash_at(5, reports)
 
     with pytest.raises(CrashError):
-        warm_start(tiny, tmp_path / "cut", listen)
-    assert not (tmp_path / "cut" / "model.safetensors").exists()
+        warm_start(tiny, tmp_path, listen)
+    assert not (tmp_path / "model.safetensors").exists()
     resumed: list[StepReport] = []
-    warm_start(tiny, tmp_path / "cut", resumed.append)
+    warm_start(tiny, tmp_path, resumed.append)
     assert [report.step for report in resumed] == [5, 6]
-    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    whole, cut = (load_file(path / "model.safetensors") for path in (finished[0], tmp_path))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 

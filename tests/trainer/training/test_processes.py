@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,15 +16,18 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers.weight_loading import read_weights
-from tests.support.toy_task import GOLD, POLICY, QUESTION, make_toy_checkpoint
+from tests.support.toy_task import GOLD, POLICY, QUESTION, make_toy_checkpoint, toy_sandbox
+from tests.support.train_process import Watched
 from trainer.training.config import TrainConfig
 from trainer.training.rollout_queue import QueueState
+from trainer.training.run import train
 
 ROOT = Path(__file__).parents[3]
 ACCELERATE = ROOT / "recipes" / "accelerate"
@@ -60,6 +64,13 @@ def launch(command: list[str], settings: TrainConfig) -> str:
     return done.stdout + done.stderr
 
 
+def run_alone(settings: TrainConfig) -> str:
+    """Train in this process, and return its output."""
+    console = Console(file=io.StringIO(), width=200)
+    train(settings, console, sandbox=toy_sandbox(), trainer_class=Watched)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def log_history(settings: TrainConfig) -> list[dict[str, float]]:
     state = settings.run_dir / "checkpoints" / "checkpoint-2" / "trainer_state.json"
     history = json.loads(state.read_text())["log_history"]
@@ -85,7 +96,7 @@ def served_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) -> TrainConfig:
     settings = config(tmp_path_factory.mktemp("alone") / "run", toy_checkpoint)
-    launch([sys.executable], settings)
+    run_alone(settings)
     return settings
 
 
@@ -128,7 +139,7 @@ def test_two_processes_match_one_process(
 def adapter_alone(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) -> TrainConfig:
     run_dir = tmp_path_factory.mktemp("adapter-alone") / "run"
     settings = config(run_dir, toy_checkpoint, lora={"rank": 4}, tensorboard=False)
-    launch([sys.executable], settings)
+    run_alone(settings)
     return settings
 
 
@@ -172,7 +183,7 @@ def test_fsdp2_in_bfloat16_matches_one_process(tmp_path: Path, changes: dict[str
         )
         for name in ("alone", "two")
     )  # fmt: skip
-    launch([sys.executable], alone)
+    run_alone(alone)
     launch(FSDP2, settings)
     ours, theirs = (torch.load(c.run_dir / "gradients-0.pt") for c in (settings, alone))
     assert ours.keys() == theirs.keys()
@@ -187,7 +198,7 @@ def test_other_number_of_processes_is_reported_on_resume(tmp_path: Path, toy_che
     validation = {"data": str(tmp_path / "problems.jsonl"), "every": 1, "samples": 2}
     settings = config(tmp_path / "run", toy_checkpoint, tensorboard=False, validation=validation)
     launch(DDP, settings.model_copy(update={"steps": 1}))
-    output = launch([sys.executable], settings)
+    output = run_alone(settings)
     assert "note: the run used 2 training processes and resumes on 1: from here on the problems are" in output
     # Two processes validate one half of the problems each, and both halves count.
     for step, files in ((0, 2), (1, 2), (2, 1)):

@@ -14,7 +14,14 @@ from service.episode.events import ExecutedTool, InvokedBlock
 from trainer.data.problems import DataError, Problem
 from trainer.rewards.registry import RewardPart
 from trainer.training.episodes import Sample
-from trainer.training.run_files import DirectoryError, ScoredSample, read_rollout, run_lock, write_rollout
+from trainer.training.run_files import (
+    DirectoryError,
+    ScoredSample,
+    read_complete_lines,
+    read_rollout,
+    run_lock,
+    write_rollout,
+)
 
 TOOL = ExecutedTool(
     id="s0_0",
@@ -109,3 +116,17 @@ def test_run_lock_rejects_file(tmp_path: Path, inside: str) -> None:
         run_lock(Path(f"{file}{inside}")),
     ):
         pass
+
+
+def test_unfinished_line_is_not_read_and_removed_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    assert read_complete_lines(path) == []
+    content = "one\u2028line\ntwo\nthr".encode()
+    path.write_bytes(content)
+    lines = ["one\u2028line".encode(), b"two"]
+    assert read_complete_lines(path) == lines
+    assert path.read_bytes() == content
+    assert read_complete_lines(path, truncate=True) == lines
+    with path.open("ab") as file:
+        file.write(b"three\n")
+    assert read_complete_lines(path) == [*lines, b"three"]

@@ -46,6 +46,6 @@ async def test_answers_are_the_models_own(tmp_path: Path) -> None:
 
 
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
-    exchanges = [Exchange("Wer?", "Ich, natürlich.\nNa also."), Exchange("b", '"c"')]
+    exchanges = [Exchange("Wer?", "Ich, natürlich.\nNa also.\u2028Ja.\x85"), Exchange("b", '"c"')]
     save_chat(tmp_path / "chat.jsonl", exchanges)
     assert load_chat(tmp_path / "chat.jsonl") == exchanges
