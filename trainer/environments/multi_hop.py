@@ -130,7 +130,7 @@ are the same."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class MultiHopQuestion:
     """A question with its lookups and its answer."""
 
     text: str
@@ -149,12 +149,12 @@ class Question:
         return zlib.crc32(self.text.encode()) % HELD_OUT_SHARE == 0
 
 
-def draw_question(rng: Random) -> Question:
+def draw_question(rng: Random) -> MultiHopQuestion:
     """Return a random question. Half of them are chains."""
     return _chain(rng) if rng.random() < 0.5 else _parallel(rng)
 
 
-def questions(count: int, *, held_out: bool) -> Iterator[Question]:
+def questions(count: int, *, held_out: bool) -> Iterator[MultiHopQuestion]:
     """Yield ``count`` questions of one side of the held-out split, the same ones each time."""
     rng = Random(f"multi-hop/{held_out}")  # noqa: S311 - not for secrets
     while count:
@@ -164,7 +164,7 @@ def questions(count: int, *, held_out: bool) -> Iterator[Question]:
             yield question
 
 
-def _chain(rng: Random) -> Question:
+def _chain(rng: Random) -> MultiHopQuestion:
     person = rng.choice(PEOPLE)
     relations = [rng.choice(RELATIONS) for _ in range(rng.choice((1, 2)))]
     last = rng.choice(("home", "age", rng.choice(RELATIONS)))
@@ -176,10 +176,10 @@ def _chain(rng: Random) -> Question:
     text = {"home": f"Where does {phrase} live?", "age": f"How old is {phrase}?"}.get(
         last, f"Who is the {last} of {phrase}?"
     )
-    return Question(text, facts()[name, last], tuple(lookups), "last")
+    return MultiHopQuestion(text, facts()[name, last], tuple(lookups), "last")
 
 
-def _parallel(rng: Random) -> Question:
+def _parallel(rng: Random) -> MultiHopQuestion:
     combine: Combine = rng.choice(("older", "sum", "same"))
     people = rng.sample(PEOPLE, 3 if combine == "sum" else 2)
     topic = "home" if combine == "same" else "age"
@@ -193,4 +193,4 @@ def _parallel(rng: Random) -> Question:
     else:
         text = f"Do {people[0]} and {people[1]} live in the same city?"
         answer = "yes" if values[0] == values[1] else "no"
-    return Question(text, answer, tuple(Lookup(topic, person) for person in people), combine)
+    return MultiHopQuestion(text, answer, tuple(Lookup(topic, person) for person in people), combine)

@@ -16,7 +16,7 @@ from service.api.tools.definitions import AutoContainer, Figures, OnExpired
 CurrentContainers = Annotated[Containers, Depends(containers_of)]
 
 
-class ContainerOptions(TypedDict, total=False):
+class NewContainerOptions(TypedDict, total=False):
     """Optional arguments of `choose_container`."""
 
     on_expired: OnExpired | None
@@ -33,7 +33,7 @@ async def container_of_request(
     param: str,
     by_default: bool,
     obstacle: str | None = None,
-    **options: Unpack[ContainerOptions],
+    **options: Unpack[NewContainerOptions],
 ) -> ContainerUse | None:
     """Return the container of a request whose code needs one that lives across requests, otherwise None.
 

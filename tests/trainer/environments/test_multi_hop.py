@@ -13,7 +13,7 @@ from trainer.environments.multi_hop import (
     PEOPLE,
     RELATIONS,
     RESULTS,
-    Question,
+    MultiHopQuestion,
     TimelyAnswerReward,
     draw_question,
     facts,
@@ -42,7 +42,7 @@ def test_any_query_is_answered(query: str) -> None:
     assert all(isinstance(passage, str) for passage in search(query))
 
 
-def answer_by_search(question: Question) -> str:
+def answer_by_search(question: MultiHopQuestion) -> str:
     values: list[str] = []
     for lookup in question.lookups:
         person = values[-1] if lookup.person is None else lookup.person

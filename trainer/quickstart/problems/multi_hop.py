@@ -7,7 +7,7 @@ from random import Random
 from typing import Final
 
 from service.tools.stubs import listing
-from trainer.environments.multi_hop import Lookup, Question, draw_question
+from trainer.environments.multi_hop import Lookup, MultiHopQuestion, draw_question
 from trainer.environments.settings import ToolSettings
 from trainer.environments.tools import function_tool
 from trainer.quickstart.problems.base import CLOSING, PlanBlock, PracticeProblem
@@ -32,7 +32,7 @@ def multi_hop(rng: Random) -> PracticeProblem:
     return PracticeProblem("multi_hop", question.text, question.answer, plan, CLOSING, uses_search=True)
 
 
-def _plan(question: Question) -> tuple[PlanBlock, ...]:
+def _plan(question: MultiHopQuestion) -> tuple[PlanBlock, ...]:
     blocks = []
     for number, lookup in enumerate(question.lookups):
         code = f"{_NAMES[number]} = search({_query(lookup, number)})[0].split()[-1]"
@@ -45,7 +45,7 @@ def _plan(question: Question) -> tuple[PlanBlock, ...]:
     return tuple(blocks)
 
 
-def _gather_plan(question: Question) -> tuple[PlanBlock, ...]:
+def _gather_plan(question: MultiHopQuestion) -> tuple[PlanBlock, ...]:
     count = len(question.lookups)
     calls = ", ".join(f"search.bind({_query(lookup, 0)})" for lookup in question.lookups)
     values = [f"{name}[0].split()[-1]" for name in _NAMES]
@@ -68,7 +68,7 @@ def _reason(lookup: Lookup) -> str:
     return f"I look up the {lookup.topic}{'' if lookup.person is None else f' of {lookup.person}'}."
 
 
-def _result(question: Question, values: list[str]) -> str:
+def _result(question: MultiHopQuestion, values: list[str]) -> str:
     """Return the expression of the answer; ``values`` are expressions of the lookups' results."""
     people = [lookup.person for lookup in question.lookups]
     match question.combine:
