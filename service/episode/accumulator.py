@@ -91,6 +91,10 @@ class FinalAnswer:
         self._boxed = printed or last_boxed("".join(self._turn)) or self._boxed
         self._turn = []
 
+    def drop_inserted(self) -> None:
+        """Forget the text since the observation: it repeats the observation, and the model did not write it."""
+        self._turn = []
+
     def result(self, *, complete: bool) -> str | None:
         """Return the answer, or None.
 
@@ -273,11 +277,12 @@ class ReplyAccumulator:
         self.ids += ids
         self._texts.append(text)
         parts: list[ReplyPart] = []
+        self._answer.add_observation(text)
         if self._hides_observation:
             self._hides_observation = False
         else:
             parts = [*self._release_marker(), *self._insert(text)]
-        self._answer.add_observation(text)
+            self._answer.drop_inserted()
         return parts
 
     def _release_marker(self) -> list[ReplyPart]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from service.deferral.episode import Outcome
 from service.engines.base import TokenChunk
 from service.episode.accumulator import ReplyAccumulator, ReplyPart, Usage, usage_of
 from service.episode.events import (
+    CodeToolCall,
     EpisodeEvent,
     ExecutedTool,
     Finished,
@@ -185,3 +187,24 @@ def test_unfinished_call_fails_at_the_end_but_not_if_abandoned(abandon: bool) ->
     reply.add(chunk('<tool_call>\n{"name": "f", "arguments": {"a'))
     parts = reply.abandon() if abandon else reply.end(cut_off=False)
     assert any(isinstance(part, CallFailed) for part in parts) is not abandon
+
+
+@pytest.mark.parametrize("marker", [None, MARKER])
+@pytest.mark.parametrize(("answer", "expected"), [("It rains.", "It rains."), ("So \\boxed{3}.", "3")])
+def test_a_box_from_a_tool_is_no_answer(marker: str | None, answer: str, expected: str) -> None:
+    """Neither if the observation is part of the content, nor if it is hidden."""
+    call = CodeToolCall("c", "weather", {}, read_only=True, started_at=0.0, status="ok", output="\\boxed{7}")
+    seen = "\nCode execution result: \\boxed{7}\n</tool_call>\n"
+    reply = accumulator(hidden_marker=marker)
+    events: list[EpisodeEvent] = [
+        *chunks(f"I ask\n```python\nx\n```{MARKER}", []),
+        Invoked("t", 0, BLOCK),
+        FlushStarted("t", (BLOCK,)),
+        FlushFinished(replace(TOOL, calls=(call,))),
+        Observed(tuple(ENGINE.tokenizer.encode(seen, allow_special=True)), seen),
+        chunk(answer, stop=True),
+        Finished(Outcome.VOID, ()),
+    ]
+    for event in events:
+        reply.add(event)
+    assert reply.final_answer == expected

@@ -214,7 +214,7 @@ TEXTS = (
 )
 
 
-@pytest.mark.parametrize("api", ["responses", "messages"])
+@pytest.mark.parametrize("api", ["chat", "responses", "messages"])
 async def test_h79_results_are_text_for_the_model_and_no_answer(backend: Backend, api: str) -> None:
     counts = []
     code = f"from tools import weather\nfor n in range({len(TEXTS)}): print(weather(city=n))"
