@@ -92,7 +92,7 @@ class FinalAnswer:
         self._turn = []
 
     def drop_inserted(self) -> None:
-        """Forget the text since the observation: it repeats the observation, and the model did not write it."""
+        """Forget the text since the observation, which only repeats it."""
         self._turn = []
 
     def result(self, *, complete: bool) -> str | None:
