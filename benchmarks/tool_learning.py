@@ -42,6 +42,15 @@ FIGURES: Final = {
     "flushes": "flushes, an episode",
     "wait": "seconds waited, an episode",
 }
+"""Curves of the picture."""
+SHARES: Final = {
+    "one_flush": "episodes with one flush",
+    "delay_rate": "delay rate",
+    "gather": "`gather` in questions with independent searches",
+}
+"""Further columns of the table."""
+INDEPENDENT: Final = ("Who is older, ", "Do ", "How old are ")
+"""Beginnings of the questions whose searches are independent."""
 
 
 def run_config(reward: str, seed: int, steps: int | None) -> TrainConfig:
@@ -79,14 +88,24 @@ def measure(model: Path, out: Path) -> None:
 
 def read_step(path: Path) -> dict[str, float]:
     """Metrics of one rollout, over all samples, including those filtered out of the gradient."""
-    rows = pq.read_table(path, columns=["rewards", "tools"]).to_pylist()
+    columns = ["question", "rewards", "tools", "delayed", "executed_by_model"]
+    rows = pq.read_table(path, columns=columns).to_pylist()
     tools = [json.loads(row["tools"]) for row in rows]
+    independent = [
+        any("gather(" in block["code"] for tool in used for block in tool["blocks"])
+        for row, used in zip(rows, tools, strict=True)
+        if row["question"].startswith(INDEPENDENT)
+    ]
     correct = [json.loads(row["rewards"]).get("exact_match", {}).get("value") for row in rows]
     flushes = sum(map(len, tools))
     return {
         "correct": statistics.fmean(value for value in correct if value is not None),
         "calls_per_flush": sum(len(tool["calls"]) for used in tools for tool in used) / max(flushes, 1),
         "flushes": flushes / len(rows),
+        "one_flush": sum(len(used) == 1 for used in tools) / len(rows),
+        "delay_rate": sum(row["delayed"] for row in rows)
+        / max(sum(row["executed_by_model"] for row in rows), 1),
+        "gather": statistics.fmean(independent) if independent else 0.0,
         "wait": sum(max(tool["waited_ms"] - tool["container_wait_ms"], 0) for used in tools for tool in used)
         / 1000
         / len(rows),
@@ -139,6 +158,17 @@ def table(results: dict[str, Any]) -> str:
             span = f" ({min(values):{form}} – {max(values):{form}})" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):{form}}{span}")
         lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def curve_table(results: dict[str, Any]) -> str:
+    """Markdown table of the first and last steps of each run, over all samples."""
+    columns = {**FIGURES, **SHARES}
+    lines = ["| run | steps | " + " | ".join(columns.values()) + " |", "|---|---|" + "--:|" * len(columns)]
+    for name, steps in results["curves"].items():
+        for title, part in (("first 2", steps[:2]), ("last 3", steps[-3:])):
+            values = [statistics.fmean(step[figure] for step in part) for figure in columns]
+            lines.append(f"| {name} | {title} | {' | '.join(f'{value:.2f}' for value in values)} |")
     return "\n".join(lines)
 
 
@@ -203,7 +233,7 @@ def main() -> None:
                 measure(checkpoint, config.run_dir / "held-out")
     results = collect()
     chosen.json.write_text(json.dumps(results) + "\n", encoding="utf-8")
-    print(table(results))
+    print(f"{curve_table(results)}\n\n{table(results)}")
     draw(results, chosen.picture)
 
 
