@@ -80,7 +80,7 @@ def test_encode_keeps_lone_surrogates() -> None:
         {"status": "great"},
         {"status": "sandbox_error"},
         {"stdout": None},
-        {"stdout": b"x".hex},
+        {"stdout": 7},
         {"wall_seconds": -1.0},
         {"wall_seconds": float("nan")},
         {"wall_seconds": "1"},

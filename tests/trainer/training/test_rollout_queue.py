@@ -256,7 +256,8 @@ def test_checkpoint_without_a_queue_has_an_empty_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no gzip", gzip.compress(b"{"), gzip.compress(b"{}"), gzip.compress(b'{"finished": [{}]}')],
+    [b"", b"no gzip", *(gzip.compress(text, mtime=0) for text in (b"{", b"{}", b'{"finished": [{}]}'))],
+    ids=["empty", "no gzip", "no JSON", "no fields", "no episode"],
 )
 def test_damaged_state_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rollout_queue-0.json.gz").write_bytes(content)
