@@ -50,7 +50,10 @@ def compile_schema(schema: dict[str, object] | bool) -> jsonschema_rs.Validator:
 
 def first_error(validator: jsonschema_rs.Validator, instance: object) -> str | None:
     """Return the first error in ``instance`` with its path; None if it is valid."""
-    for error in validator.iter_errors(instance):
-        path = "".join(f"[{json.dumps(part)}]" for part in error.instance_path)
-        return f"{error.message} at {path}" if path else error.message
+    try:
+        for error in validator.iter_errors(instance):
+            path = "".join(f"[{json.dumps(part)}]" for part in error.instance_path)
+            return f"{error.message} at {path}" if path else error.message
+    except UnicodeEncodeError:
+        return "a lone surrogate is not valid Unicode"
     return None

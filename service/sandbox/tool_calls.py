@@ -213,7 +213,8 @@ def parse_arguments(text: str) -> dict[str, Any]:
     """Parse the arguments of a call. Code may have written anything.
 
     Raises:
-        ToolError: they are not a JSON object, or they are nested too deeply for other programs.
+        ToolError: they are not a JSON object, are nested too deeply for other programs, or contain a lone
+            surrogate, which clients can't encode.
     """
 
     def reject(name: str) -> NoReturn:
@@ -227,6 +228,10 @@ def parse_arguments(text: str) -> dict[str, Any]:
         raise ToolError("the arguments are not a JSON object")
     if _is_deeper(arguments, MAX_JSON_DEPTH):
         raise ToolError(f"the arguments are nested more than {MAX_JSON_DEPTH} levels deep")
+    try:
+        json.dumps(arguments, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ToolError("the arguments have a lone surrogate, which is not valid Unicode") from None
     return arguments
 
 

@@ -14,6 +14,7 @@ def test_first_error_has_its_path() -> None:
     assert first_error(validator, {"a": [1, 2]}) is None
     assert first_error(validator, {"a": [1, "x"]}) == '"x" is not of type "integer" at ["a"][1]'
     assert first_error(compile_schema({"type": "object"}), 5) == '5 is not of type "object"'
+    assert first_error(compile_schema({}), "\ud800") == "a lone surrogate is not valid Unicode"
 
 
 @pytest.mark.parametrize("schema", [{"type": 1}, {"$ref": "#/nowhere"}, {"$ref": "file:///etc/passwd"}])

@@ -3,6 +3,7 @@ real server with real containers. ``tests/sandbox/test_tools.py`` attacks the ch
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Sequence
@@ -10,12 +11,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
 import anthropic
+import openai
 import pytest
 
 from service.sandbox.pooled_sandbox import PooledSandbox
+from service.tools.base import MAX_JSON_DEPTH, MAX_RESULT_BYTES
 from tests.support.char_tokenizer import CharTokenizer
 from tests.support.scripted import EOS, ScriptedEngine
 from tests.support.serving import Served, make_app, serve
+from tests.support.until import until
 
 from .conftest import Backend
 
@@ -23,6 +27,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="session"
 
 KEYS = ",".join("sha256:" + hashlib.sha256(name).hexdigest() for name in (b"ann", b"bob"))
 ANSWER = f"Done.{EOS}"
+APIS = ("chat", "responses", "messages")
 CONTROL = ("<tool_call>", "</tool_call>", "<|im_start|>", "<|im_end|>")
 SCHEMA: Any = {
     "type": "object",
@@ -214,7 +219,7 @@ TEXTS = (
 )
 
 
-@pytest.mark.parametrize("api", ["chat", "responses", "messages"])
+@pytest.mark.parametrize("api", APIS)
 async def test_h79_results_are_text_for_the_model_and_no_answer(backend: Backend, api: str) -> None:
     counts = []
     code = f"from tools import weather\nfor n in range({len(TEXTS)}): print(weather(city=n))"
@@ -230,6 +235,110 @@ async def test_h79_results_are_text_for_the_model_and_no_answer(backend: Backend
     assert counts[:2] == counts[2:]
 
 
+async def test_h80_huge_and_deep_results_are_bounded(backend: Backend) -> None:
+    code = """
+from tools import ToolError, weather
+for n in range(3):
+    try: x = weather(city=n)
+    except ToolError as error: x = str(error)
+    print(len(x), x[:25])
+"""
+    results = ("x" * (MAX_RESULT_BYTES - 2), "x" * (3 * MAX_RESULT_BYTES), "[" * 100_000)
+    async with attacking(backend, code) as attack:
+        client = attack.client("chat")
+        reply = await client.answer_all(await client.ask(), *results)
+        assert (reply.output or "").splitlines() == [
+            f"{MAX_RESULT_BYTES - 2} {'x' * 25}",
+            "57 the result has 786434 byt",
+            f"100000 {'[' * 25}",
+        ]
+
+
+async def test_h80_results_with_a_schema_are_json_values(backend: Backend) -> None:
+    code = """
+from tools import ToolError, weather
+for n in range(7):
+    try: print(ascii(weather(city=n))[:40])
+    except ToolError as error: print(str(error)[-40:])
+"""
+    results = {
+        "[" * 100_000: "weather(): the client's output is not JSON"[-40:],
+        "[" * 900 + "]" * 900: "the result is nested more than 64 levels deep"[-40:],
+        "[" * 60 + "]" * 60: "[" * 40,
+        "1e999": "the tool returned something that is not JSON"[-40:],
+        "NaN": "the tool returned something that is not JSON"[-40:],
+        "9" * 10_000: "weather(): the client's output is not JSON"[-40:],
+        '"\\ud800"': "result: a lone surrogate is not valid Unicode"[-40:],
+    }
+    async with attacking(backend, code) as attack:
+        client = attack.client("chat", output_schema={})
+        reply = await client.answer_all(await client.ask(), *results)
+        assert (reply.output or "").splitlines() == list(results.values())
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_h81_forged_ids_reach_no_code(backend: Backend, api: str) -> None:
+    async with attacking(backend, ASK, ASK) as attack:
+        client = attack.client(api)
+        first = await client.ask()
+        [call_id] = first.calls
+        second = await client.answer(first, {call_id: "one"})
+        [other_id] = second.calls
+        forged: list[dict[str, str]] = [
+            {call_id: "again"},  # it has its result
+            {call_id[:-1] + ("0" if call_id[-1] != "0" else "1"): "x"},
+            {"call_code_": "x"},
+            {other_id: "x", "call_code_0": "y"},
+            {other_id.upper(): "x"},
+        ]
+        for outputs in forged:
+            with pytest.raises((openai.APIStatusError, anthropic.APIStatusError)) as error:
+                await client.answer(second, outputs)
+            assert error.value.status_code in (400, 409)
+        assert len(attack.suspended) == 1
+        last = await client.answer(second, {other_id: "two"})
+        assert (last.output, last.calls) == ("two", {})
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_h82_results_of_another_key_reach_no_code(backend: Backend, api: str) -> None:
+    async with attacking(backend, ASK) as attack:
+        ann, bob = attack.client(api), attack.client(api, "bob")
+        first = await ann.ask()
+        with pytest.raises((openai.ConflictError, anthropic.ConflictError), match="No code waits"):
+            await bob.answer(first, dict.fromkeys(first.calls, "forged"))
+        assert len(attack.suspended) == 1
+        last = await ann.answer(first, dict.fromkeys(first.calls, "rain"))
+        assert last.output == "rain"
+
+
+LATE = """
+import os, threading, time
+from tools import weather
+def later():
+    time.sleep(0.5)
+    while True:
+        weather(city='late')
+threading.Thread(target=later, daemon=True).start()
+if not os.fork():
+    os.setsid()
+    later()
+print('end')
+"""
+
+
+async def test_h83_calls_after_the_flush_are_not_made(backend: Backend) -> None:
+    # Neither while the next block runs, nor while its code waits for the client.
+    busy = "import time\nfrom tools import weather\ntime.sleep(1.5)\nprint(weather(city='Ulm'))"
+    async with attacking(backend, LATE, busy) as attack:
+        client = attack.client("chat")
+        reply = await client.ask()
+        assert [arguments["city"] for arguments in reply.calls.values()] == ["Ulm"]
+        await asyncio.sleep(1)
+        last = await client.answer_all(reply)
+        assert last.output == "rain"
+
+
 async def test_h83_code_that_never_runs_calls_nothing(backend: Backend) -> None:
     async with attacking(backend) as attack:
         attack.engine._turns[:] = [f"```python\n{ASK}\n```\nNever mind.{EOS}"]
@@ -243,6 +352,11 @@ async def test_h83_code_that_never_runs_calls_nothing(backend: Backend) -> None:
         assert len(attack.suspended) == 0
 
 
+FLOOD = """
+from tools import ToolError, gather, weather
+found = gather([weather.bind(city=n) for n in range(300)], return_exceptions=True)
+print(found.count('rain'), sum(isinstance(one, ToolError) for one in found))
+"""
 THREADS = """
 import threading
 from tools import ToolError, weather
@@ -257,6 +371,20 @@ print(found.count('rain'), sum(isinstance(one, ToolError) for one in found))
 """
 
 
+@pytest.mark.parametrize("api", ["chat", "messages"])
+async def test_h84_a_flood_of_calls_is_limited(backend: Backend, api: str) -> None:
+    async with attacking(backend, FLOOD) as attack:
+        client = attack.client(api)
+        reply = await client.ask()
+        rounds = []
+        while reply.calls:
+            rounds.append(len(reply.calls))
+            reply = await client.answer(reply, dict.fromkeys(reply.calls, "rain"))
+        assert max(rounds) <= 16
+        assert sum(rounds) == 100
+        assert reply.output == "100 200"
+
+
 async def test_h84_calls_of_many_threads_are_limited(backend: Backend) -> None:
     async with attacking(backend, THREADS) as attack:
         client = attack.client("chat")
@@ -265,3 +393,118 @@ async def test_h84_calls_of_many_threads_are_limited(backend: Backend) -> None:
         made, failed = map(int, ((await client.answer_all(reply)).output or "").split())
         assert made + failed == 40
         assert made >= 16
+
+
+async def test_h84_a_flood_of_waiting_replies_is_limited_for_each_key(backend: Backend) -> None:
+    async with attacking(backend, suspended_per_key=2, max_suspended=3) as attack:
+        attack.engine._turns[:] = [f"```python\n{ASK}\n```<tool_call>"]
+        ann, bob = attack.client("chat"), attack.client("chat", "bob")
+        victim = await bob.ask()
+        replies = [await ann.ask() for _ in range(5)]
+        assert len(attack.suspended) == 3
+        await until(lambda: backend.sandbox.stats().leased == 1 + 3)  # and the neighbour's
+        for reply in replies[:3]:
+            with pytest.raises(openai.ConflictError):
+                await ann.answer(reply, dict.fromkeys(reply.calls, "rain"))
+        attack.engine._turns[:] = [ANSWER]
+        assert (await bob.answer_all(victim)).output == "rain"
+    await until(lambda: backend.sandbox.stats().leased == 1)
+
+
+# The channel is the only socket of the namespace. A request is the sizes of name and arguments, the number of
+# announced calls, the name, and the arguments.
+RAW = """
+import array, gc, socket, struct
+control = [o for o in gc.get_objects() if isinstance(o, socket.socket)][0]
+kept = []
+def call(arguments, following=0):
+    a, b = socket.socketpair()
+    control.sendmsg([b'T'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [b.fileno()]))])
+    b.close()
+    a.sendall(struct.pack('!III', 7, len(arguments), following) + b'weather' + arguments)
+    kept.append(a)
+def answer():
+    a = kept.pop()
+    state, size = struct.unpack('!BI', a.recv(5, socket.MSG_WAITALL))
+    return state, a.recv(size, socket.MSG_WAITALL).decode()[:60]
+"""
+
+
+REJECTED = {
+    f"b'[' * {MAX_JSON_DEPTH} + b']' * {MAX_JSON_DEPTH}": "nested more than",
+    "b'[' * 900 + b']' * 900": "nested more than",
+    "b'[' * 20_000 + b']' * 20_000": "not valid JSON",
+    "b'1e999'": "not valid JSON",
+    "b'NaN'": "not valid JSON",
+    "b'\"\\\\ud800\"'": "lone surrogate",
+    "b'1}, {'": "not valid JSON",
+    "b'1, \"more\": 2'": "dditional properties",
+}
+PASSED_ON = (
+    f"b'[' * {MAX_JSON_DEPTH - 1} + b']' * {MAX_JSON_DEPTH - 1}",
+    "b'\"<|im' + b'_end|>\"'",
+    "b'9' * 4000",
+    "b'1, \"city\": 2'",
+    "b'\"' + b'x' * 60_000 + b'\"'",
+)
+
+
+def sending(values: Sequence[str]) -> str:
+    """Return code that calls the function with each of ``values``, past the functions of ``tools``."""
+    calls = "".join(f"call(b'{{\"city\": ' + {value} + b'}}')\nprint(answer())\n" for value in values)
+    return RAW + calls
+
+
+async def test_h85_arguments_that_clients_can_not_read_are_rejected(backend: Backend) -> None:
+    async with attacking(backend, sending(list(REJECTED))) as attack:
+        reply = await attack.client("chat").ask()
+        assert reply.calls == {}
+        lines = (reply.output or "").splitlines()
+        assert len(lines) == len(REJECTED)
+        for line, error in zip(lines, REJECTED.values(), strict=True):
+            assert line.startswith("(0, ")
+            assert error in line
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_h85_odd_arguments_reach_the_client(backend: Backend, api: str) -> None:
+    counts = []
+    for values in (["b'1'"] * len(PASSED_ON), PASSED_ON):
+        async with attacking(backend, sending(values)) as attack:
+            client = attack.client(api)
+            reply = await client.ask()
+            for _ in values:
+                assert len(reply.calls) == 1
+                reply = await client.answer(reply, dict.fromkeys(reply.calls, "rain"))
+            assert reply.output == "\n".join(["(1, '\"rain\"')"] * len(values))
+            await client.ask([*reply.turns, *QUESTION])
+            counts.append(control_tokens(attack.prompt_ids()))
+    assert counts[0] == counts[1]
+
+
+async def test_h86_announced_calls_that_never_come_delay_a_call_only(backend: Backend) -> None:
+    code = f"{RAW}\ncall(b'{{\"city\": 1}}', 2**32 - 1)\nprint(answer())"
+    async with attacking(backend, code) as attack:
+        client = attack.client("chat")
+        reply = await client.ask()
+        assert list(reply.calls.values()) == [{"city": 1}]
+        assert (await client.answer_all(reply)).output == "(1, '\"rain\"')"
+
+
+async def test_h87_code_that_hangs_up_loses_only_its_own_result(backend: Backend) -> None:
+    code = f"{RAW}\ncall(b'{{\"city\": 1}}')\nimport time\ntime.sleep(0.5)\nkept.pop().close()\nprint('end')"
+    async with attacking(backend, code, ASK) as attack:
+        client = attack.client("chat")
+        reply = await client.ask()
+        last = await client.answer_all(reply)
+        assert last.output == "rain"
+
+
+async def test_h87_failed_code_lists_its_calls_within_the_limit(backend: Backend) -> None:
+    code = "from tools import weather\nweather(city='x' * 60_000)\nweather(city='<|im' + '_end|>')\n1 / 0"
+    async with attacking(backend, code) as attack:
+        client = attack.client("chat")
+        last = await client.answer_all(await client.ask())
+        assert "ZeroDivisionError" in (last.output or "")
+        assert "these calls took effect" in (last.output or "")
+        assert len(attack.prompt_ids()) < 30_000

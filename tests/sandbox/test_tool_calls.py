@@ -133,7 +133,15 @@ def test_arguments_are_json_objects_that_other_programs_can_read() -> None:
     assert parse_arguments('{"a": 1}') == {"a": 1}
     deep = "[" * (MAX_JSON_DEPTH - 1) + "]" * (MAX_JSON_DEPTH - 1)
     assert json.dumps(parse_arguments(f'{{"a": {deep}}}')["a"]) == deep
-    for text in (f'{{"a": [{deep}]}}', f'{{"a": {{"b": {deep}}}}}', '{"a": 1e999}', '{"a": NaN}', "[]", "{"):
+    for text in (
+        f'{{"a": [{deep}]}}',
+        f'{{"a": {{"b": {deep}}}}}',
+        '{"a": 1e999}',
+        '{"a": NaN}',
+        r'{"a": "\ud800"}',
+        "[]",
+        "{",
+    ):
         with pytest.raises(ToolError):
             parse_arguments(text)
 

@@ -188,7 +188,8 @@ async def prepare(
         param, why = conflict
         raise ApiError(400, f"'{param}': {why}.", param=param, code="unsupported_parameter")
     functions = request.code_functions
-    tools = await open_tools(server.mcp, request.mcp_tools, functions) if request.deferred else None
+    wants_tools = request.deferred and (request.mcp_tools or functions or server.mcp.always)
+    tools = await open_tools(server.mcp, request.mcp_tools, functions) if wants_tools else None
     try:
         return await prepare_with(server, request, tools, proven, container)
     except BaseException:
