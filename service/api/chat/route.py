@@ -157,6 +157,8 @@ async def _container(containers: Containers, request: ChatRequest, owner: str) -
     for index, tool in enumerate(request.tools or ()):
         if choice is None and isinstance(tool, CodeInterpreterTool) and tool.container != AutoContainer():
             choice, choice_param = tool.container, f"tools[{index}].container"
+    if choice is None and not parts:
+        return None
     obstacle = None
     if not request.deferred:
         obstacle = "files and containers need code execution, which is off in this request."
