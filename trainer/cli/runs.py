@@ -70,7 +70,7 @@ def list_runs(
     elif runs:
         _console.print(_table(runs, directory))
     else:
-        _console.print(f"no training runs in {directory}")
+        _console.print(f"no training runs in {directory}", highlight=False, soft_wrap=True)
 
 
 @app.command(short_help="Compare the curves of runs.")
