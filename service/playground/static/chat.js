@@ -229,7 +229,15 @@ export class Follower {
     this.following = true;
     const page = document.scrollingElement;
     const isAtEnd = () => page.scrollHeight - page.scrollTop - page.clientHeight < 60;
-    addEventListener("scroll", () => this.update(isAtEnd()), { passive: true });
+    let top = page.scrollTop;
+    // The answer may have grown since the scroll, so only a scroll upwards ends the following.
+    const onScroll = () => {
+      const isUp = page.scrollTop < top;
+      top = page.scrollTop;
+      if (isAtEnd()) this.update(true);
+      else if (isUp) this.update(false);
+    };
+    addEventListener("scroll", onScroll, { passive: true });
     new ResizeObserver(() => this.following && this.toEnd()).observe(byId("thread"));
     byId("to-end").addEventListener("click", () => this.toEnd());
   }
