@@ -13,10 +13,10 @@ ends with a wrong boxed answer; in one of a hundred the wrong digit makes no dif
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import io
 import re
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +24,6 @@ from functools import partial
 from random import Random
 from types import ModuleType
 from typing import Any, Final, Literal
-from unittest.mock import patch
 
 from service.deferral.observation import NOTHING_PENDING, TIMEOUT_TEXT, result_text
 from service.sandbox.base import ExecutionResult
@@ -54,17 +53,21 @@ _TOOLS: Final = ModuleType("tools")
 _TOOLS.__dict__.update(search=_Function(search), gather=_gather)
 
 
+def _import(name: str, *arguments: Any) -> Any:
+    return _TOOLS if name == "tools" else __import__(name, *arguments)
+
+
 class Notebook:
     """A namespace in which scripts run. A script that fails does not change it."""
 
     def __init__(self) -> None:
-        self._names: dict[str, Any] = {}
+        self._names: dict[str, Any] = {"__builtins__": {**vars(builtins), "__import__": _import}}
 
     def run(self, code: str) -> ExecutionResult:
         names = dict(self._names)
         stdout, stderr = io.StringIO(), ""
         try:
-            with contextlib.redirect_stdout(stdout), patch.dict(sys.modules, tools=_TOOLS):
+            with contextlib.redirect_stdout(stdout):
                 exec(code, names)  # noqa: S102 (see the module's docstring)
         except Exception as error:
             stderr = "".join(traceback.format_exception(error))

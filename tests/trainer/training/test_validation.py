@@ -69,7 +69,7 @@ def config(run_dir: Path, **validation: object) -> TrainConfig:
 @pytest.fixture(autouse=True)
 def own_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests are not importable by name: look the functions up here."""
-    monkeypatch.setattr("trainer.rewards.registry._import", lambda name: globals()[name.split(":")[1]])
+    monkeypatch.setattr("trainer.rewards.registry.import_object", lambda name: globals()[name.split(":")[1]])
 
 
 def validator(settings: TrainConfig, loop: BackgroundLoop, shard: Shard, worker: Any = None) -> Validator:
