@@ -223,34 +223,28 @@ function animate(step) {
   return { stop: () => (active = false) };
 }
 
-/** Scroll with the answer as long as the end of the page is visible. */
+/** Scroll with the answer as long as the end of the page is visible. It may grow; only scrolling up ends this. */
 export class Follower {
   constructor() {
     this.following = true;
-    const page = document.scrollingElement;
+    const page = (this.page = document.scrollingElement);
     const isAtEnd = () => page.scrollHeight - page.scrollTop - page.clientHeight < 60;
-    let top = page.scrollTop;
-    // The answer may have grown since the scroll, so only a scroll upwards ends the following.
-    const onScroll = () => {
-      const isUp = page.scrollTop < top;
+    let top = 0;
+    addEventListener("scroll", () => {
+      if (isAtEnd() || page.scrollTop < top) this.update(isAtEnd());
       top = page.scrollTop;
-      if (isAtEnd()) this.update(true);
-      else if (isUp) this.update(false);
-    };
-    addEventListener("scroll", onScroll, { passive: true });
+    }, { passive: true });
     new ResizeObserver(() => this.following && this.toEnd()).observe(byId("thread"));
     byId("to-end").addEventListener("click", () => this.toEnd());
   }
 
   update(following) {
     this.following = following;
-    const page = document.scrollingElement;
-    byId("to-end").hidden = following || page.scrollHeight - page.clientHeight < 60;
+    byId("to-end").hidden = following || this.page.scrollHeight - this.page.clientHeight < 60;
   }
 
   toEnd() {
-    const page = document.scrollingElement;
-    page.scrollTop = page.scrollHeight;
+    this.page.scrollTop = this.page.scrollHeight;
     this.update(true);
   }
 }
