@@ -228,8 +228,7 @@ export class Follower {
   constructor() {
     this.following = true;
     const page = (this.page = document.scrollingElement);
-    const isAtEnd = () => page.scrollHeight - page.scrollTop - page.clientHeight < 60;
-    let top = 0;
+    let [top, isAtEnd] = [0, () => page.scrollHeight - page.scrollTop - page.clientHeight < 60];
     addEventListener("scroll", () => {
       if (isAtEnd() || page.scrollTop < top) this.update(isAtEnd());
       top = page.scrollTop;
