@@ -118,10 +118,10 @@ async def test_live_output_is_bounded(sandbox: Sandbox) -> None:
     session, viewer = sandbox.session(LIMITS), Viewer()
     result = await flushed(session, ["print('line\\n' * 200_000)"], viewer)
     assert result.status == "ok"
-    assert ("line\n" * 200_000).startswith(viewer.text())
-    assert (64 << 10) - 3 <= len(viewer.text()) <= 64 << 10  # no part of a character is sent
-    assert [chunk.truncated for chunk in viewer.chunks].count(True) == 1
-    assert viewer.chunks[-1] == OutputChunk("stdout", "", truncated=True)
+    # A slow owner misses parts, which are marked.
+    assert 0 < len(viewer.text()) <= 64 << 10
+    assert set(viewer.text()) <= set("line\n")
+    assert any(chunk.truncated for chunk in viewer.chunks)
     assert result.stdout == (await flushed(session, ["print('line\\n' * 200_000)"])).stdout
     await session.close()
 
