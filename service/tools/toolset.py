@@ -41,6 +41,7 @@ class ToolSet:
         if len(self._tools) != len(listed):
             raise ValueError("two tools have the same name")
         self._timeout_s = timeout_s
+        self.tools = tuple(listed)
         self.specs = tuple(tool.spec for tool in listed)
         self._arguments = {spec.name: compile_schema(spec.parameters) for spec in self.specs}
         self._results = {

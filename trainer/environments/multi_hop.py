@@ -105,7 +105,7 @@ class TimelyAnswerReward(ExactMatchReward):
     """1.0 for the right answer, less if the model waited for searches; 0.0 for a wrong one.
 
     A penalty that is subtracted from wrong answers too would reward a model for giving up without a search.
-    Reasons: as `ExactMatchReward`. Without a known waiting time there is no discount.
+    Reasons: as `ExactMatchReward`. An unknown waiting time counts as 0.
 
     Args:
         discount: part of the reward that a right answer loses at ``limit_s``; linear up to there.

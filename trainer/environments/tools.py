@@ -11,14 +11,13 @@ import inspect
 import json
 import shlex
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any
 
 from service.tools.base import MAX_ERROR_CHARS, ToolError, ToolSpec
 from service.tools.mcp.connection import McpServer
 from service.tools.mcp.hub import McpHub, McpServerError
 from service.tools.stubs import identifier, listing
-from service.tools.toolset import CALL_TIMEOUT_S, Tool, ToolSet
+from service.tools.toolset import Tool, ToolSet
 from trainer.environments.settings import ToolSettings
 from trainer.rewards.registry import ImportPathError, import_object
 
@@ -48,7 +47,6 @@ class RolloutTools:
         self._hub = McpHub(
             [_server(label, entry) for label, entry in servers.items()],
             always=tuple(servers),
-            call_timeout_s=max((entry.timeout_s for entry in servers.values()), default=CALL_TIMEOUT_S),
         )
         self._tools = ToolSet(())
 
@@ -70,9 +68,9 @@ class RolloutTools:
             raise ToolConfigError(f"tools: the MCP server {command!r} {error}") from None
         of_servers = []
         if offered is not None:
-            for spec in offered.specs:
-                entry = self._settings[offered.origins[spec.name][0]]
-                of_servers.append(_tool(spec, partial(offered.call, spec.name), entry))
+            for tool in offered.tools:
+                entry = self._settings[offered.origins[tool.spec.name][0]]
+                of_servers.append(_tool(tool.spec, tool.run, entry))
         try:
             self._tools = ToolSet([*self._functions, *of_servers])
         except ValueError as error:

@@ -281,7 +281,7 @@ def import_object(path: str) -> Any:
     """Return what an import path ``module:name`` names. The working directory is searched too.
 
     Raises:
-        ImportPathError: there is no such module or name.
+        ImportPathError: the module or the name does not exist.
     """
     module_name, _, name = path.partition(":")
     if not module_name or not name:

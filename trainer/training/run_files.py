@@ -66,7 +66,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def read_complete_lines(path: Path, *, truncate: bool = False) -> list[bytes]:
-    """Return the lines of a file, without the last one if it does not end. No lines if there is no file.
+    """Return the complete lines of a file, without an unfinished last one. Empty if the file does not exist.
 
     A process that was killed, or that is writing now, may leave a part of a line.
 
