@@ -38,6 +38,7 @@ from service.sandbox.factory import SandboxOptions, create_sandbox, instance_nam
 from service.sandbox.pooled_sandbox import PooledSandbox
 
 CODE, OUTPUT = "print(1)", "1"
+PAUSES_S = (0.0, 0.02, 0.05, 0.3)
 LIMITS = SessionLimits(run_limit_s=20.0)
 Idle = Callable[[], Awaitable[tuple[float, float]]]
 """Returns the numbers of idle and of starting containers of a pool."""
@@ -123,6 +124,17 @@ async def dispatch(ways: dict[str, Call], calls: int) -> dict[str, list[float]]:
                 times[name].append((time.perf_counter() - began) * 1e3)
             if output.strip().strip('"').removesuffix("\\n") != OUTPUT:
                 raise RuntimeError(f"{name}: {output!r}")
+    return times
+
+
+async def paced(ways: dict[str, Call], pause_s: float, calls: int) -> dict[str, list[float]]:
+    """Durations of calls that come ``pause_s`` seconds after the one before, as while a model writes."""
+    times: dict[str, list[float]] = {}
+    for name, call in ways.items():
+        times[name] = []
+        for _ in range(calls):
+            await asyncio.sleep(pause_s)
+            times[name].append(await timed(call(CODE)))
     return times
 
 
@@ -230,6 +242,14 @@ async def main(options: argparse.Namespace) -> None:
         rate = {name: await throughput(call, workers, options.seconds) for name, call in ways.items()}
         rows = {name: [*spread(times[name]), round(rate[name], 1)] for name in ways}
         table("time to run `print(1)`, ms", rows, "p50", "p95", f"calls/s, {workers} concurrent")
+        ours = {name: call for name, call in ways.items() if name.startswith("leased")}
+        after = {pause_s: await paced(ours, pause_s, options.calls) for pause_s in PAUSES_S}
+        rows = {
+            f"{name}, {pause_s * 1e3:g} ms after the last call": spread(found[name])
+            for name in ours
+            for pause_s, found in after.items()
+        }
+        table("time to run `print(1)`, ms", rows, "p50", "p95")
 
         async def own_pool() -> tuple[float, float]:
             return direct.stats().idle, direct.stats().starting

@@ -258,7 +258,7 @@ async def test_a_block_runs_before_the_flush(pair: tuple[Session, Session]) -> N
     await asyncio.sleep(3)
     result = await eager.flush()
     assert (result.status, result.stdout) == ("ok", "slept\n")
-    assert result.wall_seconds >= 0.5
+    assert result.wall_seconds > 0.4
     assert result.started_at is not None
     # It started when it was invoked, not at the flush.
     assert result.started_at < time.time() - result.waited_seconds - 1
