@@ -68,11 +68,13 @@ async def own(sandbox: Sandbox, workers: int) -> AsyncGenerator[Call]:
 
 
 @contextlib.asynccontextmanager
-async def runner(pool_size: int) -> AsyncGenerator[tuple[Sandbox, Idle]]:
+async def runner(pool_size: int, runtime: str | None) -> AsyncGenerator[tuple[Sandbox, Idle]]:
     """``ih-grpo runner`` in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         token, bind = secrets.token_hex(32), f"unix:{folder}/runner.sock"
         options = ["--bind", bind, "--warm-containers", str(pool_size), "--log-level", "warning"]
+        if runtime is not None:
+            options += ["--runtime", runtime]
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -214,15 +216,20 @@ async def main(options: argparse.Namespace) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # removes all containers
-    print(machine(host, image), flush=True)
+    print(f"{machine(host, image)}, runtime {options.runtime or 'of the daemon'}", flush=True)
     async with contextlib.AsyncExitStack() as stack:
         direct = create_sandbox(
-            SandboxOptions(kind="in-process", pool_size=2, instance=instance_name("benchmark"))
+            SandboxOptions(
+                kind="in-process",
+                pool_size=2,
+                instance=instance_name("benchmark"),
+                runtime=options.runtime,
+            )
         )
         assert isinstance(direct, PooledSandbox)
         stack.push_async_callback(direct.stop)
         await direct.start()
-        remote, its_pool = await stack.enter_async_context(runner(pool_size=2))
+        remote, its_pool = await stack.enter_async_context(runner(2, options.runtime))
         ways: dict[str, Call] = {
             "leased container, in-process": await stack.enter_async_context(own(direct, workers)),
             "leased container, through the runner": await stack.enter_async_context(own(remote, workers)),
@@ -279,6 +286,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--calls", type=int, default=200, help="timed calls per variant")
+    parser.add_argument("--runtime", help="OCI runtime of our containers, such as runsc (gVisor)")
     parser.add_argument("--workers", type=int, default=2, help="concurrent calls for the rate")
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of the rate measurement")
     parser.add_argument("--leases", type=int, default=20)

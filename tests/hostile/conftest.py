@@ -40,13 +40,18 @@ def table() -> Iterator[dict[str, str]]:
 
 def render(outcomes: dict[str, str]) -> str:
     lines = [
-        "# Hostile code, case by case",
+        "# Hostile-code tests",
         "",
-        "Written by the suite itself: `IHGRPO_HOSTILE_TABLE=docs/reference/hostile-code.md pytest tests/hostile`. After each case",
-        "the same tenant's next call and another tenant's next call were right, and no process or file was left.",
-        "The cases of several calls or tenants (64 to 68) are the tests of `tests/hostile/test_tenants.py`.",
+        "Written by the test suite: `IHGRPO_HOSTILE_TABLE=docs/reference/hostile-code.md pytest tests/hostile`. "
+        "After each case,",
+        "the tests check that the next call of the same tenant and of another tenant return correct results, and that "
+        "no process",
+        "or file is left. The cases with several calls or tenants (64 to 68, 75 and 76) are in "
+        "`tests/hostile/test_tenants.py`.",
         "",
-        f"The grace was the default of {PoolSettings().grace_s:g} s: an answer is due by the deadline + 2 s at most.",
+        f"The grace period was the default of {PoolSettings().grace_s:g} s, so an answer must arrive within 2 s after the "
+        "deadline.",
+        "",
         *(f"- {text}" for key, text in sorted(outcomes.items()) if key.startswith("note ")),
         "",
         "| case | what the code does | runc | bubblewrap | runsc |",

@@ -78,11 +78,12 @@ def load_questions(path: Path) -> list[Question]:
         ValueError: a row is not such an object.
     """
     questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Lines of bytes: a string in JSON may contain characters at which ``str.splitlines`` splits.
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
             questions.append(Question(row["question"], row.get("answer"), tuple(row.get("earlier", ()))))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: not a question: {error!r}") from None
     return questions
 

@@ -222,28 +222,3 @@ function animate(step) {
   requestAnimationFrame(loop);
   return { stop: () => (active = false) };
 }
-
-/** Scroll with the answer as long as the end of the page is visible. It may grow; only scrolling up ends this. */
-export class Follower {
-  constructor() {
-    this.following = true;
-    const page = (this.page = document.scrollingElement);
-    let [top, isAtEnd] = [0, () => page.scrollHeight - page.scrollTop - page.clientHeight < 60];
-    addEventListener("scroll", () => {
-      if (isAtEnd() || page.scrollTop < top) this.update(isAtEnd());
-      top = page.scrollTop;
-    }, { passive: true });
-    new ResizeObserver(() => this.following && this.toEnd()).observe(byId("thread"));
-    byId("to-end").addEventListener("click", () => this.toEnd());
-  }
-
-  update(following) {
-    this.following = following;
-    byId("to-end").hidden = following || this.page.scrollHeight - this.page.clientHeight < 60;
-  }
-
-  toEnd() {
-    this.page.scrollTop = this.page.scrollHeight;
-    this.update(true);
-  }
-}

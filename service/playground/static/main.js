@@ -1,10 +1,11 @@
 // The page: connects its parts, handles keys and links.
 import { UserError } from "./api.js";
-import { Chat, Follower } from "./chat.js";
+import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
 import { deleteConversation, isConversationKey, listConversations, newConversation } from "./conversations.js";
 import { announce, button, byId, el } from "./dom.js";
 import { questionOf } from "./episode.js";
+import { Follower } from "./follower.js";
 import { SettingsForm } from "./settings.js";
 import { fromFragment, holdsEpisode } from "./share_link.js";
 import { Sidebar } from "./sidebar.js";
