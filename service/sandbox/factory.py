@@ -71,7 +71,7 @@ class SandboxOptions:
     runner_token_file: Path | None = None
     runner_tls: RunnerTlsFiles = RunnerTlsFiles()
     """``runner``: TLS files of the client."""
-    connect_timeout_s: float = 10.0
+    connect_timeout_s: float = 30.0
     """``runner``: how long to retry while the runner is unreachable."""
     start_timeout_s: float | None = None
     """``runner``: how long ``start`` waits for the runner to be ready; None for ``connect_timeout_s``."""

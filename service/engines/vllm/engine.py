@@ -244,8 +244,10 @@ class VLLMEngine(CheckpointEngine):
         }
 
     def _dtype(self, *, is_cpu: bool) -> str:
-        """Resolve ``auto`` on a CPU as the embedded engine does; elsewhere leave it to vLLM."""
-        if self._settings.dtype != "auto" or not is_cpu:
+        """Resolve ``auto`` on a CPU as the embedded engine does; elsewhere leave it to vLLM, and also for
+        quantised weights, whose kernels need the checkpoint's own type."""
+        is_quantised = getattr(self._files.config, "quantization_config", None) is not None
+        if self._settings.dtype != "auto" or not is_cpu or is_quantised:
             return self._settings.dtype
         import torch
 

@@ -78,12 +78,21 @@ def build_image(
             tag=image,
             buildargs=arguments,
             labels=labels,
-            network_mode="host",
+            network_mode=_build_network(client),
             rm=True,
             decode=True,
         )
         _follow(output, report)
     return True
+
+
+def _build_network(client: docker.APIClient) -> str | None:
+    """Return the network of the steps of a build: the host's, whose addresses and proxies work there too.
+
+    A daemon with ``userns-remap`` can't share it; None is the daemon's default network.
+    """
+    options = client.info().get("SecurityOptions") or ()
+    return None if any(option.startswith("name=userns") for option in options) else "host"
 
 
 def list_images() -> list[ImageInfo]:

@@ -54,7 +54,7 @@ class RunnerClientSettings:
     """This client's certificate, if the runners require one."""
     key_file: Path | None = None
     """Its private key; None if it is in the same file."""
-    connect_timeout_s: float = 10.0
+    connect_timeout_s: float = 30.0
     """Time to retry while no runner is reachable, for example while it restarts."""
     start_timeout_s: float | None = None
     """Time that ``start`` waits for a runner to be ready; None for ``connect_timeout_s``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 import pytest_asyncio
 import torch
 from prometheus_client import REGISTRY
+from safetensors.torch import load_file, save_file
 
 from service.engines import adapters
 from service.engines.base import Engine, EngineError, InvalidRequestError, Sampling, TokenChunk, unsupported
@@ -298,6 +300,58 @@ async def test_prompt_logprobs_match_the_embedded_engine(engine: VLLMEngine, che
         assert [top.logprob for top in mine.top_logprobs] == pytest.approx(
             [top.logprob for top in theirs.top_logprobs], abs=1e-3
         )
+
+
+def quantise(checkpoint: Path, target: Path) -> None:
+    """Write a copy with linear weights in 8 bits, in the format compressed-tensors: a scale per output."""
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in load_file(checkpoint / "model.safetensors").items():
+        if name.endswith("_proj.weight"):
+            scale = weight.abs().amax(dim=1, keepdim=True) / 127
+            weights[name] = (weight / scale).round().to(torch.int8)
+            weights[name + "_scale"] = scale
+        else:
+            weights[name] = weight.bfloat16()
+    shutil.copytree(checkpoint, target)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    eight_bits = {"num_bits": 8, "type": "int", "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**eight_bits, "strategy": "channel", "dynamic": False},
+        "input_activations": {**eight_bits, "strategy": "token", "dynamic": True},
+    }
+    config = json.loads((target / "config.json").read_text())
+    config["dtype"] = "bfloat16"
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
+    (target / "config.json").write_text(json.dumps(config))
+
+
+async def test_serves_a_quantised_checkpoint(tmp_path: Path) -> None:
+    ids = prompt(70)
+    checkpoint = make_checkpoint(
+        tmp_path / "whole", head_dim=32, hidden_size=64
+    )  # the kernels need multiples of 32
+    quantise(checkpoint, tmp_path / "quantised")
+    sampling = replace(GREEDY, max_tokens=1, prompt_logprobs=1)
+    scored = []
+    for engine in (
+        VLLMEngine(VLLMSettings(model=str(tmp_path / "quantised"), args=VLLM_ARGS)),
+        TransformersEngine(TransformersSettings(model=str(checkpoint), dtype="float32")),
+    ):
+        await engine.start()
+        try:
+            [chunk] = await collect(engine, ids, sampling)
+        finally:
+            await engine.stop()
+        scored.append(torch.tensor([token.logprob for token in chunk.prompt_logprobs]))
+    difference = (scored[0] - scored[1]).abs()
+    assert 0 < difference.mean() < 0.15, difference
 
 
 async def test_vllm_errors_are_reported(engine: VLLMEngine) -> None:

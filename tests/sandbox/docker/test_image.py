@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
@@ -85,6 +86,20 @@ async def test_reports_a_missing_image_with_the_build_command() -> None:
         daemon.close()
     assert build_command("ih-grpo-sandbox:latest") == "ih-grpo sandbox build"
     assert CliRunner().invoke(app, ["sandbox", "build", "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "network"),
+    [
+        (["name=seccomp,profile=default"], "host"),
+        (["name=userns"], None),
+        (["name=rootless"], "host"),
+        (None, "host"),
+    ],
+)
+def test_steps_of_a_build_use_the_network_of_the_host(options: list[str] | None, network: str | None) -> None:
+    client = Mock(**{"info.return_value": {"SecurityOptions": options}})
+    assert sandbox_image._build_network(client) == network
 
 
 @pytest.mark.docker
