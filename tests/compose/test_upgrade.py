@@ -48,7 +48,7 @@ class Load:
             time.sleep(0.2)
 
     def _ask(self, stack: Stack, ended: threading.Event) -> None:
-        with OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=12, timeout=120) as client:
+        with OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=60, timeout=120) as client:
             while not ended.is_set():
                 try:
                     reply = client.chat.completions.create(
