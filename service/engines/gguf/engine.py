@@ -45,9 +45,9 @@ class GGUFEngine(BatchingEngine):
         if self._thread is not None:
             raise EngineError("the engine was already started: create a new one")
         settings = self._settings
-        # Not in a thread of ``asyncio.to_thread``: it does not end, nor do the threads that OpenMP starts in it
-        # for its first pass. With more of them than cores, OpenMP's barriers sleep instead of spinning, and a
-        # token takes 1.5 times as long.
+        # Not in a thread of ``asyncio.to_thread``: it does not end, nor do the threads that OpenMP starts
+        # in it for its first pass. With more threads than cores, OpenMP's barriers sleep instead of
+        # spinning, and a token takes 1.5 times as long.
         loader = ThreadPoolExecutor(1, thread_name_prefix="gguf-load")
         try:
             loading = asyncio.get_running_loop().run_in_executor(
