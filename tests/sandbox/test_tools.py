@@ -244,7 +244,7 @@ async def test_values_of_all_kinds_return(sandbox: Sandbox) -> None:
             f"import tools\nfrom tools import echo\nprint([echo(v) == v for v in {values!r}])",
             "try: echo('\\ud800')\nexcept tools.ToolError as e: print(e)",
         )
-        rejected = "echo(): the arguments have a lone surrogate, which is not valid Unicode"
+        rejected = "the arguments have a lone surrogate, which is not valid Unicode"
         assert result.stdout.splitlines() == [str([True] * len(values)), rejected]
 
 
