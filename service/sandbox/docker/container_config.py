@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from service.sandbox.base import SandboxError
 from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.worker_program import (
     INPUTS,
@@ -51,8 +52,17 @@ class DaemonKind:
 def create_arguments(
     settings: DockerSandboxSettings, name: str, labels: dict[str, str], kind: DaemonKind | None = None
 ) -> dict[str, Any]:
-    """Return the body of Docker's "create a container" request. ``kind`` is Docker as root if None."""
+    """Return the body of Docker's "create a container" request. ``kind`` is Docker as root if None.
+
+    Raises:
+        SandboxError: the daemon would ignore the runtime.
+    """
     kind = kind or DaemonKind()
+    if kind.is_podman and settings.runtime is not None:
+        raise SandboxError(
+            f"Podman ignores the runtime of a container, and would not use {settings.runtime}: leave it out, "
+            "and set the runtime of all containers in Podman's containers.conf"
+        )
     disk = f"rw,noexec,nosuid,nodev,size={settings.disk_mb}m,nr_inodes={settings.max_files},mode=1777"
     shared = f"rw,noexec,nosuid,nodev,size={settings.shared_memory_mb}m,nr_inodes=256,mode=1777"
     inputs = f"rw,noexec,nosuid,nodev,size={settings.inputs_mb}m,nr_inodes=256,mode=0755"

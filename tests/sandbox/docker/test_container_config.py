@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from service.sandbox.base import SandboxError
 from service.sandbox.docker.container_config import DaemonKind, create_arguments, seccomp_profile
 from service.sandbox.docker.settings import DockerSandboxSettings
 from service.sandbox.worker_program import MASKED_PATHS, fresh_uid
@@ -111,6 +112,13 @@ def test_masks_files_that_all_containers_share() -> None:
     masked = ARGUMENTS["HostConfig"]["MaskedPaths"]
     docker = "/proc/kcore /proc/keys /proc/latency_stats /proc/timer_list /proc/sched_debug /sys/firmware"
     assert {*docker.split(), "/proc/locks", "/proc/sys/fs", "/dev/pts"} <= set(masked)
+
+
+def test_podman_would_ignore_a_runtime() -> None:
+    with pytest.raises(
+        SandboxError, match="Podman ignores the runtime of a container, and would not use runsc"
+    ):
+        create_arguments(DockerSandboxSettings(runtime="runsc"), "name", {}, DaemonKind(is_podman=True))
 
 
 def test_clone3_is_allowed_only_under_gvisor() -> None:
