@@ -34,6 +34,7 @@ from service.common import logs
 from service.common.machine import physical_cores
 from service.engines.base import Engine, PromptLogprob, Sampling
 from service.engines.gguf.engine import GGUFEngine
+from service.engines.gguf.runner import can_repack_weights
 from service.engines.settings import GGUFSettings, TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
 
@@ -83,8 +84,8 @@ def llama_server(arguments: argparse.Namespace, streams: int, context: int) -> I
     command = [arguments.server, "--model", arguments.model, "--parallel", str(streams)]
     command += ["--ctx-size", str(streams * context), "--threads", str(arguments.threads), "--no-webui"]
     command += ["--host", "127.0.0.1", "--port", str(arguments.port), "--log-disable"]
-    if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
-        command.append("--no-repack")  # the engine does the same, see service/engines/gguf/runner.py
+    if not can_repack_weights():
+        command.append("--no-repack")
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{arguments.port}"
     try:

@@ -217,15 +217,21 @@ def _pointer(array: Any, kind: Any) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
+def can_repack_weights() -> bool:
+    """Return whether llama.cpp may repack weights for the CPU: not for AMX.
+
+    GCC 12 compiles llama.cpp's set-up of AMX tiles to code that ends the process at the first multiplication
+    with quantised weights: its intrinsic reads 64 bytes but declares 8. Without the repacked weights,
+    llama.cpp uses AVX-512.
+    """
+    return b"AMX_INT8 = 1" not in llama.llama_print_system_info()
+
+
 def _load(settings: GGUFSettings) -> Any:
     params = llama.llama_model_default_params()
     if settings.device == "cpu":
         params.n_gpu_layers = 0
-    if b"AMX_INT8 = 1" in llama.llama_print_system_info():
-        # GCC 12 compiles llama.cpp's set-up of AMX tiles to code that ends the process at the first
-        # multiplication with quantised weights: its intrinsic reads 64 bytes but declares 8. Without the
-        # repacked weights, llama.cpp uses AVX-512.
-        params.use_extra_bufts = False
+    params.use_extra_bufts = can_repack_weights()
     model = llama.llama_model_load_from_file(str(Path(settings.model).resolve()).encode(), params)
     if not model:
         raise EngineError(f"llama.cpp can't load {settings.model}: {_last_error()}")
