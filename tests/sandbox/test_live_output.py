@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from service.sandbox.base import ExecutionResult, OutputChunk, Sandbox, Session, SessionLimits
 from service.sandbox.docker.sandbox import DockerSandbox
-from tests.support.eager_programs import FORGET, programs
+from tests.support.eager_programs import FORGET, Program, programs
 
 EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "10"))
 pytestmark = [
@@ -145,9 +145,9 @@ async def pairs(docker_sandbox: DockerSandbox) -> AsyncGenerator[list[tuple[Sess
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 async def test_the_result_is_the_same_with_and_without_live_output(
-    pairs: list[tuple[Session, Session]], drawn: tuple[bool, list[list[str]]]
+    pairs: list[tuple[Session, Session]], program: Program
 ) -> None:
-    for blocks in [*drawn[1], [FORGET]]:
+    for blocks in [*program.flushes, [FORGET]]:
         for shown, plain in pairs:
             viewer = Viewer()
             live = await flushed(shown, blocks, viewer)

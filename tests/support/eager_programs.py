@@ -8,6 +8,7 @@ times.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Final
 
 from hypothesis import strategies as st
@@ -123,7 +124,7 @@ OUTPUT: Final = [
     "import warnings\nwarnings.warn('hidden')",
     "import logging\nlogging.warning('logged')",
     "1 / 0",
-    "import os\nif child := os.fork(): os.waitpid(child, 0)\nelse: print('in the fork')",
+    FORK := "import os\nif child := os.fork(): os.waitpid(child, 0)\nelse: print('in the fork')",
 ]
 THREADS: Final = [
     "t = threading.Thread(target=print, args=('thread',))\nt.start()\nt.join()",
@@ -212,6 +213,7 @@ LITERALS: Final = [
     "print(table['key 7'])",
     "big.append(undefined)",
 ]
+LONG: Final = {f"literal {n}": text for n, text in enumerate(LITERALS) if len(text) > 1000}
 GROUPS: Final = {
     "basic": ("", BASIC),
     "randomness": ("import random\nimport numpy as np\nrandom.seed(1)\nnp.random.seed(1)", RANDOMNESS),
@@ -251,18 +253,36 @@ del decimal, gc, logging, os, mpmath, numpy
 """Run between two programs of a session."""
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A random program: flushes, which are lists of blocks."""
+
+    flushes: list[list[str]]
+    can_replay: bool
+    """Whether the reference can run it."""
+
+    def __repr__(self) -> str:
+        """Return the code, with long literals shortened."""
+        code = repr(self.flushes)
+        for name, statement in LONG.items():
+            code = code.replace(repr(statement)[1:-1], f"<{name}>")
+        return f"Program({code}, {self.can_replay})"
+
+
 @st.composite
-def programs(draw: st.DrawFn) -> tuple[bool, list[list[str]]]:
-    """Programs as lists of flushes, which are lists of blocks, and whether the reference can run them."""
+def programs(draw: st.DrawFn) -> Program:
+    """Programs that mix one or two groups."""
     names = draw(st.lists(st.sampled_from(sorted(GROUPS)), min_size=1, max_size=2, unique=True))
     first = [GROUPS[name][0] for name in names if GROUPS[name][0]]
     statements = [statement for name in names for statement in GROUPS[name][1]]
+    if {"output", "randomness"} <= set(names):
+        statements.remove(FORK)  # Python seeds `random` anew in a forked process, which runs the rest as well
     block = st.lists(st.sampled_from(statements), max_size=3).map("\n".join)
     several = st.lists(block, min_size=1, max_size=4)
     many = st.lists(st.sampled_from(["count = 0", "count += 1", "print(count)"]), min_size=20, max_size=40)
     rare = st.integers(0, 15).flatmap(lambda n: many if n == 0 else several)
     flushes = draw(st.lists(rare, min_size=1, max_size=4))
-    return not WITHOUT_REFERENCE & set(names), ([first] if first else []) + flushes
+    return Program(([first] if first else []) + flushes, not WITHOUT_REFERENCE & set(names))
 
 
 _REFERENCE = r"""
