@@ -7,8 +7,10 @@ import json
 import math
 import os
 import time
+import traceback
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -23,6 +25,8 @@ from tests.support.eager_programs import FORGET, Program, programs, reference
 EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "60"))
 BATCH = min(EXAMPLES, 100)
 """Random programs of one test. `make fuzz` runs several tests at once, because programs mostly wait."""
+DIFFERENCES = Path("build/eager_differences.txt")
+"""Where `make fuzz` writes the programs that fail."""
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.timeout(1500 + 30 * BATCH),
@@ -87,6 +91,12 @@ def pair(runs: Runs) -> tuple[Session, Session]:
     return runs.eager, runs.plain
 
 
+def record(difference: AssertionError) -> None:
+    DIFFERENCES.parent.mkdir(exist_ok=True)
+    with DIFFERENCES.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write("".join(traceback.format_exception_only(difference)) + "\n")
+
+
 async def flushed(session: Session, flush: Sequence[str], pause_s: float = 0.0) -> ExecutionResult:
     for block in flush:
         await session.invoke(block)
@@ -116,6 +126,8 @@ async def test_eager_execution_equals_running_all_blocks_at_the_flush(
         await runs.compare(program.flushes, pause_s, with_reference=program.can_replay)
     except AssertionError as difference:
         difference.add_note(f"{program!r}, pauses of {pause_s} s")
+        if EXAMPLES > 60:
+            record(difference)  # now, and not only after hours
         raise
     await runs.compare([[FORGET]], 0.0, with_reference=False)
 

@@ -128,7 +128,7 @@ OUTPUT: Final = [
 ]
 THREADS: Final = [
     "t = threading.Thread(target=print, args=('thread',))\nt.start()\nt.join()",
-    "threading.Thread(target=lambda: (time.sleep(0.3), print('late'))).start()",
+    "threading.Thread(target=lambda: (time.sleep(0.6), os.write(1, b'late\\n'))).start()",
     "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
     "go = threading.Event()\ntry:\n    while True:\n"
     "        threading.Thread(target=go.wait, daemon=True).start()\nexcept RuntimeError: print('the limit')",
@@ -236,8 +236,8 @@ for _p in ('.', '/tmp', '/dev/shm'):
     for _n in os.listdir(_p):
         _q = os.path.join(_p, _n)
         shutil.rmtree(_q) if os.path.isdir(_q) and not os.path.islink(_q) else os.unlink(_q)
+for _n in ('__annotations__', '__warningregistry__'): globals().pop(_n, None)
 for _n in [n for n in globals() if not n.startswith('__')]: del globals()[_n]
-globals().pop('__annotations__', None)
 __doc__ = None
 import decimal, gc, logging, os, mpmath, numpy
 gc.collect()

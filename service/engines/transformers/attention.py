@@ -95,6 +95,38 @@ class DecodeBatch:
     length: int
     mask: Tensor
 
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Tensor:
+        """``query`` and result: [count, kv_heads, groups, head_dim]."""
+        if self.index is not None:
+            query = query.new_zeros(self.selected, *query.shape[1:]).index_copy_(0, self.index, query)
+        k, v = (stored[self.rows, :, : self.length] for stored in (keys, values))
+        attended = F.scaled_dot_product_attention(query, k, v, attn_mask=self.mask, scale=scaling)
+        return attended if self.index is None else attended[self.index]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """The same, but each sequence is attended by itself, up to its own length: ``(row, length)``.
+
+    Less work than a `DecodeBatch`, which is as long as its longest sequence, if lengths differ.
+    """
+
+    sequences: tuple[tuple[int, int], ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.sequences)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Tensor:
+        """``query`` and result: [count, kv_heads, groups, head_dim]."""
+        attended = [
+            F.scaled_dot_product_attention(
+                query[n : n + 1], keys[row, None, :, :length], values[row, None, :, :length], scale=scaling
+            )
+            for n, (row, length) in enumerate(self.sequences)
+        ]
+        return torch.cat(attended)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -114,7 +146,7 @@ class Step:
     cache: KVCache
     slots: Tensor
     positions: Tensor
-    singles: DecodeBatch | None
+    singles: DecodeBatch | DecodeRows | None
     chunks: tuple[Chunk, ...]
 
 
@@ -165,28 +197,15 @@ def attend(
     grouped = query.reshape(tokens, kv_heads, heads // kv_heads, width)
     singles = step.singles
     if singles is not None and not step.chunks:
-        output = _attend_singles(grouped, keys, values, singles, scaling)
+        output = singles.attend(grouped, keys, values, scaling)
     else:
         output = query.new_empty(*grouped.shape[:3], value.shape[-1])
         if singles is not None:
-            output[: singles.count] = _attend_singles(
-                grouped[: singles.count], keys, values, singles, scaling
-            )
+            output[: singles.count] = singles.attend(grouped[: singles.count], keys, values, scaling)
         for chunk in step.chunks:
             here = slice(chunk.start, chunk.stop)
             output[here] = _attend_chunk(grouped[here], keys, values, chunk, scaling)
     return output.reshape(tokens, heads, -1)
-
-
-def _attend_singles(
-    query: Tensor, keys: Tensor, values: Tensor, singles: DecodeBatch, scaling: float | None
-) -> Tensor:
-    """``query`` and result: [count, kv_heads, groups, head_dim]."""
-    if singles.index is not None:
-        query = query.new_zeros(singles.selected, *query.shape[1:]).index_copy_(0, singles.index, query)
-    k, v = (stored[singles.rows, :, : singles.length] for stored in (keys, values))
-    attended = F.scaled_dot_product_attention(query, k, v, attn_mask=singles.mask, scale=scaling)
-    return attended if singles.index is None else attended[singles.index]
 
 
 def _attend_chunk(query: Tensor, keys: Tensor, values: Tensor, chunk: Chunk, scaling: float | None) -> Tensor:

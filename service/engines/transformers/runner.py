@@ -21,7 +21,15 @@ from service.engines.base import EngineError
 from service.engines.execute_head import apply_execute_head, split_execute_head
 from service.engines.model_config import count_parameters
 from service.engines.settings import TransformersSettings
-from service.engines.transformers.attention import NAME, Chunk, DecodeBatch, KVCache, Step, attend
+from service.engines.transformers.attention import (
+    NAME,
+    Chunk,
+    DecodeBatch,
+    DecodeRows,
+    KVCache,
+    Step,
+    attend,
+)
 from service.engines.transformers.lora import AdapterRows, attach, read_adapters
 from service.engines.transformers.scheduler import Request, Work
 from service.engines.transformers.weight_loading import (
@@ -36,6 +44,8 @@ ARCHITECTURES: Final = frozenset({"qwen2", "qwen3"})
 """Values of ``model_type`` that `Decoder` computes."""
 
 _Linear = Callable[[Tensor], Tensor]
+_CALL: Final = 85
+"""On a CPU, a call of attention takes about as long as this many positions of a sequence."""
 
 
 class _Layer(NamedTuple):
@@ -278,13 +288,16 @@ class ModelRunner:
             offset += count
         return {adapter: self._tensor(numbers) for adapter, numbers in rows.items()}
 
-    def _singles(self, works: Sequence[Work]) -> DecodeBatch | None:
+    def _singles(self, works: Sequence[Work]) -> DecodeBatch | DecodeRows | None:
         singles = [work for work in works if work.stop - work.start == 1]
         if not singles:
             return None
         rows = [work.slot.index for work in singles]
         first, span = rows[0], rows[-1] - rows[0] + 1
         length = self._aligned(max(work.stop for work in singles))
+        batched = min(span, 2 * len(rows)) * length
+        if self.device.type == "cpu" and sum(work.stop + _CALL for work in singles) < batched:
+            return DecodeRows(tuple((work.slot.index, work.stop) for work in singles))
         if span > 2 * len(rows):
             # Far apart: copying the rows is cheaper than attending to all rows between them.
             stops, selected, index = [work.stop for work in singles], len(rows), None

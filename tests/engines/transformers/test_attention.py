@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.engines.base import EngineError
-from service.engines.transformers.attention import Chunk, DecodeBatch, KVCache, Step, slot_attention
+from service.engines.transformers.attention import (
+    Chunk,
+    DecodeBatch,
+    DecodeRows,
+    KVCache,
+    Step,
+    slot_attention,
+)
 
 HEADS, KV_HEADS, WIDTH, LENGTH = 6, 2, 8, 16
 
@@ -20,8 +27,17 @@ def mask(stops: list[int]) -> Tensor:
     return torch.zeros(len(stops), LENGTH).masked_fill_(hidden, -torch.inf)
 
 
-@pytest.mark.parametrize("span", [True, False], ids=["rows as a view", "rows copied"])
-def test_attention_is_causal_within_each_sequence(span: bool) -> None:
+SINGLES = {
+    "rows as a view": DecodeBatch(
+        2, slice(1, 4), 3, torch.tensor([0, 2]), LENGTH, mask([7, 1, 4])[:, None, None]
+    ),
+    "rows copied": DecodeBatch(2, torch.tensor([1, 3]), 2, None, LENGTH, mask([7, 4])[:, None, None]),
+    "row by row": DecodeRows(((1, 7), (3, 4))),
+}
+
+
+@pytest.mark.parametrize("way", SINGLES)
+def test_attention_is_causal_within_each_sequence(way: str) -> None:
     """Slots 1 and 3 decode one token each, slot 0 prefills four tokens, slot 2 is idle."""
     random = torch.Generator().manual_seed(0)
     cached = {
@@ -35,13 +51,8 @@ def test_attention_is_causal_within_each_sequence(span: bool) -> None:
     slots, positions = torch.tensor([1, 3, 0, 0, 0, 0]), torch.tensor([6, 3, 9, 10, 11, 12])
     query = torch.randn(1, HEADS, 6, WIDTH, generator=random)
     new = torch.randn(2, 1, KV_HEADS, 6, WIDTH, generator=random)
-    if span:
-        stops, rows, index = [7, 1, 4], slice(1, 4), torch.tensor([0, 2])
-        singles = DecodeBatch(2, rows, 3, index, LENGTH, mask(stops)[:, None, None])
-    else:
-        singles = DecodeBatch(2, torch.tensor([1, 3]), 2, None, LENGTH, mask([7, 4])[:, None, None])
     chunk = Chunk(2, 6, 0, LENGTH, mask([10, 11, 12, 13] * (HEADS // KV_HEADS))[None, None])
-    step = Step(cache, slots, positions, singles, (chunk,))
+    step = Step(cache, slots, positions, SINGLES[way], (chunk,))
 
     output, _ = slot_attention(Layer(), query, new[0], new[1], None, step=step)
 
