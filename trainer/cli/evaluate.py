@@ -141,7 +141,11 @@ def evaluate(
     ] = None,
     sandbox_image: Annotated[str | None, typer.Option(help="Image of the containers (in-process).")] = None,
     max_containers: Annotated[
-        int | None, typer.Option(help="Maximum number of concurrent containers. Default: 16.")
+        int | None,
+        typer.Option(
+            help="Maximum number of concurrent containers. An episode keeps one from its first block to its "
+            "end. Default: one per episode, as far as half of the memory suffices."
+        ),
     ] = None,
 ) -> None:
     """Evaluate a checkpoint or a server on benchmarks: avg@k, pass@k, maj@k and tool usage.

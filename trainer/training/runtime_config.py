@@ -43,9 +43,10 @@ class RuntimeConfig(BaseModel):
     """Private key of this certificate. Default: in the same file."""
     sandbox_image: str = "ih-grpo-sandbox:latest"
     """Image of the containers, for ``in-process``."""
-    max_containers: int = Field(default=16, ge=1)
+    max_containers: int | None = Field(default=None, ge=1)
     """Maximum number of concurrent containers or processes, if not started by a runner. An episode holds one
-    from its first block to its end."""
+    from its first block to its end, and others wait. Default: one per concurrent episode, as far as their
+    limits fit into half of the available memory."""
     eager: bool = True
     """Start each block in the background as soon as it is closed: same result, shorter wait."""
 

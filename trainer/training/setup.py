@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from service.common.machine import available_memory
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
 from service.engines.base import Tokenizer
@@ -17,6 +18,7 @@ from service.engines.settings import TransformersSettings
 from service.engines.transformers.engine import TransformersEngine
 from service.sandbox.base import Sandbox
 from service.sandbox.factory import RunnerTlsFiles, SandboxOptions, create_sandbox, instance_name
+from service.sandbox.settings import PoolSettings
 from trainer.data.decontamination import Report, find_overlaps
 from trainer.data.problems import DataError, Problem
 from trainer.data.sources import load_benchmarks, load_source
@@ -49,6 +51,13 @@ def engine_dtype(config: RuntimeConfig, device: str) -> Literal["auto", "float32
     return "float32" if config.engine_dtype == "auto" and not on_gpu else config.engine_dtype
 
 
+def _default_containers(episodes: int) -> int:
+    """Return the number of containers at whose limits half of the available memory is used, at least 4 and at
+    most one per episode."""
+    fitting = available_memory() // 2 // (PoolSettings().memory_mb << 20)
+    return min(episodes, max(4, fitting))
+
+
 def make_sandbox(config: RuntimeConfig, policy: DeferralPolicy) -> Sandbox:
     """Return the sandbox for ``config``, not started.
 
@@ -59,7 +68,7 @@ def make_sandbox(config: RuntimeConfig, policy: DeferralPolicy) -> Sandbox:
         SandboxOptions(
             kind=config.sandbox,
             pool_size=2,
-            max_containers=config.max_containers,
+            max_containers=config.max_containers or _default_containers(config.max_concurrent_episodes),
             # A batch has more episodes than containers, and each episode keeps its container until it ends.
             queue_timeout_s=600.0,
             run_limit_s=policy.run_limit_s,

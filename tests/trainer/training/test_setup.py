@@ -31,6 +31,14 @@ def test_pool_has_long_timeout_and_requested_size(name: str, kind: type) -> None
     assert settings.queue_timeout_s >= 600
 
 
+@pytest.mark.parametrize(("gigabytes", "containers"), [(1, 4), (24, 24), (256, 48)])
+def test_containers_are_limited_by_memory(gigabytes: int, containers: int) -> None:
+    config = RuntimeConfig(max_concurrent_episodes=48)
+    with patch("trainer.training.setup.available_memory", return_value=gigabytes << 30):
+        sandbox: Any = make_sandbox(config, POLICY)
+    assert sandbox.settings.max_containers == containers
+
+
 def test_runner_sandbox(tmp_path: Path) -> None:
     secret = tmp_path / "token"
     secret.write_text("x" * 40 + "\n")
