@@ -128,7 +128,7 @@ OUTPUT: Final = [
 ]
 THREADS: Final = [
     "t = threading.Thread(target=print, args=('thread',))\nt.start()\nt.join()",
-    "threading.Thread(target=lambda: (time.sleep(0.6), os.write(1, b'late\\n'))).start()",
+    "threading.Thread(target=lambda: (time.sleep(1.5), os.write(1, b'late\\n'))).start()",
     "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
     "go = threading.Event()\ntry:\n    while True:\n"
     "        threading.Thread(target=go.wait, daemon=True).start()\nexcept RuntimeError: print('the limit')",

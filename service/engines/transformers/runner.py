@@ -44,8 +44,9 @@ ARCHITECTURES: Final = frozenset({"qwen2", "qwen3"})
 """Values of ``model_type`` that `Decoder` computes."""
 
 _Linear = Callable[[Tensor], Tensor]
-_CALL: Final = 85
-"""On a CPU, a call of attention takes about as long as this many positions of a sequence."""
+_CALL: Final = 76_000
+"""On a CPU, a call of attention takes about as long as this many numbers of a sequence's keys, counted once
+per query head."""
 
 
 class _Layer(NamedTuple):
@@ -181,6 +182,8 @@ class ModelRunner:
         self._decoder = Decoder(self._model) if is_packed and is_qwen else None
         heads = text_config.num_attention_heads
         self._groups = heads // (getattr(text_config, "num_key_value_heads", None) or heads)
+        width = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+        self._call = _CALL // (heads * width)
         self.cache = KVCache(settings.max_slots, max_length)
         self._execute_head: tuple[int, Tensor, Tensor] | None = None
         self._head_input = torch.empty(0)
@@ -296,7 +299,7 @@ class ModelRunner:
         first, span = rows[0], rows[-1] - rows[0] + 1
         length = self._aligned(max(work.stop for work in singles))
         batched = min(span, 2 * len(rows)) * length
-        if self.device.type == "cpu" and sum(work.stop + _CALL for work in singles) < batched:
+        if self.device.type == "cpu" and sum(work.stop + self._call for work in singles) < batched:
             return DecodeRows(tuple((work.slot.index, work.stop) for work in singles))
         if span > 2 * len(rows):
             # Far apart: copying the rows is cheaper than attending to all rows between them.
