@@ -76,19 +76,30 @@ class Runs:
         return reasons
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+def two_ways(sandbox: DockerSandbox) -> tuple[Session, Session]:
+    """Return an eager session, and one that runs all blocks at the flush."""
+    return (
+        sandbox.session(SessionLimits(run_limit_s=30, eager=True)),
+        sandbox.session(SessionLimits(run_limit_s=30, eager=False)),
+    )
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def runs(docker_sandbox: DockerSandbox) -> AsyncGenerator[Runs]:
-    sessions = [
-        docker_sandbox.session(SessionLimits(run_limit_s=30, eager=eager)) for eager in (True, False, False)
-    ]
-    yield Runs(*sessions)
-    for session in sessions:
+    """New sessions: a container ends after an hour, and after a failure the sessions are at different
+    flushes."""
+    sessions = Runs(*two_ways(docker_sandbox), docker_sandbox.session(SessionLimits(run_limit_s=30)))
+    yield sessions
+    for session in (sessions.eager, sessions.plain, sessions.fresh):
         await session.close()
 
 
-@pytest.fixture
-def pair(runs: Runs) -> tuple[Session, Session]:
-    return runs.eager, runs.plain
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(docker_sandbox: DockerSandbox) -> AsyncGenerator[tuple[Session, Session]]:
+    eager, plain = two_ways(docker_sandbox)
+    yield eager, plain
+    await eager.close()
+    await plain.close()
 
 
 def record(difference: AssertionError) -> None:
@@ -263,8 +274,7 @@ HOLD = (
 async def test_programs_that_eager_execution_could_change(
     docker_sandbox: DockerSandbox, program: list[list[str]], reasons: list[str | None] | None
 ) -> None:
-    limits = SessionLimits(run_limit_s=30, eager=True), SessionLimits(run_limit_s=30, eager=False)
-    eager, plain = map(docker_sandbox.session, limits)
+    eager, plain = two_ways(docker_sandbox)
     try:
         seen_reasons = await Runs(eager, plain, plain).compare(program, 0.3, with_reference=False)
     finally:
