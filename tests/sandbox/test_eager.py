@@ -88,7 +88,9 @@ def two_ways(sandbox: DockerSandbox) -> tuple[Session, Session]:
 async def runs(docker_sandbox: DockerSandbox) -> AsyncGenerator[Runs]:
     """New sessions: a container ends after an hour, and after a failure the sessions are at different
     flushes."""
-    sessions = Runs(*two_ways(docker_sandbox), docker_sandbox.session(SessionLimits(run_limit_s=30)))
+    sessions = Runs(
+        *two_ways(docker_sandbox), docker_sandbox.session(SessionLimits(run_limit_s=30, eager=False))
+    )
     yield sessions
     for session in (sessions.eager, sessions.plain, sessions.fresh):
         await session.close()
