@@ -277,7 +277,7 @@ def _difference(cell: Cell) -> str:
 def _p_value(cell: Cell) -> str:
     if cell.difference is None:
         return "-"
-    return f"{cell.difference.difference.p_value:.3f}, {cell.difference.problems}"
+    return f"{cell.difference.difference.p_text}, {cell.difference.problems}"
 
 
 def _requests_table(columns: Sequence[Column]) -> str:

@@ -24,9 +24,9 @@ from tests.support.eager_programs import FORGET, Program, programs, reference
 
 EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "60"))
 BATCH = min(EXAMPLES, 100)
-"""Random programs of one test. `make fuzz` runs several tests at once, because programs mostly wait."""
+"""Random programs of one test. `make fuzz` runs several tests concurrently, because programs mostly wait."""
 DIFFERENCES = Path("build/eager_differences.txt")
-"""Where `make fuzz` writes the programs that fail."""
+"""File to which `make fuzz` writes the programs that fail."""
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.timeout(1500 + 30 * BATCH),

@@ -276,7 +276,7 @@ def programs(draw: st.DrawFn) -> Program:
     first = [GROUPS[name][0] for name in names if GROUPS[name][0]]
     statements = [statement for name in names for statement in GROUPS[name][1]]
     if {"output", "randomness"} <= set(names):
-        statements.remove(FORK)  # Python seeds `random` anew in a forked process, which runs the rest as well
+        statements.remove(FORK)  # a forked process gets a new seed, and runs the rest as well
     block = st.lists(st.sampled_from(statements), max_size=3).map("\n".join)
     several = st.lists(block, min_size=1, max_size=4)
     many = st.lists(st.sampled_from(["count = 0", "count += 1", "print(count)"]), min_size=20, max_size=40)

@@ -199,7 +199,7 @@ def comparison_table(comparison: Comparison) -> Table:
             f"{100 * item.accuracy_b:.1f}",
             f"{100 * item.difference.mean:+.1f}",
             signed_interval(item.difference.interval),
-            f"{item.difference.p_value:.3f}",
+            item.difference.p_text,
             f"{item.better}/{item.worse}",
             f"{item.tokens.mean:+.0f}",
         )

@@ -162,6 +162,11 @@ class PairedDifference:
     p_value: float
     """Two-sided sign-flip test: share of random sign patterns with a mean difference at least as large."""
 
+    @property
+    def p_text(self) -> str:
+        """The p-value with three digits, or ``<0.001``."""
+        return "<0.001" if self.p_value < 0.0005 else f"{self.p_value:.3f}"
+
 
 def paired_difference(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> PairedDifference:
     """Compare two systems on the same problems, one value per problem each.

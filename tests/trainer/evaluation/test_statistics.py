@@ -119,6 +119,7 @@ def test_paired_difference_of_equal_and_of_better_runs() -> None:
     assert better.interval is not None
     assert 0 < better.interval[0] < better.mean < better.interval[1]
     assert better.p_value < 0.001
+    assert (better.p_text, same.p_text) == ("<0.001", "1.000")
 
 
 def test_sign_flips_are_exact_for_few_pairs() -> None:
