@@ -16,7 +16,15 @@ from typing import Any
 from .calls import CallRelay, RunClock
 from .files import FileSnapshot
 from .live_output import OutputRelay
-from .processes import NamespaceProcess, living, oom_kills, process_state, settle, threads
+from .processes import (
+    NamespaceProcess,
+    living,
+    oom_kills,
+    process_state,
+    settle,
+    threads,
+    wait_for_processes,
+)
 from .protocol import (
     CHANNEL_LOST_SIGNAL,
     EXITED,
@@ -186,7 +194,7 @@ class FlushRun:
                     os.kill(pid, signal.SIGSTOP)
             if self.base.stop() and all(process_state(pid) in ("T", "") for pid in others):
                 return
-            await asyncio.sleep(0.0005 * min(attempt, 20))
+            await wait_for_processes(attempt)
         self.kill("error")
 
     async def _stop_until_flush(self) -> None:
@@ -196,7 +204,7 @@ class FlushRun:
                 break
             if self.base.stop():
                 return
-            await asyncio.sleep(0.0005 * min(attempt, 20))
+            await wait_for_processes(attempt)
         self.refused = "background_work"
         self.kill("given_up")
 
@@ -224,7 +232,7 @@ class FlushRun:
                 return False
             if self.base.stop():
                 return True
-            await asyncio.sleep(0.0005 * min(attempt, 20))
+            await wait_for_processes(attempt)
         return False
 
     async def _command(self, command: bytes, payload: bytes = b"", fds: tuple[int, ...] = ()) -> bytes:

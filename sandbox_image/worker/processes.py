@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .protocol import HEADER, NO_TOKEN, PACKET_BYTES, TOOL_CALL
 
 _CREDENTIALS = struct.Struct("3i")
 _DESCRIPTOR = struct.Struct("i")
+_SHORT_WAITS = 10
 
 
 class WorkerError(Exception):
@@ -169,6 +171,23 @@ def threads(pid: int) -> int:
     return 0
 
 
+async def wait_for_processes(attempt: int) -> None:
+    """Wait before the next look at processes that are about to stop or to end.
+
+    Most take less than a tenth of a millisecond, but the event loop's timers take at least one, so the first
+    waits block.
+    """
+    if attempt < _SHORT_WAITS:
+        _block_shortly()
+        await asyncio.sleep(0)
+    else:
+        await asyncio.sleep(0.0005 * min(attempt - _SHORT_WAITS + 1, 20))
+
+
+def _block_shortly() -> None:
+    time.sleep(0.0001)
+
+
 async def settle(keep: Iterable[NamespaceProcess], uid: int, *, stop: bool = True) -> None:
     """Kill every process except the supervisor and those in ``keep``, which are stopped if ``stop`` is set.
 
@@ -181,10 +200,13 @@ async def settle(keep: Iterable[NamespaceProcess], uid: int, *, stop: bool = Tru
     for attempt in range(400):
         stopped = not stop or [process.stop() for process in processes].count(False) == 0
         strays = living(pids)
-        # Twice: the first time, a process that was stopped last may have resumed another one before.
-        if stopped and was_stopped and not strays:
-            return
-        was_stopped = stopped and not strays
+        if stopped and not strays:
+            if was_stopped:
+                return
+            # Look again: the process that was stopped last may have resumed another one before.
+            was_stopped = True
+            continue
+        was_stopped = False
         if uid and strays:
             # One system call kills all of them, so forks can't outrun it. After a fork bomb there may be no
             # process left to run it in; then the kills below make room for the next attempt.
@@ -192,7 +214,7 @@ async def settle(keep: Iterable[NamespaceProcess], uid: int, *, stop: bool = Tru
         for pid in living(pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        await asyncio.sleep(0.0005 * min(attempt, 20))
+        await wait_for_processes(attempt)
     raise WorkerError("some processes could not be killed or stopped")
 
 
