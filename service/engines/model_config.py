@@ -102,6 +102,11 @@ def without_weights(config: PretrainedConfig) -> torch.nn.Module:
     return model
 
 
+def head_dim(config: PretrainedConfig) -> int:
+    """Return the width of an attention head. ``config`` is that of the text model."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def count_parameters(config: PretrainedConfig) -> int:
     """Count the parameters of a causal LM of this configuration, tied ones once, without loading weights."""
     model = without_weights(config)

@@ -23,6 +23,7 @@ from service.sandbox.worker_protocol import MAX_CODE_BYTES
 from tests.support.eager_programs import FORGET, Program, programs, reference
 
 EXAMPLES = int(os.environ.get("IHGRPO_DIFFERENTIAL_EXAMPLES", "60"))
+IS_FUZZ = EXAMPLES > 60
 BATCH = min(EXAMPLES, 100)
 """Random programs of one test. `make fuzz` runs several tests concurrently, because programs mostly wait."""
 DIFFERENCES = Path("build/eager_differences.txt")
@@ -63,8 +64,7 @@ class Runs:
             assert whole.eager_fallback is None
             reasons.append(ahead.eager_fallback)
             script = (f"<call {self.flushes}>", "\n".join(flush))
-            again = reference([*committed, script])
-            if with_reference and len(again) <= MAX_CODE_BYTES:
+            if with_reference and len(again := reference([*committed, script])) <= MAX_CODE_BYTES:
                 result = await flushed(self.fresh, [again])
                 assert result.status == "ok", result
                 exit_code, stdout, stderr = json.loads(result.stdout)
@@ -127,9 +127,9 @@ def seen(result: ExecutionResult) -> tuple[object, ...]:
 @settings(
     max_examples=BATCH,
     deadline=None,
-    derandomize=EXAMPLES <= 60,  # longer runs draw new programs each time
+    derandomize=not IS_FUZZ,  # longer runs draw new programs each time
     # A difference that depends on timing can't be shrunk. The next run starts with the program that failed.
-    phases=tuple(Phase) if EXAMPLES <= 60 else (Phase.explicit, Phase.reuse, Phase.generate),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate) if IS_FUZZ else tuple(Phase),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 async def test_eager_execution_equals_running_all_blocks_at_the_flush(
@@ -139,7 +139,7 @@ async def test_eager_execution_equals_running_all_blocks_at_the_flush(
         await runs.compare(program.flushes, pause_s, with_reference=program.can_replay)
     except AssertionError as difference:
         difference.add_note(f"{program!r}, pauses of {pause_s} s")
-        if EXAMPLES > 60:
+        if IS_FUZZ:
             record(difference)  # now, and not only after hours
         raise
     await runs.compare([[FORGET]], 0.0, with_reference=False)

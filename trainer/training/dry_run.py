@@ -12,6 +12,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from service.deferral.policy import DeferralPolicy
+from service.engines.model_config import head_dim
 from service.engines.model_lookup import locate
 from service.engines.tokenizer import HFTokenizer
 from trainer.data.problems import ProblemStream
@@ -101,9 +102,8 @@ def estimate_memory(
     length = min(policy.max_episode_tokens, text.max_position_embeddings)
     layer = config.micro_batch_samples * length * text.hidden_size * train_bytes
     stored = text.num_hidden_layers + 17 if config.gradient_checkpointing else 17 * text.num_hidden_layers
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     remote = bool(config.generation_urls)
-    kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * engine_bytes
+    kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim(text) * engine_bytes
     return Memory(
         weights_and_optimizer=(16 * trained + train_bytes * frozen) // shards,
         activations=stored * layer,

@@ -26,6 +26,7 @@ from service.engines.checkpoint import default_sampling
 from service.engines.execute_head import reject_execute_head
 from service.engines.gguf.vocabulary import HF_JSON, pattern_name
 from service.engines.gguf_metadata import WeightType, sampling_metadata
+from service.engines.model_config import head_dim
 
 _TYPES: Final[dict[WeightType, gguf.GGMLQuantizationType]] = {
     "f32": gguf.GGMLQuantizationType.F32,
@@ -109,7 +110,7 @@ def _check(checkpoint: Path, config: PretrainedConfig) -> None:
 def _add_architecture(
     writer: gguf.GGUFWriter, checkpoint: Path, config: PretrainedConfig, kind: WeightType
 ) -> None:
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_dim(config)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(checkpoint.resolve().name)
     writer.add_file_type(_FILE_TYPES[kind])
@@ -120,8 +121,8 @@ def _add_architecture(
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     rope: dict[str, Any] = config.rope_parameters
     writer.add_rope_freq_base(rope["rope_theta"])

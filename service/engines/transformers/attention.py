@@ -106,9 +106,9 @@ class DecodeBatch:
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """The same, but each sequence is attended by itself, up to its own length: ``(row, length)``.
+    """As `DecodeBatch`, but each sequence is attended by itself, up to its own length: ``(row, length)``.
 
-    Less work than a `DecodeBatch`, which is as long as its longest sequence, if lengths differ.
+    Less work if lengths differ: a `DecodeBatch` is as long as its longest sequence.
     """
 
     sequences: tuple[tuple[int, int], ...]

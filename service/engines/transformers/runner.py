@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from service.engines.base import EngineError
 from service.engines.execute_head import apply_execute_head, split_execute_head
-from service.engines.model_config import count_parameters
+from service.engines.model_config import count_parameters, head_dim
 from service.engines.settings import TransformersSettings
 from service.engines.transformers.attention import (
     NAME,
@@ -182,8 +182,7 @@ class ModelRunner:
         self._decoder = Decoder(self._model) if is_packed and is_qwen else None
         heads = text_config.num_attention_heads
         self._groups = heads // (getattr(text_config, "num_key_value_heads", None) or heads)
-        width = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
-        self._call = _CALL // (heads * width)
+        self._call = _CALL // (heads * head_dim(text_config))
         self.cache = KVCache(settings.max_slots, max_length)
         self._execute_head: tuple[int, Tensor, Tensor] | None = None
         self._head_input = torch.empty(0)
