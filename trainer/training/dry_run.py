@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from service.deferral.policy import DeferralPolicy
-from service.engines.model_config import head_dim
+from service.engines.model_config import count_parameters, head_dim, without_weights
 from service.engines.model_lookup import locate
 from service.engines.tokenizer import HFTokenizer
 from trainer.data.problems import ProblemStream
@@ -55,17 +55,9 @@ class Memory:
         return fixed + max(self.activations + self.head, self.gathered)
 
 
-def count_parameters(config: PretrainedConfig) -> int:
-    """Return the parameter count of ``config``; tied parameters count once. Allocates no weights."""
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def count_adapter_parameters(config: PretrainedConfig, lora: LoraSettings) -> int:
     """Return the number of parameters of an adapter. Creates no weights."""
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model: Any = without_weights(config)
     head = model.get_output_embeddings()
     linear = [
         (name.rpartition(".")[2], module)

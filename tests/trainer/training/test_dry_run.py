@@ -9,13 +9,13 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from service.deferral.policy import DeferralPolicy
+from service.engines.model_config import count_parameters
 from tests.support.tiny_qwen3 import make_model, make_tokenizer
 from trainer.data.problems import DataError
 from trainer.training.checkpoints import staged, write_run_state
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.dry_run import (
     count_adapter_parameters,
-    count_parameters,
     describe_run,
     estimate_memory,
 )
