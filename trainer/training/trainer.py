@@ -74,7 +74,8 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
     Raises:
         ConfigError: the batch is not divisible by the number of processes.
     """
-    processes = PartialState(cpu=config.device == "cpu").num_processes
+    state = PartialState(cpu=config.device == "cpu")
+    processes = state.num_processes
     if config.prompts_per_step % processes:
         raise ConfigError(
             f"prompts_per_step is {config.prompts_per_step}: it must be a multiple of the number of "
@@ -104,7 +105,7 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
         max_grad_norm=config.max_grad_norm,
         bf16=config.dtype == "bfloat16",
         **checkpointing,
-        use_cpu=config.device == "cpu",
+        use_cpu=state.device.type == "cpu",
         save_strategy="steps",
         save_steps=config.save_every,
         logging_strategy="steps",

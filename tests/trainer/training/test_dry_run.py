@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.model_config import count_parameters
@@ -47,7 +49,8 @@ def test_qwen3_8b_does_not_fit_80_gb(tmp_path: Path) -> None:
     )  # fmt: skip
     assert count_parameters(model) == pytest.approx(8.19e9, rel=0.01)
     memory = estimate_memory(config(tmp_path, gradient_checkpointing=True), model, DeferralPolicy(), gpu=True)
-    assert memory.weights_and_optimizer == pytest.approx(131e9, rel=0.01)
+    # 16 bytes per parameter, and 2 for autocast's copy.
+    assert memory.weights_and_optimizer == pytest.approx(18 * 8.19e9, rel=0.01)
     assert memory.engine_weights == pytest.approx(16.4e9, rel=0.01)
     # 2 (key, value) x 36 layers x 8 heads x 128 x 2 bytes = 144 KiB per token.
     assert memory.kv_cache == 64 * 16000 * 147456
@@ -57,7 +60,8 @@ def test_shards_and_remote_servers_reduce_memory(tmp_path: Path, tiny_checkpoint
     model = AutoConfig.from_pretrained(tiny_checkpoint)
     alone = estimate_memory(config(tmp_path), model, DeferralPolicy(), gpu=False)
     shared = estimate_memory(config(tmp_path), model, DeferralPolicy(), gpu=False, shards=8)
-    assert shared.weights_and_optimizer == alone.weights_and_optimizer // 8
+    assert shared.weights_and_optimizer == 16 * count_parameters(model) // 8
+    assert alone.weights_and_optimizer == 18 * count_parameters(model)
     assert shared.gathered == 4 * count_parameters(model)
     elsewhere = config(tmp_path, generation="vllm", generation_urls=("http://v",), weights_dir=tmp_path)
     memory = estimate_memory(elsewhere, model, DeferralPolicy(), gpu=False)
@@ -75,6 +79,54 @@ def test_gradient_checkpointing_and_smaller_passes_reduce_memory(
 
     assert activations(gradient_checkpointing=True) < activations()
     assert activations(micro_batch_samples=1) * 4 == activations(micro_batch_samples=4)
+
+
+@pytest.mark.parametrize("kind", [Qwen3Config, Qwen2Config])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_estimated_activations_are_those_that_a_model_stores(
+    tmp_path: Path, kind: Any, dtype: str, lora: dict[str, int] | None
+) -> None:
+    model_config = kind(
+        vocab_size=64, hidden_size=256, intermediate_size=1024, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64, max_position_embeddings=512,
+    )  # fmt: skip
+    half = dtype == "bfloat16"
+    weights = torch.bfloat16 if half and lora else torch.float32
+    auto_model: Any = AutoModelForCausalLM
+    model: Any = auto_model.from_config(model_config, dtype=weights)
+    if lora is not None:
+        model = attach_adapter(model, LoraSettings.model_validate(lora), 3)
+    base = model.model if lora is None else model.get_base_model().model
+
+    def stored_bytes(tokens: int) -> int:
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        stored: dict[int, torch.Tensor] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.untyped_storage().data_ptr() not in parameters:
+                stored[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        ids = torch.zeros(2, tokens, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        mask[0, -4:] = 0
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=half),
+        ):
+            output = base(input_ids=ids, attention_mask=mask)
+            total = sum(tensor.untyped_storage().nbytes() for tensor in stored.values())
+        del output
+        return total
+
+    run = config(
+        tmp_path, dtype=dtype, lora=lora, micro_batch_samples=2, policy={"max_episode_tokens": 256}
+    )  # fmt: skip
+    policy = DeferralPolicy(max_episode_tokens=256)
+    estimated = estimate_memory(run, model_config, policy, gpu=False).activations
+    # The difference leaves out what does not depend on the tokens, such as copies of weights.
+    assert estimated == pytest.approx(2 * (stored_bytes(256) - stored_bytes(128)), rel=0.25)
 
 
 def test_prints_summary_without_side_effects(tmp_path: Path, tiny_checkpoint: Path) -> None:

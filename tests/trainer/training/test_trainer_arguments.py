@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from trainer.training.config import TrainConfig
 from trainer.training.trainer import grpo_arguments
@@ -22,3 +23,8 @@ def test_recipe_maps_to_trl_arguments(tmp_path: Path) -> None:
 
 def test_wandb_is_not_left_to_transformers(tmp_path: Path) -> None:
     assert grpo_arguments(config(tmp_path, wandb_project="p")).report_to == []
+
+
+def test_bfloat16_without_a_gpu(tmp_path: Path) -> None:
+    with patch("torch.cuda.is_available", return_value=False):
+        assert grpo_arguments(config(tmp_path, device="auto", dtype="bfloat16")).bf16
