@@ -46,6 +46,7 @@ from .protocol import (
     RENDER,
     RENDERING,
     RUN,
+    SEED,
     STARTED,
     STARTED_SHARING,
     Config,
@@ -136,6 +137,9 @@ class Namespace:
                 self.finish(displays=bool(payload))
             elif command == RENDER:
                 self.render(fds[0], svg=payload == b"svg")
+            elif command == SEED:
+                seed_generators()
+                self.reply(STARTED)
             else:
                 self.checkpoint(socket.socket(fileno=fds[0]))
 
@@ -363,6 +367,14 @@ def become_namespace(control: socket.socket, config: Config) -> NoReturn:
     namespace.become_idle()
     namespace.reply(STARTED)
     namespace.serve()
+
+
+def seed_generators() -> None:
+    """Seed the generators that were seeded at their import. No code may have run in this process."""
+    importlib.import_module("random").seed()
+    for name in ("numpy.random", "sympy.core.random"):
+        if name in sys.modules:
+            sys.modules[name].seed()
 
 
 def use_huge_pages() -> None:

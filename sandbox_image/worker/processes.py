@@ -20,6 +20,10 @@ _DESCRIPTOR = struct.Struct("i")
 _SHORT_WAITS = 10
 
 
+kept_pids: set[int] = set()
+"""Processes of the supervisor itself, which ``living`` and ``settle`` leave out."""
+
+
 class WorkerError(Exception):
     """The supervisor can no longer guarantee the state of the container. It exits on this error."""
 
@@ -141,8 +145,8 @@ def process_state(pid: int) -> str:
 
 
 def living(keep: Iterable[int]) -> list[int]:
-    """Return the pids of all processes except the supervisor, ``keep`` and zombies."""
-    excluded = {os.getpid(), *keep}
+    """Return the pids of all processes except the supervisor, ``kept_pids``, ``keep`` and zombies."""
+    excluded = {os.getpid(), *kept_pids, *keep}
     pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
     # The first thread of a process may have exited while others run.
     return [
@@ -189,7 +193,7 @@ def _block_shortly() -> None:
 
 
 async def settle(keep: Iterable[NamespaceProcess], uid: int, *, stop: bool = True) -> None:
-    """Kill every process except the supervisor and those in ``keep``, which are stopped if ``stop`` is set.
+    """Kill all processes except the supervisor's own and those in ``keep``. With ``stop``, stop the latter.
 
     Raises:
         WorkerError: a process could not be killed or stopped.

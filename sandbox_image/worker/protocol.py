@@ -28,6 +28,8 @@ format of figures."""
 RENDERING = b"r"
 CHECKPOINT = b"C"
 """Fork a copy that answers on the descriptor that comes with the command."""
+SEED = b"S"
+"""Seed the random generators. The reply is ``STARTED``."""
 
 STARTED, STARTED_SHARING = b"k", b"h"
 """A namespace process is ready. The second one holds open pipes or shared memory, which a checkpoint can't
@@ -85,6 +87,8 @@ class Config:
     and is part of no snapshot."""
     address_space_bytes: int = 0
     """RLIMIT_AS of code, if no cgroup limits its memory; 0 for no limit."""
+    reusable: bool = False
+    """Keep a process from before any code, to which ``reset`` returns."""
     processes: int = 0
     """Processes and threads of code, including a few that are reserved for checkpoints; 0 for no limit. They
     are counted by uid, which requires an owner that is root."""

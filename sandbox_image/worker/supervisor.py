@@ -27,9 +27,10 @@ from typing import Any, NoReturn
 from .calls import NO_TOOLS, CallRelay, RunClock, ToolConfig
 from .displays import HTML, MAX_BYTES, MEDIA_TYPES, parse_displays
 from .exchange import WorkFiles, extract_text, receive_input, remove_input
+from .files import FileSnapshot, is_empty
 from .flush import FlushRun
 from .live_output import OutputRelay
-from .processes import NamespaceProcess, WorkerError, as_user, cpu_seconds, reap, settle
+from .processes import NamespaceProcess, WorkerError, as_user, cpu_seconds, kept_pids, reap, settle
 from .protocol import (
     CALL_DENIED,
     CALL_FAILED,
@@ -37,6 +38,7 @@ from .protocol import (
     CHECKPOINT,
     RENDER,
     RENDERING,
+    SEED,
     STARTED,
     STARTED_SHARING,
     Config,
@@ -75,6 +77,9 @@ class Supervisor:
         self.base = base
         self.checkpoint = base  # until the first checkpoint
         self.processes = [base]
+        self._fresh: NamespaceProcess | None = None
+        """A process from before any code, if the sandbox is reusable."""
+        self._modes = _modes(config.writable)
         self._out = out
         self._out_poll = select.poll()
         self._out_poll.register(out, select.POLLOUT)
@@ -109,6 +114,8 @@ class Supervisor:
     async def start(self) -> None:
         """Wait for the first namespace, fork its checkpoint, and report that the worker is ready."""
         await self._wait_until_started(self.base, _IMPORT_TIMEOUT_S)
+        if self.config.reusable:
+            await self._keep_fresh()
         self.checkpoint = await self._fork_checkpoint()
         self._send({"op": "ready", "python": platform.python_version(), "pid": os.getpid()})
 
@@ -134,6 +141,9 @@ class Supervisor:
             self._send({"op": "done", "error": remove_input(self.config.inputs, frame["name"])})
         elif operation == "discard":
             await self._discard_blocks()
+            self._send({"op": "done", "error": None})
+        elif operation == "reset":
+            await self._reset()
             self._send({"op": "done", "error": None})
         elif operation == "files":
             await self._list_files()
@@ -262,6 +272,40 @@ class Supervisor:
         self._eager_run, self._fallback = None, None
         self._eager_flush, self._released = None, False
         self._blocks, self._queue = [], asyncio.Queue()
+
+    async def _keep_fresh(self) -> None:
+        """Fork the process to which the next ``_reset`` returns. No code has run in the base process."""
+        self._fresh = await self._fork_checkpoint()
+        kept_pids.clear()
+        kept_pids.add(self._fresh.pid)
+
+    async def _reset(self) -> None:
+        """Return to the state before any code: a process from then, no files, no inputs.
+
+        Raises:
+            WorkerError: the process is gone, or something could not be removed.
+        """
+        await self._discard_blocks()
+        if self._fresh is None or self._fresh.exited.done():
+            raise WorkerError("there is no process from before the code")
+        for process in {self.base, self.checkpoint}:
+            self._drop(process)
+        self.base = self.checkpoint = self._fresh
+        await settle([self.base], self.config.uid)
+        inputs = self.config.inputs
+        errors = [remove_input(inputs, name) for name in (os.listdir(inputs) if inputs else ())]
+        await FileSnapshot(self.config.writable, self.config.uid, 0).restore()
+        if any(errors) or not is_empty(self.config.writable) or _modes(self.config.writable) != self._modes:
+            raise WorkerError("some files could not be removed")
+        self._files.close()
+        self._files = WorkFiles(self.config.home, self.config.uid, 2 * self.config.file_bytes)
+        self._displays, self._figures_seen, self._has_displays = [], set(), False
+        self._tools, self._calls, self._flush, self._flushes = NO_TOOLS, None, None, 0
+        await self._keep_fresh()
+        await self.base.command(SEED)
+        if await asyncio.wait_for(self.base.reply(), _FORK_TIMEOUT_S) != STARTED:
+            raise WorkerError("the random generators could not be seeded")
+        self.checkpoint = await self._fork_checkpoint()
 
     async def _list_files(self) -> None:
         """Send the files that were changed since the last listing, and the displays of the last flush."""
@@ -462,6 +506,10 @@ def _tool_config(frame: dict[str, Any]) -> ToolConfig:
         max_calls=int(frame["max_calls"]),
         wait_s=float(frame["tool_wait_s"]),
     )
+
+
+def _modes(directories: list[str]) -> list[int]:
+    return [os.stat(directory).st_mode for directory in directories]
 
 
 def _require(condition: bool) -> None:

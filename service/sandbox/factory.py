@@ -58,6 +58,8 @@ class SandboxOptions:
     """``in-process``: the OCI runtime; None for the daemon's default."""
     instance: str | None = None
     """``in-process``: the owner in the containers' labels, see ``instance_name``; None for the host name."""
+    reuse: bool = False
+    """``in-process``: reset containers after a session and use them again, see ``PoolSettings.reuse``."""
     cgroup_root: Path | None = None
     """``in-process``: directory of the daemon's cgroups; None for ``/sys/fs/cgroup``."""
 
@@ -122,6 +124,7 @@ def create_sandbox(options: SandboxOptions) -> Sandbox:
         "cgroup_root": options.cgroup_root,
     }
     settings |= {name: value for name, value in chosen.items() if value is not None}
+    settings["reuse"] = options.reuse
     return DockerSandbox(DockerSandboxSettings(**settings))
 
 

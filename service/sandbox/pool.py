@@ -1,5 +1,7 @@
 """A warm pool of single-use workers: each is leased once, then destroyed and replaced in the background.
 
+Only a pool with ``reuse_for_s`` leases workers again, after a reset. It keeps all workers that it has.
+
 The number of idle workers follows demand. Beyond ``size`` the pool keeps one worker per session that
 announced blocks (``expect``), and as many as are leased, at the present rate, while a new one starts. The
 rate raises the number to at most ``_GROWTH`` times ``size``, and no more than ``maximum`` workers exist.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ from typing import Any, Final
 import structlog
 
 from service.sandbox.base import QueueTimeoutError, SandboxError
-from service.sandbox.worker_protocol import SandboxWorker
+from service.sandbox.worker_protocol import Done, Result, SandboxWorker
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +35,7 @@ _RATE_LEASES: Final = 8
 _RATE_WINDOW_S: Final = 60.0
 """The arrival rate is measured over the last ``_RATE_LEASES`` leases that are not older than this."""
 _SHRINK_S: Final = 30.0
+_RESET_WITHIN_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,15 @@ class PoolStats:
     """Sessions that announced blocks and have not sent one yet."""
     target: int = 0
     """Number of idle workers that the pool currently aims for."""
+    reused: int = 0
+    """Leased workers that were reset for another lease."""
 
 
 class Pool:
     """A pool that keeps at least ``size`` workers idle.
 
-    At most ``maximum`` workers exist, and at most ``concurrency`` start at the same time.
+    At most ``maximum`` workers exist, and at most ``concurrency`` start at the same time. Workers are reused
+    until the age of ``reuse_for_s``.
     """
 
     def __init__(
@@ -72,8 +79,10 @@ class Pool:
         maximum: int,
         concurrency: int,
         queue_timeout_s: float,
+        reuse_for_s: float = 0.0,
     ) -> None:
         self._create = create
+        self._reuse_for_s = reuse_for_s
         self._size, self._maximum, self._concurrency = size, maximum, concurrency
         self._queue_timeout_s = queue_timeout_s
         self._idle: deque[tuple[SandboxWorker, asyncio.Task[None]]] = deque()
@@ -172,6 +181,44 @@ class Pool:
         worker.close()
         self._spawn(self.release(worker, reason))
 
+    def reuses(self, worker: SandboxWorker) -> bool:
+        """Return whether ``recycle`` may be called for a worker at the end of its session."""
+        return not self._stopped and time.monotonic() < worker.created_at + self._reuse_for_s
+
+    def recycle(
+        self, worker: SandboxWorker, settling: asyncio.Task[Result | SandboxError | None] | None
+    ) -> None:
+        """Reset a leased worker in the background and lease it again; destroy it if that fails.
+
+        Args:
+            worker: no flush of it is running.
+            settling: reads from the worker's channel until its end; see ``PooledSession``.
+        """
+        self._spawn(self._recycle(worker, settling))
+
+    async def _recycle(
+        self, worker: SandboxWorker, settling: asyncio.Task[Result | SandboxError | None] | None
+    ) -> None:
+        try:
+            async with asyncio.timeout(_RESET_WITHIN_S):
+                if settling is not None and await settling is not None:
+                    raise SandboxError("the worker failed after its last flush")
+                await worker.send({"op": "reset"})
+                reply = await worker.receive()
+                if not isinstance(reply, Done):
+                    raise SandboxError(f"the worker replied {reply.op!r} to a reset")
+        except (SandboxError, TimeoutError) as error:
+            if not self._stopped:
+                log.warning("sandbox_not_reset", worker=worker.name, error=str(error))
+            await self.release(worker, "sandbox_error")
+            return
+        if worker not in self._leased:
+            return  # the pool was stopped
+        self._leased.discard(worker)
+        self._counts["reused"] += 1
+        self._assign(worker)
+        self._balance()
+
     def expect(self) -> None:
         """Keep one more worker idle for a session that will probably lease one. Undone by ``unexpect``."""
         self._expected += 1
@@ -222,6 +269,7 @@ class Pool:
             orphans_reaped=self.orphans_reaped,
             expected=self._expected,
             target=0 if self._stopped else self.target,
+            reused=counts["reused"],
         )
 
     async def stop(self) -> None:
@@ -268,7 +316,7 @@ class Pool:
         for _ in range(room):
             self._starting += 1
             self._spawn(self._start_one())
-        if len(self._idle) > self._size and self._shrinking is None:
+        if len(self._idle) > self._size and self._shrinking is None and not self._reuse_for_s:
             self._shrinking = asyncio.get_running_loop().call_later(_SHRINK_S, self._shrink)
 
     def _shrink(self) -> None:

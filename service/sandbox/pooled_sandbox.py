@@ -16,7 +16,10 @@ from service.tools.base import ToolHost
 
 
 class PooledSandbox:
-    """A ``Sandbox`` that gives each session its own worker, which no other session uses."""
+    """A ``Sandbox`` that gives each session its own worker.
+
+    No other session uses it, unless ``reuse`` is set: then it is reset after a session without tools.
+    """
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class PooledSandbox:
             maximum=settings.max_containers,
             concurrency=settings.start_concurrency,
             queue_timeout_s=settings.queue_timeout_s,
+            reuse_for_s=settings.max_lifetime_s / 2 if settings.reuse else 0.0,
         )
 
     async def start(self) -> None:

@@ -268,7 +268,12 @@ class PooledSession:
     async def close(self) -> None:
         self._closed = True
         self._withdraw()
-        self._drop_worker(None)
+        worker, idle = self._worker, self._failure is None and not self._lock.locked()
+        if worker is not None and idle and self._channel is None and self._pool.reuses(worker):
+            settling, self._worker, self._settling = self._settling, None, None
+            self._pool.recycle(worker, settling)
+        else:
+            self._drop_worker(None)
 
 
 class Deadline:

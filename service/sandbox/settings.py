@@ -33,6 +33,10 @@ class PoolSettings(BaseModel):
     max_lifetime_s: float = Field(default=3600.0, gt=0)
     """Seconds after which a container ends itself, idle or leased."""
 
+    reuse: bool = False
+    """Reset a sandbox after its session and give it to the next one, instead of destroying it. Only for
+    callers whose sessions all belong together, such as the episodes of a training run."""
+
     memory_mb: int = Field(default=512, ge=192)
     """Memory of a container, including its tmpfs files. There is no swap."""
     pids: int = Field(default=64, ge=16, le=4096)

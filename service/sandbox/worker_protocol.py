@@ -9,9 +9,10 @@ worker sends ``Ready`` once at its start and one ``Result`` per flush, or ``Fata
 ``open`` asks for it, ``Settled`` follows each result. If a ``flush`` asks for it with ``live_output``,
 ``OutputFrame`` precedes its result. If the session has tools, the worker also sends ``ToolCallFrame``, each
 of which is answered with ``tool_result``. While such a flush waits for tools, the pool may send ``suspend``,
-which is answered with ``Suspended``, and later ``resume``. Sessions with files also use ``put`` (a frame with
-the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard`` (drop the
-pending blocks), each with one reply.
+which is answered with ``Suspended``, and later ``resume``. After a session it may send ``reset``, which is
+answered with ``Done`` once the worker is as it was at its start. Sessions with files also use ``put`` (a
+frame with the name and size of an input, then its bytes), ``remove``, ``files``, ``read`` and ``discard``
+(drop the pending blocks), each with one reply.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ class ToolCallFrame(_Frame):
 
 
 class Done(_Frame):
-    """Reply to ``put``, ``remove`` and ``discard``."""
+    """Reply to ``put``, ``remove``, ``discard`` and ``reset``."""
 
     op: Literal["done"]
     error: Text | None = Field(max_length=2000)

@@ -7,7 +7,8 @@ import pytest
 
 from service.sandbox.base import QueueTimeoutError, SandboxError
 from service.sandbox.pool import Pool
-from tests.support.fake_worker import Factory
+from service.sandbox.worker_protocol import Done
+from tests.support.fake_worker import Factory, result
 from tests.support.until import until
 
 
@@ -44,6 +45,64 @@ async def test_never_leases_a_worker_twice() -> None:
     assert len(set(leased)) == 6
     assert all(worker.destroyed == 1 for worker in factory.made if worker in leased)
     await pool.stop()
+
+
+async def test_leases_a_worker_again_after_a_reset() -> None:
+    factory = Factory()
+    pool = pool_of(factory, size=1, maximum=1, reuse_for_s=100.0)
+    await pool.start()
+    worker: Any = await pool.lease()
+    assert pool.reuses(worker)
+    pool.recycle(worker, None)
+    waiting = asyncio.create_task(pool.lease())
+    await settled()
+    assert worker.sent == [{"op": "reset"}]
+    assert not waiting.done()
+    worker.answers.put_nowait(Done(op="done", error=None))
+    assert await waiting is worker
+    assert (pool.stats().reused, pool.stats().destroyed) == (1, 0)
+    await pool.stop()
+
+
+@pytest.mark.parametrize("answer", [SandboxError("fatal"), result()])
+async def test_destroys_a_worker_that_was_not_reset(answer: Any) -> None:
+    factory = Factory()
+    pool = pool_of(factory, size=1, maximum=1, reuse_for_s=100.0)
+    await pool.start()
+    worker: Any = await pool.lease()
+    pool.recycle(worker, None)
+    worker.answers.put_nowait(answer)
+    await until(lambda: worker.destroyed == 1)
+    assert await pool.lease() is not worker
+    assert (pool.stats().reused, pool.stats().kills) == (0, {"sandbox_error": 1})
+    await pool.stop()
+
+
+async def test_destroys_a_worker_whose_last_flush_failed_late() -> None:
+    factory = Factory()
+    pool = pool_of(factory, reuse_for_s=100.0)
+    await pool.start()
+    worker: Any = await pool.lease()
+
+    async def settle() -> SandboxError:
+        return SandboxError("fatal")
+
+    pool.recycle(worker, asyncio.create_task(settle()))
+    await until(lambda: worker.destroyed == 1)
+    assert worker.sent == []
+    await pool.stop()
+
+
+async def test_reuses_no_old_workers_and_none_without_the_option() -> None:
+    factory = Factory()
+    for seconds, reuses in ((0.0, False), (50.0, False), (150.0, True)):
+        pool = pool_of(factory, reuse_for_s=seconds)
+        await pool.start()
+        worker: Any = await pool.lease()
+        worker.created_at -= 100.0
+        assert pool.reuses(worker) == reuses
+        await pool.stop()
+        assert not pool.reuses(worker)
 
 
 async def test_lease_times_out_when_the_maximum_is_leased() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from typing import Any
 
 from service.sandbox.base import SandboxError
-from service.sandbox.worker_protocol import OutputFrame, Ready, Result, Settled
+from service.sandbox.worker_protocol import Done, OutputFrame, Ready, Result, Settled
 
 _numbers = itertools.count()
 
@@ -37,7 +38,10 @@ class FakeWorker:
     def __init__(self) -> None:
         self.name = f"fake-{next(_numbers)}"
         self.sent: list[dict[str, Any]] = []
-        self.answers: asyncio.Queue[Ready | Result | OutputFrame | Settled | SandboxError] = asyncio.Queue()
+        self.created_at = time.monotonic()
+        self.answers: asyncio.Queue[Ready | Result | OutputFrame | Settled | Done | SandboxError] = (
+            asyncio.Queue()
+        )
         self.closed = False
         self.destroyed = 0
         self.freezable = False
@@ -49,7 +53,7 @@ class FakeWorker:
             raise SandboxError("gone")
         self.sent.append(message)
 
-    async def receive(self) -> Ready | Result | OutputFrame | Settled:
+    async def receive(self) -> Ready | Result | OutputFrame | Settled | Done:
         answer = await self.answers.get()
         if isinstance(answer, SandboxError):
             raise answer

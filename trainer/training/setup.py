@@ -73,6 +73,7 @@ def make_sandbox(config: RuntimeConfig, policy: DeferralPolicy) -> Sandbox:
             queue_timeout_s=600.0,
             run_limit_s=policy.run_limit_s,
             image=config.sandbox_image,
+            reuse=True,  # all episodes belong to one run
             instance=instance_name("train"),
             runner_addresses=config.runner_address,
             runner_token_file=config.runner_token_file,
