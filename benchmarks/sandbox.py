@@ -279,6 +279,44 @@ async def main(options: argparse.Namespace) -> None:
                 for eager in (True, False)
             ]
         table("the model keeps writing for", shares, "hidden share, eager", "hidden share, not eager")
+    rates = {
+        name: [await episodes(options.runtime, workers, 4 * options.seconds, reuse=reuse)]
+        for name, reuse in (("a new container for each", False), ("containers reset and reused", True))
+    }
+    table("episodes of one call", rates, f"episodes/s, {workers} concurrent")
+
+
+async def episodes(runtime: str | None, workers: int, seconds: float, *, reuse: bool) -> float:
+    """Return how many sessions of one call run per second, ``workers`` at a time."""
+    sandbox = create_sandbox(
+        SandboxOptions(
+            kind="in-process",
+            pool_size=workers,
+            max_containers=2 * workers,
+            runtime=runtime,
+            reuse=reuse,
+            instance=instance_name("benchmark-episodes"),
+        )
+    )
+    await sandbox.start()
+    finished = 0
+    try:
+        until = time.perf_counter() + seconds
+
+        async def work() -> None:
+            nonlocal finished
+            while time.perf_counter() < until:
+                session = sandbox.session(LIMITS)
+                await session.invoke(CODE)
+                await session.flush()
+                await session.close()
+                finished += 1
+
+        began = time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(workers)))
+        return finished / (time.perf_counter() - began)
+    finally:
+        await sandbox.stop()
 
 
 if __name__ == "__main__":

@@ -338,6 +338,7 @@ def quickstart_eval(
         SandboxOptions(
             kind="in-process",
             image=sandbox_image,
+            reuse=True,  # all episodes belong to one evaluation
             instance=instance_name("quickstart-eval"),
             pool_size=min(4, concurrency),
             max_containers=2 * concurrency,
