@@ -67,6 +67,7 @@ async def runner(tmp_path: Path, containers: Containers) -> AsyncGenerator[Serve
             queue_timeout_s=300,
             instance=INSTANCE,
             start_timeout_s=300,
+            daemon_timeout_s=100,
         )
     )
     async with served(sandbox, f"unix:{tmp_path}/r.sock", max_sessions=4, queue_timeout_s=300) as runner:
