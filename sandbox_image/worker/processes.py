@@ -19,9 +19,8 @@ _CREDENTIALS = struct.Struct("3i")
 _DESCRIPTOR = struct.Struct("i")
 _SHORT_WAITS = 10
 
-
 kept_pids: set[int] = set()
-"""Processes of the supervisor itself, which ``living`` and ``settle`` leave out."""
+"""Pids that ``living`` ignores: the initial process of a reusable sandbox."""
 
 
 class WorkerError(Exception):
@@ -193,7 +192,7 @@ def _block_shortly() -> None:
 
 
 async def settle(keep: Iterable[NamespaceProcess], uid: int, *, stop: bool = True) -> None:
-    """Kill all processes except the supervisor's own and those in ``keep``. With ``stop``, stop the latter.
+    """Kill all processes except the supervisor, ``kept_pids`` and ``keep``. With ``stop``, stop the latter.
 
     Raises:
         WorkerError: a process could not be killed or stopped.

@@ -88,7 +88,7 @@ class Config:
     address_space_bytes: int = 0
     """RLIMIT_AS of code, if no cgroup limits its memory; 0 for no limit."""
     reusable: bool = False
-    """Keep a process from before any code, to which ``reset`` returns."""
+    """Keep a copy of the initial process, so that ``reset`` can restore it."""
     processes: int = 0
     """Processes and threads of code, including a few that are reserved for checkpoints; 0 for no limit. They
     are counted by uid, which requires an owner that is root."""

@@ -77,8 +77,8 @@ class Supervisor:
         self.base = base
         self.checkpoint = base  # until the first checkpoint
         self.processes = [base]
-        self._fresh: NamespaceProcess | None = None
-        """A process from before any code, if the sandbox is reusable."""
+        self._initial: NamespaceProcess | None = None
+        """Copy of the base process that has run no code, for ``_reset``. None if not ``reusable``."""
         self._modes = _modes(config.writable)
         self._out = out
         self._out_poll = select.poll()
@@ -115,7 +115,7 @@ class Supervisor:
         """Wait for the first namespace, fork its checkpoint, and report that the worker is ready."""
         await self._wait_until_started(self.base, _IMPORT_TIMEOUT_S)
         if self.config.reusable:
-            await self._keep_fresh()
+            await self._fork_initial()
         self.checkpoint = await self._fork_checkpoint()
         self._send({"op": "ready", "python": platform.python_version(), "pid": os.getpid()})
 
@@ -273,27 +273,30 @@ class Supervisor:
         self._eager_flush, self._released = None, False
         self._blocks, self._queue = [], asyncio.Queue()
 
-    async def _keep_fresh(self) -> None:
-        """Fork the process to which the next ``_reset`` returns. No code has run in the base process."""
-        self._fresh = await self._fork_checkpoint()
+    async def _fork_initial(self) -> None:
+        """Fork the process that replaces the base at the next reset. The base must not have run any code."""
+        self._initial = await self._fork_checkpoint()
         kept_pids.clear()
-        kept_pids.add(self._fresh.pid)
+        kept_pids.add(self._initial.pid)
 
     async def _reset(self) -> None:
-        """Return to the state before any code: a process from then, no files, no inputs.
+        """Restore the state in which the sandbox started: initial process, no files, no inputs.
 
         Raises:
-            WorkerError: the process is gone, or something could not be removed.
+            WorkerError: the sandbox is not reusable, the initial process has ended, or a file remains.
         """
         await self._discard_blocks()
-        if self._fresh is None or self._fresh.exited.done():
-            raise WorkerError("there is no process from before the code")
-        for process in {self.base, self.checkpoint}:
-            self._drop(process)
-        self.base = self.checkpoint = self._fresh
+        if self._initial is None:
+            raise WorkerError("the sandbox is not reusable")
+        if self._initial.exited.done():
+            raise WorkerError("the initial process has ended")
+        self._drop(self.base)
+        self._drop(self.checkpoint)
+        self.base = self._initial
         await settle([self.base], self.config.uid)
         inputs = self.config.inputs
         errors = [remove_input(inputs, name) for name in (os.listdir(inputs) if inputs else ())]
+        # A snapshot that was not taken is empty, so restoring it removes all files.
         await FileSnapshot(self.config.writable, self.config.uid, 0).restore()
         if any(errors) or not is_empty(self.config.writable) or _modes(self.config.writable) != self._modes:
             raise WorkerError("some files could not be removed")
@@ -301,10 +304,9 @@ class Supervisor:
         self._files = WorkFiles(self.config.home, self.config.uid, 2 * self.config.file_bytes)
         self._displays, self._figures_seen, self._has_displays = [], set(), False
         self._tools, self._calls, self._flush, self._flushes = NO_TOOLS, None, None, 0
-        await self._keep_fresh()
+        await self._fork_initial()
         await self.base.command(SEED)
-        if await asyncio.wait_for(self.base.reply(), _FORK_TIMEOUT_S) != STARTED:
-            raise WorkerError("the random generators could not be seeded")
+        await self._wait_until_started(self.base, _FORK_TIMEOUT_S)
         self.checkpoint = await self._fork_checkpoint()
 
     async def _list_files(self) -> None:

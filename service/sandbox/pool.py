@@ -24,7 +24,7 @@ from typing import Any, Final
 import structlog
 
 from service.sandbox.base import QueueTimeoutError, SandboxError
-from service.sandbox.worker_protocol import Done, Result, SandboxWorker
+from service.sandbox.worker_protocol import Done, SandboxWorker
 
 log = structlog.get_logger(__name__)
 
@@ -185,24 +185,20 @@ class Pool:
         """Return whether ``recycle`` may be called for a worker at the end of its session."""
         return not self._stopped and time.monotonic() < worker.created_at + self._reuse_for_s
 
-    def recycle(
-        self, worker: SandboxWorker, settling: asyncio.Task[Result | SandboxError | None] | None
-    ) -> None:
-        """Reset a leased worker in the background and lease it again; destroy it if that fails.
+    def recycle(self, worker: SandboxWorker, settled: Awaitable[object]) -> None:
+        """Reset a leased worker in the background and make it idle; destroy it if that fails.
 
         Args:
             worker: no flush of it is running.
-            settling: reads from the worker's channel until its end; see ``PooledSession``.
+            settled: returns None when the worker has no more frames to send. Otherwise the worker has failed.
         """
-        self._spawn(self._recycle(worker, settling))
+        self._spawn(self._recycle(worker, settled))
 
-    async def _recycle(
-        self, worker: SandboxWorker, settling: asyncio.Task[Result | SandboxError | None] | None
-    ) -> None:
+    async def _recycle(self, worker: SandboxWorker, settled: Awaitable[object]) -> None:
         try:
             async with asyncio.timeout(_RESET_WITHIN_S):
-                if settling is not None and await settling is not None:
-                    raise SandboxError("the worker failed after its last flush")
+                if await settled is not None:
+                    raise SandboxError("the worker sent an unexpected frame after its last flush")
                 await worker.send({"op": "reset"})
                 reply = await worker.receive()
                 if not isinstance(reply, Done):

@@ -271,7 +271,7 @@ class PooledSession:
         worker, idle = self._worker, self._failure is None and not self._lock.locked()
         if worker is not None and idle and self._channel is None and self._pool.reuses(worker):
             settling, self._worker, self._settling = self._settling, None, None
-            self._pool.recycle(worker, settling)
+            self._pool.recycle(worker, self._settled(settling))
         else:
             self._drop_worker(None)
 

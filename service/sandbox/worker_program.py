@@ -59,6 +59,7 @@ def worker_config(settings: PoolSettings, uid: int) -> dict[str, Any]:
         "file_bytes": settings.disk_mb << 20,
         "open_files": settings.open_files,
         "max_lifetime_s": settings.max_lifetime_s,
+        # Images of older versions do not have this field.
         **({"reusable": True} if settings.reuse else {}),
     }
 

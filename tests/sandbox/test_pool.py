@@ -53,7 +53,7 @@ async def test_leases_a_worker_again_after_a_reset() -> None:
     await pool.start()
     worker: Any = await pool.lease()
     assert pool.reuses(worker)
-    pool.recycle(worker, None)
+    pool.recycle(worker, asyncio.sleep(0))
     waiting = asyncio.create_task(pool.lease())
     await settled()
     assert worker.sent == [{"op": "reset"}]
@@ -70,7 +70,7 @@ async def test_destroys_a_worker_that_was_not_reset(answer: Any) -> None:
     pool = pool_of(factory, size=1, maximum=1, reuse_for_s=100.0)
     await pool.start()
     worker: Any = await pool.lease()
-    pool.recycle(worker, None)
+    pool.recycle(worker, asyncio.sleep(0))
     worker.answers.put_nowait(answer)
     await until(lambda: worker.destroyed == 1)
     assert await pool.lease() is not worker
@@ -84,10 +84,10 @@ async def test_destroys_a_worker_whose_last_flush_failed_late() -> None:
     await pool.start()
     worker: Any = await pool.lease()
 
-    async def settle() -> SandboxError:
-        return SandboxError("fatal")
+    async def settle() -> None:
+        raise SandboxError("fatal")
 
-    pool.recycle(worker, asyncio.create_task(settle()))
+    pool.recycle(worker, settle())
     await until(lambda: worker.destroyed == 1)
     assert worker.sent == []
     await pool.stop()

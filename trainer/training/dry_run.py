@@ -109,7 +109,7 @@ def estimate_memory(
     engine_bytes = 4 if config.engine_dtype == "float32" or (config.engine_dtype == "auto" and not gpu) else 2
     length = min(policy.max_episode_tokens, text.max_position_embeddings)
     layers, layer = text.num_hidden_layers, activation_bytes(text, train_bytes)
-    # The sum of the layers' outputs has the dtype of the embedding.
+    # The residual stream has the dtype of the embedding.
     inputs = text.hidden_size * (4 if lora is None else train_bytes)
     stored = layer + layers * inputs if config.gradient_checkpointing else layers * layer
     copies = 2 * parameters if lora is None and train_bytes == 2 and shards == 1 else 0

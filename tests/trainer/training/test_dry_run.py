@@ -84,7 +84,7 @@ def test_gradient_checkpointing_and_smaller_passes_reduce_memory(
 @pytest.mark.parametrize("kind", [Qwen3Config, Qwen2Config])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
-def test_estimated_activations_are_those_that_a_model_stores(
+def test_estimates_the_activations_that_a_model_stores(
     tmp_path: Path, kind: Any, dtype: str, lora: dict[str, int] | None
 ) -> None:
     model_config = kind(
@@ -120,9 +120,7 @@ def test_estimated_activations_are_those_that_a_model_stores(
         del output
         return total
 
-    run = config(
-        tmp_path, dtype=dtype, lora=lora, micro_batch_samples=2, policy={"max_episode_tokens": 256}
-    )  # fmt: skip
+    run = config(tmp_path, dtype=dtype, lora=lora, micro_batch_samples=2)
     policy = DeferralPolicy(max_episode_tokens=256)
     estimated = estimate_memory(run, model_config, policy, gpu=False).activations
     # The difference leaves out what does not depend on the tokens, such as copies of weights.
