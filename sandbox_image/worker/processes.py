@@ -181,14 +181,10 @@ async def wait_for_processes(attempt: int) -> None:
     waits block.
     """
     if attempt < _SHORT_WAITS:
-        _block_shortly()
+        time.sleep(0.0001)  # noqa: ASYNC251
         await asyncio.sleep(0)
     else:
         await asyncio.sleep(0.0005 * min(attempt - _SHORT_WAITS + 1, 20))
-
-
-def _block_shortly() -> None:
-    time.sleep(0.0001)
 
 
 async def settle(keep: Iterable[NamespaceProcess], uid: int, *, stop: bool = True) -> None:
@@ -199,17 +195,15 @@ async def settle(keep: Iterable[NamespaceProcess], uid: int, *, stop: bool = Tru
     """
     processes = list(keep)
     pids = [process.pid for process in processes]
-    was_stopped = not stop
+    settled = not stop
     for attempt in range(400):
         stopped = not stop or [process.stop() for process in processes].count(False) == 0
         strays = living(pids)
-        if stopped and not strays:
-            if was_stopped:
-                return
-            # Look again: the process that was stopped last may have resumed another one before.
-            was_stopped = True
-            continue
-        was_stopped = False
+        was_settled, settled = settled, stopped and not strays
+        if settled and was_settled:
+            return
+        if settled:
+            continue  # Look again: the process that was stopped last may have resumed another one before.
         if uid and strays:
             # One system call kills all of them, so forks can't outrun it. After a fork bomb there may be no
             # process left to run it in; then the kills below make room for the next attempt.

@@ -243,9 +243,7 @@ class Supervisor:
             await flush.run("\n".join(self._blocks))
             await flush.finish()
             flush.outcome.eager_fallback = self._fallback
-        self._eager_run, self._fallback = None, None
-        self._eager_flush, self._released = None, False
-        self._blocks, self._queue = [], asyncio.Queue()
+        self._forget_blocks()
         self._flushes += 1
         await self._end_flush(flush)
         self._has_displays = flush.committed and flush.has_displays
@@ -269,6 +267,9 @@ class Supervisor:
                 flush.committed = False
                 await self._end_flush(flush)
                 self.checkpoint = await self._fork_checkpoint()
+        self._forget_blocks()
+
+    def _forget_blocks(self) -> None:
         self._eager_run, self._fallback = None, None
         self._eager_flush, self._released = None, False
         self._blocks, self._queue = [], asyncio.Queue()

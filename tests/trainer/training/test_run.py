@@ -321,7 +321,11 @@ def assert_same_run(
         assert tables[0].to_pydict() == tables[1].to_pydict(), name
     name = "model.safetensors" if one.lora is None else "adapter_model.safetensors"
     weights = [load_file(path / name) for path in (checkpoint_one, checkpoint_other)]
-    torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=0)
+    # Sums of floats differ in their last bits, and Adam divides a gradient by its own size. For the few
+    # weights whose gradient is almost 0, the noise becomes a few thousandths of the learning rate (1e-3).
+    torch.testing.assert_close(weights[0], weights[1], atol=5e-5, rtol=0)
+    different = sum(int(((weights[0][key] - weights[1][key]).abs() > 1e-6).sum()) for key in weights[0])
+    assert different <= 0.001 * sum(value.numel() for value in weights[0].values())
 
 
 def log_of(checkpoint: Path, name: str) -> dict[int, float]:
