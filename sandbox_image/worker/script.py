@@ -36,6 +36,9 @@ class Script:
     def __init__(self, name: str, namespace: dict[str, Any]) -> None:
         self.name = name
         self.namespace = namespace
+        # As in the main module of a new interpreter. Otherwise a compiled script would create it at its start
+        # if any of its blocks, even one that never runs, annotates a variable.
+        namespace.setdefault("__annotations__", {})
         self.value: object = None
         """Value of the last statement so far if it is an expression, else None."""
         self._source = ""
@@ -158,7 +161,6 @@ class SeparabilityChecker:
         self._has_statements = False
         self._only_string = False
         """The first statement is a string and so far the only one."""
-        self._annotates = False
         self._looks_at_names = False
 
     def accepts(self, tree: ast.Module, block: str) -> bool:
@@ -173,11 +175,10 @@ class SeparabilityChecker:
                     return False
                 self._only_string = len(tree.body) == 1
             self._has_statements = True
-        # A file with annotations creates __annotations__ before its first statement.
+        # A file with annotations creates __annotations__ before its first statement, and code may delete it.
         annotates = any(isinstance(statement, ast.AnnAssign) for statement in _module_level(tree))
-        if annotates and not self._annotates and self._looks_at_names:
+        if annotates and self._looks_at_names:
             return False
-        self._annotates |= annotates
         self._looks_at_names |= _LOOKS_AT_NAMES.search(block) is not None
         return not _depends_on_file(tree, block)
 

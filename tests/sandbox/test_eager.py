@@ -169,6 +169,12 @@ HOLD = (
             [["c = 1000.5\nd = 1000.5", "e = 1000.5\nprint(e is d)"]], ["not_separable"], id="identity"
         ),
         pytest.param([["print(globals().keys())", "x: int = 1"]], ["not_separable"], id="annotations"),
+        pytest.param([["print(dir())\n1 / 0", "x: int = 1"]], [None], id="annotations after the end"),
+        pytest.param(
+            [["x: int = 1", "del __annotations__", "y: int = 2"], ["del __annotations__"], ["dir()\nz: int"]],
+            ["not_separable", None, None],
+            id="deleted annotations",
+        ),
         pytest.param(
             [["import os\nif not os.fork(): os.getpid()\nelse: os.wait()", "print('both')", "a = 1"]],
             ["forked"],

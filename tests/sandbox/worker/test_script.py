@@ -141,6 +141,7 @@ def test_separable_blocks(blocks: list[str]) -> None:
         ["'\ud800'", "a"],
         ["if True:\n    global x", "x"],
         ["print(dir())", "x: int = 1"],
+        ["x: int = 1", "del __annotations__", "y: int = 2"],
         ["import sys\nsys._getframe().f_code", "1"],
         ["from inspect import getsource", "1"],
         ["sys.settrace(print)", "1"],
