@@ -300,6 +300,7 @@ def stream(fd):
 
 flushes = json.load(open(0, closefd=False))
 main = sys.modules['__main__'] = types.ModuleType('__main__')
+main.__annotations__ = {}  # as the module that it replaces
 pid, out, err = os.getpid(), os.dup(1), os.dup(2)
 null = os.open(os.devnull, os.O_RDWR)
 os.dup2(null, 0)
