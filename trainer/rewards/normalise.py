@@ -64,6 +64,21 @@ FUNCTIONS: Final = frozenset({
     "ln", "exp", "max", "min", "gcd", "lcm", "det", "lim",
 })  # fmt: skip
 _GREEK_NAMES: Final = {"pi", "theta", "alpha", "beta", "gamma", "delta", "lambda", "phi", "omega", "sigma"}
+_PHRASES: Final = {
+    phrase.replace(" ", ""): meaning
+    for meaning, phrases in {
+        r"\infty ": ["infinity", "inf", "positive infinity", "infty"],
+        r"-\infty ": ["negative infinity"],
+        r"\mathbb{R}": ["all real numbers", "all reals", "the real numbers", "real numbers", "all real x"],
+        r"\emptyset ": [
+            "empty set", "the empty set", "no solution", "no solutions", "no real solution",
+            "no real solutions",
+        ],
+        r"\text{does not exist}": ["dne", "doesn't exist", "the limit does not exist"],
+    }.items()
+    for phrase in phrases
+}  # fmt: skip
+"""Meanings of phrases, by their letters."""
 _FONTS: Final = (
     "text|textbf|textit|textrm|textnormal|textsf|texttt|textup|textsc|emph|mbox|hbox|mathrm|mathbf|mathit|mathsf|"
     "mathtt|mathnormal|boldsymbol|bm|pmb|bold|operatorname|underline|mathop|mathord|mathcal|mathscr|unit|tag"
@@ -75,6 +90,9 @@ _BOX: Final = re.compile(
     r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}[^{}]*)*)\}"
 )
 _TOKEN: Final = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\.|[A-Za-z]{2,}|.", re.DOTALL)
+_REPEATING: Final = re.compile(
+    r"(?<![\d.,}])(\d{0,20})\.(\d{0,20})\\(?:overline|bar|dot|overbar)\s*(?:\{\s*(\d{1,20})\s*\}|(\d))(?!\d)"
+)
 _GROUPED: Final = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
 
@@ -241,19 +259,15 @@ def _text(words: str) -> str:
         return r"^{\circ}"
     if plain == "to":
         return ":"
-    if plain in ("infinity", "inf", "positive infinity", "infty"):
-        return r"\infty "
-    if plain == "negative infinity":
-        return r"-\infty "
-    if plain in ("all real numbers", "all reals", "the real numbers", "real numbers", "all real x"):
-        return r"\mathbb{R}"
-    if plain in ("empty set", "the empty set"):
-        return r"\emptyset "
+    if meaning := _PHRASES.get(plain.replace(" ", "")):
+        return meaning
     return rf"\text{{{words}}}"
 
 
 def _words(text: str) -> str:
     """Wrap words written as bare letters in ``\\text``. Products of a few variables are kept."""
+    if meaning := _PHRASES.get(text.strip(" .").casefold().replace(" ", "")):
+        return meaning
     pieces: list[str] = []
     environment = False
     tokens = _TOKEN.findall(text)
@@ -325,6 +339,7 @@ def _modulo(match: re.Match[str]) -> str:
 
 
 def _numbers(text: str) -> str:
+    text = _REPEATING.sub(_fraction, text)
     text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text)
     # Spaces group digits only if every group has three digits.
     text = re.sub(
@@ -333,6 +348,13 @@ def _numbers(text: str) -> str:
     text = _thousands(text)
     text = re.sub(r"(?<![\d.)}\w])\.(?=\d)", "0.", text)
     return re.sub(r"(?<![\w.}])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])", _scientific, text)
+
+
+def _fraction(match: re.Match[str]) -> str:
+    """Return the fraction that a repeating decimal equals."""
+    before, first, repeated = match[1], match[2], match[3] or match[4]
+    difference = int(before + first + repeated) - int("0" + before + first)
+    return rf"\frac{{{difference}}}{{{'9' * len(repeated)}{'0' * len(first)}}}"
 
 
 def _scientific(match: re.Match[str]) -> str:

@@ -109,8 +109,10 @@ def rows_as_list(text: str) -> str:
     return ", ".join(" ".join(row) for row in rows) if rows and all(len(row) == 1 for row in rows) else text
 
 
-_CHOICE: Final = re.compile(r"(?:\\text\{)?\s*\(([A-Za-z])\)[\s.:]*+\}?+\s*+(?![-+*/^_=,!])")
-"""The letter of a choice before its content, as in ``(B) 12``."""
+_CHOICE: Final = re.compile(
+    r"(?:\\text\{)?\s*(?:\(([A-Za-z])\)[\s.:]*+|([A-E])(?:[.:]\s++|\)\s*+))\}?+\s*+(?![-+*/^_=,!])"
+)
+"""The letter of a choice before its content, as in ``(B) 12`` and ``B. 12``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +143,13 @@ def same_words(gold: str, answer: str) -> bool | None:
     g, a = words(gold), words(answer)
     if g is None and a is not None and len(a.letters) == 1:
         choice = _CHOICE.match(gold)
-        return choice[1] == a.letters if choice else None
+        return a.letters in choice.groups() if choice else None
+    if g is not None and a is None and len(g.letters) == 1:
+        choice = _CHOICE.match(answer)
+        # A bare letter may be a variable, and then the rest a factor.
+        if choice and (g.is_text or ("A" <= g.letters <= "E" and not answer[choice.end() :].startswith("("))):
+            return g.letters in choice.groups()
     if g is None or a is None:
-        if g is not None and g.is_text and len(g.letters) == 1 and a is None:
-            choice = _CHOICE.match(answer)
-            return choice[1] == g.letters if choice else None
         return None
     if g.letters == a.letters:
         return True
