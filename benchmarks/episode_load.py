@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import platform
 import random
@@ -236,11 +237,14 @@ async def _episode(runner: EpisodeRunner, number: int, case: Case | None, report
 async def _sampling(
     report: Report, settings: DockerSandboxSettings, began: float
 ) -> AsyncGenerator[None, None]:
-    """Record the usage every two seconds."""
+    """Record the usage every two seconds, and show the progress every 30 seconds."""
 
     async def sample() -> None:
-        while True:
+        for count in itertools.count():
             report.usage.append(await asyncio.to_thread(_usage, settings, began))
+            if count % 15 == 0:
+                ended = report.benign + sum(report.hostile.values())
+                print(f"{ended:,} of {report.load.episodes:,} episodes", file=sys.stderr, flush=True)
             await asyncio.sleep(2)
 
     task = asyncio.create_task(sample())

@@ -263,10 +263,11 @@ class Program:
 
     def __repr__(self) -> str:
         """Return the code, with long literals shortened."""
-        code = repr(self.flushes)
-        for name, statement in LONG.items():
-            code = code.replace(repr(statement)[1:-1], f"<{name}>")
-        return f"Program({code}, {self.can_replay})"
+        flushes = [list(flush) for flush in self.flushes]
+        for flush in flushes:
+            for name, statement in LONG.items():
+                flush[:] = [block.replace(statement, f"<{name}>") for block in flush]
+        return f"Program({flushes!r}, {self.can_replay})"
 
 
 @st.composite
