@@ -37,6 +37,8 @@ from typing import Any, Final
 
 import httpx
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from benchmarks.machine import describe_machine
 from service.common.logs import configure
@@ -273,7 +275,8 @@ async def measure_alone(
 ) -> dict[str, list[Measured]]:  # fmt: skip
     """Run one episode at a time."""
     found: dict[str, list[Measured]] = {way.name: [] for way in ways}
-    for turn in range(args.samples * len(problems)):
+    turns = args.samples * len(problems)
+    for turn in track(range(turns), "one at a time", console=Console(stderr=True)):
         sample, index = divmod(turn, len(problems))
         for way in rotated(ways, turn):
             found[way.name].append(await ask(client, scorer, way, index, problems[index], args, sample))
@@ -293,7 +296,7 @@ async def measure_together(
         async with slots:
             return await ask(client, scorer, way, index, problems[index], args, sample)
 
-    for turn in range(args.rounds):
+    for turn in track(range(args.rounds), "together", console=Console(stderr=True)):
         for way in rotated(ways, turn):
             began = perf_counter()
             samples = range(turn * args.samples, (turn + 1) * args.samples)
