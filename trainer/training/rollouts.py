@@ -442,8 +442,11 @@ class RolloutCollector:
         self._check_rewards(index, scored)
         if self._config.save_rollouts:
             await asyncio.to_thread(write_rollout, self._path(index), index, scored)
-        train_void = not self._config.mask_void
-        rows = [Row(item.sample, item.advantage, train_void) for item in scored if item.advantage is not None]
+        rows = [
+            Row(item.sample, item.advantage, self._train_void(item.sample))
+            for item in scored
+            if item.advantage is not None
+        ]
         return RolloutBatch(
             rows, _metrics(scored, lost, counts, time.monotonic() - began, self._shard.processes)
         )
@@ -516,6 +519,11 @@ class RolloutCollector:
                 place = rewarded[i][0]
                 result[place] = replace(result[place], advantage=advantage)
         return result
+
+    def _train_void(self, sample: Sample) -> bool:
+        """Return whether a sample is trained on even if it is void or was cut."""
+        is_penalised = self._config.overlong_buffer > 0 and sample.outcome == Outcome.LENGTH
+        return is_penalised or not self._config.mask_void
 
     def _overlong_penalty(self, sample: Sample) -> float:
         buffer = self._config.overlong_buffer

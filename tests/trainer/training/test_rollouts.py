@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from service.deferral.answer import last_boxed
+from service.deferral.episode import Outcome
 from service.deferral.policy import DeferralPolicy
 from service.engines.base import EngineError, Sampling, TokenChunk
 from service.sandbox.base import ExecutionResult, OnOutput, Session, SessionLimits
@@ -178,6 +179,21 @@ def test_void_sample_has_reward_zero_and_is_not_trained_on(tmp_path: Path, loop:
     assert len(rows) == 4
     # Rewards 1, 0, 0: the void sample counts in mean and standard deviation.
     assert sorted({round(row.advantage, 3) for row in rows}) == [-0.577, 1.155]
+
+
+def test_penalised_cut_samples_are_trained_on(tmp_path: Path, loop: BackgroundLoop) -> None:
+    """Void samples of the same group stay masked."""
+    cut = "x" * 9_000
+    engine = LearningEngine({"question": [boxed(1), boxed(0), cut, f"hm{EOS}"]})
+    settings = config(tmp_path, group_size=4, mini_batch_samples=None, overlong_buffer=0.25)
+    rows = collector(settings, engine, loop).collect(0, {}).rows
+    lengths = [row for row in rows if row.sample.outcome == Outcome.LENGTH]
+    assert (len(rows), len(lengths)) == (6, 2)
+    for row in lengths:
+        assert row.mask == row.sample.sampled
+        assert sum(row.mask) > 1_000
+        assert row.advantage == min(other.advantage for other in rows)
+    assert all(sum(row.mask) for row in rows)
 
 
 def test_every_sample_is_saved_with_reward_and_advantage(tmp_path: Path, loop: BackgroundLoop) -> None:
