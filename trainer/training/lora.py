@@ -23,7 +23,8 @@ from peft.utils.other import TrainableTokensWrapper
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from service.engines import adapters
 from trainer.training.recipe_tables import LoraSettings
@@ -341,26 +342,55 @@ def base_name(settings: LoraSettings, model: str) -> str | None:
 class ReferencePolicy:
     """The adapter's values at the start of the run, which may be put in place for a forward pass.
 
-    With a new adapter that is the frozen model itself.
+    With a new adapter that is the frozen model itself. The model may be sharded later: FSDP2 replaces the
+    parameters of its modules, so they are looked up by name.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._values = [p.detach().clone() for p in self._parameters]
+        self._model = model
+        self._values = {name: p.detach().clone() for name, p in _trained(model).items()}
 
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
         """Let the model be the reference inside. Only without gradients, before the policy's own pass."""
-        current = [p.detach().clone() for p in self._parameters]
-        _copy(self._values, self._parameters)
+        _reshard(self._model)
+        parameters = _trained(self._model)
+        current = {name: p.detach().clone() for name, p in parameters.items()}
+        self._values = {name: _sharded_like(p, self._values[name]) for name, p in parameters.items()}
+        _copy(self._values, parameters)
         try:
             yield
         finally:
-            _copy(current, self._parameters)
+            _reshard(self._model)
+            _copy(current, parameters)
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters by name, without the prefixes of wrappers inside the model."""
+    return {
+        name.replace("_checkpoint_wrapped_module.", ""): p
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def _reshard(model: nn.Module) -> None:
+    """Free gathered weights of FSDP2, so that the next forward pass gathers the current ones."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _sharded_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """``value`` on the device of ``parameter``, divided over the processes in the same way."""
+    if isinstance(value, DTensor) or not isinstance(parameter, DTensor):
+        return value.to(parameter.device)
+    whole = value.to(parameter.device)
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements)
 
 
 @torch.no_grad()
-def _copy(values: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from service.engines.adapters import fingerprint, merged
@@ -220,3 +222,31 @@ def test_the_reference_is_the_policy_at_the_start() -> None:
         assert torch.equal(logits(model), before)
     assert torch.equal(logits(model), now)
     assert not torch.equal(now, before)
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_the_reference_of_a_model_that_is_sharded_later() -> None:
+    plain: Any = make_model(TOKENIZER)
+    before = logits(plain)
+    model: Any = attach_adapter(plain, LoraSettings(rank=4), MARKER)
+    reference = ReferencePolicy(model)
+    for layer in plain.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    now = logits(model)
+    for _ in range(2):
+        with reference.in_place():
+            torch.testing.assert_close(logits(model), before)
+        assert torch.equal(logits(model), now)
+    assert not torch.allclose(now, before)

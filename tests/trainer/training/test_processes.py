@@ -171,6 +171,27 @@ def test_two_processes_train_the_same_adapter(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_divergence_of_an_adapter_under_fsdp2(tmp_path: Path, toy_checkpoint: Path) -> None:
+    alone, settings = (
+        config(tmp_path / name, toy_checkpoint, lora={"rank": 4}, tensorboard=False, kl_weight=1.0)
+        for name in ("alone", "two")
+    )
+    run_alone(alone)
+    launch(FSDP2, settings)
+    curves = []
+    for run in (alone, settings):
+        state = json.loads((run.run_dir / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())
+        curves.append([entry["reference_kl"] for entry in state["log_history"] if "reference_kl" in entry])
+        if run is settings:
+            ours, theirs = (torch.load(c.run_dir / "gradients-1.pt") for c in (settings, alone))
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    assert curves[0][0] == pytest.approx(0.0, abs=1e-7)
+    assert curves[0][1] > 1e-7
+    assert curves[1] == pytest.approx(curves[0], rel=0.01, abs=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "changes", [{"lora": {"rank": 4}}, {}], ids=["adapter-of-untied-model", "all-weights"]
 )
