@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from service.engines.adapters import BASE
 from service.engines.checkpoint import MANIFEST, CheckpointError, verify
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.recipe_tables import ValidationSettings, with_preset
@@ -169,34 +170,42 @@ MAY_CHANGE: Final = frozenset(
 )  # fmt: skip
 """Fields that may differ when a run resumes: they do not affect the result.
 
-``data`` and ``decontaminate`` are included because problems are compared by content, and ``model`` because
-the weights come from the checkpoint."""
+``data`` and ``decontaminate`` are included because problems are compared by content. ``model`` and ``base``
+are, because the weights come from the checkpoint, and those that do not are compared by content as well."""
 
 
 def write_run_state(
-    directory: Path, config: TrainConfig, problems: str, skipped_steps: int, processes: int = 1
+    directory: Path,
+    config: TrainConfig,
+    problems: str,
+    skipped_steps: int,
+    processes: int = 1,
+    base: str | None = None,
 ) -> None:
     """Save the state that `check_resumable` compares beside a checkpoint."""
     state = {
         "skipped_steps": skipped_steps,
         "problems": problems,
         "processes": processes,
+        "base": base,
         "config": config.model_dump(mode="json"),
     }
     (directory / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
-def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int:
+def check_resumable(checkpoint: Path, config: TrainConfig, problems: str, base: str | None = None) -> int:
     """Check that a run with ``config`` can resume from ``checkpoint``; return the steps skipped until then.
 
     Args:
         checkpoint: its directory.
         config: the run to resume.
         problems: fingerprint of the problem set.
+        base: fingerprint of the model that the run starts from; see
+            `service.engines.adapters.fingerprint`. None if its weights are not used.
 
     Raises:
         CheckpointError: the checkpoint has no readable run state.
-        ConfigError: a setting or the problems differ; the message names the field.
+        ConfigError: a setting, the problems or the base model differ; the message names the field.
     """
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
@@ -217,7 +226,37 @@ def check_resumable(checkpoint: Path, config: TrainConfig, problems: str) -> int
             f"data: the problems differ from those that the run in {config.run_dir} was started with: "
             f"use the same data, or another run_dir"
         )
+    if base is not None:
+        check_same_base(checkpoint, state.get("base"), base, config.run_dir)
     return skipped
+
+
+def check_same_base(checkpoint: Path, saved: str | None, found: str, run_dir: Path) -> None:
+    """Check that a run resumes with the model that it was started with. The path of the model may differ.
+
+    Args:
+        checkpoint: to resume from.
+        saved: fingerprint in its state. Default: the one in its ``base.json``. Without both, nothing is
+            compared.
+        found: fingerprint of the model.
+        run_dir: of the run.
+
+    Raises:
+        CheckpointError: ``base.json`` is not readable.
+        ConfigError: the fingerprints differ.
+    """
+    if saved is None and (checkpoint / BASE).is_file():
+        try:
+            saved = json.loads((checkpoint / BASE).read_text(encoding="utf-8"))["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise CheckpointError(
+                f"{checkpoint} has no readable {BASE}: remove it, or use another run_dir"
+            ) from None
+    if saved is not None and saved != found:
+        raise ConfigError(
+            f"model: its weights differ from those that the run in {run_dir} was started with (fingerprint "
+            f"{found[:12]}, before {saved[:12]}): use the same model, or another run_dir"
+        )
 
 
 def _defaults() -> dict[str, Any]:

@@ -129,9 +129,11 @@ def _train(
         )
         source = RolloutCollector(parts, data.problems, on_group=progress.on_group)
         checkpoint = latest(config.run_dir / "checkpoints")
+        # Frozen weights and the reference come from the model, not from the checkpoint.
+        base = fingerprint(model_dir) if config.lora is not None or config.kl_weight else None
         skipped = 0
         if checkpoint is not None:
-            skipped = check_resumable(checkpoint, config, source.fingerprint)
+            skipped = check_resumable(checkpoint, config, source.fingerprint, base)
             if processes.is_main_process:
                 for notice in resume_notices(checkpoint, config, processes.num_processes):
                     console.print(f"note: {notice}", highlight=False, soft_wrap=True)
@@ -175,7 +177,7 @@ def _train(
                 [progress, *reporters],
                 served_config=_served_config(model_dir),
                 save_rollouts_to=source.save,
-                base_fingerprint=fingerprint(model_dir) if config.lora else None,
+                base_fingerprint=base,
             )
             trainer.skipped_steps = skipped
             if held_out is not None:

@@ -143,7 +143,7 @@ class IHGRPOTrainer(GRPOTrainer):
         served_config: fields of ``config.json`` to restore to their values before training, such as
             ``dtype``, the dtype for loading. The saved weights stay in float32, so that resuming is exact.
         save_rollouts_to: adds the state of asynchronous rollouts to the directory of a checkpoint.
-        base_fingerprint: of the frozen weights, saved with an adapter.
+        base_fingerprint: of the model that the run starts from, if its weights are used after the start.
 
     Raises:
         ConfigError: the tokenizer has no execute marker, or the batch is not divisible by the number of
@@ -510,6 +510,7 @@ class IHGRPOTrainer(GRPOTrainer):
                     self._source.fingerprint,
                     self.skipped_steps,
                     self.accelerator.num_processes,
+                    self._base_fingerprint,
                 )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -22,7 +22,7 @@ from service.engines.model_lookup import locate
 from service.engines.settings import TransformersSettings
 from service.engines.tokenizer import HFTokenizer
 from service.engines.transformers.engine import TransformersEngine
-from trainer.training.checkpoints import latest, prune, staged
+from trainer.training.checkpoints import check_same_base, latest, prune, staged
 from trainer.training.chunked_lm_head import PolicyModel
 from trainer.training.config import ConfigError
 from trainer.training.lora import (
@@ -177,7 +177,8 @@ def _run(recipe: WarmStartRecipe, console: Console) -> Path:
     model_dir = locate(recipe.model)
     checkpoints = recipe.run_dir / "checkpoints"
     checkpoint = latest(checkpoints)
-    first = _check_resumable(checkpoint, recipe) if checkpoint else 0
+    base_fingerprint = fingerprint(model_dir)
+    first = _check_resumable(checkpoint, recipe, base_fingerprint) if checkpoint else 0
     tokenizer = HFTokenizer(str(model_dir))
     texts = _prepare(recipe, model_dir, tokenizer, console)
     learner = _Learner(recipe, model_dir, texts.marker_id, tokenizer.vocab_size)
@@ -186,7 +187,6 @@ def _run(recipe: WarmStartRecipe, console: Console) -> Path:
     if checkpoint:
         learner.load(checkpoint)
         console.print(f"resumed at step {first} from {checkpoint}", highlight=False, soft_wrap=True)
-    base_fingerprint = fingerprint(model_dir)
     log = _Log(recipe.run_dir / LOG_FILE, first)
     fields = "loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tok/s  left"
     with _progress(console, "warm start", fields) as progress:
@@ -383,7 +383,7 @@ def _save(
             learner.save(staging, recipe, base_fingerprint)
             AutoTokenizer.from_pretrained(model_dir).save_pretrained(staging)
             recipe.deferral.save(staging)
-            state = {"step": step, "recipe": recipe.model_dump(mode="json")}
+            state = {"step": step, "base": base_fingerprint, "recipe": recipe.model_dump(mode="json")}
             (staging / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(
@@ -392,7 +392,7 @@ def _save(
     prune(checkpoints, recipe.keep_checkpoints)
 
 
-def _check_resumable(checkpoint: Path, recipe: WarmStartRecipe) -> int:
+def _check_resumable(checkpoint: Path, recipe: WarmStartRecipe, base_fingerprint: str) -> int:
     """The step that ``checkpoint`` was written at."""
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
@@ -407,6 +407,7 @@ def _check_resumable(checkpoint: Path, recipe: WarmStartRecipe) -> int:
                 f"{name} is {value!r}, but the run in {recipe.run_dir} was started with {saved.get(name)!r}: "
                 f"set it back, or use another run_dir"
             )
+    check_same_base(checkpoint, state.get("base"), base_fingerprint, recipe.run_dir)
     return step
 
 

@@ -261,6 +261,28 @@ def test_rejects_other_problems(tmp_path: Path) -> None:
         check_resumable(tmp_path, config(), "abd")
 
 
+def test_rejects_other_base_model(tmp_path: Path) -> None:
+    settings = config(kl_weight=0.1)
+    write_run_state(tmp_path, settings, "abc", 0, base="a" * 64)
+    moved = config(kl_weight=0.1, model="moved")
+    assert check_resumable(tmp_path, moved, "abc", "a" * 64) == 0
+    with pytest.raises(ConfigError, match=r"model: its weights differ .* runs/x .*bbbbbbbbbbbb, before aaaa"):
+        check_resumable(tmp_path, settings, "abc", "b" * 64)
+
+
+def test_base_model_of_earlier_versions_is_that_of_the_adapter(tmp_path: Path) -> None:
+    settings = config(lora={})
+    write_run_state(tmp_path, settings, "abc", 0)
+    assert check_resumable(tmp_path, settings, "abc", "b" * 64) == 0
+    (tmp_path / "base.json").write_text(json.dumps({"sha256": "a" * 64}))
+    assert check_resumable(tmp_path, settings, "abc", "a" * 64) == 0
+    with pytest.raises(ConfigError, match="model: its weights differ"):
+        check_resumable(tmp_path, settings, "abc", "b" * 64)
+    (tmp_path / "base.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"no readable base\.json"):
+        check_resumable(tmp_path, settings, "abc", "a" * 64)
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"config": 3, "skipped_steps": 0}'])
 def test_rejects_checkpoint_without_state(tmp_path: Path, content: str | None) -> None:
     if content is not None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -241,6 +242,21 @@ def test_rejects_resuming_with_other_settings(tmp_path: Path, toy_checkpoint: Pa
     run(settings)
     with pytest.raises(ConfigError, match=r"learning_rate is 0\.5, but the run in"):
         run(settings.model_copy(update={"learning_rate": 0.5}))
+
+
+@pytest.mark.parametrize("changes", [{"lora": {"rank": 4}}, {"kl_weight": 0.1}], ids=["adapter", "kl"])
+def test_rejects_resuming_with_another_base(
+    tmp_path: Path, toy_checkpoint: Path, changes: dict[str, object]
+) -> None:
+    settings = config(tmp_path / "run", toy_checkpoint, steps=1, save_every=1, **changes)
+    run(settings)
+    moved = shutil.copytree(toy_checkpoint, tmp_path / "moved")
+    run(settings.model_copy(update={"model": str(moved), "steps": 2}))
+    weights = load_file(moved / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, moved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="model: its weights differ from those that the run in"):
+        run(settings.model_copy(update={"model": str(moved), "steps": 3}))
 
 
 def test_tensorboard_has_curves(tmp_path: Path, toy_checkpoint: Path) -> None:

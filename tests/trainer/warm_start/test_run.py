@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.adapters import merged
@@ -127,6 +128,19 @@ def test_a_run_does_not_resume_with_another_recipe(tmp_path: Path, base: Path) -
     (checkpoint / "manifest.json").write_text(json.dumps({**sizes, "warm_start.json": 0}))
     with pytest.raises(CheckpointError, match="not a checkpoint of a warm start"):
         run(settings)
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_a_run_does_not_resume_with_another_base(tmp_path: Path, base: Path, weights: str) -> None:
+    settings = recipe(tmp_path / "run", base, steps=1, save_every=1, weights=weights)
+    run(settings)
+    moved = shutil.copytree(base, tmp_path / "moved")
+    run(settings.model_copy(update={"model": str(moved)}))
+    tensors = load_file(moved / "model.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, moved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="model: its weights differ from those that the run in"):
+        run(settings.model_copy(update={"model": str(moved)}))
 
 
 def test_the_rate_rises_holds_and_falls(tmp_path: Path, base: Path) -> None:
