@@ -59,7 +59,7 @@ def attach_execute_head(
         marker: the execute marker.
         tokenizer: of the model.
         start: directory of the checkpoint that training starts from. Its head is loaded if it has one.
-        episodes: sampled from ``model`` as it is, to fit a new head on. Empty if the values are loaded later.
+        episodes: sampled from ``model`` as it is, to fit a new head on. Unused if ``start`` has a head.
         config: the run.
 
     Raises:
@@ -73,7 +73,7 @@ def attach_execute_head(
     description = "execute head: from the checkpoint"
     if has_saved_head(start):
         _set(head, ExecuteHead.load(start), start)
-    elif episodes:
+    else:
         description = _fit(head, base, marker_id, episodes, config)
     base.add_module("execute_head", head.to(next(base.parameters()).device))
     return description
@@ -152,6 +152,13 @@ def save_execute_head(head: ExecuteHeadModule, marker: str, directory: Path) -> 
     """Write ``execute_head.json``; every float32 value is exact."""
     weight = head.weight.detach().float().cpu().tolist()
     ExecuteHead(marker, tuple(weight), float(head.bias.detach())).save(directory)
+
+
+def save_start_head(model: Any, marker: str, run_dir: Path) -> None:
+    """Write the head that a run starts from, so that a resumed run has the same reference policy."""
+    head = find_execute_head(model)
+    assert head is not None  # noqa: S101 - attached before
+    save_execute_head(head, marker, run_dir)
 
 
 def load_execute_head(head: ExecuteHeadModule, directory: Path) -> None:

@@ -26,7 +26,7 @@ from service.sandbox.base import Sandbox
 from trainer.environments.tools import prompt_section
 from trainer.training.checkpoints import check_resumable, find_best, latest, resume_notices
 from trainer.training.config import TrainConfig
-from trainer.training.execute_head import EPISODES, attach_execute_head, has_saved_head
+from trainer.training.execute_head import EPISODES, attach_execute_head, has_saved_head, save_start_head
 from trainer.training.generation import (
     make_generation,
     make_rewards,
@@ -156,13 +156,14 @@ def _train(
                 console.print(marker_row, highlight=False, soft_wrap=True)
             if config.has_execute_head:
                 start = config.lora.adapter if config.lora and config.lora.adapter else model_dir
-                episodes = (
-                    [] if checkpoint or has_saved_head(start) else loop.run(source.sample_plainly(EPISODES))
-                )
+                if checkpoint is not None and has_saved_head(config.run_dir):
+                    start = config.run_dir  # the reference of kl_weight has the head of the start
+                episodes = [] if has_saved_head(start) else loop.run(source.sample_plainly(EPISODES))
                 line = attach_execute_head(
                     model.to(processes.device), policy.marker, generation.tokenizer, start, episodes, config
                 )
                 if processes.is_main_process:
+                    save_start_head(model, policy.marker, config.run_dir)
                     console.print(line, highlight=False, soft_wrap=True)
             reporters = []
             if processes.is_main_process:

@@ -176,6 +176,25 @@ def test_a_run_resumes_exactly(tmp_path: Path, toy_checkpoint: Path) -> None:
         assert value == pytest.approx(heads[1][name], abs=1e-6), name
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_reference_of_a_resumed_run_has_the_head_of_the_start(
+    tmp_path: Path, toy_checkpoint: Path, lora: dict[str, int] | None
+) -> None:
+    def divergences(name: str, steps: int) -> list[float]:
+        settings = config(
+            tmp_path / name, toy_checkpoint, method="eh-grpo", steps=steps, save_every=1, lora=lora,
+            kl_weight=0.1, learning_rate=1e-2,
+        )  # fmt: skip
+        checkpoint, _ = run(settings)
+        history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+        return [entry["reference_kl"] for entry in history if "reference_kl" in entry]
+
+    whole = divergences("whole", 2)
+    divergences("part", 1)
+    assert whole[1] > 1e-5
+    assert divergences("part", 2) == pytest.approx(whole, rel=1e-3, abs=1e-7)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"generation": "vllm", "generation_urls": ["http://x"], "weights_dir": "/w"},
