@@ -314,13 +314,20 @@ def _solved(
             if verdicts.total() % 50 == 0 and not console.is_terminal:
                 console.print(f"sampled {verdicts.total()} of {total}, kept {verdicts['kept']}")
 
-        asyncio.run(
+        without_verdict = asyncio.run(
             sample_solutions(
                 settings, problems, model_dir, recipe.deferral, path, seed=recipe.seed, on_solution=show
             )
         )
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     console.print(f"{verdicts.total()} solutions in {path}: {counts}", highlight=False, soft_wrap=True)
+    if without_verdict:
+        console.print(
+            f"{without_verdict} samples have no verdict because the sandbox or the reward failed: rerun to "
+            f"sample them again",
+            highlight=False,
+            soft_wrap=True,
+        )
     texts = solved_texts(writer, load_solutions(path), delayed_weight=settings.delayed_weight)
     if not texts:
         raise ConfigError("solved.problems: no solution was kept: use easier problems or more samples")

@@ -139,8 +139,10 @@ async def sample_solutions(
     seed: int,
     on_solution: Callable[[SampledSolution], None] = lambda solution: None,  # noqa: ARG005
     sandbox: Sandbox | None = None,
-) -> None:
+) -> int:
     """Sample what is missing in ``path`` and append every result to it.
+
+    A sample whose sandbox failed or whose reward has no verdict is not saved. The next call samples it again.
 
     Args:
         settings: model and limits.
@@ -151,6 +153,9 @@ async def sample_solutions(
         seed: of the run.
         on_solution: called with each new result.
         sandbox: replaces the sandbox of the settings; not started.
+
+    Returns:
+        The number of samples that were not saved.
 
     Raises:
         EngineError, SandboxError, ValueError: the sampling can't start or failed; finished results are kept.
@@ -163,7 +168,7 @@ async def sample_solutions(
         if (problem.id, sample) not in done
     ]
     if not missing:
-        return
+        return 0
     own = settings.sampling_policy(policy)
     directory = model_dir if settings.adapter is None else merged(settings.adapter, model_dir)
     slots = asyncio.Semaphore(settings.max_concurrent_episodes)
@@ -177,7 +182,8 @@ async def sample_solutions(
             engine, sandbox, own, Sampling(temperature=settings.temperature, top_p=settings.top_p)
         )
 
-        async def solve(problem: Problem, number: int) -> None:
+        async def solve(problem: Problem, number: int) -> bool:
+            """Return whether the sample has a verdict."""
             async with slots:
                 question = problem.question
                 asked = question if "boxed" in question else question + BOX_REQUEST
@@ -191,21 +197,27 @@ async def sample_solutions(
                     episode_id=f"{problem.id}-{number}",
                     eager=settings.eager,
                 )
+                if any(tool.status == "sandbox_error" for tool in sample.tools):
+                    return False
                 score = await reward.score(sample.finished(is_void=False), problem.row)
+                if score.value is None:
+                    return False
                 solution = judge(
-                    sample, problem, number, score.value or 0.0, engine.tokenizer, own, settings.max_errors
+                    sample, problem, number, score.value, engine.tokenizer, own, settings.max_errors
                 )
                 file.write(json.dumps(asdict(solution), ensure_ascii=False) + "\n")
                 file.flush()
                 on_solution(solution)
+                return True
 
         tasks = [asyncio.create_task(solve(problem, number)) for problem, number in missing]
         try:
-            await asyncio.gather(*tasks)
+            has_verdict = await asyncio.gather(*tasks)
         except EngineError:
             for task in tasks:
                 task.cancel()
             raise
+    return has_verdict.count(False)
 
 
 def judge(
@@ -220,7 +232,7 @@ def judge(
     """Return the sample as a `SampledSolution`, kept if it is right and keeps to the protocol.
 
     Args:
-        sample: the episode.
+        sample: the episode; its sandbox did not fail.
         problem: its problem.
         number: of the sample.
         reward: of the episode.
@@ -233,8 +245,6 @@ def judge(
         verdict = "wrong"
     elif not sample.tools:
         verdict = "no code ran"
-    elif any(tool.status == "sandbox_error" for tool in sample.tools):
-        verdict = "the sandbox failed"
     elif sum(tool.status != "ok" for tool in sample.tools) > max_errors or sample.tools[-1].status != "ok":
         verdict = "code failed"
     elif sample.outcome.is_truncated or sample.pending_blocks or sample.open_fence:

@@ -14,6 +14,7 @@ from tests.support.scripted import ScriptedSandbox
 from tests.support.tiny_qwen3 import make_tokenizer
 from trainer.data.problems import Problem
 from trainer.quickstart.traces import Notebook, Segment
+from trainer.rewards.registry import RewardSet, Verdict
 from trainer.training.episodes import Sample
 from trainer.warm_start.solved import (
     SolvedSettings,
@@ -83,7 +84,6 @@ def test_reasons_to_reject(tokenizer: HFTokenizer) -> None:
     assert verdict(tokenizer, *good, reward=0.0) == "wrong"
     assert verdict(tokenizer, "\\boxed{42}", tools=()) == "no code ran"
     assert verdict(tokenizer, *good, tools=(tool("error"),)) == "code failed"
-    assert verdict(tokenizer, *good, tools=(tool("sandbox_error"),)) == "the sandbox failed"
     invented = f"{BLOCK}\n```output\n41\n```\n{BLOCK}"
     assert verdict(tokenizer, invented, "42", "\\boxed{42}") == "protocol not kept"
     assert verdict(tokenizer, f"{BLOCK} and so on", "42", "\\boxed{42}") == "protocol not kept"
@@ -140,6 +140,40 @@ async def test_solutions_are_sampled_once_and_kept_if_right(tmp_path: Path) -> N
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-2]) + lines[-2][:10])  # a run that was killed while it wrote
     assert len(await run()) == 2
+
+
+async def test_failures_of_sandbox_and_reward_are_sampled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "problems.jsonl"
+    data.write_text(json.dumps({"question": "What is 4321 times 1234?", "answer": "5332114"}) + "\n")
+    settings = SolvedSettings(
+        problems=(str(data),), samples=4, device="cpu", engine_slots=4, threads=1, max_concurrent_episodes=4
+    )
+    policy = DeferralPolicy.load(QUICKSTART)
+    path = tmp_path / "solved.jsonl"
+    problems = read_problems(settings, 0)
+    failed = ExecutionResult("", "lost", "sandbox_error", wall_seconds=0.0, waited_seconds=0.0)
+    answers = iter([failed, failed])
+
+    async def run() -> int:
+        sandbox = ScriptedSandbox(lambda blocks: next(answers, None) or notebook(blocks))
+        return await sample_solutions(settings, problems, QUICKSTART, policy, path, seed=0, sandbox=sandbox)
+
+    without_verdict = await run()
+    assert without_verdict in (1, 2)  # one episode may have both
+    assert len(load_solutions(path)) == 4 - without_verdict
+    lines = path.read_text()
+
+    async def no_verdict(*_: object) -> Verdict:
+        return Verdict(None, "timeout", {})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RewardSet, "score", no_verdict)
+        assert await run() == without_verdict
+    assert path.read_text() == lines
+    assert await run() == 0
+    assert len({solution.sample for solution in load_solutions(path)}) == 4
 
 
 def test_problems_are_drawn_at_random_and_decontaminated(tmp_path: Path) -> None:
