@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from accelerate import PartialState
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, constants
@@ -75,7 +75,8 @@ def push(checkpoint: Path, config: TrainConfig, repo: str) -> str:
 
 
 def model_card(checkpoint: Path, config: TrainConfig, repo: str) -> str:
-    """Return the model card of a checkpoint. It contains no path of this machine."""
+    """Return the model card of a checkpoint. It contains no path of this machine, and no command or URL of a
+    tool."""
     base_model = config.model if _is_hub_id(config.model) else None
     is_adapter = (checkpoint / "adapter_config.json").exists()
     data = ModelCardData(
@@ -126,7 +127,10 @@ def _describe_data(config: TrainConfig) -> str:
 
 
 def _describe_recipe(config: TrainConfig) -> list[tuple[str, str]]:
-    values = config.model_dump(mode="json", exclude=set(MAY_CHANGE) - {"steps"})
+    hidden: dict[str, Any] = dict.fromkeys(MAY_CHANGE - {"steps"}, True)
+    # A URL may contain a token, and a command a path.
+    hidden |= {"lora": {"adapter"}, "tools": {"__all__": {"mcp_server"}}}
+    values = config.model_dump(mode="json", exclude=hidden)
     return [
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in values.items()

@@ -84,6 +84,20 @@ def test_card_has_no_path_of_this_machine(tmp_path: Path, checkpoint: Path) -> N
     assert "problems.jsonl" in card
 
 
+def test_card_has_no_adapter_and_no_address_of_tools(tmp_path: Path, checkpoint: Path) -> None:
+    tools = [
+        {"mcp_server": "https://host/mcp?token=abc", "allowed_tools": ["search"]},
+        {"mcp_server": "/home/me/server --key abc"},
+        {"function": "my_package.tools:search", "read_only": True},
+    ]
+    settings = config(tmp_path, lora={"adapter": tmp_path / "adapter", "rank": 8}, tools=tools)
+    card = model_card(checkpoint, settings, "org/trained")
+    assert str(tmp_path) not in card
+    assert "adapter" not in card.partition("Recipe")[2]
+    assert not any(part in card for part in ("token=abc", "https://host", "/home/me", "mcp_server"))
+    assert all(part in card for part in ('"rank": 8', "my_package.tools:search", '"search"'))
+
+
 def test_missing_write_access_is_reported_before_and_after_run(
     tmp_path: Path, checkpoint: Path, hub: FakeHub
 ) -> None:
