@@ -221,10 +221,6 @@ _MAX_LOG_WEIGHT = 20.0
 """Keeps exponentials finite; verl and TRL use the same bound."""
 _QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 _MOST_FOR_QUANTILES = 1_000_000
-MISMATCH_METRICS = (
-    "k1", "k3", "ratio_min", "ratio_p01", "ratio_p50", "ratio_p99", "ratio_max", "perplexity_gap"
-)  # fmt: skip
-"""Names of what `mismatch_metrics` returns."""
 
 
 @dataclass(frozen=True, slots=True)

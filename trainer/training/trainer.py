@@ -48,7 +48,6 @@ from trainer.training.lora import (
     save_adapter,
 )
 from trainer.training.loss import (
-    MISMATCH_METRICS,
     IHGRPOLoss,
     correct,
     ih_grpo_loss,
@@ -335,6 +334,7 @@ class IHGRPOTrainer(GRPOTrainer):
         targets, device = batch.targets, self.accelerator.device
         log_probs = self._log_probs_without_gradient(self.model_wrapped, batch.to(device)).cpu()
         sampler = batch.old_log_probs[targets]
+        self._mismatch.append((log_probs, sampler, batch.sample_index))  # with rejected tokens
         found = correct(self.config.off_policy, log_probs, sampler, batch.sample_index)
         self._sums.add("samples/rejected_tokens", int((~found.keep).sum()), len(log_probs))
         proximal, weights = torch.zeros_like(batch.old_log_probs), torch.ones_like(batch.old_log_probs)
@@ -399,9 +399,8 @@ class IHGRPOTrainer(GRPOTrainer):
             weights=weights[None],
             explicit=self.config.method == "eh-grpo" and not self.config.has_execute_head,
         )
-        if inputs["is_first_update"]:
-            proximal = output.log_probs if batch.proximal_log_probs is None else old_log_probs
-            self._mismatch.append((proximal.detach(), sampler, sample))
+        if inputs["is_first_update"] and batch.proximal_log_probs is None:
+            self._mismatch.append((output.log_probs.detach(), sampler, sample))
         total = loss.loss
         if reference is not None:
             divergence = reference_kl(output.log_probs, reference)
@@ -438,18 +437,23 @@ class IHGRPOTrainer(GRPOTrainer):
             self._sums = Means()
 
     def _add_mismatch(self) -> None:
-        """Add the mismatch of sampler and trainer over the step's tokens of this process."""
+        """Add the mismatch of sampler and trainer over the tokens of all processes."""
         if not self._mismatch:
             return
-        shift, samples = 0, []
-        for _, _, sample in self._mismatch:
-            samples.append(sample + shift)
-            shift += self.args.per_device_train_batch_size
-        trainer, sampler = (torch.cat([part[i] for part in self._mismatch]) for i in (0, 1))
-        found = mismatch_metrics(trainer, sampler, torch.cat(samples))
-        for name in MISMATCH_METRICS:  # the same names on all processes, even without tokens
-            self._sums.add(f"mismatch/{name}", found.get(name, 0.0), float(bool(found)))
+        first = self.accelerator.process_index * len(self._mismatch)
+        rows = self.args.per_device_train_batch_size
+        own = torch.cat(
+            [
+                torch.stack([trainer, sampler, sample.to(trainer) + (first + place) * rows], dim=1)
+                for place, (trainer, sampler, sample) in enumerate(self._mismatch)
+            ]
+        )
         self._mismatch.clear()
+        padded = self.accelerator.pad_across_processes(own.to(self.accelerator.device), pad_index=-1)
+        gathered = self.accelerator.gather(padded)
+        trainer, sampler, sample = gathered[gathered[:, 2] >= 0].T
+        for name, value in mismatch_metrics(trainer, sampler, sample.long()).items():
+            self._sums.add(f"mismatch/{name}", value)  # equal on all processes
 
     def _log_means(self, means: Means) -> None:
         for name, value in means.reduced(self.accelerator).items():

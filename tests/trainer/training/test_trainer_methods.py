@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -126,7 +127,31 @@ def test_rejected_samples_leave_no_trace(
     alone, _ = run(tmp_path / "a", tiny_checkpoint, [good])
     both, trainer = run(tmp_path / "b", tiny_checkpoint, [good, rejected], off_policy=settings)
     close(both, alone)
-    assert trainer.state.log_history[0]["samples/rejected_tokens"] == pytest.approx(2 / 8)
+    log = trainer.state.log_history[0]
+    assert log["samples/rejected_tokens"] == pytest.approx(2 / 8)
+    # The curves of the mismatch include them.
+    assert log["mismatch/k1"] == pytest.approx(shift * 2 / 8, abs=1e-4)
+    extreme = "ratio_max" if shift < 0 else "ratio_min"
+    assert log[f"mismatch/{extreme}"] == pytest.approx(math.exp(-shift), rel=1e-3)
+
+
+def test_mismatch_is_measured_over_all_processes(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a second process had a sample of two tokens with the ratio 4, and less tokens than this one."""
+    other = torch.tensor([[-1.0, -1.0 - math.log(4), 9.0]] * 2 + [[-1.0, -1.0, -1.0]] * 4)
+
+    def gather(_: Accelerator, tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, other]) if tensor.shape[1:] == (3,) else tensor
+
+    monkeypatch.setattr(Accelerator, "gather", gather)
+    _, trainer = run(tmp_path, tiny_checkpoint, [on_policy(tiny_checkpoint, LONG, shift=-math.log(1.5))])
+    log = trainer.state.log_history[0]
+    ratios = torch.tensor([1.5] * 6 + [4.0] * 2)
+    k3 = float((ratios - 1 - ratios.log()).mean())
+    found = [log[f"mismatch/{name}"] for name in ("k1", "k3", "ratio_min", "ratio_p50", "ratio_max")]
+    assert found == pytest.approx([-float(ratios.log().mean()), k3, 1.5, 1.5, 4.0], rel=1e-3)
+    assert log["mismatch/perplexity_gap"] == pytest.approx(-(math.log(1.5) + math.log(4)) / 2, rel=1e-3)
 
 
 def test_void_samples_are_trained_on_only_without_their_mask(tmp_path: Path, tiny_checkpoint: Path) -> None:
