@@ -40,7 +40,7 @@ from trainer.training.reporters import check_reporters, make_reporters
 from trainer.training.rollouts import BackgroundLoop, RolloutCollector, RunParts, Shard
 from trainer.training.run_files import run_lock, write_atomically
 from trainer.training.run_info import write_info
-from trainer.training.setup import load_training_set, start_all
+from trainer.training.setup import load_training_set, select_device, start_all
 from trainer.training.trainer import IHGRPOTrainer
 from trainer.training.validation import ValidationCallback, Validator, load_validation_set
 
@@ -76,6 +76,7 @@ def train(
         PushError: the run is finished, but the upload to the hub failed.
     """
     processes = PartialState(cpu=config.device == "cpu", timeout=PROCESS_TIMEOUT)
+    select_device(processes, config.device)
     # Two runs in one directory would remove each other's checkpoints.
     with run_lock(config.run_dir) if processes.is_main_process else nullcontext():
         final = _train(config, console, processes, sandbox, trainer_class, recipe_name)

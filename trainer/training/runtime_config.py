@@ -15,7 +15,8 @@ class RuntimeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     device: str = "auto"
-    """Device of the model: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+    """Device of the model: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. With several training processes each
+    has its own GPU: set ``auto`` or ``cuda``."""
     engine_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the engine's weights and cache. ``auto``: the checkpoint's dtype on a GPU, float32 on a CPU,
     because the loss compares the engine's log-probs with the trainer's."""

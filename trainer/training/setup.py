@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+from accelerate import PartialState
 
 from service.common.machine import available_memory
 from service.deferral.policy import DeferralPolicy
@@ -24,6 +25,39 @@ from trainer.data.problems import DataError, Problem
 from trainer.data.sources import load_benchmarks, load_source
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.runtime_config import RuntimeConfig
+
+
+def check_device(device: str) -> None:
+    """Check that ``device`` of a recipe is available.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not device.startswith("cuda"):
+        return
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus:
+        raise ConfigError(f"device is {device!r}, but torch finds no GPU: set device = 'auto' or 'cpu'")
+    if int(device.partition(":")[2] or 0) >= gpus:
+        raise ConfigError(f"device is {device!r}, but there are only {gpus} GPUs, counted from 0")
+
+
+def select_device(processes: PartialState, device: str) -> None:
+    """Make ``device`` of a recipe the device of accelerate, which otherwise takes the first GPU.
+
+    Raises:
+        ConfigError: the device is not available, or it is one GPU for several processes.
+    """
+    check_device(device)
+    if not device.startswith("cuda:"):
+        return
+    if processes.num_processes > 1:
+        raise ConfigError(
+            f"device is {device!r}, but each of the {processes.num_processes} processes needs its own GPU: "
+            f"set device = 'cuda'"
+        )
+    processes.device = torch.device(device)
+    torch.cuda.set_device(processes.device)
 
 
 def make_engine(

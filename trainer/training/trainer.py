@@ -55,6 +55,7 @@ from trainer.training.loss import (
     reference_kl,
 )
 from trainer.training.rollouts import Means, MicroBatch, RolloutSource, make_micro_batch, split_rows
+from trainer.training.setup import select_device
 from trainer.weight_sync.sinks import full_weights
 
 _CHECKPOINTING: Final = next(
@@ -71,7 +72,7 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
     TRL's options for sampling, rewards and loss are unused: the trainer replaces these parts.
 
     Raises:
-        ConfigError: the batch is not divisible by the number of processes.
+        ConfigError: the batch is not divisible by the number of processes, or the device is not available.
     """
     state = PartialState(cpu=config.device == "cpu")
     processes = state.num_processes
@@ -87,7 +88,7 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
         )
     checkpointing: dict[str, Any] = {_CHECKPOINTING: config.gradient_checkpointing}
     passes = config.mini_batch // (config.micro_batch_samples * processes)
-    return GRPOConfig(
+    arguments = GRPOConfig(
         output_dir=str(config.run_dir),
         seed=config.seed,
         max_steps=config.steps,
@@ -115,6 +116,11 @@ def grpo_arguments(config: TrainConfig) -> GRPOConfig:
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
+    if config.device.startswith("cuda:"):  # transformers has set accelerate up again, with the first GPU
+        select_device(PartialState(), config.device)
+        arguments.__dict__["_setup_devices"] = torch.device(config.device)  # a cached property
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else transformers spreads one process over all GPUs
+    return arguments
 
 
 @dataclass(frozen=True, slots=True)

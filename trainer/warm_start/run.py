@@ -34,6 +34,7 @@ from trainer.training.lora import (
     save_adapter,
 )
 from trainer.training.run_files import read_complete_lines, run_lock, write_atomically
+from trainer.training.setup import check_device
 from trainer.training.supervised import (
     HeldOutMetrics,
     StepResult,
@@ -174,6 +175,7 @@ def _run(recipe: WarmStartRecipe, console: Console) -> Path:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    check_device(recipe.device)
     model_dir = locate(recipe.model)
     checkpoints = recipe.run_dir / "checkpoints"
     checkpoint = latest(checkpoints)
