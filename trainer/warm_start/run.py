@@ -182,7 +182,7 @@ def _run(recipe: WarmStartRecipe, console: Console) -> Path:
     base_fingerprint = fingerprint(model_dir)
     first = _check_resumable(checkpoint, recipe, base_fingerprint) if checkpoint else 0
     tokenizer = HFTokenizer(str(model_dir))
-    texts = _prepare(recipe, model_dir, tokenizer, console)
+    texts = _prepare(recipe, model_dir, tokenizer, console, resumed=checkpoint is not None)
     learner = _Learner(recipe, model_dir, texts.marker_id, tokenizer.vocab_size)
     console.print(learner.marker_row, highlight=False, soft_wrap=True)
     console.print(f"{learner.trained_parameters / 1e6:,.2f} M parameters are trained", highlight=False)
@@ -266,7 +266,9 @@ def _writer(recipe: WarmStartRecipe, tokenizer: HFTokenizer) -> tuple[TextWriter
     return TextWriter(tokenizer, policy, end_id), end_id
 
 
-def _prepare(recipe: WarmStartRecipe, model_dir: Path, tokenizer: HFTokenizer, console: Console) -> _Texts:
+def _prepare(
+    recipe: WarmStartRecipe, model_dir: Path, tokenizer: HFTokenizer, console: Console, *, resumed: bool
+) -> _Texts:
     policy = recipe.deferral
     writer, pad_id = _writer(recipe, tokenizer)
     marker_id = tokenizer.token_id(policy.marker)
@@ -293,18 +295,21 @@ def _prepare(recipe: WarmStartRecipe, model_dir: Path, tokenizer: HFTokenizer, c
     held_out = [next(source) for _ in range(recipe.held_out_texts)]
     size = recipe.micro_batch_texts
     batches = [make_text_batch(held_out[i : i + size], pad_id) for i in range(0, len(held_out), size)]
-    return _Texts(writer, chat, _solved(recipe, model_dir, writer, console), batches, pad_id, marker_id)
+    solved: list[TrainingText] = []
+    if recipe.solved.problems:
+        path = recipe.run_dir / SOLVED_FILE
+        if not (resumed and path.is_file()):  # the texts of a run stay the same once it trains
+            _sample_solved(recipe, model_dir, path, console)
+        solved = solved_texts(writer, load_solutions(path), delayed_weight=recipe.solved.delayed_weight)
+        if not solved:
+            raise ConfigError("solved.problems: no solution was kept: use easier problems or more samples")
+    return _Texts(writer, chat, solved, batches, pad_id, marker_id)
 
 
-def _solved(
-    recipe: WarmStartRecipe, model_dir: Path, writer: TextWriter, console: Console
-) -> list[TrainingText]:
-    """Sample what is missing, and return the texts of the solutions that are kept."""
+def _sample_solved(recipe: WarmStartRecipe, model_dir: Path, path: Path, console: Console) -> None:
+    """Sample the solutions that are missing in ``path``."""
     settings = recipe.solved
-    if not settings.problems:
-        return []
     problems = read_problems(settings, recipe.seed)
-    path = recipe.run_dir / SOLVED_FILE
     verdicts = Counter(solution.verdict for solution in load_solutions(path))
     with _progress(console, "rejection sampling", "kept {task.fields[kept]}  left") as progress:
         total = len(problems) * settings.samples
@@ -325,15 +330,10 @@ def _solved(
     console.print(f"{verdicts.total()} solutions in {path}: {counts}", highlight=False, soft_wrap=True)
     if without_verdict:
         console.print(
-            f"{without_verdict} samples have no verdict because the sandbox or the reward failed: rerun to "
-            f"sample them again",
+            f"{without_verdict} samples left out: the sandbox or the reward failed",
             highlight=False,
             soft_wrap=True,
         )
-    texts = solved_texts(writer, load_solutions(path), delayed_weight=settings.delayed_weight)
-    if not texts:
-        raise ConfigError("solved.problems: no solution was kept: use easier problems or more samples")
-    return texts
 
 
 async def _sample(recipe: WarmStartRecipe, model_dir: Path, marker: str) -> list[Exchange]:

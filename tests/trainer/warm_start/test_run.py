@@ -143,6 +143,38 @@ def test_a_run_does_not_resume_with_another_base(tmp_path: Path, base: Path, wei
         run(settings.model_copy(update={"model": str(moved)}))
 
 
+def test_a_resumed_run_keeps_its_solutions(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if some are missing because the sandbox failed."""
+    calls: list[Path] = []
+
+    async def sample_solutions(*arguments: Any, **_: object) -> int:
+        path = arguments[4]
+        calls.append(path)
+        segments = [
+            {"text": "```python\nprint(6 * 7)\n```<tool_call>", "source": "written"},
+            {"text": "42\n", "source": "observed"},
+            {"text": "So \\boxed{42}.", "source": "written"},
+        ]
+        solution = {
+            "problem": "p", "sample": 0, "question": "What is 6 * 7?", "reward": 1.0, "delayed": 0,
+            "verdict": "kept", "segments": segments,
+        }  # fmt: skip
+        path.write_text(json.dumps(solution) + "\n")
+        return 1
+
+    monkeypatch.setattr("trainer.warm_start.run.sample_solutions", sample_solutions)
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"question": "What is 6 * 7?", "answer": "42"}\n')
+    solved = {"problems": [str(problems)], "samples": 2}
+    settings = recipe(tmp_path / "run", base, steps=1, save_every=1, solved=solved)
+    _, text = run(settings)
+    assert "1 samples left out: the sandbox or the reward failed" in text
+    run(settings)
+    assert len(calls) == 1
+
+
 def test_the_rate_rises_holds_and_falls(tmp_path: Path, base: Path) -> None:
     settings = recipe(tmp_path, base, steps=100, warmup_steps=4)
     factors = [settings.learning_rate_factor(step) for step in range(100)]
