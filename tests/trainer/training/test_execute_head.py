@@ -183,7 +183,7 @@ def test_reference_of_a_resumed_run_has_the_head_of_the_start(
     def divergences(name: str, steps: int) -> list[float]:
         settings = config(
             tmp_path / name, toy_checkpoint, method="eh-grpo", steps=steps, save_every=1, lora=lora,
-            kl_weight=0.1, learning_rate=1e-2,
+            kl_weight=0.1, min_group_std=0.0,
         )  # fmt: skip
         checkpoint, _ = run(settings)
         history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
@@ -191,7 +191,7 @@ def test_reference_of_a_resumed_run_has_the_head_of_the_start(
 
     whole = divergences("whole", 2)
     divergences("part", 1)
-    assert whole[1] > 1e-5
+    assert whole[1] > 1e-6
     assert divergences("part", 2) == pytest.approx(whole, rel=1e-3, abs=1e-7)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,21 +36,28 @@ def test_wandb_is_not_left_to_transformers(tmp_path: Path) -> None:
     assert grpo_arguments(config(tmp_path, wandb_project="p")).report_to == []
 
 
+@pytest.fixture
+def new_state() -> Iterator[None]:
+    """No state of accelerate from other tests, and none that is left behind."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("new_state")
 def test_one_gpu_of_several_is_selected(tmp_path: Path) -> None:
     with (
         patch("torch.cuda.is_available", return_value=True),
         patch("torch.cuda.device_count", return_value=4),
         patch("torch.cuda.set_device"),
     ):
-        try:
-            arguments = grpo_arguments(config(tmp_path, device="cuda:1"))
-            assert arguments.device == PartialState().device == torch.device("cuda:1")
-            assert arguments.n_gpu == 1
-            assert grpo_arguments(config(tmp_path, device="auto")).n_gpu == 1
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
+        arguments = grpo_arguments(config(tmp_path, device="cuda:1"))
+        assert arguments.device == PartialState().device == torch.device("cuda:1")
+        assert arguments.n_gpu == 1
+        assert grpo_arguments(config(tmp_path, device="auto")).n_gpu == 1
 
 
+@pytest.mark.usefixtures("new_state")
 def test_rejects_a_device_that_is_not_available(tmp_path: Path) -> None:
     state = PartialState(cpu=True)
     with patch("torch.cuda.is_available", return_value=False):
