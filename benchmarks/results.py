@@ -209,8 +209,8 @@ _OTHER_EXPERIMENTS: Final = """\
 [Learning with a tool](reference/tool-learning.md): a small model learns from reward to make its searches
 together and to ask for their results late.
 
-[Deferred code with this model](reference/benchmarks.md#deferred-code-with-a-real-model): seconds and tokens of an
-episode if code runs immediately, deferred, or deferred with eager execution.
+[Deferred code with this model](reference/benchmarks.md#deferred-code-with-a-real-model): seconds and tokens
+of an episode if code runs immediately, deferred, or deferred with eager execution.
 
 The [learning experiment](reference/learning-experiment.md) compares three methods on a small model."""
 

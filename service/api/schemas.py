@@ -332,7 +332,7 @@ class ModelObject(_Documented):
     created: int
     owned_by: str
     type: Literal["model"]
-    """Of Anthropic's API, like the next four fields."""
+    """Field of Anthropic's API, like the next four."""
     display_name: str
     created_at: str
     lifecycle: Literal["active"]
@@ -348,7 +348,7 @@ class ModelList(_Documented):
     object: Literal["list"]
     data: list[ModelObject]
     first_id: str
-    """Of Anthropic's API, like the next two fields."""
+    """Field of Anthropic's API, like the next two."""
     last_id: str
     has_more: Literal[False]
 

@@ -24,7 +24,7 @@ class TrainingText:
 
     ids: Sequence[int]
     learned: Sequence[bool]
-    """One a token; the first is never learned."""
+    """One per token; the first is never learned."""
 
 
 @dataclass(frozen=True, slots=True)

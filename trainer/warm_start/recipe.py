@@ -35,14 +35,14 @@ class WarmStartRecipe(BaseModel):
     weights: Literal["lora", "full"] = "lora"
     """``lora``: an adapter, by the table ``[lora]``. ``full``: all weights, in float32."""
     lora: LoraSettings = LoraSettings()
-    """Of the adapter."""
+    """Settings of the adapter."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Of AdamW, after its warm-up and until half of the steps are done; then it falls to 0. Default: 3e-4
-    for an adapter, 1e-5 for all weights."""
+    """Learning rate of AdamW, after the warm-up and until half of the steps are done; then it falls to 0.
+    Default: 3e-4 for an adapter, 1e-5 for all weights."""
     warmup_steps: int = Field(default=5, ge=0)
     """Steps of linear warm-up."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Of AdamW; the marker's row has none."""
+    """Weight decay of AdamW; the marker's row has none."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     steps: int = Field(default=100, ge=1)
@@ -58,7 +58,7 @@ class WarmStartRecipe(BaseModel):
     chat_share: float = Field(default=0.5, ge=0, le=1)
     """Share of texts that are ordinary chat, answered by the checkpoint itself. The others are problems."""
     chat_requests: Path | None = None
-    """Requests for the chat, one a line. Default: generated ones."""
+    """Requests for the chat, one per line. Default: generated ones."""
     chat_samples: int = Field(default=60, ge=1)
     """Requests that the checkpoint answers before the training."""
     chat_max_tokens: int = Field(default=200, ge=1)
@@ -90,7 +90,7 @@ class WarmStartRecipe(BaseModel):
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the forward pass and of frozen weights."""
+    """Number format of the forward pass and of frozen weights."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads. Default: torch's choice."""
 

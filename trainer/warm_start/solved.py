@@ -53,9 +53,9 @@ class SolvedSettings(RuntimeConfig):
     """Adapter of an earlier warm start that samples. Default: the untrained checkpoint, whose blocks the
     server runs as soon as they are closed."""
     temperature: float = Field(default=0.7, gt=0)
-    """Of the samples."""
+    """Sampling temperature."""
     top_p: float = Field(default=0.95, gt=0, le=1)
-    """Of the samples."""
+    """Nucleus of the sampling."""
     max_turns: int = Field(default=4, ge=2)
     """Turns of an episode."""
     max_turn_tokens: int = Field(default=512, ge=16)
