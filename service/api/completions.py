@@ -8,12 +8,12 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator, Field
 
-from service.api import sse
+from service.api import sibling_fields, sse
 from service.api.chat.choice_builder import MIN_LOGPROB
 from service.api.chat.prepare import SHORT_CHARS
 from service.api.errors import ApiError
@@ -49,6 +49,8 @@ Prompt = str | list[TokenId]
 
 class CompletionRequest(SamplingRequest):
     """OpenAI's fields and the extras of vLLM and llama.cpp."""
+
+    sibling_fields: ClassVar = sibling_fields.COMPLETIONS
 
     model: str
     prompt: Annotated[

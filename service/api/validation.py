@@ -2,8 +2,8 @@
 
 Unknown fields, and known fields without effect, are ignored and reported in the response header
 ``x-ih-grpo-ignored``, a metric and a debug line of the log. A name within two edits of a known field is an
-error. So is a value that can't be ignored without changing the answer's meaning, cost or safety. Null means
-unset.
+error. So is a value that can't be ignored without changing the answer's meaning, cost or safety, and a field
+of another API with such a value. Null means unset.
 
 Message content is a string, or text parts that are joined without a separator.
 """
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import (
@@ -102,11 +103,37 @@ class Lenient(Protocol):
         ...
 
 
+class SiblingField:
+    """A field of another API, rejected because ignoring it would change the meaning or cost of the answer.
+
+    Args:
+        instead: the field or route to use, as the end of a sentence; empty if there is none.
+        neutral: values that change nothing, beside null and empty ones. They are ignored.
+    """
+
+    def __init__(self, instead: str, *neutral: object) -> None:
+        self._instead = instead
+        self._neutral = (None, "", [], {}, *neutral)
+
+    def check(self, name: str, value: object) -> None:
+        """Raise unless ``value`` is neutral."""
+        if not is_neutral(value, self._neutral):
+            reason = "this API has no such field" if self._instead else "this server does not support it"
+            raise unsupported(f"{reason}; use {self._instead}" if self._instead else reason, f".{name}")
+
+
+def is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
+    """Return whether ``value`` equals one of ``neutral``. Booleans equal no numbers."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral)
+
+
 class RequestModel(BaseModel):
     """Base of request models. Unknown fields are ignored, null counts as unset, numbers are finite."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
     unknown_allowed: ClassVar[bool] = True
+    sibling_fields: ClassVar[Mapping[str, SiblingField]] = MappingProxyType({})
+    """Fields of other APIs that are rejected, by name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -201,11 +228,18 @@ def invalid(message: str, at: str = "") -> PydanticCustomError:
 
 def unknown(name: str, meant: str | None = None) -> PydanticCustomError:
     """Return the error for an unknown field; ``meant`` is the known field that was probably intended."""
-    hint = "" if meant is None else f" Did you mean '{meant}'?"
+    hint = "" if not meant else f" Did you mean '{meant}'?"
     return PydanticCustomError("unknown_parameter", "{hint}", {"hint": hint.strip(), "at": f".{name}"})
 
 
-def only(*neutral: object) -> AfterValidator:
+@dataclass(frozen=True, slots=True)
+class Rejected(AfterValidator):
+    """Metadata of a known field that is rejected unless its value is neutral."""
+
+    neutral: tuple[object, ...] = ()
+
+
+def only(*neutral: object) -> Rejected:
     """Reject a known field unless its value is neutral, because ignoring it would change the answer."""
 
     def check(value: object) -> object:
@@ -213,7 +247,7 @@ def only(*neutral: object) -> AfterValidator:
             raise unsupported("this server does not support it")
         return None
 
-    return AfterValidator(check)
+    return Rejected(check, neutral)
 
 
 def in_union(known: frozenset[str]) -> Callable[[object], str | None]:
@@ -238,7 +272,11 @@ def _known(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _check_unknown(model: type[RequestModel], name: str, given: dict[str, object]) -> None:
-    meant = None if issubclass(model, Skipped) else _meant(model, str(name)[:64])
+    sibling = model.sibling_fields.get(name)
+    if sibling is not None:
+        sibling.check(name, given[name])
+    has_meaning = sibling is not None or issubclass(model, Skipped)
+    meant = None if has_meaning else _meant(model, str(name)[:64])
     if meant is not None and meant in given:
         meant = None  # `models` beside `model` is a field of another API, not a typo
     if meant is not None or not model.unknown_allowed or (is_strict() and not issubclass(model, Skipped)):
@@ -246,7 +284,7 @@ def _check_unknown(model: type[RequestModel], name: str, given: dict[str, object
 
 
 def _meant(model: type[BaseModel], name: str) -> str | None:
-    """Return the known field that ``name`` is a typo of, or None."""
+    """Return the known field that ``name`` is a typo of, or None; empty if that field is rejected too."""
     if (report := current.get()) is not None:
         if report.lookups <= 0:
             return None
@@ -257,9 +295,14 @@ def _meant(model: type[BaseModel], name: str) -> str | None:
 @functools.lru_cache(maxsize=1024)
 def _nearest(model: type[BaseModel], name: str) -> str | None:
     near = [
-        (edits, known) for known in _known(model) if (edits := _edits(name, known)) <= _limit(name, known)
+        (any(isinstance(mark, Rejected) for mark in info.metadata), edits, known)
+        for known, info in _known(model).items()
+        if (edits := _edits(name, known)) <= _limit(name, known)
     ]
-    return min(near)[1] if near else None
+    if not near:
+        return None
+    is_rejected, _, known = min(near)
+    return "" if is_rejected else known
 
 
 def _limit(name: str, known: str) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from service.api import sibling_fields
 from service.api.sampling import EFFORT_TOKENS, SamplingRequest, TokenBudget, enables_thinking
 from service.api.structured_outputs import Structure
 from service.api.tools.definitions import (
@@ -269,6 +270,8 @@ _NO_FUNCTION: Final = {
 
 class ChatRequest(SamplingRequest):
     """OpenAI's fields, the extras of vLLM and llama.cpp, and ``deferral``."""
+
+    sibling_fields: ClassVar = sibling_fields.CHAT
 
     model: str
     messages: Messages

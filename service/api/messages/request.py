@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from service.api import sibling_fields
 from service.api.messages.blocks import CODE_EXECUTION, DIRECT, InputMessage, NoEffectOption, check_results
 from service.api.responses.request import CodeOptions
 from service.api.sampling import Stops
@@ -273,6 +274,8 @@ def _reject_thread(value: object) -> object:
 
 class CountTokensRequest(RequestBody):
     """The fields that determine the prompt."""
+
+    sibling_fields: ClassVar = sibling_fields.MESSAGES
 
     thread: Annotated[object, AfterValidator(_reject_thread)] = None
     model: str

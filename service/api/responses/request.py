@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from service.api import sibling_fields
 from service.api.responses.items import Input
 from service.api.sampling import TokenBudget, enables_thinking
 from service.api.structured_outputs import StructuredOutputs
@@ -227,6 +228,8 @@ class CodeOptions(Strict):
 
 class ResponseRequest(RequestBody):
     """OpenAI's fields, extras of vLLM, and ``deferral``."""
+
+    sibling_fields: ClassVar = sibling_fields.RESPONSES
 
     model: str
     input: Input
