@@ -50,6 +50,10 @@ class OutputBuilder:
     ``code_interpreter_call``. The execute marker and the observation belong to the call and appear in no
     message. If nothing was pending, there is no call and both stay text.
 
+    A call of a client's function is held back until it is complete, so that its arguments are valid JSON and a
+    call that can't be parsed is text from its beginning. Only a call that a limit cut off has partial
+    arguments.
+
     Args:
         response_id: id of the response.
         reply: accumulates the episode's events, with the execute marker hidden if code may run.
@@ -89,7 +93,9 @@ class OutputBuilder:
         self._logprobs: list[Json] = []
         """Of tokens whose text is still held back."""
         self._text: TextItem | None = None
-        self._call: FunctionCallItem | None = None
+        self._call: str | None = None
+        """Name of the function in an unfinished call."""
+        self._arguments: list[str] = []
         self._code: CodeItem | ProgramItem | None = None
         self._container = ""
         self._tools = tools
@@ -176,14 +182,18 @@ class OutputBuilder:
 
     def abandon(self) -> Events:
         """End a response that was interrupted and return the events that close its items."""
+        self._call = None
         return [*self._add_parts(self.reply.abandon()), *self._close("incomplete")]
 
     def _close(self, status: str) -> Events:
-        events = self._close_text(status)
-        for item in (self._call, self._code, *self._mcp_calls.values()):
+        if self._call is not None:  # cut off by a limit
+            events = self._client_call("incomplete")
+        else:
+            events = self._close_text(status)
+        for item in (self._code, *self._mcp_calls.values()):
             if item is not None:
                 events += item.close("incomplete")
-        self._call, self._code, self._mcp_calls = None, None, {}
+        self._code, self._mcp_calls = None, {}
         if all(item["type"] == "mcp_list_tools" for item in self.output.items):  # an empty reply
             events += [*self._open_text(thought=False), *self._close_text(status)]
         return events
@@ -197,19 +207,24 @@ class OutputBuilder:
                 case ReasoningDelta(text):
                     events += self._write(text, thought=True)
                 case ToolCallStart(_, name):
-                    events += self._close_text("completed")
-                    kind = CustomCallItem if name in self._custom else FunctionCallItem
-                    self._call = kind(self.output, name, f"call_{secrets.token_hex(12)}")
-                    events += self._call.open()
+                    self._call, self._arguments = name, []
                 case ArgumentsDelta(_, text):
-                    assert self._call is not None  # noqa: S101
-                    events += self._call.write(text)
-                case ToolCallEnd() | CallFailed():
-                    assert self._call is not None  # noqa: S101
-                    failed = isinstance(part, CallFailed)
-                    events += self._call.close("incomplete" if failed else "completed")
+                    self._arguments.append(text)
+                case ToolCallEnd():
+                    events += self._client_call("completed")
+                case CallFailed():
                     self._call = None
         return events
+
+    def _client_call(self, status: str) -> Events:
+        """Add the current call and return its events."""
+        assert self._call is not None  # noqa: S101
+        events = self._close_text("completed")
+        kind = CustomCallItem if self._call in self._custom else FunctionCallItem
+        item = kind(self.output, self._call, f"call_{secrets.token_hex(12)}")
+        self._call, arguments = None, "".join(self._arguments)
+        written = item.write(arguments) if arguments else []
+        return [*events, *item.open(), *written, *item.close(status)]
 
     def _write(self, text: str, *, thought: bool) -> Events:
         events: Events = []

@@ -96,7 +96,7 @@ async def test_invalid_call_fails_a_strict_response() -> None:
             await ask(served, **strict)
         events = await collected(await ask(served, **strict, stream=True))
     final = events[-1]["response"]
-    assert (events[-1]["type"], final["output"][0]["status"]) == ("response.failed", "incomplete")
+    assert (events[-1]["type"], final["output"]) == ("response.failed", [])
     assert "is invalid" in final["error"]["message"]
     assert caught.value.code == final["error"]["code"] == "tool_use_failed"
 
@@ -111,6 +111,37 @@ async def test_unparsable_call_is_a_message(written: str) -> None:
     assert response.output_text == written
     assert final["status"] == "completed"
     assert [item["type"] for item in final["output"]] == ["message"]
+
+
+BROKEN = '<tool_call>\n{"name": "weather", "arguments": {"x": 12]}\n</tool_call>'
+
+
+async def test_call_with_invalid_arguments_is_text_only() -> None:
+    written = f"I look.\n{BROKEN} Sorry."
+    async with serving(ScriptedEngine(written + EOS)) as served:
+        whole = await ask(served, tools=TOOLS)
+        final = checked(await collected(await ask(served, tools=TOOLS, stream=True)))
+    for output in (whole.to_dict()["output"], final["output"]):
+        [message] = output
+        assert (message["type"], message["status"]) == ("message", "completed")
+        assert message["content"][0]["text"] == written
+
+
+async def test_calls_before_an_invalid_one_are_kept() -> None:
+    async with serving(ScriptedEngine(f"{ULM}\n{BROKEN}{EOS}")) as served:
+        final = checked(await collected(await ask(served, tools=TOOLS, stream=True)))
+    call, message = final["output"]
+    assert (call["type"], call["status"]) == ("function_call", "completed")
+    assert message["content"][0]["text"].strip() == BROKEN
+
+
+async def test_sdk_helper_reads_an_invalid_call_as_text() -> None:
+    async with (
+        serving(ScriptedEngine(BROKEN + EOS)) as served,
+        served.openai.responses.stream(model="scripted", input="?", tools=TOOLS) as stream,
+    ):
+        response: Any = await stream.get_final_response()
+    assert [item.type for item in response.output] == ["message"]
 
 
 async def test_tools_and_items_of_other_types_are_ignored() -> None:
