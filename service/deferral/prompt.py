@@ -122,6 +122,8 @@ def with_instruction(
 ) -> list[dict[str, object]]:
     """Return ``messages`` with the instruction, in the system message or before the last user message.
 
+    Without a user message it precedes the last system message, which is then the problem.
+
     If the client sent a system message, it follows the instruction.
 
     Args:
@@ -133,15 +135,17 @@ def with_instruction(
         functions: the model may also call functions; the system message explains both.
 
     Raises:
-        ValueError: unknown version, or no user message to carry the instruction.
+        ValueError: unknown version, or no user or system message to carry the instruction.
     """
     turns = list(messages)
     if version in SYSTEM_PROMPTS:
         text = WITH_FUNCTIONS[version] if functions else _prompt(version)
         return _with_system(turns, text, tools)
-    last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
-    if last is None:
-        raise ValueError("there is no user message to answer")
+    roles = [turn["role"] for turn in turns]
+    carrier = next((role for role in ("user", "system") if role in roles), None)
+    if carrier is None:
+        raise ValueError("there is no user or system message to answer")
+    last = max(index for index, role in enumerate(roles) if role == carrier)
     instruction = [*([f"{tools}\n\n"] if tools else []), ControlText(_prompt(version))]
     turns[last] = {**turns[last], "content": [*instruction, *_parts(turns[last]["content"])]}
     return _with_system(turns, _FUNCTIONS_BESIDE_CODE) if functions else turns

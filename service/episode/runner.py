@@ -92,7 +92,7 @@ class EpisodeRunner:
             code_tools: tools that code may call. With deferral they are listed beside the instruction.
 
         Raises:
-            ValueError: there is no user turn to carry the instruction.
+            ValueError: there is no user or system turn to carry the instruction.
             EngineError: the template rejected the messages.
         """
         turns = list(messages)

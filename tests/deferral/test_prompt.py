@@ -47,6 +47,18 @@ def test_the_instruction_precedes_the_last_user_message() -> None:
     assert turns[2]["content"] == "b"
 
 
+def test_the_instruction_precedes_the_last_system_message_without_a_user_message() -> None:
+    turns: list[dict[str, object]] = [
+        {"role": "system", "content": "a"},
+        {"role": "system", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
+    carried = {"role": "system", "content": [ControlText(PROMPTS["full-v1"]), "b"]}
+    assert with_instruction(turns, "full-v1") == [turns[0], carried, turns[2]]
+    with pytest.raises(ValueError, match="no user or system message"):
+        with_instruction(turns[2:], "full-v1")
+
+
 def test_the_assistant_instruction_precedes_the_clients_system_message() -> None:
     instruction = ControlText(PROMPTS["assistant-v1"])
     user = {"role": "user", "content": "a"}

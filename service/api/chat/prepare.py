@@ -353,7 +353,7 @@ async def render_prompt(
 ) -> list[int]:
     """Return the prompt ids of ``request``; for ``proven`` see `prepare`.
 
-    ``note`` is appended to the last user message.
+    ``note`` is appended to the last user message, or without one to the last system message.
 
     Raises:
         ApiError: 400 if the chat template rejects the messages.
@@ -365,7 +365,8 @@ async def render_prompt(
         if is_current(ids, message.content or "", names, server.engine.tokenizer):
             turns[index]["content"] = [TokenIds(tuple(ids))]
             turns[index].pop("tool_calls", None)  # the ids contain the calls
-    last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+    by_role = {turn["role"]: index for index, turn in enumerate(turns)}
+    last = by_role.get("user", by_role.get("system"))
     if note and last is not None:
         turns[last]["content"] = f"{turns[last]['content']}{note}"
     tools: list[dict[str, object]] = [
