@@ -14,6 +14,8 @@ from service.api.validation import Ignored, Label, RequestModel, only
 from service.engines.base import Engine, Sampling, unsupported
 
 MAX_STOPS = 16
+_LEAST_TOP_P: Final = 1e-6
+"""For a ``top_p`` of 0, which engines don't accept. Only the most likely token is left, too."""
 
 Number = TypeVar("Number", int, float)
 
@@ -32,6 +34,8 @@ Stops = Annotated[
 ]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 BiasedId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+TopP = Annotated[float, Field(ge=0, le=1)]
+"""Mass of the most likely tokens to sample from; 0 for the most likely one alone."""
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
 
@@ -48,7 +52,7 @@ class SamplingRequest(StructuredRequest):
     """
 
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: TopP | None = None
     top_k: int | None = Field(default=None, ge=-1)
     """0 or -1 for no limit."""
     min_p: float | None = Field(default=None, ge=0, le=1)
@@ -67,6 +71,8 @@ class SamplingRequest(StructuredRequest):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=2)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=2)
+    """llama.cpp's name of ``repetition_penalty``, which takes precedence."""
     logit_bias: dict[BiasedId, Bias] | None = Field(default=None, max_length=1024)
     do_sample: bool | None = None
     """False for greedy decoding, unless a temperature is set."""
@@ -86,7 +92,6 @@ class SamplingRequest(StructuredRequest):
     lora: Annotated[object, only([])] = None
     mirostat: Annotated[object, only(0)] = None
     prompt_logprobs: Annotated[object, only(False)] = None
-    repeat_penalty: Annotated[object, only(1)] = None
     return_token_ids: Annotated[object, only(False)] = None
     return_tokens_as_token_ids: Annotated[object, only(False)] = None
     skip_special_tokens: Annotated[object, only(True)] = None
@@ -169,10 +174,11 @@ def sampling_of(
     _check_ids(request, engine)
     constraint: dict[str, Any] = {} if structure is None else {structure.kind: structure.text}
     greedy = request.do_sample is False and request.temperature is None
+    penalty = request.repeat_penalty if request.repetition_penalty is None else request.repetition_penalty
     sampling = replace(
         default,
         temperature=0 if greedy else _given(request.temperature, default.temperature),
-        top_p=_given(request.top_p, default.top_p),
+        top_p=max(_given(request.top_p, default.top_p), _LEAST_TOP_P),
         top_k=max(_given(request.top_k, default.top_k), 0),
         min_p=_given(request.min_p, default.min_p),
         seed=request.seed,
@@ -183,7 +189,7 @@ def sampling_of(
         prompt_logprobs=prompt_logprobs,
         presence_penalty=_given(request.presence_penalty, default.presence_penalty),
         frequency_penalty=_given(request.frequency_penalty, default.frequency_penalty),
-        repetition_penalty=_given(request.repetition_penalty, default.repetition_penalty),
+        repetition_penalty=_given(penalty, default.repetition_penalty),
         logit_bias=tuple((int(token), bias) for token, bias in (request.logit_bias or {}).items()),
         **constraint,
         adapter=None if model == engine.model_name else model,
@@ -193,6 +199,8 @@ def sampling_of(
         raise ApiError(400, message, param="min_tokens", code="invalid_value")
     if missing := unsupported(engine, sampling):
         param = {"prompt_logprobs": "echo"}.get(missing[0], missing[0])
+        if param == "repetition_penalty" and request.repetition_penalty is None:
+            param = "repeat_penalty"
         if structure is not None and structure.kind == missing[0]:
             param = structure.param
         raise ApiError(

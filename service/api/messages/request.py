@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from service.api import sibling_fields
 from service.api.messages.blocks import CODE_EXECUTION, DIRECT, InputMessage, NoEffectOption, check_results
 from service.api.responses.request import CodeOptions
-from service.api.sampling import Stops
+from service.api.sampling import Stops, TopP
 from service.api.tools.definitions import ContainerId, SkippedTool
 from service.api.tools.mcp import McpServerTool, ToolNames, is_header_value
 from service.api.tools.mcp import ToolName as McpToolName
@@ -408,7 +408,7 @@ class MessagesRequest(CountTokensRequest):
     stop_sequences: Stops | None = None
     """Strings that end the reply; they are not returned. Pending code then never runs."""
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: TopP | None = None
     top_k: int | None = Field(default=None, ge=-1)
     metadata: MessagesMetadata | None = None
 

@@ -85,7 +85,7 @@ class Resource:
             "service_tier": "default",
             "store": request.stored,
             "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
+            "top_p": sampling.top_p if request.top_p is None else request.top_p,
             "top_logprobs": sampling.top_logprobs,
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,

@@ -291,7 +291,8 @@ async def test_engine_error_is_reported_before_and_in_the_stream() -> None:
 
 BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"temperature": 3}, "temperature", "invalid_value"),
-    ({"top_p": 0}, "top_p", "invalid_value"),
+    ({"top_p": -0.1}, "top_p", "invalid_value"),
+    ({"extra_body": {"repeat_penalty": 1.1}}, "repeat_penalty", "unsupported_parameter"),
     ({"n": 99}, "n", "invalid_value"),
     ({"max_tokens": 0}, "max_tokens", "invalid_value"),
     ({"stop": ["x" * 257]}, "stop[0]", "invalid_value"),
