@@ -284,7 +284,7 @@ def _as_list(value: object) -> object:
 
 Input = Annotated[
     list[InputItem],
-    Field(min_length=1, max_length=10_000),
+    Field(max_length=10_000),
     BeforeValidator(_as_list, json_schema_input_type=str | list[InputItem]),
 ]
 

@@ -50,8 +50,8 @@ class OutputBuilder:
     ``code_interpreter_call``. The execute marker and the observation belong to the call and appear in no
     message. If nothing was pending, there is no call and both stay text.
 
-    A call of a client's function is held back until it is complete, so that its arguments are valid JSON and a
-    call that can't be parsed is text from its beginning. Only a call that a limit cut off has partial
+    A call of a client's function is held back until it is complete, so that its arguments are valid JSON and
+    a call that can't be parsed is text from its beginning. Only a call that a limit cut off has partial
     arguments.
 
     Args:
@@ -186,10 +186,8 @@ class OutputBuilder:
         return [*self._add_parts(self.reply.abandon()), *self._close("incomplete")]
 
     def _close(self, status: str) -> Events:
-        if self._call is not None:  # cut off by a limit
-            events = self._client_call("incomplete")
-        else:
-            events = self._close_text(status)
+        is_cut_off = self._call is not None
+        events = self._client_call("incomplete") if is_cut_off else self._close_text(status)
         for item in (self._code, *self._mcp_calls.values()):
             if item is not None:
                 events += item.close("incomplete")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from service.api.chat.prepare import PreparedChat, prepare_with
+from service.api.chat.prepare import PreparedChat, prepare_with, render_prompt
 from service.api.chat.request import ChatRequest
 from service.api.chat.suspension import Answers, LiveEpisode, Suspensions
 from service.api.errors import ApiError, api_error_of
@@ -38,6 +39,7 @@ from service.api.responses.request import (
 from service.api.responses.resume import find_suspended
 from service.api.seal import Seal
 from service.api.state import Server
+from service.api.tools.choice import force_call
 from service.api.tools.definitions import AllowedCode, AllowedServer, AutoContainer, ProgrammaticTool
 from service.api.tools.mcp import McpServerTool, open_tools
 from service.api.validation import report_ignored, unreported
@@ -137,11 +139,7 @@ async def prepare_response(
             doesn't fit, or a field that the engine doesn't support; 409 if the code does not wait any more.
     """
     _check(request)
-    own = [
-        _opened(item, f"input[{index}]", server.seal, owner, request.model)
-        for index, item in enumerate(request.input)
-    ]
-    items = await resolved(own, store, owner)
+    items = await resolved(_own_items(server, request, owner), store, owner)
     found = await find_suspended(suspensions, store, request, items, owner)
     if found is not None:
         live, answers = found
@@ -163,9 +161,7 @@ async def prepare_response(
         conversation,
         owner,
     )
-    opens_tools = request.runs_code and not request.forces_call
-    functions = request.code_functions
-    tools = await open_tools(server.mcp, request.mcp_tools, functions) if opens_tools else None
+    tools = await _open_tools(server, request)
     try:
         chat = await _fitting(server, request, conversation, tools, container)
     except BaseException:
@@ -178,6 +174,52 @@ async def prepare_response(
     chat = replace(chat, id=response_id)
     live = LiveEpisode(chat, owner, "responses")
     return PreparedResponse(response_id, owner, request, items, chat, live, base_url)
+
+
+async def count_input_tokens(
+    server: Server, store: ResponseStore, request: ResponseRequest, *, owner: str
+) -> int:
+    """Return the number of tokens of the prompt for ``request``, as `prepare_response` renders it.
+
+    The lines about files are not counted, because they depend on the container.
+
+    Raises:
+        ApiError: as `prepare_response`.
+    """
+    _check(request)
+    server.check_model(request.model)
+    items = await resolved(_own_items(server, request, owner), store, owner)
+    conversation = Conversation(server.engine.tokenizer, server.runner.policy)
+    if request.previous_response_id is not None:
+        await recall(conversation, store, request.previous_response_id, owner)
+    conversation.add(await with_stored_replies(items, store, owner))
+    chat, proven = _chat_request(server, request, conversation, 0)
+    async with AsyncExitStack() as stack:
+        tools = await _open_tools(server, request)
+        if tools is not None:
+            stack.push_async_callback(tools.close)
+        try:
+            ids = await render_prompt(server, chat, proven, tools)
+        except ApiError as error:
+            raise _renamed(error) from None
+    if chat.forces_call:
+        prefix = force_call(chat.tool_choice, chat.callable_tools).prefix
+        ids = ids + server.engine.tokenizer.encode(prefix, allow_special=True)
+    return len(ids)
+
+
+def _own_items(server: Server, request: ResponseRequest, owner: str) -> list[InputItem]:
+    """Return the request's items with their sealed thoughts opened."""
+    return [
+        _opened(item, f"input[{index}]", server.seal, owner, request.model)
+        for index, item in enumerate(request.input)
+    ]
+
+
+async def _open_tools(server: Server, request: ResponseRequest) -> SessionTools | None:
+    if not request.runs_code or request.forces_call:
+        return None
+    return await open_tools(server.mcp, request.mcp_tools, request.code_functions)
 
 
 def _reject_files(items: list[InputItem]) -> None:
@@ -343,6 +385,19 @@ async def _prepare_chat(
     container: ContainerUse | None,
 ) -> PreparedChat:
     """Prepare the chat request for the conversation from message ``start`` on."""
+    chat, proven = _chat_request(server, request, conversation, start)
+    try:
+        return await prepare_with(server, chat, tools, proven, container)
+    except ApiError as error:
+        raise _renamed(error) from None
+
+
+def _chat_request(
+    server: Server, request: ResponseRequest, conversation: Conversation, start: int
+) -> tuple[ChatRequest, dict[int, tuple[int, ...]]]:
+    """Return the chat request for the conversation from message ``start`` on, and the token ids of its
+    messages that are stored replies.
+    """
     messages = conversation.messages[start:]
     first: list[Json] = [{"role": "system", "content": request.instructions}] if request.instructions else []
     moved = len(first) - start
@@ -352,14 +407,10 @@ async def _prepare_chat(
         fields["deferral"] = {"enabled": request.runs_code, **_code_options(server, request)}
         fields["stream"] = request.stream or request.background  # whether anyone can watch the reply
         with unreported():
-            chat = ChatRequest.model_validate(fields)
+            return ChatRequest.model_validate(fields), proven
     except ValidationError as error:
         detail = error.errors()[0]
         raise _renamed(api_error_of(detail, detail["loc"], fields)) from None
-    try:
-        return await prepare_with(server, chat, tools, proven, container)
-    except ApiError as error:
-        raise _renamed(error) from None
 
 
 def _renamed(error: ApiError) -> ApiError:

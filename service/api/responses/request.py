@@ -1,4 +1,4 @@
-"""Validation of the body of ``POST /v1/responses``."""
+"""Validation of the bodies of ``POST /v1/responses`` and ``POST /v1/responses/input_tokens``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from service.api import sibling_fields
 from service.api.responses.items import Input
-from service.api.sampling import TokenBudget, enables_thinking
+from service.api.sampling import TokenBudget, TopP, enables_thinking
 from service.api.structured_outputs import StructuredOutputs
 from service.api.tools.custom import CustomFields
 from service.api.tools.definitions import (
@@ -232,7 +232,8 @@ class ResponseRequest(RequestBody):
     sibling_fields: ClassVar = sibling_fields.RESPONSES
 
     model: str
-    input: Input
+    input: Input = Field(default=[])
+    """May be empty or left out with ``previous_response_id``, whose conversation then continues as it is."""
     instructions: str | None = None
     previous_response_id: str | None = None
     background: bool | None = None
@@ -248,7 +249,7 @@ class ResponseRequest(RequestBody):
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningOptions | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: TopP | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     text: TextOptions | None = None
     tools: Tools | None = None
@@ -282,6 +283,8 @@ class ResponseRequest(RequestBody):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
+        if not self.input and self.previous_response_id is None:
+            raise invalid("it is required and may not be empty without 'previous_response_id'", ".input")
         if self.background and self.store is False:
             raise invalid("it requires 'store', so that clients can retrieve the response", ".background")
         check_labels(self.tools or ())
@@ -404,3 +407,10 @@ class ResponseRequest(RequestBody):
         choice = self.tool_choice
         mode = choice.mode if isinstance(choice, ResponseAllowedTools) else choice
         return mode == "required" or isinstance(mode, FunctionChoice)
+
+
+class InputTokensRequest(ResponseRequest):
+    """The body of ``POST /v1/responses/input_tokens``: a request whose prompt is counted."""
+
+    model: str = ""
+    """Default: the served model."""

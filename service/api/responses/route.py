@@ -15,9 +15,9 @@ from service.api.chat.suspension import CurrentSuspensions
 from service.api.errors import ApiError
 from service.api.files.choice import CurrentContainers
 from service.api.responses.items import is_response_id, new_response_id
-from service.api.responses.prepare import prepare_response
+from service.api.responses.prepare import count_input_tokens, prepare_response
 from service.api.responses.registry import CurrentResponses, Responses
-from service.api.responses.request import ResponseRequest
+from service.api.responses.request import InputTokensRequest, ResponseRequest
 from service.api.responses.resource import Resource, cancelled, shown
 from service.api.responses.run import ResponseRun, Stream
 from service.api.sse import until_disconnect
@@ -67,6 +67,27 @@ async def create_response(
     else:
         return JsonResponse(shown(await until_disconnect(request.receive, _complete(run)), include))
     return sse.EventStream(as_sse(events, include), server.settings.keep_alive_s)
+
+
+@router.post("/v1/responses/input_tokens", response_class=JsonResponse)
+async def count_response_tokens(
+    body: InputTokensRequest, server: CurrentServer, responses: CurrentResponses, owner: Owner
+) -> Json:
+    """Return the number of tokens of a request's prompt."""
+    request = body if body.model else body.model_copy(update={"model": server.model_name})
+    count = await count_input_tokens(server, responses.store, request, owner=owner)
+    return {"object": "response.input_tokens", "input_tokens": count}
+
+
+@router.post("/v1/responses/compact", include_in_schema=False)
+async def compact_response() -> None:
+    """Reject the request. Without this route its path would be that of a response."""
+    raise ApiError(
+        404,
+        "Unknown URL: POST /v1/responses/compact. This server does not compact conversations. With "
+        "'truncation': 'auto', /v1/responses drops the oldest messages.",
+        code="unknown_url",
+    )
 
 
 async def _complete(run: ResponseRun) -> Json:
