@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from service.common.json import compile_schema, first_error, json_time
+from service.common.json import SchemaError, compile_schema, first_error, json_time
 
 
 def test_times_are_in_whole_seconds_of_utc() -> None:
@@ -21,6 +23,27 @@ def test_first_error_has_its_path() -> None:
 def test_rejects_invalid_and_external_schemas(schema: dict[str, object]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  (the words are the library's)
         compile_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "place", "is_foreign"),
+    [
+        (
+            {"properties": {"a": {"pattern": "(?P<x>a)(?P=x)"}}},
+            '"regex" at ["properties"]["a"]["pattern"]',
+            True,
+        ),
+        ({"$schema": "https://example.com/mine", "type": "object"}, "Unknown meta-schema", True),
+        ({"properties": {"a": {"type": "strng"}}}, '["properties"]["a"]["type"]', False),
+        ({"$ref": "file:///etc/passwd"}, "Retrieval is disabled", False),
+    ],
+)
+def test_errors_of_schemas_have_a_place_and_a_kind(
+    schema: dict[str, object], place: str, is_foreign: bool
+) -> None:
+    with pytest.raises(SchemaError, match=re.escape(place)) as caught:
+        compile_schema(schema)
+    assert caught.value.is_foreign is is_foreign
 
 
 def test_rejects_schemas_nested_too_deeply() -> None:

@@ -334,6 +334,7 @@ class ChatRequest(SamplingRequest):
         if len(names) != len(set(names)):
             raise invalid("two functions have the same name", ".tools")
         self._check_allowed(names)
+        self._check_schemas()
         if self.forces_call and not self.callable_tools:
             raise invalid(_NO_FUNCTION[self.offers_code], ".tool_choice")
         if isinstance(self.tool_choice, NamedChoice) and self.tool_choice.function.name not in names:
@@ -346,6 +347,19 @@ class ChatRequest(SamplingRequest):
         if self.add_generation_prompt is False and not self.continue_final_message:
             raise invalid("it must be true unless the last message is continued", ".add_generation_prompt")
         return self
+
+    def _check_schemas(self) -> None:
+        """Raise if the arguments of a call must match a schema that can't be enforced."""
+        if not (self.strict_tool_calls or self.forces_call):
+            return
+        choice = self.tool_choice
+        called = choice.function.name if isinstance(choice, NamedChoice) else None
+        names = {tool.function.name for tool in self.callable_tools if called in (None, tool.function.name)}
+        for index, tool in enumerate(self.tools or ()):
+            if not isinstance(tool, FunctionTool) or tool.function.name not in names:
+                continue
+            if (reason := tool.function.unenforceable) is not None:
+                raise invalid(reason, f".tools[{index}].function.parameters")
 
     def _check_allowed(self, names: list[str]) -> None:
         labels = {tool.server_label for tool in self.tools or () if isinstance(tool, McpServerTool)}

@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    PrivateAttr,
     SecretStr,
     Tag,
     field_validator,
@@ -35,7 +36,7 @@ from service.api.validation import (
     only,
     unsupported,
 )
-from service.common.json import compile_schema
+from service.common.json import SchemaError, compile_schema
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 Callers = Annotated[
@@ -66,7 +67,8 @@ class ClientTool(RequestModel):
     input_schema: dict[str, object]
     """JSON schema of the input."""
     strict: Annotated[object, Ignored(True, False)] = None
-    """No effect: the input of every call is checked against ``input_schema``."""
+    """No effect. The input of a call is checked against ``input_schema`` if ``tool_choice`` forces it, or if
+    code calls the tool."""
     allowed_callers: Callers = None
     """``direct``: the model calls the tool (default). ``code_execution_20250825`` or a later version: code
     calls it, after ``from tools import NAME``."""
@@ -74,14 +76,22 @@ class ClientTool(RequestModel):
     defer_loading: Annotated[object, Ignored(False)] = None
     eager_input_streaming: Annotated[object, Ignored(False)] = None
     input_examples: Annotated[object, Ignored([])] = None
+    _unenforceable: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
         try:
             compile_schema(self.input_schema)
-        except ValueError as error:
-            raise invalid(f"not a usable JSON schema: {error}", ".input_schema") from None
+        except SchemaError as error:
+            self._unenforceable = f"not a usable JSON schema: {error}"
+            if not error.is_foreign or self.code_caller is not None:
+                raise invalid(self._unenforceable, ".input_schema") from None
         return self
+
+    @property
+    def unenforceable(self) -> str | None:
+        """The reason why calls can't be checked against ``input_schema``; None if they can."""
+        return self._unenforceable
 
     @property
     def is_direct(self) -> bool:
@@ -336,6 +346,11 @@ class CountTokensRequest(RequestBody):
             raise invalid("'tools' contains no tool to call", ".tool_choice")
         if choice.type == "tool" and choice.name not in names:
             raise invalid(f"'tools' contains no tool {choice.name!r} for the model", ".tool_choice.name")
+        for index, tool in enumerate(self.tools or ()):
+            if not isinstance(tool, ClientTool) or choice.name not in (None, tool.name):
+                continue
+            if tool.is_direct and (reason := tool.unenforceable) is not None:
+                raise invalid(reason, f".tools[{index}].input_schema")
         return self
 
     def _check_callers(self) -> None:

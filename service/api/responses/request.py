@@ -290,11 +290,25 @@ class ResponseRequest(RequestBody):
         check_labels(self.tools or ())
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
             raise invalid(f"it requires 'include' to contain '{LOGPROBS}'", ".top_logprobs")
+        self._check_schemas()
         if is_strict() and (
             other := [at for at, name in enumerate(self.include or ()) if name not in INCLUDES]
         ):
             raise unsupported("this server never creates it", f".include[{other[0]}]")
         return self
+
+    def _check_schemas(self) -> None:
+        """Raise if the arguments of a call must match a schema that can't be enforced."""
+        if not (self.strict_tool_calls or self.forces_call):
+            return
+        choice = self.tool_choice
+        called = choice.name if isinstance(choice, FunctionChoice) else None
+        names = {tool.name for tool in self.callable_functions if called in (None, tool.name)}
+        for index, tool in enumerate(self.tools or ()):
+            if not isinstance(tool, ResponseFunctionTool) or tool.name not in names:
+                continue
+            if (reason := tool.unenforceable) is not None:
+                raise invalid(reason, f".tools[{index}].parameters")
 
     def without_effect(self) -> Iterator[str]:
         if self.stream_options is not None and not self.stream:

@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, mo
 from service.api.tools.custom import CustomFields
 from service.api.tools.mcp import McpServerTool
 from service.api.validation import Ignored, RequestModel, Skipped, Strict, in_union, invalid, only
-from service.common.json import Json, compile_schema, first_error
+from service.common.json import Json, SchemaError, compile_schema, first_error
 from service.tools.client import ClientFunction
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
@@ -30,21 +30,24 @@ class Function(RequestModel):
     parameters: dict[str, object] | None = None
     """JSON schema of the arguments; None if there are none."""
     strict: bool | None = None
-    """No effect: every call is checked against ``parameters``."""
+    """No effect. See ``strict_tool_calls``."""
     allowed_callers: Callers = None
     """``direct``: the model calls the function (default). ``programmatic``: code calls it, after ``from tools
     import NAME``."""
     output_schema: dict[str, object] | None = None
     """JSON schema of the outputs for code, which are JSON then. Default: they are text."""
 
-    _validator: jsonschema_rs.Validator = PrivateAttr()
+    _validator: jsonschema_rs.Validator | None = PrivateAttr(default=None)
+    _unenforceable: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _compile(self) -> Self:
         try:
             self._validator = compile_schema(self.schema_of_arguments)
-        except ValueError as error:
-            raise invalid(f"'parameters' is not a usable JSON schema: {error}", ".parameters") from None
+        except SchemaError as error:
+            self._unenforceable = f"'parameters' is not a usable JSON schema: {error}"
+            if not error.is_foreign or self.for_code is not None:
+                raise invalid(self._unenforceable, ".parameters") from None
         try:
             compile_schema(self.output_schema or {})
         except ValueError as error:
@@ -65,12 +68,17 @@ class Function(RequestModel):
         return ClientFunction(self.name, self.description or "", self.schema_of_arguments, self.output_schema)
 
     @property
+    def unenforceable(self) -> str | None:
+        """The reason why calls can't be checked against ``parameters``; None if they can."""
+        return self._unenforceable
+
+    @property
     def schema_of_arguments(self) -> dict[str, object]:
         return self.parameters if self.parameters is not None else {"type": "object", "maxProperties": 0}
 
     def error_in(self, arguments: dict[str, object]) -> str | None:
-        """Return the first error in ``arguments``; None if they are valid."""
-        return first_error(self._validator, arguments)
+        """Return the first error in ``arguments``; None if they are valid or can't be checked."""
+        return None if self._validator is None else first_error(self._validator, arguments)
 
 
 class FunctionTool(RequestModel):

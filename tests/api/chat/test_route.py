@@ -319,7 +319,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"extra_body": {"deferral": {"lazy": True}}}, "deferral.lazy", "unknown_parameter"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     ({"messages": []}, "messages", "invalid_value"),
-    ({"messages": [{"role": "system", "content": "x"}]}, "messages", "invalid_value"),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "invalid_value"),
     ({"messages": [{"role": "user", "content": "x" * 20_000}]}, "messages", "context_length_exceeded"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "invalid_value"),

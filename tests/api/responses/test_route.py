@@ -280,7 +280,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"input": [{"role": "user", "contents": "x"}]}, "input[0].contents", "unknown_parameter"),
     ({"input": [{"type": "web_search_call", "id": "x"}]}, "input", "invalid_value"),
     ({"input": [{"type": "input_image", "image_url": "x"}]}, "input[0]", "unsupported_parameter"),
-    ({"input": [{"role": "system", "content": "x"}], "tools": CODE_TOOL}, "input", "invalid_value"),
+    ({"input": [{"role": "assistant", "content": "x"}], "tools": CODE_TOOL}, "input", "invalid_value"),
     (
         {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
         "input[0].content[0]",
