@@ -224,7 +224,8 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     kind, where = first["type"], first["loc"][1:]
     if kind == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
-        return ApiError(400, f"The body is not valid JSON: {reason} at character {where[0]}.")
+        message = f"The body is not valid JSON: {reason} at character {where[0]}."
+        return ApiError(400, message, code="invalid_body")
     if not where and kind in _OBJECT_ERRORS:
         return _not_an_object(error.body)
     in_body = first["loc"][0] == "body"

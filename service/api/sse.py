@@ -74,13 +74,13 @@ class StreamForm:
 
     keep_alive: bytes
     """Sent after a time of silence."""
-    error: Callable[[ApiError], bytes]
-    """Encodes an error that ends the stream."""
+    error: Callable[[ApiError, str | None], bytes]
+    """Encodes an error that ends the stream, with the id of the request."""
     done: bytes
     """Sent at the end, also after an error."""
 
 
-OPENAI_STREAM: Final = StreamForm(KEEP_ALIVE, lambda error: data(error.body()), DONE)
+OPENAI_STREAM: Final = StreamForm(KEEP_ALIVE, lambda error, _: data(error.body()), DONE)
 
 
 class EventStream(Response):
@@ -102,17 +102,17 @@ class EventStream(Response):
         self._keep_alive_s = keep_alive_s
         self._form = form
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        await until_disconnect(receive, self._run(send))
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await until_disconnect(receive, self._run(send, scope.get("request_id")))
 
-    async def _run(self, send: Send) -> None:
+    async def _run(self, send: Send, request_id: str | None) -> None:
         async with aclosing(self._events) as events:
             first = await anext(events)
             start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             await send(start)
             body = _Body(send)
             await body.write(first)
-            parts = _with_errors(events, self._form)
+            parts = _with_errors(events, self._form, request_id)
             async with aclosing(parts), _kept_alive(body, self._form.keep_alive, self._keep_alive_s):
                 async for part in parts:
                     await body.write(part)
@@ -159,7 +159,9 @@ async def _fill_silence(body: _Body, sign: bytes, every_s: float) -> None:
             await body.write(sign)
 
 
-async def _with_errors(events: AsyncGenerator[bytes, None], form: StreamForm) -> AsyncGenerator[bytes, None]:
+async def _with_errors(
+    events: AsyncGenerator[bytes, None], form: StreamForm, request_id: str | None
+) -> AsyncGenerator[bytes, None]:
     try:
         async for part in events:
             yield part
@@ -167,6 +169,6 @@ async def _with_errors(events: AsyncGenerator[bytes, None], form: StreamForm) ->
         api_error = as_api_error(error)
         if api_error.status >= 500:
             _log.exception("stream_failed")
-        yield form.error(api_error)
+        yield form.error(api_error, request_id)
     if form.done:
         yield form.done

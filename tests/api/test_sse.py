@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api import sse
 from service.api.errors import ApiError
+from service.api.messages.route import STREAM
 
 
 class Client:
@@ -61,12 +62,17 @@ async def test_events_then_done() -> None:
 
 
 async def test_stream_in_another_form() -> None:
-    form = sse.StreamForm(b"ping\n\n", lambda error: error.message.encode(), b"")
-    for parts, expected in ((("a",), b'data: "a"\n\n'), (("a", ApiError(429, "busy")), b'data: "a"\n\nbusy')):
+    form = sse.StreamForm(b"ping\n\n", lambda error, request: f"{error.message} {request}".encode(), b"")
+    failing = ("a", ApiError(429, "busy"))
+    for parts, expected in ((("a",), b'data: "a"\n\n'), (failing, b'data: "a"\n\nbusy req_1')):
         client = Client()
         stream = sse.EventStream(say(*parts), 10, form)
-        await stream({"type": "http"}, client.receive, client.send)
+        await stream({"type": "http", "request_id": "req_1"}, client.receive, client.send)
         assert client.body == expected
+
+
+def test_error_events_of_messages_have_the_request_id() -> None:
+    assert b'"request_id":"req_1"' in STREAM.error(ApiError(429, "busy"), "req_1")
 
 
 async def test_keep_alive_starts_with_the_stream() -> None:

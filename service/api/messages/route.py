@@ -34,7 +34,7 @@ from service.store.replies import ReplyStore
 
 router = APIRouter(prefix="/v1/messages", tags=["Messages"])
 _PING: Final = sse.event({"type": "ping"})
-STREAM: Final = StreamForm(_PING, lambda error: sse.event(error.anthropic_body()), b"")
+STREAM: Final = StreamForm(_PING, lambda error, request_id: sse.event(error.anthropic_body(request_id)), b"")
 """Anthropic's stream. Its last event is ``message_stop`` or ``error``."""
 
 

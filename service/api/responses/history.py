@@ -93,7 +93,8 @@ async def resolved(items: Sequence[InputItem], store: ResponseStore, owner: str)
         if isinstance(item, ItemReference):
             stored = await look_up.item(str(item.id))
             if stored is None:
-                raise ApiError(404, f"Item with id '{item.id}' not found.", param=f"input[{index}].id")
+                message = f"Item with id '{item.id}' not found."
+                raise ApiError(404, message, param=f"input[{index}].id", code="item_not_found")
             found += _items.validate_python([stored])
         elif isinstance(item, CodeInterpreterCall) and item.outputs is None and item.id is not None:
             stored = await look_up.item(item.id)

@@ -409,6 +409,11 @@ class Conversation:
                 self.add_message("tool", item.output)
                 self.messages[-1]["tool_call_id"] = item.call_id
 
+    def call_ids(self) -> list[str]:
+        """Return the ids of all calls so far."""
+        calls = [call for message in self.messages for call in message.get("tool_calls", ())]  # type: ignore[attr-defined]
+        return [str(call["id"]) for call in calls]
+
     def note_container(self, container_id: str, item_id: str | None) -> None:
         """Note the container of a call of the code interpreter."""
         response_id = None if item_id is None else response_of(item_id)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from service.api.chat.prepare import PreparedChat, prepare_with, render_prompt
 from service.api.chat.request import ChatRequest
-from service.api.chat.suspension import Answers, LiveEpisode, Suspensions
+from service.api.chat.suspension import Answers, LiveEpisode, Suspensions, is_code_call
 from service.api.errors import ApiError, api_error_of
 from service.api.files.choice import container_of_request
 from service.api.files.containers import Containers, ContainerUse
@@ -20,6 +20,10 @@ from service.api.responses.history import recall, resolved, with_stored_replies
 from service.api.responses.items import (
     PREFIXES,
     Conversation,
+    CustomToolCall,
+    CustomToolCallOutput,
+    FunctionCall,
+    FunctionCallOutput,
     InputItem,
     MessageItem,
     Reasoning,
@@ -148,6 +152,7 @@ async def prepare_response(
     conversation = Conversation(server.engine.tokenizer, server.runner.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
+    _check_outputs(request, items, conversation)
     earlier_parts = [file_part(fields, "previous_response_id") for _, fields in conversation.file_parts]
     if not request.runs_code:
         _reject_files(items)
@@ -192,6 +197,7 @@ async def count_input_tokens(
     conversation = Conversation(server.engine.tokenizer, server.runner.policy)
     if request.previous_response_id is not None:
         await recall(conversation, store, request.previous_response_id, owner)
+    _check_outputs(request, items, conversation)
     conversation.add(await with_stored_replies(items, store, owner))
     chat, proven = _chat_request(server, request, conversation, 0)
     async with AsyncExitStack() as stack:
@@ -206,6 +212,19 @@ async def count_input_tokens(
         prefix = force_call(chat.tool_choice, chat.callable_tools).prefix
         ids = ids + server.engine.tokenizer.encode(prefix, allow_special=True)
     return len(ids)
+
+
+def _check_outputs(request: ResponseRequest, items: list[InputItem], conversation: Conversation) -> None:
+    """Raise for an output whose call is neither in ``items`` nor in the earlier ``conversation``."""
+    called = {item.call_id for item in items if isinstance(item, FunctionCall | CustomToolCall)}
+    called |= set(conversation.call_ids())
+    for index, item in enumerate(request.input):
+        if not isinstance(item, FunctionCallOutput | CustomToolCallOutput) or is_code_call(item.call_id):
+            continue
+        if item.call_id not in called:
+            param = f"input[{index}].call_id"
+            message = f"'{param}': no earlier call has the id '{item.call_id[:80]}'."
+            raise ApiError(400, message, param=param, code="invalid_value")
 
 
 def _own_items(server: Server, request: ResponseRequest, owner: str) -> list[InputItem]:

@@ -14,6 +14,7 @@ from service.api.structured_outputs import StructuredOutputs
 from service.api.tools.custom import CustomFields
 from service.api.tools.definitions import (
     ALLOWED_TYPES,
+    FORMAT_TYPES,
     AllowedCode,
     AllowedServer,
     CodeInterpreterTool,
@@ -26,6 +27,7 @@ from service.api.tools.definitions import (
     ProgrammaticTool,
     SkippedTool,
     TextFormat,
+    by_type,
     choice_tag,
 )
 from service.api.tools.mcp import McpServerTool, check_labels
@@ -45,8 +47,16 @@ from service.api.validation import (
 from service.common.json import Json
 from service.tools.client import ClientFunction
 
-UNION_TAG = "<{}>"
-"""Form of union tags, which distinguishes them from field names in error locations."""
+_NESTED = "the Responses API has the fields of a tool beside its 'type', not in this object"
+
+
+def _reject_nested(data: object) -> object:
+    """Reject the form of chat completions with a hint."""
+    if isinstance(data, dict) and "name" not in data:
+        for name in ("function", "custom"):
+            if isinstance(data.get(name), dict):
+                raise invalid(_NESTED, f".{name}")
+    return data
 
 
 class ResponseFunctionTool(Function):
@@ -54,6 +64,11 @@ class ResponseFunctionTool(Function):
 
     type: Literal["function"] = "function"
     defer_loading: Annotated[object, Ignored(False)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_flat(cls, data: object) -> object:
+        return _reject_nested(data)
 
     def to_response(self) -> Json:
         """Return the value in the response object."""
@@ -68,15 +83,14 @@ class ResponseCustomTool(CustomFields):
     name: FunctionName
     type: Literal["custom"] = "custom"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_flat(cls, data: object) -> object:
+        return _reject_nested(data)
+
     def to_response(self) -> Json:
         """Return the value in the response object."""
         return self.model_dump(include={"type", "name", "description", "format"}, exclude_none=True)
-
-
-def by_type(value: object) -> str | None:
-    """Return the tag of a union's member, made of its ``type``."""
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return UNION_TAG.format(kind)
 
 
 Tool = Annotated[
@@ -101,6 +115,11 @@ class FunctionChoice(Strict):
 
     type: Literal["function", "custom"] = "function"
     name: FunctionName
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_flat(cls, data: object) -> object:
+        return _reject_nested(data)
 
 
 AllowedTool = Annotated[
@@ -148,7 +167,7 @@ Format = Annotated[
     Annotated[TextFormat, Tag("<text>")]
     | Annotated[JsonObjectFormat, Tag("<json_object>")]
     | Annotated[SchemaFormat, Tag("<json_schema>")],
-    Discriminator(by_type),
+    Discriminator(by_type, custom_error_type="unsupported_parameter", custom_error_message=FORMAT_TYPES),
 ]
 
 

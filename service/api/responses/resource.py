@@ -10,6 +10,7 @@ from typing import Final
 from service.api.errors import ApiError
 from service.api.responses.prepare import PreparedResponse
 from service.api.responses.request import EXECUTION, OUTPUTS
+from service.api.sampling import enables_thinking
 from service.common.json import Json
 from service.deferral.episode import Outcome
 from service.engines.checkpoint import DEMO_WITHOUT_DEFERRAL
@@ -50,6 +51,14 @@ class Resource:
     def cancel(self) -> None:
         self.status = "cancelled"
 
+    def _effort(self) -> str:
+        """Return the reasoning effort that the client asked for, if it turns thinking on or off as asked."""
+        options, thinks = self.prepared.request.reasoning, self.prepared.chat.request.thinks
+        asked = None if options is None else options.effort
+        if asked is not None and enables_thinking(asked) is thinks:
+            return asked
+        return "medium" if thinks else "none"
+
     def body(self) -> Json:
         """Return the response object with all outputs of code."""
         request, chat = self.prepared.request, self.prepared.chat
@@ -78,7 +87,7 @@ class Resource:
             "previous_response_id": request.previous_response_id,
             "prompt_cache_key": request.prompt_cache_key,
             "reasoning": {
-                "effort": "medium" if chat.request.thinks else "none",
+                "effort": self._effort(),
                 "summary": None,
             },
             "safety_identifier": request.safety_identifier,

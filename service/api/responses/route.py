@@ -231,7 +231,8 @@ async def list_input_items(
 async def _find(responses: Responses, response_id: str, owner: str) -> StoredResponse:
     stored = await responses.store.get(response_id, owner) if is_response_id(response_id) else None
     if stored is None:
-        raise ApiError(404, f"Response with id '{response_id}' not found.", param="response_id")
+        message = f"Response with id '{response_id}' not found."
+        raise ApiError(404, message, param="response_id", code="response_not_found")
     return stored
 
 

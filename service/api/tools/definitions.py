@@ -81,6 +81,13 @@ class Function(RequestModel):
         return None if self._validator is None else first_error(self._validator, arguments)
 
 
+def _reject_flat(data: Json) -> None:
+    """Reject the form of the Responses API with a hint."""
+    kind = "custom" if data.get("type") == "custom" else "function"
+    if "name" in data and kind not in data and "function" not in data:
+        raise invalid(f"chat completions have the field as '{kind}.name'", ".name")
+
+
 class FunctionTool(RequestModel):
     type: Literal["function", "custom"] = "function"
     function: Function
@@ -90,7 +97,10 @@ class FunctionTool(RequestModel):
     @model_validator(mode="before")
     @classmethod
     def _move_callers(cls, data: object) -> object:
-        if not isinstance(data, dict) or not isinstance(function := data.get("function"), dict):
+        if not isinstance(data, dict):
+            return data
+        _reject_flat(data)
+        if not isinstance(function := data.get("function"), dict):
             return data
         if (callers := data.get("allowed_callers")) is None or "allowed_callers" in function:
             return data
@@ -209,6 +219,8 @@ class NamedChoice(Strict):
     @model_validator(mode="before")
     @classmethod
     def _read_custom(cls, data: object) -> object:
+        if isinstance(data, dict):
+            _reject_flat(data)
         if isinstance(data, dict) and data.get("type") == "custom" and "function" not in data:
             return {"function" if name == "custom" else name: value for name, value in data.items()}
         return data
@@ -345,4 +357,20 @@ class JsonSchemaFormat(RequestModel):
         return json.dumps(self.json_schema.schema_)
 
 
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+UNION_TAG: Final = "<{}>"
+"""Form of union tags, which distinguishes them from field names in error locations."""
+FORMAT_TYPES: Final = "this server supports the types 'text', 'json_object' and 'json_schema' only"
+
+
+def by_type(value: object) -> str | None:
+    """Return the tag of a union's member, made of its ``type``."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return UNION_TAG.format(kind)
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+    Discriminator(by_type, custom_error_type="unsupported_parameter", custom_error_message=FORMAT_TYPES),
+]
