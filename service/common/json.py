@@ -60,6 +60,8 @@ def compile_schema(schema: dict[str, object] | bool) -> jsonschema_rs.Validator:
         raise SchemaError(str(error)) from None
     except jsonschema_rs.ValidationError as error:
         raise SchemaError(_located(error), is_foreign=_is_foreign(error)) from None
+    except ValueError as error:  # nested too deeply
+        raise SchemaError(str(error)) from None
 
 
 def _is_foreign(error: jsonschema_rs.ValidationError) -> bool:

@@ -50,5 +50,5 @@ def test_rejects_schemas_nested_too_deeply() -> None:
     schema: dict[str, object] = {"type": "object"}
     for _ in range(3000):
         schema = {"properties": {"a": schema}}
-    with pytest.raises(ValueError, match="Recursion limit"):
+    with pytest.raises(SchemaError, match="Recursion limit"):
         compile_schema(schema)

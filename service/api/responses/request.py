@@ -167,7 +167,7 @@ Format = Annotated[
     Annotated[TextFormat, Tag("<text>")]
     | Annotated[JsonObjectFormat, Tag("<json_object>")]
     | Annotated[SchemaFormat, Tag("<json_schema>")],
-    Discriminator(by_type, custom_error_type="unsupported_parameter", custom_error_message=FORMAT_TYPES),
+    Discriminator(by_type, custom_error_type="invalid_value", custom_error_message=FORMAT_TYPES),
 ]
 
 
