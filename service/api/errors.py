@@ -203,11 +203,16 @@ def _is_served(request: Request, path: str) -> bool:
 
 
 def _allowed(request: Request) -> list[str]:
-    """Return the methods of all routes with the request's path. Starlette reports the first route only."""
+    """Return the methods of all routes with the request's path. Starlette reports the first route only.
+
+    If routes have exactly this path, those whose parameters match it too are left out.
+    """
+    path = request.scope["path"]
+    routes = [route for route in request.app.routes if getattr(route, "path", None) == path]
 
     def served(method: str) -> bool:
         scope = {**request.scope, "method": method}
-        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+        return any(route.matches(scope)[0] is Match.FULL for route in routes or request.app.routes)
 
     return [method for method in _METHODS if served("GET" if method == "HEAD" else method)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -47,6 +48,14 @@ async def test_compact_is_an_unknown_url_with_a_hint() -> None:
         with pytest.raises(openai.NotFoundError, match="truncation") as caught:
             await served.openai.responses.compact(model="scripted", input="Hi")
     assert caught.value.code == "unknown_url"
+
+
+async def test_allowed_methods_are_those_of_the_route_itself() -> None:
+    async with serving(engine()) as served, httpx.AsyncClient(base_url=served.url) as http:
+        answer = await http.put("/v1/responses/input_tokens")
+        of_response = await http.put("/v1/responses/resp_1")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert "DELETE" in of_response.headers["allow"]
 
 
 @pytest.mark.parametrize("body", [{}, {"input": []}])
