@@ -205,14 +205,15 @@ def _is_served(request: Request, path: str) -> bool:
 def _allowed(request: Request) -> list[str]:
     """Return the methods of all routes with the request's path. Starlette reports the first route only.
 
-    If routes have exactly this path, those whose parameters match it too are left out.
+    If documented routes have exactly this path, those whose parameters match it too are left out.
     """
-    path = request.scope["path"]
-    routes = [route for route in request.app.routes if getattr(route, "path", None) == path]
+    documented = request.app.openapi()["paths"].get(request.scope["path"])
 
     def served(method: str) -> bool:
+        if documented is not None:
+            return method.lower() in documented
         scope = {**request.scope, "method": method}
-        return any(route.matches(scope)[0] is Match.FULL for route in routes or request.app.routes)
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
     return [method for method in _METHODS if served("GET" if method == "HEAD" else method)]
 
