@@ -115,12 +115,18 @@ def find_best(directory: Path, config: TrainConfig) -> BestCheckpoint | None:
 
 
 def link_best(best: Path) -> None:
-    """Let the link ``best`` beside the checkpoint point to it. Does nothing on file systems without links."""
+    """Let the link ``best`` beside the checkpoint point to it.
+
+    Does nothing on file systems without links, or if ``best`` is a directory.
+    """
     temporary = best.parent / f"{_STAGING}{BEST_LINK}"
     with suppress(OSError):
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(best.name)
-        temporary.replace(best.parent / BEST_LINK)
+        try:
+            temporary.replace(best.parent / BEST_LINK)
+        except OSError:  # ``best`` is a directory, in a copy of a run in which links were followed
+            temporary.unlink()
 
 
 def _score(checkpoint: Path, config: TrainConfig) -> float | None:
@@ -152,7 +158,9 @@ def _checkpoints(directory: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.exists():
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
         shutil.rmtree(path)
 
 

@@ -134,6 +134,22 @@ def test_link_moves_to_better_checkpoint(tmp_path: Path) -> None:
 VALIDATION = {"data": ["held-out"], "every": 2, "samples": 4}
 
 
+def test_directory_in_place_of_the_link_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    best = write(tmp_path, 1)
+    link_best(best)
+    assert not list(tmp_path.glob(".staging-*"))
+    prune(tmp_path, keep=1, best=best)
+    assert (tmp_path / "best").is_dir()
+
+
+def test_prune_removes_unfinished_link(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (tmp_path / ".staging-best").symlink_to("checkpoint-1")
+    prune(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
 def test_best_has_highest_accuracy_and_earliest_wins(tmp_path: Path) -> None:
     settings = config(validation=VALIDATION, save_every=2)
     history = [
