@@ -175,7 +175,9 @@ class EvalConfig(RuntimeConfig):
         deciding = self.model_dump(mode="json", include=names)
         if self.tools:
             deciding["tools"] = [tool.model_dump(mode="json") for tool in self.tools]
-        if self.url is not None:  # one spelling per server
+        if self.url is None:
+            deciding["engine_dtype"] = self.engine_dtype
+        else:  # one spelling per server
             deciding["url"] = self.url.rstrip("/").removesuffix("/v1") + "/v1"
         return deciding
 

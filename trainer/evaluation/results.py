@@ -163,7 +163,7 @@ def _parse(path: Path, lines: Iterable[bytes]) -> Iterator[EvalResult]:
             raise ResultsError(f"{path}, line {number} is not a result: fix or remove it") from None
 
 
-_NEWER_SETTINGS: Final = {"reward": None, "thinking": False, "python": True}
+_NEWER_SETTINGS: Final = {"reward": None, "thinking": False, "python": True, "engine_dtype": "auto"}
 """Defaults of settings that older evaluations do not list."""
 
 

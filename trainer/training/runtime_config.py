@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 
 class RuntimeConfig(BaseModel):
-    """Device, engine and sandbox settings. They do not affect the samples."""
+    """Device, engine and sandbox settings. Only ``engine_dtype`` affects the samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -285,6 +285,17 @@ def test_an_evaluation_without_a_fingerprint_is_rejected(tmp_path: Path, toy_che
         run_evaluation(settings, Console(file=io.StringIO()), sandbox=toy_sandbox())
 
 
+def test_an_evaluation_resumes_with_the_same_dtype(tmp_path: Path) -> None:
+    half = config(tmp_path, model="m", engine_dtype="bfloat16").deciding()
+    auto = config(tmp_path, model="m").deciding()
+    for name, saved in (("half", half), ("old", {k: v for k, v in auto.items() if k != "engine_dtype"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_text(json.dumps(saved))
+    with pytest.raises(ResultsError, match=r"engine_dtype is 'auto', but .* 'bfloat16'"):
+        ResultLog(tmp_path / "half", auto)
+    ResultLog(tmp_path / "old", auto)
+
+
 @pytest.mark.parametrize(
     "options", [{"python": False}, {"thinking": True}, {"temperature": 0.0, "samples": 3}]
 )
