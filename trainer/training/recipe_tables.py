@@ -175,5 +175,7 @@ def with_preset(values: dict[str, Any]) -> dict[str, Any]:
     preset = PRESETS.get(method, {})
     given = values.get("execution")
     if method in ("grpo-delayed", "grpo-immediate") and given not in (None, preset["execution"]):
-        raise ValueError(f"execution is {given!r}, but method {method!r} names the other: use method 'grpo'")
+        other = f"grpo-{given}"
+        hint = f". Did you mean method {other!r}?" if other in PRESETS else ""
+        raise ValueError(f"execution is {given!r}, but method {method!r} needs {preset['execution']!r}{hint}")
     return {**preset, **values}

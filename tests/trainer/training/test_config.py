@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -248,8 +249,11 @@ def test_methods_are_immediate_or_delayed(recipe: Path, tmp_path: Path) -> None:
     for method in ("ih-grpo", "grpo", "dapo", "dr-grpo", "simpletir"):
         found = load_config(recipe, [f"method={method}", "execution=immediate"])
         assert found.resolve_policy(tmp_path).mode == "immediate"
-    with pytest.raises(ConfigError, match="names the other"):
+    message = "needs 'delayed'. Did you mean method 'grpo-immediate'?"
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(recipe, ["method=grpo-delayed", "execution=immediate"])
+    with pytest.raises(ConfigError, match=r"needs 'delayed'$"):
+        load_config(recipe, ["method=grpo-delayed", "execution=soon"])
 
 
 def test_tables_of_a_recipe_are_checked(recipe: Path) -> None:
