@@ -41,14 +41,14 @@ def load_source(
     match = _REASONING_GYM.fullmatch(str(source))
     if match is not None:
         names = match[2].split(",")
-        return ProblemSet(_reasoning_gym(names, int(match[3]), held_out=match[1] is not None))
+        generated = _reasoning_gym(names, int(match[3]), held_out=match[1] is not None)
+        return _within_limit(source, generated, count_tokens, max_prompt_tokens)
     match = _MULTI_HOP.fullmatch(str(source))
     if match is not None:
         drawn = questions(int(match[2]), held_out=match[1] is not None)
         name = str(source).partition(":")[0]
-        return ProblemSet(
-            tuple(Problem(f"{name}:{number}", q.text, q.answer) for number, q in enumerate(drawn))
-        )
+        generated = tuple(Problem(f"{name}:{number}", q.text, q.answer) for number, q in enumerate(drawn))
+        return _within_limit(source, generated, count_tokens, max_prompt_tokens)
     match = _QUICKSTART.fullmatch(str(source))
     if match is None:
         return load_problems(
@@ -58,7 +58,22 @@ def load_source(
             count_tokens=count_tokens,
             max_prompt_tokens=max_prompt_tokens,
         )
-    return ProblemSet(_generate(int(match[2]), held_out=match[1] is not None))
+    generated = _generate(int(match[2]), held_out=match[1] is not None)
+    return _within_limit(source, generated, count_tokens, max_prompt_tokens)
+
+
+def _within_limit(
+    source: str | Path,
+    problems: tuple[Problem, ...],
+    count_tokens: Callable[[Problem], int] | None,
+    max_prompt_tokens: int | None,
+) -> ProblemSet:
+    if count_tokens is None or max_prompt_tokens is None:
+        return ProblemSet(problems)
+    kept = tuple(problem for problem in problems if count_tokens(problem) <= max_prompt_tokens)
+    if problems and not kept:
+        raise DataError(f"{source}: no usable problems: all {len(problems)} are too long")
+    return ProblemSet(kept, too_long=len(problems) - len(kept))
 
 
 def load_benchmarks(sources: Iterable[str]) -> dict[str, tuple[Problem, ...]]:

@@ -23,6 +23,19 @@ def test_held_out_problems_differ() -> None:
     assert not shown & held_out
 
 
+@pytest.mark.parametrize("source", ["quickstart:50", "multi-hop:50", "reasoning-gym:gcd,lcm:50"])
+def test_generated_problems_have_a_token_limit(source: str) -> None:
+    if source.startswith("reasoning-gym"):
+        pytest.importorskip("reasoning_gym")
+    lengths = [len(problem.question) for problem in load_source(source).problems]
+    limit = sorted(lengths)[25]
+    found = load_source(source, count_tokens=lambda problem: len(problem.question), max_prompt_tokens=limit)
+    assert [len(problem.question) for problem in found.problems] == [n for n in lengths if n <= limit]
+    assert found.too_long == sum(n > limit for n in lengths) > 0
+    with pytest.raises(DataError, match="all 50 are too long"):
+        load_source(source, count_tokens=lambda _: 2, max_prompt_tokens=1)
+
+
 def test_other_sources_are_files_or_hub_ids(tmp_path: Path) -> None:
     path = tmp_path / "quickstart.jsonl"
     path.write_text('{"question": "1 + 1?", "answer": "2"}\n')
