@@ -40,11 +40,11 @@ def _root(
         typer.Option("--dry-run", help="Check the recipe and print a summary and the memory estimate."),
     ] = False,
     shards: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1, help="With --dry-run: number of processes that share the model's weights (FSDP2)."
         ),
-    ] = 1,
+    ] = None,
 ) -> None:
     """Train a model with IH-GRPO. Rerun the same command to resume an interrupted run.
 
@@ -62,6 +62,8 @@ def _root(
         return
     if recipe is None:
         abort("--recipe is missing: pass a TOML file, such as recipes/quickstart.toml")
+    if shards is not None and not dry_run:
+        abort("--shards needs --dry-run: `accelerate launch` sets the number of training processes")
     from service.engines.base import EngineError
     from service.engines.checkpoint import CheckpointError
     from service.sandbox.base import SandboxError
@@ -76,7 +78,7 @@ def _root(
         if dry_run:
             from trainer.training.dry_run import describe_run
 
-            describe_run(config, _console, shards=shards)
+            describe_run(config, _console, shards=shards or 1)
         else:
             from trainer.training.run import train
 
@@ -122,7 +124,8 @@ def decontaminate(
         ),
     ] = 0.0,
     out: Annotated[
-        Path | None, typer.Option(help="File for the remaining rows, in JSON Lines with all columns.")
+        Path | None,
+        typer.Option(help="File for the remaining rows that have an answer, in JSON Lines with all columns."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="File for the list of overlaps, in JSON.")] = None,
 ) -> None:
@@ -140,7 +143,8 @@ def decontaminate(
     from trainer.data.sources import load_benchmarks, load_source
 
     try:
-        problems = [problem for source in data for problem in load_source(source, check_gold=False).problems]
+        sets = [load_source(source, check_gold=False) for source in data]
+        problems = [problem for loaded in sets for problem in loaded.problems]
         overlaps = find_overlaps(problems, load_benchmarks(against), ngram=ngram, min_share=min_share)
         if report is not None:
             report.write_text(overlaps.to_json(), encoding="utf-8")
@@ -150,6 +154,8 @@ def decontaminate(
     except (DataError, OSError) as error:
         abort(str(error))
     Console().print(str(overlaps), highlight=False, soft_wrap=True)
+    if without_answer := sum(loaded.without_answer for loaded in sets):
+        Console().print(f"rows without an answer, left out: {without_answer}", highlight=False, soft_wrap=True)
     for overlap in sorted(overlaps.overlaps, key=lambda overlap: -overlap.share)[:5]:
         where = f"{overlap.problem_id} and {overlap.benchmark}, {overlap.benchmark_id}"
         Console().print(

@@ -28,6 +28,17 @@ def test_decontaminate(tmp_path: Path) -> None:
     assert (overlap["benchmark"], overlap["share"]) == ("exam", 1.0)
 
 
+def test_rows_without_an_answer_are_counted(tmp_path: Path) -> None:
+    train, exam = tmp_path / "train.jsonl", tmp_path / "exam.json"
+    train.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?", "answer": ""}\n')
+    exam.write_text(json.dumps([{"prompt": SHARED, "solution": r"\boxed{2}"}]))
+    out = tmp_path / "clean.jsonl"
+    command = ["train", "decontaminate", str(train), "--against", str(exam), "--out", str(out)]
+    result = RUN.invoke(app, command)
+    assert "rows without an answer, left out: 1" in result.stdout
+    assert len(out.read_text().splitlines()) == 1
+
+
 def test_missing_files_are_reported(tmp_path: Path) -> None:
     result = RUN.invoke(app, ["train", "decontaminate", "gone.jsonl", "--against", "gone.json"])
     assert result.exit_code == 2

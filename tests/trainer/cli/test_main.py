@@ -58,6 +58,7 @@ def test_overrides_need_a_checkpoint_to_teach() -> None:
     (["train", "warm-start", "--model", "nowhere"], "'nowhere' is not a checkpoint"),
     (["train", "warm-start", "--model", "m", "--set", "weights=half"], "weights: "),
     (["train", "--dry-run"], "--recipe is missing"),
+    (["train", "--recipe", "RECIPE", "--shards", "8"], "--shards needs --dry-run"),
     (["train", "--recipe", "nowhere.toml"], "cannot read recipe nowhere.toml"),
     (["train", "--recipe", "RECIPE", "--set", "steps=0"], "steps: Input should be greater"),
     (["train", "--recipe", "RECIPE", "--set", "model=nowhere"], "'nowhere' is not a checkpoint"),
