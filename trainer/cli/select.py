@@ -29,6 +29,9 @@ def select(
     Groups of samples that are all right or all wrong teach nothing in reinforcement learning, so training on
     problems between the two saves time. Measure pass rates with `ih-grpo eval` on the training problems.
 
+    The rows have the question, the answer and the pass rate. System messages and the other columns of the
+    training problems are not in an evaluation's results. Their row is the number at the end of `source`.
+
     \b
     Example:
       ih-grpo eval train.parquet --samples 4 --model runs/warm-start/checkpoints/checkpoint-120 \\
