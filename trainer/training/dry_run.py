@@ -43,6 +43,7 @@ class Memory:
     head: int
     """Two tiles of logits and the gradient of the head's weight."""
     engine_weights: int
+    """0 if servers or Ray actors generate."""
     kv_cache: int
     """KV cache with all slots of the engine at full length."""
     gathered: int = 0
@@ -113,7 +114,7 @@ def estimate_memory(
     inputs = text.hidden_size * (4 if lora is None else train_bytes)
     stored = layer + layers * inputs if config.gradient_checkpointing else layers * layer
     copies = 2 * parameters if lora is None and train_bytes == 2 and shards == 1 else 0
-    remote = bool(config.generation_urls)
+    remote = bool(config.generation_urls) or config.ray is not None
     kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim(text) * engine_bytes
     return Memory(
         weights_and_optimizer=(16 * trained + train_bytes * frozen) // shards + copies,

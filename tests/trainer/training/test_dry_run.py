@@ -67,6 +67,8 @@ def test_shards_and_remote_servers_reduce_memory(tmp_path: Path, tiny_checkpoint
     memory = estimate_memory(elsewhere, model, DeferralPolicy(), gpu=False)
     assert (memory.engine_weights, memory.kv_cache, memory.gathered) == (0, 0, 0)
     assert memory.total == memory.weights_and_optimizer + memory.activations + memory.head
+    actors = estimate_memory(config(tmp_path, ray={}), model, DeferralPolicy(), gpu=False)
+    assert (actors.engine_weights, actors.kv_cache) == (0, 0)
 
 
 def test_gradient_checkpointing_and_smaller_passes_reduce_memory(
