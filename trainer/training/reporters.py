@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -44,9 +45,7 @@ def make_reporters(config: TrainConfig, info: RunInfo) -> list[TrainerCallback]:
     check_reporters(config)
     reporters: list[TrainerCallback] = [MetricsReporter(MetricsFile(config.run_dir))]
     if config.tensorboard:
-        # The directory is the run's, not one named by date.
-        writer = SummaryWriter(str(config.run_dir / "tensorboard"))
-        reporters.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
+        reporters.append(TensorBoardReporter(config.run_dir / "tensorboard"))
     if config.wandb_project is not None:
         reporters.append(WandbReporter(config, info))
     return reporters
@@ -73,6 +72,25 @@ class MetricsReporter(TrainerCallback):
     ) -> None:
         if logs and not any(name in logs for name in SUMMARIES):
             self._file.append(state.global_step, logs)
+
+
+class TensorBoardReporter(TensorBoardCallback):
+    """Callback that writes curves for TensorBoard. A resumed run replaces the steps after its checkpoint.
+
+    Args:
+        directory: of the run, not one named by date.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._directory = directory
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        purge_step = state.global_step + 1 if state.global_step else 0
+        self.tb_writer = SummaryWriter(str(self._directory), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
 
 
 class WandbReporter(TrainerCallback):

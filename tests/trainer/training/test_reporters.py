@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.support.run_dirs import write_run
 from trainer.training.config import ConfigError
-from trainer.training.reporters import WandbReporter, check_reporters, make_reporters
+from trainer.training.reporters import TensorBoardReporter, WandbReporter, check_reporters, make_reporters
 from trainer.training.run_info import MetricsFile, read_info
 
 ARGS = TrainingArguments(output_dir="unused", report_to=[])
@@ -58,6 +59,21 @@ def report(run_dir: Path, step: int, logs: dict[str, Any]) -> None:
         reporter.on_train_begin(ARGS, TrainerState(global_step=0), control)
         reporter.on_log(ARGS, state, control, logs=logs)
         reporter.on_train_end(ARGS, state, control)
+
+
+def test_tensorboard_has_each_step_once_after_a_resume(tmp_path: Path) -> None:
+    control = TrainerControl()
+    for start, steps in ((0, (1, 2, 3)), (1, (2, 3, 4))):
+        reporter = TensorBoardReporter(tmp_path)
+        reporter.on_train_begin(ARGS, TrainerState(global_step=start), control)
+        for step in steps:
+            state = TrainerState(global_step=step)
+            reporter.on_log(ARGS, state, control, logs={"reward": float(10 * start + step)})  # type: ignore[no-untyped-call]
+        reporter.on_train_end(ARGS, TrainerState(global_step=steps[-1]), control)  # type: ignore[no-untyped-call]
+    curves = EventAccumulator(str(tmp_path))  # type: ignore[no-untyped-call]
+    curves.Reload()  # type: ignore[no-untyped-call]
+    points = [(point.step, point.value) for point in curves.Scalars("train/reward")]  # type: ignore[no-untyped-call]
+    assert points == [(1, 1.0), (2, 12.0), (3, 13.0), (4, 14.0)]
 
 
 def test_wandb_gets_recipe_and_curves(tmp_path: Path, wandb: FakeWandb) -> None:
