@@ -214,8 +214,7 @@ def _check(
 
 # Correction for the difference between the policy that sampled and the policy that is trained. Both have the
 # same weights, but sampler and trainer use different kernels, often with different precision. Tensors are
-# [N], one
-# item per token in the loss; ``sample`` is the index of the token's sample.
+# [N], with one item per token in the loss; ``sample`` is the index of the token's sample.
 
 _MAX_LOG_WEIGHT = 20.0
 """Keeps exponentials finite; verl and TRL use the same bound."""
