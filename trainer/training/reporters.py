@@ -89,7 +89,7 @@ class TensorBoardReporter(TensorBoardCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         purge_step = state.global_step + 1 if state.global_step else 0
-        self.tb_writer = SummaryWriter(str(self._directory), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self.tb_writer = SummaryWriter(str(self._directory), purge_step=purge_step)
         super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
 
 
