@@ -155,7 +155,9 @@ def decontaminate(
         abort(str(error))
     Console().print(str(overlaps), highlight=False, soft_wrap=True)
     if without_answer := sum(loaded.without_answer for loaded in sets):
-        Console().print(f"rows without an answer, left out: {without_answer}", highlight=False, soft_wrap=True)
+        Console().print(
+            f"rows without an answer, left out: {without_answer}", highlight=False, soft_wrap=True
+        )
     for overlap in sorted(overlaps.overlaps, key=lambda overlap: -overlap.share)[:5]:
         where = f"{overlap.problem_id} and {overlap.benchmark}, {overlap.benchmark_id}"
         Console().print(
