@@ -16,7 +16,7 @@ from trainer.training.recipe_tables import LoraSettings
 from trainer.warm_start.solved import SolvedSettings
 
 MARKER_LR = 2e-2
-"""Of a row that may have to be learned from nothing: its entries are small, and few steps have a marker."""
+"""Learning rate of the marker's row, which may start from nothing: small entries, few steps with a marker."""
 
 
 class WarmStartRecipe(BaseModel):

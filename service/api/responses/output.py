@@ -91,7 +91,7 @@ class OutputBuilder:
         self._tokenizer = tokenizer
         self._seal = seal
         self._logprobs: list[Json] = []
-        """Of tokens whose text is still held back."""
+        """Log-probs of tokens whose text is still held back."""
         self._text: TextItem | None = None
         self._call: str | None = None
         """Name of the function in an unfinished call."""
