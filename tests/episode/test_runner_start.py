@@ -29,9 +29,9 @@ def test_instruction_is_added_to_the_last_user_turn_only() -> None:
     assert turns[1] == {"role": "user", "content": "b"}
 
 
-def test_render_requires_a_user_turn_for_deferral() -> None:
-    with pytest.raises(ValueError, match="no user message"):
-        make(ScriptedEngine(EOS)).render([{"role": "system", "content": "c"}], deferral=True)
+def test_render_requires_a_user_or_system_turn_for_deferral() -> None:
+    with pytest.raises(ValueError, match="no user or system message"):
+        make(ScriptedEngine(EOS)).render([{"role": "assistant", "content": "c"}], deferral=True)
 
 
 def test_room_is_limited_by_the_policy_only_with_deferral() -> None:
