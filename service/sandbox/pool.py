@@ -131,7 +131,11 @@ class Pool:
             worker, watcher = self._idle.popleft()
             self._leased.add(worker)
             watcher.cancel()
-            await asyncio.wait([watcher])  # a channel has one reader at a time
+            try:
+                await asyncio.wait([watcher])  # a channel has one reader at a time
+            except BaseException:
+                self.discard(worker, "cancelled")
+                raise
         else:
             worker = await self._wait()
         self._counts["leases"] += 1
@@ -147,25 +151,22 @@ class Pool:
             async with asyncio.timeout(self._queue_timeout_s):
                 return await waiter
         except TimeoutError as error:
+            if (worker := _assigned(waiter)) is not None:
+                return worker  # at the last moment
             self._counts["queue_timeouts"] += 1
             if self._last_error is not None:
                 raise SandboxError(f"no worker could be started: {self._last_error}") from self._last_error
             raise QueueTimeoutError(
                 f"no sandbox became free within {self._queue_timeout_s:g} s: all {self._maximum} are in use"
             ) from error
+        except BaseException:
+            if (worker := _assigned(waiter)) is not None:  # while this lease was being cancelled
+                self._leased.discard(worker)
+                self._assign(worker)
+            raise
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
-            elif waiter.done() and not waiter.cancelled() and asyncio.current_task() is not None:
-                self._reassign(waiter)
-
-    def _reassign(self, waiter: asyncio.Future[SandboxWorker]) -> None:
-        """Offer a worker to the next waiter if it was assigned while its waiter was being cancelled."""
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            worker = waiter.result()
-            self._leased.discard(worker)
-            self._assign(worker)
 
     async def release(self, worker: SandboxWorker, reason: str | None = None) -> None:
         """Destroy a leased worker and wait until it is gone. ``reason`` counts it as killed."""
@@ -377,3 +378,9 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _assigned(waiter: asyncio.Future[SandboxWorker]) -> SandboxWorker | None:
+    """Return the worker that a lease was given, if any."""
+    has_worker = waiter.done() and not waiter.cancelled() and waiter.exception() is None
+    return waiter.result() if has_worker else None

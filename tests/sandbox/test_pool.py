@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from service.sandbox.base import QueueTimeoutError, SandboxError
 from service.sandbox.pool import Pool
 from service.sandbox.worker_protocol import Done
-from tests.support.fake_worker import Factory, result
+from tests.support.fake_worker import Factory, FakeWorker, result
 from tests.support.until import until
 
 
@@ -170,6 +171,37 @@ async def test_a_worker_assigned_to_a_cancelled_lease_goes_to_the_next() -> None
         await waiting
     assert pool.stats().leased == 0
     assert await pool.lease() is worker
+    await pool.stop()
+
+
+async def test_a_worker_assigned_at_the_timeout_is_leased() -> None:
+    factory = Factory()
+    factory.gate.clear()
+    pool = pool_of(factory, size=0, maximum=1, queue_timeout_s=0.05)
+    pool._stopped = False
+    waiting = asyncio.create_task(pool.lease())
+    await settled()
+    worker: Any = FakeWorker()
+    asyncio.get_running_loop().call_soon(pool._assign, worker)
+    time.sleep(0.1)  # noqa: ASYNC251  so that both happen in one iteration of the loop, the timeout second
+    assert await waiting is worker
+    assert pool.stats().leased == 1
+    factory.gate.set()
+    await pool.stop()
+
+
+async def test_a_lease_cancelled_while_it_takes_an_idle_worker_gives_it_back() -> None:
+    factory = Factory()
+    pool = pool_of(factory, size=1, maximum=1, queue_timeout_s=5)
+    await pool.start()
+    leasing = asyncio.create_task(pool.lease())
+    await asyncio.sleep(0)
+    leasing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leasing
+    await settled()
+    assert pool.stats().leased == 0
+    await pool.release(await pool.lease())
     await pool.stop()
 
 
