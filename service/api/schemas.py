@@ -451,14 +451,14 @@ COMPLETION: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ChatCompletionObject,
         "description": "The completion; with `stream`, events with `chat.completion.chunk` objects.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
 }
 TEXT_COMPLETION: dict[int | str, dict[str, Any]] = {
     200: {
         "model": TextCompletionObject,
         "description": "The completion; with `stream`, events with parts of the same object.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
 }
 FILE: dict[int | str, dict[str, Any]] = {200: {"model": FileObject, "description": "The file."}}

@@ -166,7 +166,7 @@ MESSAGE: dict[int | str, dict[str, Any]] = {
     200: {
         "model": AnthropicMessageObject,
         "description": "The message; with `stream`, events from `message_start` to `message_stop`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     },
     **_ERRORS,
 }
