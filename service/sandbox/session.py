@@ -85,12 +85,20 @@ class PooledSession:
                     raise  # nothing was leased, so the session is unchanged
                 self._fail(str(error))
             except asyncio.CancelledError:
-                self._drop_worker("cancelled")
+                if self._worker is None:
+                    self._pending_blocks, self._pending_bytes = 0, 0
+                else:
+                    self._failure = "an earlier call was cancelled"
+                    self._drop_worker("cancelled")
                 raise
 
     async def _lease(self) -> SandboxWorker:
         self._withdraw()
-        self._worker = await self._pool.lease()
+        worker = await self._pool.lease()
+        if self._closed:  # in the meantime
+            self._pool.discard(worker)
+            raise SandboxError("the session is closed")
+        self._worker = worker
         await self._open(self._worker)
         return self._worker
 

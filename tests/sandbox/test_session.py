@@ -173,6 +173,51 @@ async def test_a_cancelled_flush_destroys_the_worker(pool: Pool, session: Pooled
     assert pool.stats().kills == {"cancelled": 1}
 
 
+async def test_a_cancelled_first_block_leaves_the_session_unchanged(
+    pool: Pool, session: PooledSession
+) -> None:
+    leased = [await pool.lease(), await pool.lease()]
+    invoke = asyncio.create_task(session.invoke("a"))
+    await asyncio.sleep(0)
+    invoke.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await invoke
+    assert (await session.flush()).status == "ok"
+    for worker in leased:
+        await pool.release(worker)
+
+
+async def test_a_cancelled_block_is_reported_at_the_flush(
+    session: PooledSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(message: object) -> None:
+        await asyncio.Event().wait()
+
+    await session.invoke("a")
+    monkeypatch.setattr(worker_of(session), "send", hang)
+    invoke = asyncio.create_task(session.invoke("b"))
+    await asyncio.sleep(0)
+    invoke.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await invoke
+    failed = await session.flush()
+    assert (failed.status, failed.stderr) == ("sandbox_error", "an earlier call was cancelled")
+
+
+async def test_a_session_closed_while_it_waits_for_a_worker_keeps_none(
+    pool: Pool, session: PooledSession
+) -> None:
+    leased = [await pool.lease(), await pool.lease()]
+    invoke = asyncio.create_task(session.invoke("a"))
+    await asyncio.sleep(0)
+    await session.close()
+    for worker in leased:
+        await pool.release(worker)
+    with pytest.raises(SandboxError, match="closed"):
+        await invoke
+    await until(lambda: pool.stats().leased == 0)
+
+
 async def test_close_releases_the_worker_and_may_be_called_twice(pool: Pool, session: PooledSession) -> None:
     await session.invoke("a")
     worker = worker_of(session)
