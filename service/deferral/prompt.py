@@ -135,20 +135,24 @@ def with_instruction(
         functions: the model may also call functions; the system message explains both.
 
     Raises:
-        ValueError: unknown version, or no user or system message to carry the instruction.
+        ValueError: unknown version, or ``messages`` has neither a user nor a system message.
     """
     turns = list(messages)
     if version in SYSTEM_PROMPTS:
         text = WITH_FUNCTIONS[version] if functions else _prompt(version)
         return _with_system(turns, text, tools)
-    roles = [turn["role"] for turn in turns]
-    carrier = next((role for role in ("user", "system") if role in roles), None)
-    if carrier is None:
-        raise ValueError("there is no user or system message to answer")
-    last = max(index for index, role in enumerate(roles) if role == carrier)
+    last = last_request(turns)
+    if last is None:
+        raise ValueError("found no user or system message to answer")
     instruction = [*([f"{tools}\n\n"] if tools else []), ControlText(_prompt(version))]
     turns[last] = {**turns[last], "content": [*instruction, *_parts(turns[last]["content"])]}
     return _with_system(turns, _FUNCTIONS_BESIDE_CODE) if functions else turns
+
+
+def last_request(turns: Sequence[dict[str, object]]) -> int | None:
+    """Return the index of the last user turn, else of the last system turn, else None."""
+    by_role = {turn["role"]: index for index, turn in enumerate(turns)}
+    return by_role.get("user", by_role.get("system"))
 
 
 def _with_system(turns: list[dict[str, object]], text: str, tools: str = "") -> list[dict[str, object]]:

@@ -92,7 +92,7 @@ class EpisodeRunner:
             code_tools: tools that code may call. With deferral they are listed beside the instruction.
 
         Raises:
-            ValueError: there is no user or system turn to carry the instruction.
+            ValueError: ``messages`` has neither a user nor a system turn.
             EngineError: the template rejected the messages.
         """
         turns = list(messages)

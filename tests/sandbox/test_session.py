@@ -15,7 +15,7 @@ from service.sandbox.base import (
 )
 from service.sandbox.pool import Pool
 from service.sandbox.session import PooledSession
-from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready, Result, Settled, Suspended
+from service.sandbox.worker_protocol import MAX_CODE_BYTES, Ready, Result, SandboxWorker, Settled, Suspended
 from tests.support.fake_worker import Factory, FakeWorker, output_frame, result
 from tests.support.tool_host import RecordingHost
 from tests.support.until import until
@@ -173,12 +173,18 @@ async def test_a_cancelled_flush_destroys_the_worker(pool: Pool, session: Pooled
     assert pool.stats().kills == {"cancelled": 1}
 
 
-async def test_a_cancelled_first_block_leaves_the_session_unchanged(
-    pool: Pool, session: PooledSession
-) -> None:
+async def waiting_block(pool: Pool, session: PooledSession) -> tuple[list[SandboxWorker], asyncio.Task[None]]:
+    """Lease all workers, and start a block that waits for one."""
     leased = [await pool.lease(), await pool.lease()]
     invoke = asyncio.create_task(session.invoke("a"))
     await asyncio.sleep(0)
+    return leased, invoke
+
+
+async def test_a_cancelled_first_block_leaves_the_session_unchanged(
+    pool: Pool, session: PooledSession
+) -> None:
+    leased, invoke = await waiting_block(pool, session)
     invoke.cancel()
     with pytest.raises(asyncio.CancelledError):
         await invoke
@@ -207,9 +213,7 @@ async def test_a_cancelled_block_is_reported_at_the_flush(
 async def test_a_session_closed_while_it_waits_for_a_worker_keeps_none(
     pool: Pool, session: PooledSession
 ) -> None:
-    leased = [await pool.lease(), await pool.lease()]
-    invoke = asyncio.create_task(session.invoke("a"))
-    await asyncio.sleep(0)
+    leased, invoke = await waiting_block(pool, session)
     await session.close()
     for worker in leased:
         await pool.release(worker)

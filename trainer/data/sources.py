@@ -38,19 +38,8 @@ def load_source(
     Raises:
         DataError: the source is unreadable or empty, or a row is invalid.
     """
-    match = _REASONING_GYM.fullmatch(str(source))
-    if match is not None:
-        names = match[2].split(",")
-        generated = _reasoning_gym(names, int(match[3]), held_out=match[1] is not None)
-        return _within_limit(source, generated, count_tokens, max_prompt_tokens)
-    match = _MULTI_HOP.fullmatch(str(source))
-    if match is not None:
-        drawn = questions(int(match[2]), held_out=match[1] is not None)
-        name = str(source).partition(":")[0]
-        generated = tuple(Problem(f"{name}:{number}", q.text, q.answer) for number, q in enumerate(drawn))
-        return _within_limit(source, generated, count_tokens, max_prompt_tokens)
-    match = _QUICKSTART.fullmatch(str(source))
-    if match is None:
+    problems = _generated(str(source))
+    if problems is None:
         return load_problems(
             source,
             splits=splits,
@@ -58,22 +47,25 @@ def load_source(
             count_tokens=count_tokens,
             max_prompt_tokens=max_prompt_tokens,
         )
-    generated = _generate(int(match[2]), held_out=match[1] is not None)
-    return _within_limit(source, generated, count_tokens, max_prompt_tokens)
-
-
-def _within_limit(
-    source: str | Path,
-    problems: tuple[Problem, ...],
-    count_tokens: Callable[[Problem], int] | None,
-    max_prompt_tokens: int | None,
-) -> ProblemSet:
     if count_tokens is None or max_prompt_tokens is None:
         return ProblemSet(problems)
     kept = tuple(problem for problem in problems if count_tokens(problem) <= max_prompt_tokens)
     if problems and not kept:
         raise DataError(f"{source}: no usable problems: all {len(problems)} are too long")
     return ProblemSet(kept, too_long=len(problems) - len(kept))
+
+
+def _generated(source: str) -> tuple[Problem, ...] | None:
+    """Return the problems of a source that generates them; None for other sources."""
+    if match := _REASONING_GYM.fullmatch(source):
+        return _reasoning_gym(match[2].split(","), int(match[3]), held_out=match[1] is not None)
+    if match := _MULTI_HOP.fullmatch(source):
+        drawn = questions(int(match[2]), held_out=match[1] is not None)
+        name = source.partition(":")[0]
+        return tuple(Problem(f"{name}:{number}", q.text, q.answer) for number, q in enumerate(drawn))
+    if match := _QUICKSTART.fullmatch(source):
+        return _generate(int(match[2]), held_out=match[1] is not None)
+    return None
 
 
 def load_benchmarks(sources: Iterable[str]) -> dict[str, tuple[Problem, ...]]:

@@ -132,7 +132,7 @@ class LocalBackend:
         sample = await sample_episode(
             self._runner, prompt, seed=seed, episode_id=f"e{seed}", eager=self._eager, tools=self._tools
         )
-        if any(tool.status == "sandbox_error" for tool in sample.tools):
+        if sample.sandbox_failed:
             raise BackendError("the sandbox failed during an episode")
         finish: Literal["stop", "length", "too_long"] = "length" if sample.outcome.is_truncated else "stop"
         return Solution(

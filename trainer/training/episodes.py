@@ -70,7 +70,12 @@ class Sample:
     @property
     def is_valid(self) -> bool:
         """Whether it can be trained on: not void, not truncated, and without a sandbox failure."""
-        return not self.outcome.is_void and all(tool.status != "sandbox_error" for tool in self.tools)
+        return not self.outcome.is_void and not self.sandbox_failed
+
+    @property
+    def sandbox_failed(self) -> bool:
+        """Whether the sandbox failed during a call."""
+        return any(tool.status == "sandbox_error" for tool in self.tools)
 
     @property
     def mask(self) -> tuple[int, ...]:

@@ -295,7 +295,7 @@ class RunParts:
 
     async def score(self, problem: Problem, sample: Sample, *, is_void: bool) -> ScoredSample:
         """Return the sample with its reward; None if the sandbox failed."""
-        if any(tool.status == "sandbox_error" for tool in sample.tools):
+        if sample.sandbox_failed:
             return ScoredSample(problem, sample, None, "sandbox_error")
         verdict = await self.rewards.score(sample.finished(is_void=is_void), problem.row)
         return ScoredSample(problem, sample, verdict.value, verdict.reason, parts=verdict.parts)

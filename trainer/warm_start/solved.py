@@ -197,7 +197,7 @@ async def sample_solutions(
                     episode_id=f"{problem.id}-{number}",
                     eager=settings.eager,
                 )
-                if any(tool.status == "sandbox_error" for tool in sample.tools):
+                if sample.sandbox_failed:
                     return False
                 score = await reward.score(sample.finished(is_void=False), problem.row)
                 if score.value is None:

@@ -23,7 +23,7 @@ from service.deferral.call_span import CALL_CLOSE
 from service.deferral.code_request import asks_for_code
 from service.deferral.observation import OBSERVATION_SIGNS
 from service.deferral.policy import DeferralPolicy
-from service.deferral.prompt import TokenIds
+from service.deferral.prompt import TokenIds, last_request
 from service.deferral.scanner import FENCE
 from service.engines.base import EngineError, Sampling
 from service.episode.accumulator import ReplyAccumulator
@@ -365,8 +365,7 @@ async def render_prompt(
         if is_current(ids, message.content or "", names, server.engine.tokenizer):
             turns[index]["content"] = [TokenIds(tuple(ids))]
             turns[index].pop("tool_calls", None)  # the ids contain the calls
-    by_role = {turn["role"]: index for index, turn in enumerate(turns)}
-    last = by_role.get("user", by_role.get("system"))
+    last = last_request(turns)
     if note and last is not None:
         turns[last]["content"] = f"{turns[last]['content']}{note}"
     tools: list[dict[str, object]] = [
@@ -395,6 +394,30 @@ async def render_prompt(
     except RecursionError:
         reason = "'messages': a tool or the arguments of a call are nested too deeply."
         raise ApiError(400, reason, param="messages", code="invalid_value") from None
+
+
+async def count_prompt_tokens(
+    server: Server,
+    request: ChatRequest,
+    proven: Mapping[int, Sequence[int]],
+    code_tools: SessionTools | None,
+) -> int:
+    """Return the number of tokens of the prompt, as `prepare_with` renders it without a container.
+
+    Closes ``code_tools``.
+
+    Raises:
+        ApiError: 400 if the chat template rejects the messages.
+    """
+    try:
+        ids = await render_prompt(server, request, proven, code_tools)
+    finally:
+        if code_tools is not None:
+            await code_tools.close()
+    if not request.forces_call:
+        return len(ids)
+    prefix = force_call(request.tool_choice, request.callable_tools).prefix
+    return len(ids) + len(server.engine.tokenizer.encode(prefix, allow_special=True))
 
 
 def _above(param: str, ceiling: float) -> ApiError:

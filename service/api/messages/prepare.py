@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from pydantic import ValidationError
 
 from service.api.chat.history import find_replies, reply_key
-from service.api.chat.prepare import PreparedChat, effective_policy, prepare, render_prompt
+from service.api.chat.prepare import PreparedChat, count_prompt_tokens, effective_policy, prepare
 from service.api.chat.request import ChatRequest, DeferralOptions, Message
 from service.api.chat.suspension import Answers
 from service.api.errors import ApiError, api_error_of
@@ -35,7 +34,6 @@ from service.api.messages.request import CountTokensRequest, MessagesRequest
 from service.api.messages.resume import LiveMessage
 from service.api.seal import Seal
 from service.api.state import Server
-from service.api.tools.choice import force_call
 from service.api.tools.mcp import open_tools
 from service.api.validation import report_ignored, unreported
 from service.common.json import Json
@@ -166,17 +164,10 @@ async def count_tokens(server: Server, store: ReplyStore, request: CountTokensRe
     mcp_tools, functions = chat_request.mcp_tools, chat_request.code_functions
     try:
         proven = await find_replies(store, owner, chat_request)
-        async with AsyncExitStack() as stack:
-            tools = await open_tools(server.mcp, mcp_tools, functions) if chat_request.deferred else None
-            if tools is not None:
-                stack.push_async_callback(tools.close)
-            ids = await render_prompt(server, chat_request, proven, tools)
+        tools = await open_tools(server.mcp, mcp_tools, functions) if chat_request.deferred else None
+        return await count_prompt_tokens(server, chat_request, proven, tools)
     except ApiError as error:
         raise _renamed(error) from None
-    if chat_request.forces_call:
-        prefix = force_call(chat_request.tool_choice, chat_request.callable_tools).prefix
-        return len(ids) + len(server.engine.tokenizer.encode(prefix, allow_special=True))
-    return len(ids)
 
 
 async def message_container(

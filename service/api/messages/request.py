@@ -10,7 +10,6 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
-    PrivateAttr,
     SecretStr,
     Tag,
     field_validator,
@@ -22,7 +21,7 @@ from service.api import sibling_fields
 from service.api.messages.blocks import CODE_EXECUTION, DIRECT, InputMessage, NoEffectOption, check_results
 from service.api.responses.request import CodeOptions
 from service.api.sampling import Stops, TopP
-from service.api.tools.definitions import ContainerId, SkippedTool
+from service.api.tools.definitions import ContainerId, SkippedTool, WithArguments
 from service.api.tools.mcp import McpServerTool, ToolNames, is_header_value
 from service.api.tools.mcp import ToolName as McpToolName
 from service.api.validation import (
@@ -36,7 +35,7 @@ from service.api.validation import (
     only,
     unsupported,
 )
-from service.common.json import SchemaError, compile_schema
+from service.common.json import compile_schema
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 Callers = Annotated[
@@ -58,7 +57,7 @@ class CodeExecutionTool(RequestModel):
     strict: Annotated[object, Ignored(False)] = None
 
 
-class ClientTool(RequestModel):
+class ClientTool(WithArguments):
     """A tool that the client runs."""
 
     type: Literal["custom"] | None = None
@@ -76,22 +75,11 @@ class ClientTool(RequestModel):
     defer_loading: Annotated[object, Ignored(False)] = None
     eager_input_streaming: Annotated[object, Ignored(False)] = None
     input_examples: Annotated[object, Ignored([])] = None
-    _unenforceable: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
-        try:
-            compile_schema(self.input_schema)
-        except SchemaError as error:
-            self._unenforceable = f"not a usable JSON schema: {error}"
-            if not error.is_foreign or self.code_caller is not None:
-                raise invalid(self._unenforceable, ".input_schema") from None
+        self._compiled(self.input_schema, "not", ".input_schema", for_code=self.code_caller is not None)
         return self
-
-    @property
-    def unenforceable(self) -> str | None:
-        """The reason why calls can't be checked against ``input_schema``; None if they can."""
-        return self._unenforceable
 
     @property
     def is_direct(self) -> bool:

@@ -220,9 +220,11 @@ class OutputBuilder:
         events = self._close_text("completed")
         kind = CustomCallItem if self._call in self._custom else FunctionCallItem
         item = kind(self.output, self._call, f"call_{secrets.token_hex(12)}")
-        self._call, arguments = None, "".join(self._arguments)
-        written = item.write(arguments) if arguments else []
-        return [*events, *item.open(), *written, *item.close(status)]
+        self._call = None
+        events += item.open()
+        if arguments := "".join(self._arguments):
+            events += item.write(arguments)
+        return [*events, *item.close(status)]
 
     def _write(self, text: str, *, thought: bool) -> Events:
         events: Events = []

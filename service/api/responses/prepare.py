@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from service.api.chat.prepare import PreparedChat, prepare_with, render_prompt
+from service.api.chat.prepare import PreparedChat, count_prompt_tokens, prepare_with
 from service.api.chat.request import ChatRequest
 from service.api.chat.suspension import Answers, LiveEpisode, Suspensions, is_code_call
 from service.api.errors import ApiError, api_error_of
@@ -43,7 +42,6 @@ from service.api.responses.request import (
 from service.api.responses.resume import find_suspended
 from service.api.seal import Seal
 from service.api.state import Server
-from service.api.tools.choice import force_call
 from service.api.tools.definitions import AllowedCode, AllowedServer, AutoContainer, ProgrammaticTool
 from service.api.tools.mcp import McpServerTool, open_tools
 from service.api.validation import report_ignored, unreported
@@ -200,18 +198,11 @@ async def count_input_tokens(
     _check_outputs(request, items, conversation)
     conversation.add(await with_stored_replies(items, store, owner))
     chat, proven = _chat_request(server, request, conversation, 0)
-    async with AsyncExitStack() as stack:
-        tools = await _open_tools(server, request)
-        if tools is not None:
-            stack.push_async_callback(tools.close)
-        try:
-            ids = await render_prompt(server, chat, proven, tools)
-        except ApiError as error:
-            raise _renamed(error) from None
-    if chat.forces_call:
-        prefix = force_call(chat.tool_choice, chat.callable_tools).prefix
-        ids = ids + server.engine.tokenizer.encode(prefix, allow_special=True)
-    return len(ids)
+    tools = await _open_tools(server, request)
+    try:
+        return await count_prompt_tokens(server, chat, proven, tools)
+    except ApiError as error:
+        raise _renamed(error) from None
 
 
 def _check_outputs(request: ResponseRequest, items: list[InputItem], conversation: Conversation) -> None:

@@ -22,7 +22,30 @@ Caller = Literal["direct", "programmatic"]
 Callers = Annotated[list[Caller] | None, Field(min_length=1, max_length=2)]
 
 
-class Function(RequestModel):
+class WithArguments(RequestModel):
+    """A function whose arguments have a JSON schema."""
+
+    _unenforceable: str | None = PrivateAttr(default=None)
+
+    @property
+    def unenforceable(self) -> str | None:
+        """The reason why calls can't be checked against the schema; None if they can."""
+        return self._unenforceable
+
+    def _compiled(
+        self, schema: dict[str, object], subject: str, at: str, *, for_code: bool
+    ) -> jsonschema_rs.Validator | None:
+        """Compile the schema. Return None if it is of another dialect, unless code calls the function."""
+        try:
+            return compile_schema(schema)
+        except SchemaError as error:
+            self._unenforceable = f"{subject} a usable JSON schema: {error}"
+            if not error.is_foreign or for_code:
+                raise invalid(self._unenforceable, at) from None
+            return None
+
+
+class Function(WithArguments):
     """A function that the client can run."""
 
     name: FunctionName
@@ -38,16 +61,11 @@ class Function(RequestModel):
     """JSON schema of the outputs for code, which are JSON then. Default: they are text."""
 
     _validator: jsonschema_rs.Validator | None = PrivateAttr(default=None)
-    _unenforceable: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _compile(self) -> Self:
-        try:
-            self._validator = compile_schema(self.schema_of_arguments)
-        except SchemaError as error:
-            self._unenforceable = f"'parameters' is not a usable JSON schema: {error}"
-            if not error.is_foreign or self.for_code is not None:
-                raise invalid(self._unenforceable, ".parameters") from None
+        schema, subject = self.schema_of_arguments, "'parameters' is not"
+        self._validator = self._compiled(schema, subject, ".parameters", for_code=self.for_code is not None)
         try:
             compile_schema(self.output_schema or {})
         except ValueError as error:
@@ -66,11 +84,6 @@ class Function(RequestModel):
         if self.allowed_callers is None or "programmatic" not in self.allowed_callers:
             return None
         return ClientFunction(self.name, self.description or "", self.schema_of_arguments, self.output_schema)
-
-    @property
-    def unenforceable(self) -> str | None:
-        """The reason why calls can't be checked against ``parameters``; None if they can."""
-        return self._unenforceable
 
     @property
     def schema_of_arguments(self) -> dict[str, object]:
