@@ -31,62 +31,87 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-async def receive_input(reader: asyncio.StreamReader, directory: str, name: str, size: int) -> str | None:
-    """Write the next ``size`` bytes of the channel to a new file that code can read but not change.
+class Inputs:
+    """The inputs of a sandbox: files in one directory that code can read but not change."""
 
-    Returns:
-        The error; None if the file was written. The bytes are read from the channel in any case.
-    """
-    error, fd, path = None, -1, os.path.join(directory, name)
-    try:
-        if not directory or os.path.basename(name) != name or name in ("", ".", ".."):
-            raise OSError("invalid name")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
-        os.fchmod(fd, 0o444)
-    except OSError as problem:
-        error = problem.strerror or str(problem)
-    left = size
-    try:
-        while left:
-            data = await reader.read(min(left, _CHUNK_BYTES))
-            if not data:
-                raise asyncio.IncompleteReadError(b"", left)
-            left -= len(data)
-            try:
-                while data and error is None:
-                    data = data[os.write(fd, data) :]
-            except OSError as problem:
-                error = problem.strerror or str(problem)
-    finally:
-        if fd >= 0:
-            os.close(fd)
-            if error is not None or left:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-    return error
+    def __init__(self, directory: str, uid: int) -> None:
+        self._directory = directory
+        """Empty if the sandbox takes no inputs."""
+        self._uid = uid
+        self._extracted: set[str] = set()
+        """PDF inputs beside which their text was written."""
 
+    async def receive(self, reader: asyncio.StreamReader, name: str, size: int) -> str | None:
+        """Write the next ``size`` bytes of the channel to a new file.
 
-def remove_input(directory: str, name: str) -> str | None:
-    """Remove an input. Return the error, or None."""
-    try:
-        if not directory or os.path.basename(name) != name:
-            raise OSError("invalid name")
-        os.unlink(os.path.join(directory, name))
-    except OSError as problem:
-        return problem.strerror or str(problem)
-    return None
+        Returns:
+            The error; None if the file was written. The bytes are read from the channel in any case.
+        """
+        error, fd, path = None, -1, os.path.join(self._directory, name)
+        try:
+            if not self._directory or os.path.basename(name) != name or name in ("", ".", ".."):
+                raise OSError("invalid name")
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
+            os.fchmod(fd, 0o444)
+        except OSError as problem:
+            error = problem.strerror or str(problem)
+        left = size
+        try:
+            while left:
+                data = await reader.read(min(left, _CHUNK_BYTES))
+                if not data:
+                    raise asyncio.IncompleteReadError(b"", left)
+                left -= len(data)
+                try:
+                    while data and error is None:
+                        data = data[os.write(fd, data) :]
+                except OSError as problem:
+                    error = problem.strerror or str(problem)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+                if error is not None or left:
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+        return error
 
+    async def extract_text(self, name: str) -> None:
+        """Write the text of an input beside it, as ``NAME.txt``, if it is a PDF.
 
-async def extract_text(directory: str, name: str, uid: int) -> None:
-    """Write the text of a PDF input beside it, as ``NAME.txt``. PDF is parsed with the uid of the code."""
-    out = os.memfd_create("text", os.MFD_CLOEXEC)
-    try:
-        await as_user(uid, lambda: _write_text(os.path.join(directory, name), out), seconds=_PDF_TIMEOUT_S)
-        text = _content(out) or b"[no text could be extracted]\n"
-        with contextlib.suppress(OSError):
-            _write_new(os.path.join(directory, name + ".txt"), text)
-    finally:
-        os.close(out)
+        PDF is parsed with the uid of the code.
+        """
+        if not name.lower().endswith(".pdf"):
+            return
+        path = os.path.join(self._directory, name)
+        out = os.memfd_create("text", os.MFD_CLOEXEC)
+        try:
+            await as_user(self._uid, lambda: _write_text(path, out), seconds=_PDF_TIMEOUT_S)
+            text = _content(out) or b"[no text could be extracted]\n"
+            with contextlib.suppress(OSError):
+                _write_new(path + ".txt", text)
+                self._extracted.add(name)
+        finally:
+            os.close(out)
+
+    def remove(self, name: str) -> str | None:
+        """Remove an input, and its text. Return the error, or None."""
+        try:
+            if not self._directory or os.path.basename(name) != name:
+                raise OSError("invalid name")
+            os.unlink(os.path.join(self._directory, name))
+            if name in self._extracted:
+                self._extracted.remove(name)
+                os.unlink(os.path.join(self._directory, name + ".txt"))
+        except OSError as problem:
+            return problem.strerror or str(problem)
+        return None
+
+    def clear(self) -> bool:
+        """Remove all inputs. Return whether none is left."""
+        if not self._directory:
+            return True
+        self._extracted.clear()
+        return not any(self.remove(name) for name in os.listdir(self._directory))
 
 
 def _write_new(path: str, data: bytes) -> None:

@@ -96,6 +96,11 @@ def add(tar: tarfile.TarFile, path: str, mode: int) -> None:
     tar.add(path, recursive=False, filter=with_mode)
 
 
+def modes(directories: list[str]) -> list[int]:
+    """Return the type and the permissions of each directory."""
+    return [os.stat(directory).st_mode for directory in directories]
+
+
 def is_empty(directories: list[str]) -> bool:
     return not any(os.listdir(directory) for directory in directories)
 

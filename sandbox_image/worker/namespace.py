@@ -3,6 +3,7 @@
 Two such processes exist at any time: the *base*, which runs code, and its *checkpoint*, a fork taken before
 the code ran. If a flush succeeds, the checkpoint is dropped. If it fails, the base is killed and the
 checkpoint takes its place. A failure therefore leaves no trace in memory, and no object is ever serialized.
+A sandbox that is reused has a third one, the *initial* process, in which no code ever ran.
 
 The supervisor trusts nothing here, because code that has run can have changed any of it. It learns from the
 kernel how a process ended.
@@ -139,6 +140,7 @@ class Namespace:
                 self.render(fds[0], svg=payload == b"svg")
             elif command == SEED:
                 seed_generators()
+                self.become_idle()  # shares no open file with the process from which it was forked
                 self.reply(STARTED)
             else:
                 self.checkpoint(socket.socket(fileno=fds[0]))

@@ -125,6 +125,10 @@ class NamespaceProcess:
         """Undo ``stop``."""
         self._signal(signal.SIGCONT)
 
+    def scheduling(self) -> tuple[int, set[int]]:
+        """Return the nice value, and the processors on which the process may run. Code can change both."""
+        return os.getpriority(os.PRIO_PROCESS, self.pid), os.sched_getaffinity(self.pid)
+
     def _signal(self, number: int) -> None:
         if self.pid > 1 and not self.exited.done():
             with contextlib.suppress(ProcessLookupError):
@@ -262,6 +266,7 @@ def reap(processes: Iterable[NamespaceProcess]) -> None:
             return
         if not pid:
             return
+        kept_pids.discard(pid)  # another process may get the number
         for process in processes:
             if process.pid == pid and not process.exited.done():
                 process.exited.set_result(status)

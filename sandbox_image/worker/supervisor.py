@@ -26,8 +26,8 @@ from typing import Any, NoReturn
 
 from .calls import NO_TOOLS, CallRelay, RunClock, ToolConfig
 from .displays import HTML, MAX_BYTES, MEDIA_TYPES, parse_displays
-from .exchange import WorkFiles, extract_text, receive_input, remove_input
-from .files import FileSnapshot, is_empty
+from .exchange import Inputs, WorkFiles
+from .files import FileSnapshot, is_empty, modes
 from .flush import FlushRun
 from .live_output import OutputRelay
 from .processes import NamespaceProcess, WorkerError, as_user, cpu_seconds, kept_pids, reap, settle
@@ -56,7 +56,7 @@ _RENDER_TIMEOUT_S = 10.0
 
 
 class Supervisor:
-    """The state of one sandbox: its two namespace processes and the pending blocks.
+    """The state of one sandbox: its namespace processes and the pending blocks.
 
     With eager execution each block runs as soon as the previous ones are done. That is given up, and all
     blocks run as one script at the flush, if the result could differ. The reason is ``_fallback``:
@@ -79,7 +79,8 @@ class Supervisor:
         self.processes = [base]
         self._initial: NamespaceProcess | None = None
         """Copy of the base process that has run no code, for ``_reset``. None if not ``reusable``."""
-        self._modes = _modes(config.writable)
+        self._initial_scheduling: object = None  # code can change it
+        self._modes = modes(config.writable)
         self._out = out
         self._out_poll = select.poll()
         self._out_poll.register(out, select.POLLOUT)
@@ -94,6 +95,7 @@ class Supervisor:
         self._fallback: str | None = None
         self._figures: str | None = None
         """Format of the figures to render; None if the session takes no files out."""
+        self.inputs = Inputs(config.inputs, config.uid)
         self._files = WorkFiles(config.home, config.uid, 2 * config.file_bytes)
         self._has_displays = False
         self._displays: list[tuple[str, bytes]] = []
@@ -116,7 +118,8 @@ class Supervisor:
         await self._wait_until_started(self.base, _IMPORT_TIMEOUT_S)
         if self.config.reusable:
             await self._fork_initial()
-        self.checkpoint = await self._fork_checkpoint()
+        else:
+            self.checkpoint = await self._fork_checkpoint()
         self._send({"op": "ready", "python": platform.python_version(), "pid": os.getpid()})
 
     async def handle(self, frame: dict[str, Any]) -> None:
@@ -133,12 +136,11 @@ class Supervisor:
             await self._flush_blocks()
             self._live = False
         elif operation == "put":
-            name = frame["name"]
-            if frame["error"] is None and name.lower().endswith(".pdf"):
-                await extract_text(self.config.inputs, name, self.config.uid)
+            if frame["error"] is None:
+                await self.inputs.extract_text(frame["name"])
             self._send({"op": "done", "error": frame["error"]})
         elif operation == "remove":
-            self._send({"op": "done", "error": remove_input(self.config.inputs, frame["name"])})
+            self._send({"op": "done", "error": self.inputs.remove(frame["name"])})
         elif operation == "discard":
             await self._discard_blocks()
             self._send({"op": "done", "error": None})
@@ -275,16 +277,24 @@ class Supervisor:
         self._blocks, self._queue = [], asyncio.Queue()
 
     async def _fork_initial(self) -> None:
-        """Fork the process that replaces the base at the next reset. The base must not have run any code."""
+        """Fork the process that replaces the base at the next reset. The base must not have run any code.
+
+        Afterwards the base gets its own seeds and its own standard input, and a checkpoint.
+        """
         self._initial = await self._fork_checkpoint()
+        self._initial_scheduling = self._initial.scheduling()
         kept_pids.clear()
         kept_pids.add(self._initial.pid)
+        await self.base.command(SEED)
+        await self._wait_until_started(self.base, _FORK_TIMEOUT_S)
+        self.checkpoint = await self._fork_checkpoint()
 
     async def _reset(self) -> None:
         """Restore the state in which the sandbox started: initial process, no files, no inputs.
 
         Raises:
-            WorkerError: the sandbox is not reusable, the initial process has ended, or a file remains.
+            WorkerError: the sandbox is not reusable, code has ended or changed the initial process, or a file
+                remains.
         """
         await self._discard_blocks()
         if self._initial is None:
@@ -295,20 +305,18 @@ class Supervisor:
         self._drop(self.checkpoint)
         self.base = self._initial
         await settle([self.base], self.config.uid)
-        inputs = self.config.inputs
-        errors = [remove_input(inputs, name) for name in (os.listdir(inputs) if inputs else ())]
+        if self.base.scheduling() != self._initial_scheduling:
+            raise WorkerError("the scheduling of the initial process has changed")
         # A snapshot that was not taken is empty, so restoring it removes all files.
         await FileSnapshot(self.config.writable, self.config.uid, 0).restore()
-        if any(errors) or not is_empty(self.config.writable) or _modes(self.config.writable) != self._modes:
+        emptied = self.inputs.clear() and is_empty(self.config.writable)
+        if not emptied or modes(self.config.writable) != self._modes:
             raise WorkerError("some files could not be removed")
         self._files.close()
         self._files = WorkFiles(self.config.home, self.config.uid, 2 * self.config.file_bytes)
         self._displays, self._figures_seen, self._has_displays = [], set(), False
         self._tools, self._calls, self._flush, self._flushes = NO_TOOLS, None, None, 0
         await self._fork_initial()
-        await self.base.command(SEED)
-        await self._wait_until_started(self.base, _FORK_TIMEOUT_S)
-        self.checkpoint = await self._fork_checkpoint()
 
     async def _list_files(self) -> None:
         """Send the files that were changed since the last listing, and the displays of the last flush."""
@@ -511,10 +519,6 @@ def _tool_config(frame: dict[str, Any]) -> ToolConfig:
     )
 
 
-def _modes(directories: list[str]) -> list[int]:
-    return [os.stat(directory).st_mode for directory in directories]
-
-
 def _require(condition: bool) -> None:
     if not condition:
         raise WorkerError
@@ -561,7 +565,7 @@ async def _serve(channel_in: int, channel_out: int, control: socket.socket, pid:
                 supervisor.resume()
             else:
                 if frame["op"] == "put":  # its bytes follow
-                    received = receive_input(reader, config.inputs, frame["name"], frame["size"])
+                    received = supervisor.inputs.receive(reader, frame["name"], frame["size"])
                     frame["error"] = await received
                 frames.put_nowait(frame)
 

@@ -3,7 +3,7 @@
 The kinds differ in what they require and in how well they isolate:
 
 * ``runner``: a client of an ``ih-grpo runner`` process. The caller needs no access to Docker.
-* ``in-process``: single-use Docker containers, started by the calling process, which needs the Docker socket.
+* ``in-process``: Docker containers, started by the calling process, which needs the Docker socket.
 * ``process``: bubblewrap processes on this host, without Docker. Weaker isolation, meant for training.
 """
 

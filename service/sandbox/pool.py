@@ -1,6 +1,6 @@
-"""A warm pool of single-use workers: each is leased once, then destroyed and replaced in the background.
+"""A warm pool of workers: each is leased once, then destroyed and replaced in the background.
 
-Only a pool with ``reuse_for_s`` leases workers again, after a reset. It keeps all workers that it has.
+Only a pool with ``reuse_for_s`` leases workers again, after a reset. It keeps all workers until that age.
 
 The number of idle workers follows demand. Beyond ``size`` the pool keeps one worker per session that
 announced blocks (``expect``), and as many as are leased, at the present rate, while a new one starts. The
@@ -68,7 +68,7 @@ class Pool:
     """A pool that keeps at least ``size`` workers idle.
 
     At most ``maximum`` workers exist, and at most ``concurrency`` start at the same time. Workers are reused
-    until the age of ``reuse_for_s``.
+    until the age of ``reuse_for_s``, and idle ones are replaced at the age of ``idle_for_s``.
     """
 
     def __init__(
@@ -80,9 +80,10 @@ class Pool:
         concurrency: int,
         queue_timeout_s: float,
         reuse_for_s: float = 0.0,
+        idle_for_s: float = math.inf,
     ) -> None:
         self._create = create
-        self._reuse_for_s = reuse_for_s
+        self._reuse_for_s, self._idle_for_s = reuse_for_s, idle_for_s
         self._size, self._maximum, self._concurrency = size, maximum, concurrency
         self._queue_timeout_s = queue_timeout_s
         self._idle: deque[tuple[SandboxWorker, asyncio.Task[None]]] = deque()
@@ -92,7 +93,7 @@ class Pool:
         self._starting = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures_in_row = 0
-        self._last_error: SandboxError | None = None
+        self._last_error: Exception | None = None
         self._stopped = True
         self._expected = 0
         self._lease_times: deque[float] = deque(maxlen=_RATE_LEASES)
@@ -339,11 +340,17 @@ class Pool:
             if self._stopped:
                 return
             worker = await self._timed_create()
-        except SandboxError as error:
+        except Exception as error:
+            expected = isinstance(error, SandboxError)
             self._counts["start_failures"] += 1
             self._failures_in_row += 1
             self._last_error = error
-            log.warning("sandbox_start_failed", error=str(error), failures_in_row=self._failures_in_row)
+            log.warning(
+                "sandbox_start_failed",
+                error=str(error) or type(error).__name__,
+                failures_in_row=self._failures_in_row,
+                exc_info=not expected,
+            )
         else:
             self._counts["started"] += 1
             self._failures_in_row, self._last_error = 0, None
@@ -366,11 +373,17 @@ class Pool:
         self._idle.append((worker, self._spawn(self._watch(worker))))
 
     async def _watch(self, worker: SandboxWorker) -> None:
-        """Replace an idle worker that sends a frame or ends: an idle worker sends nothing."""
-        with contextlib.suppress(SandboxError):
-            await worker.receive()
+        """Replace an idle worker that sends a frame, ends or gets old: an idle worker sends nothing."""
+        left_s = worker.created_at + self._idle_for_s - time.monotonic()
+        try:
+            async with asyncio.timeout(None if math.isinf(left_s) else left_s):
+                with contextlib.suppress(SandboxError):
+                    await worker.receive()
+        except TimeoutError:
+            pass
+        else:
+            log.warning("sandbox_lost_while_idle", worker=worker.name)
         self._idle = deque(entry for entry in self._idle if entry[0] is not worker)
-        log.warning("sandbox_lost_while_idle", worker=worker.name)
         await self._destroy(worker)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -64,7 +64,7 @@ class PooledFileSession(PooledSession):
             try:
                 worker = await self._lease()
                 if self._limits.memory_mb is not None:
-                    await worker.resize(self._memory_mb(0))
+                    await self._resize(worker, 0)
             except SandboxError:
                 self._drop_worker("sandbox_error")
                 raise
@@ -99,11 +99,11 @@ class PooledFileSession(PooledSession):
     async def _put(
         self, worker: SandboxWorker, name: str, size: int, content: AsyncIterator[bytes], total: int
     ) -> None:
-        await worker.resize(self._memory_mb(total))
+        await self._resize(worker, total)
         async with self._sending:
             await worker.send({"op": "put", "name": name, "size": size})
             left = size
-            async for chunk in content:
+            async for chunk in _readable(name, content):
                 left -= len(chunk)
                 if left < 0:
                     break
@@ -162,9 +162,10 @@ class PooledFileSession(PooledSession):
     async def _freeze(self, worker: SandboxWorker) -> None:
         worker.freeze()
 
-    def _memory_mb(self, input_bytes: int) -> int:
-        """Return the memory limit of the container with its inputs."""
-        return (self._limits.memory_mb or self._settings.memory_mb) + -(-input_bytes // _MB)
+    async def _resize(self, worker: SandboxWorker, input_bytes: int) -> None:
+        """Set the memory limit of the container, to which its inputs are added."""
+        self._reusable = False
+        await worker.resize((self._limits.memory_mb or self._settings.memory_mb) + -(-input_bytes // _MB))
 
     async def _ask(self, worker: SandboxWorker, request: dict[str, Any], expected: type[T]) -> T:
         await worker.send(request)
@@ -200,14 +201,26 @@ class PooledFileSession(PooledSession):
         except TimeoutError:
             self._drop_worker("sandbox_error")
             raise SandboxError("the worker did not answer in time") from None
-        except (SandboxError, asyncio.CancelledError):
+        except SandboxError:
             self._drop_worker("sandbox_error")
+            raise
+        except asyncio.CancelledError:
+            self._drop_worker("cancelled")
             raise
 
     async def _lost(self, reason: str) -> SandboxError:
         async with self._lock:
             self._drop_worker("sandbox_error")
         return SandboxError(reason)
+
+
+async def _readable(name: str, content: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Pass ``content`` on. Raise SandboxError if it can't be read."""
+    try:
+        async for chunk in content:
+            yield chunk
+    except Exception as error:
+        raise SandboxError(f"the content of the input {name!r} can't be read: {error}") from error
 
 
 def _decoded(reply: Data) -> bytes:

@@ -37,6 +37,7 @@ class PooledSandbox:
             concurrency=settings.start_concurrency,
             queue_timeout_s=settings.queue_timeout_s,
             reuse_for_s=settings.max_lifetime_s / 2 if settings.reuse else 0.0,
+            idle_for_s=settings.max_lifetime_s / 2,
         )
 
     async def start(self) -> None:

@@ -45,6 +45,8 @@ class PooledSession:
         """Held while an input is sent, whose parts nothing may separate."""
         self._limits = limits
         self._worker: SandboxWorker | None = None
+        self._reusable = True
+        """The worker may be reset for another session."""
         self._pending_bytes = 0
         self._pending_blocks = 0
         self._failure: str | None = None
@@ -88,8 +90,7 @@ class PooledSession:
                 if self._worker is None:
                     self._pending_blocks, self._pending_bytes = 0, 0
                 else:
-                    self._failure = "an earlier call was cancelled"
-                    self._drop_worker("cancelled")
+                    self._cancelled()
                 raise
 
     async def _lease(self) -> SandboxWorker:
@@ -178,7 +179,7 @@ class PooledSession:
         except SandboxError as error:
             self._fail(str(error))
         except asyncio.CancelledError:
-            self._drop_worker("cancelled")
+            self._cancelled()
             raise
         else:
             if isinstance(frame, Result):
@@ -262,6 +263,11 @@ class PooledSession:
         self._failure = reason
         self._drop_worker("sandbox_error")
 
+    def _cancelled(self) -> None:
+        """Drop the worker, whose state is unknown. The next flush reports that the variables are lost."""
+        self._failure = "an earlier call was cancelled, which ended its session"
+        self._drop_worker("cancelled")
+
     def _drop_worker(self, reason: str | None) -> None:
         if self._settling is not None:
             self._settling.cancel()
@@ -277,7 +283,8 @@ class PooledSession:
         self._closed = True
         self._withdraw()
         worker, idle = self._worker, self._failure is None and not self._lock.locked()
-        if worker is not None and idle and self._channel is None and self._pool.reuses(worker):
+        reusable = idle and self._reusable and self._channel is None
+        if worker is not None and reusable and self._pool.reuses(worker):
             settling, self._worker, self._settling = self._settling, None, None
             self._pool.recycle(worker, self._settled(settling))
         else:

@@ -11,7 +11,7 @@ from service.sandbox.base import SessionLimits
 
 
 class PoolSettings(BaseModel):
-    """Settings of a pool of single-use sandboxes. Fixed at start; no request can raise a limit."""
+    """Settings of a pool of sandboxes. Fixed at start; no request can raise a limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class PoolSettings(BaseModel):
     grace_s: float = Field(default=1.0, gt=0, le=60)
     """Seconds after the run limit within which a supervisor must answer. Then its sandbox is killed."""
     max_lifetime_s: float = Field(default=3600.0, gt=0)
-    """Seconds after which a container ends itself, idle or leased."""
+    """Seconds after which a container ends itself. An idle one is replaced after half of them."""
 
     reuse: bool = False
     """Reset a sandbox after its session and give it to the next one, instead of destroying it. Only for

@@ -284,7 +284,7 @@ class DockerStream:
 
 
 class SandboxWorker(Protocol):
-    """A single-use container or process that runs the code of one session."""
+    """A container or process that runs the code of one session at a time."""
 
     @property
     def name(self) -> str: ...

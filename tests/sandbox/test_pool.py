@@ -230,10 +230,9 @@ async def test_start_raises_if_the_first_worker_fails() -> None:
         await pool_of(Factory(failures=1)).start()
 
 
-async def test_failed_starts_are_retried_and_reported_to_waiting_leases(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    factory = Factory()
+@pytest.mark.parametrize("error", [SandboxError, RuntimeError])
+async def test_failed_starts_are_retried_and_reported_to_waiting_leases(error: type[Exception]) -> None:
+    factory = Factory(error=error)
     pool = pool_of(factory, size=0)
     await pool.start()
     await pool.release(await pool.lease())
@@ -241,7 +240,19 @@ async def test_failed_starts_are_retried_and_reported_to_waiting_leases(
     with pytest.raises(SandboxError, match="no worker could be started: no daemon"):
         await pool.lease()
     assert not pool.healthy
-    assert pool.stats().start_failures >= 1
+    assert pool.stats().start_failures == 1  # the next attempt comes after a pause
+    await pool.stop()
+
+
+async def test_replaces_an_idle_worker_that_gets_old() -> None:
+    factory = Factory()
+    pool = pool_of(factory, size=1, maximum=1, idle_for_s=0.05)
+    await pool.start()
+    await until(lambda: factory.made[0].destroyed == 1)
+    worker = await pool.lease()
+    assert worker is not factory.made[0]
+    await asyncio.sleep(0.1)
+    assert pool.stats().leased == 1  # leased workers stay
     await pool.stop()
 
 

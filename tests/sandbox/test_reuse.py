@@ -19,14 +19,17 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
 Run = Callable[..., Awaitable[list[ExecutionResult]]]
 
 LOOK = """
-import builtins, json, os, random, sys, numpy, sympy.core.random
+import builtins, json, os, random, resource, sys, numpy, sympy.core.random
 print(json.dumps({
-    "names": sorted(set(globals()) - {"builtins", "json", "os", "random", "sys", "numpy", "sympy"}),
+    "names": sorted(set(globals()) - {
+        "builtins", "json", "os", "random", "resource", "sys", "numpy", "sympy"}),
     "files": [os.listdir(folder) for folder in ("/tmp", "/sandbox", "/dev/shm")],
     "processes": sum(name.isdigit() for name in os.listdir("/proc")),
     "modules": len(sys.modules), "builtins": sorted(vars(builtins)), "folder": os.getcwd(),
     "environment": dict(os.environ), "descriptors": os.listdir("/proc/self/fd"),
     "recursion": sys.getrecursionlimit(),
+    "input": [os.get_blocking(0), os.get_inheritable(0)], "affinity": sorted(os.sched_getaffinity(0)),
+    "nice": os.nice(0), "limits": [resource.getrlimit(kind) for kind in range(10)],
 }))
 print(random.random(), numpy.random.rand(), sympy.core.random.random())
 """
@@ -86,6 +89,13 @@ async def look(sandbox: DockerSandbox) -> tuple[dict[str, Any], list[str], str |
             "   except OSError: pass"
         ],
         ["x = bytearray(2**30)"],
+        [
+            "import fcntl, os, resource\n"
+            "fcntl.flock(0, fcntl.LOCK_EX); os.set_blocking(0, False); os.set_inheritable(0, True)\n"
+            "os.nice(3); os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+            "for kind in (resource.RLIMIT_CPU, resource.RLIMIT_STACK):\n"
+            " resource.setrlimit(kind, (900000, 900000))"
+        ],
     ],
 )
 async def test_the_next_session_finds_no_trace(reused: DockerSandbox, scripts: list[str]) -> None:
@@ -95,6 +105,30 @@ async def test_the_next_session_finds_no_trace(reused: DockerSandbox, scripts: l
     assert after == before
     assert container == same_container
     assert not set(numbers) & set(other_numbers)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["os.setpriority(os.PRIO_PROCESS, pid, 19)", "os.sched_setaffinity(pid, {min(os.sched_getaffinity(0))})"],
+)
+async def test_a_container_whose_initial_process_was_changed_is_destroyed(
+    reused: DockerSandbox, change: str
+) -> None:
+    before, _, container = await look(reused)
+    if len(before["affinity"]) == 1 and "affinity" in change:
+        pytest.skip("one processor")
+    script = (
+        "import os\n"
+        "for name in os.listdir('/proc'):\n"
+        " if name.isdigit() and int(name) not in (1, os.getpid()):\n"
+        "  pid = int(name)\n"
+        f"  {change}; print('changed')\n"
+    )
+    (result,) = await run(reused, script)
+    assert "changed" in result.stdout, result.stderr
+    after, _, other_container = await look(reused)
+    assert after == before
+    assert other_container != container
 
 
 async def test_pending_blocks_are_dropped(reused: DockerSandbox) -> None:

@@ -168,9 +168,15 @@ async def test_a_cancelled_flush_destroys_the_worker(pool: Pool, session: Pooled
     flush.cancel()
     with pytest.raises(asyncio.CancelledError):
         await flush
-    await pool.stop()
-    assert worker.destroyed == 1
+    await until(lambda: worker.destroyed == 1)
     assert pool.stats().kills == {"cancelled": 1}
+    await session.invoke("b")  # may depend on lost variables
+    lost = await session.flush()
+    message = "an earlier call was cancelled, which ended its session"
+    assert (lost.status, lost.stderr) == ("sandbox_error", message)
+    await session.invoke("c")
+    worker_of(session).answers.put_nowait(result())
+    assert (await session.flush()).status == "ok"
 
 
 async def waiting_block(pool: Pool, session: PooledSession) -> tuple[list[SandboxWorker], asyncio.Task[None]]:
@@ -207,7 +213,10 @@ async def test_a_cancelled_block_is_reported_at_the_flush(
     with pytest.raises(asyncio.CancelledError):
         await invoke
     failed = await session.flush()
-    assert (failed.status, failed.stderr) == ("sandbox_error", "an earlier call was cancelled")
+    assert (failed.status, failed.stderr) == (
+        "sandbox_error",
+        "an earlier call was cancelled, which ended its session",
+    )
 
 
 async def test_a_session_closed_while_it_waits_for_a_worker_keeps_none(

@@ -47,6 +47,9 @@ class FakeWorker:
         self.freezable = False
         self.frozen = 0
         """Number of calls of ``freeze``."""
+        self.has_ended = False
+        self.sent_bytes = b""
+        self.memory_mb: int | None = None
 
     async def send(self, message: dict[str, Any]) -> None:
         if self.closed:
@@ -58,6 +61,12 @@ class FakeWorker:
         if isinstance(answer, SandboxError):
             raise answer
         return answer
+
+    async def send_bytes(self, data: bytes) -> None:
+        self.sent_bytes += data
+
+    async def resize(self, memory_mb: int) -> None:
+        self.memory_mb = memory_mb
 
     def freeze(self) -> None:
         self.frozen += 1
@@ -75,9 +84,10 @@ class FakeWorker:
 
 
 class Factory:
-    """Creates fake workers while ``gate`` is set. The first ``failures`` attempts fail."""
+    """Creates fake workers while ``gate`` is set. The first ``failures`` attempts fail with ``error``."""
 
-    def __init__(self, failures: int = 0) -> None:
+    def __init__(self, failures: int = 0, error: type[Exception] = SandboxError) -> None:
+        self.error = error
         self.made: list[FakeWorker] = []
         self.failures = failures
         self.gate = asyncio.Event()
@@ -93,7 +103,7 @@ class Factory:
             await self.gate.wait()
             if self.failures:
                 self.failures -= 1
-                raise SandboxError("no daemon")
+                raise self.error("no daemon")
             self.made.append(FakeWorker())
             return self.made[-1]
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
@@ -198,6 +199,6 @@ class HeldSession:
             self._figures += 1
             path = f"/figures/{self._response_id[-8:]}-{self._figures}.{_ENDINGS[item.type]}"
             media_type = item.type
-        content = live.session.read(item)
-        stored = await self._containers.store.save_file(live.record, path, content)
+        async with aclosing(live.session.read(item)) as content:
+            stored = await self._containers.store.save_file(live.record, path, content)
         return OutputFile(stored.id, live.record.id, path, stored.bytes, stored.sha256, media_type)

@@ -1,4 +1,4 @@
-"""Sandbox of single-use Docker containers, and the removal of orphaned ones.
+"""Sandbox of Docker containers, and the removal of orphaned ones.
 
 Labels on each container identify its owner. At its start a sandbox removes the containers whose owner is
 known to be dead.

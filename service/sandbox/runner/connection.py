@@ -165,12 +165,20 @@ class RunnerConnection:
             return self._done(await self._receive())
 
     async def read(self, request: protocol.ReadRequest, *, timeout_s: float) -> AsyncGenerator[bytes, None]:
-        """Yield the content that a read request returns. Raises as `request`."""
+        """Yield the content that a read request returns. Raises as `request`.
+
+        If the generator is closed before its end, it receives the rest.
+        """
         async with self._exchange(timeout_s):
             await self._send(request)
             await self._catch_up(1)
+            closed = False
             while isinstance(message := await self._next_message(), bytes):
-                yield message
+                if not closed:
+                    try:
+                        yield message
+                    except GeneratorExit:
+                        closed = True
             self._unanswered -= 1
             self._done(message)
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ import openai
 import pytest
 
 from service.api.files.containers import FROM_OLDER, GONE, Containers
+from tests.sandbox.conftest import served
 from tests.support.fake_files import PNG, FakeFileSandbox
 from tests.support.mcp_server import serve_mcp
 from tests.support.scripted import EOS, ScriptedEngine
@@ -469,12 +472,22 @@ async def test_skipped_entries_are_reported(play: Playground) -> None:
     assert tool["skipped_files"] == [{"path": "link", "reason": "symlink"}]
 
 
-async def test_files_above_the_quota_of_the_key_are_skipped() -> None:
-    async for play in playground(key_files_bytes=2000):
-        reply = await play.chat("work['a'] = b'1' * 1500; work['b'] = b'1' * 1500", {"type": "auto"})
-        [tool] = reply.choices[0].message.executed_tools
+@pytest.mark.parametrize("through_runner", [False, True])
+async def test_files_above_the_quota_of_the_key_are_skipped(tmp_path: Path, through_runner: bool) -> None:
+    engine, files = ScriptedEngine("x"), FakeFileSandbox()
+    async with contextlib.AsyncExitStack() as stack:
+        sandbox: Any = files
+        if through_runner:
+            sandbox = (await stack.enter_async_context(served(files, f"unix:{tmp_path}/r.sock"))).client
+        app = make_app(engine, sandbox, api_keys=KEYS, key_files_bytes=2000)
+        play = Playground(await stack.enter_async_context(serve(app, "ann")), engine, files)
+        reply = await play.chat("x = 5; work['a'] = b'1' * 1500; work['b'] = b'1' * 1500", {"type": "auto"})
+        message = reply.choices[0].message
+        [tool] = message.executed_tools
         assert [file["path"] for file in tool["files"]] == ["/sandbox/a"]
         assert tool["skipped_files"] == [{"path": "b", "reason": "quota"}]
+        again = await play.chat("print(x)", message.container)
+        assert again.choices[0].message.executed_tools[0]["output"] == "5"
 
 
 async def test_failed_flush_returns_no_files(play: Playground) -> None:

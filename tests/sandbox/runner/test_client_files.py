@@ -121,6 +121,19 @@ async def test_content_that_differs_from_its_digest_is_an_error(runner: Served) 
             pass
 
 
+async def test_a_file_that_is_not_read_to_its_end_leaves_the_session_usable(runner: Served) -> None:
+    session = runner.client.file_session(LIMITS)
+    await session.lease()
+    await session.invoke("x = 5; work['a'] = b'1' * 100")
+    await session.flush()
+    [file] = (await session.changes()).files
+    async with contextlib.aclosing(session.read(file)) as chunks:
+        assert await anext(chunks) == b"1111"
+    assert session.is_alive
+    await session.invoke("print(x)")
+    assert (await session.flush()).stdout == "5\n"
+
+
 async def test_lost_connection_is_noticed(runner: Served) -> None:
     session = runner.client.file_session(LIMITS)
     await session.lease()
