@@ -77,6 +77,7 @@ _CLONE_CHILD_CLEARTID = 0x00200000
 _CLONE_CHILD_SETTID = 0x01000000
 _PR_GET_TID_ADDRESS = 40
 _MADV_COLLAPSE = 25
+_M_ARENA_MAX = -8
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}.get(os.uname().machine)
 _VERSION_OFFSET = 24
 """Offset of ``ma_version_tag`` (PEP 509) in a dict of CPython 3.11 and 3.12."""
@@ -132,6 +133,7 @@ class Namespace:
             if self.open_files is not None:
                 self.open_files.restore()
                 self.open_files = None
+                reset_executors()
             if command == RUN:
                 self.run(_loads(payload), fds)
             elif command == FINISH:
@@ -338,6 +340,18 @@ def join_threads() -> None:
             thread.join()
 
 
+def reset_executors() -> None:
+    """Let the executors of code start new threads. Their idle ones do not exist in this fork."""
+    executors = sys.modules.get("concurrent.futures.thread")
+    workers = getattr(executors, "_threads_queues", {})
+    for thread in list(workers):
+        with contextlib.suppress(Exception):
+            executor = thread._args[0]()
+            executor._threads.discard(thread)
+            executor._idle_semaphore = threading.Semaphore(0)
+            del workers[thread]
+
+
 def become_namespace(control: socket.socket, config: Config) -> NoReturn:
     """Turn this process, a fork of the supervisor, into the first namespace. Never returns."""
     os.setsid()
@@ -361,6 +375,7 @@ def become_namespace(control: socket.socket, config: Config) -> NoReturn:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     if config.address_space_bytes:
+        _libc.mallopt(_M_ARENA_MAX, 1)  # an arena of each thread would take 64 MB of address space
         resource.setrlimit(resource.RLIMIT_AS, (config.address_space_bytes, config.address_space_bytes))
     gc.collect()
     gc.freeze()

@@ -332,6 +332,19 @@ async def test_a_failed_flush_undoes_blocks_that_ran_before_it(pair: tuple[Sessi
     assert after.stdout == "1 []\n"
 
 
+@pytest.mark.parametrize("failure", [None, "1 / 0"])
+async def test_an_executor_works_in_later_flushes(pair: tuple[Session, Session], failure: str | None) -> None:
+    for session in pair:
+        pool = "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(2)"
+        assert (await flushed(session, [pool, "list(pool.map(abs, [-1, -2]))"])).stdout == "[1, 2]\n"
+        if failure is not None:
+            assert (await flushed(session, [failure])).status == "error"
+        result = await flushed(session, ["pool.submit(sum, [1, 2]).result(9)"])
+        assert result.stdout == "3\n", result
+        result = await flushed(session, ["pool.shutdown(wait=True)", "print('closed')"])
+        assert result.stdout == "closed\n", result
+
+
 async def test_the_run_limit_counts_only_running_time(docker_sandbox: DockerSandbox) -> None:
     session = docker_sandbox.session(SessionLimits(run_limit_s=4))
     try:

@@ -54,6 +54,13 @@ def test_compiles_the_seccomp_profile() -> None:
     os.close(program)
 
 
+FORTY_THREADS = """
+import threading, time
+for _ in range(40): threading.Thread(target=time.sleep, args=(0.5,)).start()
+print('started')
+"""
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 async def test_a_session_keeps_its_namespace_and_undoes_failed_blocks() -> None:
@@ -62,7 +69,8 @@ async def test_a_session_keeps_its_namespace_and_undoes_failed_blocks() -> None:
     session = sandbox.session(SessionLimits(run_limit_s=20))
     try:
         assert await sandbox.ready()
-        for code, expected in (("x = 1", ""), ("x = 2\n1 / 0", ""), ("print(x)", "1\n")):
+        programs = {"x = 1": "", "x = 2\n1 / 0": "", "print(x)": "1\n", FORTY_THREADS: "started\n"}
+        for code, expected in programs.items():
             await session.invoke(code)
             assert (await session.flush()).stdout == expected
     finally:
