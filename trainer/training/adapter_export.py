@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from service.engines.model_lookup import base_of
 from service.engines.tokenizer import HFTokenizer
 from service.engines.weight_sample import sample_weights
 from trainer.training.config import ConfigError, find_recipe
+from trainer.training.hub_push import public_options
 
 _TEMPLATE: Final = Path(__file__).parent / "templates" / "adapter_card.md.jinja"
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
@@ -65,7 +66,8 @@ def export_adapter(
         The size of all files, in bytes.
 
     Raises:
-        ConfigError: ``base_name`` is missing or is not a hub id, or a recipe or the notes are unreadable.
+        ConfigError: ``base_name`` is missing or is not a hub id, a recipe or the notes are unreadable, or
+            a recipe has a field that may contain a secret.
         ValueError: ``out`` exists, ``checkpoint`` is not an adapter with a protocol, or the base is
             missing or a different model.
     """
@@ -184,11 +186,28 @@ def _read_recipe(path: Path) -> dict[str, str]:
         fields = tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe {path} is not TOML: {error}") from None
+    if private := _private_field(fields):
+        raise ConfigError(
+            f"recipe {path}: {private} may contain a secret or a path, and the model card would publish it: "
+            f"pass a copy of the recipe without it"
+        )
     # Only recipes of reinforcement learning name training problems.
     command = (
         "train --recipe" if "data" in fields else f"train warm-start --model {fields.get('model')} --recipe"
     )
     return {"name": path.name, "command": f"ih-grpo {command} {path.name}", "content": content}
+
+
+def _private_field(fields: Mapping[str, Any]) -> str | None:
+    """Return the first field of a recipe that a model card must not show, or None."""
+    for index, reward in enumerate(fields.get("rewards", ())):
+        options = reward.get("options", {})
+        if public_options(reward.get("name", ""), options) != options:
+            return f"rewards.{index}.options"
+    for index, tool in enumerate(fields.get("tools", ())):
+        if "mcp_server" in tool:
+            return f"tools.{index}.mcp_server"
+    return None
 
 
 def _read(path: Path, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData,
 
 from service.deferral.policy import DeferralPolicy
 from service.engines.checkpoint import MANIFEST
+from trainer.rewards.registry import RewardSpec
+from trainer.rewards.shipped import SHIPPED
 from trainer.training.checkpoints import MAY_CHANGE, STATE_FILE
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.run_info import EVAL_ACCURACY, Metrics, log_history
@@ -131,11 +133,27 @@ def _describe_recipe(config: TrainConfig) -> list[tuple[str, str]]:
     # A URL may contain a token, and a command a path.
     hidden |= {"lora": {"adapter"}, "tools": {"__all__": {"mcp_server"}}}
     values = config.model_dump(mode="json", exclude=hidden)
+    values["rewards"] = [_describe_reward(spec) for spec in config.rewards]
     return [
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in values.items()
         if value not in (None, {}, [])
     ]
+
+
+def _describe_reward(spec: RewardSpec) -> dict[str, Any]:
+    options = public_options(spec.name, spec.options)
+    return {"name": spec.name, "weight": spec.weight, **({"options": options} if options else {})}
+
+
+def public_options(reward: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a reward that a model card may show: numbers and switches of a shipped reward.
+
+    Other options may be a path, a URL or a secret.
+    """
+    if reward not in SHIPPED:
+        return {}
+    return {name: value for name, value in options.items() if isinstance(value, (bool, int, float))}
 
 
 def _is_generated(source: str) -> bool:

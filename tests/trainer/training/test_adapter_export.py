@@ -119,6 +119,23 @@ def test_model_card(checkpoint: Path, base: Path, tmp_path: Path) -> None:
         assert text in found.text
 
 
+@pytest.mark.parametrize(
+    ("table", "field"),
+    [
+        ('[[rewards]]\nname = "my.rewards:judge"\noptions = { key = "sk-secret" }', "rewards.0.options"),
+        ('[[tools]]\nmcp_server = "https://host/mcp?token=abc"', "tools.0.mcp_server"),
+    ],
+)
+def test_recipe_with_a_possible_secret_is_rejected(
+    checkpoint: Path, base: Path, tmp_path: Path, table: str, field: str
+) -> None:
+    recipe = tmp_path / "rl.toml"
+    recipe.write_text(f'model = "org/base"\ndata = ["org/problems"]\n{table}\n')
+    with pytest.raises(ConfigError, match=rf"rl.toml: {field} may contain a secret"):
+        export_adapter(checkpoint, tmp_path / "out", base=str(base), card=CardText(recipes=(recipe,)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_similar_base_keeps_the_fingerprint_of_the_training(
     checkpoint: Path, base: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,19 @@ def test_card_has_no_adapter_and_no_address_of_tools(tmp_path: Path, checkpoint:
     assert all(part in card for part in ('"rank": 8', "my_package.tools:search", '"search"'))
 
 
+def test_card_has_no_options_of_custom_rewards(tmp_path: Path, checkpoint: Path) -> None:
+    rewards = [
+        {"name": "my_package.rewards:judge", "options": {"api_key": "sk-secret", "port": 8123}},
+        {"name": "length", "weight": 0.5, "options": {"soft_limit": 100, "hard_limit": 900}},
+        {"name": "format", "options": {"marker": "/home/me/marker"}},
+    ]
+    card = model_card(checkpoint, config(tmp_path, rewards=rewards), "org/trained")
+    assert not any(part in card for part in ("sk-secret", "api_key", "8123", "/home/me"))
+    assert '{"name": "my_package.rewards:judge", "weight": 1.0}' in card
+    assert '{"name": "length", "weight": 0.5, "options": {"soft_limit": 100, "hard_limit": 900}}' in card
+    assert '{"name": "format", "weight": 1.0}' in card
+
+
 def test_missing_write_access_is_reported_before_and_after_run(
     tmp_path: Path, checkpoint: Path, hub: FakeHub
 ) -> None:
