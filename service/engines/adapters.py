@@ -13,13 +13,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from service.engines.checkpoint import MANIFEST, CheckpointError, verify
-from service.engines.weight_sample import relative_difference
+from service.engines.weight_sample import WeightSample, relative_difference
 
 log = structlog.get_logger(__name__)
 
@@ -155,6 +156,39 @@ def _weight_files(checkpoint: Path) -> list[Path]:
     return paths
 
 
+@dataclass(frozen=True, slots=True)
+class BaseIdentity:
+    """Content of `BASE`: what an adapter knows about its base model."""
+
+    sha256: str
+    """`fingerprint` of the base's weights."""
+    sample: WeightSample | None = None
+    """Some of these weights, in exported adapters; see `service.engines.weight_sample`."""
+
+    def save(self, adapter: Path) -> None:
+        """Write the file into an adapter's directory."""
+        values: dict[str, object] = {"sha256": self.sha256}
+        if self.sample is not None:
+            values["sample"] = self.sample
+        (adapter / BASE).write_text(json.dumps(values) + "\n", encoding="utf-8")
+
+
+def read_base(adapter: Path) -> BaseIdentity | None:
+    """Return the content of `BASE`, or None if the adapter does not have that file.
+
+    Raises:
+        ValueError: the file is not readable or has another form.
+    """
+    path = adapter / BASE
+    if not path.is_file():
+        return None
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return BaseIdentity(str(known["sha256"]), dict(known["sample"]) if "sample" in known else None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} is not of the form {{"sha256": ...}}: {error!r}') from error
+
+
 def check_base(adapter: Path, base: Path) -> None:
     """Check that an adapter was trained on ``base``, by `BASE` if the adapter has that file.
 
@@ -164,16 +198,10 @@ def check_base(adapter: Path, base: Path) -> None:
     Raises:
         ValueError: `BASE` is invalid, or the adapter was trained on another model.
     """
-    if not (adapter / BASE).is_file():
+    known = read_base(adapter)
+    if known is None or known.sha256 == (found := fingerprint(base)):
         return
-    try:
-        known = json.loads((adapter / BASE).read_text(encoding="utf-8"))
-        wanted, sample = str(known["sha256"]), dict(known.get("sample", {}))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{adapter / BASE} is not of the form {{"sha256": ...}}: {error!r}') from error
-    if wanted == (found := fingerprint(base)):
-        return
-    difference = relative_difference(sample, base)
+    difference = relative_difference(known.sample or {}, base)
     if difference is not None and difference <= SIMILAR:
         log.warning(
             "adapter_base_differs",
@@ -185,7 +213,7 @@ def check_base(adapter: Path, base: Path) -> None:
         return
     by = "" if difference is None else f", a relative difference of {difference:.0%}"
     raise ValueError(
-        f"the adapter {adapter} was trained on another base, with the fingerprint {wanted[:12]}; the "
+        f"the adapter {adapter} was trained on another base, with the fingerprint {known.sha256[:12]}; the "
         f"weights in {base} have {found[:12]}{by}. Set --base to the base that it was trained on"
     )
 

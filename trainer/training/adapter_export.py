@@ -92,10 +92,10 @@ def export_adapter(
         config = {**config, "base_model_name_or_path": name}
         (staging / adapters.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         identity = _base_identity(checkpoint, base_dir)
-        (staging / adapters.BASE).write_text(json.dumps(identity) + "\n", encoding="utf-8")
+        identity.save(staging)
         for source in _files_to_keep(checkpoint, base_dir):
             shutil.copyfile(source, staging / source.name)
-        text = _model_card(out.name, checkpoint, str(identity["sha256"]), config, card)
+        text = _model_card(out.name, checkpoint, identity.sha256, config, card)
         (staging / "README.md").write_text(text + "\n", encoding="utf-8")
         staging.chmod(0o755)
         staging.rename(out)
@@ -113,15 +113,13 @@ def _write_weights(checkpoint: Path, target: Path) -> None:
     (target / adapters.WEIGHTS).chmod(0o644)
 
 
-def _base_identity(checkpoint: Path, base_dir: Path) -> dict[str, object]:
+def _base_identity(checkpoint: Path, base_dir: Path) -> adapters.BaseIdentity:
     """Fingerprint and sample of the base that the adapter was trained on."""
     sha256 = adapters.fingerprint(base_dir)
-    known: dict[str, object] = {}
-    if (checkpoint / adapters.BASE).is_file():
-        known = json.loads((checkpoint / adapters.BASE).read_text(encoding="utf-8"))
-    if known.get("sha256", sha256) != sha256:  # a similar copy: `check_base` has compared the samples
+    known = adapters.read_base(checkpoint)
+    if known is not None and known.sha256 != sha256:  # a similar copy: `check_base` has compared the samples
         return known
-    return {"sha256": sha256, "sample": sample_weights(base_dir)}
+    return adapters.BaseIdentity(sha256, sample_weights(base_dir))
 
 
 def _files_to_keep(checkpoint: Path, base_dir: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from service.engines.adapters import BASE
+from service.engines.adapters import read_base
 from service.engines.checkpoint import MANIFEST, CheckpointError, verify
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.recipe_tables import ValidationSettings, with_preset
@@ -253,13 +253,12 @@ def check_same_base(checkpoint: Path, saved: str | None, found: str, run_dir: Pa
         CheckpointError: ``base.json`` is not readable.
         ConfigError: the fingerprints differ.
     """
-    if saved is None and (checkpoint / BASE).is_file():
+    if saved is None:
         try:
-            saved = json.loads((checkpoint / BASE).read_text(encoding="utf-8"))["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise CheckpointError(
-                f"{checkpoint} has no readable {BASE}: remove it, or use another run_dir"
-            ) from None
+            identity = read_base(checkpoint)
+        except ValueError as error:
+            raise CheckpointError(f"{error}: remove {checkpoint}, or use another run_dir") from None
+        saved = None if identity is None else identity.sha256
     if saved is not None and saved != found:
         raise ConfigError(
             f"model: its weights differ from those that the run in {run_dir} was started with (fingerprint "

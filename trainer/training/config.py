@@ -430,6 +430,11 @@ class TrainConfig(RuntimeConfig):
         """Whether a second head is trained that decides when pending code runs."""
         return self.method == "eh-grpo" and self.execute_head == "linear"
 
+    @property
+    def uses_base_weights(self) -> bool:
+        """Whether weights of ``model`` are used after the start: those below an adapter, or the reference."""
+        return self.lora is not None or self.kl_weight > 0
+
     def resolve_policy(self, model_dir: Path) -> DeferralPolicy:
         """Return the policy of the checkpoint in ``model_dir`` with the recipe's overrides and mode.
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig
 
 from service.deferral.policy import DeferralPolicy
+from service.engines.adapters import BASE, check_base, fingerprint, is_adapter
 from service.engines.model_config import count_parameters, head_dim, without_weights
 from service.engines.model_lookup import locate
 from service.engines.tokenizer import HFTokenizer
@@ -129,7 +130,8 @@ def estimate_memory(
 def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> None:
     """Print a summary of the run, for ``shards`` processes under FSDP2.
 
-    Reads tokenizer, configuration and problems, but no weights.
+    Reads tokenizer, configuration and problems. Weights are read only to compare their fingerprint with that
+    of an adapter's base or of the run's start.
 
     Raises:
         ConfigError, DataError, CheckpointError, ValueError: the run would not start; the message gives the
@@ -137,6 +139,7 @@ def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> N
     """
     RewardSet(config.rewards)  # imports the user's rewards
     model_dir = locate(config.model, weights=False, base=config.base)
+    note = _compare_base(config, model_dir)
     policy = config.resolve_policy(model_dir)
     model = AutoConfig.from_pretrained(model_dir)
     check_reporters(config)
@@ -148,11 +151,43 @@ def describe_run(config: TrainConfig, console: Console, *, shards: int = 1) -> N
         raise ConfigError(f"run_dir: {config.run_dir} is a file: choose a directory")
     checkpoint = latest(config.run_dir / "checkpoints")
     if checkpoint:
-        check_resumable(checkpoint, config, ProblemStream(data.problems, seed=config.seed).fingerprint)
+        compared = config.uses_base_weights and _has_weights(model_dir) and not _is_adapter(config.model)
+        base = fingerprint(model_dir) if compared else None
+        problems = ProblemStream(data.problems, seed=config.seed).fingerprint
+        check_resumable(checkpoint, config, problems, base)
     gpu = config.device != "cpu" and torch.cuda.is_available()
     memory = estimate_memory(config, model, policy, gpu=gpu, shards=shards)
     console.print(_summary(config, model_dir, policy, model, data, held_out, checkpoint))
     console.print(_memory_table(memory, shards))
+    if note:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def _compare_base(config: TrainConfig, model_dir: Path) -> str | None:
+    """Compare the adapter with the base model, as the run does. Return a note if that is not possible.
+
+    Raises:
+        ValueError: the adapter was trained on another model.
+    """
+    adapter = config.lora.adapter if config.lora is not None else None
+    if adapter is None and _is_adapter(config.model):
+        adapter = Path(config.model).expanduser()
+    if adapter is None or not (adapter / BASE).is_file():
+        return None
+    if not _has_weights(model_dir):
+        return (
+            f"the weights of {model_dir} are not downloaded, so they were not compared with {adapter / BASE}"
+        )
+    check_base(adapter, model_dir)
+    return None
+
+
+def _has_weights(model_dir: Path) -> bool:
+    return any(model_dir.glob("*.safetensors"))
+
+
+def _is_adapter(model: str) -> bool:
+    return is_adapter(Path(model).expanduser())
 
 
 def _summary(

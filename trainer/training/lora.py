@@ -7,7 +7,6 @@ head is separate gets a trained row in each.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -302,7 +301,7 @@ def save_adapter(
     finally:
         config.inference_mode, config.base_model_name_or_path = was
     if fingerprint is not None:
-        (directory / adapters.BASE).write_text(json.dumps({"sha256": fingerprint}) + "\n", encoding="utf-8")
+        adapters.BaseIdentity(fingerprint).save(directory)
 
 
 def load_adapter(model: PeftModel, directory: Path) -> None:

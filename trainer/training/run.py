@@ -131,7 +131,7 @@ def _train(
         source = RolloutCollector(parts, data.problems, on_group=progress.on_group)
         checkpoint = latest(config.run_dir / "checkpoints")
         # Frozen weights and the reference come from the model, not from the checkpoint.
-        base = fingerprint(model_dir) if config.lora is not None or config.kl_weight else None
+        base = fingerprint(model_dir) if config.uses_base_weights else None
         skipped = 0
         if checkpoint is not None:
             skipped = check_resumable(checkpoint, config, source.fingerprint, base)

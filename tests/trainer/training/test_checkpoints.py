@@ -295,7 +295,7 @@ def test_base_model_of_earlier_versions_is_that_of_the_adapter(tmp_path: Path) -
     with pytest.raises(ConfigError, match="model: its weights differ"):
         check_resumable(tmp_path, settings, "abc", "b" * 64)
     (tmp_path / "base.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"no readable base\.json"):
+    with pytest.raises(CheckpointError, match=r"base\.json is not of the form"):
         check_resumable(tmp_path, settings, "abc", "a" * 64)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from service.deferral.policy import DeferralPolicy
+from service.engines.adapters import fingerprint
 from service.engines.model_config import count_parameters
+from service.engines.tokenizer import HFTokenizer
 from tests.support.tiny_qwen3 import make_model, make_tokenizer
-from trainer.data.problems import DataError
+from trainer.data.problems import DataError, ProblemStream
 from trainer.training.checkpoints import staged, write_run_state
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.dry_run import (
@@ -23,6 +26,7 @@ from trainer.training.dry_run import (
 )
 from trainer.training.lora import attach_adapter
 from trainer.training.recipe_tables import LoraSettings
+from trainer.training.setup import load_training_set
 
 
 def config(tmp_path: Path, **changes: object) -> TrainConfig:
@@ -163,6 +167,45 @@ def test_rejects_run_that_cannot_resume(tmp_path: Path, tiny_checkpoint: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"run_dir: .*file is a file"):
         describe_run(settings.model_copy(update={"run_dir": tmp_path / "file"}), Console(file=io.StringIO()))
+
+
+def test_adapter_of_another_base_is_rejected(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "base.json").write_text('{"sha256": "0000"}')
+    settings = config(
+        tmp_path, model=str(tiny_checkpoint), lora={"adapter": adapter}, policy={"prompt": "brief-v1"}
+    )
+    with pytest.raises(ValueError, match="was trained on another base, with the fingerprint 0000"):
+        describe_run(settings, Console(file=io.StringIO()))
+    (adapter / "base.json").write_text(json.dumps({"sha256": fingerprint(tiny_checkpoint)}))
+    describe_run(settings, Console(file=io.StringIO()))
+
+
+def test_resumed_run_with_another_model_is_rejected(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    settings = config(tmp_path, model=str(tiny_checkpoint), kl_weight=0.1, policy={"prompt": "brief-v1"})
+    policy = settings.resolve_policy(tiny_checkpoint)
+    data = load_training_set(settings, HFTokenizer(str(tiny_checkpoint)), policy, "")
+    problems = ProblemStream(data.problems, seed=settings.seed).fingerprint
+    with staged(settings.run_dir / "checkpoints" / "checkpoint-3") as staging:
+        write_run_state(staging, settings, problems, skipped_steps=0, base="f" * 64)
+    with pytest.raises(ConfigError, match="model: its weights differ from those"):
+        describe_run(settings, Console(file=io.StringIO()))
+
+
+def test_adapter_is_not_compared_without_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "base.json").write_text('{"sha256": "0000"}')
+    model = shutil.copytree(
+        tiny_checkpoint, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    settings = config(
+        tmp_path, model=str(model), lora={"adapter": tmp_path / "adapter"},
+        policy={"prompt": "brief-v1"},
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=200)
+    describe_run(settings, console)
+    assert "are not downloaded, so they were not compared" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_missing_data_fails_like_the_run(tmp_path: Path, tiny_checkpoint: Path) -> None:
