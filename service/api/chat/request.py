@@ -27,6 +27,7 @@ from service.api.tools.definitions import (
     ProgrammaticTool,
     Tool,
     ToolChoice,
+    check_enforceable,
 )
 from service.api.tools.history import EarlierCall
 from service.api.tools.mcp import McpServerTool, check_labels
@@ -353,13 +354,15 @@ class ChatRequest(SamplingRequest):
         if not (self.strict_tool_calls or self.forces_call):
             return
         choice = self.tool_choice
-        called = choice.function.name if isinstance(choice, NamedChoice) else None
-        names = {tool.function.name for tool in self.callable_tools if called in (None, tool.function.name)}
-        for index, tool in enumerate(self.tools or ()):
-            if not isinstance(tool, FunctionTool) or tool.function.name not in names:
-                continue
-            if (reason := tool.function.unenforceable) is not None:
-                raise invalid(reason, f".tools[{index}].function.parameters")
+        check_enforceable(
+            (
+                (f".tools[{index}].function.parameters", tool.function)
+                for index, tool in enumerate(self.tools or ())
+                if isinstance(tool, FunctionTool)
+            ),
+            (tool.function.name for tool in self.callable_tools),
+            choice.function.name if isinstance(choice, NamedChoice) else None,
+        )
 
     def _check_allowed(self, names: list[str]) -> None:
         labels = {tool.server_label for tool in self.tools or () if isinstance(tool, McpServerTool)}

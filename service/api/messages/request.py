@@ -337,8 +337,8 @@ class CountTokensRequest(RequestBody):
         for index, tool in enumerate(self.tools or ()):
             if not isinstance(tool, ClientTool) or choice.name not in (None, tool.name):
                 continue
-            if tool.is_direct and (reason := tool.unenforceable) is not None:
-                raise invalid(reason, f".tools[{index}].input_schema")
+            if tool.is_direct:
+                tool.check_enforceable(f".tools[{index}].input_schema")
         return self
 
     def _check_callers(self) -> None:

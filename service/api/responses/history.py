@@ -55,6 +55,7 @@ async def recall(conversation: Conversation, store: ResponseStore, response_id: 
             409,
             f"Previous response '{response_id}' has not ended: its status is '{turns[-1].status}'.",
             param="previous_response_id",
+            code="previous_response_not_ended",
         )
     late: list[InputItem] = []
     for turn, following in zip(turns, [*turns[1:], None], strict=True):

@@ -28,6 +28,7 @@ from service.api.tools.definitions import (
     SkippedTool,
     TextFormat,
     by_type,
+    check_enforceable,
     choice_tag,
 )
 from service.api.tools.mcp import McpServerTool, check_labels
@@ -321,13 +322,15 @@ class ResponseRequest(RequestBody):
         if not (self.strict_tool_calls or self.forces_call):
             return
         choice = self.tool_choice
-        called = choice.name if isinstance(choice, FunctionChoice) else None
-        names = {tool.name for tool in self.callable_functions if called in (None, tool.name)}
-        for index, tool in enumerate(self.tools or ()):
-            if not isinstance(tool, ResponseFunctionTool) or tool.name not in names:
-                continue
-            if (reason := tool.unenforceable) is not None:
-                raise invalid(reason, f".tools[{index}].parameters")
+        check_enforceable(
+            (
+                (f".tools[{index}].parameters", tool)
+                for index, tool in enumerate(self.tools or ())
+                if isinstance(tool, ResponseFunctionTool)
+            ),
+            (tool.name for tool in self.callable_functions),
+            choice.name if isinstance(choice, FunctionChoice) else None,
+        )
 
     def without_effect(self) -> Iterator[str]:
         if self.stream_options is not None and not self.stream:

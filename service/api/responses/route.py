@@ -79,13 +79,15 @@ async def count_response_tokens(
     return {"object": "response.input_tokens", "input_tokens": count}
 
 
-@router.post("/v1/responses/compact", include_in_schema=False)
-async def compact_response() -> None:
+@router.api_route(
+    "/v1/responses/compact", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False
+)
+async def compact_response(request: Request) -> None:
     """Reject the request. Without this route its path would be that of a response."""
     raise ApiError(
         404,
-        "Unknown URL: POST /v1/responses/compact. This server does not compact conversations. With "
-        "'truncation': 'auto', /v1/responses drops the oldest messages.",
+        f"Unknown URL: {request.method} /v1/responses/compact. This server does not compact conversations. "
+        "With 'truncation': 'auto', /v1/responses drops the oldest messages.",
         code="unknown_url",
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, Literal, Self
 
 import jsonschema_rs
@@ -27,10 +27,10 @@ class WithArguments(RequestModel):
 
     _unenforceable: str | None = PrivateAttr(default=None)
 
-    @property
-    def unenforceable(self) -> str | None:
-        """The reason why calls can't be checked against the schema; None if they can."""
-        return self._unenforceable
+    def check_enforceable(self, at: str) -> None:
+        """Raise if calls can't be checked against the schema, which is at ``at`` in the request."""
+        if self._unenforceable is not None:
+            raise invalid(self._unenforceable, at)
 
     def _compiled(
         self, schema: dict[str, object], subject: str, at: str, *, for_code: bool
@@ -92,6 +92,22 @@ class Function(WithArguments):
     def error_in(self, arguments: dict[str, object]) -> str | None:
         """Return the first error in ``arguments``; None if they are valid or can't be checked."""
         return None if self._validator is None else first_error(self._validator, arguments)
+
+
+def check_enforceable(
+    functions: Iterable[tuple[str, Function]], callable_names: Iterable[str], called: str | None
+) -> None:
+    """Raise if the arguments of a call must match a schema that can't be enforced.
+
+    Args:
+        functions: the request's functions and the paths of their schemas.
+        callable_names: functions that the model may call.
+        called: the function that it must call; None for any.
+    """
+    names = {name for name in callable_names if called in (None, name)}
+    for at, function in functions:
+        if function.name in names:
+            function.check_enforceable(at)
 
 
 def _reject_flat(data: Json) -> None:

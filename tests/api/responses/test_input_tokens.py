@@ -50,6 +50,15 @@ async def test_compact_is_an_unknown_url_with_a_hint() -> None:
     assert caught.value.code == "unknown_url"
 
 
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+async def test_compact_is_an_unknown_url_for_every_method(method: str) -> None:
+    async with serving(engine()) as served, httpx.AsyncClient(base_url=served.url) as http:
+        answer = await http.request(method, "/v1/responses/compact")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
+    assert f"{method} /v1/responses/compact" in answer.json()["error"]["message"]
+    assert "allow" not in answer.headers
+
+
 async def test_allowed_methods_are_those_of_the_route_itself() -> None:
     async with serving(engine()) as served, httpx.AsyncClient(base_url=served.url) as http:
         answer = await http.put("/v1/responses/input_tokens")

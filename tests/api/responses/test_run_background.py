@@ -106,6 +106,16 @@ async def test_cancel_keeps_partial_output_and_can_be_repeated() -> None:
     assert cancelled.usage.output_tokens == len(cancelled.output_text)
 
 
+async def test_continuing_a_response_that_has_not_ended_is_a_conflict() -> None:
+    async with serving(endless()) as served:
+        running = await ask(served, background=True)
+        with pytest.raises(openai.ConflictError, match="has not ended: its status is") as caught:
+            await ask(served, "And now?", previous_response_id=running.id)
+        await served.openai.responses.cancel(running.id)
+    assert caught.value.code == "previous_response_not_ended"
+    assert caught.value.param == "previous_response_id"
+
+
 async def test_cancel_does_not_change_an_ended_response() -> None:
     async with serving(ScriptedEngine("Hello." + EOS)) as served:
         queued = await ask(served, background=True)
