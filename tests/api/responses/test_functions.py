@@ -22,6 +22,7 @@ TOOLS: Any = [
     {"type": "function", "name": "now", "parameters": None, "strict": None},
 ]
 ULM = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+BONN = ULM.replace("Ulm", "Bonn")
 NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
@@ -66,6 +67,22 @@ async def test_sdk_helper_accumulates_calls() -> None:
         response: Any = await stream.get_final_response()
     assert response.output[0].arguments == '{"city": "Ulm"}'
     assert response.tools[0].name == "weather"
+
+
+async def test_sdk_helper_accumulates_arguments_of_each_call() -> None:
+    async with (
+        serving(ScriptedEngine(ULM + "\n" + BONN + EOS)) as served,
+        served.openai.responses.stream(model="scripted", input="?", tools=TOOLS) as stream,
+    ):
+        snapshots = {
+            event.item_id: event.snapshot
+            async for event in stream
+            if event.type == "response.function_call_arguments.delta"
+        }
+        response: Any = await stream.get_final_response()
+    arguments = {item.id: item.arguments for item in response.output}
+    assert list(arguments.values()) == ['{"city": "Ulm"}', '{"city": "Bonn"}']
+    assert snapshots == arguments
 
 
 async def test_forced_function_call() -> None:
