@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.output import abort
+from service.cli.output import abort, warn
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -29,8 +29,8 @@ def select(
     Groups of samples that are all right or all wrong teach nothing in reinforcement learning, so training on
     problems between the two saves time. Measure pass rates with `ih-grpo eval` on the training problems.
 
-    The rows have the question, the answer and the pass rate. System messages and the other columns of the
-    training problems are not in an evaluation's results. Their row is the number at the end of `source`.
+    Rows keep all their columns, so a training run sees the same problems. The columns `pass_rate`, `samples`
+    and `source` are added unless a row has them.
 
     \b
     Example:
@@ -39,12 +39,13 @@ def select(
       ih-grpo eval select runs/rates --out data/sometimes.jsonl
     """
     from trainer.data.decontamination import write_rows
-    from trainer.evaluation.results import ResultsError, read_results
+    from trainer.evaluation.results import ResultsError, read_problems, read_results
 
     if low > high:
         abort(f"--min is {low:g}, above --max {high:g}")
     try:
         _, results = read_results(run)
+        problems = read_problems(run)
     except ResultsError as error:
         abort(str(error))
     rewards: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -57,13 +58,14 @@ def select(
     kept = [problem for problem, rate in rates.items() if low <= rate <= high]
     if not kept:
         abort(f"none of {len(rates)} problems has a pass rate from {low:g} to {high:g}: widen the limits")
+    if any(problem not in problems for problem in kept):
+        warn("an older version ran this evaluation: rows have only the question and the answer")
     rows = (
         {
-            "question": texts[problem][0],
-            "answer": texts[problem][1],
             "pass_rate": rates[problem],
             "samples": len(rewards[problem]),
             "source": ":".join(problem),
+            **problems.get(problem, {"question": texts[problem][0], "answer": texts[problem][1]}),
         }
         for problem in kept
     )

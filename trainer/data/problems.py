@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.data.layouts import LayoutError, read_row
+from trainer.data.layouts import LayoutError, ReadRow, read_row
 from trainer.data.readers import DataError, read_rows
 from trainer.rewards.scorer import MAX_BAD_SHARE, describe_bad_gold, gold_problem
 
@@ -30,6 +30,11 @@ class Problem:
     """All columns of the row, as they were read."""
 
     @property
+    def number(self) -> str:
+        """The row number. Independent of the source's path."""
+        return self.id.rpartition(":")[2]
+
+    @property
     def messages(self) -> list[dict[str, object]]:
         """The conversation up to and including the question."""
         context: list[dict[str, object]] = [{**message} for message in self.context]
@@ -39,6 +44,16 @@ class Problem:
     def row(self) -> dict[str, Any]:
         """The row as reward functions see it: all columns, with ``id``, ``question`` and ``answer``."""
         return {**self.columns, "id": self.id, "question": self.question, "answer": self.answer}
+
+    def as_read(self) -> dict[str, Any]:
+        """Return a row from which the same problem is read: that of the source, with all columns, if any."""
+        try:
+            if self.columns and read_row(self.columns) == ReadRow(self.question, self.answer, self.context):
+                return dict(self.columns)
+        except LayoutError:  # columns of a generated problem
+            pass
+        prompt = {"messages": self.messages} if self.context else {"question": self.question}
+        return {**self.columns, **prompt, "answer": self.answer}
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,7 +218,7 @@ def check_problems(benchmarks: Mapping[str, Sequence[Problem]], log: ResultLog) 
         ResultsError: a file has changed since.
     """
     for benchmark, problems in benchmarks.items():
-        known = {_name(problem): (problem.question, problem.answer) for problem in problems}
+        known = {problem.number: (problem.question, problem.answer) for problem in problems}
         for result in log.results.values():
             expected = known.get(result.problem_id, (result.question, result.gold))
             if result.benchmark == benchmark and expected != (result.question, result.gold):
@@ -253,7 +253,7 @@ async def evaluate(
             if len(failures) >= MAX_FAILURES:
                 return
             try:
-                seed = sample_seed(config.seed, benchmark, _name(problem), sample)
+                seed = sample_seed(config.seed, benchmark, problem.number, sample)
                 solution = await backend.solve(problem.messages, seed)
             except (BackendError, EngineError) as error:
                 failures.append(error)
@@ -261,7 +261,7 @@ async def evaluate(
             episode = solution.finished()
             verdict = await rewards[benchmark].score(episode, problem.row)
             if verdict.value is None:
-                reason = f"no reward for row {_name(problem)} of {benchmark}: {verdict.reason}"
+                reason = f"no reward for row {problem.number} of {benchmark}: {verdict.reason}"
                 failures.append(RewardError(reason))
                 return
             answer = rewards[benchmark].answer_of(episode, problem.row)
@@ -284,7 +284,7 @@ def scores_of(
     """Return the scores of every benchmark that has results, over the problems of ``benchmarks``."""
     scores = []
     for benchmark, problems in benchmarks.items():
-        names = {_name(problem) for problem in problems}
+        names = {problem.number for problem in problems}
         results = [r for r in log.results.values() if r.benchmark == benchmark and r.problem_id in names]
         if results:
             scores.append(score(benchmark, results, pass_at))
@@ -300,13 +300,8 @@ def missing(
         for benchmark, problems in benchmarks.items()
         for sample in range(config.samples_of(benchmark))
         for problem in problems
-        if (benchmark, _name(problem), sample) not in log.results
+        if (benchmark, problem.number, sample) not in log.results
     ]
-
-
-def _name(problem: Problem) -> str:
-    """Return the row number. Independent of the path, so an evaluation can resume after files have moved."""
-    return problem.id.rpartition(":")[2]
 
 
 def _result(
@@ -329,7 +324,7 @@ def _result(
     )
     return EvalResult(
         benchmark=benchmark,
-        problem_id=_name(problem),
+        problem_id=problem.number,
         question=problem.question,
         gold=problem.answer,
         sample=sample,

@@ -14,10 +14,12 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.deferral.answer import last_boxed
+from trainer.data.problems import Problem
 from trainer.training.run_files import read_complete_lines, write_atomically
 
 SETTINGS_FILE: Final = "settings.json"
 RESULTS_FILE: Final = "attempts.jsonl"
+PROBLEMS_FILE: Final = "problems.jsonl"
 _DECIDING: Final = re.compile(
     r".*\.(?:safetensors|bin|pt|jinja|model)|(?:config|generation_config|deferral|tokenizer|tokenizer_config|"
     r"special_tokens_map|added_tokens|vocab|chat_template|adapter_config|execute_head)\.json|merges\.txt|.*\.index\.json"
@@ -163,6 +165,45 @@ def _parse(path: Path, lines: Iterable[bytes]) -> Iterator[EvalResult]:
             raise ResultsError(f"{path}, line {number} is not a result: fix or remove it") from None
 
 
+def save_problems(directory: Path, benchmarks: Mapping[str, Iterable[Problem]]) -> None:
+    """Write the rows of the evaluated problems, so that they can be selected for training later.
+
+    Rows of earlier starts are kept: they may have had a higher limit.
+
+    Raises:
+        ResultsError: the file cannot be read or written.
+    """
+    rows = read_problems(directory) | {
+        (name, problem.number): problem.as_read()
+        for name, problems in benchmarks.items()
+        for problem in problems
+    }
+    lines = [
+        json.dumps({"benchmark": name, "problem_id": number, "row": row}, ensure_ascii=False, default=str)
+        for (name, number), row in rows.items()
+    ]
+    try:
+        write_atomically(directory / PROBLEMS_FILE, "".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
+        raise ResultsError(f"cannot write {directory / PROBLEMS_FILE} ({error.strerror})") from None
+
+
+def read_problems(directory: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the rows of the problems by benchmark and problem id; empty for evaluations of older versions.
+
+    Raises:
+        ResultsError: the file is damaged.
+    """
+    path = directory / PROBLEMS_FILE
+    if not path.exists():
+        return {}
+    try:
+        items = map(json.loads, read_complete_lines(path))
+        return {(item["benchmark"], item["problem_id"]): dict(item["row"]) for item in items}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ResultsError(f"cannot read {path}: remove it") from None
+
+
 _NEWER_SETTINGS: Final = {"reward": None, "thinking": False, "python": True, "engine_dtype": "auto"}
 """Defaults of settings that older evaluations do not list."""
 
@@ -191,6 +232,7 @@ def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
         saved: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise ResultsError(f"cannot read {path}: use another directory") from None
+    unrecorded = _NEWER_SETTINGS.keys() - saved.keys()
     saved, settings = {**_NEWER_SETTINGS, **saved}, {**_NEWER_SETTINGS, **settings}
     if ("weights" in settings) != ("weights" in saved):
         raise ResultsError(
@@ -204,8 +246,17 @@ def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
             f"directory"
         )
     for name in sorted({*saved, *settings}):
-        if saved.get(name) != settings.get(name):
+        before, now = saved.get(name), settings.get(name)
+        if before == now:
+            continue
+        if name in unrecorded:
             raise ResultsError(
-                f"{name} is {settings.get(name)!r}, but the evaluation in {directory} was started with "
-                f"{saved.get(name)!r}: restore the value, or use another directory"
+                f"{name} is {now!r}, but the evaluation in {directory} was started by a version that did not "
+                f"record it, which counts as {before!r}: set {name} to {before!r} to resume, or add "
+                f"{json.dumps(name)}: {json.dumps(now)} to {path} if that was its value, or use another "
+                f"directory"
             )
+        raise ResultsError(
+            f"{name} is {now!r}, but the evaluation in {directory} was started with {before!r}: restore the "
+            f"value, or use another directory"
+        )

@@ -36,7 +36,7 @@ from trainer.evaluation.evaluate import (
     scores_of,
 )
 from trainer.evaluation.report import report_notes, score_table, write_report
-from trainer.evaluation.results import ResultLog, checkpoint_fingerprint
+from trainer.evaluation.results import ResultLog, checkpoint_fingerprint, save_problems
 from trainer.evaluation.scores import Scores
 from trainer.rewards.registry import RewardSet
 from trainer.training.episodes import RolloutSettings
@@ -79,6 +79,7 @@ def _run(
             f"samples is {config.samples}, but greedy samples of a problem are equal: one is run and counted"
         )
     check_problems(benchmarks, log)
+    save_problems(config.out, benchmarks)
     total = sum(len(problems) * config.samples_of(name) for name, problems in benchmarks.items())
     left = len(missing(config, benchmarks, log))
     failure: BackendError | KeyboardInterrupt | None = None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ from typer.testing import CliRunner
 
 from service.cli.main import app
 from tests.support.eval_results import eval_result
+from trainer.data.layouts import ReadRow, read_row
+from trainer.data.problems import Problem
 from trainer.data.sources import load_source
-from trainer.evaluation.results import ResultLog
+from trainer.evaluation.results import ResultLog, save_problems
 
 RUN = CliRunner()
 
@@ -39,6 +42,40 @@ def test_problems_with_a_signal_are_written_as_training_data(evaluation: Path, t
     assert [problem.answer for problem in load_source(out).problems] == ["1", "2", "3"]
     RUN.invoke(app, ["eval", "select", str(evaluation), "--out", str(out), "--min", "0.5", "--max", "0.5"])
     assert len(out.read_text().splitlines()) == 1
+
+
+def test_training_on_the_selection_sees_the_same_problem(tmp_path: Path) -> None:
+    source, out = tmp_path / "train.jsonl", tmp_path / "sometimes.jsonl"
+    row = {
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which one?"}],
+        "options": ["red", "blue"],
+        "reward_model": {"ground_truth": 1},
+        "level": "hard",
+        "source": "a book",
+    }
+    source.write_text(json.dumps(row) + "\n")
+    [problem] = load_source(source, check_gold=False).problems
+    log = ResultLog(tmp_path / "run", {})
+    save_problems(tmp_path / "run", {"b": [problem]})
+    for sample in range(2):
+        log.add(eval_result("0", sample, float(sample), question=problem.question, gold=problem.answer))
+    result = RUN.invoke(app, ["eval", "select", str(tmp_path / "run"), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "older version" not in result.stderr
+    [selected] = load_source(out, check_gold=False).problems
+    assert selected == replace(problem, id=selected.id)
+    assert selected.columns == {**row, "pass_rate": 0.5, "samples": 2}
+
+
+def test_generated_problem_is_read_back() -> None:
+    context = ({"role": "system", "content": "Be brief."},)
+    for problem in (
+        Problem("quickstart:0", "1 + 1?", "2"),
+        Problem("x:0", "1 + 1?", "2", context, {"kind": "sum"}),
+    ):
+        row = problem.as_read()
+        assert read_row(row) == ReadRow(problem.question, problem.answer, problem.context)
+        assert row.items() >= problem.columns.items()
 
 
 @pytest.mark.parametrize(

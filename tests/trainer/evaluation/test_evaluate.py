@@ -35,7 +35,7 @@ from trainer.evaluation.evaluate import (
     read_benchmarks,
     scores_of,
 )
-from trainer.evaluation.results import ResultLog, ResultsError, checkpoint_fingerprint
+from trainer.evaluation.results import ResultLog, ResultsError, checkpoint_fingerprint, read_problems
 from trainer.evaluation.run import run_evaluation
 from trainer.rewards import FinishedEpisode, Reward
 from trainer.rewards.registry import RewardSet
@@ -246,6 +246,7 @@ def test_evaluates_checkpoint_from_file_to_report(tmp_path: Path, toy_checkpoint
     report = json.loads((settings.out / "report.json").read_text())
     assert report["scores"][0]["accuracy"] == scores.accuracy
     assert (settings.out / "report.html").is_file()
+    assert len(read_problems(settings.out)) == 1
     assert run_evaluation(settings, console, sandbox=toy_sandbox()) == [scores]  # no episode runs again
 
 
