@@ -47,7 +47,7 @@ class RuntimeConfig(BaseModel):
     max_containers: int | None = Field(default=None, ge=1)
     """Maximum number of concurrent containers or processes, if not started by a runner. An episode holds one
     from its first block to its end, and others wait. Default: one per concurrent episode, as far as their
-    limits fit into half of the available memory."""
+    limits fit into half of the available memory that other runs on this machine have not reserved."""
     eager: bool = True
     """Start each block in the background as soon as it is closed: same result, shorter wait."""
 

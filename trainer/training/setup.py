@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 from accelerate import PartialState
 
+from service.cli.output import warn
 from service.common.machine import available_memory
 from service.deferral.policy import DeferralPolicy
 from service.deferral.prompt import with_instruction
@@ -24,7 +26,10 @@ from trainer.data.decontamination import Report, find_overlaps
 from trainer.data.problems import DataError, Problem
 from trainer.data.sources import load_benchmarks, load_source
 from trainer.training.config import ConfigError, TrainConfig
+from trainer.training.memory_reservation import Reservation, reserve_memory
 from trainer.training.runtime_config import RuntimeConfig
+
+_CONTAINER_BYTES: Final = PoolSettings().memory_mb << 20
 
 
 def check_device(device: str) -> None:
@@ -85,11 +90,33 @@ def engine_dtype(config: RuntimeConfig, device: str) -> Literal["auto", "float32
     return "float32" if config.engine_dtype == "auto" and not on_gpu else config.engine_dtype
 
 
-def _default_containers(episodes: int) -> int:
-    """Return the number of containers at whose limits half of the available memory is used, at least 4 and at
-    most one per episode."""
-    fitting = available_memory() // 2 // (PoolSettings().memory_mb << 20)
-    return min(episodes, max(4, fitting))
+def _reserve_containers(config: RuntimeConfig) -> Reservation:
+    """Reserve the memory of all containers at their limits.
+
+    By default these are as many as fit into half of the memory that other runs have not reserved, at least 4
+    and at most one per episode.
+    """
+    available = available_memory()
+
+    def count(budget: int) -> int:
+        fitting = max(4, budget // 2 // _CONTAINER_BYTES)
+        return config.max_containers or min(config.max_concurrent_episodes, fitting)
+
+    reservation = reserve_memory(available, lambda budget: count(budget) * _CONTAINER_BYTES)
+    others, size, budget = (
+        f"{number / 2**30:.1f} GiB" for number in (reservation.others, reservation.size, reservation.budget)
+    )
+    if reservation.others and reservation.size > reservation.budget:
+        warn(
+            f"memory: the containers of other runs here may use {others}, which leaves {budget}, and those "
+            f"of this run may use {size}: lower max_containers, or wait until the others end"
+        )
+    elif reservation.size < count(available) * _CONTAINER_BYTES:
+        warn(
+            f"max_containers is {reservation.size // _CONTAINER_BYTES} instead of {count(available)}: the "
+            f"containers of other runs here may use {others}. Set max_containers to use another number"
+        )
+    return reservation
 
 
 def make_sandbox(config: RuntimeConfig, policy: DeferralPolicy) -> Sandbox:
@@ -98,11 +125,16 @@ def make_sandbox(config: RuntimeConfig, policy: DeferralPolicy) -> Sandbox:
     Raises:
         ValueError: the runner's secret is not readable.
     """
-    return create_sandbox(
+    # A runner limits its containers itself, and may be on another machine.
+    reservation = None if config.sandbox == "runner" else _reserve_containers(config)
+    containers = (
+        config.max_concurrent_episodes if reservation is None else reservation.size // _CONTAINER_BYTES
+    )
+    sandbox = create_sandbox(
         SandboxOptions(
             kind=config.sandbox,
             pool_size=2,
-            max_containers=config.max_containers or _default_containers(config.max_concurrent_episodes),
+            max_containers=containers,
             # A batch has more episodes than containers, and each episode keeps its container until it ends.
             queue_timeout_s=600.0,
             run_limit_s=policy.run_limit_s,
@@ -114,6 +146,9 @@ def make_sandbox(config: RuntimeConfig, policy: DeferralPolicy) -> Sandbox:
             runner_tls=RunnerTlsFiles(config.runner_ca_file, config.runner_cert_file, config.runner_key_file),
         )
     )
+    if reservation is not None:
+        weakref.finalize(sandbox, reservation.release)
+    return sandbox
 
 
 @dataclass(frozen=True, slots=True)

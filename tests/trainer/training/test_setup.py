@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +17,19 @@ from service.sandbox.docker.sandbox import DockerSandbox
 from service.sandbox.runner.client import RunnerClient
 from tests.support.char_tokenizer import CharTokenizer
 from trainer.data.problems import DataError
+from trainer.training import memory_reservation
 from trainer.training.config import ConfigError, TrainConfig
 from trainer.training.runtime_config import RuntimeConfig
 from trainer.training.setup import engine_dtype, load_training_set, make_engine, make_sandbox, start_all
 
 POLICY = DeferralPolicy(run_limit_s=7.0, max_episode_tokens=300)
+
+
+@pytest.fixture(autouse=True)
+def reservations(tmp_path: Path) -> Iterator[Path]:
+    """Folder of reservations that other processes and tests do not use."""
+    with patch.object(memory_reservation, "reservations_dir", lambda: tmp_path / "reservations"):
+        yield tmp_path / "reservations"
 
 
 @pytest.mark.parametrize(("name", "kind"), [("in-process", DockerSandbox), ("process", ProcessSandbox)])
@@ -37,6 +47,25 @@ def test_containers_are_limited_by_memory(gigabytes: int, containers: int) -> No
     with patch("trainer.training.setup.available_memory", return_value=gigabytes << 30):
         sandbox: Any = make_sandbox(config, POLICY)
     assert sandbox.settings.max_containers == containers
+
+
+def test_second_run_plans_with_the_rest_of_the_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    config = RuntimeConfig(max_concurrent_episodes=48)
+    with patch("trainer.training.setup.available_memory", return_value=24 << 30):
+        first: Any = make_sandbox(config, POLICY)
+        assert "other runs" not in capsys.readouterr().err
+        second: Any = make_sandbox(config, POLICY)
+        warning = " ".join(capsys.readouterr().err.split())
+        del first
+        gc.collect()
+        third: Any = make_sandbox(config, POLICY)
+        explicit: Any = make_sandbox(RuntimeConfig(max_containers=40), POLICY)
+    assert second.settings.max_containers == 12
+    assert "max_containers is 12 instead of 24: the containers of other runs here may use 12.0 GiB" in warning
+    assert third.settings.max_containers == 18
+    assert explicit.settings.max_containers == 40
+    warning = " ".join(capsys.readouterr().err.split())
+    assert "may use 15.0 GiB, which leaves 9.0 GiB, and those of this run may use 20.0 GiB" in warning
 
 
 def test_runner_sandbox(tmp_path: Path) -> None:
