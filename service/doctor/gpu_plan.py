@@ -200,28 +200,26 @@ def suggest_for_gpu(gpu_bytes: int, capability: tuple[int, int]) -> CheckResult:
 
 def quantization(folder: Path) -> str | None:
     """Return the method by which a checkpoint is quantised, such as ``awq``; None if it is not."""
-    method = (_config(folder).get("quantization_config") or {}).get("quant_method")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    method = (config.get("quantization_config") or {}).get("quant_method")
     return None if method is None else str(method)
 
 
 def fit(folder: Path, weight_bytes: int, gpu_bytes: int) -> CheckResult:
     """Check that the weights of a checkpoint and a useful cache fit into the GPU. Loads nothing."""
-    config = _config(folder)
-    heads = int(config["num_attention_heads"])
-    head = int(config.get("head_dim") or config["hidden_size"] // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    token_bytes = 2 * int(config["num_hidden_layers"]) * kv_heads * head * _CACHE_BYTES
+    from transformers import AutoConfig
+
+    from service.engines.model_config import head_dim
+
+    config: Any = AutoConfig.from_pretrained(folder).get_text_config()
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    token_bytes = 2 * config.num_hidden_layers * kv_heads * head_dim(config) * _CACHE_BYTES
     tokens = cache_tokens(weight_bytes, token_bytes, gpu_bytes)
     found = f"{weight_bytes / GIB:.1f} GiB of weights, cache for about {tokens:,} tokens (computed)"
     if tokens < 1024:
         hint = "serve a smaller or quantised checkpoint, or several GPUs: --vllm-arg tensor_parallel_size=2"
         return CheckResult("gpu memory", "fail", found, hint)
-    if tokens < min(int(config.get("max_position_embeddings", MIN_TOKENS)), MIN_TOKENS):
+    if tokens < min(getattr(config, "max_position_embeddings", MIN_TOKENS), MIN_TOKENS):
         hint = f"set max_context to {tokens // 1024 * 1024} or less"
         return CheckResult("gpu memory", "warn", found, hint)
     return CheckResult("gpu memory", "ok", found)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config

@@ -113,6 +113,18 @@ def test_checks_a_checkpoint_against_the_memory_of_the_gpu(tiny_checkpoint: Path
     assert "quantised" in none.hint
 
 
+def test_width_of_heads_is_computed_if_the_checkpoint_does_not_state_it(tmp_path: Path) -> None:
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(
+        hidden_size=64, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3
+    )  # 16 wide
+    config.save_pretrained(tmp_path)
+    token = 2 * 3 * 2 * 16 * 2
+    room = int(0.9 * 8 * GIB) - GIB
+    assert "cache for about 2,000 tokens" in fit(tmp_path, room - 2000 * token, 8 * GIB).found
+
+
 def test_quantised_checkpoints_need_vllm(quantised: Path) -> None:
     from service.engines.settings import TransformersSettings
     from service.engines.transformers.runner import ModelRunner
