@@ -14,6 +14,17 @@ DOCKER_SUBNET=${IHGRPO_DOCKER_SUBNET:-172.31.254.1/24}
 
 SANDBOX_IMAGE=${IHGRPO_SANDBOX_IMAGE:-ih-grpo-sandbox:latest}
 
+# known_sockets: print where Docker Engine, this project's daemon, Docker Desktop, rootless Docker and Podman listen, one
+# path a line. The same list in the same order is in known_sockets in service/sandbox/docker/settings.py; a test compares
+# them, since this script also runs before Python is set up.
+known_sockets() {
+  printf '%s\n' /var/run/docker.sock "$DOCKER_RUN/docker.sock" ~/.docker/run/docker.sock ~/.docker/desktop/docker.sock
+  if [ -n "${XDG_RUNTIME_DIR:-}" ]; then
+    printf '%s\n' "$XDG_RUNTIME_DIR/docker.sock" "$XDG_RUNTIME_DIR/podman/podman.sock"
+  fi
+  echo /run/podman/podman.sock
+}
+
 step() { printf '==> %s\n' "$*" >&2; }
 note() { printf '    %s\n' "$*" >&2; }
 

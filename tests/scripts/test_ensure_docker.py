@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+
+from service.sandbox.docker.settings import known_sockets
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -35,6 +43,30 @@ def test_uses_a_running_daemon(checkout: Any, client: Path, address: str) -> Non
     client.write_text(f"{address}\n")
     result = ensure(checkout)
     assert (result.returncode, result.stdout) == (0, f"{address}\n")
+
+
+def test_finds_a_daemon_of_the_user(checkout: Any, client: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r" / "docker.sock"
+    path.parent.mkdir()
+    client.write_text(f"unix://{path}\n")
+    env = {"XDG_RUNTIME_DIR": str(path.parent)}
+    assert ensure(checkout, **env).returncode == 1  # no socket
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        result = ensure(checkout, **env)
+        elsewhere = ensure(checkout, **env, DOCKER_HOST="tcp://there:1")
+    assert (result.returncode, result.stdout) == (0, f"unix://{path}\n"), result.stderr
+    assert elsewhere.returncode == 1
+
+
+@pytest.mark.parametrize("env", [{}, {"XDG_RUNTIME_DIR": "/run/user/7"}])
+def test_sockets_are_those_of_the_service(env: dict[str, str]) -> None:
+    """The script runs before Python is set up, so it has its own list."""
+    env = {"HOME": "/home/someone", "PATH": os.environ["PATH"], **env}
+    script = f'. "{ROOT}/scripts/lib.sh"; known_sockets'
+    listed = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=True)
+    with patch.dict(os.environ, env, clear=True):
+        assert listed.stdout.split() == [str(path) for path in known_sockets()]
 
 
 def test_docker_host_takes_precedence(checkout: Any, client: Path) -> None:
