@@ -18,12 +18,12 @@ from service.api.tools.definitions import (
     AllowedServer,
     AllowedToolList,
     CodeInterpreterTool,
+    CodeOptions,
     ContainerChoice,
     CustomTool,
     Figures,
     FunctionTool,
     NamedChoice,
-    OnExpired,
     ProgrammaticTool,
     Tool,
     ToolChoice,
@@ -37,7 +37,6 @@ from service.api.validation import (
     Label,
     OptionalContent,
     RequestModel,
-    Strict,
     invalid,
     only,
 )
@@ -216,7 +215,7 @@ class ReasoningSwitch(RequestModel):
         return None if self.budget is None else self.budget != 0
 
 
-class DeferralOptions(Strict):
+class DeferralOptions(CodeOptions):
     """Options for code execution. Unset fields follow the checkpoint's policy."""
 
     enabled: bool | None = None
@@ -224,24 +223,9 @@ class DeferralOptions(Strict):
     except in requests with a constraint on the reply such as ``response_format``, or with functions but no
     ``code_interpreter`` in ``tools``. With true and a constraint, the constraint applies to a final answer
     after the code has run."""
-    eager: bool | None = None
-    """Start a block in the background as soon as it is written; its output still waits for the marker.
-    Default: true."""
-    max_turns: int | None = Field(default=None, ge=1)
-    run_limit_s: float | None = Field(default=None, gt=0)
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of a flush's output that the model reads."""
-    unflushed: Literal["drop", "run"] | None = None
-    """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
-    runs them and the model continues."""
-
-    live_output: bool | None = None
-    """Stream the output of code while it runs. Default: false."""
     container: ContainerChoice | None = None
     """A container that keeps its variables and files after the reply: ``{"type": "auto"}`` for a new one, or
     the id that an earlier reply has in ``container``. Default: a container for this reply alone."""
-    on_expired: OnExpired | None = None
-    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
     figures: Figures | None = None
     """Format of the figures that are stored with ``container``. Default: ``png``."""
 

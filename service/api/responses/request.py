@@ -18,12 +18,11 @@ from service.api.tools.definitions import (
     AllowedCode,
     AllowedServer,
     CodeInterpreterTool,
-    Figures,
+    CodeOptions,
     Function,
     FunctionName,
     JsonObjectFormat,
     JsonSchema,
-    OnExpired,
     ProgrammaticTool,
     SkippedTool,
     TextFormat,
@@ -224,26 +223,6 @@ class ReasoningOptions(RequestModel):
     summary: Annotated[object, Ignored("auto")] = None
     """``auto`` returns the thoughts themselves as the item's content."""
     generate_summary: Annotated[object, Ignored("auto")] = None
-
-
-class CodeOptions(Strict):
-    """Options for the code interpreter. Unset fields follow the checkpoint's policy."""
-
-    eager: bool | None = None
-    """Start a block in the background as soon as it is written; its output still waits for the marker."""
-    max_turns: int | None = Field(default=None, ge=1)
-    run_limit_s: float | None = Field(default=None, gt=0)
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of a flush's output that the model reads."""
-    unflushed: Literal["drop", "run"] | None = None
-    """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
-    runs them and the model continues."""
-    live_output: bool | None = None
-    """Stream the output of code while it runs. Default: false."""
-    on_expired: OnExpired | None = None
-    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
-    figures: Figures | None = None
-    """Format of figures. Default: ``png``."""
 
 
 class ResponseRequest(RequestBody):

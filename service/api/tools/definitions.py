@@ -204,6 +204,27 @@ class CodeInterpreterTool(RequestModel):
         return {"type": self.type, "container": self.container.model_dump(exclude_none=True)}
 
 
+class CodeOptions(Strict):
+    """Options for code execution. Unset fields follow the checkpoint's policy."""
+
+    eager: bool | None = None
+    """Start a block in the background as soon as it is written; its output still waits for the marker.
+    Default: true."""
+    max_turns: int | None = Field(default=None, ge=1)
+    run_limit_s: float | None = Field(default=None, gt=0)
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of a flush's output that the model reads."""
+    unflushed: Literal["drop", "run"] | None = None
+    """Handling of blocks that are pending when the model ends its turn: ``drop`` never runs them; ``run``
+    runs them and the model continues."""
+    live_output: bool | None = None
+    """Stream the output of code while it runs. Default: false."""
+    on_expired: OnExpired | None = None
+    """Handling of a container id that has expired: ``error``, or ``fresh`` for a new container."""
+    figures: Figures | None = None
+    """Format of figures. Default: ``png``."""
+
+
 class ProgrammaticTool(RequestModel):
     """OpenAI's tool that lets the model call functions from code. Here the code is Python."""
 

@@ -82,6 +82,19 @@ def one_block_problem(
     return PracticeProblem(family, text, answer, (PlanBlock(reason, code, run=True),), CLOSING)
 
 
+def digit_sum_of_product(a: int, b: int) -> tuple[PlanBlock, ...]:
+    """Return a plan that first sums a number instead of its digits, and then corrects the error."""
+    return (
+        PlanBlock("I call the product n.", f"n = {a} * {b}", name="n"),
+        PlanBlock("Now its digits.", "print(sum(n))", run=True),
+        PlanBlock(
+            "A number must be made a string first.",
+            f"n = {a} * {b}\nprint(sum(int(d) for d in str(n)))",
+            run=True,
+        ),
+    )
+
+
 def as_answer(value: float) -> int | str:
     """Return the answer as Python prints it."""
     return value if isinstance(value, int) else str(value)

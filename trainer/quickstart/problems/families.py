@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-from trainer.quickstart.problems.base import PlanBlock, PracticeProblem, number
+from trainer.quickstart.problems.base import PlanBlock, PracticeProblem, digit_sum_of_product, number
 
 CLOSINGS: Final = ("The answer is {}.", "So the answer is {}.", "This gives {}.")
 
@@ -228,15 +228,7 @@ def product_digits(rng: Random) -> PracticeProblem:
             f"What is the digit sum of the product of {a} and {b}?",
         )
     )
-    plan = (
-        PlanBlock("I call the product n.", f"n = {a} * {b}", name="n"),
-        PlanBlock("Now its digits.", "print(sum(n))", run=True),
-        PlanBlock(
-            "A number must be made a string first.",
-            f"n = {a} * {b}\nprint(sum(int(d) for d in str(n)))",
-            run=True,
-        ),
-    )
+    plan = digit_sum_of_product(a, b)
     return PracticeProblem("product_digits", text, sum(map(int, str(a * b))), plan, rng.choice(CLOSINGS))
 
 

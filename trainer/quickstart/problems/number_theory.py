@@ -9,6 +9,7 @@ from trainer.quickstart.problems.base import (
     CLOSING,
     PlanBlock,
     PracticeProblem,
+    digit_sum_of_product,
     one_block_problem,
 )
 from trainer.quickstart.problems.expressions import (
@@ -160,15 +161,7 @@ def digit_sum(rng: Random) -> PracticeProblem:
         if rng.random() < 0.5:
             of = rng.choice((f"{a} times {b}", f"the product of {a} and {b}", f"{a} multiplied by {b}"))
         answer = a * b
-        plan = (
-            PlanBlock("I call the product n.", f"n = {a} * {b}", name="n"),
-            PlanBlock("Now its digits.", "print(sum(n))", run=True),
-            PlanBlock(
-                "A number must be made a string first.",
-                f"n = {a} * {b}\nprint(sum(int(d) for d in str(n)))",
-                run=True,
-            ),
-        )
+        plan = digit_sum_of_product(a, b)
     else:
         a, n = rng.randint(2, 999), rng.randint(2, 99)
         of = rng.choice(
