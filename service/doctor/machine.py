@@ -123,11 +123,10 @@ def memory(weights: int, containers: int) -> CheckResult:
             "memory", "fail", f"{found}, the weights need {weights / GIB:.1f}", "serve a smaller model"
         )
     if free < weights + containers * limit:
-        return CheckResult(
-            "memory",
-            "warn",
-            f"{found}; the model needs {weights / GIB:.1f} GiB, and {containers} containers need up to "
-            f"{containers * limit / GIB:.1f} GiB",
-            "lower max_containers and max_concurrent_episodes",
-        )
+        needs = f"{containers} containers need up to {containers * limit / GIB:.1f} GiB"
+        if weights >= GIB / 10:
+            needs = f"the model needs {weights / GIB:.1f} GiB, and {needs}"
+        fitting = max((free - weights) // limit, 1)
+        hint = f"set max_containers and max_concurrent_episodes to {fitting} or less"
+        return CheckResult("memory", "warn", f"{found}; {needs}", hint)
     return CheckResult("memory", "ok", found)

@@ -44,6 +44,15 @@ def test_memory_is_compared_with_weights_and_containers(weights: int, containers
     assert machine.memory(weights, containers).verdict == verdict
 
 
+def test_memory_hint_has_the_number_of_containers_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_memory", lambda: 10 * machine.GIB)
+    small, large = machine.memory(2**20, 32), machine.memory(4 * machine.GIB, 32)
+    assert small.found == "10.0 GiB available; 32 containers need up to 16.0 GiB"
+    assert small.hint == "set max_containers and max_concurrent_episodes to 19 or less"
+    assert "the model needs 4.0 GiB, and 32 containers" in large.found
+    assert "to 12 or less" in large.hint
+
+
 def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise machine.PackageNotFoundError(name)

@@ -55,7 +55,9 @@ def select(
         rewards[problem].append(float(result.is_solved))
         texts[problem] = (result.question, result.gold)
     rates = {problem: sum(values) / len(values) for problem, values in rewards.items()}
-    kept = [problem for problem, rate in rates.items() if low <= rate <= high]
+    # In the order of the source. Results are in the order in which episodes ended.
+    ordered = dict.fromkeys([*problems, *rates])
+    kept = [problem for problem in ordered if problem in rates and low <= rates[problem] <= high]
     if not kept:
         abort(f"none of {len(rates)} problems has a pass rate from {low:g} to {high:g}: widen the limits")
     if any(problem not in problems for problem in kept):

@@ -67,6 +67,18 @@ def test_training_on_the_selection_sees_the_same_problem(tmp_path: Path) -> None
     assert selected.columns == {**row, "pass_rate": 0.5, "samples": 2}
 
 
+def test_rows_are_in_the_order_of_the_source(tmp_path: Path) -> None:
+    out = tmp_path / "all.jsonl"
+    problems = [Problem(f"quickstart:{number}", f"What is {number}?", str(number)) for number in range(12)]
+    save_problems(tmp_path / "run", {"b": problems})
+    log = ResultLog(tmp_path / "run", {})
+    for problem in reversed(problems):
+        log.add(eval_result(problem.number, 0, 0.0, question=problem.question, gold=problem.answer))
+    result = RUN.invoke(app, ["eval", "select", str(tmp_path / "run"), "--out", str(out), "--min", "0"])
+    assert result.exit_code == 0, result.output
+    assert [problem.question for problem in load_source(out).problems] == [p.question for p in problems]
+
+
 def test_generated_problem_is_read_back() -> None:
     context = ({"role": "system", "content": "Be brief."},)
     for problem in (
