@@ -6,9 +6,13 @@ variables must agree at several points. Rounded decimals are compared with their
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
+import random
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Final
@@ -19,6 +23,7 @@ from math_verify import verify
 from mpmath import mp
 
 from trainer.rewards.values import (
+    VALUE_ERRORS,
     TooLargeError,
     UndecidedError,
     UndefinedError,
@@ -32,9 +37,17 @@ _PRECISIONS: Final = (40, 250)
 """Working precisions in digits: the first separates most values, the second confirms equality."""
 _MIN_DIGITS: Final = 6
 """Minimum significant digits for a rounded decimal to match an exact value."""
-_NOISE: Final = Fraction(1, 10**12)
-"""Relative error of floating-point arithmetic, as in 0.30000000000000004."""
-_DECIMAL: Final = re.compile(r"[+-]?\s*(\d*)\.(\d+)")
+_TRUNCATED_DIGITS: Final = 9
+"""Minimum significant digits for a decimal with an error in its last digit to match an exact value."""
+_FLOAT_DIGITS: Final = range(15, 18)
+"""Significant digits of floating-point numbers with rounding errors, such as 0.30000000000000004."""
+_NOISE: Final = (Fraction(1, 10**12), Fraction(1, 10**6))
+"""Relative and absolute error of floating-point arithmetic."""
+_DECIMAL: Final = re.compile(
+    r"(?:\\frac\{|\()?\s*[+-]?\s*(\d*)\.(\d+)\s*(?:\\(?:cdot|times)\s*10\s*\^\{([+-]?\s*\d+)\})?"
+    r"(?:\}\{(100)\}|\)\\cdot\\frac\{(\d+)\}\{(\d+)\})?"
+)
+"""A decimal, perhaps in scientific notation, as a percentage or converted to another unit."""
 
 
 class UnreadableError(ValueError):
@@ -80,7 +93,7 @@ def read(latex: str) -> Any:
     return tree
 
 
-_STEPS = (sympy.floor, sympy.ceiling)
+_PIECEWISE: Final = (sympy.floor, sympy.ceiling, sympy.Abs, sympy.Max, sympy.Min, sympy.Mod, sympy.sign)
 
 
 def _prepare(text: str) -> str:
@@ -181,8 +194,12 @@ def same_value(gold: Any, answer: Any) -> bool:
                 return True
             raise
     complex_wanted = _mentions_i(gold) or _mentions_i(answer)
-    far = _far_points(names) if gold.has(*_STEPS) or answer.has(*_STEPS) else ()
-    for points, needed in (((*_points(names), *far), 2), (_integer_points(names), 3)):
+    if not all(
+        _equal_where_real(gold, answer, point, complex_wanted) is not False
+        for point in _piece_points(names, gold, answer)
+    ):
+        return False
+    for points, needed in ((_points(names), 2), (_integer_points(names), 3)):
         compared = 0
         for point in points:
             equal = _equal_where_real(gold, answer, point, complex_wanted)
@@ -210,14 +227,61 @@ def _points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
         }
 
 
-def _far_points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
-    """Yield points of large size, at which rounded coefficients that agree near zero differ."""
-    for scale in (Fraction(223, 3), Fraction(1013, 3)):
-        yield {name: scale * (1 + Fraction(at, 7)) for at, name in enumerate(names)}
+def _piece_points(names: list[str], *trees: Any) -> Iterator[Mapping[str, Fraction]]:
+    r"""Yield points on all pieces of functions such as :math:`|x-100|`, which other points may not reach.
+
+    Points lie on both sides of the constants of the trees, of their products and of their quotients. There
+    are none for trees without such functions, which are equal if they are equal near one point. Points at
+    which a root or logarithm inside a tree is not real are left out.
+    """
+    if not any(tree.has(*_PIECEWISE) or any(map(_is_root, tree.atoms(sympy.Pow))) for tree in trees):
+        return
+    constants = {Fraction(1), Fraction(10), Fraction(223, 3), *_constants(*trees)}
+    pairs = {value for a in constants for b in constants for value in (a * b, a / b)}
+    kinks = sorted(constants | pairs)
+    kinks = kinks[:: len(kinks) // 24 + 1] + kinks[-1:]
+    middles = [(low + high) / 2 for low, high in itertools.pairwise([Fraction(0), *kinks, 30 * kinks[-1]])]
+    values = [sign * (middle + middle / 97) for middle in middles for sign in (1, -1)]
+    rng = random.Random(len(names))  # noqa: S311 - any fixed selection
+    columns = [values, *(rng.sample(values, len(values)) for _ in names[1:])]
+    for row in zip(*columns, strict=True):
+        point = dict(zip(names, row, strict=True))
+        if all(_has_real_parts(tree, point) for tree in trees):
+            yield point
+
+
+def _is_root(power: Any) -> bool:
+    return not power.exp.is_integer and power.exp.is_number is True
+
+
+def _constants(*trees: Any) -> set[Fraction]:
+    """Return the absolute values of the first constants in ``trees``, rounded."""
+    found: set[Fraction] = set()
+    for node in itertools.islice(itertools.chain(*map(sympy.preorder_traversal, trees)), 200):
+        if len(found) == 12:
+            break
+        if not isinstance(node, sympy.Expr) or node.free_symbols:
+            continue
+        with contextlib.suppress(*VALUE_ERRORS), mp.workdps(20):
+            size = abs(number(evaluate(node, {})))
+            if mp.mpf("1e-9") < size < mp.mpf("1e30"):
+                found.add(Fraction(str(mp.nstr(size, 9))))
+    return found
+
+
+def _has_real_parts(tree: Any, point: Mapping[str, Fraction]) -> bool:
+    """Return True if the roots and logarithms in ``tree`` are those of numbers that are not negative."""
+    with mp.workdps(_PRECISIONS[0]):
+        try:
+            parts = [evaluate(power.base, point) for power in tree.atoms(sympy.Pow) if _is_root(power)]
+            parts += [evaluate(log.args[0], point) for log in tree.atoms(sympy.log)]
+        except VALUE_ERRORS:
+            return False
+    return all(not isinstance(part, mp.mpc) and part >= 0 for part in parts)
 
 
 def _integer_points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
-    for shift in range(1, 6):
+    for shift in (*range(1, 6), 12, 35, 77):
         yield {name: Fraction(shift + 3 * (len(names) - 1 - at)) for at, name in enumerate(names)}
 
 
@@ -292,37 +356,49 @@ def _same_part(gold: Any, answer: Any) -> bool:
 
 def _same_rounded(gold: str, gold_tree: Any, answer: str, answer_tree: Any) -> bool:
     """Return True if one side is the other one rounded, or both differ only by floating-point errors."""
-    gold_digits, answer_digits = _precision(gold), _precision(answer)
-    if gold_digits is None and answer_digits is None:
+    decimals = decimal(gold), decimal(answer)
+    rounded = decimals[0] or decimals[1]
+    if rounded is None:
         return False
     try:
         with mp.workdps(_PRECISIONS[0]):
-            g, a = evaluate(gold_tree, {}), evaluate(answer_tree, {})
-            if any(mp.isinf(v) for v in (g, a) if not isinstance(v, Fraction)):
+            values = evaluate(gold_tree, {}), evaluate(answer_tree, {})
+            if any(not v or mp.isinf(v) for v in values if not isinstance(v, Fraction)) or not all(values):
                 return False
-            g, a = number(g), number(a)
+            g, a = (number(value) for value in values)
             error = abs(g - a)
-            if not g or not a:
+            whole = all(isinstance(value, Fraction) and value.denominator == 1 for value in values)
+            if not whole and any(d is not None and d.digits in _FLOAT_DIGITS for d in decimals):
+                relative, absolute = map(number, _NOISE)
+                if error <= min(abs(g) * relative, absolute):
+                    return True
+            exact_text, exact = (gold, gold_tree) if decimals[0] is None else (answer, answer_tree)
+            if rounded.digits < _MIN_DIGITS or "." in exact_text or _terminates(exact):
                 return False
-            if max(gold_digits or (0, 0), answer_digits or (0, 0))[0] >= 15 and error <= abs(g) * number(
-                _NOISE
-            ):
-                return True
-            if gold_digits is not None and answer_digits is not None:
-                return False
-            digits, places = gold_digits or answer_digits or (0, 0)
-            exact = gold_tree if gold_digits is None else answer_tree
-            if digits < _MIN_DIGITS or _terminates(exact):
-                return False
-            return bool(error <= mp.mpf(10) ** -places * mp.mpf("0.5001") or error <= abs(g) * mp.mpf("1e-8"))
-    except (UnsupportedError, UndefinedError, UndecidedError, TooLargeError):
+            steps = 1 if rounded.digits >= _TRUNCATED_DIGITS else mp.mpf("0.5001")
+            return bool(error <= number(rounded.step) * steps)
+    except VALUE_ERRORS:
         return False
 
 
-def _precision(text: str) -> tuple[int, int] | None:
-    """Return significant digits and decimal places of the most precise decimal in ``text``, or None."""
-    found = [(len((whole + places).lstrip("0")), len(places)) for whole, places in _DECIMAL.findall(text)]
-    return max(found) if found else None
+@dataclass(frozen=True, slots=True)
+class Decimal:
+    """The precision of a decimal: significant digits, and the value of one unit in the last place."""
+
+    digits: int
+    step: Fraction
+
+
+def decimal(text: str) -> Decimal | None:
+    """Return the precision of a text that is a single decimal, or None."""
+    match = _DECIMAL.fullmatch(text)
+    if match is None:
+        return None
+    exponent = int((match[3] or "0").replace(" ", "")) - len(match[2])
+    if abs(exponent) > _PRECISIONS[-1]:
+        return None
+    scale = Fraction(int(match[5] or 1), int(match[6] or match[4] or 1))
+    return Decimal(len((match[1] + match[2]).lstrip("0")), Fraction(10) ** exponent * scale)
 
 
 def _terminates(tree: Any) -> bool:
@@ -364,7 +440,8 @@ def _numerator(tree: Any) -> Any:
 
 def _ratios(gold: Any, answer: Any, names: list[str]) -> Iterator[Any]:
     with mp.workdps(_PRECISIONS[0]):
-        for point in (*_points(names), *_integer_points(names)):
+        points = (*_points(names), *_integer_points(names), *_piece_points(names, gold, answer))
+        for point in points:
             try:
                 g, a = number(evaluate(gold, point)), number(evaluate(answer, point))
             except (UndefinedError, UndecidedError):

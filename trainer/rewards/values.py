@@ -80,6 +80,10 @@ class UnsupportedError(ValueError):
     """The expression has parts without a value, such as unknown functions, divergent sums or sets."""
 
 
+VALUE_ERRORS: Final = (UnsupportedError, UndefinedError, UndecidedError, TooLargeError)
+"""The errors of :func:`evaluate`."""
+
+
 def evaluate(tree: Any, point: Mapping[str, Fraction]) -> Value:
     """Return the value of ``tree`` with its variables at ``point``.
 
