@@ -37,6 +37,7 @@ from trainer.rewards.structure import (
     split,
     strip_outer,
 )
+from trainer.rewards.units import PRODUCT_WORDS
 from trainer.rewards.values import (
     TooLargeError,
     UndecidedError,
@@ -324,7 +325,8 @@ class _AnswerComparison:
             )
         if self.same(number_g, number_a):
             return True
-        letters = [re.sub(r"\\text\{\s*([A-Za-z])\s*\}", r" \1 ", text) for text in (gold, answer)]
+        words = "|".join(["[A-Za-z]", *(w for w in PRODUCT_WORDS if w in gold and w in answer)])
+        letters = [re.sub(rf"\\text\{{\s*({words})\s*\}}", r" \1 ", text) for text in (gold, answer)]
         if r"\text" in letters[0] + letters[1] or letters == [gold, answer]:
             return False
         return self._expressions(*letters)

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from typing import Final
 
-from trainer.rewards.units import UNIT_WORDS, find_unit
+from trainer.rewards.units import PRODUCT_WORDS, UNIT_WORDS, find_unit
 
 _SYMBOLS: Final = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ",
@@ -86,6 +86,14 @@ _FONTS: Final = (
 
 _COMMAND: Final = re.compile(r"\\\\|\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
 _FONT: Final = re.compile(rf"\\({_FONTS})\*?\s*(?:\{{([^{{}}]*)\}}|(?<=\s)([0-9A-Za-z]))")
+_LABELS: Final = re.compile(
+    "{0}(?:\\s*,\\s*{0})+(?:,?\\s*and\\s+{0})?|{0}\\s+and\\s+{0}".format(r"(?:[IVX]{2,5}|[A-Z])")
+)
+"""Letters or Roman numerals of several choices, as in ``I, III and IV``."""
+LABEL_SPACE: Final = re.compile(
+    r"(?:(?<=\b[A-Z])|(?<=\b[A-Z]{2})|(?<=\b[A-Z]{3}))\s+(?=[A-Z]{1,3}(?![A-Za-z]))"
+)
+"""Spaces between letters or Roman numerals of several choices, as in ``I II``."""
 _BOX: Final = re.compile(
     r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}[^{}]*)*)\}"
 )
@@ -244,8 +252,8 @@ def _font(match: re.Match[str]) -> str:
     if word.strip("., ").casefold() in ("and", "or"):
         return rf" \{word.strip('., ').casefold()} "
     before = match.string[max(match.start() - 8, 0) : match.start()]
-    if re.fullmatch(r"[A-Z](?:\s*,\s*[A-Z])+(?:,?\s*and\s+[A-Z])?|[A-Z]\s+and\s+[A-Z]", word):
-        return word.replace(" and", ",").replace(",,", ",")
+    if _LABELS.fullmatch(LABEL_SPACE.sub(", ", word)):
+        return LABEL_SPACE.sub(", ", word).replace(" and", ",").replace(",,", ",")
     if word in FUNCTIONS and not (word in UNIT_WORDS and re.search(r"[\d}]\s*$", before)):
         return rf"\{word} "
     return _text(word)
@@ -277,7 +285,7 @@ def _words(text: str) -> str:
         elif environment:
             environment = not token.startswith("}")
         elif len(token) > 1 and token.isalpha():
-            before = "".join(pieces).rstrip() if at else ""
+            before = "".join(pieces)
             pieces.append(_word(token, before, "".join(tokens[at + 1 : at + 3])))
             continue
         pieces.append(token)
@@ -291,8 +299,15 @@ def _word(word: str, before: str, after: str) -> str:
     lower = word.casefold()
     if lower in ("and", "or"):
         return rf" \{lower} "
-    after_number = bool(re.search(r"[\d)}]$", before)) and not before.endswith(r"_{")
-    if after_number and lower in UNIT_WORDS and not after.lstrip().startswith(("_", "(", "^")):
+    spaced, before = before.endswith(" "), before.rstrip()
+    after_number = bool(re.search(r"[\d)}]$", before))
+    is_product = lower in PRODUCT_WORDS and not spaced and not _ends_number(before, lower)
+    if (
+        after_number
+        and lower in UNIT_WORDS
+        and not is_product
+        and not after.lstrip().startswith(("_", "(", "^"))
+    ):
         return _text(word)
     if word in FUNCTIONS or lower in ("sin", "cos", "tan", "log", "ln"):
         return rf"\{lower} "
@@ -315,6 +330,12 @@ def _word(word: str, before: str, after: str) -> str:
         return rendered
     is_word = len(word) >= 4 and list(lower) != sorted(lower) and re.search(r"[aeiouy]", lower)
     return rendered if is_word and not before.endswith("_") and not before.endswith("_{") else word
+
+
+def _ends_number(before: str, word: str) -> bool:
+    """Return True if ``word`` ends an ordinal number or a time, as in ``1st`` and ``5:30pm``."""
+    ordinal = {"st": r"1(?<!11)", "nd": r"2(?<!12)", "rd": r"3(?<!13)"}.get(word, r"\d:\d\d")
+    return bool(re.search(rf"{ordinal}$", before))
 
 
 def _relations(text: str) -> str:
@@ -392,9 +413,14 @@ def _arguments(text: str) -> str:
 
 def key(text: str) -> str:
     """Return ``text`` without typographic variants: answers with equal keys are identical."""
-    text = re.sub(r"\\text\{([^{}]*)\}", lambda m: "\\text{" + re.sub(r"[\s.,;]", "", m[1]) + "}", text)
+    text = re.sub(r"\\text\{([^{}]*)\}", lambda m: rf"\text{{{_text_key(m[1])}}}", text)
     text = re.sub(r"(?<=[\d]) (?=[\d])", "\0", text)
     text = re.sub(r"(\\[A-Za-z]+) (?=[A-Za-z])", "\\1\0", text)
     text = text.replace(" ", "").replace("\0", " ")
     text = re.sub(r"([_^])\{([0-9A-Za-z])\}", r"\1\2", text)
     return text.removesuffix(".")
+
+
+def _text_key(words: str) -> str:
+    words = LABEL_SPACE.sub(",", words.strip(" .,;"))
+    return re.sub(r"[\s.]", "", words)

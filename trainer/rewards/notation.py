@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from trainer.rewards.normalise import LABEL_SPACE
 from trainer.rewards.structure import bracketed, matrix_rows, relation
 
 _CLOCK: Final = re.compile(
@@ -117,17 +118,42 @@ _CHOICE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """An answer in words. ``is_text`` is True if a part of it was marked as text."""
+    """An answer in words.
 
-    letters: str
+    ``items`` has the letters of the items between commas, "and" and "or". ``joint`` is ``and`` or ``or`` if
+    one of them is written. ``is_text`` is True if a part was marked as text.
+    """
+
+    items: tuple[str, ...]
+    words: tuple[str, ...]
+    joint: str
     is_text: bool
+
+    @property
+    def letters(self) -> str:
+        return "".join(self.items)
+
+    def same_items(self, other: Words) -> bool:
+        """Compare up to case and punctuation within a phrase. The items of "A and B" have no order."""
+        if {self.joint, other.joint} == {"and", "or"}:
+            return False
+        own, others = ([item.casefold() for item in side.items] for side in (self, other))
+        if own == others or ((self.joint or other.joint) and sorted(own) == sorted(others)):
+            return True
+        # A comma within a phrase may be omitted, as in "yes, it is".
+        return len(own) != len(others) and [*map(str.casefold, self.words)] == [
+            *map(str.casefold, other.words)
+        ]
 
 
 def words(text: str) -> Words | None:
     r"""Return the words of a normalised text that consists only of words, such as ``\text{east}`` or
     ``(A)``."""
-    bare = re.sub(r"\\(?:and|or) ?", ",", text)
+    bare = re.sub(r"\\(and|or) ?", r" \1, ", text)
     bare, found = re.subn(r"\\text\{([^{}]*)\}", r" \1 ", bare)
+    bare = LABEL_SPACE.sub(", ", bare)
+    joint = re.search(r"(?<![A-Za-z])(and|or)(?![A-Za-z])", bare)
+    bare = re.sub(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z]),?", ",", bare)
     if not re.fullmatch(r"[A-Za-z\s.,;:'!?()-]+", bare) or (not found and re.search(r"[-'!,;]", bare)):
         return None
     letters = re.sub(r"[^A-Za-z]", "", bare)
@@ -135,7 +161,13 @@ def words(text: str) -> Words | None:
         return None
     if not found and re.search(r"[A-Za-z]\s+[A-Za-z]", bare):
         return None
-    return Words(letters, bool(found) or "(" in bare)
+    items = [re.sub(r"[^A-Za-z]", "", item) for item in re.split(r"[,;]", bare)]
+    return Words(
+        tuple(item for item in items if item),
+        tuple(re.findall(r"[A-Za-z]+", bare.replace("'", ""))),
+        joint[1] if joint else "",
+        bool(found) or "(" in bare,
+    )
 
 
 def same_words(gold: str, answer: str) -> bool | None:
@@ -151,12 +183,12 @@ def same_words(gold: str, answer: str) -> bool | None:
             return g.letters in choice.groups()
     if g is None or a is None:
         return None
-    if g.letters == a.letters:
+    if g.items == a.items and g.joint == a.joint:
         return True
     if len(g.letters) == 1 or len(a.letters) == 1:
         return False
     if g.is_text or a.is_text:
-        return g.letters.casefold() == a.letters.casefold()
+        return g.same_items(a)
     if len(g.letters) == 2:
         return None
     if g.letters.islower() and (list(g.letters) == sorted(g.letters) or not re.search("[aeiou]", g.letters)):

@@ -82,6 +82,11 @@ UNIT_WORDS: Final = frozenset(word for word in _UNITS if len(word) > 1) | {
 }  # fmt: skip
 """Words that are units or annotations after a number. Single letters are variables."""
 
+PRODUCT_WORDS: Final = frozenset({
+    "mg", "ms", "ml", "gm", "dm", "lb", "rs", "kw", "mw", "am", "pm", "st", "nd", "rd",
+})  # fmt: skip
+"""Units that are products of two variables if no space separates them from the number, as in ``2mg``."""
+
 SCALES: Final = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
 }  # fmt: skip
