@@ -38,14 +38,7 @@ from trainer.rewards.structure import (
     strip_outer,
 )
 from trainer.rewards.units import PRODUCT_WORDS
-from trainer.rewards.values import (
-    TooLargeError,
-    UndecidedError,
-    UndefinedError,
-    UnsupportedError,
-    evaluate,
-    number,
-)
+from trainer.rewards.values import VALUE_ERRORS, TooLargeError, evaluate, number
 
 Verdict = Literal["correct", "incorrect", "refused", "unparsable", "bad_gold", "timeout", "error"]
 
@@ -55,6 +48,9 @@ _NUMBER: Final = re.compile(r"([+-]?)\s*(\d+)(?:\.(\d+))?")
 _GROUPED: Final = re.compile(r"\s*\$?\d{1,3}(?:,\d{3})+\$?\s*")
 _CONGRUENCE: Final = re.compile(r"(?:(.*?)\\equiv)?(.+?)\\pmod\{(\w+)\}")
 _TRIGONOMETRIC: Final = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
+_TEMPERATURE: Final = re.compile(
+    r"\^\{\\circ\}\s*(?:([CFK])|\\text\{\s*(?i:([cfk])|([cfk])(?:elsius|ahrenheit|elvin))\s*\})$"
+)
 _MARKS_A_SET: Final = re.compile(r"[<>\]]|\\(?:le|ge|ne|cup|cap|setminus|in|infty|mathbb)(?![a-z])")
 
 
@@ -109,6 +105,7 @@ class _AnswerComparison:
             return _integer(plain[0]) == _integer(plain[1])
         for compare in (
             same_words,
+            self._temperature,
             self._clock,
             self._based,
             self._congruence,
@@ -124,6 +121,15 @@ class _AnswerComparison:
                 return verdict
         related = same_relation(gold, answer, self.same)
         return related if related is not None else self._quantities(gold, answer)
+
+    def _temperature(self, gold: str, answer: str) -> bool | None:
+        """Compare the numbers of degrees. The scale may be omitted."""
+        g, a = _TEMPERATURE.search(gold), _TEMPERATURE.search(answer)
+        if g is None and a is None:
+            return None
+        if g and a and g[g.lastindex or 0].upper() != a[a.lastindex or 0].upper():
+            return False
+        return self.same(*(_TEMPERATURE.sub(r"^{\\circ}", text) for text in (gold, answer)))
 
     def _clock(self, gold: str, answer: str) -> bool | None:
         g, a = time_of_day(gold), time_of_day(answer)
@@ -333,9 +339,6 @@ class _AnswerComparison:
 
     def _quantities(self, gold: str, answer: str) -> bool:
         """Compare numbers with an optional percent or degree sign."""
-        gold, answer = (
-            re.sub(r"\^\{\\circ\}\s*(?:\\text\{[CFK]\}|[CF])$", r"^{\\circ}", t) for t in (gold, answer)
-        )
         percents = gold.endswith(r"\%"), answer.endswith(r"\%")
         if any(percents):
             g, a = (expand_mixed_numbers(t.removesuffix(r"\%").strip()) for t in (gold, answer))
@@ -360,14 +363,7 @@ class _AnswerComparison:
     def _above_one(self, text: str) -> bool:
         try:
             return abs(complex(number(evaluate(read(text), {})))) > 1
-        except (
-            UnreadableError,
-            UndefinedError,
-            UndecidedError,
-            UnsupportedError,
-            TooLargeError,
-            OverflowError,
-        ):
+        except (UnreadableError, OverflowError, *VALUE_ERRORS):
             return True
 
     def _expressions(self, gold: str, answer: str) -> bool:

@@ -186,7 +186,9 @@ def _commands(text: str) -> str:
     text = re.sub(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\\[A-Za-z]+|[^\s\\{}])", " ", text)
     text = re.sub(r"\\[hvmk]?(?:space|skip|kern)\*?\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
-    text = re.sub(r"\\(?:text|mathrm)\s*\{\s*(\^\{\\circ\})\s*\}", r"\1", text)
+    text = re.sub(
+        r"\\(?:text|mathrm)\s*\{([^{}]*)(\^\{\\circ\})\s*([^{}]*)\}", r"\\text{\1 }\2\\text{ \3}", text
+    )
     text = re.sub(r"\\(?:Bbb|mathbb)\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb{\1}", text)
     text = _COMMAND.sub(_command, text.replace("~", " "))
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])", r"^{\\circ}", text)
@@ -265,6 +267,8 @@ def _text(words: str) -> str:
         return r"\%"
     if plain in ("degrees", "degree", "deg", "degs"):
         return r"^{\circ}"
+    if scale := re.fullmatch(r"deg(?:ree)?s? (c|f|celsius|fahrenheit)", plain):
+        return rf"^{{\circ}}\text{{{scale[1][0].upper()}}}"
     if plain == "to":
         return ":"
     if meaning := _PHRASES.get(plain.replace(" ", "")):

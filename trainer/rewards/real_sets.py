@@ -10,14 +10,7 @@ from mpmath import mp
 
 from trainer.rewards.expressions import UnreadableError, read, same_expression, variables
 from trainer.rewards.structure import INEQUALITIES, Relation, bracketed, relation, split, strip_outer
-from trainer.rewards.values import (
-    TooLargeError,
-    UndecidedError,
-    UndefinedError,
-    UnsupportedError,
-    evaluate,
-    number,
-)
+from trainer.rewards.values import VALUE_ERRORS, evaluate, number
 
 _VARIABLE: Final = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\s*\(\s*[A-Za-z]\s*\))?")
 _FLIPPED: Final = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
@@ -55,7 +48,7 @@ def real_set(text: str) -> RealSet | None:
         with mp.workdps(40):
             found = _parse(text)
             return RealSet(_merge(found.pieces), found.variable)
-    except (_NotASetError, UnreadableError, UnsupportedError, UndefinedError, UndecidedError, TooLargeError):
+    except (_NotASetError, UnreadableError, *VALUE_ERRORS):
         return None
 
 

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import sympy
 
-from trainer.rewards.expressions import UnreadableError, read, same_ratio, variables
+from trainer.rewards.expressions import UnreadableError, decimal, read, same_ratio, variables
 from trainer.rewards.normalise import key
 from trainer.rewards.notation import expand_mixed_numbers, is_name
 from trainer.rewards.structure import INEQUALITIES, Relation, relation
-from trainer.rewards.values import (
-    TooLargeError,
-    UndecidedError,
-    UndefinedError,
-    UnsupportedError,
-    evaluate,
-    number,
-)
+from trainer.rewards.values import VALUE_ERRORS, TooLargeError, UnsupportedError, evaluate, number
 
 Same = Callable[[str, str], bool]
 
@@ -66,7 +60,8 @@ def _chain(gold: str, gold_chain: Relation | None, chain: Relation, same: Same) 
         values = values[1:] if not any(same(g, first) for g in golds) or is_name(first) else values
     if r"\approx" not in chain.operators:
         return any(all(same(g, value) for value in values) for g in golds)
-    return any(same(g, v) for g in golds for v in values) and _roughly_equal(values)
+    matched = [value for value in values if any(same(g, value) for g in golds)]
+    return any(_all_rounded(values, value) for value in matched)
 
 
 def _is_number(text: str) -> bool:
@@ -76,12 +71,32 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _roughly_equal(values: list[str]) -> bool:
+def _all_rounded(values: list[str], matched: str) -> bool:
+    r"""Return True if each of ``values`` and ``matched`` is the other one, rounded or truncated.
+
+    Two integers are not: ``203\approx 204`` contradicts itself.
+    """
     try:
-        numbers = [complex(number(evaluate(read(value), {}))) for value in values]
-    except (UnreadableError, UndefinedError, UndecidedError, UnsupportedError, TooLargeError, OverflowError):
+        wanted = number(evaluate(read(matched), {}))
+        return all(_is_rounded(value, matched, wanted) for value in values if value != matched)
+    except (UnreadableError, *VALUE_ERRORS):
         return False
-    return all(abs(n - numbers[0]) <= 0.02 * abs(numbers[0]) for n in numbers)
+
+
+def _is_rounded(value: str, matched: str, wanted: Any) -> bool:
+    error = abs(number(evaluate(read(value), {})) - wanted)
+    steps = [_last_place(text) for text in (value, matched)]
+    if not error or steps == [1, 1]:
+        return not error
+    # Truncation is accepted for decimals. An integer stands for the values that round to it.
+    return any(step is not None and error < (number(step) if step != 1 else 0.5000001) for step in steps)
+
+
+def _last_place(text: str) -> Fraction | None:
+    found = decimal(text)
+    if found is not None:
+        return found.step
+    return Fraction(1) if re.fullmatch(r"[+-]?\s*\d+", text) else None
 
 
 def _same_equation(gold: Relation, answer: Relation, same: Same) -> bool:
