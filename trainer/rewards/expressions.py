@@ -22,6 +22,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from math_verify import verify
 from mpmath import mp
 
+from trainer.rewards.grammar import for_parser
 from trainer.rewards.values import (
     VALUE_ERRORS,
     TooLargeError,
@@ -66,6 +67,15 @@ class _Reader(_Latex2Sympy):  # type: ignore[misc]  # untyped
             return self.mul_flat(first, self.convert_postfix_list(arr, i + 1))
         return super().convert_postfix_list(arr, i)
 
+    def convert_postfix(self, postfix: Any) -> Any:
+        factorials = [op.BANG() is not None for op in postfix.postfix_op()]
+        if sum(factorials) < 2:
+            return super().convert_postfix(postfix)
+        if len(factorials) > 2 or not all(factorials):
+            raise UnreadableError("more than two exclamation marks")
+        nested = postfix.exp() if hasattr(postfix, "exp") else postfix.exp_nofunc()
+        return sympy.factorial2(self.convert_exp(nested), evaluate=False)
+
     def convert_binom(self, binom: Any) -> Any:
         return sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
 
@@ -82,7 +92,9 @@ def read(latex: str) -> Any:
     Raises:
         UnreadableError: the parser rejects it.
     """
-    text = _prepare(latex)
+    text = for_parser(latex)
+    if text is None:
+        raise UnreadableError(latex)
     reader = _Reader(convert_degrees=True, config=ConversionConfig(lowercase_symbols=False))
     try:
         tree = reader.parse(text)
@@ -94,52 +106,6 @@ def read(latex: str) -> Any:
 
 
 _PIECEWISE: Final = (sympy.floor, sympy.ceiling, sympy.Abs, sympy.Max, sympy.Min, sympy.Mod, sympy.sign)
-
-
-def _prepare(text: str) -> str:
-    """Rewrite notation that the parser's grammar does not support."""
-    if re.search(
-        r"\d\s+\d|(?<![_{\d])\d+\}?\s*_|\d\s*'|\d\s*\\text|\\quad|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}", text
-    ):
-        raise UnreadableError(text)
-    if "/" in text:
-        # 1/2x means half of x; the parser would divide by 2x.
-        text = re.sub(r"(?<![\w}.^_])(\d+)\s*/\s*(\d+)(?![\d.!^])\s*(?=[A-Za-z\\(])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"(!+)\s*\^\s*(\{[^{}]*\}|\w)", r"\1^\2", text)
-    text = re.sub(r"([A-Za-z0-9])(!)\^", r"(\1!)^", text)
-    text = re.sub(r"(\((?:[^()]|\([^()]*\))*\))(!)\^", r"{\1!}^", text)
-    text = re.sub(r"([A-Za-z])('+)", _prime, text)
-    text = re.sub(r"_\{?\\(max|min)\s*\}?", r"_{\1}", text)
-    text = re.sub(r"_\{([^{}]*)\}", _subscript, text)
-    text = text.replace(r"\|", "|")
-    text = re.sub(
-        r"\\gamma(?![A-Za-z])|\\Gamma(?!\s*\(|[A-Za-z])", lambda m: rf"\text{{{m[0][1:]}letter}}", text
-    )
-    text = _plain_letter("I", text)
-    if r"\int" not in text and not re.search(r"\\frac\s*\{\s*d\s*\}", text):
-        text = _plain_letter("d", text)
-    text = re.sub(r"\)\s*(?=\d)", r")\\cdot ", text)
-    return re.sub(r"\^\{\*\}", "", text)
-
-
-def _plain_letter(letter: str, text: str) -> str:
-    """Write letters with a special meaning in the parser (``I``, ``dx``) as symbols."""
-    if letter not in text:
-        return text
-    pieces = re.split(r"(\\text\{[^{}]*\}|\\[A-Za-z]+|_\{[^{}]*\}|_\w)", text)
-    pieces[::2] = [piece.replace(letter, rf"\text{{{letter}}}") for piece in pieces[::2]]
-    return "".join(pieces)
-
-
-def _subscript(match: re.Match[str]) -> str:
-    """Keep a subscript that is a name as one word."""
-    if re.search(r"=|\\to(?![a-z])", match[1]):
-        return match[0]
-    return "_{" + re.sub(r"\\text|[\\{}\s]", "", match[1]) + "}"
-
-
-def _prime(match: re.Match[str]) -> str:
-    return f"{match[1]}_{{{'prime' * len(match[2])}}}"
 
 
 def same_expression(gold: str, answer: str) -> bool:

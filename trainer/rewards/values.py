@@ -279,6 +279,16 @@ def _factorial(value: Value) -> Value:
     return mp.gamma(number(value) + 1)
 
 
+def _double_factorial(value: Value) -> Value:
+    """Return the product of every second number up to ``value``, an integer."""
+    if not isinstance(value, Fraction) or value.denominator != 1 or value < -1:
+        raise UndefinedError("a double factorial of a number that is not a natural number")
+    if check_factorial(value):
+        return Fraction(math.prod(range(value.numerator, 0, -2)))
+    check_exponent(value)
+    return mp.fac2(number(value))
+
+
 def _binomial(top: Value, bottom: Value) -> Value:
     if all(isinstance(v, Fraction) and v.denominator == 1 for v in (top, bottom)) and top >= 0:
         if not 0 <= bottom <= top:
@@ -350,6 +360,7 @@ _FUNCTIONS: Final[dict[str, Callable[..., Value]]] = {
     "exp": _exponential,
     "log": _logarithm,
     "factorial": _factorial,
+    "factorial2": _double_factorial,
     "binomial": _binomial,
     "Abs": _absolute,
     "floor": _round(mp.floor),
