@@ -160,20 +160,26 @@ def same_value(gold: Any, answer: Any) -> bool:
                 return True
             raise
     complex_wanted = _mentions_i(gold) or _mentions_i(answer)
-    if not all(
-        _equal_where_real(gold, answer, point, complex_wanted) is not False
-        for point in _piece_points(names, gold, answer)
-    ):
-        return False
+    for point in _piece_points(names, gold, answer):
+        with contextlib.suppress(TooLargeError):
+            if _equal_where_real(gold, answer, point, complex_wanted) is False:
+                return False
+    too_large: TooLargeError | None = None
     for points, needed in ((_points(names), 2), (_integer_points(names), 3)):
         compared = 0
         for point in points:
-            equal = _equal_where_real(gold, answer, point, complex_wanted)
+            try:
+                equal = _equal_where_real(gold, answer, point, complex_wanted)
+            except TooLargeError as error:
+                too_large = error
+                continue
             if equal is False:
                 return False
             compared += equal is not None
         if compared >= needed:
             return True
+    if too_large:
+        raise too_large
     raise UnsupportedError("no point at which both have a value")
 
 
@@ -207,6 +213,8 @@ def _piece_points(names: list[str], *trees: Any) -> Iterator[Mapping[str, Fracti
     kinks = sorted(constants | pairs)
     kinks = kinks[:: len(kinks) // 24 + 1] + kinks[-1:]
     middles = [(low + high) / 2 for low, high in itertools.pairwise([Fraction(0), *kinks, 30 * kinks[-1]])]
+    if any(tree.has(sympy.Sum, sympy.Product) for tree in trees):
+        middles = middles[::6]  # each value takes longer
     values = [sign * (middle + middle / 97) for middle in middles for sign in (1, -1)]
     rng = random.Random(len(names))  # noqa: S311 - any fixed selection
     columns = [values, *(rng.sample(values, len(values)) for _ in names[1:])]
@@ -254,7 +262,11 @@ def _integer_points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
 def _equal_where_real(
     gold: Any, answer: Any, point: Mapping[str, Fraction], complex_wanted: bool
 ) -> bool | None:
-    """Compare at one point; None if a value is undefined or, unless ``complex_wanted``, not real."""
+    """Compare at one point; None if a value is undefined or, unless ``complex_wanted``, not real.
+
+    Raises:
+        TooLargeError: a value exceeds the limits.
+    """
     try:
         with mp.workdps(_PRECISIONS[0]):
             pair = evaluate(gold, point), evaluate(answer, point)
@@ -265,7 +277,7 @@ def _equal_where_real(
         return _equal_at(gold, answer, point)
     except UndecidedError:
         return _equal_at(gold, answer, point)
-    except (UndefinedError, TooLargeError):
+    except UndefinedError:
         return None
 
 
@@ -406,11 +418,15 @@ def _numerator(tree: Any) -> Any:
 
 def _ratios(gold: Any, answer: Any, names: list[str]) -> Iterator[Any]:
     with mp.workdps(_PRECISIONS[0]):
-        points = (*_points(names), *_integer_points(names), *_piece_points(names, gold, answer))
-        for point in points:
+        near = (*_points(names), *_integer_points(names))
+        for at, point in enumerate((*near, *_piece_points(names, gold, answer))):
             try:
                 g, a = number(evaluate(gold, point)), number(evaluate(answer, point))
             except (UndefinedError, UndecidedError):
+                continue
+            except TooLargeError:
+                if at < len(near):
+                    raise
                 continue
             if a and g:
                 yield g / a

@@ -25,6 +25,14 @@ MAX_EXPONENT_BITS: Final = 200
 """Maximum bits of an exponent; beyond, not even the number of digits of the value can be computed."""
 MAX_TERMS: Final = 20_000
 """Maximum number of terms of a sum or product over an index."""
+MAX_TERMS_AT_POINTS: Final = 3_000
+"""Maximum number of terms if the terms have variables."""
+MAX_BITS_OF_TERMS: Final = 10_000_000
+"""Maximum number of bits of all terms of a sum or product together."""
+MAX_BITS_OF_PRODUCT: Final = 4_000_000
+"""Maximum bits of an exact product; larger ones are rounded to hundreds of digits."""
+MAX_BITS_OF_SUM: Final = 200_000
+"""Maximum bits of the denominators of an exact sum or product over an index."""
 
 
 class TooLargeError(ValueError):
@@ -55,9 +63,9 @@ def check_factorial(value: Fraction) -> bool:
     return value <= MAX_FACTORIAL
 
 
-def check_range(length: Fraction) -> None:
-    """Raise TooLargeError for a sum of more than ``MAX_TERMS`` terms."""
-    if length > MAX_TERMS:
+def check_range(length: Fraction, limit: int = MAX_TERMS) -> None:
+    """Raise TooLargeError for a sum of more than ``limit`` terms."""
+    if length > limit:
         raise TooLargeError(f"a sum of {length} terms")
 
 
@@ -130,9 +138,12 @@ def _value(tree: Any, point: dict[str, Fraction]) -> Value:
         return _call(tree, point)
     if tree in (sympy.nan, sympy.zoo):
         raise UndefinedError("not a number")
-    function = _FUNCTIONS.get(type(tree).__name__)
+    name = type(tree).__name__
+    if name in _PERIODIC:
+        return _periodic(name, tree.args[0], point)
+    function = _FUNCTIONS.get(name)
     if function is None:
-        raise UnsupportedError(type(tree).__name__)
+        raise UnsupportedError(name)
     return _tidy(function(*(_value(arg, point) for arg in tree.args)))
 
 
@@ -146,7 +157,15 @@ def _symbol(name: str, point: dict[str, Fraction]) -> Value:
 
 def number(value: Value) -> Any:
     """Return ``value`` as an mpmath number at the working precision."""
-    return mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+    if not isinstance(value, Fraction):
+        return value
+    return _from_integer(value.numerator) / _from_integer(value.denominator)
+
+
+def _from_integer(value: int) -> Any:
+    # mpmath removes trailing zero bits in quadratic time, so that large integers are cut first.
+    extra = max(value.bit_length() - mp.prec - 64, 0)
+    return mp.ldexp(mp.mpf(value >> extra), extra)
 
 
 def _tidy(value: Value) -> Value:
@@ -180,12 +199,15 @@ def _sum(terms: list[Value]) -> Value:
 def _product(factors: list[Value]) -> Value:
     exact = Fraction(1)
     rest: Any = None
+    bits = 0
     for factor in factors:
         if isinstance(factor, Fraction):
             check_power(abs(factor) or 1, 1)
-            exact *= factor
-        else:
-            rest = factor if rest is None else rest * factor
+            bits += _bits(factor)
+            if bits <= MAX_BITS_OF_PRODUCT or not factor:
+                exact *= factor
+                continue
+        rest = number(factor) if rest is None else rest * number(factor)
     if rest is None or exact == 0:
         return exact
     return _tidy(rest * number(exact))
@@ -253,11 +275,26 @@ def _series(tree: Any, point: dict[str, Fraction]) -> Value:
     low, high = _value(first, point), _value(last, point)
     if not all(isinstance(v, Fraction) and v.denominator == 1 for v in (low, high)):
         raise UndefinedError("a bound that is not an integer")
-    check_range(high - low)
-    terms = [
-        _value(tree.function, {**point, index.name: Fraction(k)}) for k in range(int(low), int(high) + 1)
-    ]
-    return _sum(terms) if isinstance(tree, sympy.Sum) else _product(terms)
+    check_range(high - low, MAX_TERMS_AT_POINTS if point else MAX_TERMS)
+    terms: list[Value] = []
+    bits = bits_below = 0
+    for k in range(int(low), int(high) + 1):
+        term = _value(tree.function, {**point, index.name: Fraction(k)})
+        terms.append(term)
+        if isinstance(term, Fraction):
+            bits += _bits(term)
+            bits_below += term.denominator.bit_length() - 1
+        if bits > MAX_BITS_OF_TERMS:
+            raise TooLargeError(f"terms of {bits} bits")
+    is_sum = isinstance(tree, sympy.Sum)
+    if (bits_below if is_sum else bits) > MAX_BITS_OF_SUM:
+        # Fractions with huge denominators take minutes.
+        terms = [number(term) for term in terms]
+    return _sum(terms) if is_sum else _product(terms)
+
+
+def _bits(value: Fraction) -> int:
+    return value.numerator.bit_length() + value.denominator.bit_length() - 1
 
 
 def _call(tree: Any, point: dict[str, Fraction]) -> Value:
@@ -342,6 +379,18 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Value]:
     return lambda *values: function(*(number(v) for v in values))
 
 
+def _periodic(name: str, angle: Any, point: dict[str, Fraction]) -> Value:
+    """Evaluate a trigonometric function, with as many digits of the angle as its periods require."""
+    size = mp.mag(number(_value(angle, point)))
+    if size == mp.inf:
+        raise UndefinedError("a periodic function of infinity")
+    if size > MAX_EXPONENT_BITS:
+        raise TooLargeError(f"an angle of {size} bits")
+    with mp.workprec(mp.prec + (int(size) if size > 0 else 0)):
+        value = getattr(mp, name)(number(_value(angle, point)))
+    return _tidy(+value)
+
+
 def _exponential(value: Value) -> Value:
     check_exponent(value)
     return Fraction(1) if value == 0 else mp.exp(number(value))
@@ -356,6 +405,7 @@ _CONSTANTS: Final[dict[Any, Callable[[], Value]]] = {
     sympy.oo: lambda: mp.inf,
     -sympy.oo: lambda: -mp.inf,
 }
+_PERIODIC: Final = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 _FUNCTIONS: Final[dict[str, Callable[..., Value]]] = {
     "exp": _exponential,
     "log": _logarithm,
@@ -375,7 +425,7 @@ _FUNCTIONS: Final[dict[str, Callable[..., Value]]] = {
     "im": lambda value: mp.im(number(value)),
     "conjugate": lambda value: mp.conj(number(value)),
     **{name: _plain(getattr(mp, name)) for name in (
-        "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "asec", "acsc",
+        "asin", "acos", "atan", "acot", "asec", "acsc",
         "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "sign", "zeta",
     )},
 }  # fmt: skip

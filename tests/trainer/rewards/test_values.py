@@ -47,6 +47,15 @@ def test_large_values_are_exact_up_to_a_limit(latex: str, exact: bool) -> None:
         r"\sum_{i=1}^{100000000} i",
         r"\exp(\exp(\exp(1000)))",
         r"\lfloor \pi^{10^{80}}\rfloor",
+        r"\sin(10^{10^{50}})",
+        r"\cos(10^{10^{12}})",
+        r"\tan(9^{9^9})",
+        r"\sin(10^{10^{6}})",
+        r"\sec(10^{70}\pi)",
+        r"\sum_{k=1}^{20000} k!",
+        r"\sum_{k=1}^{20000} \frac{1}{k^{50}}",
+        r"\sum_{k=1}^{20000} \binom{20000}{k}",
+        r"\prod_{k=1}^{20000} k^k",
     ],
 )
 def test_rejects_too_large_values(latex: str) -> None:
@@ -83,3 +92,27 @@ def test_limits_are_exact() -> None:
         check_exponent(Fraction(10**61))
     with pytest.raises(TooLargeError):
         check_range(Fraction(10**6))
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "verdict"),
+    [
+        (r"\sum_{k=1}^{100} k!", r"1+\sum_{k=2}^{100} k!", "correct"),
+        (r"\sum_{k=1}^{100} k!", r"\sum_{k=2}^{100} k!", "incorrect"),
+        (r"\sum_{k=1}^{15000} \frac{1}{k(k+1)}", r"\frac{15000}{15001}", "correct"),
+        (r"\sum_{k=1}^{15000} \frac{1}{k(k+1)}", r"\frac{14999}{15000}", "incorrect"),
+        (r"\prod_{k=1}^{15000} \frac{k}{k+1}", r"\frac{1}{15001}", "correct"),
+        (r"\prod_{k=1}^{15000} \frac{k}{k+1}", r"\frac{1}{15000}", "incorrect"),
+        (r"\frac{x^{2025}-x}{x-1}", r"\sum_{k=1}^{2024} x^k", "correct"),
+        (r"\frac{x^{2025}-x}{x-1}", r"\sum_{k=1}^{2025} x^k", "incorrect"),
+        (r"\sin(\pi\cdot 10^{30}+x)", r"\sin x", "correct"),
+        (r"\cos(\pi\cdot 10^{30}+1)", r"\cos 1", "correct"),
+        (r"\cos(\pi\cdot 10^{30}+1)", r"\cos 2", "incorrect"),
+        (r"10^{1000000}\cdot 10^{1000000}\cdot 10^{1000000}", "10^{3000000}", "correct"),
+        (r"10^{1000000}\cdot 10^{1000000}\cdot 10^{1000000}", "10^{3000001}", "incorrect"),
+        ("5", r"\sum_{k=1}^{20000} |x-k|", "refused"),
+        ("x", r"|x|+\sin(10^{10^{6}})", "refused"),
+    ],
+)
+def test_large_sums_and_angles_are_computed_up_to_a_limit(gold: str, answer: str, verdict: str) -> None:
+    assert judge(gold, answer) == verdict
