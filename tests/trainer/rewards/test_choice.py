@@ -43,6 +43,31 @@ CITIES = ("Paris", "London", "Rome")
         "The correct answer is London",
         r"\boxed{A} or rather \boxed{B}",
         r"The answer is A, so \boxed{B}",
+        "**Answer**: B",
+        "**Answer:** B",
+        "### Answer\n\nB",
+        "B is the correct answer.",
+        "**B** is the correct option.",
+        "So (B) is the answer.",
+        "B is correct because A and C are not.",
+        r"The answer is \(B\).",
+        "The answer is most likely B.",
+        "The best choice is probably B.",
+        "The answer must be the letter B",
+        r"\boxed{\text{The answer is B}}",
+        r"\boxed{\text{The correct answer is (B)}}",
+        "The answer is B. Option C is wrong.",
+        "The answer is B. Option C (Rome) is not in England.",
+        "The answer is B. Choice C can be eliminated.",
+        "The answer is B, not C.",
+        "The answer is B, I think.",
+        "The answer is B and I am sure.",
+        "The answer is B. C is wrong.",
+        "The answer is B. The wrong answer is C.",
+        "I do not think the answer is A. The answer is B.",
+        "Option B fits. Option C does not fit.",
+        "Option B it is, unlike option C",
+        "If A is correct, then B is not. But the answer is B.",
     ],
 )
 def test_finds_the_letter(response: str) -> None:
@@ -65,6 +90,30 @@ def test_finds_the_letter(response: str) -> None:
         r"\boxed{London or Paris}",
         r"the answer is A \boxed{7}",
         "\\boxed{" + "B" * 5000 + "}",
+        "The answer is not option B",
+        "The answer is not B",
+        "The answer is not (B).",
+        "The answer isn't London",
+        "The answer cannot be (B)",
+        "The answer is B or C",
+        "The answer is B or (C)",
+        "The answer is (B) and (C).",
+        "The answer is A. No, the answer is B or C",
+        "The answer is **B** or **C**",
+        "Answer: B, C",
+        "Answer: B/C",
+        "Answer: B & C.",
+        "Either A or B is the correct answer.",
+        "Neither A nor B is the correct answer.",
+        "B is not the correct answer.",
+        "I don't think the answer is B",
+        "Option B is wrong.",
+        "Option B can be ruled out",
+        "The answer isn't option B",
+        "It can't be option B",
+        "It is not option B.",
+        r"\boxed{\text{The answer is not B}}",
+        r"\boxed{\text{The answer is B or C}}",
     ],
 )
 def test_no_letter(response: str) -> None:
@@ -80,6 +129,22 @@ def test_text_of_an_option_wins_over_a_small_letter() -> None:
     assert read_choice("b", ("c", "b", "a")) == "B"
     assert read_choice("a", ("c", "b", "a")) == "C"
     assert read_choice("A", ("c", "b", "a")) == "A"
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        (r"\boxed{\frac12}", "B"),
+        (r"\boxed{\dfrac{1}{2}}", "B"),
+        (r"\boxed{\frac{1}{3}}", "A"),
+        (r"\boxed{$2\sqrt3$}", "C"),
+        (r"\boxed{2{,}000}", "D"),
+        (r"\boxed{\frac{2}{4}}", None),
+        (r"\boxed{\frac13, \frac12}", None),
+    ],
+)
+def test_text_of_an_option_in_another_spelling(response: str, letter: str | None) -> None:
+    assert find_choice(response, (r"\frac{1}{3}", r"$\frac{1}{2}$", r"2\sqrt{3}", "2000")) == letter
 
 
 @given(
