@@ -235,7 +235,7 @@ class _AnswerComparison:
             return self._unordered(g, a)
         many, one, text = (g, answer, gold) if len(g) > 1 else (a, gold, answer)
         pair = bracketed(right_side(one))
-        if pair is not None and len(pair.items) > 1:
+        if pair is not None and (len(pair.items) > 1 or pair.opening == r"\{"):
             inner = [part for item in pair.items for part in elements(item)]
             if pair.opening == r"\{":
                 many = self._distinct(many, text)
@@ -246,11 +246,6 @@ class _AnswerComparison:
             return self._ordered(many, inner) if len(g) > 1 else self._ordered(inner, many)
         if any(r"\text" in part for part in many) and all(words(part) is None for part in many):
             return self._segments(gold, answer)
-        if pair is not None and pair.opening == r"\{":
-            distinct = self._distinct(many, text)
-            return len(distinct) == 1 and self.same(
-                *((distinct[0], one) if len(g) > 1 else (one, distinct[0]))
-            )
         return False
 
     def _distinct(self, parts: list[str], text: str) -> list[str]:

@@ -2,6 +2,7 @@ r"""Structure of normalised answers as text: lists, brackets, relations and matr
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ def split(text: str, separators: Collection[str]) -> list[str]:
             start = at + len(token)
     parts.append(text[start:].strip())
     return [part for part in parts if part]
+
+
+_MAX_SIGNS: Final = 4
+"""Maximum number of independent plus-minus signs in one element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +132,27 @@ def elements(text: str) -> list[str]:
         domains = [part for part in parts if re.search(r"\\in\s*(?:\\mathbb\{[ZNQRC]\})", part)]
         if len(domains) < len(parts):
             parts = [part for part in parts if part not in domains]
-    result: list[str] = []
-    for part in parts:
-        if r"\pm" not in part and r"\mp" not in part:
-            result.append(part)
-            continue
-        for plus, minus in (("+", "-"), ("-", "+")):
-            result.append(part.replace(r"\pm", plus).replace(r"\mp", minus).lstrip("+ "))
-    if len(result) > len(parts):
-        result = [re.sub(r"(?<=[=({,])\s*\+", "", part) for part in result]
-    return result
+    return [value for part in parts for value in _signs(part)]
+
+
+def _signs(part: str) -> list[str]:
+    r"""Return the texts that ``\pm`` stands for. Several ``\pm`` are independent if there is no ``\mp``."""
+    found = relation(part)
+    pair = bracketed(found.operands[-1] if found else part)
+    signs = len(re.findall(r"\\pm(?![a-z])", part))
+    if not re.search(r"\\[pm]{2}(?![a-z])", part) or (pair is not None and pair.opening == r"\{"):
+        return [part]
+    if r"\mp" in part or signs > _MAX_SIGNS:
+        choices = [("+",) * signs, ("-",) * signs]
+    else:
+        choices = list(itertools.product("+-", repeat=signs))
+    values = []
+    for choice in choices:
+        left = iter(choice)
+        text = re.sub(r"\\pm(?![a-z])", lambda _, left=left: next(left), part)  # type: ignore[misc]
+        text = text.replace(r"\mp", "-" if "+" in choice else "+").lstrip("+ ")
+        values.append(re.sub(r"(?<=[=({,])\s*\+", "", text))
+    return values
 
 
 def named_list(parts: list[str]) -> tuple[str, list[str]] | None:
