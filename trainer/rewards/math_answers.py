@@ -194,7 +194,7 @@ class _AnswerComparison:
         g, a = gold_rows or vector(gold), answer_rows or vector(answer)
         if g is None or a is None:
             return None
-        if "cases" in gold + answer or "aligned" in gold + answer:
+        if "cases" in gold + answer or "align" in gold + answer:
             return None
         vectors = min(len(g), len(g[0])) == 1 and min(len(a), len(a[0])) == 1
         if vectors and (gold_rows is None or answer_rows is None):

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from typing import Final
 
-from trainer.rewards.units import PRODUCT_WORDS, UNIT_WORDS, find_unit
+from trainer.rewards.units import LENGTHS, PRODUCT_WORDS, UNIT_WORDS, find_unit
 
 _SYMBOLS: Final = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ",
@@ -26,7 +26,7 @@ _SYMBOLS: Final = {
     "∖": r"\setminus ",
     "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "\u2060": "", "∑": r"\sum ", "∫": r"\int ",
     "△": r"\triangle ", "⁄": "/", "∕": "/", "％": r"\%", "∶": ":", "∧": r"\and ", "∨": r"\or ",
-    "⊂": r"\subset ",
+    "⊂": r"\subset ", "∴": "", "∎": "", "■": "", "✓": "", "✔": "",
 }  # fmt: skip
 _GREEK: Final = {
     letter: f"\\{unicodedata.name(letter).rpartition(' ')[2].lower()} "
@@ -40,7 +40,8 @@ _SUBSCRIPTS: Final = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₙ", "0123456
 
 _SYNONYMS: Final = {
     "leq": "le", "leqslant": "le", "leqq": "le", "geq": "ge", "geqslant": "ge", "geqq": "ge", "neq": "ne",
-    "lt": "<", "gt": ">", "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom",
+    "lt": "<", "gt": ">", "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "nicefrac": "frac",
+    "sfrac": "frac", "flatfrac": "frac", "dbinom": "binom",
     "tbinom": "binom", "varnothing": "emptyset", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots",
     "dotsb": "ldots", "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|",
     "vert": "|", "colon": ":", "ast": "cdot", "smallsetminus": "setminus", "backslash": "setminus",
@@ -56,7 +57,8 @@ _DROPPED: Final = frozenset({
     "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "left", "right", "mleft", "mright",
     "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl",
     "Biggr", "bf", "rm", "it", "cal", "sf", "tt", "boldmath", "hfill", "mathopen", "mathclose", "notag",
-    "nonumber",
+    "nonumber", "tiny", "scriptsize", "footnotesize", "small", "normalsize", "large", "Large", "LARGE",
+    "huge", "Huge", "therefore", "blacksquare", "qed", "qedsymbol", "checkmark",
 })  # fmt: skip
 _SPACES: Final = {"thinspace", "enspace", "space", "nobreakspace", "medspace", "thickspace"}
 FUNCTIONS: Final = frozenset({
@@ -97,7 +99,7 @@ LABEL_SPACE: Final = re.compile(
 _BOX: Final = re.compile(
     r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}[^{}]*)*)\}"
 )
-_TOKEN: Final = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\.|[A-Za-z]{2,}|.", re.DOTALL)
+_TOKEN: Final = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\.|[^\W\d_]{2,}|.", re.DOTALL)
 _REPEATING: Final = re.compile(
     r"(?<![\d.,}])(\d{0,20})\.(\d{0,20})\\(?:overline|bar|dot|overbar)\s*(?:\{\s*(\d{1,20})\s*\}|(\d))(?!\d)"
 )
@@ -115,6 +117,8 @@ def normalise(latex: str) -> str:
     text = _money(text)
     text = text.replace("$", " ").replace("`", "'")
     text = re.sub(r"^\s*\*\*(.*)\*\*\s*$", r"\1", text, flags=re.DOTALL).replace("**", "^")
+    text = re.sub(r"\\\\\*?\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in|mu|bp|pc)\s*\]", r"\\\\", text)
+    text = re.sub(r"\\(begin|end)\s*\{(\w+)\*\}", r"\\\1{\2}", text)
     text = re.sub(r"\\[()\[\]]", " ", text)
     for _ in range(3):
         text, found = _BOX.subn(r" \1 ", text)
@@ -175,6 +179,10 @@ def _money(text: str) -> str:
     for command, name in (("euro", "euros"), ("sterling", "gbp"), ("yen", "yen"), ("rupee", "rupees")):
         text = re.sub(rf"\\{command} {amount}", rf" \1\\text{{ {name}}}", text)
         text = text.replace(rf"\{command} ", rf"\text{{ {name}}}")
+    for _ in range(2):  # amounts within text
+        text = re.sub(
+            r"\\text\s*\{([^{}]*)\\text\{([^{}]*)\}([^{}]*)\}", r"\\text{ \1}\\text{\2}\\text{ \3}", text
+        )
     return text.replace(r"\$", " ")
 
 
@@ -183,6 +191,7 @@ def _commands(text: str) -> str:
         text = re.sub(
             r"\\\\(?=(?:text|[dt]?frac|sqrt|pi|math|left|right|cdot|times|pm|infty)(?![a-z]))", r"\\", text
         )
+    text = re.sub(r"\\(?:text|page)?color(?:box)?\s*(?:\[\w*\])?\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\\[A-Za-z]+|[^\s\\{}])", " ", text)
     text = re.sub(r"\\[hvmk]?(?:space|skip|kern)\*?\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
@@ -240,7 +249,7 @@ def _font(match: re.Match[str]) -> str:
         return rf"\text{{{(unit + last if '/' in last else unit or last).replace('^', '')}}}" + (
             f"^{last}" if power and "/" not in last else ""
         )
-    if not re.search(r"[A-Za-z]", word) or re.search(r"[\\^_=<>]", word):
+    if not any(map(str.isalpha, word)) or re.search(r"[\\^_=<>]", word):
         return f" {word} "
     if re.search(r"\d", word):
         return f" {word} "
@@ -288,7 +297,8 @@ def _words(text: str) -> str:
             environment = True
         elif environment:
             environment = not token.startswith("}")
-        elif len(token) > 1 and token.isalpha():
+        elif token.isalpha() and (len(token) > 1 or token.lower() == token.upper()):
+            # A single letter is a variable, unless it has no case, as in Chinese.
             before = "".join(pieces)
             pieces.append(_word(token, before, "".join(tokens[at + 1 : at + 3])))
             continue
@@ -300,18 +310,19 @@ def _words(text: str) -> str:
 
 
 def _word(word: str, before: str, after: str) -> str:
+    if not word.isascii():
+        return _text(word)
     lower = word.casefold()
     if lower in ("and", "or"):
         return rf" \{lower} "
     spaced, before = before.endswith(" "), before.rstrip()
-    after_number = bool(re.search(r"[\d)}]$", before))
-    is_product = lower in PRODUCT_WORDS and not spaced and not _ends_number(before, lower)
-    if (
-        after_number
-        and lower in UNIT_WORDS
-        and not is_product
-        and not after.lstrip().startswith(("_", "(", "^"))
-    ):
+    after_number = bool(re.search(r"(?:[\d)}]|\\pi)$", before))
+    # The space after \pi only ends the command.
+    is_product = lower in PRODUCT_WORDS and not _ends_number(before, lower)
+    is_product &= not spaced or before.endswith("i")
+    power = re.match(r"\s*\^\s*[23]", after) if word in LENGTHS else None
+    is_unit = lower in UNIT_WORDS and (power or not after.lstrip().startswith(("_", "(", "^")))
+    if after_number and is_unit and not is_product:
         return _text(word)
     if word in FUNCTIONS or lower in ("sin", "cos", "tan", "log", "ln"):
         return rf"\{lower} "

@@ -103,13 +103,20 @@ def vector(text: str) -> list[list[str]] | None:
 
 
 def rows_as_list(text: str) -> str:
-    """Return a system of equations as the list of its rows; other texts unchanged."""
+    """Return a system of equations as the list of its rows; other texts unchanged.
+
+    Columns are joined if every row has a relation at the start of a column, unlike rows of a piecewise
+    function, which have a value and a condition.
+    """
     if not re.search(r"\\begin\{(?:cases|aligned|align|array)", text):
         return text
     rows = matrix_rows(text.removeprefix(r"\{").strip())
-    return ", ".join(" ".join(row) for row in rows) if rows and all(len(row) == 1 for row in rows) else text
+    if rows and all(len(row) == 1 or any(map(_RELATION_FIRST.match, row[1:])) for row in rows):
+        return ", ".join(" ".join(row) for row in rows)
+    return text
 
 
+_RELATION_FIRST: Final = re.compile(r"[=<>]|\\(?:le|ge|ne|approx|in)(?![a-z])")
 _CHOICE: Final = re.compile(
     r"(?:\\text\{)?\s*(?:\(([A-Za-z])\)[\s.:]*+|([A-E])(?:[.:]\s++|\)\s*+))\}?+\s*+(?![-+*/^_=,!])"
 )

@@ -184,7 +184,7 @@ def is_equation(text: str) -> bool:
 def matrix_rows(text: str) -> list[list[str]] | None:
     """Return the cells of a matrix environment, with or without brackets around it, or None."""
     match = re.fullmatch(
-        r"[(\[]?\s*\\begin\{([pbB]?matrix|smallmatrix|array|cases|aligned|align\*?)\}(.*)\\end\{\1\}\s*[)\]]?",
+        r"[(\[]?\s*\\begin\{([pbB]?matrix|smallmatrix|array|cases|aligned|align)\}(.*)\\end\{\1\}\s*[)\]]?",
         text,
         re.DOTALL,
     )

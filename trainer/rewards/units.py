@@ -82,6 +82,8 @@ UNIT_WORDS: Final = frozenset(word for word in _UNITS if len(word) > 1) | {
 }  # fmt: skip
 """Words that are units or annotations after a number. Single letters are variables."""
 
+LENGTHS: Final = frozenset(word for word, unit in _UNITS.items() if unit.dimension == (("length", 1),))
+"""Units whose squares and cubes are units."""
 PRODUCT_WORDS: Final = frozenset({
     "mg", "ms", "ml", "gm", "dm", "lb", "rs", "kw", "mw", "am", "pm", "st", "nd", "rd",
 })  # fmt: skip
