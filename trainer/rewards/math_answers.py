@@ -15,10 +15,12 @@ from trainer.rewards.normalise import key, normalise, strip_punctuation
 from trainer.rewards.notation import (
     based_number,
     expand_mixed_numbers,
+    named_ratio,
     named_values,
     right_side,
     rows_as_list,
     same_words,
+    split_domain,
     time_of_day,
     vector,
     words,
@@ -46,6 +48,7 @@ _MAX_UNORDERED: Final = 40
 """Longer unordered lists are compared by their sorted text."""
 _NUMBER: Final = re.compile(r"([+-]?)\s*(\d+)(?:\.(\d+))?")
 _GROUPED: Final = re.compile(r"\s*\$?\d{1,3}(?:,\d{3})+\$?\s*")
+_TIGHT: Final = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
 _CONGRUENCE: Final = re.compile(r"(?:(.*?)\\equiv)?(.+?)\\pmod\{(\w+)\}")
 _TRIGONOMETRIC: Final = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _TEMPERATURE: Final = re.compile(
@@ -76,10 +79,15 @@ def judge(gold: str, answer: str) -> Verdict:
 
 
 def _readings(latex: str) -> list[str]:
-    """Return the readings of ``latex``: ``100,200`` is both a list and a number with a separator."""
+    """Return the readings of ``latex``: ``100,200`` is both a list and a number with a separator.
+
+    In ``2,400, 1,350`` only the commas before spaces separate numbers.
+    """
     texts = [latex]
     if _GROUPED.fullmatch(latex):
         texts.append(latex.replace(",", ", "))
+    elif re.search(r"\d,\s", latex) and re.search(r"\d,\d{3}(?!\d)", latex):
+        texts.append(_TIGHT.sub(lambda match: match[0].replace(",", ""), latex))
     return [normalise(text) for text in texts]
 
 
@@ -105,6 +113,7 @@ class _AnswerComparison:
             return _integer(plain[0]) == _integer(plain[1])
         for compare in (
             same_words,
+            self._domain,
             self._temperature,
             self._clock,
             self._based,
@@ -121,6 +130,15 @@ class _AnswerComparison:
                 return verdict
         related = same_relation(gold, answer, self.same)
         return related if related is not None else self._quantities(gold, answer)
+
+    def _domain(self, gold: str, answer: str) -> bool | None:
+        """Compare values without the set of their parameter, which may be omitted."""
+        g, a = split_domain(gold), split_domain(answer)
+        if g is None and a is None:
+            return None
+        if g and a and g[1] != a[1]:
+            return False
+        return self.same(g[0] if g else gold, a[0] if a else answer)
 
     def _temperature(self, gold: str, answer: str) -> bool | None:
         """Compare the numbers of degrees. The scale may be omitted."""
@@ -149,6 +167,7 @@ class _AnswerComparison:
         g, a = based_number(gold), based_number(answer)
         if g is None and a is None:
             return None
+        g, a = g or based_number(gold, letters=True), a or based_number(answer, letters=True)
         if g and a:
             return g == a
         if g is not None:
@@ -172,9 +191,12 @@ class _AnswerComparison:
         return self.same(*residues)
 
     def _ratio(self, gold: str, answer: str) -> bool | None:
+        (g_names, gold), (a_names, answer) = named_ratio(gold), named_ratio(answer)
         g, a = split(gold, {":"}), split(answer, {":"})
+        if g_names and a_names and g_names != a_names:
+            return False
         if len(g) < 2 and len(a) < 2:
-            return None
+            return self.same(gold, answer) if g_names or a_names else None
         if len(g) == len(a):
             return all(
                 self._expressions(f"({x})({w})", f"({y})({v})")
@@ -338,7 +360,7 @@ class _AnswerComparison:
         if any(percents):
             g, a = (expand_mixed_numbers(t.removesuffix(r"\%").strip()) for t in (gold, answer))
             if self._expressions(g, a):
-                return percents[0] or self._above_one(a)
+                return percents[0] or self._percent_sign_is_optional(a)
             if percents[0] == percents[1]:
                 return False
             return (
@@ -355,9 +377,11 @@ class _AnswerComparison:
             return degrees[0] != degrees[1] and r"\pi" in gold + answer and self._expressions(gold, answer)
         return self._expressions(gold, answer)
 
-    def _above_one(self, text: str) -> bool:
+    def _percent_sign_is_optional(self, text: str) -> bool:
+        """Return True for 0, and for values above 1, which are not fractions."""
         try:
-            return abs(complex(number(evaluate(read(text), {})))) > 1
+            size = abs(complex(number(evaluate(read(text), {}))))
+            return size > 1 or size == 0
         except (UnreadableError, OverflowError, *VALUE_ERRORS):
             return True
 

@@ -96,6 +96,9 @@ LABEL_SPACE: Final = re.compile(
     r"(?:(?<=\b[A-Z])|(?<=\b[A-Z]{2})|(?<=\b[A-Z]{3}))\s+(?=[A-Z]{1,3}(?![A-Za-z]))"
 )
 """Spaces between letters or Roman numerals of several choices, as in ``I II``."""
+_BRACKETS: Final = re.compile(
+    r"(?:(?<=\\cup)|(?<=\\cap)|(?<=\\in)|(?<==)|^)\s*([\[\]])([^\[\]=]+[,;][^\[\]=]+)([\[\]])(?=\s*(?:\\c[ua]p|[.]?\s*$))"
+)
 _BOX: Final = re.compile(
     r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}[^{}]*)*)\}"
 )
@@ -343,8 +346,18 @@ def _word(word: str, before: str, after: str) -> str:
         and (len(word) > 2 or lower in UNIT_WORDS)
     ):
         return rendered
-    is_word = len(word) >= 4 and list(lower) != sorted(lower) and re.search(r"[aeiouy]", lower)
+    is_word = len(word) >= 4 and not may_be_product(lower)
     return rendered if is_word and not before.endswith("_") and not before.endswith("_{") else word
+
+
+def may_be_product(word: str) -> bool:
+    """Return True if lower-case letters may be a product: sorted, without vowels or names of unknowns."""
+    return (
+        list(word) == sorted(word)
+        or not re.search("[aeiouy]", word)
+        or re.fullmatch("[t-z]+", word) is not None
+        or "xyz" in word
+    )
 
 
 def _ends_number(before: str, word: str) -> bool:
@@ -362,12 +375,21 @@ def _relations(text: str) -> str:
     text = re.sub(r"\(\s*\\mod\s*\{?\s*(\w+)\s*\}?\s*\)|\\pmod\s*\{?\s*(\w+)\s*\}?", _modulo, text)
     if r"\equiv" in text:
         text = re.sub(r"\\mod\s*\{?\s*(\w+)\s*\}?()", _modulo, text)
+        if r"\pmod" not in text and not text.rstrip(" .").endswith(")"):
+            text = text.replace(r"\equiv", "=")
     text = re.sub(r"\\mathbb\{R\}\s*-\s*\\\{", r"\\mathbb{R}\\setminus\\{", text)
     text = re.sub(r"\\\{\s*\\\}", r"\\emptyset ", text)
+    text = _BRACKETS.sub(_interval, text)
     text = re.sub(r"\.\.\.+", r"\\ldots ", text)
     text = re.sub(r"(?<!\\)%", r"\\%", text)
     text = text.replace("*", r"\cdot ")
     return re.sub(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-z]))", "'", text)
+
+
+def _interval(match: re.Match[str]) -> str:
+    """Rewrite the French notation of open intervals, as in ``]3,5[``."""
+    left = "(" if match[1] == "]" else "["
+    return left + match[2] + (")" if match[3] == "[" else "]")
 
 
 def _modulo(match: re.Match[str]) -> str:

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from trainer.rewards.normalise import LABEL_SPACE
-from trainer.rewards.structure import bracketed, matrix_rows, relation
+from trainer.rewards.normalise import LABEL_SPACE, key, may_be_product
+from trainer.rewards.structure import bracketed, matrix_rows, relation, split
 
 _CLOCK: Final = re.compile(
     r"(\d{1,2})(?:\s*:\s*(\d{2})(?:\s*:\s*(\d{2}))?)?\s*(?:\\text\{\s*([ap])\s*\.?\s*m\s*\.?\s*\}|"
@@ -16,6 +16,9 @@ _CLOCK: Final = re.compile(
 )
 _BASED: Final = re.compile(
     r"(-?)\s*\(?\s*\{?\s*(?:\\text\{)?([0-9A-Za-z.]+)\}?\s*\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{)?(\d+|[a-z]+)\s*\}?\s*\}?"
+)
+_IN_BASE: Final = re.compile(
+    r"\s*\(?\s*\\text\{\s*\(?\s*(?:in\s+)?base[\s-]*([a-z]*)\s*\}\s*(\d*)\s*\)?$", re.IGNORECASE
 )
 _BASE_NAMES: Final = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -32,15 +35,22 @@ def time_of_day(text: str) -> tuple[tuple[int, int, int], str] | None:
     return (int(match[1]), int(match[2] or 0), int(match[3] or 0)), half
 
 
-def based_number(text: str) -> tuple[str, int] | None:
-    """Return the digits and the base of a number such as ``101_2``, or None."""
-    match = _BASED.fullmatch(text)
+def based_number(text: str, *, letters: bool = False) -> tuple[str, int] | None:
+    r"""Return the digits and the base of a number such as ``101_2`` or ``101\text{ base }2``, or None.
+
+    Args:
+        text: a normalised text.
+        letters: accept letters alone as digits, although they may be a product, as in ``AB_{16}``.
+    """
+    match = _BASED.fullmatch(_IN_BASE.sub(r"_{\1\2}", text))
     if match is None:
         return None
     base = int(match[3]) if match[3].isdigit() else _BASE_NAMES.get(match[3], 0)
     digits = match[2].upper()
     if not 2 <= base <= 36 or not (
-        digits.isdigit() or (base > 10 and any(d.isdigit() for d in digits)) or "text" in text
+        digits.isdigit()
+        or (base > 10 and (letters or any(d.isdigit() for d in digits)))
+        or (r"\text" in text and match[2].isupper())
     ):
         return None
     return match[1] + digits, base
@@ -73,6 +83,56 @@ def is_name(text: str) -> bool:
     if re.fullmatch(r"\|?[A-Z]{1,4}\|?|\[[A-Z]{3,6}\]|\|\\?[A-Za-z]+\||\\(?!pi$|infty$)[a-zA-Z]+", bare):
         return True
     return bool(re.fullmatch(r"[A-Za-z](?:\([^()]*\))?", bare)) and bare not in ("e", "i")
+
+
+_DOMAIN_LINK: Final = (
+    r"(?:\s*(?:[,;(]|\\quad|\\forall|"
+    r"\\text\{[\s,(]*(?:where|with|and|such that|for(?: all| any| every| some| each)?)\s*\}))"
+)
+_DOMAIN_SET: Final = r"(\\mathbb\{[A-Z]\}(?:[\^_]\{?[+*0-9]\}?)?)"
+_INTEGER: Final = (
+    r"(?:an?|any|some|all|every|each|arbitrary)?\s*(integers?|positive integers?|natural numbers?)"
+)
+_DOMAINS: Final = (
+    re.compile(rf"{_DOMAIN_LINK}+\s*([A-Za-z])\s*\\in\s*{_DOMAIN_SET}\s*\)?$"),
+    re.compile(rf"{_DOMAIN_LINK}+\s*([A-Za-z])\s*\\text\{{\s*(?:is|be)?\s*{_INTEGER}\s*\}}\)?$"),
+    re.compile(
+        rf"[,;\s]*\(?\\text\{{[\s(]*(?:where|for|with)\s+([A-Za-z])\s+(?:is|be)\s+{_INTEGER}[\s)]*\}}$"
+    ),
+    re.compile(rf"[,;\s]*\(?\\text\{{[\s(]*(?:where|for|with)\s+{_INTEGER}\s*\}}\s*([A-Za-z])\)?$"),
+)
+
+
+def split_domain(text: str) -> tuple[str, str] | None:
+    r"""Split ``k\pi, k\in\mathbb{Z}`` and ``k\pi\text{ for integer }k`` into value and set of ``k``, or None.
+
+    Conditions on inequalities are kept, because they are a part of the set.
+    """
+    for pattern in _DOMAINS:
+        match = pattern.search(text)
+        if match is None:
+            continue
+        value = text[: match.start()].strip()
+        first, second = match.groups()
+        name, numbers = (first, second) if len(first) == 1 else (second, first)
+        found = relation(value)
+        if re.search(rf"(?<![A-Za-z\\]){name}(?![A-Za-z]{{2}})", value) and (
+            found is None or set(found.operators) == {"="}
+        ):
+            if not numbers.startswith("\\"):
+                numbers = r"\mathbb{Z}" if numbers.startswith("integer") else r"\mathbb{N}"
+            return value, key(numbers)
+    return None
+
+
+def named_ratio(text: str) -> tuple[str, str]:
+    """Return the names and the values of ``AB:CD=3:2``; no names for other texts."""
+    found = relation(text)
+    if found is not None and found.operators == ("=",):
+        names = split(found.operands[0], {":"})
+        if len(names) > 1 and all(map(is_name, names)):
+            return key(found.operands[0]), found.operands[1]
+    return "", text
 
 
 def right_side(text: str) -> str:
@@ -198,8 +258,8 @@ def same_words(gold: str, answer: str) -> bool | None:
         return g.same_items(a)
     if len(g.letters) == 2:
         return None
-    if g.letters.islower() and (list(g.letters) == sorted(g.letters) or not re.search("[aeiou]", g.letters)):
-        return None  # a product is written in alphabetical order, and needs no vowels
+    if g.letters.islower() and may_be_product(g.letters):
+        return None
     return (
         g.letters.casefold() == a.letters.casefold() and g.letters[1:].islower() and a.letters[1:].islower()
     )

@@ -20,7 +20,7 @@ Same = Callable[[str, str], bool]
 
 def same_relation(gold: str, answer: str, same: Same) -> bool | None:
     """Compare answers if one is a relation, else return None. ``same`` compares operands."""
-    g, a = relation(gold), relation(answer)
+    g, a = _name_first(relation(gold)), _name_first(relation(answer))
     if g is None and a is None:
         return None
     if all(r is None or set(r.operators) <= {"=", r"\approx"} for r in (g, a)):
@@ -30,6 +30,13 @@ def same_relation(gold: str, answer: str, same: Same) -> bool | None:
     if len(g.operators) == len(a.operators) == 1 and {*g.operators, *a.operators} <= INEQUALITIES:
         return _inequalities(g, a)
     return g.operators == a.operators and _all_same(g.operands, a.operands, same)
+
+
+def _name_first(found: Relation | None) -> Relation | None:
+    """Return ``x = 12`` for ``12 = x``; other relations unchanged."""
+    if found is None or found.operators != ("=",) or is_name(found.operands[0]):
+        return found
+    return Relation(found.operands[::-1], found.operators) if is_name(found.operands[1]) else found
 
 
 def _equations(gold: str, g: Relation | None, answer: str, a: Relation | None, same: Same) -> bool:

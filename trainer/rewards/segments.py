@@ -43,7 +43,7 @@ class Segments:
 
     @property
     def qualifiers(self) -> frozenset[str]:
-        if self._unit() is not None:
+        if self._unit() is not None or (self.words.casefold().strip(" .") == "times" and not self.before):
             return frozenset()
         return frozenset(re.findall(r"[a-z]+", self.words.casefold())) & _QUALIFIERS
 
