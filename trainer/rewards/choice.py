@@ -36,14 +36,14 @@ _FILLER: Final = (
     r"most|likely|probably|definitely|certainly|obviously|simply|actually|surely"
 )
 _LETTER: Final = r"""
-    (?:\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{|\\[(\[]|[*_$"'`(\[{]|\s)*
+    (?:\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{|\\[(\[]|[*_$"'“`(\[{]|\s)*
     (?P<letter>[A-J])
     (?![A-Za-z0-9])
     (?!(?<=[AI])\s+(?!(?:because|since|as|for|and|or|which|given|due|is|was|cannot|can|does)\b)[a-z])
 """  # "The answer is A good idea" is not a letter
 _ANSWER: Final = re.compile(
-    rf"""\b(?i:answer|(?:correct|right|best)\s+(?:choice|option|one|letter))\b
-    (?:\s+(?i:{_FILLER})\b)*\s*[*_]{{0,3}}\s*[:=]?{_LETTER}""",
+    rf"""(?<![A-Za-z])(?i:answer|(?:correct|right|best)\s+(?:choice|option|one|letter))(?![A-Za-z])
+    (?:,?\s+(?i:{_FILLER})\b)*(?:(?:(?<=therefore)|(?<=thus)|(?<=hence)),)?\s*[*_]{{0,3}}\s*[:=–-]?{_LETTER}""",
     re.VERBOSE,
 )
 _IS_ANSWER: Final = re.compile(
@@ -52,7 +52,9 @@ _IS_ANSWER: Final = re.compile(
     \s+(?i:(?:the\s+)?(?:correct|right|best|final)(?:\s+(?:answer|option|choice|one|letter))?|the\s+answer)\b""",
     re.VERBOSE,
 )
-_OPTION: Final = re.compile(rf"\b(?i:choice|option)\b(?:\s+(?i:is|letter))*\s*[:=]?{_LETTER}", re.VERBOSE)
+_OPTION: Final = re.compile(
+    rf"\b(?i:choice|option|pick|choose|select)\b(?:\s+(?i:is|letter))*\s*[:=]?{_LETTER}", re.VERBOSE
+)
 _NEGATED_BEFORE: Final = re.compile(
     r"(?:\b(?:wrong|incorrect|false|other|another|not(?:\s+an?)?|if|whether|unlike|neither|nor|than|instead\s+of|"
     r"eliminat\w+|rul\w+\s+out|exclud\w+|reject\w*|discard\w*|cannot\s+be|suppos\w+|assum\w+)|"
@@ -69,14 +71,17 @@ _NEGATED_AFTER: Final = re.compile(
 )
 _SECOND_LETTER: Final = re.compile(
     r"""[)\]*_$}"'\\.]{0,6}\s*
-    (?:(?:,\s*)?\(?(?i:or|and|nor|and/or)\b[\s(\[*_$"'\\]{0,8}[A-J](?![A-Za-z0-9])(?!(?<=I)\s+[a-z])
+    (?:(?:,\s*)?\(?(?i:or|and|nor|and/or)\b(?:\s+(?i:option|choice)\b)?[\s(\[*_$"'\\]{0,8}[A-J](?![A-Za-z0-9])(?!(?<=I)\s+[a-z])
     |(?<!\.)[,;/&+]\s*[\s(\[*_$"'\\]{0,8}[A-J](?![A-Za-z0-9])(?!\s+[a-z]))""",
     re.VERBOSE,
 )
 _LETTER_BEFORE: Final = re.compile(
     r"(?<![A-Za-z0-9])[A-J][)\]*_$.]{0,4}\s*(?:[,/&]|\bor|\band|\bnor)\W{0,8}$"
 )
-_NEGATION: Final = re.compile(r"\b(?:not|cannot|wrong|incorrect|neither|except|false)\b|n't\b", re.IGNORECASE)
+_NEGATION: Final = re.compile(
+    r"\b(?:not|cannot|wrong|incorrect|neither|except|false|eliminated|excluded|rejected|ruled)\b|n't\b",
+    re.IGNORECASE,
+)
 _PARENTHESISED: Final = re.compile(r"\(([A-J])\)")
 _LISTED: Final = re.compile(r"^\s*[(\[]?([A-J])[)\].:]\s*(\S.*?)\s*$", re.MULTILINE)
 
@@ -171,7 +176,7 @@ def _stated(text: str, options: Sequence[str]) -> tuple[bool, str | None]:
             ):
                 continue
             several = _SECOND_LETTER.match(text, at) or (
-                match.re is _IS_ANSWER and _LETTER_BEFORE.search(before)
+                match.re is not _ANSWER and _LETTER_BEFORE.search(before)
             )
             last = at, None if several else match["letter"]
         if last is not None:

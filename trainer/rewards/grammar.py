@@ -90,10 +90,10 @@ def _argument_end(text: str, start: int) -> int | None:
             depth -= 1
             if depth < 0:
                 return None
-        elif depth or at == start:
-            continue
-        elif sign == "|" and absolute:
+        elif absolute and sign == "|" and depth == 0 and at > start:
             absolute = False
+        elif depth or absolute or at == start:
+            continue
         elif sign in (r"\cdot", r"\times", "/"):
             argument, rest = text[start:at].strip(), text[token.end() :].lstrip(" ({")
             return at if argument and _ends_argument(argument, sign, rest) else None

@@ -147,6 +147,8 @@ class _AnswerComparison:
             return None
         if g and a and g[g.lastindex or 0].upper() != a[a.lastindex or 0].upper():
             return False
+        if re.search(r"\\text\{\s*[Kk](?:elvins?)?\s*\}$", gold if g is None else answer):
+            return False
         return self.same(*(_TEMPERATURE.sub(r"^{\\circ}", text) for text in (gold, answer)))
 
     def _clock(self, gold: str, answer: str) -> bool | None:

@@ -46,7 +46,8 @@ _SYNONYMS: Final = {
     "dotsb": "ldots", "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|",
     "vert": "|", "colon": ":", "ast": "cdot", "smallsetminus": "setminus", "backslash": "setminus",
     "bmod": "mod", "lor": "or", "land": "and", "vee": "or", "wedge": "and", "degree": "^{\\circ}",
-    "degrees": "^{\\circ}", "infin": "infty", "R": "mathbb{R}", "reals": "mathbb{R}", "Z": "mathbb{Z}",
+    "degrees": "^{\\circ}", "Longrightarrow": "Rightarrow",
+    "infin": "infty", "R": "mathbb{R}", "reals": "mathbb{R}", "Z": "mathbb{Z}",
     "thickapprox": "approx", "simeq": "approx", "doteq": "approx", "varphi": "phi", "epsilon": "epsilon",
     "lparen": "(", "rparen": ")", "divides": "mid", "imath": "i", "percent": "\\%", "differentialD": "d",
     "exponentialE": "e", "imaginaryI": "i", "rightarrow": "to", "longrightarrow": "to",
@@ -58,7 +59,7 @@ _DROPPED: Final = frozenset({
     "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl",
     "Biggr", "bf", "rm", "it", "cal", "sf", "tt", "boldmath", "hfill", "mathopen", "mathclose", "notag",
     "nonumber", "tiny", "scriptsize", "footnotesize", "small", "normalsize", "large", "Large", "LARGE",
-    "huge", "Huge", "therefore", "blacksquare", "qed", "qedsymbol", "checkmark",
+    "huge", "Huge", "therefore", "because", "blacksquare", "qed", "qedsymbol", "checkmark",
 })  # fmt: skip
 _SPACES: Final = {"thinspace", "enspace", "space", "nobreakspace", "medspace", "thickspace"}
 FUNCTIONS: Final = frozenset({
@@ -157,7 +158,8 @@ def strip_punctuation(text: str) -> str:
             if not re.search(r"[\w)}\]]!$", text)
             else text
         )
-        text = re.sub(r"^(?:[,;:=](?!=)|\\text\{[.,;: ]*\})\s*", "", text)
+        text = re.sub(r"^(?:[,;:=](?!=)|\\text\{[.,;: ]*\}|\\(?:implies|Rightarrow)(?![a-z]))\s*", "", text)
+        text = re.sub(r"(?<=[\w)}])\s*\\(?:square|Box)$", "", text)
         if text == before:
             return text
 

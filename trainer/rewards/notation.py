@@ -18,7 +18,8 @@ _BASED: Final = re.compile(
     r"(-?)\s*\(?\s*\{?\s*(?:\\text\{)?([0-9A-Za-z.]+)\}?\s*\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{)?(\d+|[a-z]+)\s*\}?\s*\}?"
 )
 _IN_BASE: Final = re.compile(
-    r"\s*\(?\s*\\text\{\s*\(?\s*(?:in\s+)?base[\s-]*([a-z]*)\s*\}\s*(\d*)\s*\)?$", re.IGNORECASE
+    r"\s*(?:_\{|\()?\s*\\text\{\s*\(?\s*(?:in\s+)?base[\s-]*([a-z]*)\s*\)?\s*\}\s*(\d*)\s*[)}]?$",
+    re.IGNORECASE,
 )
 _BASE_NAMES: Final = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
