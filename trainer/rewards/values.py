@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from fractions import Fraction
 from typing import Any, Final
 
@@ -27,6 +28,10 @@ MAX_TERMS: Final = 20_000
 """Maximum number of terms of a sum or product over an index."""
 MAX_TERMS_AT_POINTS: Final = 3_000
 """Maximum number of terms if the terms have variables."""
+MAX_TERMS_IN_TOTAL: Final = 40_000
+"""Maximum number of terms of all sums and products of one value."""
+MAX_DIVISION: Final = 1 << 39
+"""Maximum product of the bits of divisor and quotient; Python divides integers in quadratic time."""
 MAX_BITS_OF_TERMS: Final = 10_000_000
 """Maximum number of bits of all terms of a sum or product together."""
 MAX_BITS_OF_PRODUCT: Final = 4_000_000
@@ -88,6 +93,7 @@ class UnsupportedError(ValueError):
     """The expression has parts without a value, such as unknown functions, divergent sums or sets."""
 
 
+_terms_left: ContextVar[int] = ContextVar("terms_left")
 VALUE_ERRORS: Final = (UnsupportedError, UndefinedError, UndecidedError, TooLargeError)
 """The errors of :func:`evaluate`."""
 
@@ -101,6 +107,7 @@ def evaluate(tree: Any, point: Mapping[str, Fraction]) -> Value:
         UnsupportedError: a part has no value.
         TooLargeError: a part exceeds the limits.
     """
+    _terms_left.set(MAX_TERMS_IN_TOTAL)
     try:
         return _value(tree, dict(point))
     except (ZeroDivisionError, OverflowError, ArithmeticError) as error:
@@ -264,9 +271,8 @@ def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
 
 
 def _series(tree: Any, point: dict[str, Fraction]) -> Value:
-    if len(tree.limits) != 1:
-        raise UnsupportedError("several indices")
-    index, first, last = tree.limits[0]
+    index, first, last = tree.limits[-1]
+    term_tree = tree.func(tree.function, *tree.limits[:-1]) if len(tree.limits) > 1 else tree.function
     if last in (sympy.oo, sympy.S.Infinity):
         done = tree.doit()
         if done.has(sympy.Sum, sympy.Product):
@@ -276,10 +282,13 @@ def _series(tree: Any, point: dict[str, Fraction]) -> Value:
     if not all(isinstance(v, Fraction) and v.denominator == 1 for v in (low, high)):
         raise UndefinedError("a bound that is not an integer")
     check_range(high - low, MAX_TERMS_AT_POINTS if point else MAX_TERMS)
+    _terms_left.set(_terms_left.get() - max(int(high - low), 0))
+    if _terms_left.get() < 0:
+        raise TooLargeError("too many terms in total")
     terms: list[Value] = []
     bits = bits_below = 0
     for k in range(int(low), int(high) + 1):
-        term = _value(tree.function, {**point, index.name: Fraction(k)})
+        term = _value(term_tree, {**point, index.name: Fraction(k)})
         terms.append(term)
         if isinstance(term, Fraction):
             bits += _bits(term)
@@ -306,6 +315,10 @@ def _call(tree: Any, point: dict[str, Fraction]) -> Value:
     raise UnsupportedError(name)
 
 
+_LARGE_GAMMA: Final = 1000
+"""Numbers from which the logarithm of the gamma function is computed, which takes less time."""
+
+
 def _factorial(value: Value) -> Value:
     if isinstance(value, Fraction) and value.denominator == 1:
         if value < 0:
@@ -313,7 +326,14 @@ def _factorial(value: Value) -> Value:
         if check_factorial(value):
             return Fraction(math.factorial(value.numerator))
     check_exponent(value)
-    return mp.gamma(number(value) + 1)
+    size = number(value)
+    if isinstance(size, mp.mpc) or abs(size) < _LARGE_GAMMA:
+        return mp.gamma(size + 1)
+    if size < 0:
+        raise TooLargeError("the gamma function of a large negative number")
+    with mp.workprec(mp.prec + 2 * mp.mag(size)):
+        result = mp.exp(mp.loggamma(size + 1))
+    return +result
 
 
 def _double_factorial(value: Value) -> Value:
@@ -348,6 +368,7 @@ def _logarithm(value: Value, base: Value | None = None) -> Value:
 def _round(way: Callable[[Any], Any]) -> Callable[[Value], Value]:
     def rounded(value: Value) -> Value:
         if isinstance(value, Fraction):
+            _check_division(value.numerator, value.denominator)
             return Fraction(math.floor(value) if way is mp.floor else math.ceil(value))
         check_exponent(value)
         nearest = mp.nint(value)
@@ -363,7 +384,15 @@ def _absolute(value: Value) -> Value:
 
 
 def _modulo(value: Value, modulus: Value) -> Value:
+    if isinstance(value, Fraction) and isinstance(modulus, Fraction):
+        _check_division(value.numerator * modulus.denominator, modulus.numerator * value.denominator)
     return value % modulus
+
+
+def _check_division(value: int, divisor: int) -> None:
+    bits = divisor.bit_length()
+    if bits * max(value.bit_length() - bits, 0) > MAX_DIVISION:
+        raise TooLargeError("a division of large integers")
 
 
 def _common(way: Callable[..., int]) -> Callable[..., Value]:
@@ -380,10 +409,14 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Value]:
 
 
 def _periodic(name: str, angle: Any, point: dict[str, Fraction]) -> Value:
-    """Evaluate a trigonometric function, with as many digits of the angle as its periods require."""
-    size = mp.mag(number(_value(angle, point)))
+    """Evaluate a trigonometric or hyperbolic function, with as many digits of the angle as required.
+
+    mpmath subtracts multiples of a constant first, which takes time linear in the size of the angle.
+    """
+    plain = number(_value(angle, point))
+    size = mp.mag(plain)
     if size == mp.inf:
-        raise UndefinedError("a periodic function of infinity")
+        return _tidy(getattr(mp, name)(plain))
     if size > MAX_EXPONENT_BITS:
         raise TooLargeError(f"an angle of {size} bits")
     with mp.workprec(mp.prec + (int(size) if size > 0 else 0)):
@@ -405,7 +438,7 @@ _CONSTANTS: Final[dict[Any, Callable[[], Value]]] = {
     sympy.oo: lambda: mp.inf,
     -sympy.oo: lambda: -mp.inf,
 }
-_PERIODIC: Final = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
+_PERIODIC: Final = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh"})
 _FUNCTIONS: Final[dict[str, Callable[..., Value]]] = {
     "exp": _exponential,
     "log": _logarithm,
@@ -426,6 +459,6 @@ _FUNCTIONS: Final[dict[str, Callable[..., Value]]] = {
     "conjugate": lambda value: mp.conj(number(value)),
     **{name: _plain(getattr(mp, name)) for name in (
         "asin", "acos", "atan", "acot", "asec", "acsc",
-        "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "sign", "zeta",
+        "asinh", "acosh", "atanh", "sign", "zeta",
     )},
 }  # fmt: skip

@@ -56,6 +56,10 @@ def test_large_values_are_exact_up_to_a_limit(latex: str, exact: bool) -> None:
         r"\sum_{k=1}^{20000} \frac{1}{k^{50}}",
         r"\sum_{k=1}^{20000} \binom{20000}{k}",
         r"\prod_{k=1}^{20000} k^k",
+        r"\sum_{i=1}^{20000}\sum_{j=1}^{i} 1",
+        r"\sinh(9^{9^9})",
+        r"\Gamma(-1000000.5)",
+        r"10^{2000000}\bmod 10^{1000000}",
     ],
 )
 def test_rejects_too_large_values(latex: str) -> None:
@@ -111,6 +115,13 @@ def test_limits_are_exact() -> None:
         (r"10^{1000000}\cdot 10^{1000000}\cdot 10^{1000000}", "10^{3000000}", "correct"),
         (r"10^{1000000}\cdot 10^{1000000}\cdot 10^{1000000}", "10^{3000001}", "incorrect"),
         ("5", r"\sum_{k=1}^{20000} |x-k|", "refused"),
+        ("20100", r"\sum_{i=1}^{200}\sum_{j=1}^{i} 1", "correct"),
+        ("20101", r"\sum_{i=1}^{200}\sum_{j=1}^{i} 1", "incorrect"),
+        (r"\frac{n(n+1)(n+2)}{6}", r"\sum_{i=1}^{n}\sum_{j=1}^{i} j", "correct"),
+        (r"\Gamma(1000001.5)", r"1000000.5\cdot\Gamma(1000000.5)", "correct"),
+        (r"\Gamma(1000001.5)", r"1000001.5\cdot\Gamma(1000000.5)", "incorrect"),
+        (r"\Gamma(\frac12)^2", r"\pi", "correct"),
+        (r"\tanh 1", r"\frac{e^2-1}{e^2+1}", "correct"),
         ("x", r"|x|+\sin(10^{10^{6}})", "refused"),
     ],
 )
