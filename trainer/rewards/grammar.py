@@ -25,7 +25,7 @@ def for_parser(text: str) -> str | None:
         # 1/2x means half of x; the parser would divide by 2x.
         text = re.sub(r"(?<![\w}.^_])(\d+)\s*/\s*(\d+)(?![\d.!^])\s*(?=[A-Za-z\\(])", r"\\frac{\1}{\2}", text)
     # The parser computes the gamma function of a number exactly, however large it is.
-    text = re.sub(r"\\Gamma\s*\(((?:[^()]|\([^()]*\))*)\)", r"{((\1)-1)!}", text)
+    text = re.sub(r"\\Gamma\s*\(((?:[^()]|\([^()]*\))*)\)", r"(((\1)-1)!)", text)
     text = re.sub(r"(!+)\s*\^\s*(\{[^{}]*\}|\w)", r"\1^\2", text)
     text = re.sub(r"(\d+|[A-Za-z])(!!?)\^", r"(\1\2)^", text)
     text = re.sub(r"(\((?:[^()]|\([^()]*\))*\))(!!?)\^", r"{\1\2}^", text)
