@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Reservation:
 def reserve_memory(available: int, plan: Callable[[int], int]) -> Reservation:
     """Reserve memory until `Reservation.release`.
 
-    Without a writable temporary folder, this run plans as if it were alone.
+    Without a folder that belongs to this user, this run plans as if it were alone.
 
     Args:
         available: bytes of this machine that are not in use. Other runs may or may not use theirs already.
@@ -52,6 +53,9 @@ def reserve_memory(available: int, plan: Callable[[int], int]) -> Reservation:
     folder = reservations_dir()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
         with (folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = [values for path in folder.glob("*.json") if (values := _read(path)) is not None]

@@ -61,3 +61,13 @@ def test_plans_alone_without_a_writable_folder(folder: Path) -> None:
     reservation = reserve_memory(100, half)
     assert (reservation.size, reservation.others) == (50, 0)
     reservation.release()
+
+
+def test_uses_no_folder_of_another_user(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder.symlink_to(elsewhere)
+    reservation = reserve_memory(100, half)
+    assert reservation.size == 50
+    assert list(elsewhere.iterdir()) == []
+    reservation.release()
