@@ -19,9 +19,8 @@ from pydantic_core import PydanticCustomError
 
 from service.api import sibling_fields
 from service.api.messages.blocks import CODE_EXECUTION, DIRECT, InputMessage, NoEffectOption, check_results
-from service.api.responses.request import CodeOptions
 from service.api.sampling import Stops, TopP
-from service.api.tools.definitions import ContainerId, SkippedTool, WithArguments
+from service.api.tools.definitions import CodeOptions, ContainerId, SkippedTool, WithArguments
 from service.api.tools.mcp import McpServerTool, ToolNames, is_header_value
 from service.api.tools.mcp import ToolName as McpToolName
 from service.api.validation import (
