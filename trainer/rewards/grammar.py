@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Final
 
@@ -15,6 +16,12 @@ _CLOSING: Final = {")", "]", "}", r"\}", r"\rfloor", r"\rceil"}
 _VARIABLE: Final = re.compile(r"\\(?!pi|frac|sqrt)[a-z]+|(?<![\\A-Za-z])[A-Za-z]")
 
 
+_MAX_DEPTH: Final = 30
+"""Maximum depth of nested brackets; parsing more takes seconds."""
+_MAX_BARS: Final = 60
+"""Maximum number of vertical bars, each of which may open or close an absolute value."""
+
+
 def for_parser(text: str) -> str | None:
     """Rewrite notation that the parser's grammar does not support; None if the parser would misread it."""
     if re.search(
@@ -24,6 +31,8 @@ def for_parser(text: str) -> str | None:
     if "/" in text:
         # 1/2x means half of x; the parser would divide by 2x.
         text = re.sub(r"(?<![\w}.^_])(\d+)\s*/\s*(\d+)(?![\d.!^])\s*(?=[A-Za-z\\(])", r"\\frac{\1}{\2}", text)
+    if _depth(text) > _MAX_DEPTH or text.count("|") > _MAX_BARS:
+        return None
     # The parser computes the gamma function of a number exactly, however large it is.
     text = re.sub(r"\\Gamma\s*\(((?:[^()]|\([^()]*\))*)\)", r"(((\1)-1)!)", text)
     text = re.sub(r"(!+)\s*\^\s*(\{[^{}]*\}|\w)", r"\1^\2", text)
@@ -42,6 +51,12 @@ def for_parser(text: str) -> str | None:
     text = _close_arguments(text)
     text = re.sub(r"\)\s*(?=\d)", r")\\cdot ", text)
     return re.sub(r"\^\{\*\}", "", text)
+
+
+def _depth(text: str) -> int:
+    """Return the depth of the nested brackets in ``text``, closed or not."""
+    depths = itertools.accumulate((sign in "([{") - (sign in ")]}") for sign in text)
+    return max(depths, default=0)
 
 
 def _plain_letter(letter: str, text: str) -> str:
