@@ -17,12 +17,14 @@ from trainer.rewards.notation import (
     expand_mixed_numbers,
     named_ratio,
     named_values,
+    number_word,
     right_side,
     rows_as_list,
     same_words,
     split_domain,
     time_of_day,
     vector,
+    with_letters_of,
     words,
 )
 from trainer.rewards.real_sets import real_set, same_sets
@@ -65,7 +67,7 @@ def judge(gold: str, answer: str) -> Verdict:
     comparison = _AnswerComparison()
     try:
         pairs = itertools.product(_readings(gold), _readings(answer))
-        if any(comparison.same(g, a) for g, a in pairs):
+        if any(comparison.same(g, with_letters_of(g, a)) for g, a in pairs):
             return "correct"
     except TooLargeError:
         comparison.too_large = True
@@ -86,6 +88,8 @@ def _readings(latex: str) -> list[str]:
     texts = [latex]
     if _GROUPED.fullmatch(latex):
         texts.append(latex.replace(",", ", "))
+    elif (number := number_word(latex)) is not None:
+        texts.append(number)
     elif re.search(r"\d,\s", latex) and re.search(r"\d,\d{3}(?!\d)", latex):
         texts.append(_TIGHT.sub(lambda match: match[0].replace(",", ""), latex))
     return [normalise(text) for text in texts]

@@ -135,6 +135,7 @@ def normalise(latex: str) -> str:
         if not found:
             break
     text = re.sub(r"\^\s*\{?\s*\\text\{\s*(th|st|nd|rd)\s*\}\s*\}?", r"\\text{\1}", text)
+    text = re.sub(r"(?<=\d)\s*\^\s*\{\s*(th|st|nd|rd)\s*\}", r"\\text{\1}", text)
     text = re.sub(
         r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}", text
     )

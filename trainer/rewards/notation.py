@@ -21,10 +21,13 @@ _IN_BASE: Final = re.compile(
     r"\s*(?:_\{|\()?\s*\\text\{\s*\(?\s*(?:in\s+)?base[\s-]*([a-z]*)\s*\)?\s*\}\s*(\d*)\s*[)}]?$",
     re.IGNORECASE,
 )
-_BASE_NAMES: Final = {
-    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
-    "twelve": 12, "sixteen": 16,
+_NUMBER_NAMES: Final = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
+    "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16, "twenty": 20,
 }  # fmt: skip
+_PARAMETER: Final = re.compile(r"(?<![A-Za-z\\])[kmn](?![A-Za-z])")
+_FUNCTION_OF: Final = re.compile(r"\s*([A-Za-z])\s*\(\s*([a-z])\s*\)\s*=")
+_CONSTANT: Final = re.compile(r"(\+\s*)([CKck])(\s*)$")
 
 
 def time_of_day(text: str) -> tuple[tuple[int, int, int], str] | None:
@@ -46,7 +49,7 @@ def based_number(text: str, *, letters: bool = False) -> tuple[str, int] | None:
     match = _BASED.fullmatch(_IN_BASE.sub(r"_{\1\2}", text))
     if match is None:
         return None
-    base = int(match[3]) if match[3].isdigit() else _BASE_NAMES.get(match[3], 0)
+    base = int(match[3]) if match[3].isdigit() else _NUMBER_NAMES.get(match[3], 0)
     digits = match[2].upper()
     if not 2 <= base <= 36 or not (
         digits.isdigit()
@@ -134,6 +137,32 @@ def named_ratio(text: str) -> tuple[str, str]:
         if len(names) > 1 and all(map(is_name, names)):
             return key(found.operands[0]), found.operands[1]
     return "", text
+
+
+def number_word(text: str) -> str | None:
+    r"""Return the digits of a number that is written as a word, as in ``\text{five}``, or None."""
+    number = _NUMBER_NAMES.get(re.sub(r"\\text(?:bf|it)?\s*|[{}\s.]", "", text).lower())
+    return None if number is None else str(number)
+
+
+def with_letters_of(gold: str, answer: str) -> str:
+    r"""Return ``answer`` with the letters of ``gold`` where the choice of a letter means nothing.
+
+    These are the integer parameter of ``\frac{\pi}{4}+k\pi``, the constant of ``x^2+C`` and the argument of
+    ``f(x)=x^2``.
+    """
+    parameters = [set(_PARAMETER.findall(text)) if r"\pi" in text else set() for text in (gold, answer)]
+    if len(parameters[0]) == len(parameters[1]) == 1:
+        answer = _PARAMETER.sub(*parameters[0], answer)
+    constants = _CONSTANT.search(gold), _CONSTANT.search(answer)
+    if constants[0] and constants[1] and constants[0][2] == "C":
+        answer = _CONSTANT.sub(r"\1C\3", answer)
+    functions = _FUNCTION_OF.match(gold), _FUNCTION_OF.match(answer)
+    if functions[0] and functions[1] and functions[0][1] == functions[1][1]:
+        wanted, given = functions[0][2], functions[1][2]
+        if not re.search(rf"(?<![A-Za-z\\]){wanted}(?![A-Za-z])", answer):
+            answer = re.sub(rf"(?<![A-Za-z\\]){given}(?![A-Za-z])", wanted, answer)
+    return answer
 
 
 def right_side(text: str) -> str:
