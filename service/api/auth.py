@@ -88,7 +88,9 @@ def parse_key(entry: str, *, hashed: bool) -> ApiKey:
     if found := _HASH.fullmatch(first):
         digest = bytes.fromhex(found[1])
     elif hashed:
-        raise ValueError("a key is in plain text: write its hash, sha256:HEX (`ih-grpo key` creates one)")
+        raise ValueError(
+            "a key is in plain text: write its hash, sha256:HEX (`ih-grpo keys create` makes one)"
+        )
     else:
         digest = digest_of(first)
     name = f"key-{digest.hex()[:8]}"
@@ -194,6 +196,7 @@ async def require_admin(request: Request) -> None:
     key: ApiKey | None = request.scope.get("api_key")
     if key is None or not key.is_admin:
         message = (
-            f"This needs an API key of scope '{ADMIN}': the operator creates one with `ih-grpo key --admin`."
+            f"This needs an API key of scope '{ADMIN}': the operator creates one with "
+            f"`ih-grpo keys create --admin`."
         )
         raise ApiError(403, message, code="missing_scope")

@@ -1,4 +1,4 @@
-"""``ih-grpo keys``, and ``ih-grpo key``: create, change and revoke API keys, show use and delete data."""
+"""``ih-grpo keys``: create, change and revoke API keys, show use and delete data."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def key(
 
     \b
     Example:
-      ih-grpo key --name ci --rpm 60 --tokens-per-day 100000 >> keys
+      ih-grpo keys create --name ci --rpm 60 --tokens-per-day 100000 >> keys
       ih-grpo serve --api-keys-file keys
     """
     from service.api.auth import ADMIN, digest_of, new_key, parse_key

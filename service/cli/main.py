@@ -48,7 +48,7 @@ def _root(
 
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
-app.command("key")(keys.key)
+app.command("key", hidden=True)(keys.key)  # the name in version 0.1.0
 app.command("runner")(runner.runner)
 app.command("mcp")(mcp.mcp)
 app.command("doctor")(doctor.doctor)

@@ -91,7 +91,7 @@ def serve(
         typer.Option("--strict-requests", help="Reject unknown fields and fields without effect."),
     ] = None,
     api_keys_file: Annotated[
-        Path | None, typer.Option(help="File with one hashed API key per line (see `ih-grpo key`).")
+        Path | None, typer.Option(help="File with one hashed API key per line (see `ih-grpo keys create`).")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,

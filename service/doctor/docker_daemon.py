@@ -152,7 +152,8 @@ def _memory(platform: DockerPlatform, containers: int) -> CheckResult:
     if platform.memory >= needed:
         return CheckResult(MEMORY_CHECK, "ok", found)
     found += f"; {containers} containers need up to {needed / GIB:.1f} GiB"
-    hint = "lower max_containers and max_concurrent_episodes"
+    fitting = max(platform.memory // (PoolSettings().memory_mb << 20), 1)
+    hint = f"set max_containers and max_concurrent_episodes to {fitting} or less"
     if platform.product == _DESKTOP:
         setting = "memory in .wslconfig" if platform.is_wsl else "Memory limit under Settings > Resources"
         hint += f", or raise {setting}"

@@ -192,7 +192,8 @@ class Settings(BaseSettings):
     machine can use the server; loopback only."""
     api_keys_file: Path | None = None
     """File with one key per line, ``sha256:HEX [name=ci] [rpm=60] [concurrency=4] [scope=admin]`` and quotas
-    such as ``tokens_per_day=100000``, in addition to ``api_keys``. Create lines with ``ih-grpo key``."""
+    such as ``tokens_per_day=100000``, in addition to ``api_keys``. Create lines with
+    ``ih-grpo keys create``."""
     key_requests_per_minute: int | None = Field(default=None, ge=1)
     """Requests per minute for each key without its own ``rpm``. Default: unlimited."""
     key_concurrency: int | None = Field(default=None, ge=1)
@@ -240,7 +241,7 @@ class Settings(BaseSettings):
 
     reload_root: Path | None = None
     """Directory that ``POST /admin/reload`` may load checkpoints from; unset disables reloading. Requires an
-    admin API key (``ih-grpo key --admin``)."""
+    admin API key (``ih-grpo keys create --admin``)."""
 
     audit_dir: Path | None = None
     """Directory of the audit log: one JSON object per line, in a file per day, about creations, deletions and
@@ -347,7 +348,7 @@ class Settings(BaseSettings):
         if self.reload_root is not None and not any(key.is_admin for key in keys):
             raise ValueError(
                 "reload_root requires an admin API key: create one with "
-                "`ih-grpo key --admin` and add its line to api_keys_file"
+                "`ih-grpo keys create --admin` and add its line to api_keys_file"
             )
         return self
 

@@ -154,7 +154,7 @@ async def test_ordinary_key_cannot_reload(served: Served) -> None:
         assert (answer.status_code, error["type"], error["code"]) == (
             403, "invalid_request_error", "missing_scope",
         )  # fmt: skip
-        assert "ih-grpo key --admin" in error["message"]
+        assert "ih-grpo keys create --admin" in error["message"]
     assert await ask(served) == first
 
 

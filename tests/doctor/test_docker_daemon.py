@@ -74,7 +74,7 @@ def test_desktop_is_compared_with_the_memory_of_its_machine() -> None:
         "warn",
         "8.0 GiB in the machine of Docker Desktop; 32 containers need up to 16.0 GiB",
     )
-    assert "Settings > Resources" in small.hint
+    assert "to 16 or less, or raise Memory limit under Settings > Resources" in small.hint
     assert checks(desktop, 16)[docker_daemon.MEMORY_CHECK].verdict == "ok"
     assert "SIGSTOP" in checks(desktop)["freezer"].found
 

@@ -24,6 +24,7 @@ def compare(
     """Compare two evaluations problem by problem: difference, 95 % interval and p-value per benchmark.
 
     \b
+    Example:
       ih-grpo eval compare runs/eval-base runs/eval-trained --out runs/comparison
     """
     from trainer.evaluation.compare import compare_runs, comparison_notes, comparison_table, write_comparison

@@ -78,7 +78,10 @@ def find_runs(directory: Path) -> list[TrainingRun]:
         RunsError: the directory does not exist.
     """
     if not directory.is_dir():
-        raise RunsError(f"{directory} is not a directory: pass one that contains runs, such as runs")
+        problem = "is not a directory" if directory.exists() else "does not exist"
+        raise RunsError(
+            f"{directory} {problem}: start a run with `ih-grpo train`, or pass the folder of its runs"
+        )
     return [read_run(path) for path in _run_directories(directory, MAX_DEPTH)]
 
 

@@ -56,7 +56,7 @@ def test_empty_and_missing_directories(tmp_path: Path) -> None:
     assert call(tmp_path) == (0, f"no training runs in {tmp_path}\n")
     code, text = call(tmp_path / "nowhere")
     assert code == 2
-    assert "is not a directory" in text
+    assert "does not exist: start a run" in text
 
 
 def test_compare_writes_page(runs: Path, tmp_path: Path) -> None:

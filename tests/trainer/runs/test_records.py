@@ -69,7 +69,7 @@ def test_runs_are_found_in_subdirectories_and_nothing_else_is(tmp_path: Path) ->
 def test_directories_that_are_no_runs(tmp_path: Path) -> None:
     with pytest.raises(RunsError, match=r"is not a training run: it has no run.json and no checkpoint"):
         read_run(tmp_path)
-    with pytest.raises(RunsError, match="is not a directory"):
+    with pytest.raises(RunsError, match="does not exist: start a run"):
         find_runs(tmp_path / "missing")
     (tmp_path / "run.json").write_text(json.dumps({"recipe": 3}))
     with pytest.raises(RunsError):
