@@ -9,6 +9,7 @@ import math
 import re
 import tomllib
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -502,7 +503,10 @@ def recipe_values(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         values = tomllib.loads(find_recipe(recipe).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read recipe {recipe}: {error.strerror}") from None
+        packaged = {path.stem: path.name for path in recipe_folder().glob("*.toml")}
+        close = get_close_matches(recipe.stem, packaged, n=1)
+        meant = f". Did you mean recipes/{packaged[close[0]]}?" if close else ""
+        raise ConfigError(f"cannot read recipe {recipe}: {error.strerror}{meant}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {recipe} is not TOML: {error}") from None
     for override in overrides:

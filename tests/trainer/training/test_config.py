@@ -165,6 +165,8 @@ def test_validation_accepts_single_source(recipe: Path) -> None:
 def test_names_missing_and_invalid_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read recipe .*nowhere\.toml"):
         load_config(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"Did you mean recipes/quickstart\.toml\?"):
+        load_config(Path("quickstart"))
     broken = tmp_path / "broken.toml"
     broken.write_text("steps = = 3")
     with pytest.raises(ConfigError, match=r"broken\.toml is not TOML"):
