@@ -73,10 +73,8 @@ class SandboxOptions:
     runner_token_file: Path | None = None
     runner_tls: RunnerTlsFiles = RunnerTlsFiles()
     """``runner``: TLS files of the client."""
-    connect_timeout_s: float = 30.0
-    """``runner``: how long to retry while the runner is unreachable."""
     start_timeout_s: float | None = None
-    """``runner``: how long ``start`` waits for the runner to be ready; None for ``connect_timeout_s``."""
+    """``runner``: how long ``start`` waits for the runner to be ready; None for the client's default."""
 
 
 def create_sandbox(options: SandboxOptions) -> Sandbox:
@@ -98,7 +96,6 @@ def create_sandbox(options: SandboxOptions) -> Sandbox:
                 ca_file=options.runner_tls.ca,
                 certificate_file=options.runner_tls.certificate,
                 key_file=options.runner_tls.key,
-                connect_timeout_s=options.connect_timeout_s,
                 start_timeout_s=options.start_timeout_s,
             )
         )

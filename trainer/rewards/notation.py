@@ -153,7 +153,7 @@ def with_letters_of(gold: str, answer: str) -> str:
     """
     parameters = [set(_PARAMETER.findall(text)) if r"\pi" in text else set() for text in (gold, answer)]
     if len(parameters[0]) == len(parameters[1]) == 1:
-        answer = _PARAMETER.sub(*parameters[0], answer)
+        answer = _PARAMETER.sub(parameters[0].pop(), answer)
     constants = _CONSTANT.search(gold), _CONSTANT.search(answer)
     if constants[0] and constants[1] and constants[0][2] == "C":
         answer = _CONSTANT.sub(r"\1C\3", answer)
