@@ -40,7 +40,7 @@ def write(path: Path, text: str, *, mode: int = 0o440, owner: int = 0) -> None:
 
 
 def given_keys(file: Path) -> list[str]:
-    """Return the lines of the operator's key file (see ``ih-grpo keys create``); none if there is no file."""
+    """Return the lines of the operator's key file, which may be missing; see ``ih-grpo keys create``."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 

@@ -12,7 +12,7 @@ from platform import system
 from typing import Any, Final, Self
 
 from service.doctor import CheckResult
-from service.doctor.machine import GIB
+from service.doctor.machine import GIB, too_many_containers
 from service.sandbox.base import SandboxError
 from service.sandbox.docker.container_config import DaemonKind
 from service.sandbox.docker.image import inspect_image
@@ -151,13 +151,11 @@ def _memory(platform: DockerPlatform, containers: int) -> CheckResult:
     found = f"{platform.memory / GIB:.1f} GiB in the machine of {platform.product}"
     if platform.memory >= needed:
         return CheckResult(MEMORY_CHECK, "ok", found)
-    found += f"; {containers} containers need up to {needed / GIB:.1f} GiB"
-    fitting = max(platform.memory // (PoolSettings().memory_mb << 20), 1)
-    hint = f"set max_containers and max_concurrent_episodes to {fitting} or less"
+    needs, hint = too_many_containers(containers, platform.memory)
     if platform.product == _DESKTOP:
         setting = "memory in .wslconfig" if platform.is_wsl else "Memory limit under Settings > Resources"
         hint += f", or raise {setting}"
-    return CheckResult(MEMORY_CHECK, "warn", found, hint)
+    return CheckResult(MEMORY_CHECK, "warn", f"{found}; {needs}", hint)
 
 
 def _file_sharing(folder: Path) -> CheckResult:

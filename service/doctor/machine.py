@@ -123,10 +123,20 @@ def memory(weights: int, containers: int) -> CheckResult:
             "memory", "fail", f"{found}, the weights need {weights / GIB:.1f}", "serve a smaller model"
         )
     if free < weights + containers * limit:
-        needs = f"{containers} containers need up to {containers * limit / GIB:.1f} GiB"
+        needs, hint = too_many_containers(containers, free - weights)
         if weights >= GIB / 10:
             needs = f"the model needs {weights / GIB:.1f} GiB, and {needs}"
-        fitting = max((free - weights) // limit, 1)
-        hint = f"set max_containers and max_concurrent_episodes to {fitting} or less"
         return CheckResult("memory", "warn", f"{found}; {needs}", hint)
     return CheckResult("memory", "ok", found)
+
+
+def too_many_containers(containers: int, room: int) -> tuple[str, str]:
+    """Return a description of the memory that ``containers`` need, and a hint of how many fit.
+
+    Args:
+        containers: number of containers.
+        room: bytes of memory for containers.
+    """
+    limit = PoolSettings().memory_mb << 20
+    needs = f"{containers} containers need up to {containers * limit / GIB:.1f} GiB"
+    return needs, f"set max_containers and max_concurrent_episodes to {max(room // limit, 1)} or less"

@@ -24,6 +24,8 @@ EagerFallback = Literal["not_separable", "forked", "background_work", "shared_st
 """
 
 
+CANCELLED: Final = "an earlier call was cancelled, which ended its session"
+"""Reason why the flush after a cancelled call fails."""
 MAX_LIVE_BYTES: Final = 64 << 10
 """Live output of one flush, of stdout and stderr together, in UTF-8 bytes."""
 

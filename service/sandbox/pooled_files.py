@@ -7,7 +7,8 @@ import base64
 import binascii
 import hashlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -61,16 +62,10 @@ class PooledFileSession(PooledSession):
                 return
             self._drop_worker(None)
             self._failure = None
-            try:
+            with self._failure_loses_worker():
                 worker = await self._lease()
                 if self._limits.memory_mb is not None:
                     await self._resize(worker, 0)
-            except SandboxError:
-                self._drop_worker("sandbox_error")
-                raise
-            except asyncio.CancelledError:
-                self._drop_worker("cancelled")
-                raise
 
     async def configure(self, limits: SessionLimits, tools: ToolHost | None = None) -> None:
         async with self._lock:
@@ -191,16 +186,21 @@ class PooledFileSession(PooledSession):
         """Run ``work`` with the worker. A failure in it, or a cancellation, loses the worker."""
         if self._worker is None or self._failure is not None:
             raise SandboxError(self._failure or "the session has no container")
+        with self._failure_loses_worker():
+            try:
+                async with asyncio.timeout(within_s + self._answer_within_s):
+                    if await self._settled(self._settling) is not None:
+                        raise SandboxError(
+                            "the sandbox image has no sessions with files; rebuild it: ih-grpo sandbox build"
+                        )
+                    return await work(self._worker)
+            except TimeoutError:
+                raise SandboxError("the worker did not answer in time") from None
+
+    @contextmanager
+    def _failure_loses_worker(self) -> Generator[None]:
         try:
-            async with asyncio.timeout(within_s + self._answer_within_s):
-                if await self._settled(self._settling) is not None:
-                    raise SandboxError(
-                        "the sandbox image has no sessions with files; rebuild it: ih-grpo sandbox build"
-                    )
-                return await work(self._worker)
-        except TimeoutError:
-            self._drop_worker("sandbox_error")
-            raise SandboxError("the worker did not answer in time") from None
+            yield
         except SandboxError:
             self._drop_worker("sandbox_error")
             raise

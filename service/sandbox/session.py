@@ -10,7 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-from service.sandbox.base import MAX_LIVE_BYTES, ExecutionResult, OnOutput, SandboxError, SessionLimits
+from service.sandbox.base import (
+    CANCELLED,
+    MAX_LIVE_BYTES,
+    ExecutionResult,
+    OnOutput,
+    SandboxError,
+    SessionLimits,
+)
 from service.sandbox.pool import Pool
 from service.sandbox.tool_calls import ToolCalls
 from service.sandbox.worker_protocol import (
@@ -265,7 +272,7 @@ class PooledSession:
 
     def _cancelled(self) -> None:
         """Drop the worker, whose state is unknown. The next flush reports that the variables are lost."""
-        self._failure = "an earlier call was cancelled, which ended its session"
+        self._failure = CANCELLED
         self._drop_worker("cancelled")
 
     def _drop_worker(self, reason: str | None) -> None:

@@ -160,7 +160,7 @@ def find_choice(response: str, options: Sequence[str] = ()) -> str | None:
 def _stated(text: str, options: Sequence[str]) -> tuple[bool, str | None]:
     """Return True and the letter of the last sentence that names the answer; None if it names several.
 
-    Sentences such as "option B" count only if there is no "the answer is B". Negated ones do not count.
+    A sentence such as "option B" counts only if none says "the answer is B". Negated sentences do not count.
     """
     text = re.sub(r"\s+", " ", text)  # also keeps the patterns linear in long runs of spaces
     for patterns in ((_ANSWER, _IS_ANSWER), (_OPTION,)):

@@ -14,8 +14,6 @@ _TOKEN: Final = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
 _OPENING: Final = {"(", "[", "{", r"\{", r"\lfloor", r"\lceil"}
 _CLOSING: Final = {")", "]", "}", r"\}", r"\rfloor", r"\rceil"}
 _VARIABLE: Final = re.compile(r"\\(?!pi|frac|sqrt)[a-z]+|(?<![\\A-Za-z])[A-Za-z]")
-
-
 _MAX_DEPTH: Final = 30
 """Maximum depth of nested brackets; parsing more takes seconds."""
 _MAX_BARS: Final = 60

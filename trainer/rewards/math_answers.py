@@ -88,8 +88,8 @@ def _readings(latex: str) -> list[str]:
     texts = [latex]
     if _GROUPED.fullmatch(latex):
         texts.append(latex.replace(",", ", "))
-    elif (number := number_word(latex)) is not None:
-        texts.append(number)
+    elif (digits := number_word(latex)) is not None:
+        texts.append(digits)
     elif re.search(r"\d,\s", latex) and re.search(r"\d,\d{3}(?!\d)", latex):
         texts.append(_TIGHT.sub(lambda match: match[0].replace(",", ""), latex))
     return [normalise(text) for text in texts]
@@ -354,8 +354,8 @@ class _AnswerComparison:
             )
         if self.same(number_g, number_a):
             return True
-        words = "|".join(["[A-Za-z]", *(w for w in PRODUCT_WORDS if w in gold and w in answer)])
-        letters = [re.sub(rf"\\text\{{\s*({words})\s*\}}", r" \1 ", text) for text in (gold, answer)]
+        products = "|".join(["[A-Za-z]", *(w for w in PRODUCT_WORDS if w in gold and w in answer)])
+        letters = [re.sub(rf"\\text\{{\s*({products})\s*\}}", r" \1 ", text) for text in (gold, answer)]
         if r"\text" in letters[0] + letters[1] or letters == [gold, answer]:
             return False
         return self._expressions(*letters)

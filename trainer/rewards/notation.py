@@ -25,7 +25,14 @@ _NUMBER_NAMES: Final = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
     "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16, "twenty": 20,
 }  # fmt: skip
-_PARAMETER: Final = re.compile(r"(?<![A-Za-z\\])[kmn](?![A-Za-z])")
+
+
+def _letter(letter: str) -> re.Pattern[str]:
+    """Return a pattern for a letter that is not a part of a word or command."""
+    return re.compile(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])")
+
+
+_PARAMETER: Final = _letter("[kmn]")
 _FUNCTION_OF: Final = re.compile(r"\s*([A-Za-z])\s*\(\s*([a-z])\s*\)\s*=")
 _CONSTANT: Final = re.compile(r"(\+\s*)([CKck])(\s*)$")
 
@@ -160,8 +167,8 @@ def with_letters_of(gold: str, answer: str) -> str:
     functions = _FUNCTION_OF.match(gold), _FUNCTION_OF.match(answer)
     if functions[0] and functions[1] and functions[0][1] == functions[1][1]:
         wanted, given = functions[0][2], functions[1][2]
-        if not re.search(rf"(?<![A-Za-z\\]){wanted}(?![A-Za-z])", answer):
-            answer = re.sub(rf"(?<![A-Za-z\\]){given}(?![A-Za-z])", wanted, answer)
+        if not _letter(wanted).search(answer):
+            answer = _letter(given).sub(wanted, answer)
     return answer
 
 

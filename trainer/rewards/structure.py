@@ -136,7 +136,7 @@ def elements(text: str) -> list[str]:
 
 
 def _signs(part: str) -> list[str]:
-    r"""Return the texts that ``\pm`` stands for. Several ``\pm`` are independent if there is no ``\mp``."""
+    r"""Return ``part`` with each choice of signs, which are independent unless ``\mp`` pairs them."""
     found = relation(part)
     pair = bracketed(found.operands[-1] if found else part)
     signs = len(re.findall(r"\\pm(?![a-z])", part))

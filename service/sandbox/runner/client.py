@@ -20,6 +20,7 @@ from typing import TypeVar
 from pydantic import SecretStr
 
 from service.sandbox.base import (
+    CANCELLED,
     ExecutionResult,
     OnOutput,
     QueueTimeoutError,
@@ -350,7 +351,7 @@ class RunnerSession:
         try:
             return await work
         except asyncio.CancelledError:
-            self._lost, self._cancelled = "an earlier call was cancelled, which ended its session", True
+            self._lost, self._cancelled = CANCELLED, True
             raise
 
 
